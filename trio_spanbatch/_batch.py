@@ -1,0 +1,215 @@
+"""Encoded spans, and the batches that are made of them.
+
+A request for OTLP is three levels of envelopes around spans::
+
+    ExportTraceServiceRequest { resource_spans: [ ResourceSpans { resource, schema_url,
+        scope_spans: [ ScopeSpans { scope, schema_url, spans: [ Span, ... ] } ] } ] }
+
+Each span is encoded once, when it is added, together with the bytes that stand for its resource and its scope.
+Those two are the same ``bytes`` objects for all spans that share them. Making a request is then joining bytes:
+spans are grouped under equal headers and each envelope gets its length in front. How long the request will be
+is known all the time (`RequestSizer`), so that ``max_bytes`` is exact, envelopes included.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .otlp.wire import varint, varint_size
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+__all__ = ["EncodedSpan", "RequestSizer", "SpanBatch"]
+
+# Field 1 (resource_spans) of ExportTraceServiceRequest, field 2 (scope_spans) of ResourceSpans and field 2 (spans)
+# of ScopeSpans, each length-delimited: number << 3 | 2.
+_RESOURCE_SPANS_TAG = b"\x0a"
+_SCOPE_SPANS_TAG = b"\x12"
+_SPAN_TAG = b"\x12"
+
+
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class EncodedSpan:
+    """A span as the bytes that will be sent. It can be added to a batcher like any other span.
+
+    Two of them are equal only if they are the same object: a span's identity is what is accounted for.
+    """
+
+    # The fields of the span's message, without a tag or length around them.
+    payload: bytes
+    # The fields ``resource`` and ``schema_url`` of ResourceSpans; ``scope`` and ``schema_url`` of ScopeSpans.
+    resource: bytes
+    scope: bytes
+
+    @property
+    def size(self) -> int:
+        """The size of the span's own message in bytes, without the resource and scope that it shares."""
+        return len(self.payload)
+
+    def to_message(self) -> SpanMessage:
+        """Return the span as opentelemetry-proto's ``Span`` message, without its resource and scope."""
+        from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+        return SpanMessage.FromString(self.payload)
+
+    def __repr__(self) -> str:
+        return f"<EncodedSpan of {self.size} bytes>"
+
+
+@attrs.frozen(eq=False, repr=False)
+class SpanBatch:
+    """Spans of one location that are sent in one request.
+
+    Attributes:
+        location: Where the spans belong.
+        spans: The spans, in the order in which they were accepted.
+        size: The exact size of the request in bytes, before compression.
+    """
+
+    location: str
+    spans: tuple[EncodedSpan, ...] = attrs.field(converter=tuple)
+    size: int = attrs.field(kw_only=True)
+
+    @size.default
+    def _measure(self) -> int:
+        return request_size(self.spans)
+
+    def to_request(self) -> bytes:
+        """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
+        return b"".join(
+            _enveloped(_RESOURCE_SPANS_TAG, resource, _scope_spans(scopes))
+            for resource, scopes in _by_resource_and_scope(self.spans).items()
+        )
+
+    def to_message(self) -> ExportTraceServiceRequest:
+        """Return the request as opentelemetry-proto's ``ExportTraceServiceRequest`` message."""
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        return ExportTraceServiceRequest.FromString(self.to_request())
+
+    def split(self) -> tuple[SpanBatch, SpanBatch]:
+        """Return the first and the second half of the batch, each in order.
+
+        Raises:
+            ValueError: The batch has fewer than two spans.
+        """
+        if len(self.spans) < 2:
+            raise ValueError(f"a batch of {len(self.spans)} spans cannot be split; it takes at least 2")
+        middle = len(self.spans) // 2
+        return SpanBatch(self.location, self.spans[:middle]), SpanBatch(self.location, self.spans[middle:])
+
+    def __repr__(self) -> str:
+        return f"<SpanBatch {self.location!r}: {len(self.spans)} spans, {self.size} bytes>"
+
+
+def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[bytes, list[bytes]]]:
+    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+    for span in spans:
+        resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.payload)
+    return resources
+
+
+def _scope_spans(scopes: dict[bytes, list[bytes]]) -> bytes:
+    return b"".join(_enveloped(_SCOPE_SPANS_TAG, scope, _spans(payloads)) for scope, payloads in scopes.items())
+
+
+def _spans(payloads: Sequence[bytes]) -> bytes:
+    parts: list[bytes] = []
+    for payload in payloads:
+        parts += (_SPAN_TAG, varint(len(payload)), payload)
+    return b"".join(parts)
+
+
+def _enveloped(tag: bytes, header: bytes, content: bytes) -> bytes:
+    return b"".join((tag, varint(len(header) + len(content)), header, content))
+
+
+def request_size(spans: Iterable[EncodedSpan]) -> int:
+    """Return the exact size in bytes of a request made of ``spans``."""
+    sizer = RequestSizer()
+    for span in spans:
+        sizer.try_add(span, sys.maxsize)
+    return sizer.size
+
+
+def _enveloped_size(content: int) -> int:
+    return 1 + varint_size(content) + content
+
+
+class _Envelope:
+    """How many bytes stand inside one ResourceSpans or ScopeSpans."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: int) -> None:
+        self.content = content
+
+    @property
+    def room(self) -> int:
+        """How many bytes it takes in before its length field grows by a byte."""
+        return (1 << 7 * varint_size(self.content)) - 1 - self.content
+
+
+class RequestSizer:
+    """The exact size of a request to which spans are added one by one, in constant time for each.
+
+    Nearly always a span has the same resource and scope as the one before it, and no envelope's length grows by
+    another byte. So the sizer remembers the envelopes of the last span and how many bytes they can take in before
+    a length field grows (``_room``). Within that room, adding a span is a comparison and an addition; the
+    envelopes themselves are brought up to date when the room is used up or another header comes.
+    """
+
+    __slots__ = ("_last", "_last_resource", "_last_scope", "_noted", "_resources", "_room", "_scopes", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._resources: dict[bytes, _Envelope] = {}
+        self._scopes: dict[tuple[bytes, bytes], _Envelope] = {}
+        self._last: EncodedSpan | None = None
+        self._last_resource = self._last_scope = _Envelope(0)
+        self._room = self._noted = 0
+
+    def try_add(self, span: EncodedSpan, limit: int) -> bool:
+        """Count ``span`` in, unless the request would then be larger than ``limit`` bytes."""
+        framed = _enveloped_size(len(span.payload))
+        last = self._last
+        if last is not None and framed <= self._room and span.scope is last.scope and span.resource is last.resource:
+            if self.size + framed > limit:
+                return False
+            self._room -= framed
+            self._noted += framed
+            self.size += framed
+            return True
+        return self._try_add_with_envelopes(span, framed, limit)
+
+    def _try_add_with_envelopes(self, span: EncodedSpan, framed: int, limit: int) -> bool:
+        self._bring_up_to_date()
+        resource = self._resources.get(span.resource)
+        scope = self._scopes.get((span.resource, span.scope))
+        scope_before = 0 if scope is None else _enveloped_size(scope.content)
+        scope_content = (len(span.scope) if scope is None else scope.content) + framed
+        resource_before = 0 if resource is None else _enveloped_size(resource.content)
+        resource_content = len(span.resource) if resource is None else resource.content
+        resource_content += _enveloped_size(scope_content) - scope_before
+        size = self.size + _enveloped_size(resource_content) - resource_before
+        if size > limit:
+            return False
+        if resource is None:
+            resource = self._resources[span.resource] = _Envelope(0)
+        if scope is None:
+            scope = self._scopes[span.resource, span.scope] = _Envelope(0)
+        resource.content, scope.content, self.size = resource_content, scope_content, size
+        self._last, self._last_resource, self._last_scope = span, resource, scope
+        self._room = min(resource.room, scope.room)
+        return True
+
+    def _bring_up_to_date(self) -> None:
+        self._last_resource.content += self._noted
+        self._last_scope.content += self._noted
+        self._noted = 0

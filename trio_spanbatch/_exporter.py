@@ -1,0 +1,37 @@
+"""What sends batches: the interface between the batcher and any destination."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from ._batch import SpanBatch
+from ._results import ExportResult
+
+__all__ = ["LocationChecker", "SpanExporter"]
+
+
+class SpanExporter(Protocol):
+    """Sends batches. Implement this to send spans anywhere."""
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``.
+
+        Expected failures are returned. An exception is taken for a bug: it is logged with its traceback and the
+        batch is handed back. The batcher cancels an attempt that takes longer than ``RetryPolicy.attempt_timeout``,
+        and all that are still under way at the end of the drain; an exporter must neither shield itself from that
+        nor swallow ``trio.Cancelled``. Several exports run at once, also of one location.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close what the exporter has opened. Called once, at the end of the drain."""
+        ...
+
+
+@runtime_checkable
+class LocationChecker(Protocol):
+    """What an exporter has besides `SpanExporter` if not every string is a location for it."""
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
+        ...

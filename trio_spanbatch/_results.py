@@ -1,0 +1,57 @@
+"""What one export ended with. Expected failures are values, not exceptions."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+__all__ = ["Delivered", "ExportResult", "Refused", "TryLater"]
+
+
+@attrs.frozen
+class Delivered:
+    """The server has the batch, less the spans that it says it rejected.
+
+    Attributes:
+        rejected: How many spans of the batch the server rejected (OTLP's partial success). They are not
+            sent again. The batcher clips it to 0 and the length of the batch.
+        message: The server's words about them, or a warning where ``rejected`` is 0.
+    """
+
+    rejected: int = 0
+    message: str = ""
+
+
+@attrs.frozen
+class TryLater:
+    """The batch was not delivered, as far as anybody knows; the same request may succeed later.
+
+    Attributes:
+        reason: What happened, in a few words, without credentials.
+        after: Seconds to wait at least, where the server said so (``Retry-After``).
+        ambiguous: Whether the server may have taken the batch all the same: a connection that broke after
+            the request was sent, a timeout.
+    """
+
+    reason: str
+    after: float | None = None
+    ambiguous: bool = False
+
+
+@attrs.frozen
+class Refused:
+    """The server will never take this request. Its spans are accounted for as rejected.
+
+    Attributes:
+        reason: What the server said, in a few words, without credentials.
+        status_code: The HTTP status code, where there is one.
+        isolate: Whether a part of the batch may be to blame, so that the rest is worth another request.
+    """
+
+    reason: str
+    status_code: int | None = None
+    isolate: bool = False
+
+
+ExportResult: TypeAlias = Delivered | TryLater | Refused
