@@ -1,0 +1,53 @@
+# Every target makes .venv by itself; nothing but Python 3.11 or newer, its pip and make has to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Ask nobody whether there are newer versions of the tools.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help demo test check docs format clean
+
+help:
+	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
+	@echo "make test    the tests, with branch coverage"
+	@echo "make check   formatting, lint, types, documentation"
+	@echo "make docs    the documentation as HTML, in docs/_build/html"
+	@echo "make format  let ruff format and mend what it can"
+	@echo "make clean   remove everything that was made"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) (once; again when pyproject.toml or constraints.txt change)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable '.[cli,databricks,opentelemetry]' --group dev
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/trio-spanbatch demo
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/flake8 trio_spanbatch tests docs
+	$(BIN)/mypy
+	$(BIN)/mypy tests docs/examples
+	$(BIN)/pyright --verifytypes trio_spanbatch --ignoreexternal
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+docs: $(READY)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
