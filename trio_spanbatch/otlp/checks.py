@@ -1,0 +1,105 @@
+"""What may stand in a span's fields, and how an `InvalidSpanError` says that something else was there.
+
+The message names the field, as a path into the span, and the value, shortened: ``events[2].timestamp is -1: ...``.
+"""
+
+from __future__ import annotations
+
+import re
+from reprlib import Repr
+from typing import Any, Final
+
+from .._errors import InvalidSpanError
+
+__all__ = [
+    "COUNT_END",
+    "SPAN_ID_END",
+    "TIME_END",
+    "TRACE_ID_END",
+    "checked_int",
+    "checked_text",
+    "failed",
+    "invalid",
+    "shown",
+    "utf8",
+    "within",
+]
+
+TRACE_ID_END: Final = 1 << 128
+SPAN_ID_END: Final = 1 << 64
+TIME_END: Final = 1 << 64
+COUNT_END: Final = 1 << 32
+
+_SHOWN_LENGTH: Final = 120
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def _short_repr() -> Repr:
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 2
+    return short
+
+
+_repr: Final = _short_repr().repr
+
+
+def shown(value: object) -> str:
+    """Return a ``repr`` of ``value`` that is never long and never fails."""
+    try:
+        text = _repr(value)
+    except Exception:
+        # Such as an int of more digits than Python writes.
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
+
+
+def invalid(field: str, value: object, problem: str) -> InvalidSpanError:
+    """Return the error that says what is wrong with ``value`` in ``field``."""
+    return InvalidSpanError(f"{field} is {shown(value)}: {problem}")
+
+
+def failed(field: str, error: Exception) -> InvalidSpanError:
+    """Return the error for ``field``, where something raised that was not expected to.
+
+    Raise it from ``error``, which is then its cause.
+    """
+    return InvalidSpanError(f"{field} cannot be read: {shown(error)}")
+
+
+def within(path: str, error: InvalidSpanError) -> InvalidSpanError:
+    """Return ``error`` as seen from outside: its field is a part of ``path``."""
+    outer = InvalidSpanError(f"{path}.{error}")
+    outer.__cause__ = error.__cause__
+    return outer
+
+
+def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> int:
+    """Return ``value`` as a plain int if it is one from ``first`` to ``end - 1``.
+
+    Raises:
+        InvalidSpanError: It is something else; a bool is no number here.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and first <= value < end:
+        return int.__int__(value)
+    raise invalid(field, value, f"{meaning} is an int from {first} to {end - 1:#x}")
+
+
+def checked_text(value: Any, field: str) -> bytes:
+    """Return the text ``value`` in UTF-8.
+
+    Raises:
+        InvalidSpanError: It is no string.
+    """
+    if isinstance(value, str):
+        return utf8(value)
+    raise invalid(field, value, "it has to be a str")
+
+
+def utf8(text: str) -> bytes:
+    """Return ``text`` in UTF-8, with U+FFFD for each lone surrogate, which UTF-8 has no form for."""
+    # Called on the class, as a subclass may have an ``encode`` of its own.
+    try:
+        return str.encode(text)
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", text).encode()

@@ -1,0 +1,303 @@
+"""Spans straight to protobuf's wire format, in plain Python.
+
+Writing the format directly takes a fifth of the time of building protobuf messages and serializing them, and the
+time that a span takes is spent in the call that adds it. What comes out is as long as protobuf's own serialization:
+fields in ascending order, lengths in as few bytes as possible, fields that have their default left out.
+
+Tags are ``field number << 3 | wire type``; the wire types are 0 (varint), 1 (64 bits), 2 (length-delimited) and
+5 (32 bits). https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/trace/v1/trace.proto
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+from .._batch import EncodedSpan
+from .._errors import InvalidSpanError
+from .._records import SpanLike
+from .attributes import AttributeEncoder
+from .checks import (
+    COUNT_END,
+    SPAN_ID_END,
+    TIME_END,
+    TRACE_ID_END,
+    checked_int,
+    checked_text,
+    failed,
+    invalid,
+    shown,
+    within,
+)
+from .headers import HeaderEncoder
+from .wire import varint
+
+__all__ = ["SpanEncoder"]
+
+# Fields of Span, by their tags.
+_TRACE_ID: Final = b"\x0a\x10"  # with the length, 16
+_SPAN_ID: Final = b"\x12\x08"  # with the length, 8
+_TRACE_STATE: Final = b"\x1a"
+_PARENT_SPAN_ID: Final = b"\x22\x08"  # with the length, 8
+_NAME: Final = b"\x2a"
+_ATTRIBUTES: Final = b"\x4a"
+_DROPPED_ATTRIBUTES: Final = b"\x50"
+_EVENTS: Final = b"\x5a"
+_DROPPED_EVENTS: Final = b"\x60"
+_LINKS: Final = b"\x6a"
+_DROPPED_LINKS: Final = b"\x70"
+_STATUS: Final = b"\x7a"
+# Fields of Span.Event, Span.Link (its first three are those of Span) and Status.
+_EVENT_NAME: Final = b"\x12"
+_EVENT_ATTRIBUTES: Final = b"\x1a"
+_EVENT_DROPPED_ATTRIBUTES: Final = b"\x20"
+_LINK_ATTRIBUTES: Final = b"\x22"
+_LINK_DROPPED_ATTRIBUTES: Final = b"\x28"
+_STATUS_MESSAGE: Final = b"\x12"
+
+# Span.kind by the value of the enum, which is OTLP's less one; Status.code by the value of the enum.
+_KINDS: Final[Mapping[object, bytes]] = {
+    -1: b"",
+    0: b"\x30\x01",
+    1: b"\x30\x02",
+    2: b"\x30\x03",
+    3: b"\x30\x04",
+    4: b"\x30\x05",
+}
+_STATUS_CODES: Final[Mapping[object, bytes]] = {0: b"", 1: b"\x18\x01", 2: b"\x18\x02"}
+
+# Fields of 64 and 32 bits are packed with their tags in front.
+_pack_times: Final = struct.Struct("<BQBQ").pack
+_pack_time: Final = struct.Struct("<BQ").pack
+_pack_span_flags: Final = struct.Struct("<2sI").pack
+_pack_link_flags: Final = struct.Struct("<BI").pack
+_START_TIME: Final = 0x39
+_END_TIME: Final = 0x41
+_EVENT_TIME: Final = 0x09
+_SPAN_FLAGS: Final = b"\x85\x01"
+_LINK_FLAGS: Final = 0x35
+
+# SpanFlags of trace.proto.
+_TRACE_FLAGS_MASK: Final = 0xFF
+_HAS_IS_REMOTE: Final = 0x100
+_IS_REMOTE: Final = 0x200
+_NO_REMOTE_PARENT: Final = _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE)
+_REMOTE_PARENT: Final = _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE)
+
+# What is asked of a span, in the order in which it is asked.
+_FIELDS: Final = (
+    "parent",
+    "context",
+    "name",
+    "kind",
+    "start_time",
+    "end_time",
+    "attributes",
+    "dropped_attributes",
+    "events",
+    "dropped_events",
+    "links",
+    "dropped_links",
+    "status",
+    "resource",
+    "instrumentation_scope",
+)
+
+
+class SpanEncoder:
+    """Turns spans into the bytes that will be sent.
+
+    It remembers keys of attributes, resources and scopes, within bounds, as the spans of a program share them. It
+    reads the attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and asks no span for its type.
+
+    Args:
+        default_resource: The resource of spans that have none.
+    """
+
+    __slots__ = ("_attributes", "_default_resource", "_headers")
+
+    def __init__(self, default_resource: object | None = None) -> None:
+        self._default_resource = default_resource
+        self._attributes = AttributeEncoder()
+        self._headers = HeaderEncoder(self._attributes)
+
+    def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
+        """Return ``span`` encoded. What is encoded already is returned as it is.
+
+        Raises:
+            InvalidSpanError: A field has a value that OTLP cannot express, or the span has not ended. The message
+                names the field and the value. An object that is no span at all is refused in the same way.
+        """
+        if isinstance(span, EncodedSpan):
+            return span
+        try:
+            return self._encode(span)
+        except InvalidSpanError:
+            raise
+        except Exception as error:
+            raise _failed_span(span, error) from error
+
+    def _encode(self, span: Any) -> EncodedSpan:
+        fields: list[bytes] = []
+        parent = span.parent
+        _append_context(fields, span.context)
+        if parent is not None:
+            fields += (_PARENT_SPAN_ID, _span_id(parent.span_id, "parent.span_id"))
+        _append_text(fields, _NAME, span.name, "name")
+        fields.append(_kind(span.kind))
+        fields.append(_times(span.start_time, span.end_time))
+        self._attributes.append_fields(fields, _ATTRIBUTES, span.attributes, "attributes")
+        _append_count(fields, _DROPPED_ATTRIBUTES, span.dropped_attributes, "dropped_attributes")
+        for index, event in enumerate(span.events):
+            self._append_event(fields, index, event)
+        _append_count(fields, _DROPPED_EVENTS, span.dropped_events, "dropped_events")
+        for index, link in enumerate(span.links):
+            self._append_link(fields, index, link)
+        _append_count(fields, _DROPPED_LINKS, span.dropped_links, "dropped_links")
+        _append_status(fields, span.status)
+        fields.append(_span_flags(getattr(span, "flags", None), parent))
+        resource = span.resource
+        return EncodedSpan(
+            b"".join(fields),
+            self._headers.resource(self._default_resource if resource is None else resource),
+            self._headers.scope(span.instrumentation_scope),
+        )
+
+    def _append_event(self, fields: list[bytes], index: int, event: Any) -> None:
+        try:
+            content = [_event_time(event.timestamp)]
+            _append_text(content, _EVENT_NAME, event.name, "name")
+            self._attributes.append_fields(content, _EVENT_ATTRIBUTES, event.attributes, "attributes")
+            _append_count(content, _EVENT_DROPPED_ATTRIBUTES, event.dropped_attributes, "dropped_attributes")
+        except InvalidSpanError as error:
+            raise within(f"events[{index}]", error) from error.__cause__
+        except Exception as error:
+            raise failed(f"events[{index}]", error) from error
+        message = b"".join(content)
+        fields += (_EVENTS, varint(len(message)), message)
+
+    def _append_link(self, fields: list[bytes], index: int, link: Any) -> None:
+        try:
+            content: list[bytes] = []
+            context = link.context
+            _append_context(content, context)
+            self._attributes.append_fields(content, _LINK_ATTRIBUTES, link.attributes, "attributes")
+            _append_count(content, _LINK_DROPPED_ATTRIBUTES, link.dropped_attributes, "dropped_attributes")
+            content.append(_link_flags(getattr(link, "flags", None), context))
+        except InvalidSpanError as error:
+            raise within(f"links[{index}]", error) from error.__cause__
+        except Exception as error:
+            raise failed(f"links[{index}]", error) from error
+        message = b"".join(content)
+        fields += (_LINKS, varint(len(message)), message)
+
+
+def _append_context(fields: list[bytes], context: Any) -> None:
+    """Append trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link."""
+    if context is None:
+        raise InvalidSpanError("context is None: a span is identified by its context")
+    trace_id = context.trace_id
+    if type(trace_id) is not int or not 0 < trace_id < TRACE_ID_END:
+        trace_id = checked_int(trace_id, 1, TRACE_ID_END, "context.trace_id", "a trace id")
+    fields += (_TRACE_ID, trace_id.to_bytes(16, "big"), _SPAN_ID, _span_id(context.span_id, "context.span_id"))
+    trace_state = context.trace_state
+    if trace_state:
+        _append_text(fields, _TRACE_STATE, _trace_state_text(trace_state), "context.trace_state")
+
+
+def _span_id(span_id: Any, field: str) -> bytes:
+    if type(span_id) is not int or not 0 < span_id < SPAN_ID_END:
+        span_id = checked_int(span_id, 1, SPAN_ID_END, field, "a span id")
+    return span_id.to_bytes(8, "big")
+
+
+def _trace_state_text(trace_state: Any) -> Any:
+    if not isinstance(trace_state, Mapping):
+        return trace_state
+    return ",".join(f"{key}={value}" for key, value in trace_state.items())
+
+
+def _append_text(fields: list[bytes], tag: bytes, text: Any, field: str) -> None:
+    data = checked_text(text, field)
+    if data:
+        fields += (tag, varint(len(data)), data)
+
+
+def _append_count(fields: list[bytes], tag: bytes, count: Any, field: str) -> None:
+    if count or type(count) is not int:
+        fields += (tag, varint(checked_int(count, 0, COUNT_END, field, "a count")))
+
+
+def _kind(kind: Any) -> bytes:
+    # ``value`` is a property in Python, and ten times as slow.
+    field = _KINDS.get(kind._value_) if isinstance(kind, Enum) else None
+    if field is None:
+        raise invalid("kind", kind, "it has to be a SpanKind")
+    return field
+
+
+def _times(start: Any, end: Any) -> bytes:
+    if end is None:
+        raise InvalidSpanError("end_time is None: the span has not ended")
+    start, end = _checked_time(start, "start_time"), _checked_time(end, "end_time")
+    if start and end:
+        return _pack_times(_START_TIME, start, _END_TIME, end)
+    return (_pack_time(_START_TIME, start) if start else b"") + (_pack_time(_END_TIME, end) if end else b"")
+
+
+def _event_time(timestamp: Any) -> bytes:
+    timestamp = _checked_time(timestamp, "timestamp")
+    return _pack_time(_EVENT_TIME, timestamp) if timestamp else b""
+
+
+def _checked_time(time: Any, field: str) -> int:
+    if type(time) is int and 0 <= time < TIME_END:
+        return time
+    return checked_int(time, 0, TIME_END, field, "a time in nanoseconds")
+
+
+def _append_status(fields: list[bytes], status: Any) -> None:
+    if status is None:
+        return
+    code = status.status_code
+    code_field = _STATUS_CODES.get(code._value_) if isinstance(code, Enum) else None
+    if code_field is None:
+        raise invalid("status.status_code", code, "it has to be a StatusCode")
+    description = status.description
+    content: list[bytes] = []
+    if description is not None:
+        _append_text(content, _STATUS_MESSAGE, description, "status.description")
+    content.append(code_field)
+    message = b"".join(content)
+    fields += (_STATUS, varint(len(message)), message)
+
+
+def _span_flags(flags: Any, parent: Any) -> bytes:
+    """Return the flags given, or else what OpenTelemetry's own encoder says: whether the parent is remote."""
+    if flags is None:
+        return _REMOTE_PARENT if parent is not None and parent.is_remote else _NO_REMOTE_PARENT
+    flags = checked_int(flags, 0, COUNT_END, "flags", "a set of flags")
+    return _pack_span_flags(_SPAN_FLAGS, flags) if flags else b""
+
+
+def _link_flags(flags: Any, context: Any) -> bytes:
+    """Return the flags given, or else the trace flags of the linked span and whether it is remote."""
+    if flags is None:
+        trace_flags = checked_int(context.trace_flags, 0, COUNT_END, "context.trace_flags", "a set of flags")
+        flags = trace_flags & _TRACE_FLAGS_MASK | _HAS_IS_REMOTE | (_IS_REMOTE if context.is_remote else 0)
+    flags = checked_int(flags, 0, COUNT_END, "flags", "a set of flags")
+    return _pack_link_flags(_LINK_FLAGS, flags) if flags else b""
+
+
+def _failed_span(span: object, error: Exception) -> InvalidSpanError:
+    """Return the error for a span of which something raised, with the name of the field if it can be found."""
+    for field in _FIELDS:
+        try:
+            getattr(span, field)
+        except AttributeError as missing:
+            return InvalidSpanError(f"{shown(span)} is no span: {missing}")
+        except Exception:
+            return failed(field, error)
+    return failed("the span", error)

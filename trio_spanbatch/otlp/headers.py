@@ -1,0 +1,174 @@
+"""What spans share: the bytes that stand for their resource and their scope.
+
+A process has one resource and a few dozen scopes, and every span refers to one of each. So a header is made once
+for an object and found again by the object's identity. It is also kept by content, so that equal resources, made
+for each span anew, have the same ``bytes``: batches are then put together by identity, and memory holds one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from .._errors import InvalidSpanError
+from .attributes import AttributeEncoder
+from .checks import COUNT_END, checked_int, checked_text, failed
+from .wire import varint
+
+__all__ = ["HeaderEncoder"]
+
+_MAX_REMEMBERED: Final = 1024
+_MAX_REMEMBERED_SIZE: Final = 64 * 1024
+
+# Types of values that nobody can change afterwards, beside tuples and read-only mappings of them.
+_CONSTANTS: Final = frozenset((str, bool, int, float, bytes, type(None)))
+
+# Field 1 of ResourceSpans (resource) and of ScopeSpans (scope), field 3 of both (schema_url).
+_CONTENT: Final = b"\x0a"
+_SCHEMA_URL: Final = b"\x1a"
+# Fields of Resource, and of InstrumentationScope.
+_RESOURCE_ATTRIBUTES: Final = b"\x0a"
+_RESOURCE_DROPPED_ATTRIBUTES: Final = b"\x10"
+_SCOPE_NAME: Final = b"\x0a"
+_SCOPE_VERSION: Final = b"\x12"
+_SCOPE_ATTRIBUTES: Final = b"\x1a"
+_SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
+
+
+class HeaderEncoder:
+    """Encodes resources and scopes, and remembers the last ones used."""
+
+    __slots__ = ("_attributes", "_headers", "_resources", "_scopes")
+
+    def __init__(self, attributes: AttributeEncoder) -> None:
+        self._attributes = attributes
+        self._resources = _HeadersByObject()
+        self._scopes = _HeadersByObject()
+        self._headers: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def resource(self, resource: Any) -> bytes:
+        """Return the fields of ResourceSpans besides its spans; nothing for None.
+
+        Raises:
+            InvalidSpanError: ``resource`` is not one, or its attributes cannot be encoded.
+        """
+        if resource is None:
+            return b""
+        header = self._resources.get(resource)
+        if header is not None:
+            return header
+        try:
+            attributes = resource.attributes
+            header = self._intern(self._resource(resource, attributes))
+        except InvalidSpanError:
+            raise
+        except Exception as error:
+            raise failed("resource", error) from error
+        self._resources.put(resource, attributes, header)
+        return header
+
+    def scope(self, scope: Any) -> bytes:
+        """Return the fields of ScopeSpans besides its spans; nothing for None.
+
+        Raises:
+            InvalidSpanError: ``scope`` is not one, or its attributes cannot be encoded.
+        """
+        if scope is None:
+            return b""
+        header = self._scopes.get(scope)
+        if header is not None:
+            return header
+        try:
+            attributes = scope.attributes
+            header = self._intern(self._scope(scope, attributes))
+        except InvalidSpanError:
+            raise
+        except Exception as error:
+            raise failed("instrumentation_scope", error) from error
+        self._scopes.put(scope, attributes, header)
+        return header
+
+    def _resource(self, resource: Any, attributes: Mapping[str, Any]) -> bytes:
+        fields: list[bytes] = []
+        self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
+        fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes"))
+        return _header(fields, resource.schema_url, "resource.schema_url")
+
+    def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:
+        fields = [
+            _text(_SCOPE_NAME, scope.name, "instrumentation_scope.name"),
+            _text(_SCOPE_VERSION, scope.version, "instrumentation_scope.version"),
+        ]
+        self._attributes.append_fields(fields, _SCOPE_ATTRIBUTES, attributes, "instrumentation_scope.attributes")
+        fields.append(_dropped(_SCOPE_DROPPED_ATTRIBUTES, scope, "instrumentation_scope.dropped_attributes"))
+        return _header(fields, scope.schema_url, "instrumentation_scope.schema_url")
+
+    def _intern(self, header: bytes) -> bytes:
+        if len(header) > _MAX_REMEMBERED_SIZE:
+            return header
+        header = self._headers.setdefault(header, header)
+        self._headers.move_to_end(header)
+        if len(self._headers) > _MAX_REMEMBERED:
+            self._headers.popitem(last=False)
+        return header
+
+
+class _HeadersByObject:
+    """The headers of the objects last used. The objects are kept too, so that their identities stay theirs."""
+
+    __slots__ = ("_entries", "_last", "_last_header")
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
+        self._last: object = None
+        self._last_header: bytes | None = None
+
+    def get(self, owner: object) -> bytes | None:
+        if owner is self._last:
+            return self._last_header
+        entry = self._entries.get(id(owner))
+        if entry is None:
+            return None
+        self._entries.move_to_end(id(owner))
+        self._last, self._last_header = entry
+        return self._last_header
+
+    def put(self, owner: object, attributes: object, header: bytes) -> None:
+        if len(header) > _MAX_REMEMBERED_SIZE or not _cannot_change(attributes):
+            return
+        self._entries[id(owner)] = owner, header
+        if len(self._entries) > _MAX_REMEMBERED:
+            self._entries.popitem(last=False)
+
+
+def _cannot_change(attributes: Any) -> bool:
+    """Return whether attributes will always be what they are now, as far as that can be told."""
+    if attributes is None:
+        return True
+    # The second is OpenTelemetry's mapping of attributes, which is mutable or not, one by one.
+    read_only = type(attributes) is MappingProxyType or getattr(attributes, "_immutable", None) is True
+    return read_only and all(map(_is_constant, attributes.values()))
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return type(value) in _CONSTANTS or (type(value) is MappingProxyType and _cannot_change(value))
+
+
+def _header(fields: list[bytes], schema_url: Any, field: str) -> bytes:
+    content = b"".join(fields)
+    return b"".join((_CONTENT, varint(len(content)), content, _text(_SCHEMA_URL, schema_url, field)))
+
+
+def _text(tag: bytes, value: Any, field: str) -> bytes:
+    text = b"" if value is None else checked_text(value, field)
+    return b"".join((tag, varint(len(text)), text)) if text else b""
+
+
+def _dropped(tag: bytes, owner: object, field: str) -> bytes:
+    # OpenTelemetry's resources and scopes do not say how many.
+    count = checked_int(getattr(owner, "dropped_attributes", 0), 0, COUNT_END, field, "a count")
+    return tag + varint(count) if count else b""
