@@ -1,0 +1,23 @@
+"""What tests of programs that send spans need: an exporter in memory, and a real OTLP/HTTP server with faults."""
+
+from __future__ import annotations
+
+from ._answers import Answer, Drip, Hang, Outcome, Reset, partial_success
+from ._memory_exporter import InMemoryExporter
+from ._network import MemoryNetwork, MemoryTransport
+from ._receiver import OTLPReceiver
+from ._requests import ReceivedRequest
+
+__all__ = [
+    "Answer",
+    "Drip",
+    "Hang",
+    "InMemoryExporter",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "OTLPReceiver",
+    "Outcome",
+    "ReceivedRequest",
+    "Reset",
+    "partial_success",
+]

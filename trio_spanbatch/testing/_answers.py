@@ -1,0 +1,144 @@
+"""What a server in a test does with a request: answer it, or fail in one of the ways in which servers fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+import attrs
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+__all__ = ["Answer", "Drip", "Hang", "Outcome", "Reset", "partial_success"]
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+
+
+def _pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(headers)
+
+
+def _not_negative(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{attribute.name} is {value!r}; it must be at least 0")
+
+
+def _final_status(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if not 200 <= value <= 999:
+        raise ValueError(f"status is {value!r}; a final HTTP status is 200 to 999")
+
+
+@attrs.frozen
+class Answer:
+    """An HTTP response.
+
+    Attributes:
+        status: The status code, 200 to 999.
+        headers: Pairs of name and value. ``Content-Length`` is added unless it is given.
+        body: The body as it is sent.
+        delay: Seconds that the server works before it stores the spans and answers, of trio's clock;
+            ``math.inf`` is for ever.
+        store: Whether the request's spans are stored. None stores them exactly with a 2xx, as an honest server
+            does; True with a 503 is a server that took the spans and failed to say so.
+        rejected: How many of the request's spans the answer says were rejected. The last ones, unless
+            ``rejected_spans`` says which, are not stored.
+        rejected_spans: The rejected spans, found again by their trace id and span id.
+    """
+
+    status: int = attrs.field(default=200, validator=_final_status)
+    headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_pairs, kw_only=True)
+    body: bytes = attrs.field(default=b"", kw_only=True)
+    delay: float = attrs.field(default=0.0, kw_only=True, validator=_not_negative)
+    store: bool | None = attrs.field(default=None, kw_only=True)
+    rejected: int = attrs.field(default=0, kw_only=True)
+    rejected_spans: Sequence[SpanMessage] | None = attrs.field(default=None, kw_only=True)
+
+    @property
+    def stores(self) -> bool:
+        """Whether the request's spans are stored."""
+        return 200 <= self.status < 300 if self.store is None else self.store
+
+    def accepted(self, spans: Sequence[SpanMessage]) -> list[SpanMessage]:
+        """Return those of ``spans`` that were not rejected, in order."""
+        if self.rejected_spans is None:
+            return list(spans[: max(0, len(spans) - max(0, self.rejected))])
+        rejected = {(span.trace_id, span.span_id) for span in self.rejected_spans}
+        return [span for span in spans if (span.trace_id, span.span_id) not in rejected]
+
+
+@attrs.frozen
+class Reset:
+    """The connection breaks: TCP is reset, a memory stream breaks.
+
+    Attributes:
+        when: ``"before_body"``: as soon as the head of the request was read. A function in ``answers`` sees whole
+            requests, so from there it is the same as ``"after_body"``. ``"after_body"``: the request was read,
+            nothing is answered. ``"mid_response"``: half of the bytes of the default answer were sent.
+        store: Whether the request's spans are stored before, where they were read.
+    """
+
+    when: Literal["before_body", "after_body", "mid_response"] = attrs.field(
+        default="after_body", validator=attrs.validators.in_(("before_body", "after_body", "mid_response"))
+    )
+    store: bool = False
+
+
+@attrs.frozen
+class Hang:
+    """The request is read and never answered. It ends when the client gives up.
+
+    Attributes:
+        store: Whether the request's spans are stored all the same.
+    """
+
+    store: bool = False
+
+
+@attrs.frozen
+class Drip:
+    """Bytes that are written as they are, in place of a response; then the connection is closed.
+
+    Attributes:
+        chunks: What to write. It may be endless.
+        interval: Seconds between two chunks, of trio's clock.
+        store: Whether the request's spans are stored before.
+    """
+
+    chunks: Iterable[bytes]
+    interval: float = attrs.field(default=0.0, validator=_not_negative)
+    store: bool = False
+
+
+Outcome: TypeAlias = Answer | Reset | Hang | Drip
+
+
+def partial_success(
+    rejected: int,
+    message: str = "",
+    *,
+    content_type: str = PROTOBUF,
+    rejected_spans: Iterable[SpanMessage] | None = None,
+) -> Answer:
+    """Return OTLP's answer to a request of which some spans were rejected.
+
+    Args:
+        rejected: How many spans the answer says were rejected. Any number: servers lie.
+        message: The server's words about them.
+        content_type: ``application/x-protobuf`` or ``application/json``; the body is encoded accordingly.
+        rejected_spans: Which spans were rejected and are not stored. The last ``rejected`` ones by default.
+    """
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = rejected
+    response.partial_success.error_message = message
+    body = response.SerializeToString()
+    if content_type.partition(";")[0].strip().lower() == JSON:
+        # 64-bit numbers are strings in protobuf's JSON mapping.
+        body = json.dumps({"partialSuccess": {"rejectedSpans": str(rejected), "errorMessage": message}}).encode()
+    return Answer(
+        headers=[("content-type", content_type)],
+        body=body,
+        rejected=rejected,
+        rejected_spans=None if rejected_spans is None else tuple(rejected_spans),
+    )

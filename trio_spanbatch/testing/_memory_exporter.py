@@ -1,0 +1,113 @@
+"""An exporter that sends nothing: it remembers what it was given and answers as a script says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import trio
+
+from trio_spanbatch._batch import EncodedSpan, SpanBatch
+from trio_spanbatch._results import Delivered, ExportResult, Refused, TryLater
+
+from ._answers import Hang
+
+__all__ = ["InMemoryExporter"]
+
+Step: TypeAlias = ExportResult | Exception | Hang
+
+
+class InMemoryExporter:
+    """A `SpanExporter` for tests. It keeps every batch and answers as it is told, on trio's clock.
+
+    Args:
+        results: None: every batch is delivered. An iterable of steps: one for each export in the order of the
+            calls, `Delivered` when they are used up. A sync function of the batch that returns a step or raises.
+            A step is an `ExportResult`, an exception (which is raised) or `Hang` (the export never ends).
+            The step is decided when `export` is called and takes effect after ``delay``.
+        delay: Seconds each export takes, or a function of the batch; ``math.inf`` never ends.
+
+    Attributes:
+        batches: Every batch that `export` was called with, in the order of the calls.
+        delivered: For each location the spans that were acknowledged, the same objects, in the order of their
+            acknowledgement.
+        rejected: For each location the spans that `Delivered.rejected` left out: the last ones of their batch.
+        active: How many exports run now.
+        max_active: How many ran at once at most.
+        max_active_by_location: The same for each location.
+        closed: Whether `aclose` was called.
+    """
+
+    def __init__(
+        self,
+        results: Iterable[Step] | Callable[[SpanBatch], Step] | None = None,
+        *,
+        delay: float | Callable[[SpanBatch], float] = 0.0,
+    ) -> None:
+        self.batches: list[SpanBatch] = []
+        self.delivered: dict[str, list[EncodedSpan]] = {}
+        self.rejected: dict[str, list[EncodedSpan]] = {}
+        self.active = 0
+        self.max_active = 0
+        self.max_active_by_location: dict[str, int] = {}
+        self.closed = False
+        self._active_by_location: Counter[str] = Counter()
+        self._decide = results if callable(results) else _in_order(iter(results or ()))
+        self._delay = delay
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Answer ``batch`` as the script says. An export that is cancelled delivered nothing.
+
+        Raises:
+            trio.ClosedResourceError: The exporter was closed.
+        """
+        if self.closed:
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError("the exporter was closed")
+        self.batches.append(batch)
+        self._enter(batch.location)
+        try:
+            return await self._answer(batch)
+        finally:
+            self.active -= 1
+            self._active_by_location[batch.location] -= 1
+
+    async def aclose(self) -> None:
+        """Close the exporter. When cancelled it is closed all the same. Closing again does nothing."""
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+    async def _answer(self, batch: SpanBatch) -> ExportResult:
+        try:
+            step = self._decide(batch)
+        except Exception as error:
+            step = error
+        # sleep(0) is a checkpoint.
+        await trio.sleep(self._delay(batch) if callable(self._delay) else self._delay)
+        if isinstance(step, Hang):
+            await trio.sleep_forever()
+        if isinstance(step, Exception):
+            raise step
+        if not isinstance(step, Delivered | TryLater | Refused):
+            raise TypeError(f"a step is an ExportResult, an exception or Hang(), not {step!r}")
+        if isinstance(step, Delivered):
+            self._acknowledge(batch, step.rejected)
+        return step
+
+    def _enter(self, location: str) -> None:
+        self.active += 1
+        self.max_active = max(self.max_active, self.active)
+        self._active_by_location[location] += 1
+        most = self.max_active_by_location.get(location, 0)
+        self.max_active_by_location[location] = max(most, self._active_by_location[location])
+
+    def _acknowledge(self, batch: SpanBatch, rejected: int) -> None:
+        taken = min(len(batch.spans), max(0, len(batch.spans) - rejected))
+        self.delivered.setdefault(batch.location, []).extend(batch.spans[:taken])
+        if taken < len(batch.spans):
+            self.rejected.setdefault(batch.location, []).extend(batch.spans[taken:])
+
+
+def _in_order(steps: Iterator[Step]) -> Callable[[SpanBatch], Step]:
+    return lambda _batch: next(steps, Delivered())

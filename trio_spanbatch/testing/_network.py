@@ -1,0 +1,234 @@
+"""A network without sockets between httpx and a receiver, so that the whole HTTP path runs on a mock clock.
+
+httpcore asks a network backend for streams and does everything else itself. `MemoryNetwork` is such a backend: each
+connection is a pair of trio's memory streams, of which the other end goes to the receiver. Two things are added that
+TCP has and trio's memory streams do not: a connection can break without an orderly end, and a server cannot write
+for ever to a client that does not read.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import httpcore
+import httpx
+import trio
+import trio.testing
+
+__all__ = ["MemoryNetwork", "MemoryTransport"]
+
+SocketOption: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+
+# How many bytes a server can send ahead of its client; about what the buffers of a TCP connection hold.
+_WINDOW = 256 * 1024
+
+
+class MemoryNetwork(httpcore.AsyncNetworkBackend):
+    """A network that leads from httpcore to a receiver, whatever the host and the port.
+
+    Attributes:
+        refuse_connections: Whether connecting fails as it does where no server runs. Open connections stay.
+        connect_delay: Seconds that connecting takes, of trio's clock; ``math.inf`` is for ever.
+    """
+
+    def __init__(self, serve: Callable[[trio.abc.Stream], bool]) -> None:
+        self.refuse_connections = False
+        self.connect_delay = 0.0
+        self._serve = serve
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore calls it with one
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Open a connection to the receiver.
+
+        Raises:
+            httpcore.ConnectTimeout: ``timeout`` seconds have passed.
+            httpcore.ConnectError: The network refuses connections, or the receiver was left.
+        """
+        try:
+            with trio.fail_after(_seconds(timeout)):
+                await trio.sleep(self.connect_delay)
+        except trio.TooSlowError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        client_end, server_end = _connected_pair()
+        if self.refuse_connections or not self._serve(server_end):
+            raise httpcore.ConnectError(f"{host}:{port} refuses the connection")
+        return _ClientStream(client_end, client_end)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on trio's clock."""
+        await trio.sleep(seconds)
+
+
+class MemoryTransport(httpx.AsyncHTTPTransport):
+    """httpx's own transport with httpcore's own connection pool, over a `MemoryNetwork`.
+
+    Args:
+        network: Where its connections go.
+        limits: The limits of the pool, httpx's own by default.
+        ssl_context: What to check an https receiver's certificate with.
+    """
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        *,
+        limits: httpx.Limits | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(verify=False, trust_env=False)
+        # httpx has no public way to hand a network backend to httpcore, so its private pool is replaced by one that
+        # is made alike. The assertion tells when a newer httpx keeps its pool elsewhere.
+        assert isinstance(self._pool, httpcore.AsyncConnectionPool)
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=20) if limits is None else limits
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=network,
+        )
+
+
+class _Window:
+    """What is on its way from the server to the client of one connection."""
+
+    def __init__(self) -> None:
+        self.unread = 0
+        self.server_closed = self.client_closed = self.broken = False
+        self._room = trio.lowlevel.ParkingLot()
+
+    def read(self, size: int) -> None:
+        self.unread -= size
+        self._room.unpark_all()
+
+    def close_client(self) -> None:
+        self.client_closed = True
+        self._room.unpark_all()
+
+    async def wait_for_room(self) -> None:
+        while self.unread > _WINDOW and not self.client_closed:
+            await self._room.park()
+
+
+class _End(trio.abc.HalfCloseableStream):
+    """One end of a connection, around trio's memory stream."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, window: _Window) -> None:
+        self._stream = stream
+        self.window = window
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+
+class _ClientEnd(_End):
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = bytes(await self._stream.receive_some(max_bytes))
+        self.window.read(len(data))
+        if not data and self.window.broken:
+            raise trio.BrokenResourceError("the server broke the connection")
+        return data
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        self.window.close_client()
+        await self._stream.aclose()
+
+
+class _ServerEnd(_End):
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.window.unread += len(data)
+        await self._stream.send_all(data)
+        await self.window.wait_for_room()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        self.window.server_closed = True
+        await self._stream.send_eof()
+
+    def break_on_close(self) -> None:
+        self.window.broken = True
+
+    async def aclose(self) -> None:
+        self.window.server_closed = True
+        await self._stream.aclose()
+
+
+def _connected_pair() -> tuple[_ClientEnd, _ServerEnd]:
+    client, server = trio.testing.memory_stream_pair()
+    window = _Window()
+    return _ClientEnd(client, window), _ServerEnd(server, window)
+
+
+class _ClientStream(httpcore.AsyncNetworkStream):
+    """A connection as httpcore wants it; errors as httpcore's own backend for trio names them."""
+
+    def __init__(self, stream: trio.abc.Stream, end: _ClientEnd) -> None:
+        self._stream = stream
+        self._end = end
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - see above
+        try:
+            with trio.fail_after(_seconds(timeout)):
+                return bytes(await self._stream.receive_some(max_bytes))
+        except trio.TooSlowError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - see above
+        try:
+            with trio.fail_after(_seconds(timeout)):
+                await self._stream.send_all(buffer)
+        except trio.TooSlowError as error:
+            raise httpcore.WriteTimeout(str(error)) from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise httpcore.WriteError(str(error)) from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - see above
+    ) -> httpcore.AsyncNetworkStream:
+        stream = trio.SSLStream(self._stream, ssl_context, server_hostname=server_hostname, https_compatible=True)
+        try:
+            with trio.fail_after(_seconds(timeout)):
+                await stream.do_handshake()
+        except trio.TooSlowError as error:
+            await trio.aclose_forcefully(stream)
+            raise httpcore.ConnectTimeout(str(error)) from error
+        except trio.BrokenResourceError as error:
+            await trio.aclose_forcefully(stream)
+            raise httpcore.ConnectError(str(error.__cause__ or error)) from error
+        return _ClientStream(stream, self._end)
+
+    def get_extra_info(self, info: str) -> Any:
+        # httpcore asks an idle connection whether it is readable: then the server has closed it.
+        if info == "is_readable":
+            return self._end.window.server_closed or self._end.window.unread > 0
+        if info == "ssl_object" and isinstance(self._stream, trio.SSLStream):
+            return self._stream
+        return None
+
+
+def _seconds(timeout: float | None) -> float:
+    return float("inf") if timeout is None else timeout

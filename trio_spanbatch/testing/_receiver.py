@@ -1,0 +1,342 @@
+"""An OTLP/HTTP server on trio, for tests and for development.
+
+One function serves one connection (`OTLPReceiver.serve_stream`), whether it came over TCP, over memory streams
+(`MemoryNetwork`) or from somewhere else. What a request means and how a server in order answers it is decided
+without I/O in ``_requests``; what a script wants instead is in ``_answers``.
+
+Every task of the receiver runs inside a shield that only leaving the receiver ends. So the server is there as long
+as the body of its ``async with`` is, also when everything around both is cancelled: a batcher inside can drain.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import h11
+import httpx
+import trio
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+from ._answers import Answer, Drip, Hang, Outcome, Reset
+from ._connection import BodyTooLarge, Connection, break_on_close
+from ._network import MemoryNetwork, MemoryTransport
+from ._requests import TRACES_PATH, ReceivedRequest, read_request, refusal
+
+__all__ = ["OTLPReceiver"]
+
+logger = logging.getLogger(__name__)
+
+Answers: TypeAlias = Iterable[Outcome | None] | Callable[[ReceivedRequest], Outcome | None]
+
+_MAX_REQUEST_BYTES = 64 * 1024 * 1024
+
+# What a client connects to where there is no TCP. Names under .test never resolve (RFC 6761).
+_MEMORY_HOST = "receiver.test"
+
+
+class OTLPReceiver:
+    """An OTLP/HTTP server that keeps what it receives and fails when it is told to.
+
+    It is an async context manager, entered once. Leaving it closes the listener and all connections at once,
+    whatever they are doing. An exception of the body leaves as the same object. A cancel from outside does not stop
+    the receiver before its body has ended.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on; 0 takes a free one.
+        location_header: The header that carries the location of a request.
+        answers: None: requests are answered as by a server in order, which is 200 with an empty body, 400 for a
+            body that cannot be read, 404 for another path, 405 for another method, 413 and 415. An iterable of
+            steps: one for each request in the order of their heads, as a server in order when they are used up.
+            A sync function of the `ReceivedRequest`. In both, None is the answer of a server in order. A request
+            that is larger than ``max_request_bytes`` is answered 413 in any case. If the function raises, the
+            request is answered 500 and the exception is logged.
+        on_request: A sync function that is called with each request and the status it will be answered with (None
+            where there is no answer), once this is decided, before spans are stored and anything is sent. If it
+            raises, the request is answered 500 and the exception is logged.
+        keep: Whether `requests` and `stored` are filled. Without, memory stays flat.
+        ssl_context: TLS for all connections.
+        path: The only path that is there, None if any is.
+        max_request_bytes: How long a body may be, before and after decompression.
+        listen: Whether to listen on TCP. Without, clients come by `memory_transport` or `serve_stream`.
+
+    Attributes:
+        requests: Every request that was read whole, in that order, and those that were reset before their body or
+            refused as too large, with an empty body.
+        stored: For each location the spans of requests that were answered 2xx, less the rejected ones (or as the
+            step's ``store`` says).
+        connections: How many connections there were so far.
+        network: The socket-free network that leads here.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        location_header: str | None = None,
+        answers: Answers | None = None,
+        on_request: Callable[[ReceivedRequest, int | None], object] | None = None,
+        keep: bool = True,
+        ssl_context: ssl.SSLContext | None = None,
+        path: str | None = TRACES_PATH,
+        max_request_bytes: int = _MAX_REQUEST_BYTES,
+        listen: bool = True,
+    ) -> None:
+        self.requests: list[ReceivedRequest] = []
+        self.stored: dict[str, list[SpanMessage]] = {}
+        self.connections = 0
+        self.network = MemoryNetwork(self._serve_in_background)
+        self._host = host
+        self._port = port
+        self._location_header = location_header
+        self._steps = iter(()) if answers is None or callable(answers) else iter(answers)
+        self._decide = answers if callable(answers) else None
+        self._on_request = on_request
+        self._keep = keep
+        self._ssl_context = ssl_context
+        self._path = path
+        self._max_request_bytes = max_request_bytes
+        self._listen = listen
+        self._received = 0
+        self._request_received = trio.lowlevel.ParkingLot()
+        self._entered = self._closed = False
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
+        self._nursery: trio.Nursery | None = None
+        self._scopes: set[trio.CancelScope] = set()
+        self._open: dict[trio.abc.Stream, trio.CancelScope] = {}
+
+    @property
+    def port(self) -> int:
+        """The TCP port, 0 as long as none is listened on."""
+        return self._port if self._listen else 0
+
+    @property
+    def url(self) -> str:
+        """Where traces are sent to."""
+        scheme = "http" if self._ssl_context is None else "https"
+        path = TRACES_PATH if self._path is None else self._path
+        if not self._listen:
+            return f"{scheme}://{_MEMORY_HOST}{path}"
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}{path}"
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._open)
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise trio.BusyResourceError("an OTLPReceiver is entered once")
+        self._entered = True
+        listeners: list[trio.SocketListener] = []
+        if self._listen:
+            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+            self._port = listeners[0].socket.getsockname()[1]
+        else:
+            await trio.lowlevel.checkpoint()
+        # No checkpoint from here on: a cancel finds either nothing or a receiver that is left in order.
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = await self._nursery_manager.__aenter__()
+        if listeners:
+            self._start(self._accept, listeners)
+        return self
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._nursery_manager is not None
+        assert self._nursery is not None
+        self._closed = True
+        for scope in (*self._scopes, *self._open.values()):
+            scope.cancel()
+        if self._nursery.cancel_scope.cancel_called:
+            # A task of ours has crashed, so the body's exception may be the nursery's own cancellation.
+            return await self._nursery_manager.__aexit__(exc_type, exc, traceback)
+        # The nursery does not get to know the body's exception, so that it cannot wrap it into a group. It waits
+        # for its tasks, all of which were cancelled, and is itself no source of a cancellation.
+        try:
+            await self._nursery_manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            # A Ctrl-C while waiting.
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
+        return False
+
+    @trio.lowlevel.enable_ki_protection
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection on ``stream`` until either side ends it, then close ``stream``.
+
+        Nothing that the client does raises out of here. Leaving the receiver ends it too. When cancelled, the
+        stream is closed at once.
+        """
+        scope = trio.CancelScope()
+        if self._closed:
+            scope.cancel()
+        self.connections += 1
+        self._open[stream] = scope
+        try:
+            with scope:
+                await self._serve_secured(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # The client went away, or never spoke TLS.
+        except Exception:
+            logger.exception("The receiver failed and closes a connection")
+        finally:
+            del self._open[stream]
+
+    def drop_connections(self) -> None:
+        """Break all connections at once, as a server that is killed does. New ones are accepted."""
+        for stream, scope in self._open.items():
+            break_on_close(stream)
+            scope.cancel()
+
+    def memory_transport(
+        self, *, limits: httpx.Limits | None = None, ssl_context: ssl.SSLContext | None = None
+    ) -> MemoryTransport:
+        """Return a transport for ``httpx.AsyncClient`` that reaches this receiver without a socket.
+
+        httpx, httpcore's connection pool and h11 on both sides are the real ones; only the network is replaced, so
+        that everything runs on trio's clock. Any host and port lead here.
+
+        Args:
+            limits: The limits of the connection pool, httpx's own by default.
+            ssl_context: What an https receiver's certificate is checked with.
+        """
+        return MemoryTransport(self.network, limits=limits, ssl_context=ssl_context)
+
+    async def wait_for_requests(self, count: int) -> None:
+        """Return once ``count`` requests or more have been received since the receiver was made."""
+        await trio.lowlevel.checkpoint()
+        while self._received < count:
+            await self._request_received.park()
+
+    def _start(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
+        assert self._nursery is not None
+        scope = trio.CancelScope(shield=True)
+        self._scopes.add(scope)
+        self._nursery.start_soon(self._run_shielded, scope, run, *args)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_shielded(self, scope: trio.CancelScope, run: Callable[..., Awaitable[None]], *args: object) -> None:
+        # The shield has no deadline of its own: __aexit__ cancels it.
+        with scope:
+            await run(*args)
+        self._scopes.discard(scope)
+
+    async def _accept(self, listeners: Sequence[trio.SocketListener]) -> None:
+        await trio.serve_listeners(self.serve_stream, list(listeners))
+
+    def _serve_in_background(self, stream: trio.abc.Stream) -> bool:
+        if self._nursery is None or self._closed:
+            return False
+        self._start(self.serve_stream, stream)
+        return True
+
+    async def _serve_secured(self, stream: trio.abc.Stream) -> None:
+        if self._ssl_context is not None:
+            stream = trio.SSLStream(stream, self._ssl_context, server_side=True, https_compatible=True)
+        async with stream:
+            await self._converse(Connection(stream))
+
+    async def _converse(self, connection: Connection) -> None:
+        try:
+            while (head := await connection.next_head()) is not None:
+                if not await self._serve_request(connection, head):
+                    return
+        except h11.RemoteProtocolError as error:
+            await connection.refuse(refusal(error.error_status_hint, str(error)))
+
+    async def _serve_request(self, connection: Connection, head: h11.Request) -> bool:
+        """Read a request and do as the script says. Return whether the connection goes on."""
+        step = next(self._steps, None)
+        if isinstance(step, Reset) and step.when == "before_body":
+            self._note_outcome(self._receive(head, b""), None)
+            await connection.reset()
+            return False
+        try:
+            body = await connection.read_body(head, self._max_request_bytes)
+        except BodyTooLarge:
+            request = self._receive(head, None)
+            await connection.refuse(self._settle(request, request.default_answer))
+            return False
+        request = self._receive(head, body)
+        return await self._fulfil(connection, request, self._outcome(request, step))
+
+    def _receive(self, head: h11.Request, body: bytes | None) -> ReceivedRequest:
+        request = read_request(
+            head.method.decode("latin-1"),
+            head.target.decode("latin-1"),
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
+            body,
+            path=self._path,
+            location_header=self._location_header,
+            max_bytes=self._max_request_bytes,
+        )
+        if self._keep:
+            self.requests.append(request)
+        self._received += 1
+        self._request_received.unpark_all()
+        return request
+
+    def _outcome(self, request: ReceivedRequest, step: Outcome | None) -> Outcome:
+        try:
+            if self._decide is not None:
+                step = self._decide(request)
+            if not isinstance(step, Answer | Reset | Hang | Drip | None):
+                raise TypeError(f"an answer is an Answer, Reset, Hang, Drip or None, not {step!r}")
+        except Exception:
+            logger.exception("The receiver's answers failed; the request is answered 500")
+            return _failed("answers")
+        return request.default_answer if step is None else step
+
+    async def _fulfil(self, connection: Connection, request: ReceivedRequest, outcome: Outcome) -> bool:
+        if isinstance(outcome, Answer):
+            await trio.sleep(outcome.delay)
+            await connection.respond(self._settle(request, outcome))
+            return connection.start_next_cycle()
+        if self._note_outcome(request, None) and outcome.store:
+            self._store(request, request.spans)
+        if isinstance(outcome, Hang):
+            await connection.wait_for_end()
+        elif isinstance(outcome, Drip):
+            await connection.drip(outcome)
+        else:
+            if outcome.when == "mid_response":
+                await connection.respond_half(request.default_answer)
+            await connection.reset()
+        return False
+
+    def _settle(self, request: ReceivedRequest, answer: Answer) -> Answer:
+        """Store the spans that ``answer`` accepts. Return what is answered: 500 if ``on_request`` failed."""
+        if not self._note_outcome(request, answer.status):
+            return _failed("on_request")
+        if answer.stores:
+            self._store(request, answer.accepted(request.spans))
+        return answer
+
+    def _note_outcome(self, request: ReceivedRequest, status: int | None) -> bool:
+        try:
+            if self._on_request is not None:
+                self._on_request(request, status)
+        except Exception:
+            logger.exception("The receiver's on_request failed")
+            return False
+        return True
+
+    def _store(self, request: ReceivedRequest, spans: Sequence[SpanMessage]) -> None:
+        if self._keep and spans:
+            self.stored.setdefault(request.location, []).extend(spans)
+
+
+def _failed(name: str) -> Answer:
+    return Answer(500, headers=[("content-type", "text/plain")], body=f"the receiver's {name} failed".encode())

@@ -1,0 +1,193 @@
+"""What a receiver makes of the bytes of a request, without I/O: its content, its spans, and how a server answers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import attrs
+import trio
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+from trio_spanbatch.otlp.wire import varint
+
+from ._answers import PROTOBUF, Answer
+
+__all__ = ["ReceivedRequest", "read_request", "refusal"]
+
+TRACES_PATH = "/v1/traces"
+
+# zlib's names for what it shall expect: +16 is gzip, -15 is deflate without the zlib header that RFC 9110 asks for
+# and that some clients leave out.
+_GZIP = 16 + zlib.MAX_WBITS
+_DEFLATE = zlib.MAX_WBITS
+_RAW_DEFLATE = -zlib.MAX_WBITS
+
+_PIECE = 64 * 1024
+
+# google.rpc.Code
+_INVALID_ARGUMENT = 3
+
+
+@attrs.frozen(eq=False)
+class ReceivedRequest:
+    """A request as it came in.
+
+    Attributes:
+        method: ``POST``, if the client is in order.
+        target: Path and query, ``/v1/traces``.
+        headers: Pairs of lower-case name and value, in the order in which they were sent.
+        location: The value of the receiver's ``location_header`` as it is, ``"default"`` if there is none.
+        body: The body as it was sent.
+        content: The body after decompression; empty if it cannot be decompressed.
+        message: The content as a message, None if it is not one.
+        at: When the request was complete, in trio's time.
+        default_answer: What a server in order answers.
+    """
+
+    method: str
+    target: str
+    headers: Sequence[tuple[str, str]]
+    location: str
+    body: bytes = attrs.field(repr=False)
+    content: bytes = attrs.field(repr=False)
+    message: ExportTraceServiceRequest | None = attrs.field(repr=False)
+    at: float
+    default_answer: Answer = attrs.field(repr=False)
+
+    @property
+    def spans(self) -> list[SpanMessage]:
+        """All spans of the request in order; none if it has no ``message``."""
+        if self.message is None:
+            return []
+        return [
+            span
+            for resource_spans in self.message.resource_spans
+            for scope_spans in resource_spans.scope_spans
+            for span in scope_spans.spans
+        ]
+
+    def header(self, name: str) -> str | None:
+        """Return the value of the first header called ``name`` in any case, None if there is none."""
+        return _header(self.headers, name)
+
+
+class _Refused(Exception):
+    """The request is answered with ``answer``."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+def read_request(
+    method: str,
+    target: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes | None,
+    *,
+    path: str | None,
+    location_header: str | None,
+    max_bytes: int,
+) -> ReceivedRequest:
+    """Make a `ReceivedRequest` of what came over the wire. Nothing in it can make this raise.
+
+    Args:
+        method: The HTTP method.
+        target: Path and query.
+        headers: Pairs of lower-case name and value.
+        body: The body as it was sent, None if it was longer than ``max_bytes``.
+        path: The only path that is there, None if all are.
+        location_header: The header that carries the location.
+        max_bytes: How long body and content may be.
+    """
+    content, message, answer = b"", None, Answer(headers=[("content-type", PROTOBUF)])
+    try:
+        _check_envelope(method, target, headers, path)
+        content = _decompressed(_header(headers, "content-encoding") or "", body, max_bytes)
+        message = _parsed(content)
+    except _Refused as refused:
+        answer = refused.answer
+    location = _header(headers, location_header) if location_header else None
+    return ReceivedRequest(
+        method=method,
+        target=target,
+        headers=tuple(headers),
+        location=location or "default",
+        body=body or b"",
+        content=content,
+        message=message,
+        at=trio.current_time(),
+        default_answer=answer,
+    )
+
+
+def refusal(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Answer:
+    """Return an answer that refuses with a ``google.rpc.Status``, as OTLP wants it."""
+    words = message.encode()
+    body = b"\x08" + varint(_INVALID_ARGUMENT) + b"\x12" + varint(len(words)) + words
+    return Answer(status, headers=[("content-type", PROTOBUF), *headers], body=body)
+
+
+def _header(headers: Sequence[tuple[str, str]], name: str) -> str | None:
+    return next((value for key, value in headers if key == name.lower()), None)
+
+
+def _check_envelope(method: str, target: str, headers: Sequence[tuple[str, str]], path: str | None) -> None:
+    if path is not None and target.partition("?")[0] != path:
+        raise _Refused(refusal(404, f"nothing is here; traces go to {path}"))
+    if method != "POST":
+        raise _Refused(refusal(405, f"traces are sent with POST, not {method}", headers=[("allow", "POST")]))
+    content_type = _header(headers, "content-type") or ""
+    if content_type.partition(";")[0].strip().lower() != PROTOBUF:
+        raise _Refused(refusal(415, f"the content type is {content_type!r}; it must be {PROTOBUF}"))
+
+
+def _decompressed(encoding: str, body: bytes | None, max_bytes: int) -> bytes:
+    if body is None:
+        raise _Refused(_too_large(max_bytes))
+    match encoding.strip().lower():
+        case "" | "identity":
+            return body
+        case "gzip" | "x-gzip":
+            return _inflated(body, _GZIP, max_bytes)
+        case "deflate":
+            # The first byte of a zlib header has 8 in its lower half, and the first two are divisible by 31.
+            zlib_header = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+            return _inflated(body, _DEFLATE if zlib_header else _RAW_DEFLATE, max_bytes)
+        case _:
+            raise _Refused(refusal(415, f"the content encoding {encoding!r} is not gzip or deflate"))
+
+
+def _inflated(body: bytes, wbits: int, max_bytes: int) -> bytes:
+    """Decompress the one or more members of ``body``, in pieces, never to more than ``max_bytes``."""
+    content = bytearray()
+    member = zlib.decompressobj(wbits)
+    try:
+        for start in range(0, len(body), _PIECE):
+            piece = body[start : start + _PIECE]
+            while piece:
+                if member.eof:
+                    member = zlib.decompressobj(wbits)
+                content += member.decompress(piece, max_bytes + 1 - len(content))
+                if len(content) > max_bytes:
+                    raise _Refused(_too_large(max_bytes))
+                piece = member.unused_data
+    except zlib.error as error:
+        raise _Refused(refusal(400, f"the body cannot be decompressed: {error}")) from None
+    if not member.eof:
+        raise _Refused(refusal(400, "the body cannot be decompressed: it ends too early"))
+    return bytes(content)
+
+
+def _too_large(max_bytes: int) -> Answer:
+    return refusal(413, f"the request is larger than {max_bytes} bytes")
+
+
+def _parsed(content: bytes) -> ExportTraceServiceRequest:
+    try:
+        return ExportTraceServiceRequest.FromString(content)
+    except DecodeError as error:
+        raise _Refused(refusal(400, f"the body is no ExportTraceServiceRequest: {error}")) from None
