@@ -1,0 +1,279 @@
+"""What ``OTEL_*`` variables say, as plain values.
+
+The rules are OpenTelemetry's (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/ and
+https://opentelemetry.io/docs/specs/otel/protocol/exporter/): an empty variable is an unset one; what cannot be parsed
+or is out of range is warned about and ignored; times are whole milliseconds. Values of headers are never shown.
+Where a variable exists for traces and for all signals, the one for traces counts and the other is not looked at,
+also for headers: they are not merged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import TypedDict
+from urllib.parse import unquote, urlsplit
+
+from ._records import Resource
+
+__all__ = [
+    "BatchOptions",
+    "ExporterOptions",
+    "QueueOptions",
+    "batch_options",
+    "default_resource",
+    "export_timeout",
+    "exporter_options",
+    "queue_options",
+    "sdk_disabled",
+]
+
+Environ = Mapping[str, str]
+
+DEFAULT_ENDPOINT = "http://localhost:4318"
+TRACES_PATH = "v1/traces"
+
+# Milliseconds. The largest number of OpenTelemetry's tables that can be meant: nobody waits for a century.
+_MAX_MILLISECONDS = 100 * 365 * 24 * 3600 * 1000
+_MAX_COUNT = 2**31 - 1
+# Below this many milliseconds, a timeout was probably meant in seconds.
+_SUSPICIOUS_MILLISECONDS = 100
+
+_logger = logging.getLogger("trio_spanbatch")
+
+
+class BatchOptions(TypedDict, total=False):
+    """Arguments for `BatchPolicy`."""
+
+    max_spans: int
+    max_delay: float
+
+
+class QueueOptions(TypedDict, total=False):
+    """Arguments for `Limits`."""
+
+    max_queued_spans: int
+
+
+class ExporterOptions(TypedDict, total=False):
+    """Arguments for `OTLPExporter`."""
+
+    endpoint: str
+    headers: dict[str, str]
+    timeout: float
+    compression: str
+    certificate: str
+    client_certificate: str
+    client_key: str
+
+
+def batch_options(environ: Environ) -> BatchOptions:
+    """Return what ``OTEL_BSP_*`` says about `BatchPolicy`."""
+    options = BatchOptions()
+    max_spans = _integer(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", minimum=1, maximum=_MAX_COUNT)
+    if max_spans is not None:
+        options["max_spans"] = max_spans
+    max_delay = _integer(environ, "OTEL_BSP_SCHEDULE_DELAY", minimum=1, maximum=_MAX_MILLISECONDS)
+    if max_delay is not None:
+        options["max_delay"] = max_delay / 1000
+    return options
+
+
+def queue_options(environ: Environ) -> QueueOptions:
+    """Return what ``OTEL_BSP_*`` says about `Limits`."""
+    max_queued_spans = _integer(environ, "OTEL_BSP_MAX_QUEUE_SIZE", minimum=1, maximum=_MAX_COUNT)
+    return QueueOptions() if max_queued_spans is None else QueueOptions(max_queued_spans=max_queued_spans)
+
+
+def export_timeout(environ: Environ, default: float = 30.0) -> float:
+    """Return ``OTEL_BSP_EXPORT_TIMEOUT`` in seconds, `math.inf` for its 0, which means none."""
+    timeout = _timeout(environ, "OTEL_BSP_EXPORT_TIMEOUT")
+    return default if timeout is None else timeout
+
+
+def default_resource(environ: Environ) -> Resource | None:
+    """Return the resource of spans that have none: ``OTEL_RESOURCE_ATTRIBUTES`` and ``OTEL_SERVICE_NAME``.
+
+    The service name wins over one among the attributes. As the specification asks, a list of attributes with a
+    mistake in it is ignored as a whole.
+    """
+    attributes: dict[str, str] = {}
+    listed = _get(environ, "OTEL_RESOURCE_ATTRIBUTES")
+    if listed is not None:
+        pairs, malformed = _pairs(listed)
+        if malformed:
+            _ignored("OTEL_RESOURCE_ATTRIBUTES", "is no list of key=value pairs, separated by commas")
+        else:
+            attributes.update(pairs)
+    service_name = _get(environ, "OTEL_SERVICE_NAME")
+    if service_name is not None:
+        attributes["service.name"] = service_name
+    return Resource(attributes) if attributes else None
+
+
+def sdk_disabled(environ: Environ) -> bool:
+    """Return whether ``OTEL_SDK_DISABLED`` is true, in any case of letters. Nothing else is."""
+    value = (_get(environ, "OTEL_SDK_DISABLED") or "false").lower()
+    if value not in ("true", "false"):
+        _ignored("OTEL_SDK_DISABLED", "is neither true nor false")
+    return value == "true"
+
+
+def exporter_options(environ: Environ) -> ExporterOptions:
+    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included.
+
+    Raises:
+        ValueError: A protocol is asked for that is not spoken here.
+    """
+    _check_protocol(environ)
+    options = ExporterOptions(endpoint=_endpoint(environ))
+    headers = _headers(environ)
+    if headers is not None:
+        options["headers"] = headers
+    timeout = _otlp_timeout(environ)
+    if timeout is not None:
+        options["timeout"] = timeout
+    compression = _compression(environ)
+    if compression is not None:
+        options["compression"] = compression
+    certificate = _signal(environ, "CERTIFICATE")
+    if certificate is not None:
+        options["certificate"] = certificate[1]
+    client_certificate = _signal(environ, "CLIENT_CERTIFICATE")
+    if client_certificate is not None:
+        options["client_certificate"] = client_certificate[1]
+    client_key = _signal(environ, "CLIENT_KEY")
+    if client_key is not None:
+        options["client_key"] = client_key[1]
+    return options
+
+
+def _check_protocol(environ: Environ) -> None:
+    protocol = _signal(environ, "PROTOCOL")
+    if protocol is not None and protocol[1] != "http/protobuf":
+        raise ValueError(f"{protocol[0]} is {protocol[1]!r}; http/protobuf is the only protocol that is supported")
+
+
+def _endpoint(environ: Environ) -> str:
+    own = _get(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if own is not None:
+        if _is_http_url(own):
+            return own
+        _ignored("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "is no URL that begins with http:// or https:// and a host")
+    base = _get(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if base is not None and not _is_http_url(base):
+        _ignored("OTEL_EXPORTER_OTLP_ENDPOINT", "is no URL that begins with http:// or https:// and a host")
+        base = None
+    return _with_traces_path(base or DEFAULT_ENDPOINT)
+
+
+def _with_traces_path(base: str) -> str:
+    return f"{base.rstrip('/')}/{TRACES_PATH}"
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _headers(environ: Environ) -> dict[str, str] | None:
+    found = _signal(environ, "HEADERS")
+    if found is None:
+        return None
+    variable, value = found
+    pairs, malformed = _pairs(value)
+    if malformed:
+        _ignored(variable, f"has {malformed} parts that are no key=value pair (values are not shown)", "they are")
+    return pairs
+
+
+def _otlp_timeout(environ: Environ) -> float | None:
+    for variable in ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"):
+        timeout = _timeout(environ, variable)
+        if timeout is None:
+            continue
+        if timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
+            _logger.warning(
+                "%s is %g: that is milliseconds, as the specification has it (OpenTelemetry Python reads seconds here)",
+                variable,
+                timeout * 1000,
+            )
+        return timeout
+    return None
+
+
+def _compression(environ: Environ) -> str | None:
+    for variable in ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"):
+        value = _get(environ, variable)
+        if value is None:
+            continue
+        if value.lower() == "gzip":
+            return "gzip"
+        if value.lower() == "none":
+            return None
+        _ignored(variable, f"is {value!r}, neither gzip nor none")
+    return None
+
+
+def _signal(environ: Environ, name: str) -> tuple[str, str] | None:
+    """Return which variable counts and its value: the one for traces if it is set, else the one for all signals."""
+    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+        value = _get(environ, variable)
+        if value is not None:
+            return variable, value
+    return None
+
+
+def _get(environ: Environ, variable: str) -> str | None:
+    return environ.get(variable, "").strip() or None
+
+
+def _timeout(environ: Environ, variable: str) -> float | None:
+    milliseconds = _integer(environ, variable, minimum=0, maximum=_MAX_MILLISECONDS)
+    if milliseconds is None:
+        return None
+    return milliseconds / 1000 if milliseconds else math.inf
+
+
+def _integer(environ: Environ, variable: str, *, minimum: int, maximum: int) -> int | None:
+    value = _get(environ, variable)
+    if value is None:
+        return None
+    # Not whatever int() takes: it reads "1_000" and digits of any script.
+    if not re.fullmatch(r"[+-]?[0-9]+", value):
+        _ignored(variable, f"is {_shortened(value)}, no whole number")
+        return None
+    number = int(value) if len(value) <= 20 else maximum + 1
+    if not minimum <= number <= maximum:
+        _ignored(variable, f"is {_shortened(value)}, not within {minimum} and {maximum}")
+        return None
+    return number
+
+
+def _pairs(text: str) -> tuple[dict[str, str], int]:
+    """Return the pairs of a list like ``k=v,k2=v2``, percent-decoded, and how many parts of it are none."""
+    pairs: dict[str, str] = {}
+    malformed = 0
+    for part in text.split(","):
+        if not part.strip():
+            continue
+        key, equals, value = part.partition("=")
+        key = unquote(key.strip())
+        if equals and key:
+            pairs[key] = unquote(value.strip())
+        else:
+            malformed += 1
+    return pairs, malformed
+
+
+def _shortened(value: str) -> str:
+    return repr(value if len(value) <= 40 else value[:40] + "…")
+
+
+def _ignored(variable: str, problem: str, what: str = "it is") -> None:
+    _logger.warning("%s %s: %s ignored", variable, problem, what)

@@ -1,0 +1,133 @@
+"""What a server says about an error, in one short printable line.
+
+Errors come as protobuf ``google.rpc.Status`` (the specification's own), as JSON of many shapes, as HTML from a proxy
+in between, or as plain text, with a content type that may be wrong. Nothing here trusts a length, an encoding or
+a structure, and no input costs more than reading it once.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess
+
+__all__ = ["MAX_MESSAGE_LENGTH", "is_bounded_json", "media_type", "server_message", "short_text"]
+
+MAX_MESSAGE_LENGTH = 200
+
+# An error is looked for in this many bytes of a body. A page's title stands near its beginning, and so short a
+# prefix keeps even a regular expression that is run over nonsense cheap.
+_TEXT_PREFIX = 4096
+
+# JSON above these sizes is not parsed. The first bounds the text, the second what is made of it: a list of
+# empty lists takes thirty times the memory of its text.
+_MAX_JSON_BYTES = 1024 * 1024
+_MAX_JSON_ITEMS = 20_000
+
+# Where servers put their message, in the order of preference: Google's and MLflow's, Databricks', FastAPI's,
+# and what others call it.
+_MESSAGE_KEYS = ("message", "detail", "error_message", "error_description", "error", "msg", "title", "errors")
+_CODE_KEYS = ("error_code", "code")
+
+_TITLE = re.compile(r"<title[^>]{0,200}>([^<]*)", re.IGNORECASE)
+_INVISIBLE = re.compile(r"<(?:script|style)\b[^<]*", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>?")
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """Return the content type in lower case, without its parameters; empty where there is none."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def short_text(text: str, secrets: Collection[str] = ()) -> str:
+    """Return ``text`` on one line, printable, without ``secrets``, of at most `MAX_MESSAGE_LENGTH` characters."""
+    # Secrets are taken out before anything is cut off: half of a token is still half of a token.
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = text[: 4 * MAX_MESSAGE_LENGTH]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= MAX_MESSAGE_LENGTH else line[: MAX_MESSAGE_LENGTH - 1].rstrip() + "…"
+
+
+def is_bounded_json(body: bytes) -> bool:
+    """Return whether parsing ``body`` as JSON takes a bounded amount of memory."""
+    return (
+        len(body) <= _MAX_JSON_BYTES
+        and body.count(b",") + body.count(b"[") + body.count(b"{") <= _MAX_JSON_ITEMS
+    )
+
+
+def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()) -> str:
+    """Return what an error response says, shortened; empty if it says nothing that can be read.
+
+    Args:
+        headers: The response's headers, their names in lower case.
+        body: The response's body, decompressed, or the beginning of it.
+        secrets: What must not be repeated, should the server do so: tokens, passwords.
+    """
+    kind = media_type(headers)
+    if "protobuf" in kind:
+        return short_text(_status_message(body), secrets)
+    if "json" in kind or body.lstrip()[:1] in (b"{", b"["):
+        found = _json_message(body)
+        if found:
+            return short_text(found, secrets)
+    # Four times as much as is looked at, so that a secret across the end of the prefix is whole when it is removed.
+    text = body[: 4 * _TEXT_PREFIX].decode("utf-8", "replace")
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = text[:_TEXT_PREFIX]
+    return short_text(_html_text(text) if "html" in kind or text.lstrip()[:1] == "<" else text)
+
+
+def _status_message(body: bytes) -> str:
+    # google.rpc.Status is {int32 code = 1; string message = 2; ...}. ExportTracePartialSuccess has the same two
+    # fields on the wire (an integer, a string) and comes with opentelemetry-proto, so it reads the message without
+    # another dependency.
+    try:
+        return ExportTracePartialSuccess.FromString(body).error_message[: 64 * 1024]
+    except DecodeError:
+        return ""
+
+
+def _json_message(body: bytes) -> str:
+    if not is_bounded_json(body):
+        return ""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    message = _message_in(document)
+    code = next((document[key] for key in _CODE_KEYS if key in document), "") if isinstance(document, dict) else ""
+    if not isinstance(code, str) or not code:
+        return message
+    return f"{code}: {message}" if message else code
+
+
+def _message_in(value: Any, depth: int = 4) -> str:
+    """Return the first string below the usual keys of ``value``."""
+    if isinstance(value, str):
+        return value
+    if depth == 0:
+        return ""
+    if isinstance(value, list):
+        return _message_in(value[0], depth - 1) if value else ""
+    if isinstance(value, dict):
+        for key in _MESSAGE_KEYS:
+            found = _message_in(value.get(key), depth - 1)
+            if found:
+                return found
+    return ""
+
+
+def _html_text(text: str) -> str:
+    title = _TITLE.search(text)
+    if title is not None and title[1].strip():
+        return html.unescape(title[1])
+    return html.unescape(_TAG.sub(" ", _INVISIBLE.sub(" ", text)))

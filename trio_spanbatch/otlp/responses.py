@@ -1,0 +1,251 @@
+"""From a server's response to a result, as a table and without I/O.
+
+`RULES` is the table: the first rule that applies to a response answers it. It follows the OTLP specification
+(https://opentelemetry.io/docs/specs/otlp/#otlphttp-response) and is stricter where the specification is silent:
+a redirect is a failure, since credentials would go along, and so is a web page with the status 200, since a login
+page stores no spans.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from .._results import Delivered, ExportResult, Refused, TryLater
+from .messages import is_bounded_json, media_type, server_message, short_text
+
+__all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
+
+# Seconds. Whoever asks for more than a year did not mean it; what is left of it is clipped by the batcher anyway.
+MAX_RETRY_AFTER = 365 * 24 * 3600.0
+
+_HTML = frozenset({"text/html", "application/xhtml+xml"})
+_HTML_BEGINNINGS = (b"<!doctype html", b"<html")
+
+
+@attrs.frozen
+class Response:
+    """What is known about a response.
+
+    Attributes:
+        status: The status code.
+        headers: Header names in lower case to values.
+        body: The body, decompressed; ``None`` if it could not be decompressed.
+        now: The time, in seconds since 1970, to which an HTTP-date in ``Retry-After`` is compared.
+        secrets: What must not be repeated from the response, should the server echo it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+    now: float
+    secrets: Collection[str] = attrs.field(default=(), repr=False)
+
+    @property
+    def message(self) -> str:
+        """What the server says about an error, shortened."""
+        return server_message(self.headers, self.body or b"", self.secrets)
+
+    @property
+    def reason(self) -> str:
+        """The status, and what the server says about it."""
+        message = self.message
+        return f"{_status_line(self.status)}: {message}" if message else _status_line(self.status)
+
+
+Answer: TypeAlias = Callable[[Response], ExportResult]
+Condition: TypeAlias = Callable[[Response], bool]
+
+
+def _always(_response: Response) -> bool:
+    return True
+
+
+@attrs.frozen
+class Rule:
+    """One row of the table.
+
+    Attributes:
+        requirement: What is asked for, in a sentence.
+        statuses: The status codes that it is about.
+        outcome: The result that it leads to.
+        applies: Whether it is about a response with one of these codes.
+        answer: Makes the result.
+    """
+
+    requirement: str
+    statuses: Collection[int]
+    outcome: type[Delivered] | type[TryLater] | type[Refused]
+    answer: Answer = attrs.field(repr=False)
+    applies: Condition = attrs.field(default=_always, repr=False)
+
+
+def interpret_response(
+    status: int, headers: Mapping[str, str], body: bytes | None, *, now: float, secrets: Collection[str] = ()
+) -> ExportResult:
+    """Return what a response means for the batch that was sent.
+
+    Args:
+        status: The status code.
+        headers: Header names in lower case to values.
+        body: The body, decompressed, or the beginning of an error's body; ``None`` if it could not be decompressed.
+        now: The time, in seconds since 1970.
+        secrets: What must not be repeated from the response: tokens, passwords.
+    """
+    response = Response(status, headers, body, now, secrets)
+    rule = next(rule for rule in RULES if status in rule.statuses and rule.applies(response))
+    return rule.answer(response)
+
+
+def retry_after(value: str | None, *, now: float) -> float | None:
+    """Return how many seconds a ``Retry-After`` header asks for; ``None`` if it is missing or makes no sense.
+
+    Args:
+        value: Whole seconds or an HTTP-date. A date in the past is 0 seconds away; at most `MAX_RETRY_AFTER` is
+            returned.
+        now: The time, in seconds since 1970.
+    """
+    value = (value or "").strip()
+    if re.fullmatch(r"[0-9]+", value):
+        # Not by int(), which refuses thousands of digits; so many are a year as well.
+        return min(float(value), MAX_RETRY_AFTER)
+    # Every form of HTTP-date begins with the day of the week and has the time in it. The library reads more than
+    # that ("5 1 1"), none of which a server means as a date.
+    if not re.match(r"[A-Za-z]{3,9},? .*:", value[:64]):
+        return None
+    try:
+        moment = parsedate_to_datetime(value[:64])
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        seconds = moment.timestamp() - now
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if math.isfinite(seconds) else None
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _is_html(response: Response) -> bool:
+    kind = media_type(response.headers)
+    if kind:
+        return kind in _HTML
+    beginning = (response.body or b"")[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return beginning.startswith(_HTML_BEGINNINGS)
+
+
+def _login_page(response: Response) -> Refused:
+    message = response.message
+    page = f" ({message})" if message else ""
+    return Refused(
+        short_text(f"{_status_line(response.status)} with a web page instead of an OTLP answer: a login page?{page}"),
+        response.status,
+    )
+
+
+def _without_a_body(_response: Response) -> Delivered:
+    return Delivered()
+
+
+def _delivered(response: Response) -> Delivered:
+    """Read the partial success. What cannot be read is at most a warning: the status said that all is well."""
+    kind = media_type(response.headers)
+    if response.body is None:
+        encoding = short_text(response.headers.get("content-encoding", ""))
+        return Delivered(0, f"the answer's body could not be decompressed (content-encoding: {encoding})")
+    try:
+        if "protobuf" in kind:
+            answer = _answer_from_protobuf(response.body)
+        elif "json" in kind and response.body.strip():
+            answer = _answer_from_json(response.body)
+        else:
+            return Delivered()
+    except ValueError as error:
+        return Delivered(0, short_text(f"the answer's body cannot be read as {kind}: {error}"))
+    partial = answer.partial_success
+    return Delivered(max(partial.rejected_spans, 0), short_text(partial.error_message, response.secrets))
+
+
+def _answer_from_protobuf(body: bytes) -> ExportTraceServiceResponse:
+    try:
+        return ExportTraceServiceResponse.FromString(body)
+    except DecodeError:
+        raise ValueError("it does not parse") from None
+
+
+def _answer_from_json(body: bytes) -> ExportTraceServiceResponse:
+    if not is_bounded_json(body):
+        raise ValueError("it is too long")
+    try:
+        return json_format.Parse(body, ExportTraceServiceResponse(), ignore_unknown_fields=True)
+    except (json_format.ParseError, UnicodeDecodeError):
+        # The parser's own words repeat the text.
+        raise ValueError("it does not parse") from None
+
+
+def _not_followed(response: Response) -> Refused:
+    target = _target(response.headers.get("location", ""))
+    towards = f" to {target}" if target else ""
+    return Refused(
+        short_text(f"{_status_line(response.status)}: the redirect{towards} was not followed", response.secrets),
+        response.status,
+    )
+
+
+def _target(location: str) -> str:
+    """Return where a redirect points, without userinfo, query and fragment: they may hold credentials."""
+    try:
+        parts = urlsplit(location[:4096])
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2]
+    path = parts.path if host or "@" not in parts.path else ""
+    scheme = f"{parts.scheme}:" if parts.scheme else ""
+    return f"{scheme}//{host}{path}" if host else path
+
+
+def _try_later(response: Response) -> TryLater:
+    return TryLater(response.reason, after=retry_after(response.headers.get("retry-after"), now=response.now))
+
+
+def _refused_as_a_whole_or_in_part(response: Response) -> Refused:
+    return Refused(response.reason, response.status, isolate=True)
+
+
+def _refused(response: Response) -> Refused:
+    return Refused(response.reason, response.status)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("204 and 205 have no body: delivered", (204, 205), Delivered, _without_a_body),
+    Rule("a 2xx that is a web page is a login page, not a delivery", range(200, 300), Refused, _login_page, _is_html),
+    Rule(
+        "any other 2xx is a delivery; its partial success is counted and never retried",
+        range(200, 300),
+        Delivered,
+        _delivered,
+    ),
+    Rule("3xx is not followed: credentials would go along", range(300, 400), Refused, _not_followed),
+    Rule("429, 502, 503 and 504 are retried, after Retry-After if given", (429, 502, 503, 504), TryLater, _try_later),
+    Rule(
+        "400, 413 and 422 are never repeated as they are; a part of the batch may be to blame",
+        (400, 413, 422),
+        Refused,
+        _refused_as_a_whole_or_in_part,
+    ),
+    Rule("everything else is refused and never retried", range(1000), Refused, _refused),
+)
