@@ -3,9 +3,12 @@
 https://opentelemetry.io/docs/specs/otel/common/attribute-type-mapping/
 
 A span is mostly attributes, and an attribute is mostly a short string under a key seen before. So that case is
-written out in `AttributeEncoder.fields`; everything else goes through a table of types.
+written out where attributes are appended; everything else goes through a table of types.
 
 ``AnyValue`` is a oneof: exactly one of its fields is there, also if it holds a zero or is empty, and none for None.
+Subclasses are taken for what they derive from. ``bytearray`` and ``memoryview`` are bytes, every other sequence is an
+array. Numbers that only say they are some (``numbers.Integral``, ``numbers.Real``: NumPy's) are converted. Sets,
+enums, dates, decimals and everything else become their ``str``. Keys that are no strings become their ``str`` too.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidSpanError
 from .checks import failed, invalid, shown, utf8
+from .fields import TABLE_SIZE, VARINTS, delimited
 from .wire import varint
 
-__all__ = ["AttributeEncoder", "any_value"]
+__all__ = ["AttributeEncoder"]
 
 # Parsers refuse what is nested deeper than 100 messages below the request (protobuf's own default), and with it
 # the whole request. The AnyValue of an event's attribute is at level 6. A list takes two levels more (ArrayValue
@@ -30,56 +34,59 @@ _VALUE_LEVELS: Final = 94
 _LIST_LEVELS: Final = 2
 _MAPPING_LEVELS: Final = 3
 
-# Keys are few and come again and again. A longer one is data that somebody took for a key.
+# Keys are few and come again and again; that there are more is data taken for keys.
 _MAX_KEYS: Final = 4096
-_SHORT_KEY_HEAD: Final = 256
 
 _Ancestors: TypeAlias = tuple[object, ...]
 
 
 def _text_head(size: int) -> bytes:
-    """Return what stands between the tag of an AnyValue and its ``size`` bytes of text."""
+    """Return what stands in front of ``size`` bytes of text: the length of its AnyValue, the field's tag and length."""
     length = varint(size)
     return b"".join((varint(1 + len(length) + size), b"\x0a", length))
 
 
-# Looking these up takes a tenth of the time of making them.
-_TABLE_SIZE: Final = 2048
-_VARINTS: Final = tuple(map(varint, range(_TABLE_SIZE)))
-_TEXT_HEADS: Final = tuple(map(_text_head, range(_TABLE_SIZE)))
-# With a short key and all heads, such a text is still within the table.
-_SHORT_TEXT: Final = _TABLE_SIZE - _SHORT_KEY_HEAD - 16
+_TEXT_HEADS: Final = tuple(map(_text_head, range(TABLE_SIZE)))
+_SMALL_INTS: Final = tuple(delimited(b"", b"\x18" + varint(value)) for value in range(TABLE_SIZE))
+# A text and a key, both of them short, are together with their heads still within the table of lengths.
+_SHORT_KEY_HEAD: Final = 256
+_SHORT_TEXT: Final = TABLE_SIZE - _SHORT_KEY_HEAD - 16
 
-_double: Final = struct.Struct("<Bd").pack
+_double: Final = struct.Struct("<2sd").pack
+
+
+# Each of the functions that follow returns an AnyValue with its length in front.
 
 
 def _text(value: str) -> bytes:
-    return _delimited(b"\x0a", utf8(value))
+    data = utf8(value)
+    size = len(data)
+    return (_TEXT_HEADS[size] if size < TABLE_SIZE else _text_head(size)) + data
 
 
 def _bool(value: bool) -> bytes:
-    return b"\x10\x01" if value else b"\x10\x00"
+    return b"\x02\x10\x01" if value else b"\x02\x10\x00"
 
 
 def _int(value: int) -> bytes:
-    if 0 <= value < _TABLE_SIZE:
-        return b"\x18" + _VARINTS[value]
+    if 0 <= value < TABLE_SIZE:
+        return _SMALL_INTS[value]
     if -(1 << 63) <= value < 1 << 63:
-        return b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+        return delimited(b"", b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF))
     # Decimal writes out any int; str() refuses one of more than 4,300 digits.
     return _text(f"{Decimal(value):f}")
 
 
 def _float(value: float) -> bytes:
-    return _double(0x21, value)
+    return _double(b"\x09\x21", value)
 
 
 def _bytes(value: bytes | bytearray | memoryview) -> bytes:
-    return _delimited(b"\x3a", bytes(value))
+    return delimited(b"", delimited(b"\x3a", bytes(value)))
 
 
 def _none(_value: None) -> bytes:
-    return b""
+    return b"\x00"
 
 
 _SCALARS: Final[Mapping[type, Callable[[Any], bytes]]] = {
@@ -92,26 +99,15 @@ _SCALARS: Final[Mapping[type, Callable[[Any], bytes]]] = {
 }
 
 
-def any_value(value: object) -> bytes:
-    """Return the fields of the ``AnyValue`` message that stands for ``value``.
-
-    Subclasses are taken for what they derive from. ``bytearray`` and ``memoryview`` are bytes, every other
-    sequence is an array. Numbers that only say they are some (``numbers.Integral``, ``numbers.Real``: NumPy's)
-    are converted. Sets, enums, dates, decimals and everything else become their ``str``.
-
-    Raises:
-        InvalidSpanError: ``value`` contains itself or is nested too deep. The message begins with the reason.
-        Exception: Whatever the methods of ``value`` raise.
-    """
-    return _any_value(value, _VALUE_LEVELS, ())
-
-
 def _any_value(value: object, levels: int, ancestors: _Ancestors) -> bytes:
-    encode = _SCALARS.get(type(value))
-    return encode(value) if encode is not None else _other_value(value, levels, ancestors)
+    kind = type(value)
+    encode = _SCALARS.get(kind)
+    if encode is not None:
+        return encode(value)
+    return _list(value, levels, ancestors) if kind is list or kind is tuple else _other(value, levels, ancestors)
 
 
-def _other_value(value: object, levels: int, ancestors: _Ancestors) -> bytes:
+def _other(value: object, levels: int, ancestors: _Ancestors) -> bytes:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):
@@ -121,9 +117,9 @@ def _other_value(value: object, levels: int, ancestors: _Ancestors) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return _bytes(value)
     if isinstance(value, Mapping):
-        return _mapping(value, _deeper(value, levels - _MAPPING_LEVELS, ancestors), (*ancestors, value))
+        return _mapping(value, levels, ancestors)
     if isinstance(value, Sequence):
-        return _list(value, _deeper(value, levels - _LIST_LEVELS, ancestors), (*ancestors, value))
+        return _list(value, levels, ancestors)
     if isinstance(value, Integral):
         return _int(int(value))
     if isinstance(value, Real) and not isinstance(value, Rational):
@@ -131,9 +127,30 @@ def _other_value(value: object, levels: int, ancestors: _Ancestors) -> bytes:
     return _text(str(value))
 
 
+def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
+    levels, ancestors = _deeper(value, levels - _LIST_LEVELS, ancestors), (*ancestors, value)
+    fields: list[bytes] = []
+    for item in tuple(value):
+        encode = _SCALARS.get(type(item))
+        fields += (b"\x0a", encode(item) if encode is not None else _any_value(item, levels, ancestors))
+    return delimited(b"", delimited(b"\x2a", b"".join(fields)))
+
+
+def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) -> bytes:
+    levels, ancestors = _deeper(value, levels - _MAPPING_LEVELS, ancestors), (*ancestors, value)
+    content = b"".join(
+        [
+            delimited(b"\x0a", _key_head(key) + _any_value(item, levels, ancestors))
+            for key, item in _with_text_keys(_snapshot(value)).items()
+        ]
+    )
+    return delimited(b"", delimited(b"\x32", content))
+
+
 def _deeper(value: object, levels: int, ancestors: _Ancestors) -> int:
-    if any(value is ancestor for ancestor in ancestors):
-        raise InvalidSpanError("it contains itself")
+    for ancestor in ancestors:
+        if value is ancestor:
+            raise InvalidSpanError("it contains itself")
     if levels < 0:
         raise InvalidSpanError(
             f"it is nested too deep; {_VALUE_LEVELS // _MAPPING_LEVELS} mappings or {_VALUE_LEVELS // _LIST_LEVELS} "
@@ -142,27 +159,9 @@ def _deeper(value: object, levels: int, ancestors: _Ancestors) -> int:
     return levels
 
 
-def _list(value: Sequence[object], levels: int, ancestors: _Ancestors) -> bytes:
-    values = (_delimited(b"\x0a", _any_value(item, levels, ancestors)) for item in tuple(value))
-    return _delimited(b"\x2a", b"".join(values))
-
-
-def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) -> bytes:
-    fields: list[bytes] = []
-    for key, item in _with_text_keys(_snapshot(value)).items():
-        head, encoded = _key_head(key), _any_value(item, levels, ancestors)
-        length = varint(len(encoded))
-        fields += (b"\x0a", varint(len(head) + len(length) + len(encoded)), head, length, encoded)
-    return _delimited(b"\x32", b"".join(fields))
-
-
-def _delimited(tag: bytes, content: bytes) -> bytes:
-    return b"".join((tag, varint(len(content)), content))
-
-
 def _key_head(key: str) -> bytes:
     """Return the field ``key`` of a KeyValue (left out if empty) and the tag of its field ``value``."""
-    return _delimited(b"\x0a", utf8(key)) + b"\x12" if key else b"\x12"
+    return delimited(b"\x0a", utf8(key)) + b"\x12" if key else b"\x12"
 
 
 def _snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -205,47 +204,50 @@ class AttributeEncoder:
             return
         if type(attributes) is not MappingProxyType and not isinstance(attributes, Mapping):
             raise invalid(field, attributes, "attributes are a mapping")
-        snapshot = _snapshot(attributes)
         start = len(fields)
-        if not self._append_all(fields, tag, snapshot, field):
-            del fields[start:]
-            self._append_all(fields, tag, _with_text_keys(snapshot), field)
+        try:
+            snapshot = _snapshot(attributes)
+            if not self._append_all(fields, tag, snapshot, field):
+                del fields[start:]
+                self._append_all(fields, tag, _with_text_keys(snapshot), field)
+        except InvalidSpanError:
+            raise
+        except Exception as error:
+            raise failed(field, error) from error
 
     def _append_all(self, fields: list[bytes], tag: bytes, attributes: dict[Any, Any], field: str) -> bool:
-        """Append the attributes; return False, and leave some out, if there is a key that is not a plain string."""
+        """Append the attributes; return False, with some left out, if there is a key that is not a plain string."""
+        key = value = None
         key_heads = self._key_heads
-        for key, value in attributes.items():
-            head = key_heads.get(key)
-            if head is None:
-                if type(key) is not str:
-                    return False
-                head = self._key_head(key)
-            if type(value) is str:
-                try:
-                    data = value.encode()
-                except UnicodeEncodeError:
-                    data = utf8(value)
-                size = len(data)
-                if size < _SHORT_TEXT and len(head) < _SHORT_KEY_HEAD:
-                    text_head = _TEXT_HEADS[size]
-                    fields += (tag, _VARINTS[len(head) + len(text_head) + size], head, text_head, data)
-                else:
-                    text_head = _text_head(size)
-                    fields += (tag, varint(len(head) + len(text_head) + size), head, text_head, data)
-                continue
-            encode = _SCALARS.get(type(value))
-            encoded = encode(value) if encode is not None else self._other_value(key, value, field)
-            length = varint(len(encoded))
-            fields += (tag, varint(len(head) + len(length) + len(encoded)), head, length, encoded)
-        return True
-
-    def _other_value(self, key: str, value: object, field: str) -> bytes:
         try:
-            return any_value(value)
+            for key, value in attributes.items():
+                head = key_heads.get(key)
+                if head is None:
+                    if type(key) is not str:
+                        return False
+                    head = self._key_head(key)
+                if type(value) is str:
+                    try:
+                        data = value.encode()
+                    except UnicodeEncodeError:
+                        data = utf8(value)
+                    size = len(data)
+                    if size < _SHORT_TEXT and len(head) < _SHORT_KEY_HEAD:
+                        text_head = _TEXT_HEADS[size]
+                        fields += (tag, VARINTS[len(head) + len(text_head) + size], head, text_head, data)
+                    else:
+                        text_head = _text_head(size)
+                        fields += (tag, varint(len(head) + len(text_head) + size), head, text_head, data)
+                else:
+                    encode = _SCALARS.get(type(value))
+                    encoded = encode(value) if encode is not None else _any_value(value, _VALUE_LEVELS, ())
+                    size = len(head) + len(encoded)
+                    fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, encoded)
         except InvalidSpanError as error:
-            raise InvalidSpanError(f"{field}[{shown(key)}] is {shown(value)}: {error}") from None
+            raise InvalidSpanError(f"{field}[{shown(key)}] is {shown(value)}: {error}") from error.__cause__
         except Exception as error:
             raise failed(f"{field}[{shown(key)}]", error) from error
+        return True
 
     def _key_head(self, key: str) -> bytes:
         head = _key_head(key)

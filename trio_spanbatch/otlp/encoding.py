@@ -3,9 +3,7 @@
 Writing the format directly takes a fifth of the time of building protobuf messages and serializing them, and the
 time that a span takes is spent in the call that adds it. What comes out is as long as protobuf's own serialization:
 fields in ascending order, lengths in as few bytes as possible, fields that have their default left out.
-
-Tags are ``field number << 3 | wire type``; the wire types are 0 (varint), 1 (64 bits), 2 (length-delimited) and
-5 (32 bits). https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/trace/v1/trace.proto
+https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/trace/v1/trace.proto
 """
 
 from __future__ import annotations
@@ -25,14 +23,13 @@ from .checks import (
     TIME_END,
     TRACE_ID_END,
     checked_int,
-    checked_text,
     failed,
     invalid,
     shown,
     within,
 )
+from .fields import count_field, delimited, text_field
 from .headers import HeaderEncoder
-from .wire import varint
 
 __all__ = ["SpanEncoder"]
 
@@ -140,24 +137,27 @@ class SpanEncoder:
             raise _failed_span(span, error) from error
 
     def _encode(self, span: Any) -> EncodedSpan:
-        fields: list[bytes] = []
         parent = span.parent
-        _append_context(fields, span.context)
+        fields = _context(span.context)
         if parent is not None:
             fields += (_PARENT_SPAN_ID, _span_id(parent.span_id, "parent.span_id"))
-        _append_text(fields, _NAME, span.name, "name")
-        fields.append(_kind(span.kind))
-        fields.append(_times(span.start_time, span.end_time))
+        fields += (
+            text_field(_NAME, span.name, "name"),
+            _kind(span.kind),
+            _times(span.start_time, span.end_time),
+        )
         self._attributes.append_fields(fields, _ATTRIBUTES, span.attributes, "attributes")
-        _append_count(fields, _DROPPED_ATTRIBUTES, span.dropped_attributes, "dropped_attributes")
+        fields.append(count_field(_DROPPED_ATTRIBUTES, span.dropped_attributes, "dropped_attributes"))
         for index, event in enumerate(span.events):
-            self._append_event(fields, index, event)
-        _append_count(fields, _DROPPED_EVENTS, span.dropped_events, "dropped_events")
+            fields.append(self._event(index, event))
+        fields.append(count_field(_DROPPED_EVENTS, span.dropped_events, "dropped_events"))
         for index, link in enumerate(span.links):
-            self._append_link(fields, index, link)
-        _append_count(fields, _DROPPED_LINKS, span.dropped_links, "dropped_links")
-        _append_status(fields, span.status)
-        fields.append(_span_flags(getattr(span, "flags", None), parent))
+            fields.append(self._link(index, link))
+        fields += (
+            count_field(_DROPPED_LINKS, span.dropped_links, "dropped_links"),
+            _status(span.status),
+            _span_flags(getattr(span, "flags", None), parent),
+        )
         resource = span.resource
         return EncodedSpan(
             b"".join(fields),
@@ -165,46 +165,43 @@ class SpanEncoder:
             self._headers.scope(span.instrumentation_scope),
         )
 
-    def _append_event(self, fields: list[bytes], index: int, event: Any) -> None:
+    def _event(self, index: int, event: Any) -> bytes:
         try:
-            content = [_event_time(event.timestamp)]
-            _append_text(content, _EVENT_NAME, event.name, "name")
-            self._attributes.append_fields(content, _EVENT_ATTRIBUTES, event.attributes, "attributes")
-            _append_count(content, _EVENT_DROPPED_ATTRIBUTES, event.dropped_attributes, "dropped_attributes")
+            fields = [_event_time(event.timestamp), text_field(_EVENT_NAME, event.name, "name")]
+            self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
+            fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, event.dropped_attributes, "dropped_attributes"))
         except InvalidSpanError as error:
             raise within(f"events[{index}]", error) from error.__cause__
         except Exception as error:
             raise failed(f"events[{index}]", error) from error
-        message = b"".join(content)
-        fields += (_EVENTS, varint(len(message)), message)
+        return delimited(_EVENTS, b"".join(fields))
 
-    def _append_link(self, fields: list[bytes], index: int, link: Any) -> None:
+    def _link(self, index: int, link: Any) -> bytes:
         try:
-            content: list[bytes] = []
             context = link.context
-            _append_context(content, context)
-            self._attributes.append_fields(content, _LINK_ATTRIBUTES, link.attributes, "attributes")
-            _append_count(content, _LINK_DROPPED_ATTRIBUTES, link.dropped_attributes, "dropped_attributes")
-            content.append(_link_flags(getattr(link, "flags", None), context))
+            fields = _context(context)
+            self._attributes.append_fields(fields, _LINK_ATTRIBUTES, link.attributes, "attributes")
+            fields.append(count_field(_LINK_DROPPED_ATTRIBUTES, link.dropped_attributes, "dropped_attributes"))
+            fields.append(_link_flags(getattr(link, "flags", None), context))
         except InvalidSpanError as error:
             raise within(f"links[{index}]", error) from error.__cause__
         except Exception as error:
             raise failed(f"links[{index}]", error) from error
-        message = b"".join(content)
-        fields += (_LINKS, varint(len(message)), message)
+        return delimited(_LINKS, b"".join(fields))
 
 
-def _append_context(fields: list[bytes], context: Any) -> None:
-    """Append trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link."""
+def _context(context: Any) -> list[bytes]:
+    """Return trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link."""
     if context is None:
-        raise InvalidSpanError("context is None: a span is identified by its context")
+        raise InvalidSpanError("context is None: it holds the ids, which every span and link has")
     trace_id = context.trace_id
     if type(trace_id) is not int or not 0 < trace_id < TRACE_ID_END:
         trace_id = checked_int(trace_id, 1, TRACE_ID_END, "context.trace_id", "a trace id")
-    fields += (_TRACE_ID, trace_id.to_bytes(16, "big"), _SPAN_ID, _span_id(context.span_id, "context.span_id"))
+    fields = [_TRACE_ID, trace_id.to_bytes(16, "big"), _SPAN_ID, _span_id(context.span_id, "context.span_id")]
     trace_state = context.trace_state
     if trace_state:
-        _append_text(fields, _TRACE_STATE, _trace_state_text(trace_state), "context.trace_state")
+        fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state), "context.trace_state"))
+    return fields
 
 
 def _span_id(span_id: Any, field: str) -> bytes:
@@ -217,17 +214,6 @@ def _trace_state_text(trace_state: Any) -> Any:
     if not isinstance(trace_state, Mapping):
         return trace_state
     return ",".join(f"{key}={value}" for key, value in trace_state.items())
-
-
-def _append_text(fields: list[bytes], tag: bytes, text: Any, field: str) -> None:
-    data = checked_text(text, field)
-    if data:
-        fields += (tag, varint(len(data)), data)
-
-
-def _append_count(fields: list[bytes], tag: bytes, count: Any, field: str) -> None:
-    if count or type(count) is not int:
-        fields += (tag, varint(checked_int(count, 0, COUNT_END, field, "a count")))
 
 
 def _kind(kind: Any) -> bytes:
@@ -258,20 +244,15 @@ def _checked_time(time: Any, field: str) -> int:
     return checked_int(time, 0, TIME_END, field, "a time in nanoseconds")
 
 
-def _append_status(fields: list[bytes], status: Any) -> None:
+def _status(status: Any) -> bytes:
     if status is None:
-        return
-    code = status.status_code
+        return b""
+    code, description = status.status_code, status.description
     code_field = _STATUS_CODES.get(code._value_) if isinstance(code, Enum) else None
     if code_field is None:
         raise invalid("status.status_code", code, "it has to be a StatusCode")
-    description = status.description
-    content: list[bytes] = []
-    if description is not None:
-        _append_text(content, _STATUS_MESSAGE, description, "status.description")
-    content.append(code_field)
-    message = b"".join(content)
-    fields += (_STATUS, varint(len(message)), message)
+    message = b"" if description is None else text_field(_STATUS_MESSAGE, description, "status.description")
+    return delimited(_STATUS, message + code_field)
 
 
 def _span_flags(flags: Any, parent: Any) -> bytes:

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
-from .checks import COUNT_END, checked_int, checked_text, failed
-from .wire import varint
+from .checks import failed
+from .fields import count_field, delimited, text_field
 
 __all__ = ["HeaderEncoder"]
 
@@ -98,8 +98,8 @@ class HeaderEncoder:
 
     def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:
         fields = [
-            _text(_SCOPE_NAME, scope.name, "instrumentation_scope.name"),
-            _text(_SCOPE_VERSION, scope.version, "instrumentation_scope.version"),
+            _optional_text(_SCOPE_NAME, scope.name, "instrumentation_scope.name"),
+            _optional_text(_SCOPE_VERSION, scope.version, "instrumentation_scope.version"),
         ]
         self._attributes.append_fields(fields, _SCOPE_ATTRIBUTES, attributes, "instrumentation_scope.attributes")
         fields.append(_dropped(_SCOPE_DROPPED_ATTRIBUTES, scope, "instrumentation_scope.dropped_attributes"))
@@ -159,16 +159,13 @@ def _is_constant(value: Any) -> bool:
 
 
 def _header(fields: list[bytes], schema_url: Any, field: str) -> bytes:
-    content = b"".join(fields)
-    return b"".join((_CONTENT, varint(len(content)), content, _text(_SCHEMA_URL, schema_url, field)))
+    return delimited(_CONTENT, b"".join(fields)) + _optional_text(_SCHEMA_URL, schema_url, field)
 
 
-def _text(tag: bytes, value: Any, field: str) -> bytes:
-    text = b"" if value is None else checked_text(value, field)
-    return b"".join((tag, varint(len(text)), text)) if text else b""
+def _optional_text(tag: bytes, value: Any, field: str) -> bytes:
+    return b"" if value is None else text_field(tag, value, field)
 
 
 def _dropped(tag: bytes, owner: object, field: str) -> bytes:
     # OpenTelemetry's resources and scopes do not say how many.
-    count = checked_int(getattr(owner, "dropped_attributes", 0), 0, COUNT_END, field, "a count")
-    return tag + varint(count) if count else b""
+    return count_field(tag, getattr(owner, "dropped_attributes", 0), field)
