@@ -63,10 +63,6 @@ def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str |
     return _read_only(trace_state) if isinstance(trace_state, Mapping) else trace_state or ""
 
 
-def _as_tuple(items: Iterable[_Value] | None) -> tuple[_Value, ...]:
-    return () if items is None else tuple(items)
-
-
 @attrs.frozen
 class Status:
     """How an operation ended.
@@ -202,8 +198,8 @@ class Span:
     kind: SpanKind = attrs.field(default=SpanKind.INTERNAL, kw_only=True)
     parent: SpanContext | None = attrs.field(default=None, kw_only=True)
     attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only, kw_only=True)
-    events: tuple[SpanEvent, ...] = attrs.field(default=(), converter=_as_tuple, kw_only=True)
-    links: tuple[SpanLink, ...] = attrs.field(default=(), converter=_as_tuple, kw_only=True)
+    events: tuple[SpanEvent, ...] = attrs.field(default=(), converter=tuple, kw_only=True)
+    links: tuple[SpanLink, ...] = attrs.field(default=(), converter=tuple, kw_only=True)
     status: Status | None = attrs.field(default=Status(), kw_only=True)
     resource: Resource | None = attrs.field(default=None, kw_only=True)
     instrumentation_scope: InstrumentationScope | None = attrs.field(default=None, kw_only=True)

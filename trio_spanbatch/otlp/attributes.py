@@ -99,7 +99,7 @@ _SCALARS: Final[Mapping[type, Callable[[Any], bytes]]] = {
 }
 
 
-def _any_value(value: object, levels: int, ancestors: _Ancestors) -> bytes:
+def _any_value(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
     kind = type(value)
     encode = _SCALARS.get(kind)
     if encode is not None:
@@ -107,7 +107,7 @@ def _any_value(value: object, levels: int, ancestors: _Ancestors) -> bytes:
     return _list(value, levels, ancestors) if kind is list or kind is tuple else _other(value, levels, ancestors)
 
 
-def _other(value: object, levels: int, ancestors: _Ancestors) -> bytes:
+def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):

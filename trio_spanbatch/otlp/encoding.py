@@ -207,7 +207,8 @@ def _context(context: Any) -> list[bytes]:
 def _span_id(span_id: Any, field: str) -> bytes:
     if type(span_id) is not int or not 0 < span_id < SPAN_ID_END:
         span_id = checked_int(span_id, 1, SPAN_ID_END, field, "a span id")
-    return span_id.to_bytes(8, "big")
+    encoded: bytes = span_id.to_bytes(8, "big")
+    return encoded
 
 
 def _trace_state_text(trace_state: Any) -> Any:
