@@ -57,10 +57,7 @@ def short_text(text: str, secrets: Collection[str] = ()) -> str:
 
 def is_bounded_json(body: bytes) -> bool:
     """Return whether parsing ``body`` as JSON takes a bounded amount of memory."""
-    return (
-        len(body) <= _MAX_JSON_BYTES
-        and body.count(b",") + body.count(b"[") + body.count(b"{") <= _MAX_JSON_ITEMS
-    )
+    return len(body) <= _MAX_JSON_BYTES and body.count(b",") + body.count(b"[") + body.count(b"{") <= _MAX_JSON_ITEMS
 
 
 def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()) -> str:

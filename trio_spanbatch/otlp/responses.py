@@ -86,7 +86,7 @@ class Rule:
 
     requirement: str
     statuses: Collection[int]
-    outcome: type[Delivered] | type[TryLater] | type[Refused]
+    outcome: type[Delivered | TryLater | Refused]
     answer: Answer = attrs.field(repr=False)
     applies: Condition = attrs.field(default=_always, repr=False)
 

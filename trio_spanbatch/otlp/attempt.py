@@ -1,0 +1,110 @@
+"""One attempt at sending a request, and how far it came.
+
+httpx tells what a request ended with, not how far it had come when it was cancelled; and httpcore leaves a
+connection to the garbage collector that is cancelled between the end of the TCP handshake and the request. Both are
+solved by httpcore's ``trace`` extension (https://www.encode.io/httpcore/extensions/#trace), which tells of each step.
+With a transport that is not httpcore's there is no trace, and every outcome of a cancelled attempt is unknown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import httpx
+import trio
+
+from .._results import ExportResult, Refused
+from .body import BoundedBody
+from .responses import interpret_response
+
+__all__ = ["Attempt"]
+
+# Seconds. Closing a socket takes none; this is for the streams of a backend of the user's own.
+_CLOSE_TIMEOUT = 1.0
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+class Attempt:
+    """What is known about an attempt while it runs, and after it was cancelled.
+
+    Attributes:
+        peer: Host and port that were connected to: the server's, or a proxy's.
+        handed_over: Whether httpx was asked to send the request.
+        secrets: What must not be shown of the request.
+        response: The response, once its headers are there.
+        body: The body of the response as far as it was received.
+        redirect: Status and headers of a response that is a redirect, known even if httpx cannot make sense of it.
+    """
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.secrets: tuple[str, ...] = ()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the exchange that was: the request is sent once more."""
+        self.handed_over = self._traced = self._written = False
+        self.response: httpx.Response | None = None
+        self.body: BoundedBody | None = None
+        self.redirect: tuple[int, Mapping[str, str]] | None = None
+        self._connection: _Closable | None = None
+
+    @property
+    def may_have_arrived(self) -> bool:
+        """Whether the server may have seen the request."""
+        return self._written or (self.handed_over and not self._traced)
+
+    def result(self) -> ExportResult:
+        """Return what the response means. Its body was read as far as it is allowed to go."""
+        assert self.response is not None
+        assert self.body is not None
+        if self.body.exceeded:
+            status = self.response.status_code
+            return Refused(f"{status}: the response is larger than {self.body.limit} bytes", status)
+        return self._interpreted(self.response.status_code, self.response.headers, self.body.content)
+
+    def known_failure(self) -> ExportResult | None:
+        """Return what the response means if it is a failure, though it did not arrive in full; ``None`` if it is none.
+
+        The status of a failure says enough. With a 2xx the rest of the response would have said what was rejected.
+        """
+        if self.redirect is not None:
+            return self._interpreted(*self.redirect, b"")
+        if self.response is None or self.response.is_success:
+            return None
+        return self._interpreted(
+            self.response.status_code, self.response.headers, None if self.body is None else self.body.content
+        )
+
+    def _interpreted(self, status: int, headers: Mapping[str, str], body: bytes | None) -> ExportResult:
+        return interpret_response(status, headers, body, now=time.time(), secrets=self.secrets)
+
+    async def trace(self, name: str, info: dict[str, Any]) -> None:
+        """Note a step. httpcore calls it with names like ``connection.connect_tcp.complete``."""
+        self._traced = True
+        step = name.partition(".")[2]
+        if step == "connect_tcp.started":
+            self.peer = f"{info['host']}:{info['port']}"
+        elif step == "connect_tcp.complete":
+            self._connection = info["return_value"]
+        elif step == "send_request_headers.started" and info["request"].method != b"CONNECT":
+            self._written = True
+        elif step == "receive_response_headers.complete" and self._written:
+            self._note_redirect(info["return_value"])
+
+    def _note_redirect(self, response: tuple[Any, ...]) -> None:
+        # HTTP/1.1: version, status, reason, headers; HTTP/2: status, headers.
+        status, headers = response[0 if len(response) == 2 else 1], response[-1]
+        if 300 <= status < 400:
+            self.redirect = status, httpx.Headers(headers)
+
+    async def close_unused_connection(self) -> None:
+        """Close the connection that was made for this attempt if the attempt ended before it was used."""
+        if self._connection is not None and not self._written:
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self._connection.aclose()

@@ -1,0 +1,375 @@
+"""OTLP over HTTP, on httpx: the exporter that users get by default.
+
+What a response means is in ``responses``, what a broken exchange means in ``failures``; here is the exchange itself.
+It is bounded in every direction: in time by one cancel scope around the whole attempt (httpx's own timeouts are for
+single steps, and a server that sends one byte a second never reaches them), and in space by the limits on request and
+response; the head of a response is bounded by h11 (100 KiB).
+"""
+
+from __future__ import annotations
+
+import http.cookiejar
+import os
+import platform
+import ssl
+from collections.abc import Mapping
+from typing import Any, Self
+
+import httpx
+import trio
+
+from .._batch import SpanBatch
+from .._environment import exporter_options, sdk_disabled
+from .._results import ExportResult, Refused, TryLater
+from .._version import __version__
+from .attempt import Attempt
+from .auth import Auth, AuthError, AuthFunction, as_auth
+from .body import BoundedBody, PiecewiseStream, gzip_compress, read_bounded
+from .disabled import DisabledExporter
+from .failures import failure_result
+from .http_headers import check_endpoint, check_header_location, check_header_name, encoded_headers, secrets_of
+from .messages import short_text
+from .tls import client_context
+
+__all__ = ["USER_AGENT", "OTLPExporter"]
+
+MIB = 1024 * 1024
+
+# https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent asks for the exporter, its language and
+# its version.
+USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
+
+# Seconds that an idle connection is kept, so that it outlives the delay between two batches. Servers close idle
+# connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
+KEEPALIVE_EXPIRY = 30.0
+
+# Seconds that closing the client may take. Its connections are closed without a word, so it takes none.
+_CLOSE_TIMEOUT = 1.0
+
+_UNAUTHORIZED = 401
+
+
+class _NoCookies(http.cookiejar.CookieJar):
+    """Neither stores cookies nor sends any: nothing that a server says is kept from one request to the next."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Ignore the cookies of ``response``."""
+
+    def add_cookie_header(self, request: Any) -> None:
+        """Leave ``request`` as it is."""
+
+
+class OTLPExporter:
+    """Sends batches to an OTLP/HTTP server, as protobuf. A `SpanExporter`.
+
+    It can be made outside of trio. Several exports may run at once, each on a connection of its own; connections are
+    kept alive. Redirects are not followed and cookies are not kept. Proxies are used as httpx uses them
+    (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``).
+
+    Args:
+        endpoint: The URL to send to, as it is: no path is added. It has no user name, password or query.
+        location_header: The header that carries a batch's location; without, the location is not sent.
+        headers: Headers for every request, for instance ``{"Authorization": "Bearer ..."}``. A ``User-Agent`` is put
+            in front of the exporter's own.
+        auth: Headers that are made for each attempt: an `Auth`, or a function of the location, sync or async. After
+            a 401 it is asked again, and the request is repeated once if it returns other headers.
+        timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
+            to the last of the response; `math.inf` for none.
+        compression: ``"gzip"``, or ``None`` for none.
+        client: A client of your own. It is not closed, and its settings (TLS, proxies, cookies, limits) are yours.
+        transport: A transport for the exporter's own client, for instance `OTLPReceiver.memory_transport`. It is
+            closed with the exporter.
+        certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of the usual
+            ones.
+        client_certificate: The file with the certificate that the server is shown (PEM).
+        client_key: The file with its key; by default it is in the same file.
+        max_request_bytes: A request that is larger before compression is not sent, but refused.
+        max_response_bytes: A response that is larger after decompression is not read to its end, and refused.
+
+    Raises:
+        ValueError: An argument cannot be used. Credentials are never in the message.
+        TypeError: An argument is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        location_header: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: Auth | AuthFunction | None = None,
+        timeout: float = 10.0,
+        compression: str | None = None,
+        client: httpx.AsyncClient | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        client_certificate: str | os.PathLike[str] | None = None,
+        client_key: str | os.PathLike[str] | None = None,
+        max_request_bytes: int = 64 * MIB,
+        max_response_bytes: int = 4 * MIB,
+    ) -> None:
+        self._closed = False
+        self._url = check_endpoint(endpoint)
+        self._headers = encoded_headers(headers or {})
+        self._location_header = _checked_location_header(location_header, self._headers)
+        self._auth = as_auth(auth)
+        self._timeout = _checked_timeout(timeout)
+        if compression not in (None, "gzip"):
+            raise ValueError(f"compression is {compression!r}; it must be 'gzip' or None")
+        self._gzip = compression == "gzip"
+        self._max_request_bytes = _checked_size("max_request_bytes", max_request_bytes)
+        self._max_response_bytes = _checked_size("max_response_bytes", max_response_bytes)
+        context = client_context(certificate, client_certificate, client_key)
+        if [client is not None, transport is not None, context is not None].count(True) > 1:
+            raise ValueError(
+                "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
+                "its TLS too"
+            )
+        self._owns_client = client is None
+        self._client = _make_client(transport, context) if client is None else client
+        agent = self._headers.pop(b"user-agent", b"")
+        self._headers_always = {
+            **self._headers,
+            b"user-agent": b" ".join(filter(None, (agent, USER_AGENT.encode("ascii")))),
+            b"content-type": b"application/x-protobuf",
+            b"accept-encoding": b"gzip, deflate",
+            **({b"content-encoding": b"gzip"} if self._gzip else {}),
+        }
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        location_header: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: Auth | AuthFunction | None = None,
+        client: httpx.AsyncClient | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> Self | DisabledExporter:
+        """Return an exporter that is configured as ``OTEL_EXPORTER_OTLP_*`` says.
+
+        With ``OTEL_SDK_DISABLED=true`` it is one that refuses every batch and sends nothing.
+
+        Args:
+            environ: The variables; by default those of the process.
+            location_header: As for the class.
+            headers: Headers besides those of the environment, which they replace where both have one.
+            auth: As for the class.
+            client: As for the class. The certificates of the environment are then not looked at.
+            transport: As for the class; the same holds.
+
+        Raises:
+            ValueError: The environment asks for what cannot be done: another protocol, credentials in a URL, a file
+                that cannot be read.
+        """
+        environ = os.environ if environ is None else environ
+        if sdk_disabled(environ):
+            return DisabledExporter()
+        options = exporter_options(environ)
+        own_tls = client is None and transport is None
+        own_headers = {name.lower() for name in headers or {}}
+        inherited = {
+            name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
+        }
+        return cls(
+            options["endpoint"],
+            location_header=location_header,
+            headers={**inherited, **(headers or {})},
+            auth=auth,
+            timeout=options.get("timeout", 10.0),
+            compression=options.get("compression"),
+            client=client,
+            transport=transport,
+            certificate=options.get("certificate") if own_tls else None,
+            client_certificate=options.get("client_certificate") if own_tls else None,
+            client_key=options.get("client_key") if own_tls else None,
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that is sent to."""
+        return str(self._url)
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if ``location`` cannot be sent.
+
+        Without a ``location_header``, every location can. With one, it is printable ASCII, not empty and without
+        outer spaces.
+        """
+        if self._location_header is not None:
+            check_header_location(location)
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``.
+
+        If it is cancelled, the server may have the batch or not. Its connection is closed.
+
+        Raises:
+            trio.ClosedResourceError: The exporter, or the client that it was given, is closed.
+            InvalidLocationError: See `check_location`.
+        """
+        self._check_open()
+        self.check_location(batch.location)
+        if batch.size > self._max_request_bytes:
+            await trio.lowlevel.checkpoint()
+            return Refused(
+                f"the request has {batch.size} bytes; more than {self._max_request_bytes} (max_request_bytes) are not "
+                "sent",
+                isolate=True,
+            )
+        attempt = Attempt(f"{self._url.host}:{self._port}")
+        with trio.move_on_after(self._timeout):
+            try:
+                return await self._attempt(batch, attempt)
+            finally:
+                await attempt.close_unused_connection()
+        return self._timed_out(attempt)
+
+    async def aclose(self) -> None:
+        """Close the client and its connections, unless the client was given. No export may be under way.
+
+        If it is cancelled, they are closed all the same.
+        """
+        self._closed = True
+        if self._owns_client:
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self._client.aclose()
+        await trio.lowlevel.checkpoint()
+
+    def __repr__(self) -> str:
+        return f"<OTLPExporter for {self._url}>"
+
+    @property
+    def _port(self) -> int:
+        return self._url.port or {"http": 80, "https": 443}[self._url.scheme]
+
+    async def _attempt(self, batch: SpanBatch, attempt: Attempt) -> ExportResult:
+        body = batch.to_request()
+        if self._gzip:
+            body = await gzip_compress(body)
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._auth is None:
+            return await self._exchange(batch.location, body, {}, attempt)
+        return await self._exchange_with_auth(self._auth, batch.location, body, attempt)
+
+    async def _exchange_with_auth(self, auth: Auth, location: str, body: bytes, attempt: Attempt) -> ExportResult:
+        try:
+            credentials = await auth.headers(location)
+            result = await self._exchange(location, body, credentials, attempt)
+            if not isinstance(result, Refused) or result.status_code != _UNAUTHORIZED:
+                return result
+            auth.invalidate(location, credentials)
+            fresh = await auth.headers(location)
+        except AuthError as error:
+            reason = short_text(f"no credentials: {error.reason}")
+            return TryLater(reason) if error.retry else Refused(reason)
+        except (httpx.HTTPError, OSError, trio.TooSlowError) as error:
+            # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
+            return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
+        if fresh == credentials:
+            return result
+        attempt.restart()
+        return await self._exchange(location, body, fresh, attempt)
+
+    async def _exchange(
+        self, location: str, body: bytes, credentials: Mapping[str, str], attempt: Attempt
+    ) -> ExportResult:
+        try:
+            credential_headers = encoded_headers(credentials)
+        except (TypeError, ValueError) as error:
+            return Refused(f"auth: {error}")
+        self._check_open()
+        request = self._request(location, body, credential_headers, attempt)
+        attempt.secrets = secrets_of((*self._headers.values(), *credential_headers.values()))
+        attempt.handed_over = True
+        try:
+            response = await self._client.send(request, stream=True, follow_redirects=False)
+            try:
+                attempt.response = response
+                attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
+                await read_bounded(response, attempt.body)
+            finally:
+                await self._close(response)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            return attempt.known_failure() or failure_result(
+                error, peer=attempt.peer, https=self._url.scheme == "https", secrets=attempt.secrets
+            )
+        return attempt.result()
+
+    def _request(
+        self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
+    ) -> httpx.Request:
+        headers = {**self._headers_always, **credential_headers}
+        if self._location_header is not None:
+            headers[self._location_header] = location.encode("ascii")
+        request = self._client.build_request(
+            "POST",
+            self._url,
+            headers=list(headers.items()),
+            content=body,
+            timeout=None,
+            extensions={"trace": attempt.trace},
+        )
+        request.stream = PiecewiseStream(body)
+        return request
+
+    def _timed_out(self, attempt: Attempt) -> ExportResult:
+        known = attempt.known_failure()
+        if known is not None:
+            return known
+        if attempt.may_have_arrived:
+            return TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s", ambiguous=True)
+        if attempt.handed_over:
+            return TryLater(f"no connection to {attempt.peer} within {self._timeout:g} s")
+        return TryLater(f"no credentials, or no time to compress, within {self._timeout:g} s")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the exporter is closed")
+        if self._client.is_closed:
+            raise trio.ClosedResourceError("the client that the exporter was given is closed")
+
+    async def _close(self, response: httpx.Response) -> None:
+        """Close ``response``, which does nothing unless reading it ended with an exception that httpx did not see."""
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await response.aclose()
+
+
+def _make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        verify=True if context is None else context,
+        transport=transport,
+        cookies=_NoCookies(),
+        timeout=None,
+        # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
+        # connection within their timeout.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY),
+    )
+
+
+def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
+    if name is None:
+        return None
+    check_header_name(name, "location_header")
+    encoded = name.lower().encode("ascii")
+    if encoded in headers or encoded == b"user-agent":
+        raise ValueError(f"location_header {name!r} is also among headers")
+    return encoded
+
+
+def _checked_timeout(timeout: float) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout is {timeout!r}; it must be a number of seconds")
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r}; it must be above 0 (math.inf means none)")
+    return float(timeout)
+
+
+def _checked_size(name: str, size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} is {size!r}; it must be an int")
+    if size < 1:
+        raise ValueError(f"{name} is {size!r}; it must be at least 1")
+    return size
