@@ -218,7 +218,7 @@ class _ClientStream(httpcore.AsyncNetworkStream):
             raise httpcore.ConnectTimeout(str(error)) from error
         except trio.BrokenResourceError as error:
             await trio.aclose_forcefully(stream)
-            raise httpcore.ConnectError(str(error.__cause__ or error)) from error
+            raise httpcore.ConnectError(str(error)) from error
         return _ClientStream(stream, self._end)
 
     def get_extra_info(self, info: str) -> Any:
