@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import attrs
 
@@ -29,8 +29,6 @@ __all__ = [
     "Status",
     "StatusCode",
 ]
-
-_Value = TypeVar("_Value")
 
 
 class SpanKind(Enum):
@@ -52,7 +50,7 @@ class StatusCode(Enum):
     ERROR = 2
 
 
-def _read_only(mapping: Mapping[str, _Value] | None) -> Mapping[str, _Value]:
+def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if mapping is None:
         return MappingProxyType({})
     # What is no mapping is kept as it is: the encoder says what is wrong with it.
@@ -163,6 +161,15 @@ class InstrumentationScope:
     dropped_attributes: int = 0
 
 
+# A generic converter, such as ``tuple`` itself, leaves type checkers without the type of the items.
+def _events(events: Iterable[SpanEvent]) -> tuple[SpanEvent, ...]:
+    return tuple(events)
+
+
+def _links(links: Iterable[SpanLink]) -> tuple[SpanLink, ...]:
+    return tuple(links)
+
+
 @attrs.frozen
 class Span:
     """One operation that has ended.
@@ -198,8 +205,8 @@ class Span:
     kind: SpanKind = attrs.field(default=SpanKind.INTERNAL, kw_only=True)
     parent: SpanContext | None = attrs.field(default=None, kw_only=True)
     attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only, kw_only=True)
-    events: tuple[SpanEvent, ...] = attrs.field(default=(), converter=tuple, kw_only=True)
-    links: tuple[SpanLink, ...] = attrs.field(default=(), converter=tuple, kw_only=True)
+    events: tuple[SpanEvent, ...] = attrs.field(default=(), converter=_events, kw_only=True)
+    links: tuple[SpanLink, ...] = attrs.field(default=(), converter=_links, kw_only=True)
     status: Status | None = attrs.field(default=Status(), kw_only=True)
     resource: Resource | None = attrs.field(default=None, kw_only=True)
     instrumentation_scope: InstrumentationScope | None = attrs.field(default=None, kw_only=True)
@@ -212,7 +219,7 @@ class Span:
 class SpanLike(Protocol):
     """What can be added to a batcher: `Span`, OpenTelemetry's ``ReadableSpan``, and whatever has their attributes.
 
-    The values are checked when the span is encoded, whatever their types say.
+    What the attributes are is documented in `Span`. They are checked when the span is encoded, by value.
     """
 
     @property
@@ -228,11 +235,11 @@ class SpanLike(Protocol):
     @property
     def end_time(self) -> int | None: ...
     @property
-    def attributes(self) -> Mapping[str, Any] | None: ...
+    def attributes(self) -> Any: ...
     @property
-    def events(self) -> Iterable[Any]: ...
+    def events(self) -> Any: ...
     @property
-    def links(self) -> Iterable[Any]: ...
+    def links(self) -> Any: ...
     @property
     def status(self) -> Any: ...
     @property
