@@ -1,0 +1,49 @@
+"""Batches trace spans by location and sends them, on trio, without losing one in silence.
+
+    async with SpanBatcher() as batcher:
+        batcher.add_span_nowait("main.agents.spans", span)
+"""
+
+from __future__ import annotations
+
+from ._batch import EncodedSpan, SpanBatch
+from ._batcher import SpanBatcher
+from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
+from ._exporter import LocationChecker, SpanExporter
+from ._policy import BatchPolicy, Limits, RetryPolicy
+from ._records import InstrumentationScope, Resource, Span, SpanContext, SpanEvent, SpanLink, Status
+from ._results import Delivered, ExportResult, Refused, TryLater
+from ._statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
+from .otlp.http import OTLPExporter
+
+__all__ = [
+    "BatchPolicy",
+    "Delivered",
+    "EncodedSpan",
+    "ExportResult",
+    "FlushCounts",
+    "FlushReport",
+    "InstrumentationScope",
+    "InvalidLocationError",
+    "InvalidSpanError",
+    "Limits",
+    "LocationChecker",
+    "LocationStatistics",
+    "Loss",
+    "OTLPExporter",
+    "Refused",
+    "Resource",
+    "RetryPolicy",
+    "Span",
+    "SpanBatch",
+    "SpanBatcher",
+    "SpanBatcherStatistics",
+    "SpanContext",
+    "SpanEvent",
+    "SpanExporter",
+    "SpanLink",
+    "Status",
+    "TooManyLocationsError",
+    "TryLater",
+    "UndeliveredSpansError",
+]

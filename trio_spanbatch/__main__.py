@@ -1,0 +1,7 @@
+"""``python -m trio_spanbatch`` is the command ``trio-spanbatch``."""
+
+from __future__ import annotations
+
+from .cli import main
+
+main()

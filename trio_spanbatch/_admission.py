@@ -1,0 +1,225 @@
+"""Admission: who may put a span into a lane, and who waits.
+
+Three things are limited: the spans queued for a location, its pending bytes, and the pending bytes over all. Nobody
+ever waits inside a channel's ``send``. An adder that finds no room stands in its location's line (``lane.waiting``),
+first come first served. The one at the head of such a line waits either for its own lane, or, if that has room, for the
+byte budget: then its lane stands in the line for bytes (``_byte_line``), first come first served as well. So a full
+location holds up nobody but its own adders, and a large span is not starved by small ones.
+
+Whoever frees room admits on behalf of those who wait: a seal frees places in the queue, a settlement frees bytes. The
+span enters the lane and the counts in that same step, and only then is its adder woken. An adder that is cancelled
+leaves the line; its span was never in.
+
+While adders wait for bytes, no export slot stands idle: as many lanes as there are free slots, fullest first, are
+pressed, which makes them due. Otherwise a budget spread over many lanes that are not due would stall everybody while
+the exporter idles. (Traps: rooms and slots have one owner each, and no lock is held across an await.)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+
+import attrs
+import outcome
+import trio
+
+from ._batch import EncodedSpan
+from ._errors import InvalidSpanError
+from ._lane import Lane
+from ._shared import Shared
+
+__all__ = ["Admission", "Waiter"]
+
+
+@attrs.frozen(eq=False)
+class Waiter:
+    """An adder that waits, and its span."""
+
+    task: trio.lowlevel.Task
+    span: EncodedSpan
+
+
+class Admission:
+    """Admits spans, at once or later."""
+
+    def __init__(self, shared: Shared) -> None:
+        limits = shared.limits
+        self._shared = shared
+        self._ledger = shared.ledger
+        self._max_queued = limits.max_queued_spans
+        self._max_bytes = limits.max_pending_bytes
+        self._max_lane_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
+        self._byte_line: OrderedDict[Lane, None] = OrderedDict()
+        self._pressed: set[Lane] = set()
+        self._closed = False
+
+    # -- adding ------------------------------------------------------------------------------------------------
+
+    def try_admit(self, lane: Lane, span: EncodedSpan) -> bool:
+        """Admit ``span`` if there is room and nobody waits for it already."""
+        account = lane.account
+        size = len(span.payload)
+        if (
+            account.queued < self._max_queued
+            and account.pending_bytes + size <= self._max_lane_bytes
+            and self._ledger.pending_bytes + size <= self._max_bytes
+            and not lane.waiting
+            and not self._byte_line
+        ):
+            lane.accept(span)
+            return True
+        return False
+
+    def try_admit_all(self, lane: Lane, spans: list[EncodedSpan]) -> bool:
+        """Admit all of ``spans``, or none."""
+        size = sum(span.size for span in spans)
+        if (
+            lane.waiting
+            or self._byte_line
+            or lane.account.queued + len(spans) > self._max_queued
+            or lane.account.pending_bytes + size > self._max_lane_bytes
+            or self._ledger.pending_bytes + size > self._max_bytes
+        ):
+            return False
+        for span in spans:
+            lane.accept(span)
+        return True
+
+    def check_can_ever_fit(self, spans: list[EncodedSpan]) -> None:
+        """Raise `ValueError` if ``spans`` cannot be pending together, however long one waits."""
+        size = sum(span.size for span in spans)
+        if size > self._max_lane_bytes:
+            what = "the span has" if len(spans) == 1 else f"the {len(spans)} spans have"
+            raise InvalidSpanError(
+                f"{what} {size} bytes and can never fit: Limits.max_pending_bytes_per_location and "
+                f"max_pending_bytes allow {self._max_lane_bytes}"
+            )
+        if len(spans) > self._max_queued:
+            raise ValueError(
+                f"{len(spans)} spans can never fit at once: Limits.max_queued_spans is {self._max_queued}; "
+                "use add_spans, which waits, or a shorter list"
+            )
+
+    async def wait(self, lane: Lane, span: EncodedSpan) -> None:
+        """Wait until ``span`` was admitted. If this is cancelled, it was not.
+
+        Raises:
+            trio.ClosedResourceError: The batcher was closed meanwhile.
+        """
+        waiter = Waiter(trio.lowlevel.current_task(), span)
+        lane.waiting[waiter] = None
+        self._shared.lanes.occupied(lane)
+        self._serve(lane)
+
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._withdraw(lane, waiter)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def close(self) -> None:
+        """Wake everybody who waits with ``trio.ClosedResourceError``."""
+        self._closed = True
+        self._byte_line.clear()
+        for lane in self._shared.lanes:
+            while lane.waiting:
+                waiter, _ = lane.waiting.popitem(last=False)
+                trio.lowlevel.reschedule(waiter.task, outcome.Error(trio.ClosedResourceError("the batcher is closed")))
+
+    # -- what lanes and deliveries tell ------------------------------------------------------------------------
+
+    def sealed(self, lane: Lane) -> None:
+        """Places in a lane's queue became free."""
+        self._pressed.discard(lane)
+        if lane.waiting:
+            self._serve(lane)
+
+    def settled(self, lane: Lane) -> None:
+        """Bytes became free, of the lane and of the budget."""
+        if self._byte_line:
+            self._serve_byte_line()
+        if lane.waiting:
+            self._serve(lane)
+
+    def slot_freed(self) -> None:
+        """An export slot became free."""
+        if self._byte_line:
+            self._press_fullest()
+
+    # -- the lines ---------------------------------------------------------------------------------------------
+
+    def _serve(self, lane: Lane) -> None:
+        """Admit a lane's waiting spans as far as there is room, and put the lane in the right line."""
+        while lane.waiting and self._serve_first(lane):
+            pass
+        if not lane.waiting:
+            self._byte_line.pop(lane, None)
+            if not lane.account.pending:
+                self._shared.lanes.emptied(lane)
+
+    def _serve_first(self, lane: Lane) -> bool:
+        waiter = next(iter(lane.waiting))
+        size = waiter.span.size
+        if lane.account.queued >= self._max_queued or lane.account.pending_bytes + size > self._max_lane_bytes:
+            self._byte_line.pop(lane, None)
+            lane.press()
+            return False
+        if self._others_are_first(lane) or self._ledger.pending_bytes + size > self._max_bytes:
+            self._byte_line.setdefault(lane)
+            self._press_fullest()
+            return False
+        self._admit(lane, waiter)
+        return True
+
+    def _others_are_first(self, lane: Lane) -> bool:
+        return bool(self._byte_line) and next(iter(self._byte_line)) is not lane
+
+    def _serve_byte_line(self) -> None:
+        """Admit one span of each lane in the line for bytes, in turns, as far as the budget goes."""
+        while self._byte_line:
+            lane = next(iter(self._byte_line))
+            if not self._serve_first(lane):
+                if lane in self._byte_line:
+                    return
+                continue
+            self._byte_line.pop(lane)
+            if lane.waiting:
+                self._serve_first_or_stand_last(lane)
+
+    def _serve_first_or_stand_last(self, lane: Lane) -> None:
+        if self._byte_line:
+            self._serve_first(lane)
+        else:
+            self._serve(lane)
+
+    def _admit(self, lane: Lane, waiter: Waiter) -> None:
+        del lane.waiting[waiter]
+        lane.accept(waiter.span)
+        trio.lowlevel.reschedule(waiter.task)
+
+    def _withdraw(self, lane: Lane, waiter: Waiter) -> None:
+        was_in_byte_line = lane in self._byte_line
+        del lane.waiting[waiter]
+        self._serve(lane)
+        if was_in_byte_line:
+            self._serve_byte_line()
+
+    # -- pressing ----------------------------------------------------------------------------------------------
+
+    def _press_fullest(self) -> None:
+        """Make as many lanes due as there are free slots, unless some are pressed already and not sealed yet."""
+        now = trio.current_time()
+        self._pressed = {lane for lane in self._pressed if lane.could_export(now)}
+        free = self._shared.slots.value
+        if self._pressed or not free:
+            return
+        ready = []
+        for lane in self._shared.lanes:
+            if lane.could_export(now):
+                ready.append(lane)
+            elif lane.could_export_after_backoff():
+                lane.press()
+        for lane in heapq.nlargest(free, ready, key=Lane.queued_bytes):
+            self._pressed.add(lane)
+            lane.press()

@@ -1,0 +1,364 @@
+"""A lane: one location's memory channel, its task and its batches.
+
+The task sleeps until there is something to do, and whoever changes what there is to do moves its alarm clock
+(`Lane._reconsider`). It never has to be told *what* changed: each time it wakes, it looks at the lane's whole state
+again and decides from that alone, and there is no checkpoint between looking and falling asleep. So no wake-up can be
+lost. There are two sleeps: inside ``receive`` while the lane holds nothing, which the first span ends; and with an
+absolute deadline otherwise. For a batch in a quiet lane that makes two wake-ups, the first span and the deadline (or
+the batch getting full, a flush, the drain), and a third if it has to wait for a slot.
+
+What there is to do, in this order:
+
+1. a delivery of this location that waits for its next attempt gets a slot, the oldest first;
+2. the first batch in the queue is sealed, if it is due, and a delivery starts with it;
+3. a lane that held nothing for ``location_idle_timeout`` ends.
+
+1 and 2 wait for the location's pace (`Pace`: not backing off, not too many exports at once) and for one of the slots
+that all locations share. A slot is never held by anything but an export that is running: not during a backoff, and not
+while waiting for anything else.
+
+The first span of a batch comes out of ``receive`` and stays in ``_first`` until the batch is sealed; it counts as
+queued all the while. The cuts between batches are made on the way in, see `BatchCutter`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from ._batch import EncodedSpan, SpanBatch
+from ._cutter import BatchCutter
+from ._delivery import Delivery
+from ._flush import Flush, LocationFlush
+from ._ledger import Lease, Settlement
+from ._pace import Pace
+from ._policy import BatchPolicy
+from ._shared import Shared
+from ._statistics import LocationStatistics, Loss
+
+if TYPE_CHECKING:
+    from ._admission import Waiter
+
+__all__ = ["Lane"]
+
+
+@attrs.define(eq=False)
+class _Turn:
+    """A delivery that waits for its next attempt."""
+
+    lease: Lease
+    given: bool = False
+    over: trio.Event = attrs.Factory(trio.Event)
+
+    def first(self) -> int:
+        return self.lease.first
+
+
+class Lane:
+    """One live location.
+
+    Attributes:
+        location: Its name.
+        account: Its counts, which outlive the lane.
+        waiting: The adders that wait for room here, first come first.
+    """
+
+    def __init__(self, location: str, policy: BatchPolicy, shared: Shared) -> None:
+        limits = shared.limits
+        self.location = location
+        self.account = shared.ledger.open(location)
+        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self.pace = Pace(shared.retry, shared.rng, limits.max_exports_per_location)
+        self._shared = shared
+        self._ledger = shared.ledger
+        self._max_delay = policy.max_delay
+        self._cutter = BatchCutter(min(policy.max_spans, limits.max_queued_spans), policy.max_bytes, trio.current_time)
+        self._send, self._receive = trio.open_memory_channel[EncodedSpan](limits.max_queued_spans)
+        self._first: EncodedSpan | None = None
+        self._leases: dict[Lease, None] = {}
+        self._leased_bytes = 0
+        self._turns: list[_Turn] = []
+        self._flushes: dict[LocationFlush, Flush] = {}
+        self._flush_watermark = 0
+        self._pressed = False
+        self._closed = False
+        self._idle_since = trio.current_time()
+        self._sleep: trio.CancelScope | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.location!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"
+
+    # -- what others do to a lane, each in one synchronous step ------------------------------------------------
+
+    def accept(self, span: EncodedSpan) -> None:
+        """Put a span that fits into the queue."""
+        if not self.account.queued:
+            self._shared.lanes.occupied(self)
+        self._ledger.accept(self.account, len(span.payload))
+        became_full = self._cutter.add(span)
+        self._send.send_nowait(span)
+        if became_full:
+            self._reconsider()
+
+    def press(self) -> None:
+        """Make the first batch due, if there is one: somebody waits for its bytes."""
+        self._pressed = self.account.queued > 0
+        self._reconsider()
+
+    def flush(self, flush: Flush) -> None:
+        """Make all that is queued now due, and tell ``flush`` when it is accounted for."""
+        self._flush_watermark = self.account.accepted
+        self._flushes[flush.watch(self.location, self.account)] = flush
+        self._reconsider()
+
+    def forget_flush(self, flush: Flush) -> None:
+        """Stop telling ``flush``. What is due stays due."""
+        self._flushes = {part: other for part, other in self._flushes.items() if other is not flush}
+
+    def close(self) -> None:
+        """End the lane once nothing is pending; all that is queued is due."""
+        self._closed = True
+        self._send.close()
+        self.pace.cut_short(trio.current_time())
+        self._reconsider()
+
+    # -- what others ask ---------------------------------------------------------------------------------------
+
+    def queued_bytes(self) -> int:
+        """Return the bytes that are queued."""
+        return self.account.pending_bytes - self._leased_bytes
+
+    def could_export(self, now: float) -> bool:
+        """Return whether an export would begin now if the first batch in the queue were due."""
+        return bool(self.account.queued) and not self._turns and self.pace.next_at() <= now
+
+    def could_export_after_backoff(self) -> bool:
+        """Return the same for the time when the location's backoff has ended."""
+        return bool(self.account.queued) and not self._turns and self.pace.next_at() < math.inf
+
+    def statistics(self) -> LocationStatistics:
+        """Return a snapshot of the lane's counts."""
+        opened_at = [lease.opened_at for lease in self._leases]
+        if (queued_since := self._cutter.oldest_opened_at) is not None:
+            opened_at.append(queued_since)
+        now = trio.current_time()
+        return LocationStatistics(
+            **self.account.counts(),
+            oldest_pending_age=now - min(opened_at, default=now),
+            consecutive_failures=self.account.consecutive_failures,
+        )
+
+    # -- the task ----------------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Live until the lane ended, or hand back the queue when cancelled."""
+        try:
+            while not self._has_ended():
+                await self._do_next()
+        finally:
+            self._shared.lanes.remove(self)
+            self._hand_back_queue(self._shared.stop_reason)
+            self._receive.close()
+
+    def _has_ended(self) -> bool:
+        if self.account.pending or self.waiting:
+            return False
+        return self._closed or trio.current_time() >= self._idle_since + self._shared.limits.location_idle_timeout
+
+    async def _do_next(self) -> None:
+        if self._is_hopeless():
+            self._give_up()
+        elif (at := self._next_at()) > trio.current_time():
+            await self._sleep_until(at)
+        elif await self._take_slot():
+            self._export()
+
+    def _next_at(self) -> float:
+        """Return when there will be something to do, as far as is known."""
+        if self._turns:
+            return self.pace.next_at()
+        if self.account.queued:
+            return max(self._due_at(), self.pace.next_at())
+        if self._leases or self.waiting:
+            return math.inf
+        return -math.inf if self._closed else self._idle_since + self._shared.limits.location_idle_timeout
+
+    def _due_at(self) -> float:
+        opened_at = self._cutter.oldest_opened_at
+        assert opened_at is not None, "a queue that holds spans has a batch"
+        flushed = self.account.first_queued < self._flush_watermark
+        if self._closed or self._pressed or flushed or self._cutter.has_full:
+            return opened_at
+        return opened_at + self._max_delay
+
+    def _reconsider(self) -> None:
+        """Let the task wake when there is something to do now that something has changed."""
+        if self._sleep is not None:
+            self._sleep.deadline = -math.inf if self._is_hopeless() else self._next_at()
+
+    async def _sleep_until(self, time: float) -> None:
+        with trio.CancelScope(deadline=time) as self._sleep:
+            if self._closed or self.account.queued:
+                await trio.sleep_forever()
+            else:
+                await self._receive_first()
+        self._sleep = None
+
+    async def _receive_first(self) -> None:
+        try:
+            self._first = await self._receive.receive()
+        except trio.EndOfChannel:
+            # Closed while asleep: what there is to do is decided by whoever looks next.
+            return
+
+    async def _take_slot(self) -> bool:
+        """Take an export slot, waiting for it if need be. Return whether there still is something to do with it."""
+        try:
+            self._shared.slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._shared.slots.acquire()
+            if self._is_hopeless() or self._next_at() > trio.current_time():
+                self._release_slot()
+                return False
+        return True
+
+    def _release_slot(self) -> None:
+        self._shared.slots.release()
+        self._shared.admission.slot_freed()
+
+    def _export(self) -> None:
+        """Let a delivery begin an export. The slot is its own from now on."""
+        self.pace.active += 1
+        if self._turns:
+            turn = self._turns.pop(0)
+            turn.given = True
+            turn.over.set()
+        else:
+            delivery = Delivery(self._seal(), self, self._shared)
+            self._shared.start(delivery.run, f"trio_spanbatch delivery to {self.location!r}")
+
+    # -- batches -----------------------------------------------------------------------------------------------
+
+    def _seal(self) -> Lease:
+        """Take the first batch out of the queue."""
+        first = self.account.first_queued
+        cut = self._cutter.pop()
+        spans = tuple(self._take() for _ in range(cut.count))
+        lease = Lease(
+            SpanBatch(self.location, spans, size=cut.size), first, cut.opened_at, sum(span.size for span in spans)
+        )
+        self._ledger.seal(self.account, cut.count)
+        self._lease(lease)
+        self._pressed = False
+        self._shared.admission.sealed(self)
+        return lease
+
+    def _take(self) -> EncodedSpan:
+        if (span := self._first) is not None:
+            self._first = None
+            return span
+        return self._receive.receive_nowait()
+
+    def _lease(self, lease: Lease) -> None:
+        self._leases[lease] = None
+        self._leased_bytes += lease.payload_bytes
+
+    def replace(self, lease: Lease, parts: tuple[Lease, ...]) -> None:
+        """Go on with ``parts`` in place of a lease that was split."""
+        self.account.splits += 1
+        del self._leases[lease]
+        self._leased_bytes -= lease.payload_bytes
+        for part in parts:
+            self._lease(part)
+
+    def settle(self, lease: Lease, settlement: Settlement) -> None:
+        """Account for all spans of a lease."""
+        del self._leases[lease]
+        self._leased_bytes -= lease.payload_bytes
+        self._ledger.settle(self.account, lease, settlement)
+        self._note_flushes(lease, settlement)
+        if not self.account.pending:
+            self._idle_since = trio.current_time()
+            self._shared.lanes.emptied(self)
+        self._shared.admission.settled(self)
+        self._reconsider()
+        self._report(lease, settlement)
+
+    def _note_flushes(self, lease: Lease, settlement: Settlement) -> None:
+        for part, flush in tuple(self._flushes.items()):
+            part.note(lease, settlement)
+            if not part.remaining:
+                del self._flushes[part]
+                flush.finished()
+
+    def _report(self, lease: Lease, settlement: Settlement) -> None:
+        losses, reason, code = self._shared.losses, settlement.reason, settlement.status_code
+        if settlement.rejected:
+            losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))
+        if settlement.undelivered:
+            losses.report(Loss(self.location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
+
+    # -- deliveries --------------------------------------------------------------------------------------------
+
+    def export_ended(self, *, well: bool) -> None:
+        """A delivery's export ended: its slot is free again."""
+        self.pace.active -= 1
+        if well:
+            self.pace.succeeded()
+            self.account.consecutive_failures = 0
+        else:
+            self.pace.failed()
+            self.account.consecutive_failures += 1
+        self._release_slot()
+        self._reconsider()
+
+    def back_off(self, after: float | None) -> float:
+        """Hold the location back after a failure that may pass. Return when it will be asked again."""
+        self.pace.back_off(trio.current_time(), after, self._shared.drain_deadline)
+        self._reconsider()
+        return self.pace.retry_at
+
+    async def wait_for_turn(self, lease: Lease, give_up_at: float) -> bool:
+        """Wait until a delivery may make its next attempt, and have a slot for it.
+
+        Returns:
+            False if ``give_up_at`` came first, or there will be no turn before the drain's end. Then there is no slot.
+        """
+        turn = _Turn(lease)
+        insort(self._turns, turn, key=_Turn.first)
+        self._reconsider()
+        try:
+            with trio.CancelScope(deadline=give_up_at):
+                await turn.over.wait()
+        finally:
+            if not turn.over.is_set():
+                self._turns.remove(turn)
+                self._reconsider()
+        return turn.given
+
+    # -- giving up ---------------------------------------------------------------------------------------------
+
+    def _is_hopeless(self) -> bool:
+        """Return whether the location must not be asked again before the drain ends."""
+        return (
+            self._shared.draining
+            and self.pace.retry_at >= self._shared.drain_deadline
+            and bool(self._turns or self.account.queued)
+        )
+
+    def _give_up(self) -> None:
+        for turn in self._turns:
+            turn.over.set()
+        self._turns.clear()
+        self._hand_back_queue("the location backs off beyond the shutdown deadline")
+
+    def _hand_back_queue(self, reason: str) -> None:
+        while self.account.queued:
+            lease = self._seal()
+            self.settle(lease, Settlement(undelivered=len(lease), reason=reason))

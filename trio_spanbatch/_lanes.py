@@ -1,0 +1,97 @@
+"""The live locations, at most ``Limits.max_locations``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from ._errors import InvalidLocationError, TooManyLocationsError
+from ._exporter import LocationChecker
+from ._lane import Lane
+from ._policy import BatchPolicy
+from ._shared import Shared
+
+__all__ = ["Lanes"]
+
+
+class Lanes:
+    """Finds the lane of a location, or opens one.
+
+    A lane that holds nothing stands in ``_empty``, longest empty first. There a new location finds its place when the
+    limit is reached.
+    """
+
+    def __init__(self, shared: Shared, policy: Callable[[str], BatchPolicy]) -> None:
+        self._shared = shared
+        self._policy = policy
+        self._lanes: dict[str, Lane] = {}
+        self._empty: OrderedDict[Lane, None] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Lane]:
+        yield from tuple(self._lanes.values())
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def get(self, location: str) -> Lane | None:
+        """Return the lane of a location that is live."""
+        try:
+            return self._lanes.get(location)
+        except TypeError:
+            raise InvalidLocationError(f"a location is a str, not {type(location).__name__}") from None
+
+    def open(self, location: str) -> Lane:
+        """Start a lane for a location that has none.
+
+        Raises:
+            InvalidLocationError: Nothing can be sent to ``location``.
+            TooManyLocationsError: As many locations as may be all hold spans.
+        """
+        self._check(location)
+        policy = self._policy(location)
+        if not isinstance(policy, BatchPolicy):
+            raise TypeError(f"batch({location!r}) returned {policy!r}; it must return a BatchPolicy")
+        self._make_place()
+        lane = Lane(location, policy, self._shared)
+        # Registered after its task was started: a lane without a task would hold its spans for ever.
+        self._shared.start(lane.run, f"trio_spanbatch lane {location!r}")
+        self._lanes[location] = lane
+        self._empty[lane] = None
+        return lane
+
+    def remove(self, lane: Lane) -> None:
+        """Forget a lane that ends. Nothing happens if it was forgotten before."""
+        if self._lanes.get(lane.location) is lane:
+            del self._lanes[lane.location]
+            self._empty.pop(lane, None)
+            self._shared.ledger.end(lane.location)
+
+    def occupied(self, lane: Lane) -> None:
+        """Note that a lane holds spans, or an adder waits for it."""
+        self._empty.pop(lane, None)
+
+    def emptied(self, lane: Lane) -> None:
+        """Note that a lane holds nothing."""
+        if self._lanes.get(lane.location) is lane:
+            self._empty[lane] = None
+
+    def _check(self, location: str) -> None:
+        if not isinstance(location, str):
+            raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
+        if not location:
+            raise InvalidLocationError("a location is a str that is not empty")
+        if isinstance(self._shared.exporter, LocationChecker):
+            self._shared.exporter.check_location(location)
+
+    def _make_place(self) -> None:
+        limit = self._shared.limits.max_locations
+        if len(self._lanes) < limit:
+            return
+        if not self._empty:
+            raise TooManyLocationsError(
+                f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
+                "raise it, or flush before adding for another location"
+            )
+        oldest = next(iter(self._empty))
+        self.remove(oldest)
+        oldest.close()

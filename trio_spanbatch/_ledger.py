@@ -1,0 +1,179 @@
+"""The ledger: how many spans are where, conserved at every instant.
+
+Every span that was accepted stands in exactly one column of its location's account: ``queued`` or ``in_flight``
+while it is pending, then ``delivered``, ``rejected``, ``spooled`` or ``undelivered`` for good. A move from one column
+to another is one synchronous step, so no task and no statistics ever see a span in two columns or in none.
+``accepted`` is counted by itself when a span enters; it is not the sum of the others. So the identity
+``accepted == queued + in_flight + delivered + rejected + spooled + undelivered`` can fail, and tests watch it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import attrs
+
+from ._batch import SpanBatch
+
+__all__ = ["Account", "Lease", "Ledger", "Settlement"]
+
+
+@attrs.define(eq=False)
+class Account:
+    """One location's columns. Its names are those of `LocationStatistics`."""
+
+    accepted: int = 0
+    queued: int = 0
+    in_flight: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    spooled: int = 0
+    undelivered: int = 0
+    ambiguous: int = 0
+    pending_bytes: int = 0
+    requests: int = 0
+    retries: int = 0
+    splits: int = 0
+    consecutive_failures: int = 0
+
+    @property
+    def pending(self) -> int:
+        """How many spans are accepted and not accounted for yet."""
+        return self.queued + self.in_flight
+
+    @property
+    def first_queued(self) -> int:
+        """The number of the oldest span in the queue. A location's spans are numbered as they are accepted."""
+        return self.accepted - self.queued
+
+    def counts(self) -> dict[str, int]:
+        """Return the columns that are counts, by name."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+
+_COUNTS = tuple(name.name for name in attrs.fields(Account) if name.name != "consecutive_failures")
+
+
+@attrs.define(eq=False)
+class Lease:
+    """A batch, or a part of one, from its sealing until each of its spans is accounted for.
+
+    Attributes:
+        batch: The spans.
+        first: The number of its first span in its location; the others follow without a gap.
+        opened_at: When its first span was accepted, in trio's time.
+        payload_bytes: The sum of its spans' sizes.
+        ambiguous: Whether an attempt of unknown outcome was counted for its spans.
+        first_attempt_at: When its first attempt began, in trio's time.
+        failures: How many attempts in a row ended with "try later".
+    """
+
+    batch: SpanBatch
+    first: int
+    opened_at: float
+    payload_bytes: int
+    ambiguous: bool = False
+    first_attempt_at: float | None = None
+    failures: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batch.spans)
+
+    def split(self) -> tuple[Lease, Lease]:
+        """Return two leases in place of this one, each for half of its spans."""
+        left, right = self.batch.split()
+        left_bytes = sum(span.size for span in left.spans)
+        return (
+            attrs.evolve(self, batch=left, payload_bytes=left_bytes),
+            attrs.evolve(
+                self,
+                batch=right,
+                first=self.first + len(left.spans),
+                payload_bytes=self.payload_bytes - left_bytes,
+            ),
+        )
+
+
+@attrs.frozen
+class Settlement:
+    """What became of the spans of one lease. The three counts add up to its length."""
+
+    delivered: int = 0
+    rejected: int = 0
+    undelivered: int = 0
+    reason: str = ""
+    status_code: int | None = None
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """The accounts of all locations.
+
+    Attributes:
+        pending_bytes: The sum of all accounts' ``pending_bytes``, kept for the budget's sake.
+        kept_ended: How many accounts are kept of locations that have no lane any more. Older ones are added up in
+            one account without a name.
+    """
+
+    kept_ended: int
+    pending_bytes: int = 0
+    _accounts: dict[str, Account] = attrs.Factory(dict)
+    _ended: OrderedDict[str, None] = attrs.Factory(OrderedDict)
+    _forgotten: Account = attrs.Factory(Account)
+
+    def open(self, location: str) -> Account:
+        """Return the account of a location that has a lane from now on."""
+        self._ended.pop(location, None)
+        return self._accounts.setdefault(location, Account())
+
+    def end(self, location: str) -> None:
+        """Note that a location has no lane any more."""
+        self._ended[location] = None
+        if len(self._ended) > self.kept_ended:
+            oldest, _ = self._ended.popitem(last=False)
+            _add(self._forgotten, self._accounts.pop(oldest))
+
+    def accept(self, account: Account, size: int) -> None:
+        """A span of ``size`` bytes enters a location's queue."""
+        account.accepted += 1
+        account.queued += 1
+        account.pending_bytes += size
+        self.pending_bytes += size
+
+    def seal(self, account: Account, count: int) -> None:
+        """The oldest ``count`` spans leave the queue in a lease."""
+        account.queued -= count
+        account.in_flight += count
+
+    def settle(self, account: Account, lease: Lease, settlement: Settlement) -> None:
+        """Account for the spans of a lease."""
+        account.in_flight -= len(lease)
+        account.delivered += settlement.delivered
+        account.rejected += settlement.rejected
+        account.undelivered += settlement.undelivered
+        account.pending_bytes -= lease.payload_bytes
+        self.pending_bytes -= lease.payload_bytes
+
+    def ambiguous(self, account: Account, lease: Lease) -> None:
+        """Count the spans of a lease as ambiguous, once."""
+        if not lease.ambiguous:
+            lease.ambiguous = True
+            account.ambiguous += len(lease)
+
+    def accounts(self) -> Iterator[tuple[str, Account]]:
+        """Yield the location and the account of each location that is kept."""
+        yield from self._accounts.items()
+
+    def total(self) -> Account:
+        """Return the sum over all accounts."""
+        total = Account()
+        _add(total, self._forgotten)
+        for account in self._accounts.values():
+            _add(total, account)
+        return total
+
+
+def _add(total: Account, account: Account) -> None:
+    for name in _COUNTS:
+        setattr(total, name, getattr(total, name) + getattr(account, name))

@@ -1,0 +1,71 @@
+"""Nothing is lost in silence: where spans go that were not delivered."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from ._statistics import Loss
+
+__all__ = ["Losses"]
+
+# Reasons are the exporter's words; so many different ones are counted by name, the others together.
+_MAX_REASONS = 20
+
+
+class Losses:
+    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told."""
+
+    def __init__(self, on_loss: Callable[[Loss], object] | None, max_kept_bytes: int, logger: logging.Logger) -> None:
+        self._on_loss = on_loss
+        self._max_kept_bytes = max_kept_bytes
+        self._logger = logger
+        self._kept: list[Loss] = []
+        self._kept_bytes = 0
+        self._not_kept = 0
+        self._reasons: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def kept(self) -> tuple[Loss, ...]:
+        """The undelivered batches."""
+        return tuple(self._kept)
+
+    def report(self, loss: Loss) -> None:
+        """Tell of a loss. Everything else about it is settled by now: ``on_loss`` may use the batcher."""
+        self._count(loss)
+        if self._on_loss is None:
+            self._keep(loss)
+            return
+        try:
+            self._on_loss(loss)
+        except Exception:
+            self._logger.exception("on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
+
+    def summary(self, outcome: str) -> str:
+        """Return the reasons of one outcome, each with its number of spans."""
+        reasons = [f"{reason}: {count}" for (of, reason), count in self._reasons.most_common() if of == outcome]
+        if self._not_kept and outcome == "undelivered":
+            reasons.append(f"{self._not_kept} of them beyond max_pending_bytes and not kept")
+        return "; ".join(reasons)
+
+    def _count(self, loss: Loss) -> None:
+        key = (loss.outcome, loss.reason)
+        if key not in self._reasons and len(self._reasons) >= _MAX_REASONS:
+            key = (loss.outcome, "other reasons")
+        self._reasons[key] += loss.count
+
+    def _keep(self, loss: Loss) -> None:
+        if loss.outcome != "undelivered":
+            return
+        size = sum(span.size for span in loss.batch.spans)
+        if self._kept_bytes + size > self._max_kept_bytes:
+            self._not_kept += loss.count
+            self._logger.error(
+                "%d undelivered spans of %r are not kept: SpanBatcher.undelivered holds max_pending_bytes already",
+                loss.count,
+                loss.location,
+            )
+            return
+        self._kept_bytes += size
+        self._kept.append(loss)

@@ -1,0 +1,62 @@
+"""What all lanes and deliveries of one batcher share."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import trio
+
+from ._exporter import SpanExporter
+from ._ledger import Ledger
+from ._losses import Losses
+from ._policy import Limits, RetryPolicy
+
+if TYPE_CHECKING:
+    from ._admission import Admission
+    from ._lanes import Lanes
+
+__all__ = ["Shared", "TaskStarter"]
+
+TaskStarter: TypeAlias = Callable[[Callable[[], Awaitable[None]], str], None]
+
+
+@attrs.define(eq=False)
+class Shared:
+    """The parts of one batcher that its lanes and deliveries work with.
+
+    Attributes:
+        exporter: Sends the batches.
+        limits: What may wait and run at once.
+        retry: How often an attempt is repeated.
+        rng: Where jitter comes from.
+        logger: Where messages go.
+        ledger: The accounts.
+        losses: Told of spans that were not delivered.
+        slots: One for each export that may run now, over all locations.
+        start: Starts a task that lives until the drain ends, in the batcher's own context.
+        draining: Whether the drain has begun.
+        drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
+        stop_reason: Why deliveries are being stopped, for the spans that they hand back.
+        lanes: The live locations.
+        admission: Lets spans in.
+    """
+
+    exporter: SpanExporter
+    limits: Limits
+    retry: RetryPolicy
+    rng: random.Random
+    logger: logging.Logger
+    ledger: Ledger
+    losses: Losses
+    slots: trio.Semaphore
+    start: TaskStarter
+    draining: bool = False
+    drain_deadline: float = math.inf
+    stop_reason: str = "the batcher was stopped"
+    lanes: Lanes = attrs.field(init=False)
+    admission: Admission = attrs.field(init=False)
