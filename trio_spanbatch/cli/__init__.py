@@ -1,0 +1,32 @@
+"""The command ``trio-spanbatch``. Its libraries come with the extra ``cli``; without them it says how to get them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+_EXTRA = frozenset({"click", "rich"})
+_DEBUG = "TRIO_SPANBATCH_DEBUG"
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from .commands import cli
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        _exit(f'{error.name} is not installed; get it with: pip install "trio-spanbatch[cli]"')
+    try:
+        cli(prog_name="trio-spanbatch")
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            raise
+        _exit(f"this should not have happened: {error!r}; set {_DEBUG}=1 to see where, and please report it")
+
+
+def _exit(message: str) -> None:
+    sys.stderr.write(f"trio-spanbatch: {message}\n")
+    sys.exit(1)

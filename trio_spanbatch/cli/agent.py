@@ -1,0 +1,138 @@
+"""A small agent program: tenants whose agents think, call tools and answer, all at once, with a span for each step.
+
+It is what a program that uses a `SpanBatcher` looks like. Its spans are named after OpenTelemetry's conventions for
+generative AI. Nothing in it knows about batches, retries or shutdown.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from .. import InstrumentationScope, Resource, Span, SpanBatcher, SpanContext, SpanEvent, Status
+from .._records import SpanKind, StatusCode
+
+__all__ = ["SPANS_OF_THREE_ANSWERS", "Agent", "Tracer"]
+
+_SCOPE = InstrumentationScope("trio_spanbatch.demo", "1")
+_TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
+_QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")
+
+# How many spans three answers in a row have.
+SPANS_OF_THREE_ANSWERS = 5 + 7 + 9
+
+# Seconds; the longest that a step takes.
+_LONGEST_STEP = 0.12
+
+
+@attrs.define
+class Tracer:
+    """Makes spans and adds them to a batcher when they end.
+
+    Attributes:
+        batcher: Where spans go.
+        location: Where they belong.
+        ids: Makes ids.
+        accepted: The trace id and span id of every span that the batcher accepted.
+        turned_away: How many it had no room for.
+    """
+
+    batcher: SpanBatcher
+    location: str
+    ids: random.Random
+    accepted: list[tuple[int, int]] = attrs.Factory(list)
+    turned_away: int = 0
+    _resource: Resource = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._resource = Resource({"service.name": "demo-agent", "tenant": self.location})
+
+    @contextmanager
+    def span(
+        self, name: str, parent: SpanContext | None = None, kind: SpanKind = SpanKind.INTERNAL, **attributes: Any
+    ) -> Iterator[SpanContext]:
+        """Measure what happens inside. The span ends however that ends, a cancel included."""
+        trace_id = parent.trace_id if parent is not None else self.ids.getrandbits(128) or 1
+        context = SpanContext(trace_id, self.ids.getrandbits(64) or 1)
+        started = time.time_ns()
+        status, events = Status(StatusCode.OK), []
+        try:
+            yield context
+        except BaseException as error:
+            status = Status(StatusCode.ERROR, type(error).__name__)
+            events.append(SpanEvent("exception", time.time_ns(), {"exception.type": type(error).__name__}))
+            raise
+        finally:
+            self._add(
+                Span(
+                    name,
+                    context,
+                    start_time=started,
+                    end_time=time.time_ns(),
+                    kind=kind,
+                    parent=parent,
+                    attributes={key.replace("__", "."): value for key, value in attributes.items()},
+                    events=events,
+                    status=status,
+                    resource=self._resource,
+                    instrumentation_scope=_SCOPE,
+                )
+            )
+
+    def _add(self, span: Span) -> None:
+        # Synchronous, so it also works while the program is being cancelled.
+        try:
+            self.batcher.add_span_nowait(self.location, span)
+        except trio.WouldBlock:
+            self.turned_away += 1
+        else:
+            self.accepted.append((span.context.trace_id, span.context.span_id))
+
+
+@attrs.frozen
+class Agent:
+    """Answers questions, one after the other: 5, 7 or 9 spans each.
+
+    Attributes:
+        tracer: Makes its spans.
+        chance: Decides what it does and how long that takes.
+    """
+
+    tracer: Tracer
+    chance: random.Random
+
+    async def run(self, questions: int) -> None:
+        """Answer so many questions."""
+        for number in range(questions):
+            await self._answer(number)
+
+    async def _answer(self, number: int) -> None:
+        question = self.chance.choice(_QUESTIONS)
+        with self.tracer.span("invoke_agent support", gen_ai__agent__name="support", question=question) as root:
+            await self._think(root)
+            async with trio.open_nursery() as nursery:
+                for tool in self.chance.sample(_TOOLS, k=1 + number % 3):
+                    nursery.start_soon(self._use_tool, root, tool)
+            await self._think(root)
+
+    async def _think(self, parent: SpanContext) -> None:
+        tokens = self.chance.randint(20, 2000)
+        with self.tracer.span(
+            "chat", parent, SpanKind.CLIENT, gen_ai__operation__name="chat", gen_ai__usage__output_tokens=tokens
+        ):
+            await self._work()
+
+    async def _use_tool(self, parent: SpanContext, tool: str) -> None:
+        with self.tracer.span(f"execute_tool {tool}", parent, gen_ai__tool__name=tool) as span:
+            await self._work()
+            with self.tracer.span("http request", span, SpanKind.CLIENT, http__request__method="GET"):
+                await self._work()
+
+    async def _work(self) -> None:
+        await trio.sleep(self.chance.uniform(0, _LONGEST_STEP))

@@ -1,0 +1,98 @@
+"""What the development receiver does with requests: it stores their spans and counts them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+
+import attrs
+import trio
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from ..testing import Answer, Outcome, ReceivedRequest, partial_success
+from .store import SpanStore, StoredCounts, has_ids
+
+__all__ = ["Collector", "CollectorCounts"]
+
+_BAD_IDS = "a trace id has 16 bytes, a span id 8, and neither is all zero"
+
+
+@attrs.define
+class CollectorCounts:
+    """Counts since the start.
+
+    Attributes:
+        requests: Requests that were answered, in whatever way.
+        refused: Those of them that were answered with an error.
+        spans: Spans stored, each once.
+        repeated: Spans that had been stored before.
+        rejected: Spans that cannot be stored, as their ids are no ids.
+        locations: Spans stored for each location.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    spans: int = 0
+    repeated: int = 0
+    rejected: int = 0
+    locations: Counter[str] = attrs.Factory(Counter)
+
+    def __str__(self) -> str:
+        parts = [
+            _counted(self.spans, "span"),
+            _counted(len(self.locations), "location"),
+            _counted(self.requests, "request"),
+            *(f"{count:,} {name}" for name in ("repeated", "rejected", "refused") if (count := getattr(self, name))),
+        ]
+        return ", ".join(parts)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+class Collector:
+    """Answers a receiver's requests: each span is committed to the store before its request is acknowledged.
+
+    Args:
+        store: Where spans go; None: nowhere, they are only counted.
+        warn: Called with a line about what went wrong with the store.
+    """
+
+    def __init__(self, store: SpanStore | None, warn: Callable[[str], object]) -> None:
+        self.counts = CollectorCounts()
+        self._store = store
+        self._warn = warn
+        self._changed = trio.Event()
+
+    def answer(self, request: ReceivedRequest) -> Outcome | None:
+        """Decide on a request, as `OTLPReceiver`'s ``answers``."""
+        if request.message is None or request.default_answer.status != 200:
+            return None
+        rejected = [span for span in request.spans if not has_ids(span)]
+        try:
+            self._store_spans(request.location, request.message, len(request.spans) - len(rejected))
+        except sqlite3.Error as error:
+            self._warn(f"cannot store: {error}; answered 503, so that clients try again")
+            return Answer(503, headers=[("retry-after", "1")], body=b"the store cannot be written to")
+        self.counts.rejected += len(rejected)
+        return partial_success(len(rejected), _BAD_IDS, rejected_spans=rejected) if rejected else None
+
+    def count(self, _request: ReceivedRequest, status: int | None) -> None:
+        """Count a request, as `OTLPReceiver`'s ``on_request``."""
+        self.counts.requests += 1
+        if status is None or status >= 300:
+            self.counts.refused += 1
+        self._changed.set()
+
+    async def wait_for_change(self) -> None:
+        """Return once a request was counted since the last call returned."""
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+    def _store_spans(self, location: str, message: ExportTraceServiceRequest, good: int) -> None:
+        stored = StoredCounts(good, 0) if self._store is None else self._store.add(location, message)
+        self.counts.spans += stored.stored
+        self.counts.repeated += stored.repeated
+        self.counts.locations[location] += stored.stored

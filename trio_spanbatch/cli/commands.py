@@ -1,0 +1,276 @@
+"""The commands and their options. What they do is in modules of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import trio
+
+from .._environment import batch_options, export_timeout, exporter_options, queue_options, sdk_disabled
+from .._exporter import SpanExporter
+from .._policy import MIB, BatchPolicy, Limits, RetryPolicy
+from .._version import __version__
+from ..otlp.disabled import DisabledExporter
+from ..otlp.http import OTLPExporter
+from .screen import LogLines, Screen
+
+__all__ = ["cli"]
+
+_LOGGER = logging.getLogger("trio_spanbatch")
+
+# A file may have larger spans than a live program should hold: each has to fit.
+_PENDING_BYTES = 128 * MIB
+_PENDING_BYTES_PER_LOCATION = 64 * MIB
+
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+class _OneLineErrors(click.Group):
+    """Errors are one line, where click prints the usage as well."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            exit_code = super().main(*args, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            if isinstance(error, click.exceptions.NoArgsIsHelpError):
+                error.show()
+            else:
+                self._print(error.format_message(), context)
+            exit_code = error.exit_code
+        except click.Abort:
+            exit_code = 128 + signal.SIGINT
+        sys.exit(exit_code)
+
+    @staticmethod
+    def _print(message: str, context: click.Context | None) -> None:
+        path = context.command_path if context is not None else "trio-spanbatch"
+        hint = f"; {path} --help tells more" if context is not None else ""
+        click.echo(f"{path}: {' '.join(message.split()).rstrip('.')}{hint}", err=True)
+
+
+@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Send trace spans in batches over OTLP/HTTP, and receive them for development."""
+
+
+@cli.command("send")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True, dir_okay=False)
+)
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, else http://localhost:4318/v1/traces.",
+)
+@click.option("--location", metavar="NAME", help="The location of all spans. [default: default]")
+@click.option(
+    "--location-attribute",
+    metavar="KEY",
+    help="Take each span's location from this attribute of the span, else of its resource.",
+)
+@click.option(
+    "--location-header", metavar="HEADER", help="The header that tells the server the location, e.g. X-Scope-OrgID."
+)
+@click.option("--header", "headers", metavar="K=V", multiple=True, help="A header for every request. May be repeated.")
+@click.option("--compression", type=click.Choice(["gzip", "none"]), help="How requests are compressed. [default: none]")
+@click.option(
+    "--max-spans", type=click.IntRange(min=1), metavar="N", help="A batch has at most so many spans. [default: 512]"
+)
+@click.option(
+    "--max-bytes", type=click.IntRange(min=1), metavar="N", help="A request has at most so many bytes. [default: 4 MiB]"
+)
+@click.option(
+    "--max-delay",
+    type=_SECONDS,
+    metavar="S",
+    help="A batch waits at most so many seconds for more spans. [default: 5]",
+)
+@click.option("--timeout", type=_SECONDS, metavar="S", help="Seconds that an attempt may take. [default: 10]")
+@click.option("--json", "as_json", is_flag=True, help="Print what became of the spans as one JSON document.")
+def send_command(
+    files: Sequence[str],
+    endpoint: str | None,
+    location: str | None,
+    location_attribute: str | None,
+    location_header: str | None,
+    headers: Sequence[str],
+    compression: str | None,
+    max_spans: int | None,
+    max_bytes: int | None,
+    max_delay: float | None,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Send the spans in FILEs: OTLP as JSON lines or as one JSON document, plain or gzip; - is standard input.
+
+    Exits with 1 if a span was invalid, rejected or not delivered.
+    """
+    from .send import LocationOf, SendSettings, send
+
+    if location is not None and location_attribute is not None:
+        raise click.UsageError("--location and --location-attribute exclude each other")
+    screen = Screen()
+    with _log_lines(screen):
+        try:
+            exporter = _exporter(endpoint, location_header, _parsed_headers(headers), compression, timeout)
+            batch = _batch_policy(max_spans, max_bytes, max_delay)
+            settings = SendSettings(
+                files=files,
+                location_of=LocationOf(location or "default", location_attribute),
+                batch=batch,
+                limits=_limits(batch),
+                retry=RetryPolicy(attempt_timeout=timeout or export_timeout(os.environ)),
+            )
+        except (TypeError, ValueError) as error:
+            # The library's messages name its arguments, of which one is another here.
+            raise click.UsageError(str(error).replace("headers= or auth=", "--header")) from error
+        result = trio.run(send, settings, exporter, screen)
+    if as_json:
+        click.echo(json.dumps(result.tally.document(result.statistics), ensure_ascii=False))
+    else:
+        result.tally.show(screen, result.statistics)
+    for line in result.tally.losses():
+        screen.warn(line)
+    if result.failure is not None:
+        screen.warn(
+            f"no request was ever answered: {result.failure}; start a server there (trio-spanbatch receive) "
+            "or name another one with --endpoint"
+        )
+    sys.exit(result.exit_code)
+
+
+@cli.command("receive")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=4318, show_default=True, metavar="N", help="0 takes a free one."
+)
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.db",
+    help="Store spans in this SQLite file, one row a span. Without, they are only counted.",
+)
+@click.option("--location-header", metavar="HEADER", help="The header that carries the location of a request.")
+def receive_command(host: str, port: int, store: Path | None, location_header: str | None) -> None:
+    """Receive spans over OTLP/HTTP, for development. Ctrl-C ends it."""
+    from .receive import ReceiveSettings, receive
+
+    screen = Screen()
+    settings = ReceiveSettings(host=host, port=port, store=store, location_header=location_header)
+    with _log_lines(screen):
+        try:
+            trio.run(receive, settings, screen)
+        except sqlite3.Error as error:
+            raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise click.ClickException(
+                f"cannot listen on {host}:{port}: {reason}; name another port with --port, 0 takes a free one"
+            ) from error
+
+
+@cli.command("demo")
+@click.option(
+    "--store",
+    type=click.Path(exists=False, dir_okay=False, path_type=Path),
+    metavar="FILE.db",
+    help="Where to store the spans: a new file. [default: a new temporary one]",
+)
+def demo_command(store: Path | None) -> None:
+    """Show that nothing is lost: an agent program, a server that fails for a while, a cancel half-way."""
+    from .demo import demo
+
+    if store is not None and store.exists():
+        raise click.ClickException(f"{store} is there already; the demo wants a new file")
+    if store is None:
+        store = Path(tempfile.mkdtemp(prefix="trio-spanbatch-")) / "demo.db"
+    screen = Screen()
+    with _log_lines(screen):
+        try:
+            result = trio.run(demo, store, screen)
+        except sqlite3.Error as error:
+            raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
+    screen.say(f"the store: {store}")
+    screen.say(result.verdict)
+    sys.exit(result.exit_code)
+
+
+def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
+    """Return the headers by name. A message never shows one: it may be a credential."""
+    parsed = {}
+    for number, header in enumerate(headers, 1):
+        name, equals, value = header.partition("=")
+        if not name or not equals:
+            raise click.UsageError(f"--header number {number} is not of the form NAME=VALUE (it is not shown)")
+        parsed[name.strip()] = value.strip()
+    return parsed
+
+
+def _exporter(
+    endpoint: str | None,
+    location_header: str | None,
+    headers: dict[str, str],
+    compression: str | None,
+    timeout: float | None,
+) -> SpanExporter:
+    """Return an exporter as the environment says, but for what the options say."""
+    if sdk_disabled(os.environ):
+        return DisabledExporter()
+    options = exporter_options(os.environ)
+    own = {name.lower() for name in headers}
+    inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
+    options["headers"] = {**inherited, **headers}
+    if endpoint is not None:
+        options["endpoint"] = endpoint
+    if timeout is not None:
+        options["timeout"] = timeout
+    if compression is not None:
+        options["compression"] = compression
+    if options.get("compression") == "none":
+        del options["compression"]
+    return OTLPExporter(**options, location_header=location_header)
+
+
+def _batch_policy(max_spans: int | None, max_bytes: int | None, max_delay: float | None) -> BatchPolicy:
+    policy = BatchPolicy(**batch_options(os.environ))
+    return BatchPolicy(
+        max_spans=max_spans or policy.max_spans,
+        max_bytes=max_bytes or policy.max_bytes,
+        max_delay=max_delay or policy.max_delay,
+    )
+
+
+def _limits(batch: BatchPolicy) -> Limits:
+    """Return limits with room for several batches of each location."""
+    limits = Limits(**queue_options(os.environ))
+    return attrs.evolve(
+        limits,
+        max_queued_spans=max(limits.max_queued_spans, 2 * batch.max_spans),
+        max_pending_bytes=max(_PENDING_BYTES, 4 * batch.max_bytes),
+        max_pending_bytes_per_location=max(_PENDING_BYTES_PER_LOCATION, 2 * batch.max_bytes),
+    )
+
+
+@contextmanager
+def _log_lines(screen: Screen) -> Iterator[None]:
+    """Show what the library logs as lines on stderr."""
+    handler = LogLines(screen)
+    _LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)

@@ -1,0 +1,239 @@
+"""``trio-spanbatch demo``: an agent program, a server that fails for a while, a cancel half-way, and nothing is lost.
+
+Everything is real: spans go over HTTP to a receiver that stores them in SQLite. At the end, the ids of the spans that
+the batcher accepted are compared with those in the file.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import quantiles
+
+import attrs
+import trio
+
+from .. import BatchPolicy, Delivered, ExportResult, OTLPExporter, RetryPolicy, SpanBatch, SpanBatcher
+from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
+from .agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
+from .collector import Collector
+from .demo_progress import DemoProgress
+from .screen import Screen
+from .signals import Interrupt
+from .store import SpanStore
+
+__all__ = ["DemoResult", "demo"]
+
+LOCATION_HEADER = "X-Databricks-UC-Table-Name"
+LOCATIONS = ("main.support.agent_spans", "main.sales.agent_spans", "main.finance.agent_spans", "main.ops.agent_spans")
+FAILING = "main.finance.agent_spans"
+
+_AGENTS_A_LOCATION = 6
+_QUESTIONS_AN_AGENT = 30
+PLANNED_SPANS = len(LOCATIONS) * _AGENTS_A_LOCATION * _QUESTIONS_AN_AGENT // 3 * SPANS_OF_THREE_ANSWERS
+
+# Seconds: when the server begins to answer 503 for one location, and how long after the cancel it goes on.
+_FAILS_AFTER = 1.0
+_FAILS_BEYOND_CANCEL = 1.0
+
+_BATCH = BatchPolicy(max_spans=128, max_delay=0.5)
+_RETRY = RetryPolicy(initial=0.2, maximum=1.0)
+_SHUTDOWN_TIMEOUT = 15.0
+
+
+class MeasuringExporter:
+    """Sends with another exporter, and measures requests.
+
+    Attributes:
+        ages: For each location, how old each batch was when it was acknowledged, in seconds since its first span ended.
+        sent: For each location, how many spans each request had.
+    """
+
+    def __init__(self, exporter: OTLPExporter) -> None:
+        self.ages: dict[str, list[float]] = {location: [] for location in LOCATIONS}
+        self.sent: dict[str, list[int]] = {location: [] for location in LOCATIONS}
+        self._exporter = exporter
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt."""
+        self.sent[batch.location].append(len(batch.spans))
+        result = await self._exporter.export(batch)
+        if isinstance(result, Delivered):
+            began = batch.spans[0].to_message().end_time_unix_nano
+            self.ages[batch.location].append((time.time_ns() - began) / 1e9)
+        return result
+
+    async def aclose(self) -> None:
+        """Close the exporter."""
+        await self._exporter.aclose()
+
+
+@attrs.define
+class FailingServer:
+    """Answers 503 for one location for a while.
+
+    Attributes:
+        collector: Answers everything else.
+        began: When it was started, in trio's time.
+        cancelled: When the program was cancelled.
+    """
+
+    collector: Collector
+    began: float
+    cancelled: float | None = None
+
+    @property
+    def fails(self) -> bool:
+        """Whether it fails now."""
+        now = trio.current_time()
+        over = self.cancelled is not None and now >= self.cancelled + _FAILS_BEYOND_CANCEL
+        return now >= self.began + _FAILS_AFTER and not over
+
+    def answer(self, request: ReceivedRequest) -> Outcome | None:
+        """Decide on a request, as `OTLPReceiver`'s ``answers``."""
+        if request.location == FAILING and self.fails:
+            return Answer(503, body=b"out for lunch")
+        return self.collector.answer(request)
+
+
+@attrs.frozen(kw_only=True)
+class DemoResult:
+    """What became of the spans.
+
+    Attributes:
+        accepted: Location, trace id and span id of all spans that the batcher accepted.
+        stored: The same of all rows of the store.
+        interrupted: 128 and the number of the signal that ended it, 0 if none did.
+    """
+
+    accepted: Sequence[tuple[str, str, str]]
+    stored: Sequence[tuple[str, str, str]]
+    interrupted: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether every accepted span is stored, once, and nothing else is."""
+        return sorted(self.accepted) == sorted(self.stored)
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison of ids showed."""
+        if self.holds:
+            return f"nothing was lost: all {len(self.accepted):,} accepted spans are in the store, one row each"
+        missing = len(set(self.accepted) - set(self.stored))
+        unknown = len(set(self.stored) - set(self.accepted))
+        return (
+            f"NOT what was promised: {len(self.accepted):,} spans accepted, {len(self.stored):,} rows, "
+            f"{missing:,} spans missing, {unknown:,} rows that nobody sent"
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 if it holds."""
+        return self.interrupted or (0 if self.holds else 1)
+
+
+async def demo(path: Path, screen: Screen) -> DemoResult:
+    """Run the demonstration, with a new store in ``path``.
+
+    Raises:
+        sqlite3.Error: The store cannot be made.
+    """
+    with closing(SpanStore(path)) as store:
+        server = FailingServer(Collector(store, screen.warn), trio.current_time())
+        interrupt = Interrupt()
+        tracers: list[Tracer] = []
+        with interrupt.absorb():
+            async with (
+                trio.open_nursery() as nursery,
+                OTLPReceiver(
+                    location_header=LOCATION_HEADER,
+                    answers=server.answer,
+                    on_request=server.collector.count,
+                    keep=False,
+                ) as receiver,
+            ):
+                await nursery.start(interrupt.watch)
+                screen.say(f"receiver on {receiver.url}, {len(LOCATIONS)} locations")
+                await _run_program(receiver.url, server, interrupt.scope, tracers, screen)
+                nursery.cancel_scope.cancel()
+        return DemoResult(accepted=list(_accepted(tracers)), stored=list(store.keys()), interrupted=interrupt.exit_code)
+
+
+async def _run_program(
+    url: str, server: FailingServer, scope: trio.CancelScope, tracers: list[Tracer], screen: Screen
+) -> None:
+    """Run agents for all locations, cancel them half-way, and show what became of their spans."""
+    exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))
+    batcher = SpanBatcher(exporter, batch=_BATCH, retry=_RETRY, shutdown_timeout=_SHUTDOWN_TIMEOUT)
+    tracers += [Tracer(batcher, location, random.Random()) for location in LOCATIONS]
+    with DemoProgress(batcher, PLANNED_SPANS, screen) as progress:
+        async with trio.open_nursery() as observers:
+            observers.start_soon(progress.run)
+            observers.start_soon(_cancel_half_way, batcher, server, scope, progress)
+            with scope:
+                async with batcher:
+                    await _run_agents(tracers)
+            observers.cancel_scope.cancel()
+        progress.say(f"left the batcher {trio.current_time() - (server.cancelled or server.began):.1f} s later")
+    _show(batcher, exporter, tracers, screen)
+
+
+async def _run_agents(tracers: Sequence[Tracer]) -> None:
+    async with trio.open_nursery() as nursery:
+        for number, tracer in enumerate(tracers):
+            for agent in range(_AGENTS_A_LOCATION):
+                chance = random.Random(number * _AGENTS_A_LOCATION + agent)
+                nursery.start_soon(Agent(tracer, chance).run, _QUESTIONS_AN_AGENT)
+
+
+async def _cancel_half_way(
+    batcher: SpanBatcher, server: FailingServer, scope: trio.CancelScope, progress: DemoProgress
+) -> None:
+    failed = False
+    while batcher.statistics().accepted < PLANNED_SPANS // 2 and not scope.cancel_called:
+        if server.fails and not failed:
+            failed = True
+            progress.say(f"the server answers 503 for {FAILING} from now on")
+        await trio.sleep(0.02)
+    server.cancelled = trio.current_time()
+    statistics = batcher.statistics()
+    progress.say(
+        f"cancelling the whole program: {statistics.accepted:,} of {PLANNED_SPANS:,} planned spans accepted, "
+        f"{statistics.queued + statistics.in_flight:,} of them pending"
+    )
+    scope.cancel()
+    await trio.sleep(_FAILS_BEYOND_CANCEL)
+    progress.say(f"the server is well again for {FAILING}")
+
+
+def _accepted(tracers: Sequence[Tracer]) -> Iterator[tuple[str, str, str]]:
+    for tracer in tracers:
+        for trace_id, span_id in tracer.accepted:
+            yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
+
+
+def _show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tracer], screen: Screen) -> None:
+    statistics = batcher.statistics()
+    columns = ["location", "accepted", "delivered", "rejected", "undelivered", "requests", "spans a request"]
+    rows = []
+    for location in LOCATIONS:
+        counts = statistics.locations[location]
+        sent, ages = exporter.sent[location], exporter.ages[location]
+        numbers = (counts.accepted, counts.delivered, counts.rejected, counts.undelivered, counts.requests)
+        percentiles = quantiles(ages, n=100, method="inclusive") if len(ages) > 1 else ages * 99
+        rows.append(
+            [location]
+            + [f"{number:,}" for number in numbers]
+            + [f"{sum(sent) / len(sent):.1f}" if sent else "-"]
+            + [f"{percentiles[rank - 1]:.2f} s" if ages else "-" for rank in (50, 99)]
+        )
+    screen.say("")
+    screen.table([*columns, "age p50", "age p99"], rows)
+    screen.say("age: from the end of a batch's first span to its acknowledgement")
+    turned_away = sum(tracer.turned_away for tracer in tracers)
+    if turned_away:
+        screen.say(f"{turned_away:,} more spans found a full queue and were not accepted")

@@ -1,0 +1,79 @@
+"""Progress of the demonstration: moving bars on a terminal, a line now and then in a pipe."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import trio
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .. import SpanBatcher, SpanBatcherStatistics
+from .screen import Screen
+
+__all__ = ["DemoProgress"]
+
+# Seconds between two pictures, and between two lines.
+_PICTURE_INTERVAL = 0.1
+_LINE_INTERVAL = 1.0
+
+
+class DemoProgress:
+    """How many spans are accepted and delivered, for each location."""
+
+    def __init__(self, batcher: SpanBatcher, planned: int, screen: Screen) -> None:
+        self._batcher = batcher
+        self._planned = planned
+        self._screen = screen
+        self._moves = screen.out.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description:<26}"),
+            BarColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TimeElapsedColumn(),
+            console=screen.out,
+            auto_refresh=False,
+            disable=not self._moves,
+            transient=True,
+        )
+        self._tasks = {"in all": self._progress.add_task("in all", total=planned, counts="")}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._draw(self._batcher.statistics())
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._screen.say(line)
+
+    async def run(self) -> None:
+        """Show progress until cancelled."""
+        while True:
+            self._draw(self._batcher.statistics())
+            await trio.sleep(_PICTURE_INTERVAL if self._moves else _LINE_INTERVAL)
+
+    def _draw(self, statistics: SpanBatcherStatistics) -> None:
+        if not self._moves:
+            self.say(f"  {statistics.delivered:,} of {statistics.accepted:,} delivered")
+            return
+        for location, counts in statistics.locations.items():
+            if location not in self._tasks:
+                share = self._planned // 4
+                self._tasks[location] = self._progress.add_task(location, total=share, counts="")
+            self._update(location, counts.accepted, counts.delivered)
+        self._update("in all", statistics.accepted, statistics.delivered)
+        self._progress.refresh()
+
+    def _update(self, name: str, accepted: int, delivered: int) -> None:
+        self._progress.update(
+            self._tasks[name],
+            completed=delivered,
+            total=max(accepted, 1),
+            counts=f"{delivered:>5,} of {accepted:>5,} delivered",
+        )

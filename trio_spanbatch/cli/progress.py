@@ -1,0 +1,72 @@
+"""Progress while a command runs: on a terminal it moves, in a pipe there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import trio
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from .._statistics import SpanBatcherStatistics
+from .input import InputFile
+from .screen import Screen
+
+__all__ = ["SendProgress"]
+
+# Seconds between two pictures.
+_INTERVAL = 0.1
+
+
+class SendProgress:
+    """How much of the files is read, and what became of their spans.
+
+    Attributes:
+        position: How many bytes of the current file are read.
+    """
+
+    def __init__(self, files: Sequence[str], screen: Screen) -> None:
+        self.position = 0
+        self._before = 0
+        sizes = [InputFile(name).size() for name in files]
+        total = sum(size for size in sizes if size is not None) if None not in sizes else None
+        self._progress = Progress(
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[counts]}"),
+            console=screen.err,
+            auto_refresh=False,
+            transient=True,
+            disable=not screen.err.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=total, counts="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def end_file(self, file: InputFile) -> None:
+        """Note that ``file`` is read whole."""
+        self._before += file.size() or 0
+        self.position = 0
+
+    async def run(self, statistics: Callable[[], SpanBatcherStatistics]) -> None:
+        """Draw until cancelled."""
+        if self._progress.disable:
+            return
+        while True:
+            counts = statistics()
+            self._progress.update(
+                self._task,
+                completed=self._before + self.position,
+                counts=f"{counts.delivered:,} of {counts.accepted:,} delivered, {counts.rejected:,} rejected",
+                refresh=True,
+            )
+            await trio.sleep(_INTERVAL)

@@ -1,0 +1,215 @@
+"""``trio-spanbatch send``: spans from files of OTLP JSON, through a batcher, to a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+import trio
+
+from .._batcher import SpanBatcher
+from .._errors import InvalidSpanError, TooManyLocationsError
+from .._exporter import SpanExporter
+from .._policy import BatchPolicy, Limits, RetryPolicy
+from .._records import Span
+from .._statistics import SpanBatcherStatistics
+from ..otlp.json import read_request
+from .input import Document, DocumentParser, InputFile, InputFileError, Unreadable
+from .progress import SendProgress
+from .screen import Screen
+from .signals import Interrupt
+from .tally import Tally
+from .watched import WatchedExporter
+
+__all__ = ["LocationOf", "SendResult", "SendSettings", "send"]
+
+# Seconds. Together they are what the command may take when nobody is there: less than 30.
+PATIENCE = 25.0
+SHUTDOWN_TIMEOUT = 10.0
+
+
+class NoLocation(ValueError):
+    """A span does not say where it belongs."""
+
+
+@attrs.frozen
+class LocationOf:
+    """Where a span belongs: all of them in one location, or each where an attribute of it says.
+
+    Attributes:
+        name: The location of all spans.
+        attribute: The key of the attribute, of the span or else of its resource; None: ``name``.
+    """
+
+    name: str = "default"
+    attribute: str | None = None
+
+    def __call__(self, span: Span) -> str:
+        """Return the location of ``span``.
+
+        Raises:
+            NoLocation: It has no such attribute, or one that is no location.
+        """
+        if self.attribute is None:
+            return self.name
+        value = span.attributes.get(self.attribute)
+        if value is None and span.resource is not None:
+            value = span.resource.attributes.get(self.attribute)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)  # MLflow's experiment ids are numbers
+        if value is None:
+            raise NoLocation(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
+        raise NoLocation(f"no location: the attribute {self.attribute!r} is {value!r}; it must be a string")
+
+
+@attrs.frozen(kw_only=True)
+class SendSettings:
+    """How to send.
+
+    Attributes:
+        files: The names of the files; ``-`` is standard input.
+        location_of: Where each span belongs.
+        batch: When a batch is due.
+        limits: What may wait.
+        retry: How often an export is repeated.
+    """
+
+    files: Sequence[str]
+    location_of: LocationOf
+    batch: BatchPolicy
+    limits: Limits
+    retry: RetryPolicy
+
+
+@attrs.frozen(kw_only=True)
+class SendResult:
+    """How it ended.
+
+    Attributes:
+        statistics: The batcher's last counts.
+        tally: What the batcher does not know: invalid spans, and reasons of losses.
+        failure: Why it gave up, as no request was ever answered; None if it did not.
+        interrupted: 128 and the number of the signal that ended it, 0 if none did.
+    """
+
+    statistics: SpanBatcherStatistics
+    tally: Tally
+    failure: str | None
+    interrupted: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything that was read was delivered."""
+        if self.interrupted:
+            return self.interrupted
+        return 0 if self.failure is None and self.tally.is_complete(self.statistics) else 1
+
+
+async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
+    """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
+    tally = Tally()
+    watched = WatchedExporter(exporter, PATIENCE)
+    interrupt = Interrupt()
+    batcher = SpanBatcher(
+        watched,
+        batch=settings.batch,
+        limits=settings.limits,
+        retry=settings.retry,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        on_loss=tally.add_loss,
+    )
+    with interrupt.absorb():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(interrupt.watch)
+            nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
+            with SendProgress(settings.files, screen) as progress:
+                nursery.start_soon(progress.run, batcher.statistics)
+                async with batcher:
+                    with interrupt.scope:
+                        await _Sender(batcher, settings.location_of, tally, screen, progress).send_all(settings.files)
+                        await batcher.flush()
+            nursery.cancel_scope.cancel()
+    return SendResult(
+        statistics=batcher.statistics(),
+        tally=tally,
+        failure=watched.failure if watched.gave_up else None,
+        interrupted=interrupt.exit_code,
+    )
+
+
+async def _stop_if_nobody_answers(watched: WatchedExporter, scope: trio.CancelScope) -> None:
+    await watched.wait_to_give_up()
+    scope.cancel()
+
+
+@attrs.frozen
+class _Sender:
+    batcher: SpanBatcher
+    location_of: Callable[[Span], str]
+    tally: Tally
+    screen: Screen
+    progress: SendProgress
+
+    async def send_all(self, files: Sequence[str]) -> None:
+        for name in files:
+            await self._send_file(name)
+
+    async def _send_file(self, name: str) -> None:
+        file = InputFile(name)
+        parser = DocumentParser()
+        try:
+            while data := await file.read():
+                await self._send_parsed(file, parser.feed(data))
+                self.progress.position = file.position
+            await self._send_parsed(file, parser.finish())
+        except InputFileError as error:
+            self._leave_out(file, parser.line, str(error))
+        finally:
+            file.close()
+        self.progress.end_file(file)
+
+    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Unreadable]) -> None:
+        for item in parsed:
+            if isinstance(item, Unreadable):
+                self._leave_out(file, item.line, item.reason)
+                continue
+            for number, span in enumerate(_spans(item), 1):
+                await self._send_span(file, item.line, number, span)
+
+    async def _send_span(
+        self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError | Unreadable
+    ) -> None:
+        if isinstance(span, Unreadable):
+            self._leave_out(file, line, span.reason)
+            return
+        location: str | None = None
+        try:
+            if isinstance(span, InvalidSpanError):
+                raise span
+            location = self.location_of(span)
+            await self._add(location, span)
+        except ValueError as error:
+            self._leave_out(file, line, f"span {number}: {error}", location)
+
+    async def _add(self, location: str, span: Span) -> None:
+        try:
+            await self.batcher.add_span(location, span)
+        except TooManyLocationsError:
+            # None has spans after a flush, and one that has none makes room for another.
+            await self.batcher.flush()
+            await self.batcher.add_span(location, span)
+
+    def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None = None) -> None:
+        self.screen.warn(f"{file.name}:{line}: {reason}")
+        self.tally.add_invalid(location)
+
+
+def _spans(document: Document) -> Iterator[Span | InvalidSpanError | Unreadable]:
+    try:
+        yield from read_request(document.value)
+    except ValueError as error:
+        yield Unreadable(document.line, str(error))
+    except RecursionError:
+        yield Unreadable(document.line, "not read: nested too deeply")

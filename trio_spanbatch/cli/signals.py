@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM as a cancel: programs end in order, and their exit codes say what ended them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+import trio
+
+__all__ = ["Interrupt"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@attrs.define
+class Interrupt:
+    """Cancels ``scope`` at the first signal.
+
+    Attributes:
+        scope: What is cancelled.
+        signal: The signal that came, None as long as there was none.
+    """
+
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    signal: signal.Signals | None = None
+
+    async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Wait for signals until cancelled."""
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                self.signal = signal.Signals(number)
+                self.scope.cancel()
+
+    @contextmanager
+    def absorb(self) -> Iterator[None]:
+        """End a KeyboardInterrupt here: a batcher raises one after a drain that a Ctrl-C has cut short."""
+        try:
+            yield
+        except* KeyboardInterrupt:
+            self.signal = signal.SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for a program that such a signal ended, 0 if there was none."""
+        return 0 if self.signal is None else 128 + self.signal

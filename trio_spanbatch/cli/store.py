@@ -1,0 +1,224 @@
+"""Received spans in a SQLite file: one row a span, to look at with any SQLite tool.
+
+The key is the location, the trace id and the span id, so a span that is sent again (delivery is at least once)
+is stored once. What is nested (attributes, events, links, resource, scope) is JSON, for SQLite's own functions::
+
+    SELECT name, attributes ->> '$."http.request.method"' FROM spans WHERE location = 'main.agents.spans'
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+__all__ = ["SpanStore", "StoredCounts", "has_ids"]
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Row: TypeAlias = tuple[object, ...]
+
+# Times have no type on purpose: they are unsigned 64-bit numbers, SQLite's are signed, and a column of type
+# INTEGER would round what does not fit to a float. Without a type it stays the text that it is.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS spans (
+    location TEXT NOT NULL,
+    trace_id TEXT NOT NULL,
+    span_id TEXT NOT NULL,
+    parent_span_id TEXT,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    start_ns NOT NULL,
+    end_ns NOT NULL,
+    status TEXT NOT NULL,
+    status_message TEXT NOT NULL,
+    trace_state TEXT NOT NULL,
+    flags INTEGER NOT NULL,
+    attributes TEXT NOT NULL,
+    events TEXT NOT NULL,
+    links TEXT NOT NULL,
+    resource TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    PRIMARY KEY (location, trace_id, span_id)
+)
+"""
+_COLUMNS = 17
+_INSERT = f"INSERT INTO spans VALUES ({', '.join('?' * _COLUMNS)}) ON CONFLICT DO NOTHING"
+_LARGEST_INTEGER = 2**63 - 1
+# Seconds to wait for another program that writes to the file. The receiver's event loop waits along.
+_BUSY_TIMEOUT = 0.5
+
+
+@attrs.frozen
+class StoredCounts:
+    """What one request brought.
+
+    Attributes:
+        stored: How many of its spans are new.
+        repeated: How many were there already.
+    """
+
+    stored: int
+    repeated: int
+
+
+class SpanStore:
+    """A SQLite file with a table ``spans``. Its methods block, and may be called from any one thread at a time.
+
+    Raises:
+        sqlite3.Error: The file cannot be opened, or is no SQLite file.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_BUSY_TIMEOUT)
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            # What is committed survives the end of this process, however it ends; only a power cut may take it.
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(_SCHEMA)
+        except sqlite3.Error:
+            self._connection.close()
+            raise
+
+    def add(self, location: str, request: ExportTraceServiceRequest) -> StoredCounts:
+        """Store the spans of one request, all of them or none. They are committed when this returns.
+
+        Spans without proper ids are left out: see `has_ids`.
+
+        Raises:
+            sqlite3.Error: Nothing was stored: the disk is full, another program holds the file.
+        """
+        rows = list(_rows(location, request))
+        before = self._connection.total_changes
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(_INSERT, rows)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # SQLite has rolled back by itself after some errors, a full disk for one.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        stored = self._connection.total_changes - before
+        return StoredCounts(stored, len(rows) - stored)
+
+    def keys(self) -> Iterator[tuple[str, str, str]]:
+        """Return location, trace id and span id of each row, the ids as lower-case hex."""
+        return iter(self._connection.execute("SELECT location, trace_id, span_id FROM spans"))
+
+    def close(self) -> None:
+        """Close the file. Closing twice is fine."""
+        self._connection.close()
+
+
+def _rows(location: str, request: ExportTraceServiceRequest) -> Iterator[Row]:
+    for resource_spans in request.resource_spans:
+        resource = _dumps(_resource(resource_spans.resource, resource_spans.schema_url))
+        for scope_spans in resource_spans.scope_spans:
+            scope = _dumps(_scope(scope_spans.scope, scope_spans.schema_url))
+            for span in scope_spans.spans:
+                if has_ids(span):
+                    yield _row(location, span, resource, scope)
+
+
+def has_ids(span: Span) -> bool:
+    """Whether the ids have 16 and 8 bytes and are not all zero, as OTLP wants them."""
+    return len(span.trace_id) == 16 and len(span.span_id) == 8 and any(span.trace_id) and any(span.span_id)
+
+
+def _row(location: str, span: Span, resource: str, scope: str) -> Row:
+    return (
+        location,
+        span.trace_id.hex(),
+        span.span_id.hex(),
+        span.parent_span_id.hex() or None,
+        span.name,
+        _enum_name(Span.SpanKind, span.kind, "SPAN_KIND_"),
+        _unsigned(span.start_time_unix_nano),
+        _unsigned(span.end_time_unix_nano),
+        _enum_name(Status.StatusCode, span.status.code, "STATUS_CODE_"),
+        span.status.message,
+        span.trace_state,
+        span.flags,
+        _dumps(_attributes(span.attributes)),
+        _dumps([_event(event) for event in span.events]),
+        _dumps([_link(link) for link in span.links]),
+        resource,
+        scope,
+    )
+
+
+def _unsigned(value: int) -> int | str:
+    return value if value <= _LARGEST_INTEGER else str(value)
+
+
+def _enum_name(enum: Any, number: int, prefix: str) -> str:
+    """Return e.g. ``SERVER`` for 2, and the number itself where a newer protocol has one that we do not know."""
+    if number not in enum.values():
+        return str(number)
+    return str(enum.Name(number)).removeprefix(prefix)
+
+
+def _resource(resource: Resource, schema_url: str) -> Json:
+    return {"attributes": _attributes(resource.attributes), "schema_url": schema_url}
+
+
+def _scope(scope: InstrumentationScope, schema_url: str) -> Json:
+    return {
+        "name": scope.name,
+        "version": scope.version,
+        "attributes": _attributes(scope.attributes),
+        "schema_url": schema_url,
+    }
+
+
+def _event(event: Span.Event) -> Json:
+    return {"name": event.name, "time_ns": event.time_unix_nano, "attributes": _attributes(event.attributes)}
+
+
+def _link(link: Span.Link) -> Json:
+    return {
+        "trace_id": link.trace_id.hex(),
+        "span_id": link.span_id.hex(),
+        "trace_state": link.trace_state,
+        "flags": link.flags,
+        "attributes": _attributes(link.attributes),
+    }
+
+
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Json]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: AnyValue) -> Json:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_value(item) for item in value.array_value.values]
+    if kind == "kvlist_value":
+        return _attributes(value.kvlist_value.values)
+    if kind == "bytes_value":
+        return base64.b64encode(value.bytes_value).decode()
+    if kind == "double_value":
+        return _double(value.double_value)
+    return None if kind is None else getattr(value, kind)
+
+
+def _double(value: float) -> float | str:
+    """JSON has no NaN and no infinities; OTLP writes them as strings."""
+    if value != value:
+        return "NaN"
+    if value in (float("inf"), float("-inf")):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _dumps(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,87 @@
+"""What became of the spans that ``send`` read: in one document for programs, in a table for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from .._statistics import LocationStatistics, Loss, SpanBatcherStatistics
+from .screen import Screen
+
+__all__ = ["COUNTS", "Tally"]
+
+# Counts that the batcher keeps, in the order in which they are shown.
+_BATCHER_COUNTS = ("accepted", "delivered", "rejected", "undelivered", "ambiguous", "requests", "retries")
+COUNTS = ("read", "accepted", "delivered", "rejected", "undelivered", "ambiguous", "invalid", "requests", "retries")
+
+_MAX_ROWS = 25
+_MAX_REASONS = 25
+
+
+@attrs.define
+class Tally:
+    """Counts of spans. ``read`` is never counted by itself: it is what was accepted and what was invalid.
+
+    Attributes:
+        invalid: Spans, and lines that are no requests, that were reported and left out.
+        invalid_by_location: Those of them whose location is known.
+    """
+
+    invalid: int = 0
+    invalid_by_location: Counter[str] = attrs.Factory(Counter)
+    _reasons: Counter[tuple[str, str, str]] = attrs.Factory(Counter)
+
+    def add_invalid(self, location: str | None) -> None:
+        """Count a span that is left out."""
+        self.invalid += 1
+        if location is not None:
+            self.invalid_by_location[location] += 1
+
+    def add_loss(self, loss: Loss) -> None:
+        """Count spans that were rejected or undelivered, under their reason."""
+        key = (loss.location, loss.outcome, loss.reason)
+        if key not in self._reasons and len(self._reasons) >= _MAX_REASONS:
+            key = ("other locations", loss.outcome, "for other reasons")
+        self._reasons[key] += loss.count
+
+    def losses(self) -> Iterator[str]:
+        """Yield a line for each reason for which spans of a location were lost."""
+        for (location, outcome, reason), count in self._reasons.most_common():
+            yield f"{location}: {count} {outcome}: {reason}"
+
+    def document(self, statistics: SpanBatcherStatistics) -> dict[str, Any]:
+        """Return the counts in all, and under ``locations`` the same for each."""
+        names = sorted(statistics.locations.keys() | self.invalid_by_location.keys())
+        nothing = LocationStatistics()
+        locations = {
+            name: _counts(statistics.locations.get(name, nothing), self.invalid_by_location[name]) for name in names
+        }
+        return {**_counts(statistics, self.invalid), "locations": locations}
+
+    def is_complete(self, statistics: SpanBatcherStatistics) -> bool:
+        """Whether everything that was read was delivered."""
+        return not (self.invalid or statistics.rejected or statistics.undelivered)
+
+    def show(self, screen: Screen, statistics: SpanBatcherStatistics) -> None:
+        """Print the table."""
+        document = self.document(statistics)
+        locations: dict[str, dict[str, int]] = document["locations"]
+        rows = [[name, *_cells(counts)] for name, counts in list(locations.items())[:_MAX_ROWS]]
+        if len(locations) != 1:
+            rows.append(["in all", *_cells(document)])
+        screen.table(["location", *COUNTS], rows)
+        if len(locations) > _MAX_ROWS:
+            screen.say(f"and {len(locations) - _MAX_ROWS} more locations; --json has them all")
+
+
+def _counts(statistics: SpanBatcherStatistics | LocationStatistics, invalid: int) -> dict[str, int]:
+    counts = {name: getattr(statistics, name) for name in _BATCHER_COUNTS}
+    counts |= {"read": statistics.accepted + invalid, "invalid": invalid}
+    return {name: counts[name] for name in COUNTS}
+
+
+def _cells(counts: dict[str, Any]) -> list[str]:
+    return [f"{counts[name]:,}" for name in COUNTS]

@@ -1,0 +1,90 @@
+"""Noticing that nobody is there: no request was ever answered.
+
+A batcher that lost its server is patient, as servers come back. A command is not, when the address is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import trio
+
+from .._batch import SpanBatch
+from .._exporter import LocationChecker, SpanExporter
+from .._results import ExportResult, TryLater
+
+__all__ = ["WatchedExporter"]
+
+# The reason of a response that is to be tried again begins with its status, that of a broken exchange does not.
+_STATUS = re.compile(r"[0-9]{3}(?: |:|$)")
+
+
+class WatchedExporter:
+    """A `SpanExporter` around another one that gives up when no request was ever answered.
+
+    After that it hands every batch back at once, so that the drain takes no time.
+
+    Args:
+        exporter: What sends.
+        patience: Seconds from the first attempt after which it gives up.
+
+    Attributes:
+        answered: Whether any request was answered, by whatever status.
+        failure: What the last attempt failed with.
+        gave_up: Whether it gave up.
+    """
+
+    def __init__(self, exporter: SpanExporter, patience: float) -> None:
+        self.answered = False
+        self.failure = ""
+        self.gave_up = False
+        self._exporter = exporter
+        self._patience = patience
+        self._attempted = trio.Event()
+        self._attempts: set[trio.CancelScope] = set()
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
+        if isinstance(self._exporter, LocationChecker):
+            self._exporter.check_location(location)
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``, unless it gave up."""
+        self._attempted.set()
+        if self.gave_up:
+            await trio.lowlevel.checkpoint()
+            return self._no_answer(ambiguous=False)
+        with trio.CancelScope() as attempt:
+            self._attempts.add(attempt)
+            try:
+                result = await self._exporter.export(batch)
+            finally:
+                self._attempts.discard(attempt)
+            self._note(result)
+            return result
+        return self._no_answer(ambiguous=True)
+
+    async def aclose(self) -> None:
+        """Close the exporter."""
+        await self._exporter.aclose()
+
+    async def wait_to_give_up(self) -> None:
+        """Return once it has given up. That may never happen."""
+        await self._attempted.wait()
+        await trio.sleep(self._patience)
+        if self.answered:
+            await trio.sleep_forever()
+        self.gave_up = True
+        for attempt in self._attempts:
+            attempt.cancel()
+
+    def _note(self, result: ExportResult) -> None:
+        if isinstance(result, TryLater) and not _STATUS.match(result.reason):
+            self.failure = result.reason
+        else:
+            self.answered = True
+
+    def _no_answer(self, *, ambiguous: bool) -> TryLater:
+        # A wait without an end is one for which there is no time: the batch is handed back at once.
+        return TryLater(self.failure or "no answer", after=math.inf, ambiguous=ambiguous)
