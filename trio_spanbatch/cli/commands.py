@@ -133,7 +133,7 @@ def send_command(
                 location_of=LocationOf(location or "default", location_attribute),
                 batch=batch,
                 limits=_limits(batch),
-                retry=RetryPolicy(attempt_timeout=timeout or export_timeout(os.environ)),
+                retry=RetryPolicy(attempt_timeout=_attempt_timeout(timeout)),
             )
         except (TypeError, ValueError) as error:
             # The library's messages name its arguments, of which one is another here.
@@ -143,13 +143,8 @@ def send_command(
         click.echo(json.dumps(result.tally.document(result.statistics), ensure_ascii=False))
     else:
         result.tally.show(screen, result.statistics)
-    for line in result.tally.losses():
+    for line in result.explanations():
         screen.warn(line)
-    if result.failure is not None:
-        screen.warn(
-            f"no request was ever answered: {result.failure}; start a server there (trio-spanbatch receive) "
-            "or name another one with --endpoint"
-        )
     sys.exit(result.exit_code)
 
 
@@ -252,6 +247,11 @@ def _batch_policy(max_spans: int | None, max_bytes: int | None, max_delay: float
         max_bytes=max_bytes or policy.max_bytes,
         max_delay=max_delay or policy.max_delay,
     )
+
+
+def _attempt_timeout(timeout: float | None) -> float:
+    # The exporter has the timeout itself, and says better what it was waiting for. The batcher's is behind it.
+    return export_timeout(os.environ) if timeout is None else timeout + 1.0
 
 
 def _limits(batch: BatchPolicy) -> Limits:

@@ -53,6 +53,10 @@ class Screen:
         self.out.print(table)
 
 
+# What a batcher logs at its end. Commands show the same for each location, and with counts.
+_SHOWN_ANYWAY = "were handed back undelivered"
+
+
 class LogLines(logging.Handler):
     """Prints what the library logs as single lines, without tracebacks."""
 
@@ -62,7 +66,9 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        self._screen.warn(record.getMessage())
+        message = record.getMessage()
+        if _SHOWN_ANYWAY not in message:
+            self._screen.warn(message)
 
 
 def _one_line(text: str) -> str:

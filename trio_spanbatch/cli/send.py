@@ -23,8 +23,9 @@ from .watched import WatchedExporter
 
 __all__ = ["LocationOf", "SendResult", "SendSettings", "send"]
 
-# Seconds. Together they are what the command may take when nobody is there: less than 30.
-PATIENCE = 25.0
+# Seconds. When nobody is there, the command takes this long; its drain then takes no time.
+PATIENCE = 20.0
+# Seconds that the drain may take after a Ctrl-C.
 SHUTDOWN_TIMEOUT = 10.0
 
 
@@ -106,6 +107,18 @@ class SendResult:
             return self.interrupted
         return 0 if self.failure is None and self.tally.is_complete(self.statistics) else 1
 
+    def explanations(self) -> Iterator[str]:
+        """Yield lines that say why not everything was delivered, and what to do."""
+        if self.failure is not None:
+            yield (
+                f"no request was ever answered: {self.failure}; start a server there (trio-spanbatch receive is one), "
+                "or name another one with --endpoint"
+            )
+            return
+        yield from self.tally.losses()
+        if self.interrupted:
+            yield "interrupted: the rest of the input was not read"
+
 
 async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
     """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
@@ -134,7 +147,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     return SendResult(
         statistics=batcher.statistics(),
         tally=tally,
-        failure=watched.failure if watched.gave_up else None,
+        failure=watched.failure or "no answer" if watched.gave_up else None,
         interrupted=interrupt.exit_code,
     )
 

@@ -55,6 +55,11 @@ class Attempt:
         self._connection: _Closable | None = None
 
     @property
+    def connected(self) -> bool:
+        """Whether a TCP connection was made for this attempt."""
+        return self._connection is not None
+
+    @property
     def may_have_arrived(self) -> bool:
         """Whether the server may have seen the request."""
         return self._written or (self.handed_over and not self._traced)

@@ -22,12 +22,15 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UN
 _TLS_ALERT = "\\x15\\x03"
 
 
-def failure_result(error: Exception, *, peer: str, https: bool, secrets: Collection[str] = ()) -> ExportResult:
+def failure_result(
+    error: Exception, *, peer: str, connected: bool, https: bool, secrets: Collection[str] = ()
+) -> ExportResult:
     """Return what an exception of httpx means for the batch.
 
     Args:
         error: The exception.
         peer: Host and port that were connected to: the server's, or a proxy's.
+        connected: Whether there was a TCP connection to it.
         https: Whether the endpoint is https.
         secrets: What must not be shown.
     """
@@ -38,16 +41,15 @@ def failure_result(error: Exception, *, peer: str, https: bool, secrets: Collect
     if tls is not None:
         reason, sent = _tls_failure(tls, error, peer)
     else:
-        reason, sent = _failure(error, peer, https), not isinstance(error, _BEFORE_THE_REQUEST)
+        reason, sent = _failure(error, peer, connected, https), not isinstance(error, _BEFORE_THE_REQUEST)
     return TryLater(short_text(reason, secrets), ambiguous=sent)
 
 
-def _failure(error: Exception, peer: str, https: bool) -> str:
+def _failure(error: Exception, peer: str, connected: bool, https: bool) -> str:
     words = _words(error)
     if isinstance(error, httpx.ProxyError):
         return f"the proxy {peer} does not connect: {words}"
-    if isinstance(error, httpx.ConnectError) and https and not _has_os_error(error):
-        # The connection was there, and ended during the TLS handshake.
+    if isinstance(error, httpx.ConnectError) and connected and https:
         return f"{peer} ended the TLS handshake: {words}; if it does not speak TLS, the endpoint begins with http://"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return f"cannot connect to {peer}: {words}"
@@ -86,10 +88,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             current = current.exceptions[0]
         else:
             current = current.__cause__ or current.__context__
-
-
-def _has_os_error(error: BaseException) -> bool:
-    return any(isinstance(cause, OSError) for cause in _causes(error))
 
 
 def _words(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import trio
 
 from .._batch import SpanBatch
 from .._environment import exporter_options, sdk_disabled
-from .._results import ExportResult, Refused, TryLater
+from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth
@@ -211,6 +211,10 @@ class OTLPExporter:
         """
         self._check_open()
         self.check_location(batch.location)
+        if not batch.spans:
+            # The specification asks for no empty envelopes; some servers answer 400 to one.
+            await trio.lowlevel.checkpoint()
+            return Delivered()
         if batch.size > self._max_request_bytes:
             await trio.lowlevel.checkpoint()
             return Refused(
@@ -294,7 +298,11 @@ class OTLPExporter:
                 await self._close(response)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return attempt.known_failure() or failure_result(
-                error, peer=attempt.peer, https=self._url.scheme == "https", secrets=attempt.secrets
+                error,
+                peer=attempt.peer,
+                connected=attempt.connected,
+                https=self._url.scheme == "https",
+                secrets=attempt.secrets,
             )
         return attempt.result()
 

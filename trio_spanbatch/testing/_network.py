@@ -224,7 +224,8 @@ class _ClientStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         # httpcore asks an idle connection whether it is readable: then the server has closed it.
         if info == "is_readable":
-            return self._end.window.server_closed or self._end.window.unread > 0
+            window = self._end.window
+            return window.server_closed or window.broken or window.unread > 0
         if info == "ssl_object" and isinstance(self._stream, trio.SSLStream):
             return self._stream
         return None
