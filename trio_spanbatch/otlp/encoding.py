@@ -54,16 +54,16 @@ _LINK_ATTRIBUTES: Final = b"\x22"
 _LINK_DROPPED_ATTRIBUTES: Final = b"\x28"
 _STATUS_MESSAGE: Final = b"\x12"
 
-# Span.kind by the value of the enum, which is OTLP's less one; Status.code by the value of the enum.
+# Span.kind and Status.code by the names of the members, which are the same in everybody's enums.
 _KINDS: Final[Mapping[object, bytes]] = {
-    -1: b"",
-    0: b"\x30\x01",
-    1: b"\x30\x02",
-    2: b"\x30\x03",
-    3: b"\x30\x04",
-    4: b"\x30\x05",
+    "UNSPECIFIED": b"",
+    "INTERNAL": b"\x30\x01",
+    "SERVER": b"\x30\x02",
+    "CLIENT": b"\x30\x03",
+    "PRODUCER": b"\x30\x04",
+    "CONSUMER": b"\x30\x05",
 }
-_STATUS_CODES: Final[Mapping[object, bytes]] = {0: b"", 1: b"\x18\x01", 2: b"\x18\x02"}
+_STATUS_CODES: Final[Mapping[object, bytes]] = {"UNSET": b"", "OK": b"\x18\x01", "ERROR": b"\x18\x02"}
 
 # Fields of 64 and 32 bits are packed with their tags in front.
 _pack_times: Final = struct.Struct("<BQBQ").pack
@@ -218,8 +218,8 @@ def _trace_state_text(trace_state: Any) -> Any:
 
 
 def _kind(kind: Any) -> bytes:
-    # ``value`` is a property in Python, and ten times as slow.
-    field = _KINDS.get(kind._value_) if isinstance(kind, Enum) else None
+    # ``name`` is a property written in Python, and ten times as slow.
+    field = _KINDS.get(kind._name_) if isinstance(kind, Enum) else None
     if field is None:
         raise invalid("kind", kind, "it has to be a SpanKind")
     return field
@@ -249,7 +249,7 @@ def _status(status: Any) -> bytes:
     if status is None:
         return b""
     code, description = status.status_code, status.description
-    code_field = _STATUS_CODES.get(code._value_) if isinstance(code, Enum) else None
+    code_field = _STATUS_CODES.get(code._name_) if isinstance(code, Enum) else None
     if code_field is None:
         raise invalid("status.status_code", code, "it has to be a StatusCode")
     message = b"" if description is None else text_field(_STATUS_MESSAGE, description, "status.description")

@@ -1,0 +1,18 @@
+"""Batches for tests of the exporter."""
+
+from __future__ import annotations
+
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+from trio_spanbatch import EncodedSpan, SpanBatch
+
+__all__ = ["batch_of", "encoded_span"]
+
+
+def encoded_span(number: int = 1, name: str = "step") -> EncodedSpan:
+    message = SpanMessage(trace_id=number.to_bytes(16, "big"), span_id=number.to_bytes(8, "big"), name=name)
+    return EncodedSpan(message.SerializeToString(), b"", b"")
+
+
+def batch_of(count: int = 1, location: str = "tenant-1", name: str = "step") -> SpanBatch:
+    return SpanBatch(location, tuple(encoded_span(number, name) for number in range(1, count + 1)))

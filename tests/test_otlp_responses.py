@@ -1,0 +1,332 @@
+"""What each response means, as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from trio_spanbatch import Delivered, ExportResult, Refused, TryLater
+from trio_spanbatch.otlp.messages import MAX_MESSAGE_LENGTH, short_text
+from trio_spanbatch.otlp.responses import MAX_RETRY_AFTER, RULES, interpret_response, retry_after
+
+PROTOBUF = {"content-type": "application/x-protobuf"}
+JSON = {"content-type": "application/json"}
+HTML = {"content-type": "text/html; charset=utf-8"}
+
+NOW = datetime(2026, 8, 1, 12, 0, tzinfo=UTC).timestamp()
+
+
+def interpret(status: int, headers: dict[str, str] | None = None, body: bytes | None = b"") -> ExportResult:
+    return interpret_response(status, headers or {}, body, now=NOW)
+
+
+def partial(rejected: int, message: str = "") -> bytes:
+    response = ExportTraceServiceResponse()
+    response.partial_success.rejected_spans = rejected
+    response.partial_success.error_message = message
+    return response.SerializeToString()
+
+
+def rpc_status(message: str) -> bytes:
+    # google.rpc.Status: code = 1 (varint), message = 2 (string), details = 3 (messages).
+    encoded = message.encode()
+    assert len(encoded) < 128
+    return b"\x08\x03\x12" + bytes((len(encoded),)) + encoded + b"\x1a\x02\x0a\x00"
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 206, 299])
+def test_any_2xx_is_a_delivery(status: int) -> None:
+    assert interpret(status) == Delivered()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, b""),
+        (PROTOBUF, b""),
+        (JSON, b""),
+        (JSON, b"{}"),
+        ({"content-type": "text/plain"}, b"200 OK"),
+        ({}, b"200 OK"),
+        ({"content-type": "text/plain"}, b"<html> in plain text"),
+        ({"content-type": "nonsense"}, b"\xff\x00"),
+    ],
+)
+def test_a_200_without_a_partial_success_is_a_delivery_without_a_warning(headers: dict[str, str], body: bytes) -> None:
+    assert interpret(200, headers, body) == Delivered()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (PROTOBUF, partial(3, "too old")),
+        ({"content-type": "application/protobuf; x=y"}, partial(3, "too old")),
+        (JSON, b'{"partialSuccess": {"rejectedSpans": "3", "errorMessage": "too old", "new": 1}, "more": []}'),
+        (JSON, b'{"partial_success": {"rejected_spans": 3, "error_message": "too old"}}'),
+    ],
+)
+def test_a_partial_success_is_counted_with_the_servers_message(headers: dict[str, str], body: bytes) -> None:
+    assert interpret(200, headers, body) == Delivered(3, "too old")
+
+
+def test_a_negative_number_of_rejected_spans_is_none() -> None:
+    assert interpret(200, PROTOBUF, partial(-5, "?")) == Delivered(0, "?")
+
+
+def test_a_message_with_zero_rejected_spans_is_a_warning() -> None:
+    assert interpret(200, PROTOBUF, partial(0, "deprecated")) == Delivered(0, "deprecated")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (PROTOBUF, b"200 OK"),
+        (JSON, b"OK"),
+        (JSON, b"\xff\xfe\x00"),
+        (JSON, b"[" * 10_000),
+        (JSON, b"[],[" * 100_000),
+        (JSON, b'"' + b"x" * 2_000_000 + b'"'),
+    ],
+)
+def test_an_answer_that_does_not_parse_is_a_delivery_with_a_warning(headers: dict[str, str], body: bytes) -> None:
+    result = interpret(200, headers, body)
+    assert isinstance(result, Delivered)
+    assert result.rejected == 0
+    assert "cannot be read as application/" in result.message
+
+
+def test_an_answer_that_cannot_be_decompressed_is_a_delivery_with_a_warning() -> None:
+    result = interpret(200, {"content-encoding": "br"}, None)
+    assert result == Delivered(0, "the answer's body could not be decompressed (content-encoding: br)")
+
+
+@pytest.mark.parametrize(
+    "headers", [HTML, {"content-type": "TEXT/HTML"}, {"content-type": "application/xhtml+xml"}, {}]
+)
+@pytest.mark.parametrize("body", [b"<html><title>Sign in</title>", b"\xef\xbb\xbf \n<!DOCTYPE html><title>Sign in"])
+def test_a_200_that_is_a_web_page_is_a_failure_that_says_login_page(headers: dict[str, str], body: bytes) -> None:
+    result = interpret(200, headers, body)
+    assert isinstance(result, Refused)
+    assert result.status_code == 200
+    assert not result.isolate
+    assert "login page?" in result.reason
+    assert "Sign in" in result.reason
+
+
+def test_an_undecodable_web_page_is_still_a_web_page() -> None:
+    assert isinstance(interpret(200, HTML, None), Refused)
+
+
+def test_a_204_is_a_delivery_whatever_type_its_missing_body_has() -> None:
+    assert interpret(204, HTML) == Delivered()
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308, 399])
+def test_a_redirect_is_refused(status: int) -> None:
+    result = interpret(status, {"location": "https://elsewhere.example/login"})
+    assert isinstance(result, Refused)
+    assert result.status_code == status
+    assert not result.isolate
+    assert "the redirect to https://elsewhere.example/login was not followed" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("https://user:secret@host.example/path?token=secret#secret", "https://host.example/path"),
+        ("//user:secret@host.example/path?secret", "//host.example/path"),
+        ("/login?next=secret", "/login"),
+        ("user:secret@host", None),
+        ("https://[secret", None),
+        ("", None),
+    ],
+)
+def test_where_a_redirect_points_is_said_without_credentials(location: str, target: str | None) -> None:
+    result = interpret(302, {"location": location})
+    assert isinstance(result, Refused)
+    assert "secret" not in result.reason
+    assert result.reason == f"302 Found: the redirect{f' to {target}' if target else ''} was not followed"
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_exactly_429_502_503_and_504_are_retried(status: int) -> None:
+    result = interpret(status)
+    assert isinstance(result, TryLater)
+    assert result.after is None
+    assert not result.ambiguous
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_400_413_and_422_are_refused_and_a_part_of_the_batch_may_be_to_blame(status: int) -> None:
+    result = interpret(status)
+    assert isinstance(result, Refused)
+    assert result.status_code == status
+    assert result.isolate
+
+
+@pytest.mark.parametrize(
+    "status", sorted({*range(400, 600), 100, 101, 199, 600, 999} - {400, 413, 422, 429, 502, 503, 504})
+)
+def test_every_other_status_is_refused_and_never_isolated(status: int) -> None:
+    result = interpret(status)
+    assert isinstance(result, Refused)
+    assert result.status_code == status
+    assert not result.isolate
+    assert result.reason.startswith(str(status))
+
+
+def http_date(seconds_from_now: float) -> str:
+    return format_datetime(datetime.fromtimestamp(NOW + seconds_from_now, UTC), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        (http_date(90), 90.0),
+        ("Saturday, 01-Aug-26 12:01:30 GMT", 90.0),
+        ("Sat Aug  1 12:01:30 2026", 90.0),
+        ("Sat, 01 Aug 2026 12:01:30 -0000", 90.0),
+        (http_date(0), 0.0),
+        (http_date(-3600), 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("99999999999999999999", MAX_RETRY_AFTER),
+        ("9" * 10_000, MAX_RETRY_AFTER),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
+    ],
+)
+def test_retry_after_is_seconds_or_an_http_date(value: str, seconds: float) -> None:
+    assert retry_after(value, now=NOW) == seconds
+    assert interpret(503, {"retry-after": value}) == TryLater("503 Service Unavailable", after=seconds)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "", " ", "-1", "+1", "1.5", "1e3", "nan", "inf", "0x10", "soon", "5, 10", "٣", "5 1 1",
+        "Sat, 99 Aug 2026 12:00:00 GMT", "Sat, 01 Aug 99999 12:00:00 GMT", "Sat, 01 Aug 2026 12:00:00 +99999999999",
+        "Sat, :",
+    ],
+)  # fmt: skip
+def test_a_retry_after_that_makes_no_sense_is_no_retry_after(value: str | None) -> None:
+    assert retry_after(value, now=NOW) is None
+
+
+@given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, [0-9: A-Za-z+-]*", fullmatch=True))
+def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
+    seconds = retry_after(value, now=NOW)
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "message"),
+    [
+        (PROTOBUF, rpc_status("bad span"), "bad span"),
+        (PROTOBUF, b"\xff\xff", ""),
+        (JSON, b'{"error_code": "NOT_FOUND", "message": "no such id"}', "NOT_FOUND: no such id"),
+        (JSON, b'{"error_code": "NOT_FOUND"}', "NOT_FOUND"),
+        (JSON, b'{"code": 3, "message": "bad span"}', "bad span"),
+        (JSON, b'{"detail": "Not Found"}', "Not Found"),
+        (JSON, b'{"detail": [{"loc": ["header"], "msg": "Field required"}]}', "Field required"),
+        (JSON, b'{"error": {"message": "quota"}}', "quota"),
+        (JSON, b'["only text"]', "only text"),
+        (JSON, b'{"errors": []}', '{"errors": []}'),
+        (JSON, b'{"a": {"message": 1}}', '{"a": {"message": 1}}'),
+        (JSON, b"not JSON", "not JSON"),
+        (JSON, b'{"msg":{"msg":{"msg":{"msg":{"msg":"deep"}}}}}', '{"msg":{"msg":{"msg":{"msg":{"msg":"deep"}}}}}'),
+        ({"content-type": "application/problem+json"}, b'{"title": "No"}', "No"),
+        ({}, b'{"message": "without a type"}', "without a type"),
+        (HTML, b"<html><head><title>502 Bad &amp; Gateway</title></head><body>x</body>", "502 Bad & Gateway"),
+        (HTML, b"<html><title></title><body><h1>Oh <b>no</b></h1><script>x = 1</script>", "Oh no"),
+        ({}, b"<html><body>Oh no</body></html>", "Oh no"),
+        (HTML, b"just text", "just text"),
+        ({}, "Gr\u00fc\u00dfe\r\n\x1b[31m\x00\u202ered".encode(), "Gr\u00fc\u00dfe [31m red"),
+        ({"content-type": "text/plain; charset=utf-16"}, b"\xff\xfeno", "\ufffd\ufffdno"),
+    ],
+)  # fmt: skip
+def test_an_error_is_told_in_the_servers_words(headers: dict[str, str], body: bytes, message: str) -> None:
+    result = interpret(500, headers, body)
+    assert result == Refused(f"500 Internal Server Error: {message}" if message else "500 Internal Server Error", 500)
+
+
+HOSTILE_BODIES = [
+    b"x" * 4_000_000,
+    b"<title" * 500_000,
+    b"<script" * 500_000,
+    b"<" * 4_000_000,
+    b"<title>" + b" " * 4_000_000,
+    b"[" * 4_000_000,
+    b'{"error":' * 400_000,
+    b'{"message": "' + b"y" * 1_000_000 + b'"}',
+    json.dumps({"message": "\ud800\x00" * 1000}).encode(),
+    b'{"message": ' + b"9" * 10_000 + b"}",
+    b"\x12\xff\xff\xff\xff\x0f",
+    partial(1, "z" * 1_000_000),
+    b"&#x202e;" * 100,
+]
+
+
+@pytest.mark.parametrize("headers", [{}, PROTOBUF, JSON, HTML], ids=["", "protobuf", "json", "html"])
+@pytest.mark.parametrize("body", HOSTILE_BODIES, ids=range(len(HOSTILE_BODIES)))
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_what_is_said_is_short_and_printable_whatever_the_body(
+    status: int, body: bytes, headers: dict[str, str]
+) -> None:
+    result = interpret(status, headers, body)
+    text = result.message if isinstance(result, Delivered) else result.reason
+    assert len(text) <= MAX_MESSAGE_LENGTH + len("503 Service Unavailable: ")
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"no token dapi-0123456789 here",
+        b'{"message": "no token dapi-0123456789 here"}',
+        b"<title>no token dapi-0123456789 here</title>",
+        b"x" * (MAX_MESSAGE_LENGTH - 10) + b" dapi-0123456789",
+        b" " * 4090 + b"dapi-0123456789",
+        b" " * 4090 + b"<dapi-0123456789",
+    ],
+)
+def test_a_secret_that_the_server_repeats_is_not_shown_not_even_a_part_of_it(body: bytes) -> None:
+    result = interpret_response(401, {}, body, now=NOW, secrets=("dapi-0123456789",))
+    assert isinstance(result, Refused)
+    assert "dapi" not in result.reason
+
+
+def test_a_redirect_that_repeats_a_secret_does_not_show_it() -> None:
+    headers = {"location": "https://host.example/dapi-0123456789"}
+    result = interpret_response(302, headers, b"", now=NOW, secrets=("dapi-0123456789",))
+    assert "dapi" not in str(result)
+
+
+def test_the_table_covers_every_status_and_its_rows_say_what_they_lead_to() -> None:
+    for status in range(1000):
+        result = interpret(status)
+        assert type(result) in {rule.outcome for rule in RULES if status in rule.statuses}
+    assert all(rule.requirement and "secret" not in repr(rule) for rule in RULES)
+
+
+@given(st.integers(0, 999), st.sampled_from([{}, PROTOBUF, JSON, HTML]), st.none() | st.binary())
+def test_no_response_raises(status: int, headers: dict[str, str], body: bytes | None) -> None:
+    result = interpret(status, headers, body)
+    if isinstance(result, TryLater):
+        assert result.after is None or math.isfinite(result.after)
+
+
+@given(st.text(max_size=300))
+def test_short_text_is_one_short_printable_line(text: str) -> None:
+    line = short_text(text)
+    assert line.isprintable()
+    assert len(line) <= MAX_MESSAGE_LENGTH
+    assert line == line.strip()
