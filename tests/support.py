@@ -13,6 +13,7 @@ import trio
 from trio_spanbatch import (
     BatchPolicy,
     EncodedSpan,
+    LocationStatistics,
     Span,
     SpanBatch,
     SpanBatcher,
@@ -53,14 +54,10 @@ def batch_lengths(batches: Iterable[SpanBatch]) -> list[int]:
 
 
 def assert_conserved(statistics: SpanBatcherStatistics) -> None:
-    for counts in (statistics, *statistics.locations.values()):
+    everything: list[SpanBatcherStatistics | LocationStatistics] = [statistics, *statistics.locations.values()]
+    for counts in everything:
         assert counts.accepted == (
-            counts.queued
-            + counts.in_flight
-            + counts.delivered
-            + counts.rejected
-            + counts.spooled
-            + counts.undelivered
+            counts.queued + counts.in_flight + counts.delivered + counts.rejected + counts.spooled + counts.undelivered
         ), counts
         assert min(counts.queued, counts.in_flight, counts.pending_bytes) >= 0, counts
         assert (counts.pending_bytes == 0) == (counts.queued + counts.in_flight == 0), counts

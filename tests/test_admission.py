@@ -68,11 +68,11 @@ async def test_nowait_lists_are_accepted_whole_or_not_at_all(autojump_clock: Moc
 async def test_what_can_never_fit_is_a_value_error_at_once(autojump_clock: MockClock) -> None:
     limits = Limits(max_queued_spans=3, max_pending_bytes_per_location=1000, max_pending_bytes=5000)
     async with watched_batcher(InMemoryExporter(), NEVER, limits=limits) as batcher:
-        with pytest.raises(ValueError, match="4 spans can never fit at once: Limits.max_queued_spans is 3"):
+        with pytest.raises(ValueError, match=r"4 spans can never fit at once: Limits\.max_queued_spans is 3"):
             batcher.add_spans_nowait("a", make_spans(4))
-        with pytest.raises(ValueError, match="the span has 1.*can never fit.*1000"):
+        with pytest.raises(ValueError, match=r"the span has 1.*can never fit.*1000"):
             batcher.add_span_nowait("a", make_span(size=1000))
-        with pytest.raises(ValueError, match="the 2 spans have 1.*can never fit"):
+        with pytest.raises(ValueError, match=r"the 2 spans have 1.*can never fit"):
             batcher.add_spans_nowait("a", make_spans(2, size=500))
         with pytest.raises(InvalidSpanError, match="can never fit"):
             await batcher.add_span("a", make_span(size=1000))
@@ -209,7 +209,7 @@ async def test_a_budget_held_by_a_location_that_backs_off_is_pressed_out_when_it
 async def test_a_large_span_is_not_starved_by_small_ones(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=1)
     limits = Limits(max_pending_bytes=10 * SIZE)
-    admitted_at = []
+    admitted_at: list[float] = []
 
     async def add_large() -> None:
         await batcher.add_span("large", make_span(size=900))
@@ -271,7 +271,9 @@ async def test_a_cancelled_adder_accepted_nothing_and_lets_the_next_one_in(autoj
         assert batcher.statistics().accepted == 1
         await trio.sleep(3)
         assert batcher.statistics().accepted == 2
-    assert sorted(span_ids(loss.batch.spans) for loss in batcher.undelivered) == sorted([ids_of([first]), ids_of([kept])])
+    assert sorted(span_ids(loss.batch.spans) for loss in batcher.undelivered) == sorted(
+        [ids_of([first]), ids_of([kept])]
+    )
 
 
 async def test_a_cancelled_adder_at_the_head_of_the_line_for_bytes_lets_other_locations_in(

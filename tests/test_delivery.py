@@ -16,6 +16,7 @@ from trio_spanbatch import (
     Delivered,
     ExportResult,
     Limits,
+    Loss,
     Refused,
     RetryPolicy,
     SpanBatch,
@@ -217,7 +218,7 @@ async def test_max_exports_is_never_exceeded(autojump_clock: MockClock) -> None:
 
 
 async def test_a_refused_batch_is_rejected_with_its_reason_and_not_repeated(autojump_clock: MockClock) -> None:
-    losses = []
+    losses: list[Loss] = []
     exporter = InMemoryExporter([Refused("unknown table", status_code=404)])
     async with watched_batcher(exporter, on_loss=losses.append) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))
@@ -235,7 +236,7 @@ async def test_a_refused_batch_is_rejected_with_its_reason_and_not_repeated(auto
 async def test_partial_success_is_counted_as_rejected_clipped_to_the_batch(
     said: int, counted: int, autojump_clock: MockClock
 ) -> None:
-    losses = []
+    losses: list[Loss] = []
     exporter = InMemoryExporter([Delivered(rejected=said, message="too old")])
     async with watched_batcher(exporter, on_loss=losses.append) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))

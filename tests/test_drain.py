@@ -154,7 +154,9 @@ async def test_an_exporter_that_hangs_for_ever_cannot_outlast_the_deadline(
     assert sum(loss.count for loss in batcher.undelivered) == 7
     assert {loss.reason for loss in batcher.undelivered} == {"the shutdown deadline passed"}
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert ["7 of 7 spans were handed back undelivered (the shutdown deadline passed: 7)" in r.getMessage() for r in errors] == [True]
+    assert [
+        "7 of 7 spans were handed back undelivered (the shutdown deadline passed: 7)" in r.getMessage() for r in errors
+    ] == [True]
 
 
 async def test_an_exporter_that_raises_in_the_drain_hands_back(autojump_clock: MockClock) -> None:
@@ -523,16 +525,16 @@ async def test_the_drain_makes_full_batches(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("timeout", [-1, math.nan])
 def test_a_shutdown_timeout_that_is_none_is_named(timeout: float) -> None:
-    with pytest.raises(ValueError, match="shutdown_timeout is .*; it must be 0 or more seconds"):
+    with pytest.raises(ValueError, match=r"shutdown_timeout is .*; it must be 0 or more seconds"):
         SpanBatcher(InMemoryExporter(), shutdown_timeout=timeout)
 
 
 def test_arguments_of_the_wrong_type_are_named() -> None:
     with pytest.raises(TypeError, match="shutdown_timeout is '5'"):
         SpanBatcher(InMemoryExporter(), shutdown_timeout="5")  # type: ignore[arg-type]  # wrong on purpose
-    with pytest.raises(TypeError, match="limits is .*must be of type Limits"):
+    with pytest.raises(TypeError, match=r"limits is .*must be of type Limits"):
         SpanBatcher(InMemoryExporter(), limits=BatchPolicy())  # type: ignore[arg-type]  # wrong on purpose
-    with pytest.raises(TypeError, match="retry is .*must be of type RetryPolicy"):
+    with pytest.raises(TypeError, match=r"retry is .*must be of type RetryPolicy"):
         SpanBatcher(InMemoryExporter(), retry=5)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match="batch is 5; it must be of type BatchPolicy"):
         SpanBatcher(InMemoryExporter(), batch=5)  # type: ignore[arg-type]  # wrong on purpose

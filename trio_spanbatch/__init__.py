@@ -1,7 +1,7 @@
 """Batches trace spans by location and sends them, on trio, without losing one in silence.
 
-    async with SpanBatcher() as batcher:
-        batcher.add_span_nowait("main.agents.spans", span)
+async with SpanBatcher() as batcher:
+    batcher.add_span_nowait("main.agents.spans", span)
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from ._batcher import SpanBatcher
 from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
 from ._exporter import LocationChecker, SpanExporter
 from ._policy import BatchPolicy, Limits, RetryPolicy
-from ._records import InstrumentationScope, Resource, Span, SpanContext, SpanEvent, SpanLink, Status
+from ._records import (
+    InstrumentationScope,
+    Resource,
+    Span,
+    SpanContext,
+    SpanEvent,
+    SpanKind,
+    SpanLike,
+    SpanLink,
+    Status,
+    StatusCode,
+)
 from ._results import Delivered, ExportResult, Refused, TryLater
 from ._statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
 from .otlp.http import OTLPExporter
@@ -41,8 +52,11 @@ __all__ = [
     "SpanContext",
     "SpanEvent",
     "SpanExporter",
+    "SpanKind",
+    "SpanLike",
     "SpanLink",
     "Status",
+    "StatusCode",
     "TooManyLocationsError",
     "TryLater",
     "UndeliveredSpansError",

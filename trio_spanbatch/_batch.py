@@ -62,6 +62,10 @@ class EncodedSpan:
         return f"<EncodedSpan of {self.size} bytes>"
 
 
+def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
+    return tuple(spans)
+
+
 @attrs.frozen(eq=False, repr=False)
 class SpanBatch:
     """Spans of one location that are sent in one request.
@@ -73,7 +77,7 @@ class SpanBatch:
     """
 
     location: str
-    spans: tuple[EncodedSpan, ...] = attrs.field(converter=tuple)
+    spans: tuple[EncodedSpan, ...] = attrs.field(converter=_as_tuple)
     size: int = attrs.field(kw_only=True)
 
     @size.default

@@ -59,11 +59,10 @@ from .otlp.encoding import SpanEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from ._exporter import SpanExporter
-    from ._records import Span
+    from ._records import SpanLike
 
 __all__ = ["SpanBatcher"]
 
@@ -160,7 +159,7 @@ class SpanBatcher:
 
     # -- adding ------------------------------------------------------------------------------------------------
 
-    def add_span_nowait(self, location: str, span: Span | EncodedSpan) -> None:
+    def add_span_nowait(self, location: str, span: SpanLike | EncodedSpan) -> None:
         """Accept a span, if there is room for it now.
 
         Args:
@@ -179,7 +178,7 @@ class SpanBatcher:
         if not self._try_admit(location, encoded):
             raise trio.WouldBlock
 
-    def add_spans_nowait(self, location: str, spans: Iterable[Span | EncodedSpan]) -> None:
+    def add_spans_nowait(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
         """Accept all of ``spans``, or none.
 
         Raises:
@@ -196,7 +195,7 @@ class SpanBatcher:
         if encoded and not self._try_admit_all(location, encoded):
             raise trio.WouldBlock
 
-    async def add_span(self, location: str, span: Span | EncodedSpan) -> None:
+    async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
         """Accept a span, waiting for room.
 
         Adders are served in the order in which they came, for each location. Always a checkpoint. If it is cancelled,
@@ -218,7 +217,7 @@ class SpanBatcher:
         if not await self._admit(location, encoded):
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def add_spans(self, location: str, spans: Iterable[Span | EncodedSpan]) -> None:
+    async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
         """Accept spans one after the other, waiting for room.
 
         What was accepted when it raises is a prefix of ``spans``, as with ``SendStream.send_all``. Spans are encoded
@@ -354,7 +353,7 @@ class SpanBatcher:
     def _start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         # `start_soon` gives the task a copy of the current context: here the batcher's, not that of the adder whose
         # span opened a lane. A lane must not keep a request's context alive, nor trace under its span.
-        self._context.run(self._nursery.start_soon, self._guarded, async_fn, name=name)
+        self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
     @trio.lowlevel.enable_ki_protection
     async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:

@@ -1,0 +1,287 @@
+"""Ctrl-C, as real SIGINTs in real child processes.
+
+A child says on its standard output how far it is, the test sends a signal at that point, and the child prints what
+became of its spans at the end. Nothing here waits for time to pass.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PRELUDE = """
+    import json, math, signal, sys
+    import trio
+    from trio_spanbatch import BatchPolicy, SpanBatcher
+    from trio_spanbatch.testing import InMemoryExporter
+    from support import assert_conserved, make_spans
+
+    def say(word):
+        print(word, flush=True)
+
+    def conclude(batchers, error):
+        counts = []
+        for batcher in batchers:
+            statistics = batcher.statistics()
+            assert_conserved(statistics)
+            counts.append([statistics.accepted, statistics.delivered, statistics.undelivered])
+            counts[-1].append(sorted({loss.reason for loss in batcher.undelivered}))
+        say(json.dumps({"error": type(error).__name__, "counts": counts, "notes": getattr(error, "__notes__", [])}))
+
+    class Says(InMemoryExporter):
+        async def export(self, batch):
+            say("exporting")
+            return await super().export(batch)
+"""
+
+
+def run_child(program: str, signals: Sequence[str]) -> dict[str, Any]:
+    """Run ``program`` and send it a SIGINT each time it says one of the words ``signals`` in turn."""
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        awaited = list(signals)
+        last = ""
+        for line in child.stdout:
+            last = line.strip()
+            if awaited and last == awaited[0]:
+                awaited.pop(0)
+                child.send_signal(signal.SIGINT)
+        errors = child.stderr.read()
+        assert child.wait() == 0, errors
+    assert not awaited, f"the child never said {awaited}; it said {last!r} last; {errors}"
+    assert "Traceback" not in errors, errors
+    result: dict[str, Any] = json.loads(last)
+    return result
+
+
+def test_ctrl_c_in_the_body_leaves_as_keyboard_interrupt_after_everything_was_delivered() -> None:
+    result = run_child(
+        """
+        batcher = SpanBatcher(InMemoryExporter(), batch=BatchPolicy(max_delay=math.inf))
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(30))
+                say("in the body")
+                await trio.sleep_forever()
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude([batcher], error)
+        """,
+        ["in the body"],
+    )
+    assert result == {"error": "KeyboardInterrupt", "counts": [[30, 30, 0, []]], "notes": []}
+
+
+def test_ctrl_c_in_a_busy_body_interrupts_the_body_and_nothing_of_ours() -> None:
+    result = run_child(
+        """
+        batcher = SpanBatcher(InMemoryExporter(), batch=BatchPolicy(max_spans=10, max_delay=0.001))
+
+        async def main():
+            async with batcher:
+                spans = make_spans(100)
+                said = False
+                while True:
+                    for span in spans:
+                        try:
+                            batcher.add_span_nowait("a", span)
+                        except trio.WouldBlock:
+                            await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+                    if not said:
+                        said = True
+                        say("busy")
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude([batcher], error)
+        """,
+        ["busy"],
+    )
+    accepted, delivered, undelivered, _ = result["counts"][0]
+    assert (result["error"], undelivered) == ("KeyboardInterrupt", 0)
+    assert accepted == delivered >= 100
+
+
+@pytest.mark.parametrize("where", ["the main task", "another task"])
+def test_ctrl_c_in_the_drain_stops_it_at_once_and_is_raised_again(where: str) -> None:
+    result = run_child(
+        f"""
+        batcher = SpanBatcher(Says(delay=math.inf), batch=BatchPolicy(max_delay=math.inf), shutdown_timeout=math.inf)
+
+        async def use():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(30))
+
+        async def in_a_nursery():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(use)
+
+        try:
+            trio.run(use if {where!r} == "the main task" else in_a_nursery)
+        except BaseException as error:
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            conclude([batcher], error)
+        """,
+        ["exporting"],
+    )
+    assert result["error"] == "KeyboardInterrupt"
+    assert result["counts"] == [[30, 0, 30, ["Ctrl-C during the drain"]]]
+
+
+def test_ctrl_c_in_the_body_and_again_in_the_drain() -> None:
+    result = run_child(
+        """
+        batcher = SpanBatcher(Says(delay=math.inf), batch=BatchPolicy(max_delay=math.inf), shutdown_timeout=math.inf)
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(30))
+                say("in the body")
+                await trio.sleep_forever()
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude([batcher], error)
+        """,
+        ["in the body", "exporting"],
+    )
+    assert result["error"] == "KeyboardInterrupt"
+    assert result["counts"] == [[30, 0, 30, ["Ctrl-C during the drain"]]]
+    assert "30 of 30 spans were handed back" in result["notes"][0]
+
+
+def test_ctrl_c_while_an_exporter_hangs_in_aclose_cuts_it_short() -> None:
+    result = run_child(
+        """
+        class HangsInClose(InMemoryExporter):
+            async def aclose(self):
+                say("closing")
+                await trio.sleep_forever()
+
+        batcher = SpanBatcher(HangsInClose(), shutdown_timeout=1000)
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(3))
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude([batcher], error)
+        """,
+        ["closing"],
+    )
+    assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 3, 0, []]])
+
+
+def test_ctrl_c_in_the_drains_of_two_batchers_stops_both_and_later_ones_work_as_before() -> None:
+    result = run_child(
+        """
+        batchers = [SpanBatcher(Says(delay=math.inf), batch=BatchPolicy(max_delay=math.inf), shutdown_timeout=math.inf)
+                    for _ in range(2)]
+
+        async def use(batcher, start):
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(3))
+                await start.wait()
+
+        async def both():
+            first, second = trio.Event(), trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(use, batchers[0], first)
+                nursery.start_soon(use, batchers[1], second)
+                await trio.testing.wait_all_tasks_blocked()
+                first.set()
+                await trio.testing.wait_all_tasks_blocked()
+                second.set()
+                await trio.testing.wait_all_tasks_blocked()
+                say("both drain")
+
+        async def main():
+            handler_before = signal.getsignal(signal.SIGINT)
+            try:
+                await both()
+            except* KeyboardInterrupt:
+                pass
+            assert signal.getsignal(signal.SIGINT) is handler_before
+            say("sleeping")
+            await trio.sleep_forever()
+
+        import trio.testing
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude(batchers, error)
+        """,
+        ["both drain", "sleeping"],
+    )
+    assert result["error"] == "KeyboardInterrupt"
+    assert result["counts"] == [[3, 0, 3, ["Ctrl-C during the drain"]]] * 2
+
+
+def test_a_process_that_ignores_sigint_goes_on_ignoring_it_in_the_drain() -> None:
+    result = run_child(
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        class Slow(InMemoryExporter):
+            async def export(self, batch):
+                say("exporting")
+                await trio.sleep(0)
+                return await super().export(batch)
+
+        batcher = SpanBatcher(Slow(), batch=BatchPolicy(max_delay=math.inf))
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(3))
+
+        trio.run(main)
+        conclude([batcher], None)
+        """,
+        ["exporting"],
+    )
+    assert result["counts"] == [[3, 3, 0, []]]
+
+
+def test_a_batcher_in_a_run_that_is_not_in_the_main_thread_drains_without_a_handler() -> None:
+    result = run_child(
+        """
+        import threading
+        batcher = SpanBatcher(InMemoryExporter(), batch=BatchPolicy(max_delay=math.inf))
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(3))
+
+        thread = threading.Thread(target=trio.run, args=(main,))
+        thread.start()
+        thread.join()
+        conclude([batcher], None)
+        """,
+        [],
+    )
+    assert result["counts"] == [[3, 3, 0, []]]
