@@ -51,6 +51,13 @@ class InputFileError(Exception):
     """A file cannot be opened or read on. The message says why."""
 
 
+class _AsItComes(io.BufferedReader):
+    """Gives what comes through a pipe as soon as it comes. ``GzipFile`` calls ``read``, which would wait for more."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self.read1(-1 if size is None else size)
+
+
 class InputFile:
     """The bytes of a file, or of standard input for ``-``; unpacked if they begin like gzip.
 
@@ -90,7 +97,7 @@ class InputFile:
             raise InputFileError(f"cannot be read: {error.strerror or error}") from error
 
     def _open(self) -> io.BufferedReader | gzip.GzipFile:
-        self._buffered = io.BufferedReader(io.FileIO(self._path, closefd=self._path != 0), _CHUNK)
+        self._buffered = _AsItComes(io.FileIO(self._path, closefd=self._path != 0), _CHUNK)
         packed = self._buffered.peek(1)[:1] == _GZIP_MAGIC
         return gzip.GzipFile(fileobj=self._buffered) if packed else self._buffered
 

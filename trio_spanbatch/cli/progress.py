@@ -20,18 +20,21 @@ _INTERVAL = 0.1
 
 
 class SendProgress:
-    """How much of the files is read, and what became of their spans.
+    """How much of the files is read, then how much of what was read is delivered.
 
     Attributes:
         position: How many bytes of the current file are read.
+        read_whole: Whether all files are read.
     """
 
     def __init__(self, files: Sequence[str], screen: Screen) -> None:
         self.position = 0
+        self.read_whole = False
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
         self._progress = Progress(
+            TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -41,7 +44,7 @@ class SendProgress:
             transient=True,
             disable=not screen.err.is_terminal,
         )
-        self._task = self._progress.add_task("", total=total, counts="")
+        self._task = self._progress.add_task("reading", total=total, counts="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -62,11 +65,20 @@ class SendProgress:
         if self._progress.disable:
             return
         while True:
-            counts = statistics()
+            self._draw(statistics())
+            await trio.sleep(_INTERVAL)
+
+    def _draw(self, counts: SpanBatcherStatistics) -> None:
+        if self.read_whole:
             self._progress.update(
                 self._task,
-                completed=self._before + self.position,
-                counts=f"{counts.delivered:,} of {counts.accepted:,} delivered, {counts.rejected:,} rejected",
-                refresh=True,
+                description="delivering",
+                total=counts.accepted,
+                completed=counts.accepted - counts.queued - counts.in_flight,
             )
-            await trio.sleep(_INTERVAL)
+        else:
+            self._progress.update(self._task, completed=self._before + self.position)
+        words = f"{counts.delivered:,} of {counts.accepted:,} delivered"
+        if counts.rejected:
+            words += f", {counts.rejected:,} rejected"
+        self._progress.update(self._task, counts=words, refresh=True)

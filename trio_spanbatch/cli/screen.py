@@ -44,7 +44,7 @@ class Screen:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table: the first column is text, the others are numbers."""
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for index, column in enumerate(columns):
             # Names may be folded on a narrow terminal; numbers never.
             table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")

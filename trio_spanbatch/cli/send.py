@@ -93,12 +93,14 @@ class SendResult:
         tally: What the batcher does not know: invalid spans, and reasons of losses.
         failure: Why it gave up, as no request was ever answered; None if it did not.
         interrupted: 128 and the number of the signal that ended it, 0 if none did.
+        read_whole: Whether the files were read to their ends.
     """
 
     statistics: SpanBatcherStatistics
     tally: Tally
     failure: str | None
     interrupted: int
+    read_whole: bool
 
     @property
     def exit_code(self) -> int:
@@ -116,7 +118,7 @@ class SendResult:
             )
             return
         yield from self.tally.losses()
-        if self.interrupted:
+        if not self.read_whole:
             yield "interrupted: the rest of the input was not read"
 
 
@@ -125,6 +127,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     tally = Tally()
     watched = WatchedExporter(exporter, PATIENCE)
     interrupt = Interrupt()
+    progress = SendProgress(settings.files, screen)
     batcher = SpanBatcher(
         watched,
         batch=settings.batch,
@@ -137,11 +140,12 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         async with trio.open_nursery() as nursery:
             await nursery.start(interrupt.watch)
             nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
-            with SendProgress(settings.files, screen) as progress:
+            with progress:
                 nursery.start_soon(progress.run, batcher.statistics)
                 async with batcher:
                     with interrupt.scope:
                         await _Sender(batcher, settings.location_of, tally, screen, progress).send_all(settings.files)
+                        progress.read_whole = True
                         await batcher.flush()
             nursery.cancel_scope.cancel()
     return SendResult(
@@ -149,6 +153,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         tally=tally,
         failure=watched.failure or "no answer" if watched.gave_up else None,
         interrupted=interrupt.exit_code,
+        read_whole=progress.read_whole,
     )
 
 

@@ -50,7 +50,7 @@ class Tally:
     def losses(self) -> Iterator[str]:
         """Yield a line for each reason for which spans of a location were lost."""
         for (location, outcome, reason), count in self._reasons.most_common():
-            yield f"{location}: {count} {outcome}: {reason}"
+            yield f"{location}: {count:,} {outcome}: {reason}"
 
     def document(self, statistics: SpanBatcherStatistics) -> dict[str, Any]:
         """Return the counts in all, and under ``locations`` the same for each."""
