@@ -14,6 +14,7 @@ enums, dates, decimals and everything else become their ``str``. Keys that are n
 from __future__ import annotations
 
 import struct
+from collections import UserString
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Integral, Rational, Real
@@ -118,7 +119,7 @@ def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
         return _bytes(value)
     if isinstance(value, Mapping):
         return _mapping(value, levels, ancestors)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, UserString):
         return _list(value, levels, ancestors)
     if isinstance(value, Integral):
         return _int(int(value))
