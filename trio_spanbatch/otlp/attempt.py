@@ -38,6 +38,8 @@ class Attempt:
         secrets: What must not be shown of the request.
         response: The response, once its headers are there.
         body: The body of the response as far as it was received.
+        write_error: Why the request was not written to its end. httpcore reads the response all the same, since a
+            server may answer before it has read everything, and then tells only what reading ended with.
         redirect: Status and headers of a response that is a redirect, known even if httpx cannot make sense of it.
     """
 
@@ -52,6 +54,7 @@ class Attempt:
         self.response: httpx.Response | None = None
         self.body: BoundedBody | None = None
         self.redirect: tuple[int, Mapping[str, str]] | None = None
+        self.write_error: BaseException | None = None
         self._connection: _Closable | None = None
 
     @property
@@ -99,6 +102,8 @@ class Attempt:
             self._connection = info["return_value"]
         elif step == "send_request_headers.started" and info["request"].method != b"CONNECT":
             self._written = True
+        elif step in ("send_request_headers.failed", "send_request_body.failed"):
+            self.write_error = info["exception"]
         elif step == "receive_response_headers.complete" and self._written:
             self._note_redirect(info["return_value"])
 

@@ -47,12 +47,9 @@ class PiecewiseStream(httpx.AsyncByteStream):
         return _Pieces(self._body)
 
 
-class _Pieces:
+class _Pieces(AsyncIterator[bytes]):
     def __init__(self, body: bytes) -> None:
         self._view = memoryview(body)
-
-    def __aiter__(self) -> _Pieces:
-        return self
 
     async def __anext__(self) -> bytes:
         if not self._view:

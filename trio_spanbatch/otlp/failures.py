@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import httpx
 
@@ -21,77 +21,91 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UN
 # How h11 shows the first bytes of a TLS alert where it expected a status line.
 _TLS_ALERT = "\\x15\\x03"
 
+# What httpcore says of a server that closes the connection instead of answering.
+_NO_ANSWER = "Server disconnected without sending a response"
+
 
 def failure_result(
-    error: Exception, *, peer: str, connected: bool, https: bool, secrets: Collection[str] = ()
+    error: Exception,
+    *,
+    peer: str,
+    connected: bool,
+    https: bool,
+    write_error: BaseException | None = None,
+    secrets: Collection[str] = (),
 ) -> ExportResult:
     """Return what an exception of httpx means for the batch.
 
     Args:
         error: The exception.
         peer: Host and port that were connected to: the server's, or a proxy's.
-        connected: Whether there was a TCP connection to it.
+        connected: Whether a TCP connection to it was made for this attempt.
         https: Whether the endpoint is https.
+        write_error: What went wrong before, while the request was written.
         secrets: What must not be shown.
     """
     if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL):
         # Its text may show a header's value.
         return Refused(f"the request cannot be sent: {type(error).__name__}")
-    tls = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)), None)
-    if tls is not None:
-        reason, sent = _tls_failure(tls, error, peer)
-    else:
-        reason, sent = _failure(error, peer, connected, https), not isinstance(error, _BEFORE_THE_REQUEST)
-    return TryLater(short_text(reason, secrets), ambiguous=sent)
-
-
-def _failure(error: Exception, peer: str, connected: bool, https: bool) -> str:
-    words = _words(error)
+    causes = [*_causes(error), *_causes(write_error)]
+    tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
+    words = _words(causes)
+    may_have_arrived = not isinstance(error, _BEFORE_THE_REQUEST)
     if isinstance(error, httpx.ProxyError):
-        return f"the proxy {peer} does not connect: {words}"
-    if isinstance(error, httpx.ConnectError) and connected and https:
-        return f"{peer} ended the TLS handshake: {words}; if it does not speak TLS, the endpoint begins with http://"
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return f"cannot connect to {peer}: {words}"
-    if _TLS_ALERT in words and not https:
-        return f"{peer} speaks TLS, but the endpoint begins with http://: does it need https://?"
-    return f"the exchange with {peer} broke: {words}"
-
-
-def _tls_failure(tls: ssl.SSLError, error: Exception, peer: str) -> tuple[str, bool]:
-    """Return the reason, and whether the request may have arrived."""
-    if isinstance(tls, ssl.SSLCertVerificationError):
-        return (
-            f"the certificate of {peer} is not trusted: certificate verify failed: {tls.verify_message}; "
-            "OTEL_EXPORTER_OTLP_CERTIFICATE or certificate= names the file with its CA"
-        ), False
-    code = tls.reason or ""
-    if code in _NO_TLS:
-        return f"{peer} does not speak TLS ({code}): does the endpoint need http:// instead of https://?", False
-    if "ALERT" in code and ("CERT" in code or "CA" in code.split("_")):
+        reason = f"the proxy {peer} does not connect: {words}"
+    elif isinstance(tls, ssl.SSLCertVerificationError):
+        reason = _untrusted(tls, peer)
+    elif tls is not None and tls.reason in _NO_TLS:
+        reason = f"{peer} does not speak TLS ({tls.reason}): does the endpoint need http:// instead of https://?"
+    elif tls is not None and _is_about_client_certificate(tls.reason or ""):
         # With TLS 1.3 the alert arrives after the handshake, but before anything of the request was looked at.
-        return (
-            f"{peer} does not accept the client certificate ({code}); OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
-            "OTEL_EXPORTER_OTLP_CLIENT_KEY or client_certificate= and client_key= name its files"
-        ), False
-    return f"TLS with {peer} failed: {code or type(tls).__name__}", not isinstance(error, _BEFORE_THE_REQUEST)
+        reason, may_have_arrived = _client_certificate_refused(tls, peer), False
+    elif https and connected and not may_have_arrived:
+        reason = f"the TLS handshake with {peer} failed: {words}"
+    elif not may_have_arrived:
+        reason = f"cannot connect to {peer}: {words}"
+    else:
+        reason = f"the exchange with {peer} broke: {words}{_hint(words, connected and not https)}"
+    return TryLater(short_text(reason, secrets), ambiguous=may_have_arrived)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _untrusted(error: ssl.SSLCertVerificationError, peer: str) -> str:
+    return (
+        f"the certificate of {peer} is not trusted: certificate verify failed: {error.verify_message}; "
+        "OTEL_EXPORTER_OTLP_CERTIFICATE or certificate= names the file with its CA"
+    )
+
+
+def _is_about_client_certificate(code: str) -> bool:
+    words = code.split("_")
+    return "ALERT" in words and any(word in words for word in ("CERTIFICATE", "CA", "HANDSHAKE"))
+
+
+def _client_certificate_refused(error: ssl.SSLError, peer: str) -> str:
+    return (
+        f"{peer} does not accept the client certificate ({error.reason}); OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
+        "_CLIENT_KEY or client_certificate= and client_key= name its files"
+    )
+
+
+def _hint(words: str, new_plain_connection: bool) -> str:
+    if new_plain_connection and (_TLS_ALERT in words or _NO_ANSWER in words):
+        return "; if it speaks TLS, the endpoint begins with https://"
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield ``error`` and what led to it. httpx keeps the exceptions of httpcore, trio and ssl as causes."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        if isinstance(current, BaseExceptionGroup):
-            current = current.exceptions[0]
-        else:
-            current = current.__cause__ or current.__context__
+    while error is not None:
+        yield error
+        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
 
 
-def _words(error: BaseException) -> str:
-    """Return the words of the innermost cause that has an error number, else of the outermost that has any."""
-    texts = [str(cause) for cause in _causes(error)]
-    numbered = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
-    return (numbered[-1:] or [text for text in texts if text] or [type(error).__name__])[0]
+def _words(causes: Sequence[BaseException]) -> str:
+    """Return the words of the operating system or of OpenSSL where there are any, else the first that there are."""
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return cause.reason
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return next((text for text in map(str, causes) if text), type(causes[0]).__name__)

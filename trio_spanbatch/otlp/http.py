@@ -302,6 +302,7 @@ class OTLPExporter:
                 peer=attempt.peer,
                 connected=attempt.connected,
                 https=self._url.scheme == "https",
+                write_error=attempt.write_error,
                 secrets=attempt.secrets,
             )
         return attempt.result()

@@ -60,8 +60,7 @@ def check_endpoint(endpoint: object) -> httpx.URL:
     """
     if not isinstance(endpoint, str):
         raise TypeError(f"endpoint is of type {type(endpoint).__name__}; it must be a str")
-    before_path = re.match(r"[^:/?#]*:?[/\\]*([^/?#]*)", endpoint)
-    if before_path is not None and "@" in before_path[1]:
+    if "@" in _authority(endpoint):
         raise ValueError(
             f"endpoint {_without_secrets(endpoint)!r} has a user name or password in it; "
             "give them as headers= or auth=, where no log shows them"
@@ -80,9 +79,19 @@ def check_endpoint(endpoint: object) -> httpx.URL:
             f"endpoint {_without_secrets(endpoint)!r} must begin with http:// or https:// and a host, "
             "as in http://localhost:4318/v1/traces"
         )
-    if url.userinfo or url.port == 0 or any(len(label) > _LONGEST_LABEL for label in url.raw_host.split(b".")):
+    if (
+        url.userinfo
+        or not 0 < (80 if url.port is None else url.port) < 2**16
+        or any(len(label) > _LONGEST_LABEL for label in url.raw_host.split(b"."))
+    ):
         raise ValueError(f"endpoint {_without_secrets(endpoint)!r} has no host and port to connect to")
     return url
+
+
+def _authority(endpoint: str) -> str:
+    """Return what stands between the scheme and the path, also in what is no proper URL."""
+    before_path = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/?#]*)", endpoint)
+    return before_path[1] if before_path is not None else ""
 
 
 def _without_secrets(endpoint: str) -> str:
