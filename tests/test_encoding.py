@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import expected_messages as expected
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
@@ -79,6 +79,7 @@ def test_a_request_with_a_span_is_the_message_that_protobuf_builds(span: Span) -
     assert batch.size == len(batch.to_request()) == wanted.ByteSize()
 
 
+@settings(max_examples=30)
 @given(st.lists(SPANS, max_size=3))
 def test_an_encoder_that_has_seen_other_spans_encodes_as_a_new_one(spans: list[Span]) -> None:
     used = SpanEncoder()
@@ -499,7 +500,7 @@ def test_a_property_that_raises_makes_the_span_invalid_and_is_named() -> None:
 @pytest.mark.parametrize("thing", [None, "a span", 5, {"name": "x"}, object(), Span, Raising()], ids=range(7))
 def test_what_is_no_span_is_refused_like_a_bad_one(thing: Any) -> None:
     with pytest.raises(
-        InvalidSpanError, match="is no span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
+        InvalidSpanError, match=r"is no span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
     ):
         SpanEncoder().encode(thing)
 
@@ -512,6 +513,7 @@ def test_an_object_without_one_of_the_attributes_is_refused_by_its_name(name: st
         SpanEncoder().encode(span)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(INVALID), min_size=1, max_size=5), SPANS)
 def test_a_refused_span_leaves_nothing_behind(refused: list[tuple[str, object, Any]], span: Span) -> None:
     encoder = SpanEncoder()

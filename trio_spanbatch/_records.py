@@ -58,7 +58,9 @@ def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
-    return _read_only(trace_state) if isinstance(trace_state, Mapping) else trace_state or ""
+    if isinstance(trace_state, Mapping):
+        return _read_only(trace_state)
+    return "" if trace_state is None else trace_state
 
 
 @attrs.frozen
