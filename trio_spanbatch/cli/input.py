@@ -248,7 +248,7 @@ def _may_be_request(line: bytes) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
+        return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "not read: nested too deeply"
     return f"not read: {error}"

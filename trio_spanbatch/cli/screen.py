@@ -49,7 +49,7 @@ class Screen:
             # Names may be folded on a narrow terminal; numbers never.
             table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(_one_line, row))
         self.out.print(table)
 
 

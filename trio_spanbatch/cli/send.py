@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import trio
@@ -45,6 +45,11 @@ class LocationOf:
     name: str = "default"
     attribute: str | None = None
 
+    @property
+    def only(self) -> str | None:
+        """The location of whatever comes, None if that depends on the span."""
+        return self.name if self.attribute is None else None
+
     def __call__(self, span: Span) -> str:
         """Return the location of ``span``.
 
@@ -75,6 +80,7 @@ class SendSettings:
         batch: When a batch is due.
         limits: What may wait.
         retry: How often an export is repeated.
+        patience: Seconds from the first attempt after which it gives up, if no request was ever answered.
     """
 
     files: Sequence[str]
@@ -82,6 +88,7 @@ class SendSettings:
     batch: BatchPolicy
     limits: Limits
     retry: RetryPolicy
+    patience: float = PATIENCE
 
 
 @attrs.frozen(kw_only=True)
@@ -125,7 +132,7 @@ class SendResult:
 async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
     """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
     tally = Tally()
-    watched = WatchedExporter(exporter, PATIENCE)
+    watched = WatchedExporter(exporter, settings.patience)
     interrupt = Interrupt()
     progress = SendProgress(settings.files, screen)
     batcher = SpanBatcher(
@@ -165,7 +172,7 @@ async def _stop_if_nobody_answers(watched: WatchedExporter, scope: trio.CancelSc
 @attrs.frozen
 class _Sender:
     batcher: SpanBatcher
-    location_of: Callable[[Span], str]
+    location_of: LocationOf
     tally: Tally
     screen: Screen
     progress: SendProgress
@@ -177,35 +184,43 @@ class _Sender:
     async def _send_file(self, name: str) -> None:
         file = InputFile(name)
         parser = DocumentParser()
+        found = 0
         try:
             while data := await file.read():
-                await self._send_parsed(file, parser.feed(data))
+                found += await self._send_parsed(file, parser.feed(data))
                 self.progress.position = file.position
-            await self._send_parsed(file, parser.finish())
+            found += await self._send_parsed(file, parser.finish())
         except InputFileError as error:
-            self._leave_out(file, parser.line, str(error))
+            self._leave_out(file, parser.line, str(error), self.location_of.only)
+        else:
+            if not found:
+                self.screen.warn(f"{file.name}: no spans in it")
         finally:
             file.close()
         self.progress.end_file(file)
 
-    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Unreadable]) -> None:
+    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Unreadable]) -> int:
+        """Send what was read, and return how many spans or unreadable lines it was."""
+        found = 0
         for item in parsed:
             if isinstance(item, Unreadable):
-                self._leave_out(file, item.line, item.reason)
+                self._leave_out(file, item.line, item.reason, self.location_of.only)
+                found += 1
                 continue
             for number, span in enumerate(_spans(item), 1):
                 await self._send_span(file, item.line, number, span)
+                found += 1
+        return found
 
     async def _send_span(
         self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError | Unreadable
     ) -> None:
-        if isinstance(span, Unreadable):
-            self._leave_out(file, line, span.reason)
+        if isinstance(span, Unreadable | InvalidSpanError):
+            reason = span.reason if isinstance(span, Unreadable) else str(span)
+            self._leave_out(file, line, reason, self.location_of.only)
             return
-        location: str | None = None
+        location = self.location_of.only
         try:
-            if isinstance(span, InvalidSpanError):
-                raise span
             location = self.location_of(span)
             await self._add(location, span)
         except ValueError as error:
@@ -219,7 +234,7 @@ class _Sender:
             await self.batcher.flush()
             await self.batcher.add_span(location, span)
 
-    def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None = None) -> None:
+    def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
         self.screen.warn(f"{file.name}:{line}: {reason}")
         self.tally.add_invalid(location)
 
@@ -229,5 +244,3 @@ def _spans(document: Document) -> Iterator[Span | InvalidSpanError | Unreadable]
         yield from read_request(document.value)
     except ValueError as error:
         yield Unreadable(document.line, str(error))
-    except RecursionError:
-        yield Unreadable(document.line, "not read: nested too deeply")

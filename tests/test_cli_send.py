@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cli_support import Ended, Lines, request_document, request_line, run_command, span_document, start_command
+from rich.console import Console
+
+from trio_spanbatch import BatchPolicy, ExportResult, Limits, Refused, RetryPolicy, Span, SpanBatch, SpanContext
+from trio_spanbatch.cli.screen import Screen
+from trio_spanbatch.cli.send import LocationOf, SendResult, SendSettings, send
+from trio_spanbatch.otlp.http import OTLPExporter
+from trio_spanbatch.testing import Answer, Hang, InMemoryExporter, OTLPReceiver
+
+DATA = Path(__file__).parent / "data"
+COUNTS = ["read", "accepted", "delivered", "rejected", "undelivered", "ambiguous", "invalid", "requests", "retries"]
+
+
+def screen_of_text(*, terminal: bool = False) -> tuple[Screen, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
+    consoles = [Console(file=file, force_terminal=terminal, width=200, highlight=False) for file in (out, err)]
+    return Screen(*consoles), out, err
+
+
+def settings_for(files: Sequence[Path | str], **options: Any) -> SendSettings:
+    defaults: dict[str, Any] = {
+        "location_of": LocationOf(),
+        "batch": BatchPolicy(),
+        "limits": Limits(),
+        "retry": RetryPolicy(),
+    }
+    return SendSettings(files=[str(file) for file in files], **{**defaults, **options})
+
+
+async def send_files(exporter: Any, *files: Path | str, **options: Any) -> tuple[SendResult, str]:
+    """Send files in this process. Return the result and what was printed to stderr."""
+    screen, out, err = screen_of_text()
+    result = await send(settings_for(files, **options), exporter, screen)
+    assert out.getvalue() == ""
+    return result, err.getvalue()
+
+
+def counts_of(result: SendResult) -> dict[str, Any]:
+    return result.tally.document(result.statistics)
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """A file of three requests with two spans each."""
+    path = tmp_path / "spans.jsonl"
+    requests = [request_line(span_document(2 * n + 1), span_document(2 * n + 2), tenant=f"t{n}") for n in range(3)]
+    path.write_bytes(b"".join(requests))
+    return path
+
+
+async def test_spans_arrive_with_their_resources_and_scopes_in_their_locations() -> None:
+    async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
+        ended = await run_command(
+            "send",
+            DATA / "agent-traces.jsonl",
+            "--endpoint",
+            receiver.url,
+            "--location-attribute",
+            "tenant",
+            "--location-header",
+            "X-Scope-OrgID",
+            "--json",
+        )
+    assert ended.exit_code == 0
+    assert ended.err == ""
+    expected = [
+        span["spanId"]
+        for line in (DATA / "agent-traces.jsonl").read_text().splitlines()
+        for resource_spans in json.loads(line)["resourceSpans"]
+        for scope_spans in resource_spans["scopeSpans"]
+        for span in scope_spans["spans"]
+    ]
+    assert sorted(span.span_id.hex() for spans in receiver.stored.values() for span in spans) == sorted(expected)
+    document = ended.document
+    assert document["read"] == document["accepted"] == document["delivered"] == len(expected)
+    assert document["locations"].keys() == receiver.stored.keys()
+    for request in receiver.requests:
+        assert request.message is not None
+        for resource_spans in request.message.resource_spans:
+            tenants = [pair.value.string_value for pair in resource_spans.resource.attributes if pair.key == "tenant"]
+            assert tenants == [request.location]
+            assert all(scope_spans.scope.name for scope_spans in resource_spans.scope_spans)
+
+
+async def test_the_json_document_has_the_same_counts_for_all_and_for_each_location(lines: Path) -> None:
+    exporter = InMemoryExporter()
+    result, _ = await send_files(exporter, lines, location_of=LocationOf(attribute="tenant"))
+    document = counts_of(result)
+    locations = document.pop("locations")
+    assert list(document) == COUNTS
+    assert sorted(locations) == ["t0", "t1", "t2"]
+    for counts in locations.values():
+        assert list(counts) == COUNTS
+        assert counts["read"] == counts["accepted"] == counts["delivered"] == 2
+    for name in COUNTS:
+        assert document[name] == sum(counts[name] for counts in locations.values())
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+async def test_one_document_over_many_lines_is_sent(tmp_path: Path, packed: bool) -> None:
+    data = json.dumps(request_document(span_document(1), span_document(2)), indent=2).encode()
+    path = tmp_path / "trace.json"
+    path.write_bytes(gzip.compress(data) if packed else data)
+    exporter = InMemoryExporter()
+    result, err = await send_files(exporter, path, DATA / "otlp-example-trace.json")
+    assert (result.exit_code, err) == (0, "")
+    assert len(exporter.delivered["default"]) == 3
+
+
+async def test_standard_input_may_be_gzip(lines: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        ended = await run_command("send", "-", "--endpoint", receiver.url, stdin=gzip.compress(lines.read_bytes()))
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert len(receiver.stored["default"]) == 6
+
+
+async def test_spans_from_a_pipe_are_sent_while_it_is_open_and_a_signal_ends_it(lines: Path) -> None:
+    async with OTLPReceiver() as receiver, trio.open_nursery() as nursery:
+        process = await start_command(nursery, "send", "-", "--endpoint", receiver.url, "--max-delay", "0.01", "--json")
+        assert process.stdin is not None
+        await process.stdin.send_all(lines.read_bytes())
+        await receiver.wait_for_requests(1)
+        process.send_signal(signal.SIGTERM)
+        document = json.loads(await Lines(process.stdout).rest())
+        assert await Lines(process.stderr).rest() == "interrupted: the rest of the input was not read\n"
+        assert await process.wait() == 128 + signal.SIGTERM
+    assert document["read"] == document["delivered"] == 6
+
+
+async def test_ctrl_c_drains_and_prints_the_summary(lines: Path) -> None:
+    async with OTLPReceiver() as receiver, trio.open_nursery() as nursery:
+        process = await start_command(nursery, "send", lines, "-", "--endpoint", receiver.url, "--max-spans", "4")
+        # A full batch was sent, two spans wait for more.
+        await receiver.wait_for_requests(1)
+        process.send_signal(signal.SIGINT)
+        out = await Lines(process.stdout).rest()
+        assert await process.wait() == 128 + signal.SIGINT
+    assert out.splitlines()[1].split() == ["default", "6", "6", "6", "0", "0", "0", "0", "2", "0"]
+    assert len(receiver.stored["default"]) == 6
+
+
+async def test_a_second_ctrl_c_ends_the_drain_at_once_and_everything_is_accounted_for(lines: Path) -> None:
+    async with OTLPReceiver(answers=lambda request: Hang()) as receiver, trio.open_nursery() as nursery:
+        process = await start_command(nursery, "send", lines, "--endpoint", receiver.url, "--max-spans", "1", "--json")
+        await receiver.wait_for_requests(1)
+        process.send_signal(signal.SIGINT)
+        # Once the first one was seen, any further one ends the drain.
+        with trio.move_on_after(20) as patience:
+            while process.poll() is None:
+                await trio.sleep(0.1)
+                process.send_signal(signal.SIGINT)
+        document = json.loads(await Lines(process.stdout).rest())
+        assert await process.wait() == 128 + signal.SIGINT
+    assert not patience.cancelled_caught
+    assert document["read"] == document["accepted"] == document["undelivered"] == 6
+    assert document["ambiguous"] == 1
+
+
+async def test_what_is_wrong_is_told_with_file_and_line_and_the_rest_is_sent(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(
+        request_line(span_document(1), span_document(2, traceId="5B8E"), span_document(3))
+        + b"nonsense\n\n"
+        + b"[1, 2]\n"
+        + request_line(span_document(4, endTimeUnixNano=-1), span_document(5))
+        + request_line(span_document(6), 7)
+        + b"\xff\n"
+        + request_line(span_document(8))
+    )
+    exporter = InMemoryExporter()
+    result, err = await send_files(exporter, path)
+    assert [line.split(": ")[0] for line in err.splitlines()] == [f"{path}:{line}" for line in (1, 2, 4, 5, 6, 7)]
+    assert "traceId is '5B8E'" in err.splitlines()[0]
+    document = counts_of(result)
+    assert (document["read"], document["accepted"], document["invalid"]) == (11, 5, 6)
+    assert document["locations"]["default"]["invalid"] == 6
+    assert result.exit_code == 1
+
+
+async def test_a_gzip_file_that_is_cut_off_is_sent_as_far_as_it_goes(tmp_path: Path, lines: Path) -> None:
+    path = tmp_path / "spans.gz"
+    path.write_bytes(gzip.compress(lines.read_bytes() * 100)[:-10])
+    exporter = InMemoryExporter()
+    result, err = await send_files(exporter, path, lines)
+    assert err.startswith(f"{path}:")
+    assert "the gzip data is damaged" in err
+    assert len(err.splitlines()) == 1
+    document = counts_of(result)
+    assert document["invalid"] == 1
+    assert document["delivered"] >= 6
+    assert result.exit_code == 1
+
+
+async def test_a_file_without_spans_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(b'{"resourceSpans": []}\n\n{}\n')
+    result, err = await send_files(InMemoryExporter(), path)
+    assert err == f"{path}: no spans in it\n"
+    assert counts_of(result) == {**dict.fromkeys(COUNTS, 0), "locations": {}}
+    assert result.exit_code == 0
+
+
+def span_with(attributes: dict[str, Any]) -> Span:
+    return Span("x", SpanContext(1, 1), start_time=1, end_time=2, attributes=attributes)
+
+
+async def test_the_location_is_the_spans_attribute_else_the_resources_else_the_span_is_invalid(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(
+        request_line(span_document(1), span_document(2, tenant="of the span"), tenant="of the resource")
+        + request_line(span_document(3), span_document(4, tenant=7), span_document(5, tenant=True))
+    )
+    exporter = InMemoryExporter()
+    result, err = await send_files(exporter, path, location_of=LocationOf(attribute="tenant"))
+    assert sorted(exporter.delivered) == ["7", "of the resource", "of the span"]
+    assert err.splitlines() == [
+        f"{path}:2: span 1: no location: neither the span nor its resource has an attribute 'tenant'",
+        f"{path}:2: span 3: no location: the attribute 'tenant' is True; it must be a string",
+    ]
+    document = counts_of(result)
+    assert (document["read"], document["accepted"], document["invalid"]) == (5, 3, 2)
+    # Nobody knows where these two belong: they are counted in all, and in no location.
+    assert sum(counts["invalid"] for counts in document["locations"].values()) == 0
+
+
+async def test_a_location_that_cannot_be_sent_makes_the_span_invalid(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(request_line(span_document(1, tenant="a\r\nb"), span_document(2, tenant="a")))
+    async with OTLPReceiver(location_header="X-T") as receiver:
+        exporter = OTLPExporter(receiver.url, location_header="X-T")
+        result, err = await send_files(exporter, path, location_of=LocationOf(attribute="tenant"))
+    assert err.startswith(f"{path}:1: span 1: location 'a\\r\\nb' cannot be sent in a header")
+    assert counts_of(result)["locations"]["a\r\nb"]["invalid"] == 1
+    assert list(receiver.stored) == ["a"]
+
+
+async def test_all_spans_have_the_location_that_is_given(lines: Path) -> None:
+    exporter = InMemoryExporter()
+    await send_files(exporter, lines, location_of=LocationOf("main.a.spans"))
+    assert list(exporter.delivered) == ["main.a.spans"]
+
+
+async def test_more_locations_than_may_live_at_once_are_sent_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(b"".join(request_line(span_document(n + 1, tenant=f"t{n}")) for n in range(10)))
+    exporter = InMemoryExporter()
+    result, err = await send_files(
+        exporter, path, location_of=LocationOf(attribute="tenant"), limits=Limits(max_locations=3)
+    )
+    assert (result.exit_code, err) == (0, "")
+    assert len(exporter.delivered) == 10
+
+
+async def test_a_full_queue_makes_the_reader_wait_and_memory_stays_flat(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(b"".join(request_line(*[span_document(10 * n + k + 1) for k in range(10)]) for n in range(20)))
+    queued = []
+
+    class Exporter(InMemoryExporter):
+        async def export(self, batch: SpanBatch) -> ExportResult:
+            queued.append(len(batch.spans))
+            return await super().export(batch)
+
+    result, _ = await send_files(Exporter(), path, limits=Limits(max_queued_spans=10), batch=BatchPolicy(max_spans=5))
+    assert sum(queued) == counts_of(result)["delivered"] == 200
+    assert max(queued) == 5
+
+
+async def test_rejected_spans_are_counted_and_explained(lines: Path) -> None:
+    result, err = await send_files(InMemoryExporter(lambda batch: Refused("404 Not Found", 404)), lines)
+    assert err == ""
+    assert list(result.explanations()) == ["default: 6 rejected: 404 Not Found"]
+    assert counts_of(result)["rejected"] == 6
+    assert result.exit_code == 1
+
+
+async def test_it_gives_up_when_nobody_ever_answers_and_says_what_to_do(lines: Path) -> None:
+    ended = await run_with_patience(0.01, "http://127.0.0.1:1/v1/traces", lines)
+    document = counts_of(ended)
+    assert document["read"] == document["undelivered"] == 6
+    assert ended.exit_code == 1
+    (line,) = ended.explanations()
+    assert line.startswith("no request was ever answered: cannot connect to 127.0.0.1:1: ")
+    assert "--endpoint" in line
+
+
+async def run_with_patience(patience: float, url: str, *files: Path) -> SendResult:
+    result, err = await send_files(OTLPExporter(url), *files, patience=patience)
+    assert err == ""
+    return result
+
+
+async def test_it_gives_up_on_a_server_that_accepts_and_never_answers(lines: Path) -> None:
+    async with OTLPReceiver(answers=lambda request: Hang()) as receiver:
+        result = await run_with_patience(0.01, receiver.url, lines)
+    assert counts_of(result)["undelivered"] == 6
+    assert result.failure == "no answer"
+    assert result.exit_code == 1
+
+
+async def test_a_server_that_answers_503_for_a_while_gets_everything(lines: Path) -> None:
+    async with OTLPReceiver(answers=[Answer(503), Answer(503)]) as receiver:
+        result, _ = await send_files(OTLPExporter(receiver.url), lines, retry=RetryPolicy(initial=0.001))
+    document = counts_of(result)
+    assert (document["delivered"], document["requests"], document["retries"]) == (6, 3, 2)
+    assert result.exit_code == 0
+
+
+async def test_options_reach_the_requests(lines: Path) -> None:
+    async with OTLPReceiver(location_header="X-T", path="/custom") as receiver:
+        ended = await run_command(
+            *("send", lines, "--endpoint", receiver.url, "--location", "here", "--location-header", "X-T"),
+            *("--header", "X-Key=a=b", "--header", "Authorization=Bearer s3cr3t-token", "--compression", "gzip"),
+            *("--max-spans", 2, "--max-bytes", 100_000, "--max-delay", 1, "--timeout", 5),
+        )
+    assert ended.exit_code == 0
+    assert [len(request.spans) for request in receiver.requests] == [2, 2, 2]
+    for request in receiver.requests:
+        assert request.location == "here"
+        assert request.header("x-key") == "a=b"
+        assert request.header("authorization") == "Bearer s3cr3t-token"
+        assert request.header("content-encoding") == "gzip"
+    assert "s3cr3t" not in ended.out + ended.err
+
+
+async def test_the_environment_says_where_to_and_options_win(lines: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url.removesuffix("/v1/traces"),
+            "OTEL_EXPORTER_OTLP_HEADERS": "x-key=env,x-other=env",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "3",
+        }
+        ended = await run_command("send", lines, "--header", "X-Key=mine", "--compression", "none", environ=environ)
+    assert ended.exit_code == 0
+    assert [len(request.spans) for request in receiver.requests] == [3, 3]
+    for request in receiver.requests:
+        assert (request.header("x-key"), request.header("x-other")) == ("mine", "env")
+        assert request.header("content-encoding") is None
+
+
+async def test_nothing_is_sent_where_telemetry_is_switched_off(lines: Path) -> None:
+    ended = await run_command("send", lines, environ={"OTEL_SDK_DISABLED": "true"})
+    assert ended.exit_code == 1
+    assert ended.err == "default: 6 rejected: OTEL_SDK_DISABLED is true: nothing is sent\n"
+
+
+async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        ended = await run_command("send", lines, "--endpoint", receiver.url, "--location-attribute", "tenant")
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert rows[0] == ["location", *COUNTS]
+    assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "in"]
+    assert rows[-1] == ["in", "all", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
+    assert ended.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "Missing argument 'FILE...'"),
+        (["missing.jsonl"], "File 'missing.jsonl' does not exist"),
+        (["{here}"], "is a directory"),
+        (["-", "--location", "a", "--location-attribute", "b"], "exclude each other"),
+        (["-", "--header", "s3cr3t"], "--header number 1 is not of the form NAME=VALUE"),
+        (["-", "--header", "A=s3cr3t\nx"], "the value of header 'A' (not shown)"),
+        (["-", "--endpoint", "ftp://x"], "must begin with http:// or https://"),
+        (["-", "--endpoint", "http://me:s3cr3t@x/"], "give them as --header"),
+        (["-", "--max-spans", "0"], "0 is not in the range"),
+        (["-", "--max-delay", "nan"], "BatchPolicy.max_delay is nan"),
+        (["-", "--timeout", "-1"], "-1.0 is not in the range"),
+        (["-", "--compression", "br"], "'br' is not one of"),
+    ],
+)
+async def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], error: str, tmp_path: Path) -> None:
+    ended = await run_command("send", *[argument.format(here=tmp_path) for argument in arguments])
+    assert_one_line(ended, error)
+    assert ended.exit_code == 2
+    assert "trio-spanbatch send --help tells more" in ended.err
+    assert "s3cr3t" not in ended.err
+
+
+def assert_one_line(ended: Ended, error: str) -> None:
+    assert ended.out == ""
+    assert error in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+async def test_progress_moves_on_a_terminal(lines: Path) -> None:
+    screen, _, err = screen_of_text(terminal=True)
+    exporter = InMemoryExporter(lambda batch: Refused("no"), delay=0.3)
+    result = await send(settings_for([lines, lines]), exporter, screen)
+    assert "reading" in err.getvalue()
+    assert "0 of 12 delivered" in err.getvalue()
+    assert counts_of(result)["rejected"] == 12
