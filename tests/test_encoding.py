@@ -42,7 +42,8 @@ CONTEXT = SpanContext(0xABCDEF0123456789ABCDEF0123456789, 0xABCDEF0123456789)
 
 
 def make_span(**fields: Any) -> Span:
-    return Span(**{"name": "work", "context": CONTEXT, "start_time": 1, "end_time": 2} | fields)
+    minimal: dict[str, Any] = {"name": "work", "context": CONTEXT, "start_time": 1, "end_time": 2}
+    return Span(**minimal | fields)
 
 
 def encode(**fields: Any) -> EncodedSpan:
@@ -157,7 +158,7 @@ class Fruit(str, enum.Enum):  # noqa: UP042  # unlike StrEnum, its str() is not 
 class Shouting(str):
     __slots__ = ()
 
-    def encode(self, *_args: object) -> bytes:  # type: ignore[override]  # on purpose
+    def encode(self, *_args: object) -> bytes:
         return b"LOUD"
 
     def __str__(self) -> str:
@@ -329,11 +330,15 @@ def context(**fields: Any) -> SpanContext:
     return attrs.evolve(CONTEXT, **fields)
 
 
-WRONG_TRACE_IDS = [0, -1, 2**128, "ab" * 16, b"\x01" * 16, None, True, 1.0]
-WRONG_SPAN_IDS = [0, -1, 2**64, "ab" * 8, b"\x01" * 8, None, True, 1.0]
-WRONG_TIMES = [-1, 2**64, "1", 1.5, True, [1]]
-WRONG_COUNTS = [-1, 2**32, None, "1", 0.5, True]
-WRONG_TEXTS = [None, 5, b"bytes", ["text"]]
+WRONG_TRACE_IDS: list[Any] = [0, -1, 2**128, "ab" * 16, b"\x01" * 16, None, True, 1.0]
+WRONG_SPAN_IDS: list[Any] = [0, -1, 2**64, "ab" * 8, b"\x01" * 8, None, True, 1.0]
+WRONG_TIMES: list[Any] = [-1, 2**64, "1", 1.5, True, [1]]
+WRONG_COUNTS: list[Any] = [-1, 2**32, None, "1", 0.5, True]
+WRONG_TEXTS: list[Any] = [None, 5, b"bytes", ["text"]]
+
+WRONG_CODES: list[Any] = [None, 1, "OK", Color.RED, SpanKind.SERVER]
+FIVE: Any = 5
+NOTHING: Any = None
 
 INVALID: list[tuple[str, object, Any]] = [
     *(("context.trace_id", value, {"context": context(trace_id=value)}) for value in WRONG_TRACE_IDS),
@@ -346,7 +351,7 @@ INVALID: list[tuple[str, object, Any]] = [
     *(("links[0].context.span_id", value, {"links": [SpanLink(context(span_id=value))]}) for value in WRONG_SPAN_IDS),
     *(("start_time", value, {"start_time": value}) for value in [*WRONG_TIMES, None]),
     *(("end_time", value, {"end_time": value}) for value in WRONG_TIMES),
-    *(("events[0].timestamp", value, {"events": [SpanEvent("e", value)]}) for value in [*WRONG_TIMES, None]),  # type: ignore[arg-type]  # on purpose
+    *(("events[0].timestamp", value, {"events": [SpanEvent("e", value)]}) for value in [*WRONG_TIMES, None]),
     *(("dropped_attributes", value, {"dropped_attributes": value}) for value in WRONG_COUNTS),
     *(("dropped_events", value, {"dropped_events": value}) for value in WRONG_COUNTS),
     *(("dropped_links", value, {"dropped_links": value}) for value in WRONG_COUNTS),
@@ -359,36 +364,37 @@ INVALID: list[tuple[str, object, Any]] = [
         for value in WRONG_COUNTS
     ),
     *(("name", value, {"name": value}) for value in WRONG_TEXTS),
-    *(("events[0].name", value, {"events": [SpanEvent(value, 1)]}) for value in WRONG_TEXTS),  # type: ignore[arg-type]  # on purpose
-    *(("status.description", value, {"status": Status(StatusCode.ERROR, value)}) for value in WRONG_TEXTS[1:]),  # type: ignore[arg-type]  # on purpose
+    *(("events[0].name", value, {"events": [SpanEvent(value, 1)]}) for value in WRONG_TEXTS),
+    *(("status.description", value, {"status": Status(StatusCode.ERROR, value)}) for value in WRONG_TEXTS[1:]),
     *(("context.trace_state", value, {"context": context(trace_state=value)}) for value in WRONG_TEXTS[1:]),
     *(("kind", value, {"kind": value}) for value in [None, 1, "SERVER", Color.RED, StatusCode.OK, SpanKind]),
-    *(
-        ("status.status_code", value, {"status": Status(value)})
-        for value in [None, 1, "OK", Color.RED, SpanKind.SERVER]
-    ),  # type: ignore[arg-type]  # on purpose
+    *(("status.status_code", value, {"status": Status(value)}) for value in WRONG_CODES),
     *(("attributes", value, {"attributes": value}) for value in [5, "text", ["a"], [("a", 1)]]),
-    ("events[0].attributes", 5, {"events": [SpanEvent("e", 1, 5)]}),  # type: ignore[arg-type]  # on purpose
-    ("links[0].attributes", 5, {"links": [SpanLink(CONTEXT, 5)]}),  # type: ignore[arg-type]  # on purpose
-    ("resource.attributes", 5, {"resource": Resource(5)}),  # type: ignore[arg-type]  # on purpose
-    ("resource.schema_url", 5, {"resource": Resource({}, 5)}),  # type: ignore[arg-type]  # on purpose
+    ("events[0].attributes", 5, {"events": [SpanEvent("e", 1, FIVE)]}),
+    ("links[0].attributes", 5, {"links": [SpanLink(CONTEXT, FIVE)]}),
+    ("resource.attributes", 5, {"resource": Resource(FIVE)}),
+    ("resource.schema_url", 5, {"resource": Resource({}, FIVE)}),
     ("resource.dropped_attributes", -1, {"resource": Resource({}, "", -1)}),
-    ("instrumentation_scope.name", 5, {"instrumentation_scope": InstrumentationScope(5)}),  # type: ignore[arg-type]  # on purpose
-    ("instrumentation_scope.version", 5, {"instrumentation_scope": InstrumentationScope("s", 5)}),  # type: ignore[arg-type]  # on purpose
-    ("instrumentation_scope.schema_url", 5, {"instrumentation_scope": InstrumentationScope("s", "", 5)}),  # type: ignore[arg-type]  # on purpose
+    ("instrumentation_scope.name", 5, {"instrumentation_scope": InstrumentationScope(FIVE)}),
+    ("instrumentation_scope.version", 5, {"instrumentation_scope": InstrumentationScope("s", FIVE)}),
+    ("instrumentation_scope.schema_url", 5, {"instrumentation_scope": InstrumentationScope("s", "", FIVE)}),
     (
         "instrumentation_scope.dropped_attributes",
         2**32,
         {"instrumentation_scope": InstrumentationScope("s", "", "", {}, 2**32)},
     ),
     *(("flags", value, {"flags": value}) for value in [-1, 2**32, "1", True]),
-    *(("links[0].flags", value, {"links": [SpanLink(CONTEXT, flags=value)]}) for value in [-1, 2**32, "1"]),  # type: ignore[arg-type]  # on purpose
+    *(
+        ("links[0].flags", value, {"links": [SpanLink(CONTEXT, flags=value)]})
+        for value in WRONG_COUNTS
+        if value is not None
+    ),
     *(
         ("links[0].context.trace_flags", value, {"links": [SpanLink(context(trace_flags=value))]})
         for value in [-1, None, "1"]
     ),
     ("context", None, {"context": None}),
-    ("links[0].context", None, {"links": [SpanLink(None)]}),  # type: ignore[arg-type]  # on purpose
+    ("links[0].context", None, {"links": [SpanLink(NOTHING)]}),
     ("end_time", None, {"end_time": None}),
 ]
 

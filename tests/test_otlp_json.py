@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -473,6 +475,17 @@ def test_a_span_that_is_no_object_is_told(span: object) -> None:
 
 def test_an_empty_span_lacks_its_ids() -> None:
     assert problem_of({}) == "resourceSpans[0].scopeSpans[0].spans[0].traceId is missing"
+
+
+def test_a_span_nested_too_deep_for_the_stack_that_is_left_is_told() -> None:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 120)
+    try:
+        problem = problem_of(span_json(**attribute(nested(40))))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert problem.startswith("resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value.")
+    assert problem.endswith("is nested too deep")
 
 
 GOOD = {"scopeSpans": [{"spans": [span_json(name="good")]}]}

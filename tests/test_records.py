@@ -98,5 +98,5 @@ def test_records_are_equal_by_value() -> None:
 
 def test_what_is_no_mapping_is_kept_for_the_encoder_to_refuse() -> None:
     not_a_mapping: Any = ["a"]
-    assert Resource(not_a_mapping).attributes == ["a"]
-    assert SpanContext(1, 2, trace_state=not_a_mapping).trace_state == ["a"]
+    assert Resource(not_a_mapping).attributes is not_a_mapping
+    assert SpanContext(1, 2, trace_state=not_a_mapping).trace_state is not_a_mapping

@@ -55,8 +55,8 @@ _STATUS_CODES: Final = MappingProxyType({code.value: code for code in StatusCode
 _TRACE_FLAGS_MASK: Final = 0xFF
 _IS_REMOTE: Final = 0x200
 
-# More than any parser of the message would take; the encoder has the exact limit.
-_MAX_DEPTH: Final = 64
+# One more than the encoder takes, which knows the exact limit and its reason.
+_MAX_DEPTH: Final = 48
 
 
 def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
