@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -90,17 +91,16 @@ async def start_command(
     nursery: trio.Nursery, *arguments: object, environ: Mapping[str, str] | None = None
 ) -> trio.Process:
     """Start ``trio-spanbatch`` with pipes for its three streams. It is killed if the nursery is cancelled."""
-    process: trio.Process = await nursery.start(
-        lambda task_status: trio.run_process(
-            command(*arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            check=False,
-            env=clean_environment(environ),
-            task_status=task_status,
-        )
+    run = partial(
+        trio.run_process,
+        command(*arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+        env=clean_environment(environ),
     )
+    process: trio.Process = await nursery.start(run)
     return process
 
 

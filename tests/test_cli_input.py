@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from trio_spanbatch.cli import input as cli_input
 from trio_spanbatch.cli.input import Document, DocumentParser, InputFile, InputFileError, Unreadable
 
-REQUEST = {"resourceSpans": []}
-LINE = json.dumps(REQUEST).encode()
+LINE = b'{"resourceSpans": []}'
 
 
 def parsed(*chunks: bytes) -> list[Document | Unreadable]:
@@ -66,7 +64,10 @@ def test_documents_are_found_with_the_line_on_which_they_begin(data: bytes, expe
         (LINE + b'\n{"a": \n' + LINE, [(2, "not JSON: Expecting value at column 7")]),
         (b'{"a": [tru\n' + LINE + b"\n", [(1, "not JSON: Expecting value at column 8")]),
         (b'{"a": [\n' + LINE + b"\n", [(1, "not JSON: Expecting value at column 8")]),
-        (b'{"a": [\n\n"x\n' + LINE, [(1, "not JSON: Expecting value at column 8"), (3, "not JSON: Unterminated string starting at column 1")]),
+        (
+            b'{"a": [\n\n"x\n' + LINE,
+            [(1, "not JSON: Expecting value at column 8"), (3, "not JSON: Unterminated string starting at column 1")],
+        ),
         (LINE + b"\n\xff\xfe\n" + LINE, [(2, "not UTF-8: byte 0xff")]),
         (LINE + b"\n" + b"[" * 200_000 + b"\n" + LINE, [(2, "not read: nested too deeply")]),
         (b"[" * 200_000 + b"]" * 200_000 + b"\n" + LINE, [(1, "not read: nested too deeply")]),

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import trio
-from cli_support import Ended, Lines, request_document, request_line, run_command, span_document, start_command
+from cli_support import Lines, request_document, request_line, run_command, span_document, start_command
+from click.testing import CliRunner
 from rich.console import Console
 
 from trio_spanbatch import BatchPolicy, ExportResult, Limits, Refused, RetryPolicy, Span, SpanBatch, SpanContext
+from trio_spanbatch.cli import commands
 from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.cli.send import LocationOf, SendResult, SendSettings, send
 from trio_spanbatch.otlp.http import OTLPExporter
@@ -157,13 +159,13 @@ async def test_a_second_ctrl_c_ends_the_drain_at_once_and_everything_is_accounte
         await receiver.wait_for_requests(1)
         process.send_signal(signal.SIGINT)
         # Once the first one was seen, any further one ends the drain.
-        with trio.move_on_after(20) as patience:
-            while process.poll() is None:
-                await trio.sleep(0.1)
-                process.send_signal(signal.SIGINT)
+        while process.poll() is None:
+            with trio.move_on_after(1):
+                await process.wait()
+                break
+            process.send_signal(signal.SIGINT)
         document = json.loads(await Lines(process.stdout).rest())
         assert await process.wait() == 128 + signal.SIGINT
-    assert not patience.cancelled_caught
     assert document["read"] == document["accepted"] == document["undelivered"] == 6
     assert document["ambiguous"] == 1
 
@@ -384,24 +386,47 @@ async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
         (["-", "--compression", "br"], "'br' is not one of"),
     ],
 )
-async def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], error: str, tmp_path: Path) -> None:
-    ended = await run_command("send", *[argument.format(here=tmp_path) for argument in arguments])
-    assert_one_line(ended, error)
-    assert ended.exit_code == 2
-    assert "trio-spanbatch send --help tells more" in ended.err
-    assert "s3cr3t" not in ended.err
+def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], error: str, tmp_path: Path) -> None:
+    arguments = [argument.format(here=tmp_path) for argument in arguments]
+    result = CliRunner().invoke(commands.cli, ["send", *arguments], prog_name="trio-spanbatch")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert error in result.stderr
+    assert result.stderr.endswith("; trio-spanbatch send --help tells more\n")
+    assert len(result.stderr.splitlines()) == 1
+    assert "s3cr3t" not in result.stderr
 
 
-def assert_one_line(ended: Ended, error: str) -> None:
-    assert ended.out == ""
-    assert error in ended.err
-    assert len(ended.err.splitlines()) == 1
+class UntilShown(InMemoryExporter):
+    """Delivers nothing before something stands on the screen."""
+
+    def __init__(self, screen: io.StringIO, text: str) -> None:
+        super().__init__(lambda batch: Refused("no"))
+        self._screen = screen
+        self._text = text
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        while self._text not in self._screen.getvalue():  # noqa: ASYNC110 - a screen tells nobody when it is drawn on
+            await trio.sleep(0.01)
+        return await super().export(batch)
 
 
 async def test_progress_moves_on_a_terminal(lines: Path) -> None:
     screen, _, err = screen_of_text(terminal=True)
-    exporter = InMemoryExporter(lambda batch: Refused("no"), delay=0.3)
-    result = await send(settings_for([lines, lines]), exporter, screen)
+    result = await send(settings_for([lines, lines]), UntilShown(err, "0 of 12 delivered"), screen)
     assert "reading" in err.getvalue()
-    assert "0 of 12 delivered" in err.getvalue()
+    assert "delivering" in err.getvalue()
     assert counts_of(result)["rejected"] == 12
+
+
+async def test_progress_tells_of_rejected_spans(lines: Path) -> None:
+    screen, _, err = screen_of_text(terminal=True)
+
+    class Exporter(UntilShown):
+        async def export(self, batch: SpanBatch) -> ExportResult:
+            if not self.batches:
+                return await InMemoryExporter.export(self, batch)
+            return await super().export(batch)
+
+    await send(settings_for([lines], batch=BatchPolicy(max_spans=3)), Exporter(err, "3 rejected"), screen)
+    assert "0 of 6 delivered, 3 rejected" in err.getvalue()

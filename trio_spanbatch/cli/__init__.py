@@ -16,9 +16,10 @@ def main() -> None:
     try:
         from .commands import cli
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
             raise
-        _exit(f'{error.name} is not installed; get it with: pip install "trio-spanbatch[cli]"')
+        _exit(f'{missing} is not installed; get it with: pip install "trio-spanbatch[cli]"')
     try:
         cli(prog_name="trio-spanbatch")
     except Exception as error:

@@ -61,7 +61,7 @@ class _OneLineErrors(click.Group):
         click.echo(f"{path}: {' '.join(message.split()).rstrip('.')}{hint}", err=True)
 
 
-@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("trio-spanbatch", cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Send trace spans in batches over OTLP/HTTP, and receive them for development."""

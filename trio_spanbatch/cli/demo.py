@@ -16,7 +16,16 @@ from statistics import quantiles
 import attrs
 import trio
 
-from .. import BatchPolicy, Delivered, ExportResult, OTLPExporter, RetryPolicy, SpanBatch, SpanBatcher
+from .. import (
+    BatchPolicy,
+    Delivered,
+    ExportResult,
+    LocationStatistics,
+    OTLPExporter,
+    RetryPolicy,
+    SpanBatch,
+    SpanBatcher,
+)
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
 from .agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
 from .collector import Collector
@@ -179,7 +188,7 @@ async def _run_program(
                     await _run_agents(tracers)
             observers.cancel_scope.cancel()
         progress.say(f"left the batcher {trio.current_time() - (server.cancelled or server.began):.1f} s later")
-    _show(batcher, exporter, tracers, screen)
+    show(batcher, exporter, tracers, screen)
 
 
 async def _run_agents(tracers: Sequence[Tracer]) -> None:
@@ -216,12 +225,13 @@ def _accepted(tracers: Sequence[Tracer]) -> Iterator[tuple[str, str, str]]:
             yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
 
 
-def _show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tracer], screen: Screen) -> None:
+def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tracer], screen: Screen) -> None:
+    """Print what became of the spans of each location."""
     statistics = batcher.statistics()
     columns = ["location", "accepted", "delivered", "rejected", "undelivered", "requests", "spans a request"]
     rows = []
     for location in LOCATIONS:
-        counts = statistics.locations[location]
+        counts = statistics.locations.get(location, LocationStatistics())
         sent, ages = exporter.sent[location], exporter.ages[location]
         numbers = (counts.accepted, counts.delivered, counts.rejected, counts.undelivered, counts.requests)
         percentiles = quantiles(ages, n=100, method="inclusive") if len(ages) > 1 else ages * 99

@@ -41,10 +41,17 @@ class Document:
 
 @attrs.frozen
 class Unreadable:
-    """A line (from 1) that is no JSON, and why."""
+    """A line (from 1) that is no JSON, and why.
+
+    Attributes:
+        line: The line.
+        reason: Why it cannot be read.
+        unfinished: Whether it is the beginning of a JSON value that may go on in the next line.
+    """
 
     line: int
     reason: str
+    unfinished: bool = attrs.field(default=False, eq=False)
 
 
 class InputFileError(Exception):
@@ -178,10 +185,10 @@ class DocumentParser:
         if isinstance(parsed, Document):
             self._lines_only = True
             yield parsed
-        elif self._lines_only or not _is_unfinished(line):
-            yield parsed
-        else:
+        elif parsed.unfinished and not self._lines_only:
             self._held, self._held_size, self._held_from = [line], len(line), number
+        else:
+            yield parsed
 
     def _hold(self, line: bytes, number: int) -> Iterator[Document | Unreadable]:
         if _may_be_request(line) and isinstance(request := _parse(line, number), Document):
@@ -225,20 +232,10 @@ def _parse(line: bytes, number: int) -> Document | Unreadable:
         return Document(number, json.loads(line.decode()))
     except UnicodeDecodeError as error:
         return Unreadable(number, _not_utf8(error))
+    except json.JSONDecodeError as error:
+        return Unreadable(number, _reason(error), unfinished=error.pos >= len(error.doc.rstrip(_JSON_SPACE)))
     except (ValueError, RecursionError) as error:
         return Unreadable(number, _reason(error))
-
-
-def _is_unfinished(line: bytes) -> bool:
-    """Whether ``line`` is the beginning of a JSON value that goes on in the next line."""
-    try:
-        text = line.decode().rstrip(_JSON_SPACE)
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return error.pos >= len(text)
-    except (ValueError, RecursionError):
-        return False
-    return False
 
 
 def _may_be_request(line: bytes) -> bool:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+import trio.testing
+from support import make_span
+
+from trio_spanbatch import Delivered, ExportResult, InvalidLocationError, Refused, SpanBatch, TryLater
+from trio_spanbatch.cli.watched import WatchedExporter
+from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch.otlp.http import OTLPExporter
+from trio_spanbatch.testing import Hang, InMemoryExporter
+
+PATIENCE = 20.0
+
+
+def batch() -> SpanBatch:
+    return SpanBatch("a", [SpanEncoder().encode(make_span())])
+
+
+async def seconds_until_it_gives_up(watched: WatchedExporter) -> float:
+    """Return after how many seconds it gave up, `math.inf` if it did not within an hour."""
+    start = trio.current_time()
+    with trio.move_on_after(3600):
+        await watched.wait_to_give_up()
+        return trio.current_time() - start
+    return math.inf
+
+
+async def test_its_patience_begins_with_the_first_attempt(autojump_clock: trio.testing.MockClock) -> None:
+    watched = WatchedExporter(InMemoryExporter([TryLater("cannot connect")]), PATIENCE)
+
+    async def attempt_later() -> None:
+        await trio.sleep(100)
+        await watched.export(batch())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt_later)
+        assert await seconds_until_it_gives_up(watched) == 100 + PATIENCE
+    assert watched.failure == "cannot connect"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Delivered(), Refused("404 Not Found", 404), TryLater("503 Service Unavailable"), TryLater("503: busy")],
+    ids=str,
+)
+async def test_any_answer_keeps_it_going(answer: ExportResult, autojump_clock: trio.testing.MockClock) -> None:
+    watched = WatchedExporter(InMemoryExporter([answer, TryLater("127.0.0.1:1 ended the exchange")]), PATIENCE)
+    assert await watched.export(batch()) == answer
+    await watched.export(batch())
+    assert await seconds_until_it_gives_up(watched) == math.inf
+
+
+async def test_after_that_attempts_end_at_once_and_leave_no_time_for_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    watched = WatchedExporter(InMemoryExporter([Hang()]), PATIENCE)
+    results: list[ExportResult] = []
+
+    async def attempt() -> None:
+        results.append(await watched.export(batch()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt)
+        await watched.wait_to_give_up()
+    assert trio.current_time() == pytest.approx(PATIENCE)
+    # The server may have the batch of the attempt that was cut short; the next one was not sent at all.
+    assert results == [TryLater("no answer", after=math.inf, ambiguous=True)]
+    assert await watched.export(batch()) == TryLater("no answer", after=math.inf, ambiguous=False)
+
+
+async def test_it_checks_locations_as_the_exporter_inside_does() -> None:
+    exporter = OTLPExporter("http://localhost:4318/v1/traces", location_header="X-T")
+    watched = WatchedExporter(exporter, PATIENCE)
+    with pytest.raises(InvalidLocationError):
+        watched.check_location("a\n")
+    await watched.aclose()
+    WatchedExporter(InMemoryExporter(), PATIENCE).check_location("a\n")
