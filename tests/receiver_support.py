@@ -123,5 +123,15 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Let other tasks and the kernel work until ``condition`` holds."""
     with trio.fail_after(60):
-        while not condition():
+        while True:
             await trio.lowlevel.checkpoint()
+            if condition():
+                return
+
+
+async def converse(receiver: OTLPReceiver, memory: bool, data: bytes) -> None:
+    """Send ``data`` and read whatever comes until the receiver ends the connection."""
+    async with raw_connection(receiver, memory=memory) as stream:
+        if data:
+            await stream.send_all(data)
+        await read_all(stream)

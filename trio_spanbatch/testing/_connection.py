@@ -124,8 +124,7 @@ class Connection:
 
     async def refuse(self, answer: Answer) -> None:
         """Send ``answer`` in the middle of a request, and see to it that the client can read it."""
-        if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            await self._stream.send_all(self._encoded(answer, [("connection", "close")]))
+        await self._stream.send_all(self._encoded(answer, [("connection", "close")]))
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
         rest = _LINGER_BYTES

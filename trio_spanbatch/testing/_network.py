@@ -57,7 +57,7 @@ class MemoryNetwork(httpcore.AsyncNetworkBackend):
                 await trio.sleep(self.connect_delay)
         except trio.TooSlowError as error:
             raise httpcore.ConnectTimeout(str(error)) from error
-        client_end, server_end = _connected_pair()
+        client_end, server_end = connected_pair()
         if self.refuse_connections or not self._serve(server_end):
             raise httpcore.ConnectError(f"{host}:{port} refuses the connection")
         return _ClientStream(client_end, client_end)
@@ -169,7 +169,7 @@ class _ServerEnd(_End):
         await self._stream.aclose()
 
 
-def _connected_pair() -> tuple[_ClientEnd, _ServerEnd]:
+def connected_pair() -> tuple[_ClientEnd, _ServerEnd]:
     client, server = trio.testing.memory_stream_pair()
     window = _Window()
     return _ClientEnd(client, window), _ServerEnd(server, window)

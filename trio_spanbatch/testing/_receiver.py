@@ -162,13 +162,13 @@ class OTLPReceiver:
             # A task of ours has crashed, so the body's exception may be the nursery's own cancellation.
             return await self._nursery_manager.__aexit__(exc_type, exc, traceback)
         # The nursery does not get to know the body's exception, so that it cannot wrap it into a group. It waits
-        # for its tasks, all of which were cancelled, and is itself no source of a cancellation.
+        # for its tasks, all of which were cancelled, and cannot be cancelled itself, so that no shield is needed.
         try:
             await self._nursery_manager.__aexit__(None, None, None)
         except BaseExceptionGroup as group:
-            # A Ctrl-C while waiting.
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from None
+            if group.split(KeyboardInterrupt)[1] is None:
+                # Ctrl-C while waiting: trio hands it to the main task, which is here.
+                raise KeyboardInterrupt from None
             raise
         return False
 
