@@ -53,14 +53,14 @@ _SCALARS = st.one_of(
 VALUES: st.SearchStrategy[Any] = st.recursive(
     _SCALARS,
     lambda values: st.one_of(
-        st.lists(values),
-        st.lists(values).map(tuple),
-        st.dictionaries(KEYS, values),
-        st.dictionaries(st.one_of(KEYS, st.integers(), st.booleans()), values),
+        st.lists(values, max_size=4),
+        st.lists(values, max_size=4).map(tuple),
+        st.dictionaries(KEYS, values, max_size=4),
+        st.dictionaries(st.one_of(KEYS, st.integers(), st.booleans()), values, max_size=4),
     ),
-    max_leaves=12,
+    max_leaves=8,
 )
-ATTRIBUTES: st.SearchStrategy[Mapping[str, Any]] = st.dictionaries(KEYS, VALUES, max_size=6)
+ATTRIBUTES: st.SearchStrategy[Mapping[str, Any]] = st.dictionaries(KEYS, VALUES, max_size=4)
 
 TRACE_STATES = st.one_of(
     st.just(""), st.text(), st.dictionaries(st.text(min_size=1, max_size=5), st.text(max_size=5), max_size=3)
@@ -88,8 +88,8 @@ SPANS = st.builds(
     kind=st.sampled_from(SpanKind),
     parent=st.none() | CONTEXTS,
     attributes=ATTRIBUTES,
-    events=st.lists(EVENTS, max_size=3),
-    links=st.lists(LINKS, max_size=3),
+    events=st.lists(EVENTS, max_size=2),
+    links=st.lists(LINKS, max_size=2),
     status=st.none() | STATUSES,
     resource=st.none() | RESOURCES,
     instrumentation_scope=st.none() | SCOPES,

@@ -18,7 +18,6 @@ from collections import UserString
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Integral, Rational, Real
-from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidSpanError
@@ -203,8 +202,6 @@ class AttributeEncoder:
         """
         if attributes is None:
             return
-        if type(attributes) is not MappingProxyType and not isinstance(attributes, Mapping):
-            raise invalid(field, attributes, "attributes are a mapping")
         start = len(fields)
         try:
             snapshot = _snapshot(attributes)
@@ -214,6 +211,9 @@ class AttributeEncoder:
         except InvalidSpanError:
             raise
         except Exception as error:
+            # Looked at here only, as it would take longer than reading them.
+            if not isinstance(attributes, Mapping):
+                raise invalid(field, attributes, "attributes are a mapping") from None
             raise failed(field, error) from error
 
     def _append_all(self, fields: list[bytes], tag: bytes, attributes: dict[Any, Any], field: str) -> bool:

@@ -167,7 +167,7 @@ class SpanEncoder:
 
     def _event(self, index: int, event: Any) -> bytes:
         try:
-            fields = [_event_time(event.timestamp), text_field(_EVENT_NAME, event.name, "name")]
+            fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), text_field(_EVENT_NAME, event.name, "name")]
             self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
             fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, event.dropped_attributes, "dropped_attributes"))
         except InvalidSpanError as error:
@@ -228,21 +228,15 @@ def _kind(kind: Any) -> bytes:
 def _times(start: Any, end: Any) -> bytes:
     if end is None:
         raise InvalidSpanError("end_time is None: the span has not ended")
-    start, end = _checked_time(start, "start_time"), _checked_time(end, "end_time")
-    if start and end:
+    if type(start) is int and type(end) is int and 0 < start < TIME_END and 0 < end < TIME_END:
         return _pack_times(_START_TIME, start, _END_TIME, end)
-    return (_pack_time(_START_TIME, start) if start else b"") + (_pack_time(_END_TIME, end) if end else b"")
+    return _time(_START_TIME, start, "start_time") + _time(_END_TIME, end, "end_time")
 
 
-def _event_time(timestamp: Any) -> bytes:
-    timestamp = _checked_time(timestamp, "timestamp")
-    return _pack_time(_EVENT_TIME, timestamp) if timestamp else b""
-
-
-def _checked_time(time: Any, field: str) -> int:
-    if type(time) is int and 0 <= time < TIME_END:
-        return time
-    return checked_int(time, 0, TIME_END, field, "a time in nanoseconds")
+def _time(tag: int, time: Any, field: str) -> bytes:
+    if type(time) is not int or not 0 <= time < TIME_END:
+        time = checked_int(time, 0, TIME_END, field, "a time in nanoseconds")
+    return _pack_time(tag, time) if time else b""
 
 
 def _status(status: Any) -> bytes:
