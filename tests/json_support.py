@@ -12,8 +12,8 @@ from trio_spanbatch.otlp.json import read_request
 
 DATA = Path(__file__).parent / "data"
 DOCUMENTS = [
-    json.loads((DATA / "otlp-example-trace.json").read_text()),
-    *(json.loads(line) for line in (DATA / "agent-traces.jsonl").read_text().splitlines()),
+    json.loads((DATA / "otlp-example-trace.json").read_text(encoding="utf-8")),
+    *(json.loads(line) for line in (DATA / "agent-traces.jsonl").read_text(encoding="utf-8").splitlines()),
 ]
 
 
