@@ -44,7 +44,7 @@ async def test_the_library_needs_none_of_the_extras() -> None:
 
 
 async def test_another_module_that_is_missing_is_no_question_of_the_extra() -> None:
-    program = python("import sys", "sys.modules['trio'] = None", "from trio_spanbatch.cli import main", "main()")
+    program = python("import sys", "sys.modules['sqlite3'] = None", "from trio_spanbatch.cli import main", "main()")
     ended = await run_command(program=program)
     assert ended.exit_code == 1
     assert "pip install" not in ended.err

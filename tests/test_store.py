@@ -215,6 +215,12 @@ def test_a_full_disk_is_an_error_and_nothing_is_stored(store: SpanStore, path: P
     assert store.add("a", request_of(span_of())) == StoredCounts(1, 0)
 
 
+def test_a_request_that_fails_half_way_leaves_nothing_behind(store: SpanStore) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        store.add("\ud800", request_of(span_of()))
+    assert store.add("a", request_of(span_of())) == StoredCounts(1, 0)
+
+
 def test_a_file_that_is_no_database_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database, but text that is long enough to be read as a header" * 10)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
