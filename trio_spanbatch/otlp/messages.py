@@ -16,9 +16,12 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess
 
-__all__ = ["MAX_MESSAGE_LENGTH", "is_bounded_json", "media_type", "server_message", "short_text"]
+__all__ = ["MAX_MESSAGE_BYTES", "MAX_MESSAGE_LENGTH", "is_bounded_json", "media_type", "server_message", "short_text"]
 
 MAX_MESSAGE_LENGTH = 200
+
+# A message with more bytes than this is not looked at.
+MAX_MESSAGE_BYTES = 1024 * 1024
 
 # An error is looked for in this many bytes of a body. A page's title stands near its beginning, and so short a
 # prefix keeps even a regular expression that is run over nonsense cheap.
@@ -88,7 +91,7 @@ def _status_message(body: bytes) -> str:
     # fields on the wire (an integer, a string) and comes with opentelemetry-proto, so it reads the message without
     # another dependency.
     try:
-        return ExportTracePartialSuccess.FromString(body).error_message[: 64 * 1024]
+        return ExportTracePartialSuccess.FromString(body).error_message if len(body) <= MAX_MESSAGE_BYTES else ""
     except DecodeError:
         return ""
 

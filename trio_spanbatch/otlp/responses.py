@@ -20,10 +20,13 @@ from urllib.parse import urlsplit
 import attrs
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
 from .._results import Delivered, ExportResult, Refused, TryLater
-from .messages import is_bounded_json, media_type, server_message, short_text
+from .messages import MAX_MESSAGE_BYTES, is_bounded_json, media_type, server_message, short_text
 
 __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
 
@@ -177,7 +180,14 @@ def _delivered(response: Response) -> Delivered:
     except ValueError as error:
         return Delivered(0, short_text(f"the answer's body cannot be read as {kind}: {error}"))
     partial = answer.partial_success
-    return Delivered(max(partial.rejected_spans, 0), short_text(partial.error_message, response.secrets))
+    message = _bounded_message(partial)
+    return Delivered(max(partial.rejected_spans, 0), short_text(message, response.secrets))
+
+
+def _bounded_message(partial: ExportTracePartialSuccess) -> str:
+    # As a str, four megabytes may take sixteen.
+    size = partial.ByteSize()
+    return partial.error_message if size <= MAX_MESSAGE_BYTES else f"(a message of {size} bytes)"
 
 
 def _answer_from_protobuf(body: bytes) -> ExportTraceServiceResponse:

@@ -1,0 +1,166 @@
+"""Servers that try to hang the exporter or to make it grow; each is run in a process of its own.
+
+    python tests/hostile_servers.py NAME
+
+prints one JSON document: what the exports ended with, how long they took on trio's (mock) clock, and by how many
+bytes the process has grown at its peak.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import json
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import trio
+import trio.lowlevel
+import trio.testing
+from exporter_support import batch_of
+
+from trio_spanbatch import OTLPExporter
+from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, partial_success
+
+__all__ = ["FAST", "SLOW"]
+
+PIECE = 64 * 1024
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def gzip_bomb(status: int) -> Answer:
+    """Return 256 MiB of zeros as gzip, which makes them a thousand times smaller."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    pieces = [compressor.compress(bytes(PIECE)) for _ in range(256 * 16)]
+    return Answer(status, headers=[("content-encoding", "gzip")], body=b"".join([*pieces, compressor.flush()]))
+
+
+def endless(head: bytes, piece: bytes) -> Iterator[bytes]:
+    yield head
+    yield from itertools.repeat(piece)
+
+
+def endless_gzip() -> Iterator[bytes]:
+    """Yield a gzip stream that goes on for ever and never comes to anything: empty blocks."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    yield HEAD + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
+    yield chunk(compressor.compress(b"") + compressor.flush(zlib.Z_SYNC_FLUSH))
+    yield from itertools.repeat(chunk(b"\x00\x00\x00\xff\xff" * 10_000))
+
+
+def many_cookies() -> Answer:
+    # As many as fit into the 100 KiB that h11 allows for a head.
+    return Answer(headers=[("Set-Cookie", f"cookie{n}=value") for n in range(3000)])
+
+
+def slowly(head: bytes, byte: bytes) -> Drip:
+    return Drip(itertools.chain([head], itertools.repeat(byte)), 1.0)
+
+
+def message_of_four_megabytes(status: int) -> Answer:
+    # With one character from beyond the basic plane, Python needs four bytes for each of the others too.
+    answer = partial_success(1, "\U0001f480" + "x" * (4 * 1024 * 1024 - 100))
+    assert len(answer.body) <= 4 * 1024 * 1024
+    return attrs.evolve(answer, status=status)
+
+
+def million_lists() -> Answer:
+    body = b'{"partialSuccess":[' + b"[],{}," * 500_000 + b"[]]}"
+    return Answer(headers=[("content-type", "application/json")], body=body)
+
+
+# What ends by itself, on TCP.
+FAST: dict[str, Callable[[], Outcome]] = {
+    "a gzip bomb": lambda: gzip_bomb(200),
+    "a gzip bomb in an error": lambda: gzip_bomb(400),
+    "an endless body": lambda: Drip(endless(HEAD + b"\r\n", bytes(PIECE))),
+    "an endless chunked body": lambda: Drip(endless(CHUNKED, chunk(bytes(PIECE)))),
+    "an endless body in tiny chunks": lambda: Drip(endless(CHUNKED, chunk(bytes(64)) * 500)),
+    "an endless gzip stream of nothing": lambda: Drip(endless_gzip()),
+    "an endless body in an error": lambda: Drip(endless(b"HTTP/1.1 500 No\r\n\r\n", bytes(PIECE))),
+    "a body that claims a petabyte": lambda: Drip([HEAD + b"content-length: %d\r\n\r\n" % 10**15, bytes(PIECE)]),
+    "endless headers": lambda: Drip(endless(b"HTTP/1.1 200 OK\r\n", b"x-more: and more\r\n" * 1000)),
+    "one endless header": lambda: Drip(endless(b"HTTP/1.1 200 OK\r\nx-more: ", b"x" * PIECE)),
+    "an endless chunk extension": lambda: Drip(endless(CHUNKED + b"5;", b"x" * PIECE)),
+    "endless trailers": lambda: Drip(endless(CHUNKED + b"0\r\n", b"x-more: and more\r\n" * 1000)),
+    "a status line of a megabyte": lambda: Drip([b"HTTP/1.1 200 " + b"O" * 1024 * 1024 + b"\r\n\r\n"]),
+    "thousands of Set-Cookie": many_cookies,
+    "a message of four megabytes": lambda: message_of_four_megabytes(200),
+    "an error message of four megabytes": lambda: message_of_four_megabytes(500),
+    "a million lists in JSON": million_lists,
+}
+
+# What ends with the timeout, on the mock clock.
+SLOW: dict[str, Callable[[], Outcome]] = {
+    "a body of one byte a second": lambda: slowly(HEAD + b"content-length: 1000000\r\n\r\n", b"x"),
+    "an error of one byte a second": lambda: slowly(b"HTTP/1.1 503 No\r\ncontent-length: 1000000\r\n\r\n", b"x"),
+    "a head of one byte a second": lambda: slowly(b"HTTP/1.1 200 ", b"x"),
+    "interim responses for ever": lambda: Drip(itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n"), 0.1),
+    "no answer at all": Hang,
+}
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+async def attack(outcomes: list[Outcome], *, tcp: bool) -> dict[str, object]:
+    async with OTLPReceiver(answers=[None, *outcomes], listen=tcp, keep=False) as receiver:
+        exporter = OTLPExporter(receiver.url, transport=None if tcp else receiver.memory_transport())
+        await exporter.export(batch_of())
+        gc.collect()
+        before = resident_bytes()
+        results, seconds = [], []
+        for _ in outcomes:
+            began = trio.current_time()
+            results.append(await exporter.export(batch_of()))
+            seconds.append(trio.current_time() - began)
+        grown = peak_bytes() - before
+        await exporter.aclose()
+        del exporter
+        gc.collect()
+        while tcp and receiver.open_connections:
+            await trio.lowlevel.checkpoint()
+        await trio.sleep(0 if tcp else 2)  # A server that drips notices with its next byte that its client is gone.
+        left = receiver.open_connections
+    return {
+        "results": [type(result).__name__ for result in results],
+        "reasons": [getattr(result, "reason", "") or getattr(result, "message", "") for result in results],
+        "seconds": max(seconds),
+        "grown": grown,
+        "open_connections": left,
+    }
+
+
+def main(name: str) -> None:
+    # Generators and sockets that are left behind are reported by warnings, from where an error would only be printed.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tcp = name in FAST
+        outcomes = [(FAST | SLOW)[name]() for _ in range(3)]
+        # The kernel is no task of trio's, so a clock that jumps would jump ahead of it.
+        clock = None if tcp else trio.testing.MockClock(autojump_threshold=0)
+        report = trio.run(functools.partial(attack, outcomes, tcp=tcp), clock=clock)
+        gc.collect()
+    json.dump({**report, "warnings": [str(warning.message) for warning in caught]}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,98 @@
+"""No server can hang the exporter, make it grow or leave anything behind: measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hostile_servers
+import pytest
+import trio
+from exporter_support import batch_of
+
+from trio_spanbatch import Delivered, OTLPExporter, Refused
+from trio_spanbatch.testing import Answer, OTLPReceiver
+
+MIB = 1024 * 1024
+
+TESTS = Path(__file__).parent
+
+# What each exchange ends with, and a part of the reason.
+EXPECTED = {
+    "a gzip bomb": ("Refused", "200: the response is larger than 4194304 bytes"),
+    "a gzip bomb in an error": ("Refused", "400: the response is larger"),
+    "an endless body": ("Refused", "200: the response is larger"),
+    "an endless chunked body": ("Refused", "200: the response is larger"),
+    "an endless body in tiny chunks": ("Refused", "200: the response is larger"),
+    "an endless gzip stream of nothing": ("Refused", "200: the response is larger"),
+    "an endless body in an error": ("Refused", "500: the response is larger"),
+    "a body that claims a petabyte": ("TryLater", "peer closed connection without sending complete message body"),
+    "endless headers": ("TryLater", "Receive buffer too long"),
+    "one endless header": ("TryLater", "Receive buffer too long"),
+    "an endless chunk extension": ("TryLater", "Receive buffer too long"),
+    "endless trailers": ("TryLater", "Receive buffer too long"),
+    "a status line of a megabyte": ("TryLater", "Receive buffer too long"),
+    "thousands of Set-Cookie": ("Delivered", ""),
+    "a message of four megabytes": ("Delivered", "a message of 41942"),
+    "an error message of four megabytes": ("Refused", "500 Internal Server Error"),
+    "a million lists in JSON": ("Delivered", "it is too long"),
+    "a body of one byte a second": ("TryLater", "no complete answer"),
+    "an error of one byte a second": ("TryLater", "503 Service Unavailable"),
+    "a head of one byte a second": ("TryLater", "no complete answer"),
+    "interim responses for ever": ("TryLater", "no complete answer"),
+    "no answer at all": ("TryLater", "no complete answer"),
+}
+
+
+def run_in_a_process_of_its_own(server: str) -> Any:
+    environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(TESTS / "hostile_servers.py"), server]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="memory is measured with Linux's /proc; nowhere else is it as exact"
+)
+@pytest.mark.parametrize("server", hostile_servers.FAST | hostile_servers.SLOW)
+def test_a_hostile_server_ends_with_a_reason_within_the_timeout_and_leaves_nothing_behind(server: str) -> None:
+    report = run_in_a_process_of_its_own(server)
+    result, reason = EXPECTED[server]
+    assert report["results"] == [result] * 3
+    assert all(reason in said for said in report["reasons"])
+    assert all(len(said) < 300 for said in report["reasons"])
+    if server in hostile_servers.SLOW:
+        assert report["seconds"] <= 10.001
+    assert report["grown"] <= 32 * MIB
+    assert report["open_connections"] == 0
+    assert report["warnings"] == []
+
+
+async def test_a_response_of_just_the_limit_is_read_and_one_byte_more_is_refused() -> None:
+    answers = [Answer(body=bytes(4 * MIB)), Answer(body=bytes(4 * MIB + 1)), None]
+    async with OTLPReceiver(answers=answers) as receiver:
+        exporter = OTLPExporter(receiver.url)
+        assert await exporter.export(batch_of()) == Delivered()
+        result = await exporter.export(batch_of())
+        assert isinstance(result, Refused)
+        assert result.status_code == 200
+        assert not result.isolate
+        assert await exporter.export(batch_of()) == Delivered()
+        await exporter.aclose()
+
+
+async def test_the_limit_of_a_response_can_be_set() -> None:
+    async with OTLPReceiver(answers=[Answer(body=bytes(101))]) as receiver:
+        exporter = OTLPExporter(receiver.url, max_response_bytes=100)
+        assert await exporter.export(batch_of()) == Refused("200: the response is larger than 100 bytes", 200)
+        await exporter.aclose()
+        with trio.fail_after(60):
+            while receiver.open_connections:
+                await trio.lowlevel.checkpoint()
