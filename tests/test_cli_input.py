@@ -192,6 +192,6 @@ async def test_a_file_that_cannot_be_opened_is_an_error_with_the_reason(tmp_path
     file.close()
 
 
-async def test_something_that_is_no_regular_file_has_no_size(tmp_path: Path) -> None:
+def test_something_that_is_no_regular_file_has_no_size() -> None:
     assert InputFile("/dev/null").size() is None
     assert InputFile("-").name == "<stdin>"

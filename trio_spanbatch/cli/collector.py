@@ -61,7 +61,7 @@ class Collector:
     """
 
     def __init__(self, store: SpanStore | None, warn: Callable[[str], object]) -> None:
-        self.counts = CollectorCounts()
+        self.counts: CollectorCounts = CollectorCounts()
         self._store = store
         self._warn = warn
         self._changed = trio.Event()

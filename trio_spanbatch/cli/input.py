@@ -72,7 +72,7 @@ class InputFile:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = "<stdin>" if name == "-" else name
+        self.name: str = "<stdin>" if name == "-" else name
         self._path = 0 if name == "-" else name
         self._buffered: io.BufferedReader | None = None
         self._unpacked: io.BufferedReader | gzip.GzipFile | None = None
@@ -134,7 +134,7 @@ class DocumentParser:
     """Bytes in, JSON documents out. Knows nothing of files."""
 
     def __init__(self) -> None:
-        self.line = 1  # the line that comes next
+        self.line: int = 1  # the line that comes next
         self._parts: list[bytes] = []  # the beginning of that line
         self._parts_size = 0
         self._skip_line = False

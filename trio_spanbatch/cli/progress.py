@@ -28,8 +28,8 @@ class SendProgress:
     """
 
     def __init__(self, files: Sequence[str], screen: Screen) -> None:
-        self.position = 0
-        self.read_whole = False
+        self.position: int = 0
+        self.read_whole: bool = False
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None

@@ -36,9 +36,9 @@ class WatchedExporter:
     """
 
     def __init__(self, exporter: SpanExporter, patience: float) -> None:
-        self.answered = False
-        self.failure = ""
-        self.gave_up = False
+        self.answered: bool = False
+        self.failure: str = ""
+        self.gave_up: bool = False
         self._exporter = exporter
         self._patience = patience
         self._attempted = trio.Event()
