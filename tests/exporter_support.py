@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
+import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from trio_spanbatch import EncodedSpan, SpanBatch
+from trio_spanbatch.testing import OTLPReceiver
 
-__all__ = ["batch_of", "encoded_span"]
+__all__ = ["batch_of", "encoded_span", "no_connections_left"]
 
 
 def encoded_span(number: int = 1, name: str = "step") -> EncodedSpan:
@@ -16,3 +20,12 @@ def encoded_span(number: int = 1, name: str = "step") -> EncodedSpan:
 
 def batch_of(count: int = 1, location: str = "tenant-1", name: str = "step") -> SpanBatch:
     return SpanBatch(location, tuple(encoded_span(number, name) for number in range(1, count + 1)))
+
+
+async def no_connections_left(receiver: OTLPReceiver) -> None:
+    """Return once the receiver has noticed that all its clients are gone, which the kernel tells it."""
+    with trio.fail_after(60):
+        for _ in itertools.count():
+            await trio.lowlevel.checkpoint()
+            if not receiver.open_connections:
+                return

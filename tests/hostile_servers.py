@@ -23,7 +23,7 @@ import attrs
 import trio
 import trio.lowlevel
 import trio.testing
-from exporter_support import batch_of
+from exporter_support import batch_of, no_connections_left
 
 from trio_spanbatch import OTLPExporter
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, partial_success
@@ -136,9 +136,10 @@ async def attack(outcomes: list[Outcome], *, tcp: bool) -> dict[str, object]:
         await exporter.aclose()
         del exporter
         gc.collect()
-        while tcp and receiver.open_connections:
-            await trio.lowlevel.checkpoint()
-        await trio.sleep(0 if tcp else 2)  # A server that drips notices with its next byte that its client is gone.
+        if tcp:
+            await no_connections_left(receiver)
+        else:
+            await trio.sleep(2)  # A server that drips notices with its next byte that its client is gone.
         left = receiver.open_connections
     return {
         "results": [type(result).__name__ for result in results],

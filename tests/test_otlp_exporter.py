@@ -14,7 +14,7 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from exporter_support import batch_of, encoded_span
+from exporter_support import batch_of, encoded_span, no_connections_left
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from trio_spanbatch import (
@@ -31,7 +31,7 @@ from trio_spanbatch._version import __version__
 from trio_spanbatch.otlp.auth import Auth, AuthError
 from trio_spanbatch.otlp.body import PIECE, BoundedBody, gzip_compress
 from trio_spanbatch.otlp.http import KEEPALIVE_EXPIRY
-from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, ReceivedRequest, Reset, partial_success
+from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, ReceivedRequest, Reset, partial_success
 
 ENDPOINT = "http://localhost:4318/v1/traces"
 SECRET = "dapi-0123456789abcdef"
@@ -596,8 +596,7 @@ async def test_closing_closes_its_connections_and_exporting_then_raises() -> Non
         await exporter.export(batch_of())
         await exporter.aclose()
         await exporter.aclose()
-        while receiver.open_connections:
-            await trio.lowlevel.checkpoint()
+        await no_connections_left(receiver)
         with pytest.raises(trio.ClosedResourceError):
             await exporter.export(batch_of())
 
@@ -610,8 +609,7 @@ async def test_closing_while_cancelled_still_closes() -> None:
             scope.cancel()
             await exporter.aclose()
         assert scope.cancelled_caught
-        while receiver.open_connections:
-            await trio.lowlevel.checkpoint()
+        await no_connections_left(receiver)
 
 
 async def test_a_client_that_was_given_is_not_closed_and_keeps_its_settings() -> None:
@@ -785,7 +783,8 @@ async def test_no_secret_is_in_any_log_not_even_at_debug(
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore", "trio_spanbatch"):
         caplog.set_level(logging.DEBUG, name)
-    answers = [Answer(401, body=f"no such token: Bearer {SECRET}".encode()), Reset(), Answer(503), Answer(200)]
+    echo = f"no such token: Bearer {SECRET}".encode()
+    answers: list[Outcome] = [Answer(401, body=echo), Reset(), Answer(503), Answer(200)]
     async with OTLPReceiver(answers=answers) as receiver:
         exporter = OTLPExporter(
             receiver.url, headers={"x-api-key": f"key-{SECRET}"}, auth=lambda _: {"authorization": f"Bearer {SECRET}"}

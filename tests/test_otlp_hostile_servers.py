@@ -11,8 +11,7 @@ from typing import Any
 
 import hostile_servers
 import pytest
-import trio
-from exporter_support import batch_of
+from exporter_support import batch_of, no_connections_left
 
 from trio_spanbatch import Delivered, OTLPExporter, Refused
 from trio_spanbatch.testing import Answer, OTLPReceiver
@@ -93,6 +92,4 @@ async def test_the_limit_of_a_response_can_be_set() -> None:
         exporter = OTLPExporter(receiver.url, max_response_bytes=100)
         assert await exporter.export(batch_of()) == Refused("200: the response is larger than 100 bytes", 200)
         await exporter.aclose()
-        with trio.fail_after(60):
-            while receiver.open_connections:
-                await trio.lowlevel.checkpoint()
+        await no_connections_left(receiver)

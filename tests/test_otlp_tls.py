@@ -225,10 +225,14 @@ async def test_a_tls_server_that_accepts_and_says_nothing_ends_with_the_timeout_
             pass
         closed.set()
 
+    def serve_silently(stream: trio.abc.Stream) -> bool:
+        nursery.start_soon(say_nothing, stream)
+        return True
+
     async with trio.open_nursery() as nursery:
         receiver = OTLPReceiver(ssl_context=files.server, listen=False)
         async with receiver:
-            receiver.network._serve = lambda stream: nursery.start_soon(say_nothing, stream) is None
+            receiver.network._serve = serve_silently
             exporter = OTLPExporter(receiver.url, transport=receiver.memory_transport(), timeout=5)
             result = await exporter.export(batch_of())
             assert result == TryLater("no connection to receiver.test:443 within 5 s")

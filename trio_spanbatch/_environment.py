@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Required, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from ._records import Resource
@@ -60,7 +60,7 @@ class QueueOptions(TypedDict, total=False):
 class ExporterOptions(TypedDict, total=False):
     """Arguments for `OTLPExporter`."""
 
-    endpoint: str
+    endpoint: Required[str]
     headers: dict[str, str]
     timeout: float
     compression: str

@@ -13,16 +13,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import httpx
-import trio
 
 from .._results import ExportResult, Refused
 from .body import BoundedBody
 from .responses import interpret_response
 
 __all__ = ["Attempt"]
-
-# Seconds. Closing a socket takes none; this is for the streams of a backend of the user's own.
-_CLOSE_TIMEOUT = 1.0
 
 
 class _Closable(Protocol):
@@ -116,5 +112,4 @@ class Attempt:
     async def close_unused_connection(self) -> None:
         """Close the connection that was made for this attempt if the attempt ended before it was used."""
         if self._connection is not None and not self._written:
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await self._connection.aclose()
+            await self._connection.aclose()

@@ -43,7 +43,8 @@ USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.pyt
 # connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
 KEEPALIVE_EXPIRY = 30.0
 
-# Seconds that closing the client may take. Its connections are closed without a word, so it takes none.
+# Seconds that closing a response, a connection or the client may take. Connections are closed without a word, so it
+# takes none; this is for the streams of a backend of the user's own.
 _CLOSE_TIMEOUT = 1.0
 
 _UNAUTHORIZED = 401
@@ -227,7 +228,8 @@ class OTLPExporter:
             try:
                 return await self._attempt(batch, attempt)
             finally:
-                await attempt.close_unused_connection()
+                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                    await attempt.close_unused_connection()
         return self._timed_out(attempt)
 
     async def aclose(self) -> None:
@@ -295,7 +297,9 @@ class OTLPExporter:
                 attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
                 await read_bounded(response, attempt.body)
             finally:
-                await self._close(response)
+                # This does nothing unless reading ended with an exception that httpx has not seen.
+                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                    await response.aclose()
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return attempt.known_failure() or failure_result(
                 error,
@@ -339,11 +343,6 @@ class OTLPExporter:
             raise trio.ClosedResourceError("the exporter is closed")
         if self._client.is_closed:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
-
-    async def _close(self, response: httpx.Response) -> None:
-        """Close ``response``, which does nothing unless reading it ended with an exception that httpx did not see."""
-        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            await response.aclose()
 
 
 def _make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
