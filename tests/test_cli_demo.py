@@ -67,6 +67,7 @@ def test_without_a_file_the_store_is_a_new_temporary_one(monkeypatch: pytest.Mon
     stores: list[Path] = []
 
     async def stub(path: Path, _screen: Screen) -> DemoResult:
+        await trio.lowlevel.checkpoint()
         stores.append(path)
         return DemoResult(accepted=[ONE], stored=[ONE], interrupted=0)
 
