@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import trio
@@ -282,6 +283,17 @@ async def test_a_server_that_is_not_there_is_tried_later_and_not_ambiguous() -> 
     await exporter.aclose()
 
 
+async def test_a_host_with_several_addresses_that_all_refuse_says_so() -> None:
+    async with OTLPReceiver() as receiver:
+        port = receiver.port
+    exporter = OTLPExporter(f"http://localhost:{port}")
+    result = await exporter.export(batch_of())
+    assert isinstance(result, TryLater)
+    assert result.reason.startswith(f"cannot connect to localhost:{port}: ")
+    assert "refused" in result.reason.lower()
+    await exporter.aclose()
+
+
 async def test_a_host_that_does_not_exist_is_tried_later() -> None:
     class NoSuchHost(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *_args: Any, **_options: Any) -> Any:
@@ -467,6 +479,31 @@ async def test_a_cancelled_export_closes_its_connection(outcome: Any, autojump_c
         await trio.sleep(10)  # A server that drips notices with its next byte.
         assert receiver.open_connections == 0
         gc.collect()
+        await exporter.aclose()
+
+
+async def test_a_cancel_between_connecting_and_sending_leaves_nothing_in_the_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with OTLPReceiver(listen=False) as receiver:
+        transport = receiver.memory_transport()
+        exporter = OTLPExporter(receiver.url, transport=transport)
+        connect_tcp = receiver.network.connect_tcp
+
+        async def connect_while_cancelled(*args: Any, **options: Any) -> Any:
+            stream = await connect_tcp(*args, **options)
+            scope.cancel()
+            return stream
+
+        monkeypatch.setattr(receiver.network, "connect_tcp", connect_while_cancelled)
+        with trio.CancelScope() as scope:
+            await exporter.export(batch_of())
+        assert scope.cancelled_caught
+        await no_connections_left(receiver)
+        pool = transport._pool
+        assert isinstance(pool, httpcore.AsyncConnectionPool)
+        assert pool.connections == []
+        assert receiver.requests == []
         await exporter.aclose()
 
 
@@ -709,6 +746,18 @@ async def test_after_a_401_credentials_are_fetched_once_more_and_the_request_rep
         assert await export_once(receiver, batch_of(2), auth=auth) == Delivered()
         assert auth.invalidated == [("tenant-1", {"authorization": "Bearer 0"})]
         assert len(receiver.requests) == 2
+
+
+async def test_a_401_after_which_there_are_no_credentials_is_tried_later() -> None:
+    class Expired(CachedToken):
+        async def headers(self, location: str) -> Mapping[str, str]:
+            if self.invalidated:
+                raise AuthError("the token endpoint answered 503")
+            return await super().headers(location)
+
+    async with OTLPReceiver(answers=lambda _: Answer(401)) as receiver:
+        result = await export_once(receiver, auth=Expired())
+        assert result == TryLater("no credentials: the token endpoint answered 503")
 
 
 async def test_a_second_401_is_refused() -> None:

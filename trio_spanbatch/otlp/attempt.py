@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import httpx
+import trio
 
 from .._results import ExportResult, Refused
 from .body import BoundedBody
@@ -96,6 +97,11 @@ class Attempt:
             self.peer = f"{info['host']}:{info['port']}"
         elif step == "connect_tcp.complete":
             self._connection = info["return_value"]
+            # httpcore marks a connection as failed if it is cancelled in here, and forgets to if it is cancelled
+            # before its next step: the pool would keep it for ever.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        elif step == "start_tls.complete":
+            await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "send_request_headers.started" and info["request"].method != b"CONNECT":
             self._written = True
         elif step in ("send_request_headers.failed", "send_request_body.failed"):

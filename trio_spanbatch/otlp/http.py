@@ -261,19 +261,16 @@ class OTLPExporter:
         return await self._exchange_with_auth(self._auth, batch.location, body, attempt)
 
     async def _exchange_with_auth(self, auth: Auth, location: str, body: bytes, attempt: Attempt) -> ExportResult:
-        try:
-            credentials = await auth.headers(location)
-            result = await self._exchange(location, body, credentials, attempt)
-            if not isinstance(result, Refused) or result.status_code != _UNAUTHORIZED:
-                return result
-            auth.invalidate(location, credentials)
-            fresh = await auth.headers(location)
-        except AuthError as error:
-            reason = short_text(f"no credentials: {error.reason}")
-            return TryLater(reason) if error.retry else Refused(reason)
-        except (httpx.HTTPError, OSError, trio.TooSlowError) as error:
-            # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
-            return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
+        credentials = await _credentials(auth, location)
+        if isinstance(credentials, TryLater | Refused):
+            return credentials
+        result = await self._exchange(location, body, credentials, attempt)
+        if not isinstance(result, Refused) or result.status_code != _UNAUTHORIZED:
+            return result
+        auth.invalidate(location, credentials)
+        fresh = await _credentials(auth, location)
+        if isinstance(fresh, TryLater | Refused):
+            return fresh
         if fresh == credentials:
             return result
         attempt.restart()
@@ -343,6 +340,17 @@ class OTLPExporter:
             raise trio.ClosedResourceError("the exporter is closed")
         if self._client.is_closed:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
+
+
+async def _credentials(auth: Auth, location: str) -> Mapping[str, str] | TryLater | Refused:
+    try:
+        return await auth.headers(location)
+    except AuthError as error:
+        reason = short_text(f"no credentials: {error.reason}")
+        return TryLater(reason) if error.retry else Refused(reason)
+    except (httpx.HTTPError, OSError, trio.TooSlowError) as error:
+        # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
+        return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
 
 
 def _make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
