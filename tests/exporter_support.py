@@ -1,16 +1,29 @@
-"""Batches for tests of the exporter."""
+"""Batches and exporters for tests of the exporter."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from trio_spanbatch import EncodedSpan, SpanBatch
+from trio_spanbatch import EncodedSpan, OTLPExporter, SpanBatch
 from trio_spanbatch.testing import OTLPReceiver
 
-__all__ = ["batch_of", "encoded_span", "no_connections_left"]
+__all__ = [
+    "ENDPOINT",
+    "SECRET",
+    "batch_of",
+    "encoded_span",
+    "export_once",
+    "no_connections_left",
+    "over_memory",
+    "stored",
+]
+
+ENDPOINT = "http://localhost:4318/v1/traces"
+SECRET = "dapi-0123456789abcdef"
 
 
 def encoded_span(number: int = 1, name: str = "step") -> EncodedSpan:
@@ -29,3 +42,19 @@ async def no_connections_left(receiver: OTLPReceiver) -> None:
             await trio.lowlevel.checkpoint()
             if not receiver.open_connections:
                 return
+
+
+async def export_once(receiver: OTLPReceiver, batch: SpanBatch | None = None, **options: Any) -> Any:
+    exporter = OTLPExporter(receiver.url, **options)
+    try:
+        return await exporter.export(batch or batch_of())
+    finally:
+        await exporter.aclose()
+
+
+def stored(receiver: OTLPReceiver) -> list[SpanMessage]:
+    return [span for spans in receiver.stored.values() for span in spans]
+
+
+def over_memory(receiver: OTLPReceiver, **options: Any) -> OTLPExporter:
+    return OTLPExporter(receiver.url, transport=receiver.memory_transport(), **options)
