@@ -169,7 +169,6 @@ async def test_any_number_of_exports_run_at_once(autojump_clock: trio.testing.Mo
 
 
 async def test_a_client_of_the_exporters_own_never_queues_for_a_connection() -> None:
-    gate = trio.Event()
     async with OTLPReceiver(answers=lambda _: Hang()) as receiver:
         exporter = OTLPExporter(receiver.url)
         async with trio.open_nursery() as nursery:
@@ -177,7 +176,6 @@ async def test_a_client_of_the_exporters_own_never_queues_for_a_connection() -> 
                 nursery.start_soon(exporter.export, batch_of())
             await receiver.wait_for_requests(110)
             nursery.cancel_scope.cancel()
-        gate.set()
         await exporter.aclose()
 
 
