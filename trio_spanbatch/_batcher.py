@@ -342,10 +342,10 @@ class SpanBatcher:
         try:
             await nursery.start(self._supervise)
         except BaseException:
-            await self._manager.__aexit__(None, None, None)
+            await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102  # nothing is in the nursery
             self._shield.deadline = trio.current_time() + self._shutdown_timeout
             with self._shield:
-                await self._close_exporter()
+                await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
             raise
         self._open = True
         return self
@@ -370,7 +370,7 @@ class SpanBatcher:
     # -- the supervisor ----------------------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
-    async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
         await trio.lowlevel.checkpoint_if_cancelled()
         # No checkpoint from here to `started`: a cancelled `start` would wait for a shielded task that never ends.
         try:
@@ -388,10 +388,17 @@ class SpanBatcher:
                 async with trio.open_nursery() as self._nursery:
                     task_status.started()
                     await self._closing.wait()
-        except BaseException as exc:
-            self._failure = _single(exc)
-            self._close_intake()
-            self._trouble(f"one of its tasks failed with {type(self._failure).__name__}", self._failure)
+        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+            cancelled, failure = _split_cancelled(exc)
+            if failure is not None:
+                self._fail(failure)
+            if cancelled is not None:
+                raise cancelled from None  # noqa: ASYNC104  # that is what happens here
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._close_intake()
+        self._trouble(f"one of its tasks failed with {type(failure).__name__}", failure)
 
     async def _close_exporter(self) -> None:
         try:
@@ -409,13 +416,13 @@ class SpanBatcher:
         watch.add(self._interrupt)
         try:
             self._begin_drain()
-            await self._wait_until_done()
-            await self._manager.__aexit__(None, None, None)
+            await self._wait_until_done()  # noqa: ASYNC102  # shielded; the supervisor has the deadline
+            await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102  # the supervisor has ended
         finally:
             watch.remove(self._interrupt)
         self._conclude(exc)
         if exc is None:
-            await self._conclude_clean_end()
+            await self._conclude_clean_end()  # noqa: ASYNC102  # here a cancel from outside is let through
 
     def _begin_drain(self) -> None:
         self._close_intake()
@@ -496,6 +503,16 @@ def _exporter_from_env() -> SpanExporter:
     from .otlp.http import OTLPExporter
 
     return OTLPExporter.from_env()
+
+
+def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Return what of an exception is `trio.Cancelled`, and what is not."""
+    if isinstance(exc, trio.Cancelled):
+        return exc, None
+    if not isinstance(exc, BaseExceptionGroup):
+        return None, exc
+    cancelled, failures = exc.split(trio.Cancelled)
+    return cancelled, None if failures is None else _single(failures)
 
 
 def _single(exc: BaseException) -> BaseException:

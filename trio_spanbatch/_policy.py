@@ -109,6 +109,6 @@ class RetryPolicy:
     def longest_wait(self, failures: int) -> float:
         """Return the upper bound in seconds of the wait after ``failures`` failed attempts in a row (1 or more)."""
         try:
-            return min(self.maximum, self.initial * self.multiplier ** (failures - 1))
+            return min(self.maximum, self.initial * float(self.multiplier) ** (failures - 1))
         except OverflowError:
             return self.maximum

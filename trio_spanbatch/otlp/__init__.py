@@ -1,0 +1,1 @@
+"""OTLP: encoding spans, reading OTLP JSON, and sending batches over HTTP."""

@@ -41,7 +41,7 @@ class Attempt:
     """
 
     def __init__(self, peer: str) -> None:
-        self.peer = peer
+        self.peer: str = peer
         self.secrets: tuple[str, ...] = ()
         self.restart()
 

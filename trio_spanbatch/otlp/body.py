@@ -69,8 +69,8 @@ class BoundedBody:
 
     def __init__(self, encoding: str, limit: int) -> None:
         encoding = encoding.strip().lower()
-        self.exceeded = False
-        self.readable = encoding in ("", "identity", "gzip", "x-gzip", "deflate")
+        self.exceeded: bool = False
+        self.readable: bool = encoding in ("", "identity", "gzip", "x-gzip", "deflate")
         self.limit = limit
         self._received = 0
         # One buffer, not a list of pieces: a server that sends two bytes at a time would fill memory with objects.

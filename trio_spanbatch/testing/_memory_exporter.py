@@ -48,10 +48,10 @@ class InMemoryExporter:
         self.batches: list[SpanBatch] = []
         self.delivered: dict[str, list[EncodedSpan]] = {}
         self.rejected: dict[str, list[EncodedSpan]] = {}
-        self.active = 0
-        self.max_active = 0
+        self.active: int = 0
+        self.max_active: int = 0
         self.max_active_by_location: dict[str, int] = {}
-        self.closed = False
+        self.closed: bool = False
         self._active_by_location: Counter[str] = Counter()
         self._decide = results if callable(results) else _in_order(iter(results or ()))
         self._delay = delay

@@ -35,7 +35,7 @@ class MemoryNetwork(httpcore.AsyncNetworkBackend):
 
     def __init__(self, serve: Callable[[trio.abc.Stream], bool]) -> None:
         self.refuse_connections = False
-        self.connect_delay = 0.0
+        self.connect_delay: float = 0.0
         self._serve = serve
 
     async def connect_tcp(

@@ -90,8 +90,8 @@ class OTLPReceiver:
     ) -> None:
         self.requests: list[ReceivedRequest] = []
         self.stored: dict[str, list[SpanMessage]] = {}
-        self.connections = 0
-        self.network = MemoryNetwork(self._serve_in_background)
+        self.connections: int = 0
+        self.network: MemoryNetwork = MemoryNetwork(self._serve_in_background)
         self._host = host
         self._port = port
         self._location_header = location_header
@@ -160,11 +160,11 @@ class OTLPReceiver:
             scope.cancel()
         if self._nursery.cancel_scope.cancel_called:
             # A task of ours has crashed, so the body's exception may be the nursery's own cancellation.
-            return await self._nursery_manager.__aexit__(exc_type, exc, traceback)
+            return await self._nursery_manager.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  # see below
         # The nursery does not get to know the body's exception, so that it cannot wrap it into a group. It waits
         # for its tasks, all of which were cancelled, and cannot be cancelled itself, so that no shield is needed.
         try:
-            await self._nursery_manager.__aexit__(None, None, None)
+            await self._nursery_manager.__aexit__(None, None, None)  # noqa: ASYNC102  # see above
         except BaseExceptionGroup as group:
             if group.split(KeyboardInterrupt)[1] is None:
                 # Ctrl-C while waiting: trio hands it to the main task, which is here.
