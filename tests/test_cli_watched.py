@@ -44,7 +44,7 @@ async def test_its_patience_begins_with_the_first_attempt(autojump_clock: trio.t
 
 @pytest.mark.parametrize(
     "answer",
-    [Delivered(), Refused("404 Not Found", 404), TryLater("503 Service Unavailable"), TryLater("503: busy")],
+    [Delivered(), Refused("404 Not Found", 404), TryLater("busy", status_code=503), TryLater("busy", status_code=429)],
     ids=str,
 )
 async def test_any_answer_keeps_it_going(answer: ExportResult, autojump_clock: trio.testing.MockClock) -> None:

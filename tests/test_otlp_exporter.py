@@ -199,13 +199,13 @@ async def test_compressed_answers_are_read(encoding: str) -> None:
 
 async def test_retry_after_comes_with_the_result() -> None:
     async with OTLPReceiver(answers=[Answer(429, headers=[("Retry-After", "17")])]) as receiver:
-        assert await export_once(receiver) == TryLater("429 Too Many Requests", after=17.0)
+        assert await export_once(receiver) == TryLater("429 Too Many Requests", after=17.0, status_code=429)
 
 
 async def test_a_retry_after_date_is_relative_to_now() -> None:
     headers = [("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT")]
     async with OTLPReceiver(answers=[Answer(503, headers=headers)]) as receiver:
-        assert await export_once(receiver) == TryLater("503 Service Unavailable", after=0.0)
+        assert await export_once(receiver) == TryLater("503 Service Unavailable", after=0.0, status_code=503)
 
 
 @pytest.mark.parametrize("location", ["/elsewhere", "https://user:pw@elsewhere.example/?pw", "http://[::", "//", ""])

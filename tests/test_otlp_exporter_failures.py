@@ -148,7 +148,9 @@ async def test_a_failure_that_drips_is_what_its_status_says_when_time_is_up(
     head = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 9\r\ncontent-length: 1000\r\n\r\nbusy"
     async with OTLPReceiver(answers=[Drip([head, *[b" "] * 1000], 1.0)], listen=False) as receiver:
         exporter = over_memory(receiver)
-        assert await exporter.export(batch_of()) == TryLater("503 Service Unavailable: busy", after=9.0)
+        assert await exporter.export(batch_of()) == TryLater(
+            "503 Service Unavailable: busy", after=9.0, status_code=503
+        )
         await exporter.aclose()
 
 

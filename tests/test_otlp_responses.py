@@ -206,7 +206,7 @@ def http_date(seconds_from_now: float) -> str:
 )
 def test_retry_after_is_seconds_or_an_http_date(value: str, seconds: float) -> None:
     assert retry_after(value, now=NOW) == seconds
-    assert interpret(503, {"retry-after": value}) == TryLater("503 Service Unavailable", after=seconds)
+    assert interpret(503, {"retry-after": value}) == TryLater("503 Service Unavailable", after=seconds, status_code=503)
 
 
 @pytest.mark.parametrize(

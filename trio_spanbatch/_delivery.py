@@ -63,7 +63,8 @@ class Delivery:
                     return Settlement(rejected=len(lease), reason=result.reason, status_code=result.status_code)
                 case TryLater():
                     if not await self._may_repeat(lease, result):
-                        return Settlement(undelivered=len(lease), reason=self._why_not_repeated(result))
+                        reason = self._why_not_repeated(result)
+                        return Settlement(undelivered=len(lease), reason=reason, status_code=result.status_code)
 
     def _delivered(self, lease: Lease, result: Delivered) -> Settlement:
         rejected = max(0, min(result.rejected, len(lease)))

@@ -32,11 +32,13 @@ class TryLater:
         after: Seconds to wait at least, where the server said so (``Retry-After``).
         ambiguous: Whether the server may have taken the batch all the same: a connection that broke after
             the request was sent, a timeout.
+        status_code: The HTTP status code, where there was a response.
     """
 
     reason: str
     after: float | None = None
     ambiguous: bool = False
+    status_code: int | None = None
 
 
 @attrs.frozen

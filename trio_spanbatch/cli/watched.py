@@ -6,7 +6,6 @@ A batcher that lost its server is patient, as servers come back. A command is no
 from __future__ import annotations
 
 import math
-import re
 
 import trio
 
@@ -15,9 +14,6 @@ from .._exporter import LocationChecker, SpanExporter
 from .._results import ExportResult, TryLater
 
 __all__ = ["WatchedExporter"]
-
-# The reason of a response that is to be tried again begins with its status, that of a broken exchange does not.
-_STATUS = re.compile(r"[0-9]{3}(?: |:|$)")
 
 
 class WatchedExporter:
@@ -80,7 +76,7 @@ class WatchedExporter:
             attempt.cancel()
 
     def _note(self, result: ExportResult) -> None:
-        if isinstance(result, TryLater) and not _STATUS.match(result.reason):
+        if isinstance(result, TryLater) and result.status_code is None:
             self.failure = result.reason
         else:
             self.answered = True

@@ -229,7 +229,8 @@ def _target(location: str) -> str:
 
 
 def _try_later(response: Response) -> TryLater:
-    return TryLater(response.reason, after=retry_after(response.headers.get("retry-after"), now=response.now))
+    after = retry_after(response.headers.get("retry-after"), now=response.now)
+    return TryLater(response.reason, after=after, status_code=response.status)
 
 
 def _refused_as_a_whole_or_in_part(response: Response) -> Refused:
