@@ -22,6 +22,7 @@ from trio_spanbatch import (
     SpanBatch,
     TryLater,
 )
+from trio_spanbatch._ledger import Account
 from trio_spanbatch._pace import Pace
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
@@ -387,7 +388,7 @@ async def test_a_span_added_in_the_step_in_which_its_lane_ends_is_delivered(auto
 
 
 def test_pace_never_waits_longer_than_the_policy_says() -> None:
-    pace = Pace(RetryPolicy(initial=1, maximum=30, multiplier=10), random.Random(1), 4)
+    pace = Pace(RetryPolicy(initial=1, maximum=30, multiplier=10), random.Random(1), Account(), 4)
     for failure in range(2000):
         now = failure * 100.0
         pace.back_off(now, None, math.inf)
@@ -395,7 +396,7 @@ def test_pace_never_waits_longer_than_the_policy_says() -> None:
 
 
 def test_pace_leaves_time_for_another_attempt_before_the_drain_ends() -> None:
-    pace = Pace(RetryPolicy(initial=1000, maximum=1000), random.Random(1), 4)
+    pace = Pace(RetryPolicy(initial=1000, maximum=1000), random.Random(1), Account(), 4)
     pace.back_off(100, None, 110)
     assert 100 <= pace.retry_at <= 105
     pace.back_off(109.95, None, 110)
@@ -403,7 +404,7 @@ def test_pace_leaves_time_for_another_attempt_before_the_drain_ends() -> None:
 
 
 def test_pace_counts_failures_of_the_same_wait_once() -> None:
-    pace = Pace(RetryPolicy(), random.Random(1), 4)
+    pace = Pace(RetryPolicy(), random.Random(1), Account(), 4)
     for _ in range(4):
         pace.back_off(100, None, math.inf)
     assert pace.failures == 1

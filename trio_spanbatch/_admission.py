@@ -134,6 +134,7 @@ class Admission:
         self._pressed.discard(lane)
         if lane.waiting:
             self._serve(lane)
+        self.keep_slots_busy()
 
     def settled(self, lane: Lane) -> None:
         """Bytes became free, of the lane and of the budget."""
@@ -142,8 +143,8 @@ class Admission:
         if lane.waiting:
             self._serve(lane)
 
-    def slot_freed(self) -> None:
-        """An export slot became free."""
+    def keep_slots_busy(self) -> None:
+        """A slot became free, or a lane can use one that could not before."""
         if self._byte_line:
             self._press_fullest()
 
@@ -157,6 +158,7 @@ class Admission:
             self._byte_line.pop(lane, None)
             if not lane.account.pending:
                 self._shared.lanes.emptied(lane)
+                lane.reconsider()
 
     def _serve_first(self, lane: Lane) -> bool:
         waiter = next(iter(lane.waiting))

@@ -46,6 +46,7 @@ from . import _environment as environment
 from ._admission import Admission
 from ._batch import EncodedSpan
 from ._errors import InvalidSpanError, UndeliveredSpansError
+from ._exceptions import leaves, split_cancelled
 from ._flush import Flush
 from ._interrupts import InterruptWatch
 from ._lane import Lane
@@ -237,7 +238,8 @@ class SpanBatcher:
             for span in spans:
                 if accepted and accepted % _SPANS_A_CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
-                    self._check_open()
+                # Again for each span: the batcher may have been closed by whoever ran meanwhile.
+                self._check_open()
                 encoded = self._encoder.encode(span)
                 waited = await self._admit(location, encoded)
                 accepted += 1
@@ -249,6 +251,8 @@ class SpanBatcher:
 
     def _check_open(self) -> None:
         if self._open:
+            if not trio.lowlevel.in_trio_run():
+                raise RuntimeError("spans are added in the trio thread; elsewhere use trio.from_thread.run_sync")
             return
         if self._entered:
             raise trio.ClosedResourceError("the batcher is closed")
@@ -359,12 +363,12 @@ class SpanBatcher:
     async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:
         try:
             await async_fn()
-        except trio.Cancelled:
-            raise
         except BaseException as exc:
-            # Before any other task is cancelled: they hand back what they hold, so nothing may come in any more.
-            self._shared.stop_reason = f"a task of the batcher failed with {type(exc).__name__}"
-            self._close_intake()
+            _, failure = split_cancelled(exc)
+            if failure is not None:
+                # Before any other task is cancelled: they hand back what they hold, so nothing may come in any more.
+                self._shared.stop_reason = f"a task of the batcher failed with {type(leaves(failure)[0]).__name__}"
+                self._close_intake()
             raise
 
     # -- the supervisor ----------------------------------------------------------------------------------------
@@ -388,23 +392,28 @@ class SpanBatcher:
                 async with trio.open_nursery() as self._nursery:
                     task_status.started()
                     await self._closing.wait()
-        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
-            cancelled, failure = _split_cancelled(exc)
+        except BaseException as exc:  # noqa: ASYNC103  # if the shield is cancelled, the next checkpoint says so again
+            _, failure = split_cancelled(exc)
             if failure is not None:
-                self._fail(failure)
-            if cancelled is not None:
-                raise cancelled from None  # noqa: ASYNC104  # that is what happens here
-
-    def _fail(self, failure: BaseException) -> None:
-        self._failure = failure
-        self._close_intake()
-        self._trouble(f"one of its tasks failed with {type(failure).__name__}", failure)
+                self._note_failure("one of its tasks failed", failure, is_bug=True)
 
     async def _close_exporter(self) -> None:
         try:
             await self._shared.exporter.aclose()
-        except Exception as exc:
-            self._trouble(f"closing the exporter failed with {type(exc).__name__}", exc)
+        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+            cancelled, failure = split_cancelled(exc)
+            if failure is not None:
+                self._note_failure("closing the exporter failed", failure, is_bug=False)
+            if cancelled is not None:
+                raise cancelled from None  # noqa: ASYNC104  # that is what happens here
+
+    def _note_failure(self, what: str, failure: BaseException, *, is_bug: bool) -> None:
+        """Log what went wrong. A bug of ours is raised at the end, and so is what is no Exception (a SystemExit)."""
+        self._close_intake()
+        for exc in leaves(failure):
+            self._trouble(f"{what} with {type(exc).__name__}", exc)
+            if is_bug or not isinstance(exc, Exception):
+                self._failure = self._failure or exc
 
     # -- leaving -----------------------------------------------------------------------------------------------
 
@@ -419,7 +428,7 @@ class SpanBatcher:
             await self._wait_until_done()  # noqa: ASYNC102  # shielded; the supervisor has the deadline
             await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102  # the supervisor has ended
         finally:
-            watch.remove(self._interrupt)
+            self._interrupted |= watch.remove(self._interrupt)
         self._conclude(exc)
         if exc is None:
             await self._conclude_clean_end()  # noqa: ASYNC102  # here a cancel from outside is let through
@@ -466,8 +475,8 @@ class SpanBatcher:
             raise KeyboardInterrupt
 
     async def _conclude_clean_end(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if (failure := self._failure or self._shared.losses.fatal) is not None:
+            raise failure
         await trio.lowlevel.checkpoint_if_cancelled()
         total = self._shared.ledger.total()
         if self._strict and (total.rejected or total.undelivered):
@@ -503,20 +512,3 @@ def _exporter_from_env() -> SpanExporter:
     from .otlp.http import OTLPExporter
 
     return OTLPExporter.from_env()
-
-
-def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Return what of an exception is `trio.Cancelled`, and what is not."""
-    if isinstance(exc, trio.Cancelled):
-        return exc, None
-    if not isinstance(exc, BaseExceptionGroup):
-        return None, exc
-    cancelled, failures = exc.split(trio.Cancelled)
-    return cancelled, None if failures is None else _single(failures)
-
-
-def _single(exc: BaseException) -> BaseException:
-    """Return the one exception inside a group, if there is one: internal nurseries do not show."""
-    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
-    return exc

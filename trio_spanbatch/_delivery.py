@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._exceptions import split_cancelled
 from ._ledger import Lease, Settlement
 from ._results import Delivered, ExportResult, Refused, TryLater
 from ._shared import Shared
@@ -62,8 +63,8 @@ class Delivery:
                 case Refused():
                     return Settlement(rejected=len(lease), reason=result.reason, status_code=result.status_code)
                 case TryLater():
-                    if not await self._may_repeat(lease, result):
-                        reason = self._why_not_repeated(result)
+                    if (why := await self._why_not_again(lease, result)) is not None:
+                        reason = f"{why}: {result.reason}"
                         return Settlement(undelivered=len(lease), reason=reason, status_code=result.status_code)
 
     def _delivered(self, lease: Lease, result: Delivered) -> Settlement:
@@ -73,18 +74,16 @@ class Delivery:
         reason = result.message or "the server gave no reason"
         return Settlement(delivered=len(lease) - rejected, rejected=rejected, reason=reason)
 
-    async def _may_repeat(self, lease: Lease, result: TryLater) -> bool:
+    async def _why_not_again(self, lease: Lease, result: TryLater) -> str | None:
+        """Wait until the attempt may be repeated, and return None then; else why it may not."""
         retry_at = self._lane.back_off(result.after)
         assert lease.first_attempt_at is not None, "a lease that is to be tried again was tried before"
         give_up_at = lease.first_attempt_at + self._shared.retry.max_elapsed
-        if retry_at > give_up_at:
-            return False
-        return await self._lane.wait_for_turn(lease, give_up_at)
-
-    def _why_not_repeated(self, result: TryLater) -> str:
-        if self._shared.draining:
-            return f"no time for another attempt before the shutdown deadline: {result.reason}"
-        return f"retries exhausted: {result.reason}"
+        if retry_at <= give_up_at and await self._lane.wait_for_turn(lease, give_up_at):
+            return None
+        if self._shared.draining and trio.current_time() < give_up_at:
+            return "no time for another attempt before the shutdown deadline"
+        return "retries exhausted"
 
     async def _attempt(self, lease: Lease) -> ExportResult:
         """Make one attempt, with the slot that is held, and give the slot back."""
@@ -92,36 +91,39 @@ class Delivery:
         result: ExportResult | None = None
         try:
             result = await self._export(lease)
-        except trio.Cancelled:
-            self._shared.ledger.ambiguous(self._lane.account, lease)
-            raise
-        except _ExporterBug:
-            self._shared.ledger.ambiguous(self._lane.account, lease)
-            raise
         finally:
+            # An attempt that was cancelled or raised may have arrived all the same.
+            if result is None or (isinstance(result, TryLater) and result.ambiguous):
+                self._shared.ledger.ambiguous(self._lane.account, lease)
             self._lane.export_ended(well=isinstance(result, Delivered))
-        if isinstance(result, TryLater) and result.ambiguous:
-            self._shared.ledger.ambiguous(self._lane.account, lease)
         return result
 
     async def _export(self, lease: Lease) -> ExportResult:
         """Call the exporter within the time that an attempt may take."""
         timeout = self._shared.retry.attempt_timeout
         result: ExportResult | None = None
-        timed_out = False
         try:
             with trio.move_on_after(timeout) as scope:
                 result = await self._shared.exporter.export(lease.batch)
-            timed_out = scope.cancelled_caught
-        except Exception as exc:
-            self._shared.logger.exception("the exporter raised for %r", lease.batch)
-            raise _ExporterBug(f"the exporter raised {type(exc).__name__}") from exc
-        if timed_out:
+        except BaseException as exc:
+            self._sort_out(exc, lease)
+            raise
+        if scope.cancelled_caught:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True)
         if not isinstance(result, Delivered | TryLater | Refused):
             self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, lease.batch)
             raise _ExporterBug(f"the exporter returned {type(result).__name__}, which is no ExportResult")
         return result
+
+    def _sort_out(self, exc: BaseException, lease: Lease) -> None:
+        """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
+        cancelled, failure = split_cancelled(exc)
+        if failure is None or not isinstance(failure, Exception):
+            return
+        self._shared.logger.error("the exporter raised for %r", lease.batch, exc_info=failure)
+        if cancelled is not None:
+            raise cancelled from None
+        raise _ExporterBug(f"the exporter raised {type(failure).__name__}") from failure
 
     def _count_attempt(self, lease: Lease) -> None:
         self._lane.account.requests += 1

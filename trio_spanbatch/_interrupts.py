@@ -30,7 +30,8 @@ class InterruptWatch:
     """The drains of one trio run that a Ctrl-C stops."""
 
     def __init__(self) -> None:
-        self._stops: dict[Callable[[], None], None] = {}
+        self._stops: dict[Callable[[], None], int] = {}
+        self._interrupts = 0
         self._token = trio.lowlevel.current_trio_token()
         self._previous: Any = None
 
@@ -47,13 +48,17 @@ class InterruptWatch:
         """Have ``stop`` called in the trio thread on a Ctrl-C, any number of times, until it is removed."""
         if not self._stops:
             self._install()
-        self._stops[stop] = None
+        self._stops[stop] = self._interrupts
 
-    def remove(self, stop: Callable[[], None]) -> None:
-        """End what `add` began."""
-        del self._stops[stop]
+    def remove(self, stop: Callable[[], None]) -> bool:
+        """End what `add` began. Return whether there was a Ctrl-C since, though ``stop`` may not be called yet."""
+        interrupts_before = self._stops.pop(stop)
+        # Of this Ctrl-C the handler below has told nobody, if it came after the last `stop` was removed: it passed it
+        # on. So the count is read before the handler goes.
+        interrupted = self._interrupts > interrupts_before
         if not self._stops and signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, self._previous)
+        return interrupted
 
     def _install(self) -> None:
         """Handle SIGINT, if this thread may and the process does not ignore it."""
@@ -66,6 +71,7 @@ class InterruptWatch:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._stops:
+            self._interrupts += 1
             self._token.run_sync_soon(self._stop_all, idempotent=True)
         elif callable(self._previous):
             self._previous(signum, frame)

@@ -1,7 +1,7 @@
 """A lane: one location's memory channel, its task and its batches.
 
 The task sleeps until there is something to do, and whoever changes what there is to do moves its alarm clock
-(`Lane._reconsider`). It never has to be told *what* changed: each time it wakes, it looks at the lane's whole state
+(`Lane.reconsider`). It never has to be told *what* changed: each time it wakes, it looks at the lane's whole state
 again and decides from that alone, and there is no checkpoint between looking and falling asleep. So no wake-up can be
 lost. There are two sleeps: inside ``receive`` while the lane holds nothing, which the first span ends; and with an
 absolute deadline otherwise. For a batch in a quiet lane that makes two wake-ups, the first span and the deadline (or
@@ -73,7 +73,7 @@ class Lane:
         self.location = location
         self.account = shared.ledger.open(location)
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
-        self.pace = Pace(shared.retry, shared.rng, limits.max_exports_per_location)
+        self.pace = Pace(shared.retry, shared.rng, self.account, limits.max_exports_per_location)
         self._shared = shared
         self._ledger = shared.ledger
         self._max_delay = policy.max_delay
@@ -87,8 +87,10 @@ class Lane:
         self._flush_watermark = 0
         self._pressed = False
         self._closed = False
+        self._retired = False
         self._idle_since = trio.current_time()
         self._sleep: trio.CancelScope | None = None
+        self._slot_wait: trio.CancelScope | None = None
 
     def __repr__(self) -> str:
         return f"<Lane {self.location!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"
@@ -99,22 +101,24 @@ class Lane:
         """Put a span that fits into the queue."""
         if not self.account.queued:
             self._shared.lanes.occupied(self)
+        # Nothing from here on raises: the channel is as large as the queue may be, and a lane that was closed or
+        # retired is not asked. Counted before it is enqueued, so that whoever the span wakes finds it counted.
         self._ledger.accept(self.account, len(span.payload))
         became_full = self._cutter.add(span)
         self._send.send_nowait(span)
         if became_full:
-            self._reconsider()
+            self.reconsider()
 
     def press(self) -> None:
         """Make the first batch due, if there is one: somebody waits for its bytes."""
         self._pressed = self.account.queued > 0
-        self._reconsider()
+        self.reconsider()
 
     def flush(self, flush: Flush) -> None:
         """Make all that is queued now due, and tell ``flush`` when it is accounted for."""
         self._flush_watermark = self.account.accepted
         self._flushes[flush.watch(self.location, self.account)] = flush
-        self._reconsider()
+        self.reconsider()
 
     def forget_flush(self, flush: Flush) -> None:
         """Stop telling ``flush``. What is due stays due."""
@@ -125,7 +129,23 @@ class Lane:
         self._closed = True
         self._send.close()
         self.pace.cut_short(trio.current_time())
-        self._reconsider()
+        self.reconsider()
+
+    def retire(self) -> None:
+        """End the lane now. It holds nothing, and its location may have another one before its task ends.
+
+        The two share an account, so a retired lane does not look at it any more.
+        """
+        self._retired = True
+        self._send.close()
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Let the task wake when there is something to do, now that something has changed."""
+        if self._sleep is not None:
+            self._sleep.deadline = self._next_at()
+        if self._slot_wait is not None and self._export_at() > trio.current_time():
+            self._slot_wait.cancel()
 
     # -- what others ask ---------------------------------------------------------------------------------------
 
@@ -159,33 +179,40 @@ class Lane:
     async def run(self) -> None:
         """Live until the lane ended, or hand back the queue when cancelled."""
         try:
-            while not self._has_ended():
+            while self._end_at() > trio.current_time():
                 await self._do_next()
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._retired:
             self._shared.lanes.remove(self)
             self._hand_back_queue(self._shared.stop_reason)
-            self._receive.close()
-
-    def _has_ended(self) -> bool:
-        if self.account.pending or self.waiting:
-            return False
-        return self._closed or trio.current_time() >= self._idle_since + self._shared.limits.location_idle_timeout
+        self._receive.close()
 
     async def _do_next(self) -> None:
         if self._is_hopeless():
             self._give_up()
-        elif (at := self._next_at()) > trio.current_time():
-            await self._sleep_until(at)
+        elif self._export_at() > trio.current_time():
+            await self._sleep_until(self._next_at())
         elif await self._take_slot():
             self._export()
 
     def _next_at(self) -> float:
         """Return when there will be something to do, as far as is known."""
-        if self._turns:
-            return self.pace.next_at()
-        if self.account.queued:
-            return max(self._due_at(), self.pace.next_at())
-        if self._leases or self.waiting:
+        return -math.inf if self._is_hopeless() else min(self._export_at(), self._end_at())
+
+    def _export_at(self) -> float:
+        """Return when an export may begin; `math.inf` if there is none to make."""
+        if self._retired or not (self._turns or self.account.queued):
+            return math.inf
+        return self.pace.next_at() if self._turns else max(self._due_at(), self.pace.next_at())
+
+    def _end_at(self) -> float:
+        """Return when the lane ends, if nothing happens until then."""
+        if self._retired:
+            return -math.inf
+        if self.account.pending or self.waiting:
             return math.inf
         return -math.inf if self._closed else self._idle_since + self._shared.limits.location_idle_timeout
 
@@ -196,11 +223,6 @@ class Lane:
         if self._closed or self._pressed or flushed or self._cutter.has_full:
             return opened_at
         return opened_at + self._max_delay
-
-    def _reconsider(self) -> None:
-        """Let the task wake when there is something to do now that something has changed."""
-        if self._sleep is not None:
-            self._sleep.deadline = -math.inf if self._is_hopeless() else self._next_at()
 
     async def _sleep_until(self, time: float) -> None:
         with trio.CancelScope(deadline=time) as self._sleep:
@@ -218,19 +240,26 @@ class Lane:
             return
 
     async def _take_slot(self) -> bool:
-        """Take an export slot, waiting for it if need be. Return whether there still is something to do with it."""
+        """Take an export slot, waiting for it if need be. Return whether there still is an export to make with it."""
         try:
             self._shared.slots.acquire_nowait()
         except trio.WouldBlock:
-            await self._shared.slots.acquire()
-            if self._is_hopeless() or self._next_at() > trio.current_time():
-                self._release_slot()
-                return False
+            return await self._wait_for_slot()
         return True
+
+    async def _wait_for_slot(self) -> bool:
+        with trio.CancelScope() as self._slot_wait:
+            await self._shared.slots.acquire()
+        taken = not self._slot_wait.cancelled_caught
+        self._slot_wait = None
+        if taken and self._export_at() > trio.current_time():
+            self._release_slot()
+            return False
+        return taken
 
     def _release_slot(self) -> None:
         self._shared.slots.release()
-        self._shared.admission.slot_freed()
+        self._shared.admission.keep_slots_busy()
 
     def _export(self) -> None:
         """Let a delivery begin an export. The slot is its own from now on."""
@@ -239,6 +268,7 @@ class Lane:
             turn = self._turns.pop(0)
             turn.given = True
             turn.over.set()
+            self._shared.admission.keep_slots_busy()
         else:
             delivery = Delivery(self._seal(), self, self._shared)
             self._shared.start(delivery.run, f"trio_spanbatch delivery to {self.location!r}")
@@ -287,7 +317,7 @@ class Lane:
             self._idle_since = trio.current_time()
             self._shared.lanes.emptied(self)
         self._shared.admission.settled(self)
-        self._reconsider()
+        self.reconsider()
         self._report(lease, settlement)
 
     def _note_flushes(self, lease: Lease, settlement: Settlement) -> None:
@@ -310,18 +340,19 @@ class Lane:
         """A delivery's export ended: its slot is free again."""
         self.pace.active -= 1
         if well:
-            self.pace.succeeded()
+            self.pace.succeeded(trio.current_time())
             self.account.consecutive_failures = 0
         else:
             self.pace.failed()
             self.account.consecutive_failures += 1
         self._release_slot()
-        self._reconsider()
+        self.reconsider()
 
     def back_off(self, after: float | None) -> float:
         """Hold the location back after a failure that may pass. Return when it will be asked again."""
         self.pace.back_off(trio.current_time(), after, self._shared.drain_deadline)
-        self._reconsider()
+        self.reconsider()
+        self._shared.admission.keep_slots_busy()
         return self.pace.retry_at
 
     async def wait_for_turn(self, lease: Lease, give_up_at: float) -> bool:
@@ -332,14 +363,20 @@ class Lane:
         """
         turn = _Turn(lease)
         insort(self._turns, turn, key=_Turn.first)
-        self._reconsider()
+        self.reconsider()
         try:
             with trio.CancelScope(deadline=give_up_at):
                 await turn.over.wait()
+        except trio.Cancelled:
+            if turn.given:
+                # Cancelled first and then, before this task ran, given its turn.
+                self.pace.active -= 1
+                self._release_slot()
+            raise
         finally:
             if not turn.over.is_set():
                 self._turns.remove(turn)
-                self._reconsider()
+                self.reconsider()
         return turn.given
 
     # -- giving up ---------------------------------------------------------------------------------------------

@@ -51,6 +51,9 @@ class Lanes:
         policy = self._policy(location)
         if not isinstance(policy, BatchPolicy):
             raise TypeError(f"batch({location!r}) returned {policy!r}; it must return a BatchPolicy")
+        if (opened := self._lanes.get(location)) is not None:
+            # By the policy function or the exporter's check, if they add spans themselves.
+            return opened
         self._make_place()
         lane = Lane(location, policy, self._shared)
         # Registered after its task was started: a lane without a task would hold its spans for ever.
@@ -71,8 +74,8 @@ class Lanes:
         self._empty.pop(lane, None)
 
     def emptied(self, lane: Lane) -> None:
-        """Note that a lane holds nothing."""
-        if self._lanes.get(lane.location) is lane:
+        """Note that a lane holds nothing. One for which an adder waits does not count as empty."""
+        if self._lanes.get(lane.location) is lane and not lane.waiting:
             self._empty[lane] = None
 
     def _check(self, location: str) -> None:
@@ -94,4 +97,4 @@ class Lanes:
             )
         oldest = next(iter(self._empty))
         self.remove(oldest)
-        oldest.close()
+        oldest.retire()

@@ -9,6 +9,7 @@ to another is one synchronous step, so no task and no statistics ever see a span
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -21,7 +22,14 @@ __all__ = ["Account", "Lease", "Ledger", "Settlement"]
 
 @attrs.define(eq=False)
 class Account:
-    """One location's columns. Its names are those of `LocationStatistics`."""
+    """One location's columns. Its names are those of `LocationStatistics`.
+
+    Two things about the location are kept here beside its counts, because the account outlives the lane.
+
+    Attributes:
+        consecutive_failures: Attempts that failed since the last one that succeeded.
+        not_before: When the server said that it may be asked again, in trio's time.
+    """
 
     accepted: int = 0
     queued: int = 0
@@ -36,6 +44,7 @@ class Account:
     retries: int = 0
     splits: int = 0
     consecutive_failures: int = 0
+    not_before: float = -math.inf
 
     @property
     def pending(self) -> int:
@@ -52,7 +61,9 @@ class Account:
         return {name: getattr(self, name) for name in _COUNTS}
 
 
-_COUNTS = tuple(name.name for name in attrs.fields(Account) if name.name != "consecutive_failures")
+_COUNTS = tuple(
+    field.name for field in attrs.fields(Account) if field.name not in ("consecutive_failures", "not_before")
+)
 
 
 @attrs.define(eq=False)

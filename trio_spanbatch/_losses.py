@@ -15,7 +15,11 @@ _MAX_REASONS = 20
 
 
 class Losses:
-    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told."""
+    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told.
+
+    Attributes:
+        fatal: What ``on_loss`` raised that must end the program.
+    """
 
     def __init__(self, on_loss: Callable[[Loss], object] | None, max_kept_bytes: int, logger: logging.Logger) -> None:
         self._on_loss = on_loss
@@ -25,6 +29,7 @@ class Losses:
         self._kept_bytes = 0
         self._not_kept = 0
         self._reasons: Counter[tuple[str, str]] = Counter()
+        self.fatal: BaseException | None = None
 
     @property
     def kept(self) -> tuple[Loss, ...]:
@@ -39,8 +44,11 @@ class Losses:
             return
         try:
             self._on_loss(loss)
-        except Exception:
+        except BaseException as exc:
+            # Accounting goes on, whatever happens. What is no Exception (a SystemExit) is raised at the end.
             self._logger.exception("on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
+            if not isinstance(exc, Exception):
+                self.fatal = self.fatal or exc
 
     def summary(self, outcome: str) -> str:
         """Return the reasons of one outcome, each with its number of spans."""

@@ -11,6 +11,7 @@ import random
 
 import attrs
 
+from ._ledger import Account
 from ._policy import RetryPolicy
 
 __all__ = ["Pace"]
@@ -21,41 +22,47 @@ _LAST_MOMENT = 0.1
 
 @attrs.define(eq=False)
 class Pace:
-    """The pace of one location.
+    """The pace of one location. Times are trio's.
+
+    What the server asked for is kept in the location's account, which outlives its lane.
 
     Attributes:
         limit: How many exports may ever run at once.
         active: How many run now.
         allowed: How many may run now.
-        retry_at: Before this time, in trio's time, none may begin.
-        asked_by_server: Whether the server named that time.
         failures: How many times in a row the location had to back off.
     """
 
     _retry: RetryPolicy
     _rng: random.Random
+    _account: Account
     limit: int
     active: int = 0
     allowed: int = 1
-    retry_at: float = -math.inf
-    asked_by_server: bool = False
     failures: int = 0
+    _own_wait_until: float = -math.inf
+
+    @property
+    def retry_at(self) -> float:
+        """Before this time no export may begin."""
+        return max(self._own_wait_until, self._account.not_before)
 
     def next_at(self) -> float:
         """Return when the next export may begin; `math.inf` if one has to end before."""
         return math.inf if self.active >= self.allowed else self.retry_at
 
-    def succeeded(self) -> None:
-        """An export was answered well."""
-        self.failures = 0
-        self.allowed = min(self.allowed + 1, self.limit)
+    def succeeded(self, now: float) -> None:
+        """An export was answered well. While the location backs off, one from before says nothing of its health."""
+        if now >= self.retry_at:
+            self.failures = 0
+            self.allowed = min(self.allowed + 1, self.limit)
 
     def failed(self) -> None:
         """An export was not answered well."""
         self.allowed = 1
 
     def back_off(self, now: float, after: float | None, drain_deadline: float) -> None:
-        """Set ``retry_at`` after a failure that may pass.
+        """Begin a wait after a failure that may pass.
 
         Exports that fail while the location is backing off already belong to the same failure: they do not make the
         wait longer, unless their answer names a later time.
@@ -66,18 +73,17 @@ class Pace:
             drain_deadline: When the drain will stop deliveries, `math.inf` if there is no drain. Our own wait leaves
                 time for another attempt before; the server's word is kept as it is.
         """
-        if after:
-            if now + after >= self.retry_at:
-                self.retry_at, self.asked_by_server = now + after, True
+        backing_off_already = self.retry_at > now
+        if not backing_off_already:
             self.failures += 1
-        elif self.retry_at <= now:
-            self.failures += 1
-            self.retry_at, self.asked_by_server = now + self._own_wait(drain_deadline - now), False
+        if after is not None and after > 0:
+            self._account.not_before = max(self._account.not_before, now + after)
+        elif not backing_off_already:
+            self._own_wait_until = now + self._own_wait(drain_deadline - now)
 
     def cut_short(self, now: float) -> None:
         """End a wait of our own now; one that the server asked for stays."""
-        if not self.asked_by_server:
-            self.retry_at = min(self.retry_at, now)
+        self._own_wait_until = min(self._own_wait_until, now)
 
     def _own_wait(self, left: float) -> float:
         wait = self._rng.uniform(0, self._retry.longest_wait(self.failures))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import math
+from typing import Any, TypeAlias
 
 import attrs
+from attrs.validators import instance_of, optional
 
 __all__ = ["Delivered", "ExportResult", "Refused", "TryLater"]
+
+
+def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or math.isnan(value) or value < 0:
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} is {value!r}; it must be 0 or more seconds, or None"
+        )
 
 
 @attrs.frozen
@@ -19,8 +30,8 @@ class Delivered:
         message: The server's words about them, or a warning where ``rejected`` is 0.
     """
 
-    rejected: int = 0
-    message: str = ""
+    rejected: int = attrs.field(default=0, validator=instance_of(int))
+    message: str = attrs.field(default="", validator=instance_of(str))
 
 
 @attrs.frozen
@@ -35,10 +46,10 @@ class TryLater:
         status_code: The HTTP status code, where there was a response.
     """
 
-    reason: str
-    after: float | None = None
+    reason: str = attrs.field(validator=instance_of(str))
+    after: float | None = attrs.field(default=None, validator=_seconds)
     ambiguous: bool = False
-    status_code: int | None = None
+    status_code: int | None = attrs.field(default=None, validator=optional(instance_of(int)))
 
 
 @attrs.frozen
@@ -51,8 +62,8 @@ class Refused:
         isolate: Whether a part of the batch may be to blame, so that the rest is worth another request.
     """
 
-    reason: str
-    status_code: int | None = None
+    reason: str = attrs.field(validator=instance_of(str))
+    status_code: int | None = attrs.field(default=None, validator=optional(instance_of(int)))
     isolate: bool = False
 
 
