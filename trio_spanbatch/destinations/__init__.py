@@ -1,0 +1,7 @@
+"""Functions that return an exporter for one kind of server. Importing them imports no library of a vendor."""
+
+from __future__ import annotations
+
+from .unity_catalog import unity_catalog
+
+__all__ = ["unity_catalog"]
