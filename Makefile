@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# MLflow's server, which tests start. It brings eighty packages along, so it has an environment of its own.
+MLFLOW_VENV := .venv-mlflow
+MLFLOW_READY := $(MLFLOW_VENV)/.ready
 
 # Ask nobody whether there are newer versions of the tools.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -33,10 +36,17 @@ $(READY): pyproject.toml constraints.txt
 		--editable '.[cli,databricks,opentelemetry]' --group dev
 	@touch $@
 
+$(MLFLOW_READY): constraints-mlflow.txt
+	@echo "making $(MLFLOW_VENV) (once; again when constraints-mlflow.txt changes)"
+	@test -x $(MLFLOW_VENV)/bin/python || $(PYTHON) -m venv $(MLFLOW_VENV)
+	@$(MLFLOW_VENV)/bin/python -m pip install --quiet --upgrade --constraint $< pip
+	@$(MLFLOW_VENV)/bin/python -m pip install --quiet --constraint $< mlflow
+	@touch $@
+
 demo: $(READY)
 	@$(BIN)/trio-spanbatch demo
 
-test: $(READY)
+test: $(READY) $(MLFLOW_READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)
 
 check: $(READY)
@@ -58,4 +68,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MLFLOW_VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

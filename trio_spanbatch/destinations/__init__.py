@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .mlflow import mlflow
 from .unity_catalog import unity_catalog
 
-__all__ = ["unity_catalog"]
+__all__ = ["mlflow", "unity_catalog"]

@@ -1,0 +1,239 @@
+"""From the name of an MLflow experiment to its id, asked once over MLflow's REST API.
+
+https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import unicodedata
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import attrs
+import httpx
+import trio
+
+from .._errors import InvalidLocationError
+from .._results import Refused, TryLater
+from ..otlp.attempt import Attempt
+from ..otlp.body import BoundedBody, read_bounded
+from ..otlp.failures import failure_result
+from ..otlp.http_headers import secrets_of
+from ..otlp.messages import is_bounded_json, short_text
+from ..otlp.responses import Response, interpret_response, retry_after
+
+__all__ = ["ExperimentNames", "Found", "check_experiment_name", "experiment_in", "is_experiment_id"]
+
+BY_NAME_PATH = "api/2.0/mlflow/experiments/get-by-name"
+
+# What MLflow says when there is no such experiment, in an answer that is a 404 as any wrong URL gets one.
+NO_EXPERIMENT = "RESOURCE_DOES_NOT_EXIST"
+
+# MLflow's own limit.
+MAX_NAME_LENGTH = 500
+
+# MLflow's answer is 300 bytes and the experiment's tags.
+MAX_ANSWER_BYTES = 1024 * 1024
+
+# Seconds that closing a response or a connection may take, as in OTLPExporter.
+_CLOSE_TIMEOUT = 1.0
+
+# Ids are SQL integers. Zeros in front would make two locations of one experiment.
+_ID = re.compile(r"0|[1-9][0-9]{0,18}")
+_LARGEST_ID = 2**63 - 1
+
+# Control characters, and halves of surrogate pairs, which UTF-8 cannot say.
+_NOT_IN_NAMES = ("Cc", "Cs")
+
+Found: TypeAlias = str | Refused | TryLater
+
+
+def is_experiment_id(text: str) -> bool:
+    """Return whether ``text`` can be the id of an experiment: a whole number below 2**63, without zeros in front."""
+    return _ID.fullmatch(text) is not None and int(text) <= _LARGEST_ID
+
+
+def check_experiment_name(name: str) -> None:
+    """Raise `InvalidLocationError` if no experiment can have this name, or nobody could tell it from another."""
+    if (
+        not 0 < len(name) <= MAX_NAME_LENGTH
+        or name != name.strip()
+        or any(unicodedata.category(character) in _NOT_IN_NAMES for character in name)
+    ):
+        shown = repr(name if len(name) <= 100 else name[:100] + "…")
+        raise InvalidLocationError(
+            f"location {shown} is no name of an MLflow experiment: it must have 1 to {MAX_NAME_LENGTH} characters, no "
+            "control characters and no outer spaces"
+        )
+
+
+def experiment_in(response: Response, name: str) -> Found:
+    """Return the id that MLflow's answer tells, or why there is none.
+
+    Args:
+        response: The answer, to a question for one experiment.
+        name: The experiment's name.
+    """
+    if response.status == 429 or response.status >= 500:
+        after = retry_after(response.headers.get("retry-after"), now=response.now)
+        return TryLater(response.reason, after=after, status_code=response.status)
+    if response.status == 404 and NO_EXPERIMENT in response.message:
+        return Refused(
+            f"MLflow has no experiment named {_shown(name)}: create it, or correct the location", response.status
+        )
+    verdict = interpret_response(
+        response.status, response.headers, response.body, now=response.now, secrets=response.secrets
+    )
+    if isinstance(verdict, Refused):
+        return attrs.evolve(verdict, isolate=False)
+    return _experiment_in_document(_parsed(response.body), name, response.status)
+
+
+def _experiment_in_document(document: object, name: str, status: int) -> Found:
+    experiment = document.get("experiment") if isinstance(document, dict) else None
+    found = experiment.get("experiment_id") if isinstance(experiment, dict) else None
+    if not isinstance(experiment, dict) or not isinstance(found, str) or not is_experiment_id(found):
+        return Refused("the answer names no experiment: does the tracking URI lead to MLflow?", status)
+    if experiment.get("lifecycle_stage") == "deleted":
+        # MLflow stores traces there all the same, where nobody sees them.
+        return Refused(
+            f"the experiment named {_shown(name)} (id {found}) is deleted: restore it, or correct the location"
+        )
+    return found
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:60] + "…")
+
+
+def _parsed(body: bytes | None) -> object:
+    if body is None or not is_bounded_json(body):
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Question:
+    """A request that is under way, for whoever wants to know the same."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        # None if it was cancelled.
+        self.answer: Found | None = None
+
+
+class ExperimentNames:
+    """The ids of experiments by their names, each asked once.
+
+    Only experiments that exist are remembered, so that one that is created later is found with the next batch.
+
+    Args:
+        root: The tracking URI, without a slash at its end.
+        client: What to ask with. It is not closed here.
+        headers: The headers of each request, credentials included.
+        timeout: Seconds that a request may take.
+    """
+
+    def __init__(self, root: str, client: httpx.AsyncClient, headers: Mapping[bytes, bytes], timeout: float) -> None:
+        self._url = httpx.URL(f"{root}/{BY_NAME_PATH}")
+        self._client = client
+        self._headers = dict(headers)
+        self._timeout = timeout
+        self._ids: dict[str, str] = {}
+        self._questions: dict[str, _Question] = {}
+
+    async def id_of(self, name: str) -> Found:
+        """Return the id of the experiment named ``name``, or why it is not known.
+
+        Tasks that ask at the same time share one request. If the task that sent it is cancelled, another one sends
+        its own.
+        """
+        while name not in self._ids:
+            question = self._questions.get(name)
+            if question is None:
+                return await self._lead(name)
+            await question.ended.wait()
+            if question.answer is not None:
+                return question.answer
+        await trio.lowlevel.checkpoint()
+        return self._ids[name]
+
+    def forget(self, name: str) -> None:
+        """Ask again the next time: the server does not know the id any more."""
+        self._ids.pop(name, None)
+
+    async def _lead(self, name: str) -> Found:
+        question = self._questions[name] = _Question()
+        try:
+            answer = question.answer = await self._ask(name)
+        finally:
+            del self._questions[name]
+            question.ended.set()
+        if isinstance(answer, str):
+            self._ids[name] = answer
+        return answer
+
+    async def _ask(self, name: str) -> Found:
+        attempt = Attempt(self._url.netloc.decode("ascii"))
+        attempt.secrets = secrets_of(self._headers.values())
+        answer: Found | None = None
+        with trio.move_on_after(self._timeout):
+            try:
+                answer = await self._exchange(name, attempt)
+            finally:
+                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                    await attempt.close_unused_connection()
+        if answer is None:
+            answer = TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s")
+        if isinstance(answer, str):
+            return answer
+        return attrs.evolve(
+            answer, reason=short_text(f"looking up the experiment {_shown(name)}: {answer.reason}", attempt.secrets)
+        )
+
+    async def _exchange(self, name: str, attempt: Attempt) -> Found:
+        request = self._client.build_request(
+            "GET",
+            self._url,
+            params={"experiment_name": name},
+            headers=list(self._headers.items()),
+            timeout=None,
+            extensions={"trace": attempt.trace},
+        )
+        attempt.handed_over = True
+        try:
+            response = await self._client.send(request, stream=True, follow_redirects=False)
+            try:
+                body = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER_BYTES)
+                await read_bounded(response, body)
+            finally:
+                # This does nothing unless reading ended with an exception that httpx has not seen.
+                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                    await response.aclose()
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            return self._failure(error, attempt)
+        if body.exceeded:
+            return Refused(
+                f"{response.status_code}: the answer is larger than {body.limit} bytes", response.status_code
+            )
+        return experiment_in(
+            Response(response.status_code, response.headers, body.content, time.time(), attempt.secrets), name
+        )
+
+    def _failure(self, error: Exception, attempt: Attempt) -> Refused | TryLater:
+        failure = failure_result(
+            error,
+            peer=attempt.peer,
+            connected=attempt.connected,
+            https=self._url.scheme == "https",
+            write_error=attempt.write_error,
+            secrets=attempt.secrets,
+        )
+        assert isinstance(failure, Refused | TryLater)
+        # No span was sent, so nothing is in doubt.
+        return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure

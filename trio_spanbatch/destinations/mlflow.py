@@ -1,0 +1,272 @@
+"""MLflow's tracking server: a trace belongs to an experiment."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+import httpx
+
+from .._batch import SpanBatch
+from .._errors import InvalidLocationError
+from .._results import ExportResult, Refused
+from ..otlp.http import OTLPExporter
+from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
+
+__all__ = ["mlflow"]
+
+EXPERIMENT_HEADER = "x-mlflow-experiment-id"
+RUN_HEADER = "x-mlflow-run-id"
+
+# The location of spans whose program leaves it to its settings which experiment they belong to.
+DEFAULT_LOCATION = "default"
+
+# Seconds. On SQLite, 1,000 spans take MLflow about 5 s and 8 requests of 512 at once 14 s: giving up after 10 s would
+# make it store everything several times over, ever more slowly.
+TIMEOUT = 60.0
+
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+_logger = logging.getLogger("trio_spanbatch")
+
+_File = str | os.PathLike[str]
+
+
+def mlflow(
+    tracking_uri: str | None = None,
+    *,
+    experiments: Literal["id", "name"] = "id",
+    experiment_id: str | None = None,
+    run_id: str | None = None,
+    username: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    timeout: float = TIMEOUT,
+    compression: str | None = "gzip",
+    client: httpx.AsyncClient | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+    certificate: _File | None = None,
+    client_certificate: _File | None = None,
+    client_key: _File | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> OTLPExporter:
+    """Return an exporter that sends to an MLflow tracking server. A location is an experiment.
+
+    With ``experiments="id"``, a location is an experiment's id, for instance ``"3"``; ``"default"`` stands for the
+    one that ``experiment_id`` or ``MLFLOW_EXPERIMENT_ID`` names. With ``experiments="name"``, every location is an
+    experiment's name. Its id is looked up with the first batch and then remembered. Batches for an experiment that
+    does not exist are refused; none is created.
+
+    A trace belongs into one experiment: MLflow stores all of it where its first span went.
+
+    An attempt may take 60 seconds here, but the batcher ends it after ``RetryPolicy.attempt_timeout``, by default
+    30: give the batcher ``retry=RetryPolicy(attempt_timeout=60)`` too.
+
+    Args:
+        tracking_uri: Where MLflow is, by default ``MLFLOW_TRACKING_URI``: http or https, with a path if MLflow is
+            below one. Credentials do not belong into it.
+        experiments: What a location is: an experiment's ``"id"`` or its ``"name"``.
+        experiment_id: The experiment that the location ``"default"`` stands for, by default
+            ``MLFLOW_EXPERIMENT_ID``; for ``experiments="id"`` only.
+        run_id: The MLflow run that the traces are linked to.
+        username: For Basic authentication, by default ``MLFLOW_TRACKING_USERNAME``.
+        password: For Basic authentication, by default ``MLFLOW_TRACKING_PASSWORD``.
+        token: For Bearer authentication, by default ``MLFLOW_TRACKING_TOKEN``. There is a token, or a user name and
+            password, not both; an argument for the one makes the variables for the other unseen.
+        timeout: Seconds for a whole attempt, and as many for the lookup of a name.
+        compression: ``"gzip"``, or ``None`` for none.
+        client: As for `OTLPExporter`.
+        transport: As for `OTLPExporter`.
+        certificate: As for `OTLPExporter`.
+        client_certificate: As for `OTLPExporter`.
+        client_key: As for `OTLPExporter`.
+        environ: The variables; by default those of the process. An empty one is an unset one.
+
+    Raises:
+        ValueError: There is no tracking URI, or an argument or variable cannot be used. Credentials are never in the
+            message.
+        TypeError: An argument is of the wrong type.
+    """
+    environ = os.environ if environ is None else environ
+    if experiments not in ("id", "name"):
+        raise ValueError(f"experiments is {experiments!r}; a location is an experiment's 'id' or its 'name'")
+    if experiments == "name" and experiment_id is not None:
+        raise ValueError("experiment_id is given with experiments='name', where every location is a name")
+    return _MLflowExporter(
+        _tracking_root(tracking_uri, environ),
+        by_name=experiments == "name",
+        default=_default_experiment(experiment_id, environ) if experiments == "id" else None,
+        location_header=EXPERIMENT_HEADER,
+        headers={
+            **_authorization(username, password, token, environ),
+            **({RUN_HEADER: run_id} if run_id is not None else {}),
+        },
+        timeout=timeout,
+        compression=compression,
+        client=client,
+        transport=transport,
+        certificate=certificate,
+        client_certificate=client_certificate,
+        client_key=client_key,
+    )
+
+
+class _MLflowExporter(OTLPExporter):
+    """An `OTLPExporter` whose locations are turned into ids of experiments.
+
+    Args:
+        root: The tracking URI, without a slash at its end.
+        by_name: Whether locations are names.
+        default: What the location ``"default"`` stands for, if they are ids.
+        options: Those of `OTLPExporter`.
+    """
+
+    def __init__(self, root: str, *, by_name: bool, default: str | None, **options: Any) -> None:
+        super().__init__(f"{root}/v1/traces", **options)
+        self._default = default
+        self._names: ExperimentNames | None = None
+        if by_name:
+            credentials = {name: self._headers[name] for name in (b"authorization",) if name in self._headers}
+            agent = {b"user-agent": self._headers_always[b"user-agent"], b"accept-encoding": b"gzip, deflate"}
+            self._names = ExperimentNames(root, self._client, {**agent, **credentials}, self._timeout)
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if ``location`` is no id, or no name, of an experiment."""
+        if self._names is not None:
+            check_experiment_name(location)
+        elif location == DEFAULT_LOCATION:
+            if self._default is None:
+                raise InvalidLocationError(
+                    f"location {DEFAULT_LOCATION!r} stands for no experiment: set MLFLOW_EXPERIMENT_ID, give "
+                    "experiment_id=, or use an experiment's id as the location"
+                )
+        elif not is_experiment_id(location):
+            shown = repr(location if len(location) <= 100 else location[:100] + "…")
+            raise InvalidLocationError(
+                f"location {shown} is no id of an MLflow experiment, a whole number such as '3'; names are locations "
+                "with mlflow(experiments='name')"
+            )
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``, after looking up its experiment if that is not known yet."""
+        self._check_open()
+        self.check_location(batch.location)
+        experiment = await self._experiment_of(batch.location)
+        if not isinstance(experiment, str):
+            return _advised(experiment)
+        result = await super().export(SpanBatch(experiment, batch.spans, size=batch.size))
+        if self._names is not None and isinstance(result, Refused) and result.status_code == 404:
+            self._names.forget(batch.location)
+        return _advised(result)
+
+    async def _experiment_of(self, location: str) -> Found:
+        if self._names is not None:
+            return await self._names.id_of(location)
+        return self._default if self._default is not None and location == DEFAULT_LOCATION else location
+
+
+def _advised(result: ExportResult) -> ExportResult:
+    """Return ``result`` with what to do about it, where MLflow's own words do not say that."""
+    if not isinstance(result, Refused):
+        return result
+    if result.status_code == 401:
+        advice = "give the right username and password, or token (MLFLOW_TRACKING_USERNAME, _PASSWORD, _TOKEN)"
+    elif result.status_code == 403:
+        advice = "these credentials may not write to the experiment"
+    elif result.status_code == 404 and "No Experiment" in result.reason:
+        advice = "create it, or correct the location"
+    elif result.status_code == 404 and NO_EXPERIMENT not in result.reason and "no experiment" not in result.reason:
+        advice = "does the tracking URI lead to MLflow?"
+    else:
+        return result
+    return attrs.evolve(result, reason=f"{result.reason}; {advice}")
+
+
+def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
+    uri: object = argument if argument is not None else environ.get("MLFLOW_TRACKING_URI", "").strip()
+    what = "tracking_uri" if argument is not None else "MLFLOW_TRACKING_URI"
+    if not isinstance(uri, str):
+        raise TypeError(f"{what} is of type {type(uri).__name__}; it must be a str")
+    if not uri:
+        raise ValueError("there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI")
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        # Only the scheme is shown: the URI of a database has its password in it.
+        shown = f"begins with {scheme[:20]!r}" if separator else "has no scheme"
+        raise ValueError(
+            f"{what} {shown}; it must be the URL of a tracking server, as in http://localhost:5000 (for Databricks "
+            "there is unity_catalog)"
+        )
+    if "@" in re.split(r"[/\\?#]", rest)[0]:
+        raise ValueError(
+            f"{what} has a user name or password in it; give them as username= and password=, or as "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    if "?" in uri or "#" in uri:
+        raise ValueError(f"{what} has a query or fragment, which logs show; it ends with the path that MLflow is below")
+    return uri.rstrip("/")
+
+
+def _default_experiment(argument: str | None, environ: Mapping[str, str]) -> str | None:
+    if argument is not None:
+        if not is_experiment_id(argument):
+            raise ValueError(f"experiment_id is {argument!r}; it must be a whole number as a str, such as '3'")
+        return argument
+    variable = environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
+    if variable and not is_experiment_id(variable):
+        _logger.warning("MLFLOW_EXPERIMENT_ID is %r, no whole number: it is ignored", variable[:40])
+        return None
+    return variable or None
+
+
+def _authorization(
+    username: str | None, password: str | None, token: str | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    basic_given = username is not None or password is not None
+    if basic_given and token is not None:
+        raise ValueError("token is given, and username or password as well; give one kind of credentials")
+    if token is None:
+        username = environ.get("MLFLOW_TRACKING_USERNAME") or None if username is None else username
+        password = environ.get("MLFLOW_TRACKING_PASSWORD") or None if password is None else password
+        if not basic_given:
+            token = environ.get("MLFLOW_TRACKING_TOKEN") or None
+            if token is not None and (username is not None or password is not None):
+                raise ValueError(
+                    "MLFLOW_TRACKING_TOKEN is set, and MLFLOW_TRACKING_USERNAME or _PASSWORD as well; unset one kind "
+                    "of credentials"
+                )
+    if token is not None:
+        return _bearer(token)
+    return {} if username is None and password is None else _basic(username, password)
+
+
+def _bearer(token: object) -> dict[str, str]:
+    if not isinstance(token, str):
+        raise TypeError(f"token is of type {type(token).__name__}; it must be a str")
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("the token (not shown) is empty, or has a space, a line break or a character beyond ASCII")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _basic(username: object, password: object) -> dict[str, str]:
+    if username is None or password is None:
+        there, missing = ("password", "username") if username is None else ("username", "password")
+        raise ValueError(
+            f"there is a {there}, but no {missing}: give {missing}= or set MLFLOW_TRACKING_{missing.upper()}"
+        )
+    for what, value in (("username", username), ("password", password)):
+        if not isinstance(value, str):
+            raise TypeError(f"{what} is of type {type(value).__name__}; it must be a str")
+        # https://www.rfc-editor.org/rfc/rfc7617#section-2: no control characters, and no colon in the user name.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+            raise ValueError(f"the {what} (not shown) has a line break or another control character")
+    if not username or ":" in str(username):
+        raise ValueError("the username (not shown) is empty or has a colon")
+    credentials = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
+    return {"Authorization": f"Basic {credentials}"}
