@@ -48,6 +48,7 @@ from ._batch import EncodedSpan
 from ._errors import InvalidSpanError, UndeliveredSpansError
 from ._exceptions import leaves, split_cancelled
 from ._flush import Flush
+from ._health_log import HealthLog
 from ._interrupts import InterruptWatch
 from ._lane import Lane
 from ._lanes import Lanes
@@ -102,6 +103,7 @@ class SpanBatcher:
             raises is logged.
         rng: Where the jitter of backoffs comes from, to make a run repeatable.
         logger: Where messages go; by default the logger ``trio_spanbatch``.
+        log_level: The level of messages about locations that fail and recover. Lost spans and bugs are errors.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -120,11 +122,13 @@ class SpanBatcher:
         on_loss: Callable[[Loss], object] | None = None,
         rng: random.Random | None = None,
         logger: logging.Logger | None = None,
+        log_level: int = logging.WARNING,
     ) -> None:
         self._shutdown_timeout = _checked_timeout(shutdown_timeout)
         self._reserve = min(_LONGEST_RESERVE, self._shutdown_timeout / 10)
         self._strict = strict
         env = os.environ
+        logger = logger or logging.getLogger("trio_spanbatch")
         limits = _checked("limits", limits, Limits) or Limits(**environment.queue_options(env))
         retry = _checked("retry", retry, RetryPolicy) or RetryPolicy(attempt_timeout=environment.export_timeout(env))
         self._shared = Shared(
@@ -132,9 +136,10 @@ class SpanBatcher:
             limits=limits,
             retry=retry,
             rng=rng or random.Random(),
-            logger=logger or logging.getLogger("trio_spanbatch"),
+            logger=logger,
             ledger=Ledger(kept_ended=limits.max_locations),
-            losses=Losses(on_loss, limits.max_pending_bytes, logger or logging.getLogger("trio_spanbatch")),
+            losses=Losses(on_loss, limits.max_pending_bytes, logger),
+            health=HealthLog(logger, log_level, trio.current_time, limits.max_locations),
             slots=trio.Semaphore(limits.max_exports, max_value=limits.max_exports),
             start=self._start,
         )
@@ -465,6 +470,11 @@ class SpanBatcher:
     def _conclude(self, exc: BaseException | None) -> None:
         """Say what went wrong. Raise what has to be raised even in place of the body's exception."""
         total = self._shared.ledger.total()
+        if total.rejected:
+            reasons = self._shared.losses.summary("rejected")
+            self._shared.logger.error(
+                "SpanBatcher: %d of %d spans were rejected (%s)", total.rejected, total.accepted, reasons
+            )
         if total.undelivered:
             reasons = self._shared.losses.summary("undelivered")
             self._trouble(f"{total.undelivered} of {total.accepted} spans were handed back undelivered ({reasons})")

@@ -1,7 +1,8 @@
 """A delivery: everything that happens to a batch until its spans are accounted for.
 
 It owns the batch (a lease) and leaves it in one way only: by settling it with its lane. Whatever ends the delivery's
-task settles what is left, so that a cancelled delivery hands its spans back.
+task settles what is left, so that a cancelled delivery hands its spans back. Where a server refuses the batch for some
+of its spans, `Isolation` decides which parts to send instead; each part is a lease of its own.
 
 It starts with an export slot, which its lane took for it. The slot is given back as soon as the attempt has ended, so
 that a backoff never holds one, and the lane gives another for the next attempt.
@@ -9,11 +10,13 @@ that a backoff never holds one, and the lane gives another for the next attempt.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import trio
 
 from ._exceptions import split_cancelled
+from ._isolation import Isolation, Verdict
 from ._ledger import Lease, Settlement
 from ._results import Delivered, ExportResult, Refused, TryLater
 from ._shared import Shared
@@ -28,106 +31,150 @@ class _ExporterBug(Exception):
     """An exporter raised, or returned what is no result. The message says which, for the spans' reason."""
 
 
+class _GaveUp(Exception):
+    """There is no other attempt. The message says why."""
+
+    def __init__(self, reason: str, status_code: int | None) -> None:
+        super().__init__(reason)
+        self.status_code = status_code
+
+
 class Delivery:
-    """Delivers one batch."""
+    """Delivers one batch. When it starts, it holds an export slot."""
 
     def __init__(self, lease: Lease, lane: Lane, shared: Shared) -> None:
         self._lane = lane
         self._shared = shared
         self._open: dict[Lease, None] = {lease: None}
+        self._isolation = Isolation(lease, self._split)
+        self._has_slot = True
+        self._first_attempt_at: float | None = None
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Deliver, and hand back what is left when cancelled."""
         try:
-            while self._open:
-                lease = next(iter(self._open))
-                self._settle(lease, await self._deliver(lease))
+            if self._lane.refuses_everything:
+                self._isolation.probe_first()
+            while (part := self._next_part()) is not None:
+                for verdict in await self._deliver(part):
+                    self._settle(*verdict)
+            if self._isolation.refused_everything:
+                self._lane.refuses_everything = True
         finally:
             for lease in tuple(self._open):
                 self._settle(lease, Settlement(undelivered=len(lease), reason=self._shared.stop_reason))
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _next_part(self) -> Lease | None:
+        """Return the part to send next, in halves if the location has refused requests of its size."""
+        part = self._isolation.next()
+        while part is not None and len(part) > 1 and part.batch.size > self._lane.largest_request:
+            self._isolation.halve()
+            part = self._isolation.next()
+        return part
+
+    def _split(self, lease: Lease, at: int) -> tuple[Lease, Lease]:
+        parts = lease.split(at)
+        self._lane.replace(lease, parts)
+        del self._open[lease]
+        self._open.update(dict.fromkeys(parts))
+        return parts
 
     def _settle(self, lease: Lease, settlement: Settlement) -> None:
         del self._open[lease]
         self._lane.settle(lease, settlement)
 
-    async def _deliver(self, lease: Lease) -> Settlement:
+    async def _deliver(self, part: Lease) -> list[Verdict]:
+        """Send a part until the server says yes or no. Return what is known about spans then."""
+        try:
+            result = await self._answer(part)
+        except _GaveUp as why:
+            return self._isolation.given_up(
+                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code)
+            )
+        except _ExporterBug as bug:
+            return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug)))
+        if isinstance(result, Refused):
+            return self._isolation.refused(result, give_up=self._lane.refuses_everything)
+        if result.message and result.rejected <= 0:
+            self._shared.health.warned(part.batch.location, result.message)
+        return self._isolation.passed(result)
+
+    async def _answer(self, part: Lease) -> Delivered | Refused:
+        """Send a part until the server says yes or no, as often and as long as may be."""
         while True:
-            try:
-                result = await self._attempt(lease)
-            except _ExporterBug as bug:
-                return Settlement(undelivered=len(lease), reason=str(bug))
-            match result:
-                case Delivered():
-                    return self._delivered(lease, result)
-                case Refused():
-                    return Settlement(rejected=len(lease), reason=result.reason, status_code=result.status_code)
-                case TryLater():
-                    if (why := await self._why_not_again(lease, result)) is not None:
-                        reason = f"{why}: {result.reason}"
-                        return Settlement(undelivered=len(lease), reason=reason, status_code=result.status_code)
+            await self._get_slot(part)
+            result = await self._attempt(part)
+            if not isinstance(result, TryLater):
+                return result
+            await self._wait_to_repeat(part, result)
 
-    def _delivered(self, lease: Lease, result: Delivered) -> Settlement:
-        rejected = max(0, min(result.rejected, len(lease)))
-        if result.message and not rejected:
-            self._shared.logger.warning("a server warns for %r: %s", lease.batch.location, result.message)
-        reason = result.message or "the server gave no reason"
-        return Settlement(delivered=len(lease) - rejected, rejected=rejected, reason=reason)
+    # -- attempts ----------------------------------------------------------------------------------------------
 
-    async def _why_not_again(self, lease: Lease, result: TryLater) -> str | None:
-        """Wait until the attempt may be repeated, and return None then; else why it may not."""
-        retry_at = self._lane.back_off(result.after)
-        assert lease.first_attempt_at is not None, "a lease that is to be tried again was tried before"
-        give_up_at = lease.first_attempt_at + self._shared.retry.max_elapsed
-        if retry_at <= give_up_at and await self._lane.wait_for_turn(lease, give_up_at):
-            return None
-        if self._shared.draining and trio.current_time() < give_up_at:
+    async def _get_slot(self, part: Lease) -> None:
+        """Have a slot: the one from the beginning, the one that came with the end of a wait, or another one."""
+        if not self._has_slot and not await self._lane.wait_for_turn(part, self._give_up_at):
+            raise _GaveUp(self._why_no_turn(), None)
+        self._has_slot = True
+
+    async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
+        if self._lane.back_off(result.after) > self._give_up_at:
+            raise _GaveUp(f"retries exhausted: {result.reason}", result.status_code)
+        self._has_slot = await self._lane.wait_for_turn(part, self._give_up_at)
+        if not self._has_slot:
+            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result.status_code)
+
+    @property
+    def _give_up_at(self) -> float:
+        began_at = self._first_attempt_at
+        return math.inf if began_at is None else began_at + self._shared.retry.max_elapsed
+
+    def _why_no_turn(self) -> str:
+        if self._shared.draining and trio.current_time() < self._give_up_at:
             return "no time for another attempt before the shutdown deadline"
         return "retries exhausted"
 
-    async def _attempt(self, lease: Lease) -> ExportResult:
+    async def _attempt(self, part: Lease) -> ExportResult:
         """Make one attempt, with the slot that is held, and give the slot back."""
-        self._count_attempt(lease)
+        if self._first_attempt_at is None:
+            self._first_attempt_at = trio.current_time()
+        self._lane.export_begins(part)
         result: ExportResult | None = None
         try:
-            result = await self._export(lease)
+            result = await self._export(part)
         finally:
             # An attempt that was cancelled or raised may have arrived all the same.
             if result is None or (isinstance(result, TryLater) and result.ambiguous):
-                self._shared.ledger.ambiguous(self._lane.account, lease)
-            self._lane.export_ended(well=isinstance(result, Delivered))
+                self._shared.ledger.ambiguous(self._lane.account, part)
+            self._has_slot = False
+            self._lane.export_ended(part, result)
         return result
 
-    async def _export(self, lease: Lease) -> ExportResult:
+    async def _export(self, part: Lease) -> ExportResult:
         """Call the exporter within the time that an attempt may take."""
         timeout = self._shared.retry.attempt_timeout
         result: ExportResult | None = None
         try:
             with trio.move_on_after(timeout) as scope:
-                result = await self._shared.exporter.export(lease.batch)
+                result = await self._shared.exporter.export(part.batch)
         except BaseException as exc:
-            self._sort_out(exc, lease)
+            self._sort_out(exc, part)
             raise
         if scope.cancelled_caught:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True)
         if not isinstance(result, Delivered | TryLater | Refused):
-            self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, lease.batch)
+            self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
             raise _ExporterBug(f"the exporter returned {type(result).__name__}, which is no ExportResult")
         return result
 
-    def _sort_out(self, exc: BaseException, lease: Lease) -> None:
+    def _sort_out(self, exc: BaseException, part: Lease) -> None:
         """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
         cancelled, failure = split_cancelled(exc)
         if failure is None or not isinstance(failure, Exception):
             return
-        self._shared.logger.error("the exporter raised for %r", lease.batch, exc_info=failure)
+        self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=failure)
         if cancelled is not None:
             raise cancelled from None
         raise _ExporterBug(f"the exporter raised {type(failure).__name__}") from failure
-
-    def _count_attempt(self, lease: Lease) -> None:
-        self._lane.account.requests += 1
-        if lease.first_attempt_at is None:
-            lease.first_attempt_at = trio.current_time()
-        else:
-            self._lane.account.retries += 1

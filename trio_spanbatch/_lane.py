@@ -38,6 +38,8 @@ from ._flush import Flush, LocationFlush
 from ._ledger import Lease, Settlement
 from ._pace import Pace
 from ._policy import BatchPolicy
+from ._request_size import RequestSizeLimit
+from ._results import Delivered, ExportResult, Refused, TryLater
 from ._shared import Shared
 from ._statistics import LocationStatistics, Loss
 
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from ._admission import Waiter
 
 __all__ = ["Lane"]
+
+# HTTP's "Content Too Large".
+_TOO_LARGE = 413
 
 
 @attrs.define(eq=False)
@@ -66,6 +71,7 @@ class Lane:
         location: Its name.
         account: Its counts, which outlive the lane.
         waiting: The adders that wait for room here, first come first.
+        refuses_everything: Whether the server refused all of a batch, part by part, and took nothing since.
     """
 
     def __init__(self, location: str, policy: BatchPolicy, shared: Shared) -> None:
@@ -74,8 +80,10 @@ class Lane:
         self.account = shared.ledger.open(location)
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
         self.pace = Pace(shared.retry, shared.rng, self.account, limits.max_exports_per_location)
+        self.refuses_everything = False
         self._shared = shared
         self._ledger = shared.ledger
+        self._request_size = RequestSizeLimit()
         self._max_delay = policy.max_delay
         self._cutter = BatchCutter(min(policy.max_spans, limits.max_queued_spans), policy.max_bytes, trio.current_time)
         self._send, self._receive = trio.open_memory_channel[EncodedSpan](limits.max_queued_spans)
@@ -300,7 +308,7 @@ class Lane:
         self._leased_bytes += lease.payload_bytes
 
     def replace(self, lease: Lease, parts: tuple[Lease, ...]) -> None:
-        """Go on with ``parts`` in place of a lease that was split."""
+        """Go on with ``parts`` in place of a lease that was cut in two."""
         self.account.splits += 1
         del self._leases[lease]
         self._leased_bytes -= lease.payload_bytes
@@ -330,23 +338,50 @@ class Lane:
     def _report(self, lease: Lease, settlement: Settlement) -> None:
         losses, reason, code = self._shared.losses, settlement.reason, settlement.status_code
         if settlement.rejected:
+            self._shared.health.rejected(self.location, settlement.rejected, reason)
             losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))
         if settlement.undelivered:
+            self._shared.health.handed_back(self.location, settlement.undelivered, reason)
             losses.report(Loss(self.location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
 
     # -- deliveries --------------------------------------------------------------------------------------------
 
-    def export_ended(self, *, well: bool) -> None:
-        """A delivery's export ended: its slot is free again."""
+    @property
+    def largest_request(self) -> float:
+        """How large a request may be, in bytes, as far as the server's refusals tell."""
+        return self._request_size.limit
+
+    def export_begins(self, lease: Lease) -> None:
+        """A delivery begins an export, with a slot of its own."""
+        self.account.requests += 1
+        self.account.retries += lease.attempts > 0
+        lease.attempts += 1
+
+    def export_ended(self, lease: Lease, result: ExportResult | None) -> None:
+        """A delivery's export ended, without a result if it was cancelled or raised. Its slot is free again."""
         self.pace.active -= 1
-        if well:
-            self.pace.succeeded(trio.current_time())
-            self.account.consecutive_failures = 0
+        if isinstance(result, Delivered):
+            self._note_success(lease, result)
         else:
-            self.pace.failed()
-            self.account.consecutive_failures += 1
+            self._note_failure(lease, result)
         self._release_slot()
         self.reconsider()
+
+    def _note_success(self, lease: Lease, result: Delivered) -> None:
+        self.pace.succeeded(trio.current_time())
+        self.account.consecutive_failures = 0
+        self.refuses_everything = False
+        self._request_size.passed(lease.batch.size)
+        if result.rejected <= 0:
+            self._shared.health.succeeded(self.location)
+
+    def _note_failure(self, lease: Lease, result: TryLater | Refused | None) -> None:
+        self.pace.failed()
+        self.account.consecutive_failures += 1
+        if result is not None:
+            self._shared.health.failed(self.location, result.reason)
+        if isinstance(result, Refused) and result.status_code == _TOO_LARGE:
+            self._request_size.refused(lease.batch.size)
 
     def back_off(self, after: float | None) -> float:
         """Hold the location back after a failure that may pass. Return when it will be asked again."""

@@ -76,8 +76,7 @@ class Lease:
         opened_at: When its first span was accepted, in trio's time.
         payload_bytes: The sum of its spans' sizes.
         ambiguous: Whether an attempt of unknown outcome was counted for its spans.
-        first_attempt_at: When its first attempt began, in trio's time.
-        failures: How many attempts in a row ended with "try later".
+        attempts: How many attempts were made with just these spans.
     """
 
     batch: SpanBatch
@@ -85,25 +84,19 @@ class Lease:
     opened_at: float
     payload_bytes: int
     ambiguous: bool = False
-    first_attempt_at: float | None = None
-    failures: int = 0
+    attempts: int = 0
 
     def __len__(self) -> int:
         return len(self.batch.spans)
 
-    def split(self) -> tuple[Lease, Lease]:
-        """Return two leases in place of this one, each for half of its spans."""
-        left, right = self.batch.split()
-        left_bytes = sum(span.size for span in left.spans)
-        return (
-            attrs.evolve(self, batch=left, payload_bytes=left_bytes),
-            attrs.evolve(
-                self,
-                batch=right,
-                first=self.first + len(left.spans),
-                payload_bytes=self.payload_bytes - left_bytes,
-            ),
-        )
+    def split(self, at: int) -> tuple[Lease, Lease]:
+        """Return two leases in place of this one: for its first ``at`` spans, and for the others."""
+        return self._part(slice(None, at)), self._part(slice(at, None))
+
+    def _part(self, part: slice) -> Lease:
+        batch = SpanBatch(self.batch.location, self.batch.spans[part])
+        size = sum(span.size for span in batch.spans)
+        return attrs.evolve(self, batch=batch, first=self.first + (part.start or 0), payload_bytes=size, attempts=0)
 
 
 @attrs.frozen

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import attrs
-from attrs.validators import instance_of, optional
 
 __all__ = ["Delivered", "ExportResult", "Refused", "TryLater"]
+
+
+def _of_type(*types: type | None) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    names = " or ".join("None" if kind is None else kind.__name__ for kind in types)
+    kinds = tuple(type(None) if kind is None else kind for kind in types)
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kinds):
+            raise TypeError(f"{type(instance).__name__}.{attribute.name} is {value!r}; it must be {names}")
+
+    return check
 
 
 def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -30,8 +41,8 @@ class Delivered:
         message: The server's words about them, or a warning where ``rejected`` is 0.
     """
 
-    rejected: int = attrs.field(default=0, validator=instance_of(int))
-    message: str = attrs.field(default="", validator=instance_of(str))
+    rejected: int = attrs.field(default=0, validator=_of_type(int))
+    message: str = attrs.field(default="", validator=_of_type(str))
 
 
 @attrs.frozen
@@ -46,10 +57,10 @@ class TryLater:
         status_code: The HTTP status code, where there was a response.
     """
 
-    reason: str = attrs.field(validator=instance_of(str))
+    reason: str = attrs.field(validator=_of_type(str))
     after: float | None = attrs.field(default=None, validator=_seconds)
     ambiguous: bool = False
-    status_code: int | None = attrs.field(default=None, validator=optional(instance_of(int)))
+    status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
 
 
 @attrs.frozen
@@ -62,8 +73,8 @@ class Refused:
         isolate: Whether a part of the batch may be to blame, so that the rest is worth another request.
     """
 
-    reason: str = attrs.field(validator=instance_of(str))
-    status_code: int | None = attrs.field(default=None, validator=optional(instance_of(int)))
+    reason: str = attrs.field(validator=_of_type(str))
+    status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
     isolate: bool = False
 
 

@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from ._exporter import SpanExporter
+from ._health_log import HealthLog
 from ._ledger import Ledger
 from ._losses import Losses
 from ._policy import Limits, RetryPolicy
@@ -37,6 +38,7 @@ class Shared:
         logger: Where messages go.
         ledger: The accounts.
         losses: Told of spans that were not delivered.
+        health: Told of how locations fare.
         slots: One for each export that may run now, over all locations.
         start: Starts a task that lives until the drain ends, in the batcher's own context.
         draining: Whether the drain has begun.
@@ -53,6 +55,7 @@ class Shared:
     logger: logging.Logger
     ledger: Ledger
     losses: Losses
+    health: HealthLog
     slots: trio.Semaphore
     start: TaskStarter
     draining: bool = False

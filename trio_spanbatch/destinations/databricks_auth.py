@@ -72,6 +72,7 @@ class _Session:
     threads: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(1))
     started: float = math.inf
     _config: DatabricksConfig | None = None
+    _short_lived: bool = False
 
     @property
     def busy(self) -> bool:
@@ -81,8 +82,20 @@ class _Session:
         """Return headers, and how many seconds they last if that is known. Blocks."""
         if self._config is None:
             self._config = self.make_config()
-        headers = self._config.authenticate()
-        return dict(headers), _seconds_left(self._config)
+        headers = dict(self._config.authenticate())
+        return headers, 0.0 if self._short_lived else self._seconds_left(self._config, headers)
+
+    def _seconds_left(self, config: DatabricksConfig, headers: Mapping[str, str]) -> float | None:
+        try:
+            token = config.oauth_token()
+            # The SDK's times are local and have no zone.
+            left = (token.expiry - datetime.datetime.now(token.expiry.tzinfo)).total_seconds()
+        except Exception:
+            # No OAuth token, or one without an end.
+            return None
+        # Within its margin, the SDK fetches a token for each question, so this one is another. It is asked no more.
+        self._short_lived = not headers.get("Authorization", "").endswith(token.access_token)
+        return 0.0 if self._short_lived else float(left)
 
 
 class DatabricksAuth:
@@ -177,17 +190,6 @@ class DatabricksAuth:
         if host and host != self._host:
             raise AuthError(f"databricks-sdk has credentials for another workspace than {self._host}", retry=False)
         return config
-
-
-def _seconds_left(config: DatabricksConfig) -> float | None:
-    """Return for how many seconds the token lasts, None if nobody knows."""
-    try:
-        expiry = config.oauth_token().expiry
-        # The SDK's times are local and have no zone.
-        return float((expiry - datetime.datetime.now(expiry.tzinfo)).total_seconds())
-    except Exception:
-        # No OAuth token, or one without an end.
-        return None
 
 
 def _good_for(seconds_left: float | None) -> float:

@@ -11,9 +11,12 @@ import os
 import re
 from collections.abc import Mapping
 
+import attrs
 import httpx
 
+from .._batch import SpanBatch
 from .._errors import InvalidLocationError
+from .._results import ExportResult, Refused
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
@@ -33,6 +36,9 @@ _RULE = (
     f"it is <catalog>.<schema>.<table>, each of 1 to {_MAX_NAME_LENGTH} characters of printable ASCII without space, "
     "period, slash and backquote"
 )
+
+# What a 404 is about that comes from Unity Catalog, rather than from a server that knows no such path.
+_ABOUT_A_NAME = re.compile(r"(?<![a-z])(table|schema|catalog)(?![a-z])", re.IGNORECASE)
 
 # Seconds the SDK may take for one answer about where tokens come from, and in all for repeating a failed question.
 # The batcher repeats by itself.
@@ -90,6 +96,27 @@ class _UnityCatalogExporter(OTLPExporter):
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` is no three-part name of a table."""
         check_table_name(location)
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``; see `OTLPExporter`."""
+        return _advised(await super().export(batch))
+
+
+def _advised(result: ExportResult) -> ExportResult:
+    """Return ``result`` with what to do about it, where Databricks' own words do not say that."""
+    if not isinstance(result, Refused):
+        return result
+    if result.status_code == 401:
+        advice = "the workspace does not take these credentials, also not fresh ones: are they for this workspace?"
+    elif result.status_code == 403:
+        advice = "these credentials need USE CATALOG, USE SCHEMA, SELECT and MODIFY for the table"
+    elif result.status_code == 404 and _ABOUT_A_NAME.search(result.reason):
+        advice = "create the table, or correct its name"
+    elif result.status_code == 404:
+        advice = "is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?"
+    else:
+        return result
+    return attrs.evolve(result, reason=f"{result.reason}; {advice}")
 
 
 def check_table_name(location: str) -> None:

@@ -1,0 +1,455 @@
+"""What happens when two things come together: the cases that a careful attack found, and their like."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import trio
+from support import make_span, make_spans, span_ids, watched_batcher
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    ExportResult,
+    Limits,
+    Loss,
+    Refused,
+    RetryPolicy,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    TooManyLocationsError,
+    TryLater,
+)
+from trio_spanbatch.testing import Hang, InMemoryExporter
+
+NEVER = BatchPolicy(max_delay=math.inf)
+ONE = BatchPolicy(max_spans=1)
+SPAN_BYTES = 150
+
+
+# -- locations that come and go --------------------------------------------------------------------------------
+
+
+async def test_a_location_that_is_ended_to_make_place_can_come_back_in_the_same_step(autojump_clock: MockClock) -> None:
+    async with watched_batcher(InMemoryExporter(), ONE, limits=Limits(max_locations=2)) as batcher:
+        for location in "ab":
+            batcher.add_span_nowait(location, make_span())
+        await batcher.flush()
+        # C ends A's lane, A ends B's: two lanes of A exist until the old one's task has run.
+        batcher.add_span_nowait("c", make_span())
+        batcher.add_span_nowait("a", make_span())
+        await batcher.flush()
+        assert batcher.statistics().locations["a"].delivered == 2
+
+
+async def test_a_location_is_not_ended_while_an_adder_waits_for_it_to_get_bytes(autojump_clock: MockClock) -> None:
+    limits = Limits(max_locations=2, max_pending_bytes=SPAN_BYTES)
+    exporter = InMemoryExporter(delay=1)
+    async with (
+        watched_batcher(exporter, ONE, limits=limits) as batcher,
+        trio.open_nursery() as nursery,
+    ):
+        await batcher.add_span("b", make_span(size=100))
+        nursery.start_soon(batcher.add_span, "a", make_span(size=100))
+        await wait_all_tasks_blocked()
+        # Nothing of A is pending, but its adder waits. B is the only one that may end, once it is empty.
+        with pytest.raises(TooManyLocationsError):
+            batcher.add_span_nowait("c", make_span())
+    assert batcher.statistics().delivered == 2
+
+
+async def test_an_idle_lane_ends_also_after_its_waiting_adder_was_cancelled(autojump_clock: MockClock) -> None:
+    limits = Limits(max_pending_bytes=SPAN_BYTES, location_idle_timeout=10)
+    exporter = InMemoryExporter(lambda batch: Hang())
+    retry = RetryPolicy(attempt_timeout=math.inf)
+    async with watched_batcher(exporter, ONE, limits=limits, retry=retry, shutdown_timeout=1) as batcher:
+        batcher.add_span_nowait("hangs", make_span(size=100))
+        with trio.move_on_after(5):
+            await batcher.add_span("a", make_span(size=100))
+        before = trio.lowlevel.current_statistics().tasks_living
+        await trio.sleep(11)
+        assert trio.lowlevel.current_statistics().tasks_living == before - 1
+
+
+async def test_what_the_server_asked_for_outlives_an_idle_lane(autojump_clock: MockClock) -> None:
+    exporter = InMemoryExporter([TryLater("busy", after=250)])
+    limits = Limits(location_idle_timeout=10)
+    async with watched_batcher(exporter, ONE, limits=limits, retry=RetryPolicy(max_elapsed=5)) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        await trio.sleep(100)
+        batcher.add_span_nowait("a", make_span())
+        await batcher.flush()
+        assert trio.current_time() == 250
+
+
+async def test_a_policy_function_that_adds_a_span_of_the_same_location_makes_one_lane(
+    autojump_clock: MockClock,
+) -> None:
+    def policy(location: str) -> BatchPolicy:
+        if not batcher.statistics().accepted:
+            batcher.add_span_nowait(location, make_span())
+        return NEVER
+
+    # The inner call asks for the policy again, with nothing accepted yet, unless the depth ends.
+    depth = 0
+
+    def bounded(location: str) -> BatchPolicy:
+        nonlocal depth
+        depth += 1
+        return policy(location) if depth == 1 else NEVER
+
+    async with watched_batcher(InMemoryExporter(), bounded) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        report = await batcher.flush()
+        assert report.delivered == 2
+
+
+# -- adders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attempt", range(20))
+async def test_add_spans_that_was_admitted_as_the_drain_begins_adds_nothing_more(
+    attempt: int, autojump_clock: MockClock
+) -> None:
+    async def add() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await batcher.add_spans("a", make_spans(10))
+
+    exporter = InMemoryExporter(delay=1)
+    async with trio.open_nursery() as nursery:
+        async with watched_batcher(exporter, ONE, limits=Limits(max_queued_spans=1)) as batcher:
+            batcher.add_span_nowait("a", make_span())
+            nursery.start_soon(add)
+            await trio.sleep(1)
+        await wait_all_tasks_blocked()
+    statistics = batcher.statistics()
+    assert statistics.delivered == statistics.accepted
+
+
+async def test_an_adder_for_bytes_is_served_when_the_pressed_lane_backs_off(autojump_clock: MockClock) -> None:
+    exporter = InMemoryExporter(lambda batch: TryLater("down", after=200) if batch.location == "down" else Delivered())
+    limits = Limits(max_pending_bytes=10 * SPAN_BYTES, max_exports=1)
+    async with watched_batcher(exporter, NEVER, limits=limits, shutdown_timeout=1) as batcher:
+        batcher.add_spans_nowait("down", make_spans(6, size=100))
+        batcher.add_spans_nowait("up", make_spans(3, size=100))
+        with trio.fail_after(1):
+            await batcher.add_span("other", make_span(size=300))
+        assert trio.current_time() == 0
+
+
+async def test_an_adder_for_bytes_uses_a_slot_that_becomes_free_while_another_location_hangs(
+    autojump_clock: MockClock,
+) -> None:
+    def answer(batch: SpanBatch) -> ExportResult | Hang:
+        return Hang() if batch.location == "hangs" else Delivered()
+
+    exporter = InMemoryExporter(answer, delay=lambda batch: 1 if batch.location == "slow" else 0)
+    limits = Limits(max_pending_bytes=10 * SPAN_BYTES, max_exports=2)
+    async with watched_batcher(exporter, NEVER, limits=limits, shutdown_timeout=1) as batcher:
+        batcher.add_span_nowait("slow", make_span(size=100))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batcher.flush, "slow")
+            await wait_all_tasks_blocked()
+            batcher.add_spans_nowait("hangs", make_spans(4, size=100))
+            batcher.add_spans_nowait("up", make_spans(3, size=100))
+            with trio.fail_after(5):
+                await batcher.add_span("other", make_span(size=400))
+            assert trio.current_time() == 1
+
+
+async def test_add_spans_that_is_cancelled_leaves_an_in_order_prefix(autojump_clock: MockClock) -> None:
+    spans = make_spans(50)
+    limits = Limits(max_queued_spans=4, max_exports_per_location=1)
+    exporter = InMemoryExporter(delay=1)
+    async with watched_batcher(exporter, BatchPolicy(max_spans=2), limits=limits) as batcher:
+        with trio.move_on_after(5.5) as scope:
+            await batcher.add_spans("a", spans)
+        assert scope.cancelled_caught
+    sent = span_ids(exporter.delivered["a"])
+    assert 0 < len(sent) < 50
+    assert sent == [span.context.span_id for span in spans[: len(sent)]]
+
+
+async def test_adding_from_another_thread_says_what_to_do_and_changes_nothing(mock_clock: MockClock) -> None:
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        with pytest.raises(RuntimeError, match="trio.from_thread.run_sync"):
+            await trio.to_thread.run_sync(batcher.add_span_nowait, "a", make_span())
+        await trio.to_thread.run_sync(trio.from_thread.run_sync, batcher.add_span_nowait, "a", make_span())
+    assert batcher.statistics().delivered == 1
+
+
+# -- deliveries ------------------------------------------------------------------------------------------------
+
+
+async def test_no_empty_batch_is_exported_when_the_only_delivery_gave_up_its_turn(autojump_clock: MockClock) -> None:
+    def answer(batch: SpanBatch) -> ExportResult | Hang:
+        return Hang() if batch.location == "hangs" else TryLater("busy", after=1)
+
+    exporter = InMemoryExporter(answer)
+    retry = RetryPolicy(max_elapsed=10, attempt_timeout=30)
+    async with watched_batcher(exporter, ONE, limits=Limits(max_exports=1), retry=retry) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        await trio.sleep(0.5)
+        batcher.add_span_nowait("hangs", make_span())
+        await batcher.flush("a")
+    assert all(batch.spans for batch in exporter.batches)
+    assert batcher.statistics().locations["a"].requests == 1
+
+
+async def test_successes_from_before_a_failure_do_not_let_more_than_one_probe_go(autojump_clock: MockClock) -> None:
+    active: list[tuple[float, int]] = []
+    delays = iter([0, 0, 0, 0, 1, 2, 2, 2])
+    answers = iter([Delivered()] * 4 + [TryLater("busy", after=50)] + [Delivered()] * 3)
+
+    def answer(batch: SpanBatch) -> ExportResult:
+        active.append((trio.current_time(), exporter.active))
+        return next(answers, Delivered())
+
+    exporter = InMemoryExporter(answer, delay=lambda batch: next(delays, 1))
+    async with watched_batcher(exporter, ONE) as batcher:
+        for _ in range(4):
+            batcher.add_span_nowait("a", make_span())
+            await batcher.flush()
+        batcher.add_spans_nowait("a", make_spans(20))
+        await batcher.flush()
+    probes = [count for time, count in active if 50 <= time < 52]
+    assert probes[0] == 1
+    assert [time for time, _ in active].count(51) == 1
+
+
+async def test_the_servers_time_is_kept_when_our_own_wait_was_longer(autojump_clock: MockClock) -> None:
+    answers = iter([Delivered()] * 4 + [TryLater("reset"), TryLater("busy", after=20)])
+    delays = iter([0, 0, 0, 0, 0.1, 0.2])
+    exporter = InMemoryExporter(lambda batch: next(answers, Delivered()), delay=lambda batch: next(delays, 0))
+    began: list[float] = []
+    async with watched_batcher(exporter, ONE, retry=RetryPolicy(initial=30)) as batcher:
+        for _ in range(4):
+            batcher.add_span_nowait("a", make_span())
+            await batcher.flush()
+        batcher.add_spans_nowait("a", make_spans(2))
+        await trio.sleep(1)
+        began.append(trio.current_time())
+    # The drain cuts our own wait short, not the server's.
+    assert trio.current_time() == pytest.approx(20.2)
+    assert batcher.statistics().delivered == 6
+
+
+@pytest.mark.parametrize("after", [-1, math.nan, "5"])
+async def test_a_nonsense_wait_is_a_bug_of_the_exporter_and_no_hot_loop(after: Any, autojump_clock: MockClock) -> None:
+    class Broken(InMemoryExporter):
+        async def export(self, batch: SpanBatch) -> ExportResult:
+            await trio.lowlevel.checkpoint()
+            return TryLater("busy", after=after)
+
+    async with watched_batcher(Broken(), ONE) as batcher:
+        batcher.add_spans_nowait("a", make_spans(2))
+    statistics = batcher.statistics()
+    assert (statistics.requests, statistics.undelivered) == (2, 2)
+    assert {loss.reason for loss in batcher.undelivered} == {"the exporter raised ValueError"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Delivered(rejected=None), "Delivered.rejected is None; it must be int"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Delivered(message=7), "Delivered.message is 7; it must be str"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Refused(None), "Refused.reason is None; it must be str"),  # type: ignore[arg-type]  # wrong on purpose
+        (lambda: Refused("no", "404"), "Refused.status_code is '404'; it must be int or None"),  # type: ignore[arg-type]  # wrong on purpose
+    ],
+)
+def test_results_check_their_values(make: Any, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+# -- the drain -------------------------------------------------------------------------------------------------
+
+
+async def test_an_exporter_whose_nursery_fails_as_it_is_cut_off_disturbs_nothing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Grouped(InMemoryExporter):
+        async def export(self, batch: SpanBatch) -> ExportResult:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fail_at_the_end, batch.location)
+                await trio.sleep_forever()
+
+        async def _fail_at_the_end(self, location: str) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if location == "fails":
+                    raise ValueError("while being cancelled")
+
+        async def aclose(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fail_at_the_end, "fails")
+                await trio.sleep_forever()
+
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught:
+        async with watched_batcher(Grouped(), ONE, shutdown_timeout=5) as batcher:
+            batcher.add_spans_nowait("fails", make_spans(2))
+            batcher.add_spans_nowait("hangs", make_spans(2))
+            await wait_all_tasks_blocked()
+            raise error
+    assert caught.value is error
+    assert trio.current_time() == 5
+    statistics = batcher.statistics()
+    # One attempt of each location was under way.
+    assert (statistics.undelivered, statistics.ambiguous) == (4, 2)
+    assert {loss.reason for loss in batcher.undelivered} == {"the shutdown deadline passed"}
+    assert "closing the exporter failed with ValueError" in caplog.text
+
+
+async def test_several_tasks_that_exit_the_program_leave_one_exit_and_no_group(autojump_clock: MockClock) -> None:
+    class Exits(InMemoryExporter):
+        async def export(self, batch: SpanBatch) -> ExportResult:
+            await trio.sleep(1)
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        async with watched_batcher(Exits(), ONE) as batcher:
+            for location in "abc":
+                batcher.add_spans_nowait(location, make_spans(3))
+    assert batcher.statistics().undelivered == 9
+
+
+async def test_an_exit_in_aclose_leaves_as_it_is(autojump_clock: MockClock) -> None:
+    class Exits(InMemoryExporter):
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+            raise SystemExit(4)
+
+    with pytest.raises(SystemExit) as caught:
+        async with watched_batcher(Exits()):
+            pass
+    assert caught.value.code == 4
+
+
+async def test_an_exit_in_on_loss_leaves_at_the_end_with_every_span_accounted_for(autojump_clock: MockClock) -> None:
+    def on_loss(loss: Loss) -> None:
+        raise SystemExit(2)
+
+    with pytest.raises(SystemExit) as caught:
+        async with watched_batcher(
+            InMemoryExporter(lambda batch: Hang()), ONE, on_loss=on_loss, shutdown_timeout=1
+        ) as batcher:
+            batcher.add_spans_nowait("a", make_spans(6))
+            batcher.add_spans_nowait("b", make_spans(3))
+    assert caught.value.code == 2
+    assert batcher.statistics().undelivered == 9
+
+
+async def test_the_exporter_is_closed_also_when_there_is_no_time_at_all(autojump_clock: MockClock) -> None:
+    exporter = InMemoryExporter(delay=1)
+    async with watched_batcher(exporter, ONE, shutdown_timeout=0) as batcher:
+        batcher.add_spans_nowait("a", make_spans(3))
+        await wait_all_tasks_blocked()
+    assert exporter.closed
+    assert trio.current_time() == 0
+
+
+async def test_a_location_that_waits_for_a_slot_is_handed_back_at_once_when_it_has_become_hopeless(
+    autojump_clock: MockClock,
+) -> None:
+    """The lane stands in the line for slots when its server asks for a minute."""
+
+    def answer(batch: SpanBatch) -> ExportResult | Hang:
+        return Hang() if batch.location == "hangs" else TryLater("busy", after=60)
+
+    handed_back_at: dict[str, float] = {}
+
+    def on_loss(loss: Loss) -> None:
+        handed_back_at[loss.location] = trio.current_time()
+
+    exporter = InMemoryExporter(answer, delay=2)
+    async with watched_batcher(exporter, ONE, limits=Limits(max_exports=2), on_loss=on_loss) as batcher:
+        batcher.add_spans_nowait("a", make_spans(3))
+        batcher.add_span_nowait("hangs", make_span())
+        await wait_all_tasks_blocked()
+    assert handed_back_at["a"] == 2
+
+
+async def test_the_reserve_is_a_second_at_most(autojump_clock: MockClock) -> None:
+    async with watched_batcher(InMemoryExporter(lambda batch: Hang()), ONE, shutdown_timeout=25) as batcher:
+        batcher.add_span_nowait("a", make_span())
+    assert trio.current_time() == 24
+
+
+async def test_deliveries_given_up_in_the_drain_for_max_elapsed_say_so(autojump_clock: MockClock) -> None:
+    exporter = InMemoryExporter(lambda batch: TryLater("busy", after=3))
+    retry = RetryPolicy(max_elapsed=2)
+    async with watched_batcher(exporter, ONE, retry=retry) as batcher:
+        batcher.add_span_nowait("a", make_span())
+    assert [loss.reason for loss in batcher.undelivered] == ["retries exhausted: busy"]
+
+
+@pytest.mark.parametrize("cancelled", ["body", "everything"])
+async def test_a_cancel_at_each_step_of_a_run_loses_nothing(cancelled: str, mock_clock: MockClock) -> None:
+    """Run a small program, count its steps, and run it again with a cancel at each of them."""
+    mock_clock.autojump_threshold = 0
+    steps = await run_with_cancel(cancelled, None)
+    assert steps > 50
+    for step in range(steps):
+        await run_with_cancel(cancelled, step)
+
+
+class CancelAtStep(trio.abc.Instrument):
+    def __init__(self, scope: trio.CancelScope, at: int | None) -> None:
+        self._scope = scope
+        self._at = at
+        self.steps = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.steps == self._at:
+            self._scope.cancel()
+        self.steps += 1
+
+
+async def run_with_cancel(cancelled: str, at: int | None) -> int:
+    results = iter(
+        [Delivered(), TryLater("busy"), Refused("no"), TryLater("reset", ambiguous=True), Delivered(1, "old")]
+    )
+    exporter = InMemoryExporter(lambda batch: next(results, Delivered()), delay=0.5)
+    losses: list[Loss] = []
+    added: list[Span] = []
+
+    async def add(location: str) -> None:
+        for span in make_spans(4):
+            await batcher.add_span(location, span)
+            added.append(span)
+
+    batcher = SpanBatcher(
+        exporter,
+        batch=BatchPolicy(max_spans=2, max_delay=1),
+        limits=Limits(max_queued_spans=3, max_exports=2),
+        on_loss=losses.append,
+        shutdown_timeout=5,
+    )
+    with trio.CancelScope() as everything, trio.CancelScope() as body:
+        instrument = CancelAtStep(body if cancelled == "body" else everything, at)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            async with batcher, trio.open_nursery() as nursery:
+                for location in "ab":
+                    nursery.start_soon(add, location)
+                with trio.move_on_after(3):
+                    await batcher.flush()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    statistics = batcher.statistics()
+    settled = [span for spans in exporter.delivered.values() for span in spans]
+    for loss in losses:
+        settled += loss.batch.spans if loss.count == len(loss.batch.spans) else exporter.rejected[loss.location]
+    assert len(settled) == statistics.accepted
+    assert len({id(span) for span in settled}) == len(settled)
+    # An adder that was cancelled had nothing accepted: those that returned are what was accepted.
+    assert sorted(span_ids(settled)) == sorted(span.context.span_id for span in added)
+    assert statistics.queued == statistics.in_flight == 0
+    return instrument.steps
