@@ -28,7 +28,8 @@ from trio_spanbatch.testing import Hang, InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
 ONE = BatchPolicy(max_spans=1)
-SPAN_BYTES = 150
+# What a span of size=100 takes, and a little more.
+SPAN_BYTES = 180
 
 
 # -- locations that come and go --------------------------------------------------------------------------------
@@ -86,23 +87,16 @@ async def test_what_the_server_asked_for_outlives_an_idle_lane(autojump_clock: M
         assert trio.current_time() == 250
 
 
-async def test_a_policy_function_that_adds_a_span_of_the_same_location_makes_one_lane(
-    autojump_clock: MockClock,
-) -> None:
+async def test_a_policy_function_that_adds_a_span_itself_makes_one_lane(autojump_clock: MockClock) -> None:
+    calls: list[str] = []
+
     def policy(location: str) -> BatchPolicy:
-        if not batcher.statistics().accepted:
+        calls.append(location)
+        if len(calls) == 1:
             batcher.add_span_nowait(location, make_span())
         return NEVER
 
-    # The inner call asks for the policy again, with nothing accepted yet, unless the depth ends.
-    depth = 0
-
-    def bounded(location: str) -> BatchPolicy:
-        nonlocal depth
-        depth += 1
-        return policy(location) if depth == 1 else NEVER
-
-    async with watched_batcher(InMemoryExporter(), bounded) as batcher:
+    async with watched_batcher(InMemoryExporter(), policy) as batcher:
         batcher.add_span_nowait("a", make_span())
         report = await batcher.flush()
         assert report.delivered == 2
@@ -176,7 +170,7 @@ async def test_add_spans_that_is_cancelled_leaves_an_in_order_prefix(autojump_cl
 
 async def test_adding_from_another_thread_says_what_to_do_and_changes_nothing(mock_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(RuntimeError, match="trio.from_thread.run_sync"):
+        with pytest.raises(RuntimeError, match=r"trio\.from_thread\.run_sync"):
             await trio.to_thread.run_sync(batcher.add_span_nowait, "a", make_span())
         await trio.to_thread.run_sync(trio.from_thread.run_sync, batcher.add_span_nowait, "a", make_span())
     assert batcher.statistics().delivered == 1
@@ -395,7 +389,7 @@ async def test_a_cancel_at_each_step_of_a_run_loses_nothing(cancelled: str, mock
     """Run a small program, count its steps, and run it again with a cancel at each of them."""
     mock_clock.autojump_threshold = 0
     steps = await run_with_cancel(cancelled, None)
-    assert steps > 50
+    assert steps > 30
     for step in range(steps):
         await run_with_cancel(cancelled, step)
 
@@ -413,9 +407,14 @@ class CancelAtStep(trio.abc.Instrument):
 
 
 async def run_with_cancel(cancelled: str, at: int | None) -> int:
-    results = iter(
-        [Delivered(), TryLater("busy"), Refused("no"), TryLater("reset", ambiguous=True), Delivered(1, "old")]
-    )
+    script: list[ExportResult] = [
+        Delivered(),
+        TryLater("busy"),
+        Refused("no"),
+        TryLater("reset", ambiguous=True),
+        Delivered(1, "old"),
+    ]
+    results = iter(script)
     exporter = InMemoryExporter(lambda batch: next(results, Delivered()), delay=0.5)
     losses: list[Loss] = []
     added: list[Span] = []
