@@ -1,0 +1,130 @@
+"""A Databricks workspace for tests: its discovery documents, its token endpoint and its OTLP endpoint, on one port."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import parse_qs
+
+import attrs
+import pytest
+
+from trio_spanbatch.testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
+
+CLIENT_ID = "11111111-2222-3333-4444-555555555555"
+CLIENT_SECRET = "dose-0123456789abcdef0123456789abcdef"
+PERSONAL_TOKEN = "dapi-0123456789abcdef0123456789abcdef"
+TABLE = "main.agents.demo_otel_spans"
+TRACES_PATH = "/api/2.0/otel/v1/traces"
+
+# databricks-sdk leaves its connections to the garbage collector, which warns of those that are open.
+JSON = [("content-type", "application/json"), ("connection", "close")]
+
+
+def json_answer(status: int, document: object, *headers: tuple[str, str]) -> Answer:
+    return Answer(status, headers=[*JSON, *headers], body=json.dumps(document).encode())
+
+
+@attrs.define
+class FakeWorkspace:
+    """What the server knows, and what it was asked.
+
+    Attributes:
+        tables: The tables that are there.
+        expires_in: Seconds that a token lasts, as the token endpoint says.
+        accepted: The tokens that the OTLP endpoint takes; None: each that was issued, and the personal one.
+        issued: The tokens that were issued so far.
+        token_requests: The forms that the token endpoint got.
+        traces: What the OTLP endpoint answers to requests that it would take; None: ``200 OK``.
+        token_answer: What the token endpoint answers instead of a token.
+        known: Whether the workspace tells where tokens come from.
+    """
+
+    tables: set[str] = attrs.Factory(lambda: {TABLE})
+    expires_in: int = 3600
+    accepted: set[str] | None = None
+    issued: list[str] = attrs.Factory(list)
+    token_requests: list[dict[str, str]] = attrs.Factory(list)
+    traces: Callable[[ReceivedRequest], Outcome | None] = lambda request: None
+    token_answer: Answer | None = None
+    known: bool = True
+    secret: str = CLIENT_SECRET
+    token_prefix: str = "token-0123456789-"
+    receiver: OTLPReceiver = attrs.field(init=False)
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self.receiver.port}"
+
+    @property
+    def trace_requests(self) -> list[ReceivedRequest]:
+        return [request for request in self.receiver.requests if request.target == TRACES_PATH]
+
+    def answer(self, request: ReceivedRequest) -> Outcome | None:
+        if request.target == TRACES_PATH:
+            return self._take_traces(request)
+        if request.target == "/oidc/v1/token":
+            return self._give_token(request)
+        if request.target == "/.well-known/databricks-config" and self.known:
+            return json_answer(200, {"oidc_endpoint": f"{self.host}/oidc", "workspace_id": "12345", "cloud": "AWS"})
+        if request.target == "/oidc/.well-known/oauth-authorization-server":
+            return json_answer(
+                200,
+                {
+                    "authorization_endpoint": f"{self.host}/oidc/v1/authorize",
+                    "token_endpoint": f"{self.host}/oidc/v1/token",
+                },
+            )
+        return json_answer(404, {"error_code": "ENDPOINT_NOT_FOUND", "message": "no such thing"})
+
+    def _give_token(self, request: ReceivedRequest) -> Outcome | None:
+        self.token_requests.append({key: values[0] for key, values in parse_qs(request.body.decode()).items()})
+        if self.token_answer is not None:
+            return self.token_answer
+        basic = base64.b64encode(f"{CLIENT_ID}:{self.secret}".encode()).decode()
+        if request.header("authorization") != f"Basic {basic}":
+            return json_answer(401, {"error": "invalid_client", "error_description": f"not {self.secret}"})
+        self.issued.append(f"{self.token_prefix}{len(self.issued) + 1}")
+        return json_answer(
+            200, {"access_token": self.issued[-1], "token_type": "Bearer", "expires_in": self.expires_in}
+        )
+
+    def _take_traces(self, request: ReceivedRequest) -> Outcome | None:
+        accepted = {*self.issued, PERSONAL_TOKEN} if self.accepted is None else self.accepted
+        if (request.header("authorization") or "").removeprefix("Bearer ") not in accepted:
+            return json_answer(401, {"error_code": "401", "message": "Credential was not sent or is not valid"})
+        if request.location not in self.tables:
+            return json_answer(
+                404, {"error_code": "TABLE_DOES_NOT_EXIST", "message": f"Table '{request.location}' does not exist."}
+            )
+        return self.traces(request) or Answer(200, headers=[("content-type", "text/plain")], body=b"200 OK")
+
+
+@asynccontextmanager
+async def workspace_of(
+    location_header: str = "X-Databricks-UC-Table-Name", **options: object
+) -> AsyncIterator[FakeWorkspace]:
+    workspace = FakeWorkspace(**options)  # type: ignore[arg-type]  # the fields have types of their own
+    receiver = OTLPReceiver(path=None, location_header=location_header, answers=workspace.answer)
+    workspace.receiver = receiver
+    async with receiver:
+        yield workspace
+
+
+def forget_databricks(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    """Take away whatever this machine knows of Databricks, and proxies that would be asked for 127.0.0.1."""
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith(("DATABRICKS_", "ARM_", "GOOGLE_")) or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", f"{tmp_path}/databrickscfg")
+    # Where the SDK looks for the tools of Databricks and of clouds.
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def as_service_principal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABRICKS_CLIENT_ID", CLIENT_ID)
+    monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", CLIENT_SECRET)
