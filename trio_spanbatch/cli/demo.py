@@ -6,6 +6,7 @@ the batcher accepted are compared with those in the file.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -177,7 +178,9 @@ async def _run_program(
 ) -> None:
     """Run agents for all locations, cancel them half-way, and show what became of their spans."""
     exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))
-    batcher = SpanBatcher(exporter, batch=_BATCH, retry=_RETRY, shutdown_timeout=_SHUTDOWN_TIMEOUT)
+    batcher = SpanBatcher(
+        exporter, batch=_BATCH, retry=_RETRY, shutdown_timeout=_SHUTDOWN_TIMEOUT, log_level=logging.INFO
+    )
     tracers += [Tracer(batcher, location, random.Random()) for location in LOCATIONS]
     with DemoProgress(batcher, PLANNED_SPANS, screen) as progress:
         async with trio.open_nursery() as observers:

@@ -54,7 +54,7 @@ class Screen:
 
 
 # What a batcher logs at its end. Commands show the same for each location, and with counts.
-_SHOWN_ANYWAY = "were handed back undelivered"
+_SHOWN_ANYWAY = ("spans were handed back undelivered", "spans were rejected")
 
 
 class LogLines(logging.Handler):
@@ -67,7 +67,7 @@ class LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         message = record.getMessage()
-        if _SHOWN_ANYWAY not in message:
+        if not any(shown in message for shown in _SHOWN_ANYWAY):
             self._screen.warn(message)
 
 

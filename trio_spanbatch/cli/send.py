@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -142,6 +143,8 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         retry=settings.retry,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         on_loss=tally.add_loss,
+        # How locations fare is told by the progress and the summary.
+        log_level=logging.INFO,
     )
     with interrupt.absorb():
         async with trio.open_nursery() as nursery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 
@@ -107,5 +108,7 @@ def _words(causes: Sequence[BaseException]) -> str:
         if isinstance(cause, ssl.SSLError) and cause.reason:
             return cause.reason
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+            # Trio puts the address in front, which stands in our message already.
+            plain = os.strerror(cause.errno) if cause.errno else ""
+            return plain if cause.strerror.endswith(plain) and plain else cause.strerror
     return next((text for text in map(str, causes) if text), type(causes[0]).__name__)
