@@ -248,6 +248,26 @@ async def test_adders_for_bytes_take_turns_over_locations(autojump_clock: MockCl
     assert set(done[:8]) == set("abcd")
 
 
+async def test_many_adders_of_few_locations_all_get_their_bytes_in_turns(autojump_clock: MockClock) -> None:
+    exporter = InMemoryExporter(delay=1)
+    limits = Limits(max_pending_bytes=3 * SIZE, max_pending_bytes_per_location=2 * SIZE, max_exports_per_location=1)
+    order: list[str] = []
+
+    async def add(location: str) -> None:
+        await batcher.add_span(location, make_span(size=100))
+        order.append(location)
+
+    async with (
+        watched_batcher(exporter, BatchPolicy(max_spans=1), limits=limits) as batcher,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(6):
+            for location in "abc":
+                nursery.start_soon(add, location)
+    assert sorted(order) == sorted("abc" * 6)
+    assert set(order[:6]) == set("abc")
+
+
 async def test_a_cancelled_adder_accepted_nothing_and_lets_the_next_one_in(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=math.inf)
     small, large = encoded_size(make_span()), encoded_size(make_span(size=500))

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_spanbatch import (
     BatchPolicy,
     Delivered,
+    EncodedSpan,
     ExportResult,
     Limits,
     Loss,
@@ -259,6 +260,22 @@ def test_results_check_their_values(make: Any, message: str) -> None:
     with pytest.raises(TypeError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_a_loss_is_of_the_whole_batch_unless_it_says_otherwise() -> None:
+    batch = SpanBatch("a", [EncodedSpan(b"", b"", b"")] * 3)
+    assert Loss("a", batch, "undelivered", "no").count == 3
+    assert Loss("a", batch, "rejected", "no", count=1).count == 1
+
+
+async def test_reprs_tell_the_state(autojump_clock: MockClock) -> None:
+    batcher = SpanBatcher(InMemoryExporter(delay=1), batch=BatchPolicy(max_spans=2))
+    assert repr(batcher) == "<SpanBatcher, not entered: 0 accepted, 0 pending>"
+    async with batcher:
+        batcher.add_spans_nowait("a", make_spans(3))
+        await wait_all_tasks_blocked()
+        assert repr(batcher) == "<SpanBatcher, open: 3 accepted, 3 pending>"
+        assert [repr(lane) for lane in batcher._lanes] == ["<Lane 'a': 1 queued, 2 in flight>"]
 
 
 # -- the drain -------------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+
+from trio_spanbatch._interrupts import InterruptWatch
 
 PRELUDE = """
     import json, math, signal, sys
@@ -171,6 +174,83 @@ def test_ctrl_c_in_the_body_and_again_in_the_drain() -> None:
     assert result["error"] == "KeyboardInterrupt"
     assert result["counts"] == [[30, 0, 30, ["Ctrl-C during the drain"]]]
     assert "30 of 30 spans were handed back" in result["notes"][0]
+
+
+def test_ctrl_c_in_protected_code_just_before_the_drain_stops_it() -> None:
+    result = run_child(
+        """
+        @trio.lowlevel.enable_ki_protection
+        def press_ctrl_c():
+            signal.raise_signal(signal.SIGINT)
+
+        batcher = SpanBatcher(InMemoryExporter(delay=math.inf), shutdown_timeout=math.inf)
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(3))
+                press_ctrl_c()
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude([batcher], error)
+        """,
+        [],
+    )
+    assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 0, 3, ["Ctrl-C during the drain"]]])
+
+
+def test_ctrl_c_in_the_last_step_of_the_drain_is_raised_again() -> None:
+    result = run_child(
+        """
+        class InterruptsAtTheEnd(InMemoryExporter):
+            async def aclose(self):
+                await super().aclose()
+                signal.raise_signal(signal.SIGINT)
+
+        batcher = SpanBatcher(InterruptsAtTheEnd())
+
+        async def main():
+            async with batcher:
+                batcher.add_spans_nowait("a", make_spans(3))
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude([batcher], error)
+        """,
+        [],
+    )
+    assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 3, 0, []]])
+
+
+async def test_a_handler_that_somebody_put_back_passes_the_signal_on() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, frame: seen.append(signum))
+    try:
+        watch = InterruptWatch.of_this_run()
+        stopped: list[bool] = []
+
+        def stop() -> None:
+            stopped.append(True)
+
+        watch.add(stop)
+        ours = signal.getsignal(signal.SIGINT)
+        assert not watch.remove(stop)
+        signal.signal(signal.SIGINT, ours)
+        signal.raise_signal(signal.SIGINT)
+        assert (seen, stopped) == ([signal.SIGINT], [])
+        # A handler that is in place already is not taken for the one to pass signals on to.
+        watch.add(stop)
+        signal.raise_signal(signal.SIGINT)
+        assert watch.remove(stop)
+        signal.raise_signal(signal.SIGINT)
+        assert seen == [signal.SIGINT] * 2
+        # What comes after a stop was removed is none of its business, though it was asked for before.
+        await trio.lowlevel.checkpoint()
+        assert stopped == []
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_an_exporter_hangs_in_aclose_cuts_it_short() -> None:

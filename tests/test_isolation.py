@@ -145,6 +145,19 @@ async def test_a_single_refused_span_does_not_make_a_location_suspicious(autojum
     assert (report.delivered, report.rejected) == (20, 1)
 
 
+async def test_a_location_that_refused_everything_is_asked_about_a_batch_of_one_as_it_is(
+    autojump_clock: MockClock,
+) -> None:
+    exporter = InMemoryExporter(lambda batch: Refused("no", 400, isolate=True))
+    async with watched_batcher(exporter, BIG) as batcher:
+        batcher.add_spans_nowait("a", make_spans(2))
+        await batcher.flush()
+        before = len(exporter.batches)
+        batcher.add_span_nowait("a", make_span())
+        report = await batcher.flush()
+    assert (report.rejected, len(exporter.batches) - before) == (1, 1)
+
+
 async def test_when_the_budget_is_used_up_the_remainder_is_handed_back_if_any_part_passed(
     autojump_clock: MockClock,
 ) -> None:

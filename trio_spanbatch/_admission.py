@@ -181,11 +181,9 @@ class Admission:
         """Admit one span of each lane in the line for bytes, in turns, as far as the budget goes."""
         while self._byte_line:
             lane = next(iter(self._byte_line))
-            if not self._serve_first(lane):
-                if lane in self._byte_line:
-                    return
-                continue
-            self._byte_line.pop(lane)
+            if not self._serve_first(lane) and lane in self._byte_line:
+                return
+            self._byte_line.pop(lane, None)
             if lane.waiting:
                 self._serve_first_or_stand_last(lane)
 
