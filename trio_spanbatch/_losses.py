@@ -44,7 +44,7 @@ class Losses:
             return
         try:
             self._on_loss(loss)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled comes out of it
             # Accounting goes on, whatever happens. What is no Exception (a SystemExit) is raised at the end.
             self._logger.exception("on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
             if not isinstance(exc, Exception):
