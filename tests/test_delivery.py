@@ -215,7 +215,7 @@ async def test_max_exports_is_never_exceeded(autojump_clock: MockClock) -> None:
             await trio.sleep(rng.uniform(0, 0.5))
         await batcher.flush()
     assert exporter.max_active == 3
-    assert max(exporter.max_active_by_location.values()) == 2
+    assert max(exporter.max_active_by_location.values()) <= 2
 
 
 async def test_a_refused_batch_is_rejected_with_its_reason_and_not_repeated(autojump_clock: MockClock) -> None:

@@ -163,11 +163,11 @@ class Lane:
 
     def could_export(self, now: float) -> bool:
         """Return whether an export would begin now if the first batch in the queue were due."""
-        return bool(self.account.queued) and not self._turns and self.pace.next_at() <= now
+        return bool(self.account.queued) and not self._turns and self._pace_at() <= now
 
     def could_export_after_backoff(self) -> bool:
         """Return the same for the time when the location's backoff has ended."""
-        return bool(self.account.queued) and not self._turns and self.pace.next_at() < math.inf
+        return bool(self.account.queued) and not self._turns and self._pace_at() < math.inf
 
     def statistics(self) -> LocationStatistics:
         """Return a snapshot of the lane's counts."""
@@ -214,7 +214,13 @@ class Lane:
         """Return when an export may begin; `math.inf` if there is none to make."""
         if self._retired or not (self._turns or self.account.queued):
             return math.inf
-        return self.pace.next_at() if self._turns else max(self._due_at(), self.pace.next_at())
+        return self._pace_at() if self._turns else max(self._due_at(), self._pace_at())
+
+    def _pace_at(self) -> float:
+        """Return when the location's pace lets another export begin; `math.inf` if one of its own has to end before."""
+        if self.pace.active and not self._shared.has_slot_to_spare():
+            return math.inf
+        return self.pace.next_at()
 
     def _end_at(self) -> float:
         """Return when the lane ends, if nothing happens until then."""
@@ -265,12 +271,18 @@ class Lane:
             return False
         return taken
 
+    def _release_export(self) -> None:
+        self.pace.active -= 1
+        self._shared.exporting -= not self.pace.active
+        self._release_slot()
+
     def _release_slot(self) -> None:
         self._shared.slots.release()
         self._shared.admission.keep_slots_busy()
 
     def _export(self) -> None:
         """Let a delivery begin an export. The slot is its own from now on."""
+        self._shared.exporting += not self.pace.active
         self.pace.active += 1
         if self._turns:
             turn = self._turns.pop(0)
@@ -359,12 +371,11 @@ class Lane:
 
     def export_ended(self, lease: Lease, result: ExportResult | None) -> None:
         """A delivery's export ended, without a result if it was cancelled or raised. Its slot is free again."""
-        self.pace.active -= 1
         if isinstance(result, Delivered):
             self._note_success(lease, result)
         else:
             self._note_failure(lease, result)
-        self._release_slot()
+        self._release_export()
         self.reconsider()
 
     def _note_success(self, lease: Lease, result: Delivered) -> None:
@@ -405,8 +416,7 @@ class Lane:
         except trio.Cancelled:
             if turn.given:
                 # Cancelled first and then, before this task ran, given its turn.
-                self.pace.active -= 1
-                self._release_slot()
+                self._release_export()
             raise
         finally:
             if not turn.over.is_set():

@@ -40,6 +40,7 @@ class Shared:
         losses: Told of spans that were not delivered.
         health: Told of how locations fare.
         slots: One for each export that may run now, over all locations.
+        exporting: How many locations have an export that runs now.
         start: Starts a task that lives until the drain ends, in the batcher's own context.
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
@@ -58,8 +59,18 @@ class Shared:
     health: HealthLog
     slots: trio.Semaphore
     start: TaskStarter
+    exporting: int = 0
     draining: bool = False
     drain_deadline: float = math.inf
     stop_reason: str = "the batcher was stopped"
     lanes: Lanes = attrs.field(init=False)
     admission: Admission = attrs.field(init=False)
+
+    def has_slot_to_spare(self) -> bool:
+        """Return whether a location that has an export running may begin another one.
+
+        Slots are kept free for locations that have none running, up to half of all: locations that had grown to
+        several exports and then hang must not take the slots of those that are well.
+        """
+        without_any = len(self.lanes) - self.exporting
+        return self.slots.value > min(without_any, self.limits.max_exports // 2)
