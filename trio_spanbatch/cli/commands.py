@@ -18,12 +18,17 @@ import attrs
 import click
 import trio
 
-from .._environment import batch_options, export_timeout, exporter_options, queue_options, sdk_disabled
-from .._exporter import SpanExporter
+from .._environment import batch_options, queue_options
 from .._policy import MIB, BatchPolicy, Limits, RetryPolicy
 from .._version import __version__
-from ..otlp.disabled import DisabledExporter
-from ..otlp.http import OTLPExporter
+from .destinations import (
+    DESTINATIONS,
+    Destination,
+    attempt_timeout,
+    in_words_of_options,
+    make_exporter,
+    nobody_there,
+)
 from .screen import LogLines, Screen
 
 __all__ = ["cli"]
@@ -72,11 +77,21 @@ def cli() -> None:
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True, dir_okay=False)
 )
 @click.option(
+    "--to", type=click.Choice(DESTINATIONS), default="otlp", show_default=True, help="What kind of server it is."
+)
+@click.option(
     "--endpoint",
     metavar="URL",
-    help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, else http://localhost:4318/v1/traces.",
+    help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, "
+    "else http://localhost:4318/v1/traces. For mlflow it is the tracking URI, by default MLFLOW_TRACKING_URI; "
+    "for unity-catalog the workspace, by default DATABRICKS_HOST.",
 )
-@click.option("--location", metavar="NAME", help="The location of all spans. [default: default]")
+@click.option(
+    "--location",
+    metavar="NAME",
+    help="The location of all spans. For mlflow it is an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID; "
+    "for unity-catalog a table. [default: default]",
+)
 @click.option(
     "--location-attribute",
     metavar="KEY",
@@ -103,6 +118,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what became of the spans as one JSON document.")
 def send_command(
     files: Sequence[str],
+    to: str,
     endpoint: str | None,
     location: str | None,
     location_attribute: str | None,
@@ -121,23 +137,33 @@ def send_command(
     """
     from .send import LocationOf, SendSettings, send
 
-    if location is not None and location_attribute is not None:
-        raise click.UsageError("--location and --location-attribute exclude each other")
+    destination = Destination(
+        to=to,
+        endpoint=endpoint,
+        location=location,
+        location_attribute=location_attribute,
+        location_header=location_header,
+        headers=_parsed_headers(headers),
+        compression=compression,
+        timeout=timeout,
+    )
     screen = Screen()
     with _log_lines(screen):
         try:
-            exporter = _exporter(endpoint, location_header, _parsed_headers(headers), compression, timeout)
+            exporter = make_exporter(destination)
             batch = _batch_policy(max_spans, max_bytes, max_delay)
             settings = SendSettings(
                 files=files,
                 location_of=LocationOf(location or "default", location_attribute),
                 batch=batch,
                 limits=_limits(batch),
-                retry=RetryPolicy(attempt_timeout=_attempt_timeout(timeout)),
+                retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
+                nobody_there=nobody_there(destination),
             )
         except (TypeError, ValueError) as error:
-            # The library's messages name its arguments, of which one is another here.
-            raise click.UsageError(str(error).replace("headers= or auth=", "--header")) from error
+            raise click.UsageError(in_words_of_options(str(error))) from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(str(error)) from error
         result = trio.run(send, settings, exporter, screen)
     if as_json:
         click.echo(json.dumps(result.tally.document(result.statistics), ensure_ascii=False))
@@ -215,31 +241,6 @@ def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def _exporter(
-    endpoint: str | None,
-    location_header: str | None,
-    headers: dict[str, str],
-    compression: str | None,
-    timeout: float | None,
-) -> SpanExporter:
-    """Return an exporter as the environment says, but for what the options say."""
-    if sdk_disabled(os.environ):
-        return DisabledExporter()
-    options = exporter_options(os.environ)
-    own = {name.lower() for name in headers}
-    inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
-    options["headers"] = {**inherited, **headers}
-    if endpoint is not None:
-        options["endpoint"] = endpoint
-    if timeout is not None:
-        options["timeout"] = timeout
-    if compression is not None:
-        options["compression"] = compression
-    if options.get("compression") == "none":
-        del options["compression"]
-    return OTLPExporter(**options, location_header=location_header)
-
-
 def _batch_policy(max_spans: int | None, max_bytes: int | None, max_delay: float | None) -> BatchPolicy:
     policy = BatchPolicy(**batch_options(os.environ))
     return BatchPolicy(
@@ -247,11 +248,6 @@ def _batch_policy(max_spans: int | None, max_bytes: int | None, max_delay: float
         max_bytes=max_bytes or policy.max_bytes,
         max_delay=max_delay or policy.max_delay,
     )
-
-
-def _attempt_timeout(timeout: float | None) -> float:
-    # The exporter has the timeout itself, and says better what it was waiting for. The batcher's is behind it.
-    return export_timeout(os.environ) if timeout is None else timeout + 1.0
 
 
 def _limits(batch: BatchPolicy) -> Limits:
@@ -270,6 +266,8 @@ def _log_lines(screen: Screen) -> Iterator[None]:
     """Show what the library logs as lines on stderr."""
     handler = LogLines(screen)
     _LOGGER.addHandler(handler)
+    # What it warns of comes back as a reason; Python would print it as well.
+    logging.getLogger("databricks").addHandler(logging.NullHandler())
     try:
         yield
     finally:

@@ -26,6 +26,8 @@ __all__ = ["LocationOf", "SendResult", "SendSettings", "send"]
 
 # Seconds. When nobody is there, the command takes this long; its drain then takes no time.
 PATIENCE = 20.0
+# What to do then.
+NOBODY_THERE = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
 # Seconds that the drain may take after a Ctrl-C.
 SHUTDOWN_TIMEOUT = 10.0
 
@@ -82,6 +84,7 @@ class SendSettings:
         limits: What may wait.
         retry: How often an export is repeated.
         patience: Seconds from the first attempt after which it gives up, if no request was ever answered.
+        nobody_there: What to do then.
     """
 
     files: Sequence[str]
@@ -90,6 +93,7 @@ class SendSettings:
     limits: Limits
     retry: RetryPolicy
     patience: float = PATIENCE
+    nobody_there: str = NOBODY_THERE
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +106,7 @@ class SendResult:
         failure: Why it gave up, as no request was ever answered; None if it did not.
         interrupted: 128 and the number of the signal that ended it, 0 if none did.
         read_whole: Whether the files were read to their ends.
+        nobody_there: What to do when it gave up.
     """
 
     statistics: SpanBatcherStatistics
@@ -109,6 +114,7 @@ class SendResult:
     failure: str | None
     interrupted: int
     read_whole: bool
+    nobody_there: str = NOBODY_THERE
 
     @property
     def exit_code(self) -> int:
@@ -120,10 +126,7 @@ class SendResult:
     def explanations(self) -> Iterator[str]:
         """Yield lines that say why not everything was delivered, and what to do."""
         if self.failure is not None:
-            yield (
-                f"no request was ever answered: {self.failure}; start a server there (trio-spanbatch receive is one), "
-                "or name another one with --endpoint"
-            )
+            yield f"no request was ever answered: {self.failure}; {self.nobody_there}"
             return
         yield from self.tally.losses()
         if not self.read_whole:
@@ -164,6 +167,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         failure=watched.failure or "no answer" if watched.gave_up else None,
         interrupted=interrupt.exit_code,
         read_whole=progress.read_whole,
+        nobody_there=settings.nobody_there,
     )
 
 

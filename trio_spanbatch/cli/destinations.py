@@ -1,0 +1,205 @@
+"""Which exporter ``send --to`` means, and which of its options go with it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+
+import attrs
+
+from .._batch import SpanBatch
+from .._environment import export_timeout, exporter_options, sdk_disabled
+from .._exporter import LocationChecker, SpanExporter
+from .._results import ExportResult, Refused
+from ..destinations import mlflow, unity_catalog
+from ..destinations.unity_catalog import LOCATION_HEADER
+from ..otlp.disabled import DisabledExporter
+from ..otlp.http import OTLPExporter
+from .send import NOBODY_THERE
+
+__all__ = ["DESTINATIONS", "Destination", "attempt_timeout", "in_words_of_options", "make_exporter", "nobody_there"]
+
+DESTINATIONS = ("otlp", "mlflow", "unity-catalog")
+
+# Seconds that an attempt may take unless --timeout says otherwise.
+_TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0}
+
+_NOBODY_THERE = {
+    "otlp": NOBODY_THERE,
+    "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
+    "unity-catalog": "name the right workspace with --endpoint",
+}
+
+# The library's messages name its arguments: what these are called here, the first that applies.
+_WORDS = (
+    (r"headers= or auth=", "--header"),
+    (r"\bendpoint (?=')", "--endpoint "),
+    (r"\bgive host=", "give --endpoint"),
+    (r"\bhost must be", "--endpoint must be"),
+    (r"\bgive them as username= and password=, or as ", "give them as "),
+    (r"\bgive (username|password)= or set ", "set "),
+    (r"\btracking_uri=?", "--endpoint"),
+    (r"give experiment_id=, or use an experiment's id as the location", "or give an experiment with --location"),
+    (r"; names are locations with mlflow\(experiments='name'\)", ""),
+)
+
+
+class OptionError(ValueError):
+    """Options do not go together. The message is for whoever typed them."""
+
+
+@attrs.frozen(kw_only=True)
+class Destination:
+    """Where ``send`` sends to, as it was typed.
+
+    Attributes:
+        to: One of `DESTINATIONS`.
+        endpoint: ``--endpoint``: a URL, MLflow's tracking URI, or a workspace.
+        location: ``--location``.
+        location_attribute: ``--location-attribute``.
+        location_header: ``--location-header``.
+        headers: The headers of all ``--header``.
+        compression: ``gzip``, ``none``, or None for what is usual.
+        timeout: ``--timeout``.
+    """
+
+    to: str
+    endpoint: str | None
+    location: str | None
+    location_attribute: str | None
+    location_header: str | None
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    compression: str | None
+    timeout: float | None
+
+
+def make_exporter(destination: Destination) -> SpanExporter:
+    """Return an exporter for ``destination``, as the environment says where the options do not.
+
+    Raises:
+        ValueError: Options or variables cannot be used, or not together. `OptionError` is one.
+        TypeError: The same.
+        ModuleNotFoundError: A library is missing.
+    """
+    if destination.location is not None and destination.location_attribute is not None:
+        raise OptionError("--location and --location-attribute exclude each other")
+    if sdk_disabled(os.environ):
+        return DisabledExporter()
+    make = {"otlp": _otlp, "mlflow": _mlflow, "unity-catalog": _unity_catalog}[destination.to]
+    exporter = make(destination)
+    if destination.location_attribute is None and isinstance(exporter, LocationChecker):
+        # Else every span would be told to be invalid.
+        exporter.check_location(destination.location or "default")
+    return exporter
+
+
+def attempt_timeout(destination: Destination) -> float:
+    """Return the batcher's timeout for an attempt, which is behind the exporter's: that one tells more."""
+    if destination.timeout is not None:
+        return destination.timeout + 1.0
+    timeout = export_timeout(os.environ)
+    return max(timeout, _TIMEOUTS[destination.to] + 1.0) if destination.to in _TIMEOUTS else timeout
+
+
+def nobody_there(destination: Destination) -> str:
+    """Return what to do when no request was ever answered."""
+    return _NOBODY_THERE[destination.to]
+
+
+def in_words_of_options(message: str) -> str:
+    """Return a message of the library with options in the place of its arguments."""
+    for pattern, words in _WORDS:
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def _otlp(destination: Destination) -> SpanExporter:
+    options = exporter_options(os.environ)
+    own = {name.lower() for name in destination.headers}
+    inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
+    options["headers"] = {**inherited, **destination.headers}
+    if destination.endpoint is not None:
+        options["endpoint"] = destination.endpoint
+    if destination.timeout is not None:
+        options["timeout"] = destination.timeout
+    if destination.compression is not None:
+        options["compression"] = destination.compression
+    if options.get("compression") == "none":
+        del options["compression"]
+    return _AdvisedExporter(OTLPExporter(**options, location_header=destination.location_header))
+
+
+def _mlflow(destination: Destination) -> SpanExporter:
+    _refuse(destination.location_header is not None, "--location-header", destination, "MLflow's is known")
+    _refuse(
+        bool(destination.headers),
+        "--header",
+        destination,
+        "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, have the credentials",
+    )
+    location = destination.location or "default"
+    by_name = location != "default" and re.fullmatch(r"[0-9]+", location) is None
+    return mlflow(
+        destination.endpoint,
+        experiments="name" if by_name else "id",
+        timeout=destination.timeout or _TIMEOUTS["mlflow"],
+        compression=None if destination.compression == "none" else "gzip",
+    )
+
+
+def _unity_catalog(destination: Destination) -> SpanExporter:
+    _refuse(destination.location_header is not None, "--location-header", destination, f"it is {LOCATION_HEADER}")
+    _refuse(
+        any(name.lower() == "authorization" for name in destination.headers),
+        "--header Authorization=",
+        destination,
+        "databricks-sdk authenticates, for instance with DATABRICKS_TOKEN",
+    )
+    if destination.location is None and destination.location_attribute is None:
+        raise OptionError(
+            "--to unity-catalog needs a table: name it with --location <catalog>.<schema>.<table>, or name with "
+            "--location-attribute what attribute has it"
+        )
+    return unity_catalog(
+        destination.endpoint,
+        headers=destination.headers,
+        timeout=destination.timeout or _TIMEOUTS["unity-catalog"],
+        compression="gzip" if destination.compression == "gzip" else None,
+    )
+
+
+def _refuse(given: bool, option: str, destination: Destination, reason: str) -> None:
+    if given:
+        raise OptionError(f"{option} does not go with --to {destination.to}: {reason}")
+
+
+class _AdvisedExporter:
+    """A `SpanExporter` around an `OTLPExporter` that says what to do where servers only say no."""
+
+    def __init__(self, exporter: OTLPExporter) -> None:
+        self._exporter = exporter
+
+    def check_location(self, location: str) -> None:
+        self._exporter.check_location(location)
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        result = await self._exporter.export(batch)
+        if isinstance(result, Refused) and (advice := _advice(result.status_code)):
+            return attrs.evolve(result, reason=f"{result.reason}; {advice}")
+        return result
+
+    async def aclose(self) -> None:
+        await self._exporter.aclose()
+
+
+def _advice(status_code: int | None) -> str:
+    status = math.nan if status_code is None else status_code
+    if status in (401, 403):
+        return "give the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"
+    if status in (404, 405):
+        return "--endpoint is the whole URL with its path, as in http://localhost:4318/v1/traces"
+    if 300 <= status < 400:
+        return "if it leads to the right place, name that with --endpoint"
+    return ""
