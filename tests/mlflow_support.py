@@ -42,7 +42,9 @@ class MLflowServer:
         self.uri: str = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start the server, without waiting for it."""
+        """Start the server unless it runs, without waiting for it."""
+        if self._process is not None:
+            return
         command: list[str | Path] = [
             MLFLOW,
             "server",

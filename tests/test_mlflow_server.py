@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
-import trio
 from cli_support import run_command
 from mlflow_support import PROJECT, MLflowServer, experiment_of, running_mlflow, stored_spans, wait_in_real_time
 from mlflow_traces import TraceMaker, assert_stored
@@ -67,7 +66,8 @@ async def test_nothing_is_lost_when_the_server_is_killed_and_restarted_half_way(
             await wait_in_real_time(lambda: batcher.statistics().retries > 0)
             server.start()
     finally:
-        await trio.to_thread.run_sync(server.wait_ready)
+        server.start()
+        server.wait_ready()
     statistics = batcher.statistics()
     assert statistics.delivered == statistics.accepted == sum(len(all_of(traces)) for traces in sent.values())
     for experiment, traces in sent.items():

@@ -177,8 +177,6 @@ def _advised(result: ExportResult) -> ExportResult:
         return result
     if result.status_code == 401:
         advice = "give the right username and password, or token (MLFLOW_TRACKING_USERNAME, _PASSWORD, _TOKEN)"
-    elif result.status_code == 403:
-        advice = "these credentials may not write to the experiment"
     elif result.status_code == 404 and "No Experiment" in result.reason:
         advice = "create it, or correct the location"
     elif result.status_code == 404 and NO_EXPERIMENT not in result.reason and "no experiment" not in result.reason:
