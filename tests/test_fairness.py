@@ -65,7 +65,7 @@ async def keep_adding(batcher: SpanBatcher, location: str, servers: Servers, rou
 
 async def run(hanging: int, *, grown: bool) -> Servers:
     """Run the healthy locations beside ``hanging`` others, which may have grown to several exports before they hang."""
-    servers = Servers(random.Random(hanging), hang_from=10 if grown else 0)
+    servers = Servers(random.Random(hanging), hang_from=trio.current_time() + (10 if grown else 0))
     policy = BatchPolicy(max_spans=SPANS, max_delay=60)
     async with (
         SpanBatcher(servers, batch=policy, shutdown_timeout=1) as batcher,

@@ -151,7 +151,7 @@ class Lane:
     def reconsider(self) -> None:
         """Let the task wake when there is something to do, now that something has changed."""
         if self._sleep is not None:
-            self._sleep.deadline = self._next_at()
+            self._sleep.deadline = self._wake_at()
         if self._slot_wait is not None and self._export_at() > trio.current_time():
             self._slot_wait.cancel()
 
@@ -193,6 +193,7 @@ class Lane:
             self._end()
 
     def _end(self) -> None:
+        self._shared.crowded_out.pop(self, None)
         if not self._retired:
             self._shared.lanes.remove(self)
             self._hand_back_queue(self._shared.stop_reason)
@@ -202,12 +203,15 @@ class Lane:
         if self._is_hopeless():
             self._give_up()
         elif self._export_at() > trio.current_time():
-            await self._sleep_until(self._next_at())
+            await self._sleep_until(self._wake_at())
         elif await self._take_slot():
             self._export()
 
-    def _next_at(self) -> float:
+    def _wake_at(self) -> float:
         """Return when there will be something to do, as far as is known."""
+        if self._is_crowded_out():
+            # Then it is not known: whoever makes a slot spare wakes the lanes that stand here.
+            self._shared.crowded_out[self] = None
         return -math.inf if self._is_hopeless() else min(self._export_at(), self._end_at())
 
     def _export_at(self) -> float:
@@ -218,9 +222,10 @@ class Lane:
 
     def _pace_at(self) -> float:
         """Return when the location's pace lets another export begin; `math.inf` if one of its own has to end before."""
-        if self.pace.active and not self._shared.has_slot_to_spare():
-            return math.inf
-        return self.pace.next_at()
+        return math.inf if self._is_crowded_out() else self.pace.next_at()
+
+    def _is_crowded_out(self) -> bool:
+        return 0 < self.pace.active < self.pace.allowed and not self._shared.has_slot_to_spare()
 
     def _end_at(self) -> float:
         """Return when the lane ends, if nothing happens until then."""
@@ -278,6 +283,7 @@ class Lane:
 
     def _release_slot(self) -> None:
         self._shared.slots.release()
+        self._shared.offer_spare_slot()
         self._shared.admission.keep_slots_busy()
 
     def _export(self) -> None:
@@ -353,7 +359,9 @@ class Lane:
             self._shared.health.rejected(self.location, settlement.rejected, reason)
             losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))
         if settlement.undelivered:
-            self._shared.health.handed_back(self.location, settlement.undelivered, reason)
+            if not self._shared.draining:
+                # The end of the drain has a summary of its own.
+                self._shared.health.handed_back(self.location, settlement.undelivered, reason)
             losses.report(Loss(self.location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
 
     # -- deliveries --------------------------------------------------------------------------------------------

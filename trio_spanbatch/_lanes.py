@@ -68,6 +68,7 @@ class Lanes:
             del self._lanes[lane.location]
             self._empty.pop(lane, None)
             self._shared.ledger.end(lane.location)
+            self._shared.offer_spare_slot()
 
     def occupied(self, lane: Lane) -> None:
         """Note that a lane holds spans, or an adder waits for it."""

@@ -19,6 +19,7 @@ from ._policy import Limits, RetryPolicy
 
 if TYPE_CHECKING:
     from ._admission import Admission
+    from ._lane import Lane
     from ._lanes import Lanes
 
 __all__ = ["Shared", "TaskStarter"]
@@ -41,6 +42,8 @@ class Shared:
         health: Told of how locations fare.
         slots: One for each export that may run now, over all locations.
         exporting: How many locations have an export that runs now.
+        crowded_out: The lanes that could begin another export if there were a slot to spare. All of them have one
+            running, so there are at most as many as slots.
         start: Starts a task that lives until the drain ends, in the batcher's own context.
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
@@ -60,6 +63,7 @@ class Shared:
     slots: trio.Semaphore
     start: TaskStarter
     exporting: int = 0
+    crowded_out: dict[Lane, None] = attrs.Factory(dict)
     draining: bool = False
     drain_deadline: float = math.inf
     stop_reason: str = "the batcher was stopped"
@@ -74,3 +78,10 @@ class Shared:
         """
         without_any = len(self.lanes) - self.exporting
         return self.slots.value > min(without_any, self.limits.max_exports // 2)
+
+    def offer_spare_slot(self) -> None:
+        """Let the lanes that wait for a slot to spare look again, if there is one now."""
+        if self.crowded_out and self.has_slot_to_spare():
+            crowded_out, self.crowded_out = self.crowded_out, {}
+            for lane in crowded_out:
+                lane.reconsider()
