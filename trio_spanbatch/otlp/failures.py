@@ -19,11 +19,14 @@ _BEFORE_THE_REQUEST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeo
 # What OpenSSL calls an answer that is no TLS: bytes of another protocol where a record was expected.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 
-# How h11 shows the first bytes of a TLS alert where it expected a status line.
-_TLS_ALERT = "\\x15\\x03"
-
-# What httpcore says of a server that closes the connection instead of answering.
-_NO_ANSWER = "Server disconnected without sending a response"
+# What a server that speaks TLS makes of plain HTTP: h11 shows the first bytes of its alert where it expected a status
+# line (or only says that the line is illegal, if they came alone), or it closes or resets the connection.
+_SIGNS_OF_TLS = (
+    "\\x15\\x03",
+    "illegal request line",
+    "Server disconnected without sending a response",
+    "Connection reset by peer",
+)
 
 
 def failure_result(
@@ -90,7 +93,7 @@ def _client_certificate_refused(error: ssl.SSLError, peer: str) -> str:
 
 
 def _hint(words: str, new_plain_connection: bool) -> str:
-    if new_plain_connection and (_TLS_ALERT in words or _NO_ANSWER in words):
+    if new_plain_connection and any(sign in words for sign in _SIGNS_OF_TLS):
         return "; if it speaks TLS, the endpoint begins with https://"
     return ""
 
