@@ -99,6 +99,24 @@ async def test_an_attempt_ends_after_attempt_timeout_and_its_spans_are_ambiguous
     assert (statistics.delivered, statistics.ambiguous, statistics.retries) == (3, 3, 2)
 
 
+@pytest.mark.parametrize(("limit", "ends_at"), [(10, 30), (60, 61), (math.inf, 30)])
+async def test_without_a_policy_an_attempt_has_the_time_that_its_exporter_needs(
+    limit: float, ends_at: float, autojump_clock: MockClock
+) -> None:
+    class Slow(InMemoryExporter):
+        def __init__(self) -> None:
+            super().__init__([Hang()])
+            self.timeout = limit
+
+    exporter = Slow()
+    async with watched_batcher(exporter, ONE) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        await trio.sleep(ends_at - 0.5)
+        assert batcher.statistics().ambiguous == 0
+        await trio.sleep(1)
+        assert batcher.statistics().ambiguous == 1
+
+
 async def test_ambiguous_is_counted_when_the_exporter_says_so(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter([TryLater("reset", ambiguous=True), TryLater("refused"), Delivered()])
     async with watched_batcher(exporter) as batcher:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ._batch import EncodedSpan, SpanBatch
 from ._batcher import SpanBatcher
 from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
-from ._exporter import LocationChecker, SpanExporter
+from ._exporter import LimitsItsAttempts, LocationChecker, SpanExporter
 from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._records import (
     InstrumentationScope,
@@ -38,6 +38,7 @@ __all__ = [
     "InvalidLocationError",
     "InvalidSpanError",
     "Limits",
+    "LimitsItsAttempts",
     "LocationChecker",
     "LocationStatistics",
     "Loss",

@@ -33,9 +33,10 @@ the supervisor is kept in ``_failure`` and never raised inside a nursery.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -47,6 +48,7 @@ from ._admission import Admission
 from ._batch import EncodedSpan
 from ._errors import InvalidSpanError, UndeliveredSpansError
 from ._exceptions import leaves, split_cancelled
+from ._exporter import LimitsItsAttempts
 from ._flush import Flush
 from ._health_log import HealthLog
 from ._interrupts import InterruptWatch
@@ -78,6 +80,10 @@ _SPANS_A_CHECKPOINT = 64
 _LONGEST_RESERVE = 1.0
 
 
+# Seconds.
+_LATER_THAN_THE_EXPORTER = 1.0
+
+
 class SpanBatcher:
     """Batches spans by location, and accounts for every one that it accepted.
 
@@ -95,7 +101,8 @@ class SpanBatcher:
         batch: When a batch is due, or a function of the location that returns that, called once for each location that
             comes to life. By default as the ``OTEL_BSP_*`` variables say.
         limits: What may wait and run at once. By default as the ``OTEL_BSP_*`` variables say.
-        retry: How often an export is repeated. By default ``OTEL_BSP_EXPORT_TIMEOUT`` bounds an attempt.
+        retry: How often an export is repeated. By default ``OTEL_BSP_EXPORT_TIMEOUT`` bounds an attempt, else 30 s, or
+            what the exporter needs if that is more (`OTLPExporter.timeout`).
         shutdown_timeout: Seconds that leaving the ``async with`` may take; `math.inf` for no limit.
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
@@ -130,9 +137,10 @@ class SpanBatcher:
         env = os.environ
         logger = logger or logging.getLogger("trio_spanbatch")
         limits = _checked("limits", limits, Limits) or Limits(**environment.queue_options(env))
-        retry = _checked("retry", retry, RetryPolicy) or RetryPolicy(attempt_timeout=environment.export_timeout(env))
+        exporter = exporter if exporter is not None else _exporter_from_env()
+        retry = _checked("retry", retry, RetryPolicy) or _default_retry(exporter, env)
         self._shared = Shared(
-            exporter=exporter if exporter is not None else _exporter_from_env(),
+            exporter=exporter,
             limits=limits,
             retry=retry,
             rng=rng or random.Random(),
@@ -516,6 +524,14 @@ def _policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -
         return batch
     policy = _checked("batch", batch, BatchPolicy) or BatchPolicy(**environment.batch_options(os.environ))
     return lambda location: policy
+
+
+def _default_retry(exporter: SpanExporter, env: Mapping[str, str]) -> RetryPolicy:
+    default = RetryPolicy().attempt_timeout
+    if isinstance(exporter, LimitsItsAttempts) and default <= exporter.timeout < math.inf:
+        # A little later than the exporter's own limit: its reason says more than ours.
+        default = exporter.timeout + _LATER_THAN_THE_EXPORTER
+    return RetryPolicy(attempt_timeout=environment.export_timeout(env, default))
 
 
 def _exporter_from_env() -> SpanExporter:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from ._batch import SpanBatch
 from ._results import ExportResult
 
-__all__ = ["LocationChecker", "SpanExporter"]
+__all__ = ["LimitsItsAttempts", "LocationChecker", "SpanExporter"]
 
 
 class SpanExporter(Protocol):
@@ -25,6 +25,23 @@ class SpanExporter(Protocol):
 
     async def aclose(self) -> None:
         """Close what the exporter has opened. Called once, at the end of the drain."""
+        ...
+
+
+@runtime_checkable
+class LimitsItsAttempts(Protocol):
+    """What an exporter has besides `SpanExporter` if it ends its attempts by itself.
+
+    Where the user gave no `RetryPolicy`, an attempt gets at least this time, so that a slow destination's exporter need
+    not be given twice how slow it is.
+
+    Attributes:
+        timeout: Seconds that one attempt may take.
+    """
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one attempt may take."""
         ...
 
 

@@ -65,8 +65,8 @@ def mlflow(
 
     A trace belongs into one experiment: MLflow stores all of it where its first span went.
 
-    An attempt may take 60 seconds here, but the batcher ends it after ``RetryPolicy.attempt_timeout``, by default
-    30: give the batcher ``retry=RetryPolicy(attempt_timeout=60)`` too.
+    An attempt may take 60 seconds. A batcher that is given a `RetryPolicy` of its own needs an ``attempt_timeout``
+    that leaves as much.
 
     Args:
         tracking_uri: Where MLflow is, by default ``MLFLOW_TRACKING_URI``: http or https, with a path if MLflow is

@@ -188,6 +188,11 @@ class OTLPExporter:
         )
 
     @property
+    def timeout(self) -> float:
+        """Seconds that one attempt may take. The batcher's default ``attempt_timeout`` leaves at least as much."""
+        return self._timeout
+
+    @property
     def endpoint(self) -> str:
         """The URL that is sent to."""
         return str(self._url)
