@@ -287,6 +287,21 @@ async def test_a_wrong_ca_is_a_clear_failure_that_is_logged_and_hands_the_spans_
     assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in caplog.text
 
 
+@pytest.mark.parametrize("shows_certificate", [False, True])
+async def test_without_a_ca_of_its_own_it_trusts_the_cas_that_httpx_trusts(
+    shows_certificate: bool, env: Environment, tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    env.set(SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+    if shows_certificate:
+        env.set(OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE=str(tmp_path / "client.pem"))
+        env.set(OTEL_EXPORTER_OTLP_CLIENT_KEY=str(tmp_path / "client-key.pem"))
+    else:
+        tls.verify_mode = ssl.CERT_NONE
+    async with OTLPReceiver(ssl_context=tls) as receiver:
+        env.send_to(receiver)
+        assert (await send()).statistics().delivered == 3
+
+
 # Proxies.
 
 

@@ -199,6 +199,20 @@ async def test_after_a_413_batches_are_made_small_enough_and_only_the_span_that_
     assert [(loss.status_code, len(loss.batch.spans)) for loss in losses] == [(413, 1)]
 
 
+async def test_a_span_larger_than_max_request_bytes_is_rejected_unsent_and_the_others_are_delivered() -> None:
+    losses: list[Loss] = []
+    async with (
+        OTLPReceiver() as receiver,
+        batcher_to(receiver, exporter={"max_request_bytes": 20_000}, on_loss=losses.append) as batcher,
+    ):
+        batcher.add_spans_nowait("a", [*make_spans(30), make_span("huge", size=30_000)])
+        report = await batcher.flush()
+        assert (report.delivered, report.rejected) == (30, 1)
+        assert all(len(request.body) <= 20_000 for request in receiver.requests)
+    assert [len(loss.batch.spans) for loss in losses] == [1]
+    assert "more than 20000 (max_request_bytes) are not sent" in losses[0].reason
+
+
 # Connections.
 
 
