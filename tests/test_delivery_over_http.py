@@ -17,7 +17,7 @@ from delivery_support import (
 from receiver_support import wait_until
 from support import ids_of, make_span, make_spans, span_ids
 
-from trio_spanbatch import BatchPolicy, InvalidLocationError, Limits, Loss, RetryPolicy
+from trio_spanbatch import BatchPolicy, InvalidLocationError, Limits, Loss, OTLPExporter, RetryPolicy, SpanBatcher
 from trio_spanbatch.testing import Answer, OTLPReceiver, Outcome, ReceivedRequest, Reset, partial_success
 
 
@@ -402,3 +402,14 @@ async def test_flush_and_shutdown_tell_success_failure_and_timeout_apart() -> No
         "busy": "retries exhausted: 503 Service Unavailable",
         "slow": "the shutdown deadline passed",
     }
+
+
+async def test_a_batch_over_max_request_bytes_is_sent_in_parts_and_every_span_arrives() -> None:
+    async with OTLPReceiver() as receiver:
+        exporter = OTLPExporter(receiver.url, max_request_bytes=2000)
+        async with SpanBatcher(exporter) as batcher:
+            for _ in range(2):
+                batcher.add_spans_nowait("a", make_spans(8, size=600))
+                report = await batcher.flush()
+                assert (report.delivered, report.rejected) == (8, 0)
+    assert all(len(request.content) <= 2000 for request in receiver.requests)

@@ -107,7 +107,7 @@ async def test_a_request_that_is_too_large_is_not_sent_and_may_be_split() -> Non
         result = await export_once(receiver, batch, max_request_bytes=batch.size - 1)
         assert isinstance(result, Refused)
         assert result.isolate
-        assert result.status_code is None
+        assert result.status_code == 413
         assert str(batch.size) in result.reason
         assert receiver.requests == []
         assert await export_once(receiver, batch, max_request_bytes=batch.size) == Delivered()

@@ -192,3 +192,23 @@ async def test_no_secret_of_a_proxy_is_in_any_log(
             await exporter.export(batch_of())
             await exporter.aclose()
     assert SECRET not in caplog.text
+
+
+async def test_a_server_that_echoes_a_token_in_its_headers_does_not_get_it_into_the_logs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    echo = Answer(307, headers=[("Location", f"http://elsewhere.test/{SECRET}"), ("Set-Cookie", f"token={SECRET}")])
+    async with OTLPReceiver(answers=[echo]) as receiver:
+        result = await export_once(receiver, headers={"Authorization": f"Bearer {SECRET}"})
+    assert isinstance(result, Refused)
+    # httpcore logged the head of the response, and our credentials are not in it.
+    assert any("receive_response_headers.complete" in message and "***" in message for message in caplog.messages)
+    assert SECRET not in caplog.text
+
+
+async def test_the_log_filter_leaves_other_peoples_records_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    OTLPExporter(ENDPOINT, headers={"Authorization": f"Bearer {SECRET}"})
+    logging.getLogger("httpx").info("somebody else's %s", SECRET)
+    assert caplog.messages[-1] == f"somebody else's {SECRET}"

@@ -28,6 +28,7 @@ from .body import BoundedBody, PiecewiseStream, gzip_compress, read_bounded
 from .disabled import DisabledExporter
 from .failures import failure_result
 from .http_headers import check_endpoint, check_header_location, check_header_name, encoded_headers, secrets_of
+from .log_filter import hidden_in_logs, install_log_filter
 from .messages import short_text
 from .tls import client_context
 
@@ -115,6 +116,7 @@ class OTLPExporter:
         self._location_header = _checked_location_header(location_header, self._headers)
         self._auth = as_auth(auth)
         self._timeout = _checked_timeout(timeout)
+        install_log_filter()
         if compression not in (None, "gzip"):
             raise ValueError(f"compression is {compression!r}; it must be 'gzip' or None")
         self._gzip = compression == "gzip"
@@ -226,6 +228,8 @@ class OTLPExporter:
             return Refused(
                 f"the request has {batch.size} bytes; more than {self._max_request_bytes} (max_request_bytes) are not "
                 "sent",
+                # As a server would say it, so that the halves are sent and later batches are no larger.
+                status_code=413,
                 isolate=True,
             )
         attempt = Attempt(f"{self._url.host}:{self._port}")
@@ -293,15 +297,8 @@ class OTLPExporter:
         attempt.secrets = secrets_of((*self._headers.values(), *credential_headers.values()))
         attempt.handed_over = True
         try:
-            response = await self._client.send(request, stream=True, follow_redirects=False)
-            try:
-                attempt.response = response
-                attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
-                await read_bounded(response, attempt.body)
-            finally:
-                # This does nothing unless reading ended with an exception that httpx has not seen.
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await response.aclose()
+            with hidden_in_logs(attempt.secrets):
+                await self._send_and_read(request, attempt)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return attempt.known_failure() or failure_result(
                 error,
@@ -312,6 +309,17 @@ class OTLPExporter:
                 secrets=attempt.secrets,
             )
         return attempt.result()
+
+    async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> None:
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            attempt.response = response
+            attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
+            await read_bounded(response, attempt.body)
+        finally:
+            # This does nothing unless reading ended with an exception that httpx has not seen.
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await response.aclose()
 
     def _request(
         self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
