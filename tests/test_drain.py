@@ -176,7 +176,7 @@ async def test_an_exporter_that_hangs_in_aclose_is_cut_off_at_the_deadline(
         batcher.add_span_nowait("a", make_span())
     assert trio.current_time() == 7
     assert batcher.statistics().delivered == 1
-    assert "closing the exporter took longer" in caplog.text
+    assert "closing the exporter was cut short by shutdown_timeout" in caplog.text
 
 
 async def test_an_exporter_that_raises_in_aclose_is_logged_and_noted(
@@ -538,3 +538,13 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
         SpanBatcher(InMemoryExporter(), retry=5)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match="batch is 5; it must be of type BatchPolicy"):
         SpanBatcher(InMemoryExporter(), batch=5)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(TypeError, match=r"exporter is 'http://.*must be a SpanExporter"):
+        SpanBatcher("http://localhost:4318/v1/traces")  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(TypeError, match=r"exporter is <class .*must be a SpanExporter"):
+        SpanBatcher(InMemoryExporter)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(TypeError, match="on_loss is 3; it must be a function"):
+        SpanBatcher(InMemoryExporter(), on_loss=3)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(TypeError, match="rng is 3; it must be of type Random"):
+        SpanBatcher(InMemoryExporter(), rng=3)  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(TypeError, match="logger is 'mine'; it must be of type Logger"):
+        SpanBatcher(InMemoryExporter(), logger="mine")  # type: ignore[arg-type]  # wrong on purpose

@@ -41,7 +41,11 @@ class Waiter:
 
 
 class Admission:
-    """Admits spans, at once or later."""
+    """Admits spans, at once or later.
+
+    Attributes:
+        is_open: Whether spans are let in. It is up to the callers to look.
+    """
 
     def __init__(self, shared: Shared) -> None:
         limits = shared.limits
@@ -52,7 +56,7 @@ class Admission:
         self._max_lane_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
         self._byte_line: OrderedDict[Lane, None] = OrderedDict()
         self._pressed: set[Lane] = set()
-        self._closed = False
+        self.is_open: bool = False
 
     # -- adding ------------------------------------------------------------------------------------------------
 
@@ -119,8 +123,8 @@ class Admission:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def close(self) -> None:
-        """Wake everybody who waits with ``trio.ClosedResourceError``."""
-        self._closed = True
+        """Let nothing in any more. Wakes everybody who waits with ``trio.ClosedResourceError``."""
+        self.is_open = False
         self._byte_line.clear()
         for lane in self._shared.lanes:
             while lane.waiting:

@@ -1,0 +1,92 @@
+"""Checking what a batcher is given, and making up what it is not given, from the environment."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from . import _environment as environment
+from ._exporter import LimitsItsAttempts, SpanExporter
+from ._policy import BatchPolicy, Limits, RetryPolicy
+
+__all__ = [
+    "checked",
+    "checked_function",
+    "checked_timeout",
+    "exporter_or_default",
+    "limits_or_default",
+    "policy_function",
+    "retry_or_default",
+]
+
+_T = TypeVar("_T")
+
+# Seconds.
+_LATER_THAN_THE_EXPORTER = 1.0
+
+
+def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
+    """Return ``value`` if it is None or of type ``kind``."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def checked_function(name: str, value: _T | None) -> _T | None:
+    """Return ``value`` if it is None or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is {value!r}; it must be a function")
+    return value
+
+
+def checked_timeout(value: float) -> float:
+    """Return ``value`` if it is a number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"shutdown_timeout is {value!r}; it must be a number of seconds, 0 or more")
+    if not value >= 0:
+        raise ValueError(f"shutdown_timeout is {value!r}; it must be 0 or more seconds (math.inf means no limit)")
+    return value
+
+
+def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
+    """Return ``exporter``, or the one that the environment describes."""
+    if exporter is None:
+        from .otlp.http import OTLPExporter
+
+        return OTLPExporter.from_env()
+    # Types say so already; people who do not run a type checker are told here, before a span is lost.
+    given: object = exporter
+    if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("export", "aclose")):
+        raise TypeError(
+            f"exporter is {exporter!r}; it must be a SpanExporter, for instance "
+            "OTLPExporter('http://localhost:4318/v1/traces')"
+        )
+    return exporter
+
+
+def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -> Callable[[str], BatchPolicy]:
+    """Return a function of the location that returns its policy."""
+    if callable(batch):
+        return batch
+    policy = checked("batch", batch, BatchPolicy) or BatchPolicy(**environment.batch_options(os.environ))
+    return lambda location: policy
+
+
+def limits_or_default(limits: Limits | None) -> Limits:
+    """Return ``limits``, or those of the environment."""
+    return checked("limits", limits, Limits) or Limits(**environment.queue_options(os.environ))
+
+
+def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> RetryPolicy:
+    """Return ``retry``, or one that leaves an attempt the time that the environment says, or the exporter needs."""
+    return checked("retry", retry, RetryPolicy) or _default_retry(exporter, os.environ)
+
+
+def _default_retry(exporter: SpanExporter, environ: Mapping[str, str]) -> RetryPolicy:
+    default = RetryPolicy().attempt_timeout
+    if isinstance(exporter, LimitsItsAttempts) and default <= exporter.timeout < math.inf:
+        # A little later than the exporter's own limit: its reason says more than ours.
+        default = exporter.timeout + _LATER_THAN_THE_EXPORTER
+    return RetryPolicy(attempt_timeout=environment.export_timeout(environ, default))

@@ -1,0 +1,245 @@
+"""The supervisor: who owns the tasks of a batcher, and how they end.
+
+Ownership
+---------
+``async with SpanBatcher()`` opens a nursery around its body and starts one task in it, the supervisor. Everything that
+works for the batcher (a task for each lane, one for each delivery) runs in an inner nursery of the supervisor, inside a
+shield::
+
+    async with trio.open_nursery():                   # cancelled from outside like any other
+        +-- the body                                  # so is the body: shielding it would make it deaf
+        +-- supervisor: CancelScope(shield=True)      # what delivers is not
+              +-- work: CancelScope()                 # until the drain's deadline, or a Ctrl-C in the drain
+              |     +-- lanes, deliveries
+              +-- the exporter's aclose()             # in the time that is left
+
+A cancel from outside therefore ends the body and nothing else; ``__aexit__`` then begins the drain, which gives the
+shield its deadline. Shielding only the waiting in ``__aexit__`` would not do: the cancel would kill the lanes before
+``__aexit__`` runs. The shield has no deadline before the drain begins; the drain always begins, as ``__aexit__`` is
+called however the body ends.
+
+The drain
+---------
+``__aexit__`` closes the intake and sets the deadlines in one synchronous step. From then on lanes are due, and end when
+they are empty; the inner nursery ends when all of them have. At the work's deadline the work scope is cancelled: each
+delivery and each lane settles what it holds as it unwinds, so there is nothing to collect afterwards.
+
+What leaves
+-----------
+The internal nurseries never show. The body's exception is not handed to them: it leaves as it is. What goes wrong in
+the supervisor is kept in ``_failure`` and never raised inside a nursery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context, copy_context
+from typing import TypeVar
+
+import attrs
+import trio
+
+from ._errors import UndeliveredSpansError
+from ._exceptions import leaves, split_cancelled
+from ._interrupts import InterruptWatch
+from ._shared import Shared
+
+__all__ = ["Supervisor"]
+
+_Exc = TypeVar("_Exc", bound=BaseException)
+
+# The drain stops deliveries this long before its deadline, or a tenth of its time if that is less: what is left is
+# for accounting and for closing the exporter. Seconds.
+_LONGEST_RESERVE = 1.0
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    """Runs the tasks of one batcher, from `open` to `close`.
+
+    Attributes:
+        shutdown_timeout: Seconds that `close` may take.
+        strict: Whether `close` raises if spans were lost.
+        shared: What the tasks work with.
+    """
+
+    shutdown_timeout: float
+    strict: bool
+    shared: Shared = attrs.field(init=False)
+    _closing: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _done: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _work: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _shield: trio.CancelScope = attrs.field(init=False, factory=lambda: trio.CancelScope(shield=True))
+    _failure: BaseException | None = attrs.field(init=False, default=None)
+    _troubles: list[str] = attrs.field(init=False, factory=list)
+    _interrupted: bool = attrs.field(init=False, default=False)
+    _manager: AbstractAsyncContextManager[trio.Nursery] = attrs.field(init=False)
+    _nursery: trio.Nursery = attrs.field(init=False)
+    _context: Context = attrs.field(init=False)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What went wrong in a task, and is raised at the end."""
+        return self._failure
+
+    @property
+    def _reserve(self) -> float:
+        return min(_LONGEST_RESERVE, self.shutdown_timeout / 10)
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def open(self) -> None:
+        """Start. If it raises, nothing is left, and the exporter is closed."""
+        self._context = copy_context()
+        self._manager = trio.open_nursery()
+        nursery = await self._manager.__aenter__()
+        try:
+            await nursery.start(self._supervise)
+        except BaseException:
+            await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102  # nothing is in the nursery
+            self._shield.deadline = trio.current_time() + self.shutdown_timeout
+            with self._shield:
+                await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
+            raise
+
+    def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
+        """Start a task that lives until the drain ends."""
+        # `start_soon` gives the task a copy of the current context: here the batcher's, not that of the adder whose
+        # span opened a lane. A lane must not keep a request's context alive, nor trace under its span.
+        self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
+
+    @trio.lowlevel.enable_ki_protection
+    async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await async_fn()
+        except BaseException as exc:
+            _, failure = split_cancelled(exc)
+            if failure is not None:
+                # Before any other task is cancelled: they hand back what they hold, so nothing may come in any more.
+                self.shared.stop_reason = f"a task of the batcher failed with {type(leaves(failure)[0]).__name__}"
+                self.shared.admission.close()
+            raise
+
+    # -- the supervisor ----------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # No checkpoint from here to `started`: a cancelled `start` would wait for a shielded task that never ends.
+        try:
+            with self._shield:
+                await self._supervise_work(task_status)
+                await self._close_exporter()
+            if self._shield.cancelled_caught:
+                why = "a Ctrl-C" if self._interrupted else "shutdown_timeout"
+                self._trouble(f"closing the exporter was cut short by {why}")
+        finally:
+            self._done.set()
+
+    async def _supervise_work(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with self._work:
+                async with trio.open_nursery() as self._nursery:
+                    task_status.started()
+                    await self._closing.wait()
+        except BaseException as exc:  # noqa: ASYNC103  # if the shield is cancelled, the next checkpoint says so again
+            _, failure = split_cancelled(exc)
+            if failure is not None:
+                self._note_failure("one of its tasks failed", failure, is_bug=True)
+
+    async def _close_exporter(self) -> None:
+        try:
+            await self.shared.exporter.aclose()
+        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+            cancelled, failure = split_cancelled(exc)
+            if failure is not None:
+                self._note_failure("closing the exporter failed", failure, is_bug=False)
+            if cancelled is not None:
+                raise cancelled from None  # noqa: ASYNC104  # that is what happens here
+
+    def _note_failure(self, what: str, failure: BaseException, *, is_bug: bool) -> None:
+        """Log what went wrong. A bug of ours is raised at the end, and so is what is no Exception (a SystemExit)."""
+        self.shared.admission.close()
+        for exc in leaves(failure):
+            self._trouble(f"{what} with {type(exc).__name__}", exc)
+            if is_bug or not isinstance(exc, Exception):
+                self._failure = self._failure or exc
+
+    # -- closing -----------------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def close(self, exc: BaseException | None) -> None:
+        """Drain, and raise what has to be raised. ``exc`` is what the body raised."""
+        watch = InterruptWatch.of_this_run()
+        watch.add(self._interrupt)
+        try:
+            self._begin_drain()
+            await self._wait_until_done()
+            # The supervisor has ended. The body's exception is not told, so that it cannot be wrapped in a group.
+            await self._manager.__aexit__(None, None, None)
+        finally:
+            self._interrupted |= watch.remove(self._interrupt)
+        self._conclude(exc)
+        if exc is None:
+            await self._conclude_clean_end()
+
+    def _begin_drain(self) -> None:
+        self.shared.admission.close()
+        self._shield.deadline = trio.current_time() + self.shutdown_timeout
+        self._work.deadline = self.shared.drain_deadline = self._shield.deadline - self._reserve
+        self.shared.draining = True
+        self.shared.stop_reason = "the shutdown deadline passed"
+        self._closing.set()
+        for lane in self.shared.lanes:
+            lane.close()
+
+    async def _wait_until_done(self) -> None:
+        with trio.CancelScope(shield=True):
+            while not self._done.is_set():
+                try:
+                    await self._done.wait()
+                except KeyboardInterrupt:
+                    # It came before the watch was set up, in the main task's protected code.
+                    self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self.shared.stop_reason = "Ctrl-C during the drain"
+        self._work.cancel()
+        self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
+
+    def _conclude(self, exc: BaseException | None) -> None:
+        """Say what went wrong. Raise what has to be raised even in place of the body's exception."""
+        total = self.shared.ledger.total()
+        if total.rejected:
+            reasons = self.shared.losses.summary("rejected")
+            message = f"{total.rejected} of {total.accepted} spans were rejected ({reasons})"
+            self.shared.logger.error("SpanBatcher: %s", message, extra={"summary": True})
+        if total.undelivered:
+            reasons = self.shared.losses.summary("undelivered")
+            message = f"{total.undelivered} of {total.accepted} spans were handed back undelivered ({reasons})"
+            self._trouble(message, is_summary=True)
+        if exc is not None:
+            self._add_notes(exc)
+        if self._interrupted and not isinstance(exc, KeyboardInterrupt):
+            raise self._add_notes(KeyboardInterrupt())
+
+    def _add_notes(self, exc: _Exc) -> _Exc:
+        for trouble in self._troubles:
+            exc.add_note(f"SpanBatcher: {trouble}")
+        return exc
+
+    async def _conclude_clean_end(self) -> None:
+        if (failure := self._failure or self.shared.losses.fatal) is not None:
+            raise failure
+        await trio.lowlevel.checkpoint_if_cancelled()
+        total = self.shared.ledger.total()
+        if self.strict and (total.rejected or total.undelivered):
+            raise UndeliveredSpansError(total.rejected, total.undelivered)
+
+    def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
+        self._troubles.append(message)
+        # What counts lost spans is marked: a program that shows the counts itself can filter it out.
+        self.shared.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
