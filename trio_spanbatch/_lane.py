@@ -24,11 +24,9 @@ queued all the while. The cuts between batches are made on the way in, see `Batc
 from __future__ import annotations
 
 import math
-from bisect import insort
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from ._batch import EncodedSpan, SpanBatch
@@ -42,6 +40,7 @@ from ._request_size import RequestSizeLimit
 from ._results import Delivered, ExportResult, Refused, TryLater
 from ._shared import Shared
 from ._statistics import LocationStatistics, Loss
+from ._turns import Turns
 
 if TYPE_CHECKING:
     from ._admission import Waiter
@@ -50,18 +49,6 @@ __all__ = ["Lane"]
 
 # HTTP's "Content Too Large".
 _TOO_LARGE = 413
-
-
-@attrs.define(eq=False)
-class _Turn:
-    """A delivery that waits for its next attempt."""
-
-    lease: Lease
-    given: bool = False
-    over: trio.Event = attrs.Factory(trio.Event)
-
-    def first(self) -> int:
-        return self.lease.first
 
 
 class Lane:
@@ -90,7 +77,7 @@ class Lane:
         self._first: EncodedSpan | None = None
         self._leases: dict[Lease, None] = {}
         self._leased_bytes = 0
-        self._turns: list[_Turn] = []
+        self._turns = Turns(self.reconsider, self._release_export)
         self._flushes: dict[LocationFlush, Flush] = {}
         self._flush_watermark = 0
         self._pressed = False
@@ -291,9 +278,7 @@ class Lane:
         self._shared.exporting += not self.pace.active
         self.pace.active += 1
         if self._turns:
-            turn = self._turns.pop(0)
-            turn.given = True
-            turn.over.set()
+            self._turns.give_first()
             self._shared.admission.keep_slots_busy()
         else:
             delivery = Delivery(self._seal(), self, self._shared)
@@ -415,22 +400,7 @@ class Lane:
         Returns:
             False if ``give_up_at`` came first, or there will be no turn before the drain's end. Then there is no slot.
         """
-        turn = _Turn(lease)
-        insort(self._turns, turn, key=_Turn.first)
-        self.reconsider()
-        try:
-            with trio.CancelScope(deadline=give_up_at):
-                await turn.over.wait()
-        except trio.Cancelled:
-            if turn.given:
-                # Cancelled first and then, before this task ran, given its turn.
-                self._release_export()
-            raise
-        finally:
-            if not turn.over.is_set():
-                self._turns.remove(turn)
-                self.reconsider()
-        return turn.given
+        return await self._turns.wait(lease, give_up_at)
 
     # -- giving up ---------------------------------------------------------------------------------------------
 
@@ -443,9 +413,7 @@ class Lane:
         )
 
     def _give_up(self) -> None:
-        for turn in self._turns:
-            turn.over.set()
-        self._turns.clear()
+        self._turns.end_all()
         self._hand_back_queue("the location backs off beyond the shutdown deadline")
 
     def _hand_back_queue(self, reason: str) -> None:
