@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 from rich.console import Console
-from rich.table import Table
+
+from .tables import table_lines
 
 __all__ = ["LogLines", "Screen"]
 
 # Wide enough for any table: where nobody looks, nothing is to be folded.
-_PIPE_WIDTH = 1000
+_PIPE_WIDTH = 1_000_000
 
 
 def _console(*, stderr: bool) -> Console:
@@ -43,22 +44,17 @@ class Screen:
         self.err.print(_one_line(line), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table: the first column is text, the others are numbers."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for index, column in enumerate(columns):
-            # Names may be folded on a narrow terminal; numbers never.
-            table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-        for row in rows:
-            table.add_row(*map(_one_line, row))
-        self.out.print(table)
-
-
-# What a batcher logs at its end. Commands show the same for each location, and with counts.
-_SHOWN_ANYWAY = ("spans were handed back undelivered", "spans were rejected")
+        """Print a table: the first column has names, the others numbers."""
+        lines = table_lines(columns, [[*map(_one_line, row)] for row in rows], self.out.width)
+        for line in lines:
+            self.out.print(line.text, style="bold" if line.heading else None, soft_wrap=True)
 
 
 class LogLines(logging.Handler):
-    """Prints what the library logs as single lines, without tracebacks."""
+    """Prints what the library logs as single lines, without tracebacks.
+
+    What a batcher sums up at its end is left out: commands show the same for each location, and with counts.
+    """
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)
@@ -66,9 +62,8 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        message = record.getMessage()
-        if not any(shown in message for shown in _SHOWN_ANYWAY):
-            self._screen.warn(message)
+        if not getattr(record, "summary", False):
+            self._screen.warn(record.getMessage())
 
 
 def _one_line(text: str) -> str:
