@@ -254,15 +254,19 @@ async def test_all_spans_have_the_location_that_is_given(lines: Path) -> None:
     assert list(exporter.delivered) == ["main.a.spans"]
 
 
-async def test_more_locations_than_may_live_at_once_are_sent_all_the_same(tmp_path: Path) -> None:
+async def test_all_of_more_locations_than_may_live_at_once_are_sent_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
-    path.write_bytes(b"".join(request_line(span_document(n + 1, tenant=f"t{n}")) for n in range(10)))
+    tenants = [f"t{n}" for n in range(10)]
+    spans = [request_line(span_document(n + 1, tenant=tenant)) for n, tenant in enumerate([*tenants, *tenants])]
+    path.write_bytes(b"".join(spans))
     exporter = InMemoryExporter()
     result, err = await send_files(
         exporter, path, location_of=LocationOf(attribute="tenant"), limits=Limits(max_locations=3)
     )
     assert (result.exit_code, err) == (0, "")
     assert len(exporter.delivered) == 10
+    locations = counts_of(result)["locations"]
+    assert {tenant: counts["delivered"] for tenant, counts in locations.items()} == dict.fromkeys(tenants, 2)
 
 
 async def test_a_full_queue_makes_the_reader_wait_and_memory_stays_flat(tmp_path: Path) -> None:

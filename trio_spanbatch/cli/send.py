@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from .._batcher import SpanBatcher
-from .._errors import InvalidSpanError, TooManyLocationsError
+from .._errors import InvalidSpanError
 from .._exporter import SpanExporter
 from .._policy import BatchPolicy, Limits, RetryPolicy
 from .._records import Span
@@ -30,6 +30,12 @@ PATIENCE = 20.0
 NOBODY_THERE = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
 # Seconds that the drain may take after a Ctrl-C.
 SHUTDOWN_TIMEOUT = 10.0
+
+# A batcher forgets the counts of locations that ended long ago once there are more than it allows at once. Here each
+# is to be counted to the end, so it allows any number; the sender sees to it that few of them live at once.
+_ANY_NUMBER = 2**62
+# Seconds. A location without spans that lives on is only a burden then.
+_IDLE_TIMEOUT = 5.0
 
 
 class NoLocation(ValueError):
@@ -81,7 +87,7 @@ class SendSettings:
         files: The names of the files; ``-`` is standard input.
         location_of: Where each span belongs.
         batch: When a batch is due.
-        limits: What may wait.
+        limits: What may wait. The spans of more than its ``max_locations`` are sent as well, but not at once.
         retry: How often an export is repeated.
         patience: Seconds from the first attempt after which it gives up, if no request was ever answered.
         nobody_there: What to do then.
@@ -142,7 +148,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     batcher = SpanBatcher(
         watched,
         batch=settings.batch,
-        limits=settings.limits,
+        limits=attrs.evolve(settings.limits, max_locations=_ANY_NUMBER, location_idle_timeout=_IDLE_TIMEOUT),
         retry=settings.retry,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         on_loss=tally.add_loss,
@@ -157,7 +163,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
                 nursery.start_soon(progress.run, batcher.statistics)
                 async with batcher:
                     with interrupt.scope:
-                        await _Sender(batcher, settings.location_of, tally, screen, progress).send_all(settings.files)
+                        await _Sender(batcher, settings, tally, screen, progress).send_all()
                         progress.read_whole = True
                         await batcher.flush()
             nursery.cancel_scope.cancel()
@@ -179,13 +185,19 @@ async def _stop_if_nobody_answers(watched: WatchedExporter, scope: trio.CancelSc
 @attrs.frozen
 class _Sender:
     batcher: SpanBatcher
-    location_of: LocationOf
+    settings: SendSettings
     tally: Tally
     screen: Screen
     progress: SendProgress
+    # Locations that may hold spans: those since the last flush.
+    _live: set[str] = attrs.field(factory=set, init=False)
 
-    async def send_all(self, files: Sequence[str]) -> None:
-        for name in files:
+    @property
+    def location_of(self) -> LocationOf:
+        return self.settings.location_of
+
+    async def send_all(self) -> None:
+        for name in self.settings.files:
             await self._send_file(name)
 
     async def _send_file(self, name: str) -> None:
@@ -234,12 +246,12 @@ class _Sender:
             self._leave_out(file, line, f"span {number}: {error}", location)
 
     async def _add(self, location: str, span: Span) -> None:
-        try:
-            await self.batcher.add_span(location, span)
-        except TooManyLocationsError:
-            # None has spans after a flush, and one that has none makes room for another.
+        if location not in self._live and len(self._live) >= self.settings.limits.max_locations:
+            # None holds spans after a flush.
             await self.batcher.flush()
-            await self.batcher.add_span(location, span)
+            self._live.clear()
+        await self.batcher.add_span(location, span)
+        self._live.add(location)
 
     def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
         self.screen.warn(f"{file.name}:{line}: {reason}")
