@@ -231,3 +231,29 @@ def test_closing_twice_is_fine(path: Path) -> None:
     store = SpanStore(path)
     store.close()
     store.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE spans (a, b)",
+        "CREATE VIEW spans AS SELECT 1 AS location",
+        "CREATE TABLE spans AS SELECT 1 AS location, 2 AS trace_id, 3 AS span_id",
+    ],
+)
+def test_a_table_of_somebody_else_is_refused_and_left_as_it_is(sql: str, path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(sql)
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(sqlite3.DatabaseError, match="its table spans has other columns"):
+        SpanStore(path)
+    assert path.read_bytes() == before
+
+
+def test_a_database_without_the_table_gets_it(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE other (a)")
+    connection.close()
+    SpanStore(path).close()
+    assert rows_of(path) == []

@@ -12,6 +12,7 @@ import base64
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,12 +75,14 @@ class SpanStore:
     """A SQLite file with a table ``spans``. Its methods block, and may be called from any one thread at a time.
 
     Raises:
-        sqlite3.Error: The file cannot be opened, or is no SQLite file.
+        sqlite3.Error: The file cannot be opened, is no SQLite file, or has a table ``spans`` of somebody else's.
     """
 
     def __init__(self, path: Path | str) -> None:
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_BUSY_TIMEOUT)
         try:
+            # Before anything is written: the file may be somebody else's.
+            _check_columns(self._connection)
             self._connection.execute("PRAGMA journal_mode=WAL")
             # What is committed survives the end of this process, however it ends; only a power cut may take it.
             self._connection.execute("PRAGMA synchronous=NORMAL")
@@ -117,6 +120,20 @@ class SpanStore:
     def close(self) -> None:
         """Close the file. Closing twice is fine."""
         self._connection.close()
+
+
+def _check_columns(connection: sqlite3.Connection) -> None:
+    found = _columns(connection)
+    with closing(sqlite3.connect(":memory:")) as empty:
+        empty.execute(_SCHEMA)
+        expected = _columns(empty)
+    if found not in ([], expected):
+        raise sqlite3.DatabaseError("its table spans has other columns than trio-spanbatch's")
+
+
+def _columns(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    """Return name and place in the key (0 for none) of the columns of the table, none if it is not there."""
+    return [(row[1], row[5]) for row in connection.execute("PRAGMA table_info(spans)")]
 
 
 def _rows(location: str, request: ExportTraceServiceRequest) -> Iterator[Row]:
