@@ -218,7 +218,8 @@ def test_a_bad_scope_leaves_the_other_scopes_of_its_resource() -> None:
     ("document", "words"),
     [
         (None, "the document is None"),
-        ([], r"the document is \[\]"),
+        ([], r"the document is \[\]; .*; write one request a line$"),
+        ({"resourceSpans": None}, "^the document's resourceSpans is null; it has to be a list"),
         ("resourceSpans", "the document is 'resourceSpans'"),
         ({"resourceLogs": []}, r"the document has no resourceSpans; it has \['resourceLogs'\]"),
         ({"resourceSpans": {}}, r"^resourceSpans is \{\}: it has to be a JSON array"),

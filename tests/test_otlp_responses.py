@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from trio_spanbatch import Delivered, ExportResult, Refused, TryLater
-from trio_spanbatch.otlp.messages import MAX_MESSAGE_LENGTH, short_text
+from trio_spanbatch.otlp.messages import MAX_MESSAGE_LENGTH, server_message, short_text
 from trio_spanbatch.otlp.responses import MAX_RETRY_AFTER, RULES, interpret_response, retry_after
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
@@ -249,7 +249,7 @@ def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
         (HTML, b"<html><title></title><body><h1>Oh <b>no</b></h1><script>x = 1</script>", "Oh no"),
         ({}, b"<html><body>Oh no</body></html>", "Oh no"),
         (HTML, b"just text", "just text"),
-        ({}, "Gr\u00fc\u00dfe\r\n\x1b[31m\x00\u202ered".encode(), "Gr\u00fc\u00dfe [31m red"),
+        ({}, "Gr\u00fc\u00dfe\r\n\x1b[31m\x00\u202ered".encode(), "Gr\u00fc\u00dfe red"),
         ({"content-type": "text/plain; charset=utf-16"}, b"\xff\xfeno", "\ufffd\ufffdno"),
     ],
 )  # fmt: skip
@@ -330,3 +330,18 @@ def test_short_text_is_one_short_printable_line(text: str) -> None:
     assert line.isprintable()
     assert len(line) <= MAX_MESSAGE_LENGTH
     assert line == line.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x9b2Kgone", "gone"),
+        ("\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b", "ab"),
+        ("half \x1b[31", "half [31"),
+        ("s3c\x1b[0mret", "***"),
+    ],
+)
+def test_what_drives_a_terminal_is_dropped_as_a_whole(text: str, line: str) -> None:
+    assert short_text(text, ["s3cret"]) == line
+    assert server_message({"content-type": "text/plain"}, text.encode(), ["s3cret"]) == line

@@ -78,8 +78,11 @@ def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
         ValueError: The document is no such request. Raised by the call, not by the iterator.
     """
     if not isinstance(document, dict):
-        raise ValueError(f"the document is {shown(document)}; a request is a JSON object with resourceSpans")
+        advice = "; write one request a line" if isinstance(document, list) else ""
+        raise ValueError(f"the document is {shown(document)}; a request is a JSON object with resourceSpans{advice}")
     envelopes = field_of(document, "resourceSpans")
+    if envelopes is None and ("resourceSpans" in document or "resource_spans" in document):
+        raise ValueError("the document's resourceSpans is null; it has to be a list")
     if envelopes is None and document:
         raise ValueError(f"the document has no resourceSpans; it has {shown(list(document))}")
     try:

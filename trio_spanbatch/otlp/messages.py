@@ -37,6 +37,10 @@ _MAX_JSON_ITEMS = 20_000
 _MESSAGE_KEYS = ("message", "detail", "error_message", "error_description", "error", "msg", "title", "errors")
 _CODE_KEYS = ("error_code", "code")
 
+# What drives a terminal, as a whole: ESC or its 8-bit form, then a control sequence (ECMA-48, 5.4), or a string up to
+# its end. Of one that is cut off or unknown, only the ESC itself is dropped, as any character that cannot be printed.
+_TERMINAL = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[P\\]^_X])[^\x07\x1b]*(?:\x07|\x1b\\\\)")
+
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]*)", re.IGNORECASE)
 _INVISIBLE = re.compile(r"<(?:script|style)\b[^<]*", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>?")
@@ -49,6 +53,8 @@ def media_type(headers: Mapping[str, str]) -> str:
 
 def short_text(text: str, secrets: Collection[str] = ()) -> str:
     """Return ``text`` on one line, printable, without ``secrets``, of at most `MAX_MESSAGE_LENGTH` characters."""
+    # First, as it may stand within a secret.
+    text = _TERMINAL.sub("", text)
     # Secrets are taken out before anything is cut off: half of a token is still half of a token.
     for secret in secrets:
         text = text.replace(secret, "***")
@@ -79,11 +85,11 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
         if found:
             return short_text(found, secrets)
     # Four times as much as is looked at, so that a secret across the end of the prefix is whole when it is removed.
-    text = body[: 4 * _TEXT_PREFIX].decode("utf-8", "replace")
+    text = _TERMINAL.sub("", body[: 4 * _TEXT_PREFIX].decode("utf-8", "replace"))
     for secret in secrets:
         text = text.replace(secret, "***")
     text = text[:_TEXT_PREFIX]
-    return short_text(_html_text(text) if "html" in kind or text.lstrip()[:1] == "<" else text)
+    return short_text(_html_text(text) if "html" in kind or text.lstrip()[:1] == "<" else text, secrets)
 
 
 def _status_message(body: bytes) -> str:
