@@ -12,6 +12,9 @@ from typing import Any
 
 import attrs
 import trio
+from click.testing import CliRunner, Result
+
+from trio_spanbatch.cli.commands import cli
 
 
 def span_document(number: int, *, tenant: object = None, **fields: Any) -> dict[str, Any]:
@@ -85,6 +88,17 @@ async def run_command(
         env=clean_environment(environ),
     )
     return Ended(process.returncode, process.stdout.decode(), process.stderr.decode())
+
+
+async def run_in_process(*arguments: object, environ: Mapping[str, str] | None = None) -> Ended:
+    """Run ``trio-spanbatch`` in a thread of this process. That is much faster, but it can be sent no signal."""
+    result = await trio.to_thread.run_sync(_invoke, [str(argument) for argument in arguments], environ or {})
+    return Ended(result.exit_code, result.stdout, result.stderr)
+
+
+def _invoke(arguments: Sequence[str], environ: Mapping[str, str]) -> Result:
+    cleared = dict.fromkeys(os.environ.keys() - clean_environment().keys())
+    return CliRunner(env={**cleared, **environ}).invoke(cli, arguments, prog_name="trio-spanbatch")
 
 
 async def start_command(

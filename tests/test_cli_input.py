@@ -87,6 +87,7 @@ def test_what_is_no_json_is_told_with_its_line_and_the_rest_is_read(
     assert [item.line for item in unreadable] == [line for line, _ in expected]
     for item, (_, reason) in zip(unreadable, expected, strict=True):
         assert item.reason.startswith(reason)
+        assert "sys." not in item.reason
     assert sum(isinstance(item, Document) for item in items) == data.count(LINE)
 
 

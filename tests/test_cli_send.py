@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import trio
-from cli_support import Lines, request_document, request_line, run_command, span_document, start_command
+from cli_support import (
+    Lines,
+    request_document,
+    request_line,
+    run_command,
+    run_in_process,
+    span_document,
+    start_command,
+)
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -296,6 +304,9 @@ async def test_it_gives_up_when_nobody_ever_answers_and_says_what_to_do(lines: P
     ended = await run_with_patience(0.01, "http://127.0.0.1:1/v1/traces", lines)
     document = counts_of(ended)
     assert document["read"] == document["undelivered"] == 6
+    # The drain's last attempt at the batch is none: it was not sent.
+    assert document["requests"] == document["locations"]["default"]["requests"] == 1
+    assert document["retries"] == 0
     assert ended.exit_code == 1
     (line,) = ended.explanations()
     assert line.startswith("no request was ever answered: cannot connect to 127.0.0.1:1: ")
@@ -312,8 +323,20 @@ async def test_it_gives_up_on_a_server_that_accepts_and_never_answers(lines: Pat
     async with OTLPReceiver(answers=lambda request: Hang()) as receiver:
         result = await run_with_patience(0.01, receiver.url, lines)
     assert counts_of(result)["undelivered"] == 6
-    assert result.failure == "no answer"
+    assert result.failure == "no answer from the server within 0.01 s"
     assert result.exit_code == 1
+
+
+async def test_when_it_gives_up_it_says_that_it_stopped_reading(lines: Path) -> None:
+    limits = Limits(max_queued_spans=1)
+    result, _ = await send_files(
+        InMemoryExporter([Hang()]), lines, patience=0.01, server="localhost:4318", limits=limits
+    )
+    assert counts_of(result)["read"] < 6
+    assert list(result.explanations()) == [
+        f"no request was ever answered: no answer from localhost:4318 within 0.01 s; {result.nobody_there}",
+        "gave up: the rest of the input was not read",
+    ]
 
 
 async def test_a_server_that_answers_503_for_a_while_gets_everything(lines: Path) -> None:
@@ -326,7 +349,7 @@ async def test_a_server_that_answers_503_for_a_while_gets_everything(lines: Path
 
 async def test_options_reach_the_requests(lines: Path) -> None:
     async with OTLPReceiver(location_header="X-T", path="/custom") as receiver:
-        ended = await run_command(
+        ended = await run_in_process(
             *("send", lines, "--endpoint", receiver.url, "--location", "here", "--location-header", "X-T"),
             *("--header", "X-Key=a=b", "--header", "Authorization=Bearer s3cr3t-token", "--compression", "gzip"),
             *("--max-spans", 2, "--max-bytes", 100_000, "--max-delay", 1, "--timeout", 5),
@@ -349,7 +372,7 @@ async def test_the_environment_says_where_to_and_options_win(lines: Path) -> Non
             "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
             "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "3",
         }
-        ended = await run_command("send", lines, "--header", "X-Key=mine", "--compression", "none", environ=environ)
+        ended = await run_in_process("send", lines, "--header", "X-Key=mine", "--compression", "none", environ=environ)
     assert ended.exit_code == 0
     assert [len(request.spans) for request in receiver.requests] == [3, 3]
     for request in receiver.requests:
@@ -358,19 +381,20 @@ async def test_the_environment_says_where_to_and_options_win(lines: Path) -> Non
 
 
 async def test_nothing_is_sent_where_telemetry_is_switched_off(lines: Path) -> None:
-    ended = await run_command("send", lines, environ={"OTEL_SDK_DISABLED": "true"})
+    ended = await run_in_process("send", lines, environ={"OTEL_SDK_DISABLED": "true"})
     assert ended.exit_code == 1
     assert ended.err == "default: 6 rejected: OTEL_SDK_DISABLED is true: nothing is sent\n"
 
 
 async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
     async with OTLPReceiver() as receiver:
-        ended = await run_command("send", lines, "--endpoint", receiver.url, "--location-attribute", "tenant")
+        ended = await run_in_process("send", lines, "--endpoint", receiver.url, "--location-attribute", "tenant")
     rows = [line.split() for line in ended.out.splitlines()]
     assert rows[0] == ["location", *COUNTS]
     assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "in"]
     assert rows[-1] == ["in", "all", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
-    assert ended.err == ""
+    # Without the header they are locations here, and one there.
+    assert ended.err == "the server is not told the locations of --location-attribute: name a --location-header\n"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +409,16 @@ async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
         (["-", "--endpoint", "ftp://x"], "must begin with http:// or https://"),
         (["-", "--endpoint", "http://me:s3cr3t@x/"], "give them as --header"),
         (["-", "--max-spans", "0"], "0 is not in the range"),
-        (["-", "--max-delay", "nan"], "BatchPolicy.max_delay is nan"),
+        (["-", "--max-delay", "nan"], "'--max-delay': nan is no number of seconds"),
+        (["-", "--timeout", "nan"], "'--timeout': nan is no number of seconds"),
+        (["-", "--location", ""], "'--location': it is empty"),
+        (["-", "--location-attribute", ""], "'--location-attribute': it is empty"),
+        (["-", "--endpoint", ""], "'--endpoint': it is empty"),
+        (["-", "--location-header", "a b"], "send: --location-header 'a b' is no header name"),
+        (
+            ["-", "--location-header", "X-T", "--header", "x-t=1"],
+            "--location-header 'X-T' is also given with --header or OTEL_EXPORTER_OTLP_HEADERS",
+        ),
         (["-", "--timeout", "-1"], "-1.0 is not in the range"),
         (["-", "--compression", "br"], "'br' is not one of"),
     ],

@@ -57,7 +57,7 @@ async def test_any_answer_keeps_it_going(answer: ExportResult, autojump_clock: t
 async def test_after_that_attempts_end_at_once_and_leave_no_time_for_another(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    watched = WatchedExporter(InMemoryExporter([Hang()]), PATIENCE)
+    watched = WatchedExporter(InMemoryExporter([Hang()]), PATIENCE, "localhost:4318")
     results: list[ExportResult] = []
 
     async def attempt() -> None:
@@ -68,8 +68,22 @@ async def test_after_that_attempts_end_at_once_and_leave_no_time_for_another(
         await watched.wait_to_give_up()
     assert trio.current_time() == pytest.approx(PATIENCE)
     # The server may have the batch of the attempt that was cut short; the next one was not sent at all.
-    assert results == [TryLater("no answer", after=math.inf, ambiguous=True)]
-    assert await watched.export(batch()) == TryLater("no answer", after=math.inf, ambiguous=False)
+    reason = "no answer from localhost:4318 within 20 s"
+    assert results == [TryLater(reason, after=math.inf, ambiguous=True)]
+    assert await watched.export(batch()) == TryLater(reason, after=math.inf, ambiguous=False)
+    assert watched.failure == reason
+
+
+async def test_what_is_handed_back_without_an_attempt_is_no_request(autojump_clock: trio.testing.MockClock) -> None:
+    inside = InMemoryExporter([TryLater("cannot connect")])
+    watched = WatchedExporter(inside, PATIENCE)
+    attempted, other = batch(), batch()
+    await watched.export(attempted)
+    await watched.wait_to_give_up()
+    await watched.export(attempted)
+    await watched.export(other)
+    assert len(inside.batches) == 1
+    assert (watched.not_sent, watched.not_repeated) == ({"a": 2}, {"a": 1})
 
 
 async def test_it_checks_locations_as_the_exporter_inside_does() -> None:

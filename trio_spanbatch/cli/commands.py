@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ import trio
 from .._environment import batch_options, queue_options
 from .._policy import MIB, BatchPolicy, Limits, RetryPolicy
 from .._version import __version__
+from ..otlp.http_headers import check_header_name
 from .destinations import (
     DESTINATIONS,
     Destination,
     attempt_timeout,
     in_words_of_options,
+    location_is_not_told,
     make_exporter,
     nobody_there,
+    server_of,
 )
+from .output import OutputError, check_output, output_errors
 from .screen import LogLines, Screen
 
 __all__ = ["cli"]
@@ -39,14 +44,44 @@ _LOGGER = logging.getLogger("trio_spanbatch")
 _PENDING_BYTES = 128 * MIB
 _PENDING_BYTES_PER_LOCATION = 64 * MIB
 
-_SECONDS = click.FloatRange(min=0, min_open=True)
+
+class _Seconds(click.FloatRange):
+    """A number above 0; ``inf`` is one."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+_SECONDS = _Seconds()
+
+
+def _not_empty(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value == "":
+        raise click.BadParameter("it is empty")
+    return value
 
 
 class _OneLineErrors(click.Group):
     """Errors are one line, where click prints the usage as well."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with output_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # In here, as click ends the process without a word where a pipe is closed.
+        with output_errors():
+            return super().invoke(ctx)
+
     def main(self, *args: Any, **options: Any) -> Any:
         try:
+            check_output()
             exit_code = super().main(*args, **{**options, "standalone_mode": False})
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
@@ -55,6 +90,9 @@ class _OneLineErrors(click.Group):
             else:
                 self._print(error.format_message(), context)
             exit_code = error.exit_code
+        except OutputError as error:
+            self._print(str(error), None)
+            exit_code = 1
         except click.Abort:
             exit_code = 128 + signal.SIGINT
         sys.exit(exit_code)
@@ -63,7 +101,8 @@ class _OneLineErrors(click.Group):
     def _print(message: str, context: click.Context | None) -> None:
         path = context.command_path if context is not None else "trio-spanbatch"
         hint = f"; {path} --help tells more" if context is not None else ""
-        click.echo(f"{path}: {' '.join(message.split()).rstrip('.')}{hint}", err=True)
+        with suppress(OSError):
+            click.echo(f"{path}: {' '.join(message.split()).rstrip('.')}{hint}", err=True)
 
 
 @click.group("trio-spanbatch", cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,6 +121,7 @@ def cli() -> None:
 @click.option(
     "--endpoint",
     metavar="URL",
+    callback=_not_empty,
     help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, "
     "else http://localhost:4318/v1/traces. For mlflow it is the tracking URI, by default MLFLOW_TRACKING_URI; "
     "for unity-catalog the workspace, by default DATABRICKS_HOST.",
@@ -89,16 +129,21 @@ def cli() -> None:
 @click.option(
     "--location",
     metavar="NAME",
+    callback=_not_empty,
     help="The location of all spans. For mlflow it is an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID; "
     "for unity-catalog a table. [default: default]",
 )
 @click.option(
     "--location-attribute",
     metavar="KEY",
+    callback=_not_empty,
     help="Take each span's location from this attribute of the span, else of its resource.",
 )
 @click.option(
-    "--location-header", metavar="HEADER", help="The header that tells the server the location, e.g. X-Scope-OrgID."
+    "--location-header",
+    metavar="HEADER",
+    callback=_not_empty,
+    help="The header that tells the server the location, e.g. X-Scope-OrgID.",
 )
 @click.option("--header", "headers", metavar="K=V", multiple=True, help="A header for every request. May be repeated.")
 @click.option("--compression", type=click.Choice(["gzip", "none"]), help="How requests are compressed. [default: none]")
@@ -158,15 +203,18 @@ def send_command(
                 batch=batch,
                 limits=_limits(batch),
                 retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
+                server=server_of(exporter),
                 nobody_there=nobody_there(destination),
             )
         except (TypeError, ValueError) as error:
             raise click.UsageError(in_words_of_options(str(error))) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(str(error)) from error
+        if location_is_not_told(destination):
+            screen.warn("the server is not told the locations of --location-attribute: name a --location-header")
         result = trio.run(send, settings, exporter, screen)
     if as_json:
-        click.echo(json.dumps(result.tally.document(result.statistics), ensure_ascii=False))
+        screen.document(_json(result.tally.document(result.statistics)))
     else:
         result.tally.show(screen, result.statistics)
     for line in result.explanations():
@@ -185,11 +233,21 @@ def send_command(
     metavar="FILE.db",
     help="Store spans in this SQLite file, one row a span. Without, they are only counted.",
 )
-@click.option("--location-header", metavar="HEADER", help="The header that carries the location of a request.")
+@click.option(
+    "--location-header",
+    metavar="HEADER",
+    callback=_not_empty,
+    help="The header that carries the location of a request.",
+)
 def receive_command(host: str, port: int, store: Path | None, location_header: str | None) -> None:
     """Receive spans over OTLP/HTTP, for development. Ctrl-C ends it."""
     from .receive import ReceiveSettings, receive
 
+    if location_header is not None:
+        try:
+            check_header_name(location_header, "--location-header")
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
     screen = Screen()
     settings = ReceiveSettings(host=host, port=port, store=store, location_header=location_header)
     with _log_lines(screen):
@@ -218,7 +276,7 @@ def demo_command(store: Path | None) -> None:
     if store is not None and store.exists():
         raise click.ClickException(f"{store} is there already; the demo wants a new file")
     if store is None:
-        store = Path(tempfile.mkdtemp(prefix="trio-spanbatch-")) / "demo.db"
+        store = _new_folder() / "demo.db"
     screen = Screen()
     with _log_lines(screen):
         try:
@@ -228,6 +286,23 @@ def demo_command(store: Path | None) -> None:
     screen.say(f"the store: {store}")
     screen.say(result.verdict)
     sys.exit(result.exit_code)
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="trio-spanbatch-"))
+    except OSError as error:
+        raise click.ClickException(f"no temporary file: {error.strerror}; name a file with --store") from error
+
+
+def _json(document: object) -> str:
+    """Return ``document`` in one line, with characters as they are if standard output can have them."""
+    text = json.dumps(document, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(document)
+    return text
 
 
 def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:

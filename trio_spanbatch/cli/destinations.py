@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -19,7 +20,16 @@ from ..otlp.disabled import DisabledExporter
 from ..otlp.http import OTLPExporter
 from .send import NOBODY_THERE
 
-__all__ = ["DESTINATIONS", "Destination", "attempt_timeout", "in_words_of_options", "make_exporter", "nobody_there"]
+__all__ = [
+    "DESTINATIONS",
+    "Destination",
+    "attempt_timeout",
+    "in_words_of_options",
+    "location_is_not_told",
+    "make_exporter",
+    "nobody_there",
+    "server_of",
+]
 
 DESTINATIONS = ("otlp", "mlflow", "unity-catalog")
 
@@ -36,6 +46,8 @@ _NOBODY_THERE = {
 _WORDS = (
     (r"headers= or auth=", "--header"),
     (r"\bendpoint (?=')", "--endpoint "),
+    (r"\blocation_header (?=')", "--location-header "),
+    (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\bgive host=", "give --endpoint"),
     (r"\bhost must be", "--endpoint must be"),
     (r"\bgive them as username= and password=, or as ", "give them as "),
@@ -106,6 +118,21 @@ def attempt_timeout(destination: Destination) -> float:
 def nobody_there(destination: Destination) -> str:
     """Return what to do when no request was ever answered."""
     return _NOBODY_THERE[destination.to]
+
+
+def location_is_not_told(destination: Destination) -> bool:
+    """Whether spans have locations of their own, and nothing tells the server."""
+    by_span = destination.location_attribute is not None
+    return by_span and destination.to == "otlp" and destination.location_header is None
+
+
+def server_of(exporter: SpanExporter) -> str:
+    """Return host and port of the server that ``exporter`` sends to."""
+    url = urlsplit(str(getattr(exporter, "endpoint", "")))
+    if not url.hostname:
+        return "the server"
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    return f"{host}:{url.port or {'https': 443}.get(url.scheme, 80)}"
 
 
 def in_words_of_options(message: str) -> str:
@@ -180,6 +207,7 @@ class _AdvisedExporter:
 
     def __init__(self, exporter: OTLPExporter) -> None:
         self._exporter = exporter
+        self.endpoint: str = exporter.endpoint
 
     def check_location(self, location: str) -> None:
         self._exporter.check_location(location)

@@ -248,7 +248,8 @@ def _reason(error: Exception) -> str:
         return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "not read: nested too deeply"
-    return f"not read: {error}"
+    # Python's advice is for programs.
+    return f"not read: {str(error).partition('; use sys.')[0]}"
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import attrs
 from rich.console import Console
 
+from .output import output_errors
 from .tables import table_lines
 
 __all__ = ["LogLines", "Screen"]
@@ -16,8 +18,14 @@ __all__ = ["LogLines", "Screen"]
 _PIPE_WIDTH = 1_000_000
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise what has come, where rich would end the process without a word."""
+        raise
+
+
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
@@ -36,18 +44,37 @@ class Screen:
     err: Console = attrs.field(factory=lambda: _console(stderr=True))
 
     def say(self, line: str) -> None:
-        """Print a line of results."""
-        self.out.print(_one_line(line), soft_wrap=True)
+        """Print a line of results.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        self._print(_one_line(line))
 
     def warn(self, line: str) -> None:
-        """Print a line about something that is wrong."""
-        self.err.print(_one_line(line), soft_wrap=True)
+        """Print a line about something that is wrong, if that can be printed anywhere."""
+        with suppress(OSError):
+            self.err.print(_one_line(line), soft_wrap=True)
+
+    def document(self, text: str) -> None:
+        """Print a result for programs, as it is.
+
+        Raises:
+            OutputError: As for all results.
+        """
+        with output_errors():
+            self.out.file.write(f"{text}\n")
+            self.out.file.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table: the first column has names, the others numbers."""
         lines = table_lines(columns, [[*map(_one_line, row)] for row in rows], self.out.width)
         for line in lines:
-            self.out.print(line.text, style="bold" if line.heading else None, soft_wrap=True)
+            self._print(line.text, style="bold" if line.heading else None)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        with output_errors():
+            self.out.print(text, style=style, soft_wrap=True)
 
 
 class LogLines(logging.Handler):

@@ -90,6 +90,7 @@ class SendSettings:
         limits: What may wait. The spans of more than its ``max_locations`` are sent as well, but not at once.
         retry: How often an export is repeated.
         patience: Seconds from the first attempt after which it gives up, if no request was ever answered.
+        server: Who does not answer then, as in ``localhost:4318``.
         nobody_there: What to do then.
     """
 
@@ -99,6 +100,7 @@ class SendSettings:
     limits: Limits
     retry: RetryPolicy
     patience: float = PATIENCE
+    server: str = "the server"
     nobody_there: str = NOBODY_THERE
 
 
@@ -133,16 +135,17 @@ class SendResult:
         """Yield lines that say why not everything was delivered, and what to do."""
         if self.failure is not None:
             yield f"no request was ever answered: {self.failure}; {self.nobody_there}"
-            return
-        yield from self.tally.losses()
+        else:
+            yield from self.tally.losses()
         if not self.read_whole:
-            yield "interrupted: the rest of the input was not read"
+            yield f"{'interrupted' if self.interrupted else 'gave up'}: the rest of the input was not read"
 
 
 async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
     """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
     tally = Tally()
-    watched = WatchedExporter(exporter, settings.patience)
+    watched = WatchedExporter(exporter, settings.patience, settings.server)
+    tally.not_sent, tally.not_repeated = watched.not_sent, watched.not_repeated
     interrupt = Interrupt()
     progress = SendProgress(settings.files, screen)
     batcher = SpanBatcher(
@@ -170,7 +173,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     return SendResult(
         statistics=batcher.statistics(),
         tally=tally,
-        failure=watched.failure or "no answer" if watched.gave_up else None,
+        failure=watched.failure if watched.gave_up else None,
         interrupted=interrupt.exit_code,
         read_whole=progress.read_whole,
         nobody_there=settings.nobody_there,

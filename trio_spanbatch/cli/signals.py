@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +28,10 @@ class Interrupt:
     signal: signal.Signals | None = None
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Wait for signals until cancelled."""
+        """Wait for signals until cancelled. They come to the main thread; in another one it waits for nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            task_status.started()
+            await trio.sleep_forever()
         with trio.open_signal_receiver(*_SIGNALS) as signals:
             task_status.started()
             async for number in signals:

@@ -28,10 +28,14 @@ class Tally:
     Attributes:
         invalid: Spans, and lines that are no requests, that were reported and left out.
         invalid_by_location: Those of them whose location is known.
+        not_sent: For each location, how many requests the batcher counts that were not sent: `WatchedExporter`'s.
+        not_repeated: The same for retries.
     """
 
     invalid: int = 0
     invalid_by_location: Counter[str] = attrs.Factory(Counter)
+    not_sent: Counter[str] = attrs.Factory(Counter)
+    not_repeated: Counter[str] = attrs.Factory(Counter)
     _reasons: Counter[tuple[str, str, str]] = attrs.Factory(Counter)
 
     def add_invalid(self, location: str | None) -> None:
@@ -57,9 +61,21 @@ class Tally:
         names = sorted(statistics.locations.keys() | self.invalid_by_location.keys())
         nothing = LocationStatistics()
         locations = {
-            name: _counts(statistics.locations.get(name, nothing), self.invalid_by_location[name]) for name in names
+            name: _counts(
+                statistics.locations.get(name, nothing),
+                invalid=self.invalid_by_location[name],
+                not_sent=self.not_sent[name],
+                not_repeated=self.not_repeated[name],
+            )
+            for name in names
         }
-        return {**_counts(statistics, self.invalid), "locations": locations}
+        in_all = _counts(
+            statistics,
+            invalid=self.invalid,
+            not_sent=self.not_sent.total(),
+            not_repeated=self.not_repeated.total(),
+        )
+        return {**in_all, "locations": locations}
 
     def is_complete(self, statistics: SpanBatcherStatistics) -> bool:
         """Whether everything that was read was delivered."""
@@ -77,9 +93,13 @@ class Tally:
             screen.say(f"and {len(locations) - _MAX_ROWS} more locations; --json has them all")
 
 
-def _counts(statistics: SpanBatcherStatistics | LocationStatistics, invalid: int) -> dict[str, int]:
+def _counts(
+    statistics: SpanBatcherStatistics | LocationStatistics, *, invalid: int, not_sent: int, not_repeated: int
+) -> dict[str, int]:
     counts = {name: getattr(statistics, name) for name in _BATCHER_COUNTS}
     counts |= {"read": statistics.accepted + invalid, "invalid": invalid}
+    counts["requests"] -= not_sent
+    counts["retries"] -= not_repeated
     return {name: counts[name] for name in COUNTS}
 
 

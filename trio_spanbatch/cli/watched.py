@@ -6,6 +6,7 @@ A batcher that lost its server is patient, as servers come back. A command is no
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import trio
 
@@ -24,21 +25,29 @@ class WatchedExporter:
     Args:
         exporter: What sends.
         patience: Seconds from the first attempt after which it gives up.
+        server: Who does not answer, as in ``localhost:4318``.
 
     Attributes:
         answered: Whether any request was answered, by whatever status.
         failure: What the last attempt failed with.
         gave_up: Whether it gave up.
+        not_sent: For each location, how many batches it handed back without an attempt, though the batcher counts one.
+        not_repeated: How many of these it had attempted before.
     """
 
-    def __init__(self, exporter: SpanExporter, patience: float) -> None:
+    def __init__(self, exporter: SpanExporter, patience: float, server: str = "the server") -> None:
         self.answered: bool = False
         self.failure: str = ""
         self.gave_up: bool = False
+        self.not_sent: Counter[str] = Counter()
+        self.not_repeated: Counter[str] = Counter()
         self._exporter = exporter
         self._patience = patience
+        self._silence = f"no answer from {server} within {patience:g} s"
         self._attempted = trio.Event()
         self._attempts: set[trio.CancelScope] = set()
+        # Batches with an attempt, as long as none was answered. Kept, as the id of one that is gone may come again.
+        self._attempted_batches: dict[int, SpanBatch] = {}
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
@@ -50,7 +59,11 @@ class WatchedExporter:
         self._attempted.set()
         if self.gave_up:
             await trio.lowlevel.checkpoint()
+            self.not_sent[batch.location] += 1
+            self.not_repeated[batch.location] += id(batch) in self._attempted_batches
             return self._no_answer(ambiguous=False)
+        if not self.answered:
+            self._attempted_batches[id(batch)] = batch
         with trio.CancelScope() as attempt:
             self._attempts.add(attempt)
             try:
@@ -72,6 +85,7 @@ class WatchedExporter:
         if self.answered:
             await trio.sleep_forever()
         self.gave_up = True
+        self.failure = self.failure or self._silence
         for attempt in self._attempts:
             attempt.cancel()
 
@@ -80,7 +94,8 @@ class WatchedExporter:
             self.failure = result.reason
         else:
             self.answered = True
+            self._attempted_batches.clear()
 
     def _no_answer(self, *, ambiguous: bool) -> TryLater:
         # A wait without an end is one for which there is no time: the batch is handed back at once.
-        return TryLater(self.failure or "no answer", after=math.inf, ambiguous=ambiguous)
+        return TryLater(self.failure, after=math.inf, ambiguous=ambiguous)
