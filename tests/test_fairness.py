@@ -18,7 +18,7 @@ HEALTHY = 48
 SPANS = 4
 SERVICE = (0.3, 0.7)  # seconds that a healthy location's server takes
 PERIOD = 1.0  # seconds between two batches of a healthy location: half of its load
-ROUNDS = 40
+ROUNDS = 30
 
 
 @attrs.define(eq=False)

@@ -79,11 +79,6 @@ class Supervisor:
     _context: Context = attrs.field(init=False)
 
     @property
-    def failure(self) -> BaseException | None:
-        """What went wrong in a task, and is raised at the end."""
-        return self._failure
-
-    @property
     def _reserve(self) -> float:
         return min(_LONGEST_RESERVE, self.shutdown_timeout / 10)
 

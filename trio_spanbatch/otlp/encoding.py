@@ -242,7 +242,10 @@ def _time(tag: int, time: Any, field: str) -> bytes:
 def _status(status: Any) -> bytes:
     if status is None:
         return b""
-    code, description = status.status_code, status.description
+    try:
+        code, description = status.status_code, status.description
+    except AttributeError:
+        raise invalid("status", status, "it has to be a Status") from None
     code_field = _STATUS_CODES.get(code._name_) if isinstance(code, Enum) else None
     if code_field is None:
         raise invalid("status.status_code", code, "it has to be a StatusCode")
