@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import quantiles
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -22,6 +23,7 @@ from .. import (
     Delivered,
     ExportResult,
     LocationStatistics,
+    Loss,
     OTLPExporter,
     RetryPolicy,
     SpanBatch,
@@ -36,6 +38,9 @@ from .signals import Interrupt
 from .store import SpanStore
 
 __all__ = ["DemoResult", "demo"]
+
+# Location, trace id and span id, the ids as hex.
+Key: TypeAlias = tuple[str, str, str]
 
 LOCATION_HEADER = "X-Databricks-UC-Table-Name"
 LOCATIONS = ("main.support.agent_spans", "main.sales.agent_spans", "main.finance.agent_spans", "main.ops.agent_spans")
@@ -116,12 +121,16 @@ class DemoResult:
     Attributes:
         accepted: Location, trace id and span id of all spans that the batcher accepted.
         stored: The same of all rows of the store.
+        handed_back: The same of all spans that the batcher handed back undelivered.
+        reason: Why it did.
         interrupted: 128 and the number of the signal that ended it, 0 if none did.
     """
 
-    accepted: Sequence[tuple[str, str, str]]
-    stored: Sequence[tuple[str, str, str]]
+    accepted: Sequence[Key]
+    stored: Sequence[Key]
     interrupted: int
+    handed_back: Collection[Key] = ()
+    reason: str = ""
 
     @property
     def holds(self) -> bool:
@@ -133,8 +142,14 @@ class DemoResult:
         """What the comparison of ids showed."""
         if self.holds:
             return f"nothing was lost: all {len(self.accepted):,} accepted spans are in the store, one row each"
-        missing = len(set(self.accepted) - set(self.stored))
+        # Some that were handed back may be stored all the same: nobody waited for the answer.
+        missing = len(set(self.accepted) - set(self.stored) - set(self.handed_back))
         unknown = len(set(self.stored) - set(self.accepted))
+        if not missing and not unknown and len(self.stored) == len(set(self.stored)):
+            return (
+                f"{'interrupted: ' if self.interrupted else ''}{len(self.handed_back):,} spans were handed back "
+                f"undelivered ({self.reason}); all others are in the store"
+            )
         return (
             f"NOT what was promised: {len(self.accepted):,} spans accepted, {len(self.stored):,} rows, "
             f"{missing:,} spans missing, {unknown:,} rows that nobody sent"
@@ -156,6 +171,7 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
         server = FailingServer(Collector(store, screen.warn), trio.current_time())
         interrupt = Interrupt()
         tracers: list[Tracer] = []
+        losses: list[Loss] = []
         with interrupt.absorb():
             async with (
                 trio.open_nursery() as nursery,
@@ -168,25 +184,42 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
             ):
                 await nursery.start(interrupt.watch)
                 screen.say(f"receiver on {receiver.url}, {len(LOCATIONS)} locations")
-                await _run_program(receiver.url, server, interrupt.scope, tracers, screen)
+                await _run_program(receiver.url, server, interrupt, tracers, losses, screen)
                 nursery.cancel_scope.cancel()
-        return DemoResult(accepted=list(_accepted(tracers)), stored=list(store.keys()), interrupted=interrupt.exit_code)
+        return DemoResult(
+            accepted=list(_accepted(tracers)),
+            stored=list(store.keys()),
+            handed_back=list(_handed_back(losses)),
+            reason="; ".join(dict.fromkeys(loss.reason for loss in losses)),
+            interrupted=interrupt.exit_code,
+        )
 
 
 async def _run_program(
-    url: str, server: FailingServer, scope: trio.CancelScope, tracers: list[Tracer], screen: Screen
+    url: str,
+    server: FailingServer,
+    interrupt: Interrupt,
+    tracers: list[Tracer],
+    losses: list[Loss],
+    screen: Screen,
 ) -> None:
     """Run agents for all locations, cancel them half-way, and show what became of their spans."""
     exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))
     batcher = SpanBatcher(
-        exporter, batch=_BATCH, retry=_RETRY, shutdown_timeout=_SHUTDOWN_TIMEOUT, log_level=logging.INFO
+        exporter,
+        batch=_BATCH,
+        retry=_RETRY,
+        shutdown_timeout=_SHUTDOWN_TIMEOUT,
+        on_loss=losses.append,
+        log_level=logging.INFO,
     )
     tracers += [Tracer(batcher, location, random.Random()) for location in LOCATIONS]
     with DemoProgress(batcher, PLANNED_SPANS, screen) as progress:
         async with trio.open_nursery() as observers:
             observers.start_soon(progress.run)
-            observers.start_soon(_cancel_half_way, batcher, server, scope, progress)
-            with scope:
+            observers.start_soon(_cancel_half_way, batcher, server, interrupt.scope, progress)
+            # A second Ctrl-C ends the drain, and what is known then is shown all the same.
+            with interrupt.absorb(), interrupt.scope:
                 async with batcher:
                     await _run_agents(tracers)
             observers.cancel_scope.cancel()
@@ -222,10 +255,18 @@ async def _cancel_half_way(
     progress.say(f"the server is well again for {FAILING}")
 
 
-def _accepted(tracers: Sequence[Tracer]) -> Iterator[tuple[str, str, str]]:
+def _accepted(tracers: Sequence[Tracer]) -> Iterator[Key]:
     for tracer in tracers:
         for trace_id, span_id in tracer.accepted:
             yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
+
+
+def _handed_back(losses: Sequence[Loss]) -> Iterator[Key]:
+    for loss in losses:
+        if loss.outcome == "undelivered":
+            for span in loss.batch.spans:
+                message = span.to_message()
+                yield loss.location, message.trace_id.hex(), message.span_id.hex()
 
 
 def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tracer], screen: Screen) -> None:
