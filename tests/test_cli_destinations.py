@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from cli_support import Ended, request_line, run_command, span_document
+from cli_support import Ended, request_line, run_command, run_in_process, span_document
 from click.testing import CliRunner
+from databricks.sdk._base_client import _BaseClient
 from databricks_support import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -23,37 +24,11 @@ from databricks_support import (
 
 from trio_spanbatch.cli import commands
 from trio_spanbatch.cli.destinations import Destination, attempt_timeout, make_exporter
+from trio_spanbatch.cli.watched import WatchedExporter
 from trio_spanbatch.otlp.disabled import DisabledExporter
 from trio_spanbatch.testing import Answer, OTLPReceiver, ReceivedRequest
 
 EXPERIMENT = "x-mlflow-experiment-id"
-
-# ``trio-spanbatch``, but it does not wait: it gives up after the first failure, and databricks-sdk after its first.
-IMPATIENT = """
-import sys, trio
-from trio_spanbatch.cli import main, watched
-
-async def give_up_after_a_failure(self):
-    while not self.failure:
-        await trio.sleep(0.001)
-    self.gave_up = True
-    for attempt in self._attempts:
-        attempt.cancel()
-
-watched.WatchedExporter.wait_to_give_up = give_up_after_a_failure
-if "unity-catalog" in sys.argv:
-    from databricks.sdk._base_client import _BaseClient
-    _BaseClient._is_retryable = staticmethod(lambda error: None)
-main()
-"""
-
-WITHOUT_SDK = """
-import sys
-from trio_spanbatch.cli import main
-
-sys.modules["databricks"] = sys.modules["databricks.sdk"] = None
-main()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +36,19 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     forget_databricks(monkeypatch, tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``send`` gives up after the first failure, and databricks-sdk after its first."""
+
+    async def give_up_after_a_failure(self: WatchedExporter) -> None:
+        while not self.failure:  # noqa: ASYNC110 - nobody tells when it fails
+            await trio.sleep(0.001)
+        self.give_up()
+
+    monkeypatch.setattr(WatchedExporter, "wait_to_give_up", give_up_after_a_failure)
+    monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))
 
 
 @pytest.fixture
@@ -73,8 +61,8 @@ def spans(tmp_path: Path) -> Path:
     return path
 
 
-async def send(spans: Path, *arguments: object, program: str = IMPATIENT, **environ: str) -> Ended:
-    return await run_command("send", spans, *arguments, program=[sys.executable, "-c", program], environ=environ)
+async def send(spans: Path, *arguments: object, **environ: str) -> Ended:
+    return await run_in_process("send", spans, *arguments, environ=environ)
 
 
 def only_line(ended: Ended) -> str:
@@ -113,11 +101,10 @@ async def test_spans_go_to_tables_of_unity_catalog(spans: Path) -> None:
 
 async def test_the_workspace_and_headers_may_be_options(spans: Path) -> None:
     async with workspace_of() as workspace:
-        ended = await send(
-            spans,
-            *("--to", "unity-catalog", "--endpoint", workspace.host, "--location", TABLE),
+        ended = await run_command(
+            *("send", spans, "--to", "unity-catalog", "--endpoint", workspace.host, "--location", TABLE),
             *("--header", "X-Databricks-Org-Id=7", "--timeout", 60),
-            DATABRICKS_TOKEN=PERSONAL_TOKEN,
+            environ={"DATABRICKS_TOKEN": PERSONAL_TOKEN},
         )
     assert (ended.exit_code, ended.err) == (0, "")
     assert len(workspace.receiver.stored[TABLE]) == 3
@@ -163,12 +150,13 @@ async def test_spans_go_to_an_experiment_of_mlflow_by_id_or_name(
 
 async def test_server_and_experiment_may_be_in_mlflows_variables(spans: Path, mlflow_server: OTLPReceiver) -> None:
     async with mlflow_server:
-        ended = await send(
-            spans,
-            *("--to", "mlflow", "--compression", "none"),
-            MLFLOW_TRACKING_URI=base_of(mlflow_server),
-            MLFLOW_TRACKING_TOKEN="s3cret",
-            MLFLOW_EXPERIMENT_ID="3",
+        ended = await run_command(
+            *("send", spans, "--to", "mlflow", "--compression", "none"),
+            environ={
+                "MLFLOW_TRACKING_URI": base_of(mlflow_server),
+                "MLFLOW_TRACKING_TOKEN": "s3cret",
+                "MLFLOW_EXPERIMENT_ID": "3",
+            },
         )
     assert (ended.exit_code, ended.err) == (0, "")
     (request,) = mlflow_server.requests
@@ -247,8 +235,10 @@ def test_half_of_mlflows_credentials_is_told(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-async def test_without_databricks_sdk_it_says_how_to_get_it(spans: Path) -> None:
-    ended = await send(spans, *CATALOG, "--location", TABLE, program=WITHOUT_SDK)
+async def test_without_databricks_sdk_it_says_how_to_get_it(spans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("databricks", "databricks.sdk"):
+        monkeypatch.setitem(sys.modules, module, None)
+    ended = await send(spans, *CATALOG, "--location", TABLE)
     assert only_line(ended) == (
         'trio-spanbatch: databricks-sdk is not installed; get it with: pip install "trio-spanbatch[databricks]"'
     )

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sqlite3
+import sys
 from collections import Counter
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
-from cli_support import Lines, request_line, run_command, span_document, start_command
+from cli_support import Lines, request_line, run_command, run_in_process, span_document, start_command
 
 from trio_spanbatch import Delivered, SpanBatch, TryLater
 from trio_spanbatch.cli.collector import Collector, CollectorCounts
@@ -51,7 +53,7 @@ async def test_what_send_sends_is_stored_and_a_signal_ends_it_in_order(tmp_path:
         url = listening.removeprefix("listening on ")
         arguments = ["send", DATA, "--location-attribute", "tenant", "--location-header", "X-T", "--endpoint", url]
         first = await run_command(*arguments, "--json")
-        again = await run_command(*arguments)
+        again = await run_in_process(*arguments)
         assert (first.exit_code, again.exit_code) == (0, 0)
         delivered = first.document["delivered"]
         while not (await lines.next()).startswith(f"{delivered:,} spans, "):
@@ -68,6 +70,20 @@ async def test_what_send_sends_is_stored_and_a_signal_ends_it_in_order(tmp_path:
     assert Counter(row[0] for row in rows) == expected
 
 
+async def test_what_the_readme_says_to_receive_and_to_send_has_its_location() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (receive,) = re.findall(r"^\$ trio-spanbatch receive (.*)$", readme, re.MULTILINE)
+    (example, *_) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    header = receive.split("--location-header ")[1]
+    async with OTLPReceiver(location_header=header) as receiver:
+        base = receiver.url.removesuffix("/v1/traces")
+        ended = await run_command(
+            program=[sys.executable, "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
+        )
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert list(receiver.stored) == ["main.agents.spans"]
+
+
 async def test_without_a_store_spans_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
     path.write_bytes(request_line(span_document(1)))
@@ -75,7 +91,7 @@ async def test_without_a_store_spans_are_counted(tmp_path: Path) -> None:
         process = await start_command(nursery, "receive", "--port", 0)
         lines = Lines(process.stdout)
         url = (await lines.next()).removeprefix("listening on ")
-        assert (await run_command("send", path, "--endpoint", url)).exit_code == 0
+        assert (await run_in_process("send", path, "--endpoint", url)).exit_code == 0
         assert await lines.next() == "1 span, 1 location, 1 request"
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
@@ -87,7 +103,7 @@ async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ended = await run_command("receive", "--port", port)
+        ended = await run_in_process("receive", "--port", port)
     assert ended.exit_code == 1
     assert ended.err == (
         f"trio-spanbatch: cannot listen on 127.0.0.1:{port}: Address already in use; "
@@ -96,12 +112,33 @@ async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do() -> None:
 
 
 async def test_a_store_that_cannot_be_opened_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
-    ended = await run_command("receive", "--store", tmp_path / "missing" / "spans.db")
+    ended = await run_in_process("receive", "--store", tmp_path / "missing" / "spans.db")
     assert ended.exit_code == 1
     assert ended.err == (
         f"trio-spanbatch: cannot store in {tmp_path / 'missing' / 'spans.db'}: unable to open database file; "
         "name another file with --store\n"
     )
+
+
+async def test_a_file_that_is_no_store_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    other, text = tmp_path / "other.db", tmp_path / "notes.txt"
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE spans (a, b)")
+    connection.close()
+    text.write_text("no database\n" * 100)
+    for path, reason in (
+        (other, "its table spans has other columns than trio-spanbatch's"),
+        (text, "file is not a database"),
+    ):
+        ended = await run_in_process("receive", "--port", 0, "--store", path)
+        assert (ended.exit_code, ended.out) == (1, "")
+        assert ended.err == f"trio-spanbatch: cannot store in {path}: {reason}; name another file with --store\n"
+
+
+async def test_a_header_that_is_none_is_a_mistake() -> None:
+    ended = await run_in_process("receive", "--port", 0, "--location-header", "a b")
+    assert ended.exit_code == 2
+    assert ended.err.startswith("trio-spanbatch receive: --location-header 'a b' is no header name")
 
 
 async def test_a_request_is_acknowledged_only_after_its_spans_are_committed(tmp_path: Path) -> None:

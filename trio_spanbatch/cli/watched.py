@@ -84,6 +84,10 @@ class WatchedExporter:
         await trio.sleep(self._patience)
         if self.answered:
             await trio.sleep_forever()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Cut short what is under way, and hand everything back from now on."""
         self.gave_up = True
         self.failure = self.failure or self._silence
         for attempt in self._attempts:
