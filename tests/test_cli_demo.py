@@ -14,13 +14,14 @@ from cli_support import Lines, run_command, run_in_process, start_command
 from click.testing import CliRunner
 from rich.console import Console
 
-from trio_spanbatch import Limits, OTLPExporter, SpanBatcher
+from trio_spanbatch import Limits, Loss, OTLPExporter, Span, SpanBatch, SpanBatcher, SpanContext
 from trio_spanbatch.cli import commands
 from trio_spanbatch.cli import demo as demo_module
 from trio_spanbatch.cli.agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
-from trio_spanbatch.cli.demo import DemoResult, MeasuringExporter, show
+from trio_spanbatch.cli.demo import DemoResult, MeasuringExporter, handed_back, show
 from trio_spanbatch.cli.demo_progress import DemoProgress
 from trio_spanbatch.cli.screen import Screen
+from trio_spanbatch.otlp.encoding import SpanEncoder
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
 ONE, TWO = ("a", "01", "02"), ("a", "01", "03")
@@ -207,3 +208,12 @@ async def test_bars_move_on_a_terminal(autojump_clock: trio.testing.MockClock) -
     assert "main.a.spans" in text
     assert "1 of     1 delivered" in text
     assert "a line above" in text
+
+
+def test_what_the_server_rejected_was_not_handed_back() -> None:
+    span = SpanEncoder().encode(Span("x", SpanContext(1, 2), start_time=1, end_time=2))
+    losses = [
+        Loss("a", SpanBatch("a", [span]), "rejected", "no"),
+        Loss("b", SpanBatch("b", [span]), "undelivered", "no time"),
+    ]
+    assert list(handed_back(losses)) == [("b", f"{1:032x}", f"{2:016x}")]

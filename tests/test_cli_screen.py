@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import logging
+import os
+import pty
 import re
+import struct
+import termios
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import trio
+from cli_support import clean_environment, command
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -100,3 +109,28 @@ def test_what_the_batcher_sums_up_is_not_shown_twice_and_a_servers_words_are_nev
     logger.warning("a: 500: all spans were rejected and spans were handed back undelivered")
     logger.removeHandler(handler)
     assert err.getvalue() == "a: 500: all spans were rejected and spans were handed back undelivered\n"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+async def test_the_command_fits_the_terminal_that_it_runs_on(width: int) -> None:
+    data = Path(__file__).parent / "data" / "agent-traces.jsonl"
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environ = clean_environment({"TERM": "xterm", "OTEL_SDK_DISABLED": "true"})
+    environ = {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    arguments = command("send", data, "--location-attribute", "tenant", "--location-header", "X-T")
+    ended = await trio.run_process(arguments, stdout=theirs, capture_stderr=True, check=False, env=environ)
+    os.close(theirs)
+    text = ""
+    # The terminal keeps what was written until it is read; Linux ends that with an error.
+    with suppress(OSError):
+        while data_read := os.read(ours, 65536):
+            text += data_read.decode()
+    os.close(ours)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
+    assert all(cell_len(line) <= width for line in lines)
+    rejected = re.findall(r"^(.+): ([\d,]+) rejected", ended.stderr.decode(), re.MULTILINE)
+    assert len(rejected) == 3
+    for location, count in rejected:
+        start = next(number for number, line in enumerate(lines) if line.startswith(location))
+        assert numbers_in("\n".join(lines[start : start + 4]).removeprefix(location)).count(count) >= 3

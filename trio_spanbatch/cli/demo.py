@@ -37,7 +37,7 @@ from .screen import Screen
 from .signals import Interrupt
 from .store import SpanStore
 
-__all__ = ["DemoResult", "demo"]
+__all__ = ["DemoResult", "demo", "handed_back"]
 
 # Location, trace id and span id, the ids as hex.
 Key: TypeAlias = tuple[str, str, str]
@@ -189,7 +189,7 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
         return DemoResult(
             accepted=list(_accepted(tracers)),
             stored=list(store.keys()),
-            handed_back=list(_handed_back(losses)),
+            handed_back=list(handed_back(losses)),
             reason="; ".join(dict.fromkeys(loss.reason for loss in losses)),
             interrupted=interrupt.exit_code,
         )
@@ -261,7 +261,8 @@ def _accepted(tracers: Sequence[Tracer]) -> Iterator[Key]:
             yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
 
 
-def _handed_back(losses: Sequence[Loss]) -> Iterator[Key]:
+def handed_back(losses: Sequence[Loss]) -> Iterator[Key]:
+    """Yield the keys of all spans that were handed back undelivered; those that the server rejected are not."""
     for loss in losses:
         if loss.outcome == "undelivered":
             for span in loss.batch.spans:
