@@ -45,7 +45,7 @@ def output_errors() -> Iterator[None]:
     """
     try:
         yield
-    except BaseException as error:
+    except (OSError, OutputError, BaseExceptionGroup) as error:
         failure = next(filter(None, map(_output_error, leaves(error))), None)
         if failure is None:
             raise
