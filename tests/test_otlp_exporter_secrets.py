@@ -207,7 +207,7 @@ async def test_a_server_that_echoes_a_token_in_its_headers_does_not_get_it_into_
     assert SECRET not in caplog.text
 
 
-async def test_the_log_filter_leaves_other_peoples_records_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_filter_leaves_other_peoples_records_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     OTLPExporter(ENDPOINT, headers={"Authorization": f"Bearer {SECRET}"})
     logging.getLogger("httpx").info("somebody else's %s", SECRET)
