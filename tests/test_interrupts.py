@@ -39,6 +39,12 @@ PRELUDE = """
             counts[-1].append(sorted({loss.reason for loss in batcher.undelivered}))
         say(json.dumps({"error": type(error).__name__, "counts": counts, "notes": getattr(error, "__notes__", [])}))
 
+    def run_and_conclude(main, batchers):
+        try:
+            trio.run(main)
+        except BaseException as error:
+            conclude(batchers, error)
+
     class Says(InMemoryExporter):
         async def export(self, batch):
             say("exporting")
@@ -84,10 +90,7 @@ def test_ctrl_c_in_the_body_leaves_as_keyboard_interrupt_after_everything_was_de
                 say("in the body")
                 await trio.sleep_forever()
 
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude([batcher], error)
+        run_and_conclude(main, [batcher])
         """,
         ["in the body"],
     )
@@ -114,10 +117,7 @@ def test_ctrl_c_in_a_busy_body_interrupts_the_body_and_nothing_of_ours() -> None
                         said = True
                         say("busy")
 
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude([batcher], error)
+        run_and_conclude(main, [batcher])
         """,
         ["busy"],
     )
@@ -166,10 +166,7 @@ def test_ctrl_c_in_the_body_and_again_in_the_drain() -> None:
                 say("in the body")
                 await trio.sleep_forever()
 
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude([batcher], error)
+        run_and_conclude(main, [batcher])
         """,
         ["in the body", "exporting"],
     )
@@ -192,10 +189,7 @@ def test_ctrl_c_in_protected_code_just_before_the_drain_stops_it() -> None:
                 batcher.add_spans_nowait("a", make_spans(3))
                 press_ctrl_c()
 
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude([batcher], error)
+        run_and_conclude(main, [batcher])
         """,
         [],
     )
@@ -216,10 +210,7 @@ def test_ctrl_c_in_the_last_step_of_the_drain_is_raised_again() -> None:
             async with batcher:
                 batcher.add_spans_nowait("a", make_spans(3))
 
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude([batcher], error)
+        run_and_conclude(main, [batcher])
         """,
         [],
     )
@@ -269,10 +260,7 @@ def test_ctrl_c_while_an_exporter_hangs_in_aclose_cuts_it_short() -> None:
             async with batcher:
                 batcher.add_spans_nowait("a", make_spans(3))
 
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude([batcher], error)
+        run_and_conclude(main, [batcher])
         """,
         ["closing"],
     )
@@ -313,10 +301,7 @@ def test_ctrl_c_in_the_drains_of_two_batchers_stops_both_and_later_ones_work_as_
             await trio.sleep_forever()
 
         import trio.testing
-        try:
-            trio.run(main)
-        except BaseException as error:
-            conclude(batchers, error)
+        run_and_conclude(main, batchers)
         """,
         ["both drain", "sleeping"],
     )

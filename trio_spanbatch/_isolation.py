@@ -16,6 +16,7 @@ a row without a part that passed (eight bad spans side by side in a batch of 512
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TypeAlias
 
 import attrs
@@ -27,9 +28,6 @@ __all__ = ["MAX_REFUSALS", "MAX_REQUESTS", "Isolation", "Verdict"]
 
 MAX_REFUSALS = 24
 MAX_REQUESTS = 256
-
-# HTTP's "Content Too Large".
-_TOO_LARGE = 413
 
 Verdict: TypeAlias = tuple[Lease, Settlement]
 
@@ -147,7 +145,7 @@ class Isolation:
 
     def _halve(self, part: _Part, refusal: Refused) -> None:
         self._cut(part, len(part.lease) // 2)
-        if refusal.status_code != _TOO_LARGE:
+        if refusal.status_code != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             left, right = self._parts[-1], self._parts[-2]
             left.twin, left.refusal = right, refusal
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
     from ._admission import Waiter
 
 __all__ = ["Lane"]
-
-# HTTP's "Content Too Large".
-_TOO_LARGE = 413
 
 
 class Lane:
@@ -384,7 +382,7 @@ class Lane:
         self.account.consecutive_failures += 1
         if result is not None:
             self._shared.health.failed(self.location, result.reason)
-        if isinstance(result, Refused) and result.status_code == _TOO_LARGE:
+        if isinstance(result, Refused) and result.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             self._request_size.refused(lease.batch.size)
 
     def back_off(self, after: float | None) -> float:

@@ -13,6 +13,7 @@ import os
 import platform
 import ssl
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Self
 
 import httpx
@@ -47,8 +48,6 @@ KEEPALIVE_EXPIRY = 30.0
 # Seconds that closing a response, a connection or the client may take. Connections are closed without a word, so it
 # takes none; this is for the streams of a backend of the user's own.
 _CLOSE_TIMEOUT = 1.0
-
-_UNAUTHORIZED = 401
 
 
 class _NoCookies(http.cookiejar.CookieJar):
@@ -229,7 +228,7 @@ class OTLPExporter:
                 f"the request has {batch.size} bytes; more than {self._max_request_bytes} (max_request_bytes) are not "
                 "sent",
                 # As a server would say it, so that the halves are sent and later batches are no larger.
-                status_code=413,
+                status_code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value,
                 isolate=True,
             )
         attempt = Attempt(f"{self._url.host}:{self._port}")
@@ -274,7 +273,7 @@ class OTLPExporter:
         if isinstance(credentials, TryLater | Refused):
             return credentials
         result = await self._exchange(location, body, credentials, attempt)
-        if not isinstance(result, Refused) or result.status_code != _UNAUTHORIZED:
+        if not isinstance(result, Refused) or result.status_code != HTTPStatus.UNAUTHORIZED:
             return result
         auth.invalidate(location, credentials)
         fresh = await _credentials(auth, location)
