@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import settings
 
 # How long an example takes says nothing on a busy machine; what matters is that runs repeat.
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
+
+# A shell that runs the tests in the background has them ignore SIGINT, and a child inherits that from them.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+from process_support import untraced_environment
 
 from trio_spanbatch._interrupts import InterruptWatch
 
@@ -60,6 +61,7 @@ def run_child(program: str, signals: Sequence[str]) -> dict[str, Any]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent,
+        env=untraced_environment(),
     )
     with child:
         assert child.stdout is not None
