@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import attrs
 import trio
@@ -50,10 +51,10 @@ class Facts:
 
     accepted: Mapping[int, str]
     stored: Sequence[tuple[str, int]]
-    left_out: Set[int] = frozenset()
+    left_out: AbstractSet[int] = frozenset()
     rejected: Sequence[int] = ()
     undelivered: Sequence[int] = ()
-    doubtful: Set[int] = frozenset()
+    doubtful: AbstractSet[int] = frozenset()
 
 
 def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics) -> None:
@@ -78,7 +79,11 @@ def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics) -> Non
 
 
 def _assert_counts(
-    facts: Facts, delivered: Set[int], rejected: Set[int], undelivered: Set[int], statistics: SpanBatcherStatistics
+    facts: Facts,
+    delivered: AbstractSet[int],
+    rejected: AbstractSet[int],
+    undelivered: AbstractSet[int],
+    statistics: SpanBatcherStatistics,
 ) -> None:
     assert_conserved(statistics)
     assert (statistics.queued, statistics.in_flight, statistics.pending_bytes) == (0, 0, 0), statistics
@@ -117,7 +122,7 @@ class Oracle:
         self._doubts = itertools.count()
         self._delivered: set[int] = set()
         self._left_out: set[int] = set()
-        self._left_out_of: dict[tuple[int, ...], Set[int]] = {}
+        self._left_out_of: dict[tuple[int, ...], AbstractSet[int]] = {}
         self._rejected: list[int] = []
         self._undelivered: list[int] = []
         self._doubtful: set[int] = set()
@@ -277,7 +282,7 @@ class Oracle:
         if not holds:
             self.failures.append(otherwise)
 
-    def _expect_none(self, what: str, ids: Set[int]) -> None:
+    def _expect_none(self, what: str, ids: AbstractSet[int]) -> None:
         self._expect(not ids, f"{what}: {_some(ids)}")
 
     def _was_answered(self, batch: SpanBatch) -> bool:
