@@ -18,11 +18,12 @@ ASYNC_DISABLED := ASYNC127,ASYNC9
 # Functions that are to be started with nursery.start, and call task_status.started().
 ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
-.PHONY: help demo test check docs format clean
+.PHONY: help demo test simulate check docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
 	@echo "make test    the tests, with branch coverage"
+	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make check   formatting, lint, types, documentation"
 	@echo "make docs    the documentation as HTML, in docs/_build/html"
 	@echo "make format  let ruff format and mend what it can"
@@ -48,6 +49,11 @@ demo: $(READY)
 
 test: $(READY) $(MLFLOW_READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)
+
+# SEEDS fresh ones over all cores, or one SEED again with a trace of its events.
+SEEDS ?= 2000
+simulate: $(READY)
+	@PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

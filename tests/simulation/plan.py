@@ -1,0 +1,159 @@
+"""What a seed stands for: limits, policies, a program and a server's weather, all drawn from one random generator.
+
+Numbers are small, so that every limit is met in a run of a few dozen spans: a batch of one, a queue of one, a budget of
+three spans, one slot. One seed in forty moves spans of megabytes instead, and few of them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Literal, TypeAlias, get_args
+
+import attrs
+
+from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# What a span without padding takes in a request, and a little more.
+SPAN_BYTES = 50
+
+Fault: TypeAlias = Literal[
+    "broken body",
+    "drip",
+    "half a response",
+    "hang",
+    "misdirected",
+    "partial success",
+    "refused",
+    "refused connections",
+    "reset",
+    "restart",
+    "retry after",
+    "slow",
+    "too large",
+    "try later",
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+End: TypeAlias = Literal["end", "raise", "cancel the body", "cancel in the drain", "calm"]
+
+
+@attrs.frozen
+class Plan:
+    """Everything about a run that is drawn before it begins; the rest is drawn as it goes.
+
+    Attributes:
+        seed: Where all of it comes from.
+        locations: The names in use.
+        limits: The batcher's.
+        retry: The batcher's.
+        policies: A policy for each location.
+        shutdown_timeout: The batcher's.
+        strict: The batcher's.
+        timeout: The exporter's.
+        gzip: Whether requests are compressed.
+        span_sizes: What a span is padded to, one of these.
+        weather: How likely each fault is, for a request.
+        request_limit: The largest request that the server takes, when it limits them.
+        poison: How likely a span is one that the server refuses.
+        heals_at: When all faults end, in seconds of the mock clock, `math.inf` for never.
+        end: How the body ends.
+        ends_at: When it is told to, if its tasks have not ended before.
+        adders: How many tasks add spans, inside the body and beside it.
+        flushers: How many tasks flush.
+        cancel_at_step: The scheduling step after which one of the scopes is cancelled, None for none.
+    """
+
+    seed: int
+    locations: tuple[str, ...]
+    limits: Limits
+    retry: RetryPolicy
+    policies: dict[str, BatchPolicy]
+    shutdown_timeout: float
+    strict: bool
+    timeout: float
+    gzip: bool
+    span_sizes: tuple[int, ...]
+    weather: dict[Fault, float]
+    request_limit: int
+    poison: float
+    heals_at: float
+    end: End
+    ends_at: float
+    adders: tuple[int, int]
+    flushers: tuple[int, int]
+    cancel_at_step: int | None
+
+
+def draw_plan(seed: int) -> Plan:
+    """Return the plan of ``seed``."""
+    rng = random.Random(seed)
+    locations = tuple(f"team-{number}" for number in range(rng.randint(1, 6)))
+    large = rng.random() < 1 / 40
+    return Plan(
+        seed=seed,
+        locations=locations,
+        limits=_large_limits(rng) if large else _small_limits(rng),
+        retry=RetryPolicy(
+            initial=rng.choice([0.5, 1, 5]),
+            maximum=rng.choice([5, 30]),
+            multiplier=rng.choice([1, 2, 3]),
+            max_elapsed=rng.choice([3, 20, 300, math.inf]),
+            attempt_timeout=rng.choice([2, 10, 30]),
+        ),
+        policies={location: _policy(rng, large=large) for location in locations},
+        shutdown_timeout=rng.choice([0, 0.05, 0.5, 3, 10, 30]),
+        strict=rng.random() < 0.2,
+        timeout=rng.choice([1, 5, 10]),
+        gzip=rng.random() < 0.3,
+        span_sizes=(0, MIB, 3 * MIB, 6 * MIB) if large else (0, 0, 20, 100, 400),
+        weather=_weather(rng),
+        request_limit=rng.choice([2 * MIB, 8 * MIB]) if large else rng.choice([150, 400, 1000]),
+        poison=rng.choice([0, 0, 0.05, 0.3]),
+        heals_at=rng.choice([0, 10, 30, math.inf]),
+        end=rng.choice(["end", "end", "raise", "cancel the body", "cancel in the drain", "calm"]),
+        ends_at=rng.uniform(0, 15),
+        adders=(1, 1) if large else (rng.randint(1, 3), rng.randint(0, 2)),
+        flushers=(rng.randint(0, 1), rng.randint(0, 1)),
+        cancel_at_step=rng.randint(1, rng.choice([60, 300, 1500])) if rng.random() < 0.5 else None,
+    )
+
+
+def _small_limits(rng: random.Random) -> Limits:
+    return Limits(
+        max_queued_spans=rng.choice([1, 2, 5, 50]),
+        max_pending_bytes=rng.choice([10 * SPAN_BYTES, 30 * SPAN_BYTES, MIB]),
+        max_pending_bytes_per_location=rng.choice([10 * SPAN_BYTES, 20 * SPAN_BYTES, MIB]),
+        max_locations=rng.choice([1, 2, 3, 10]),
+        max_exports=rng.choice([1, 2, 3, 10]),
+        max_exports_per_location=rng.choice([1, 2, 4]),
+        location_idle_timeout=rng.choice([0.5, 3, 90, math.inf]),
+    )
+
+
+def _large_limits(rng: random.Random) -> Limits:
+    return Limits(
+        max_queued_spans=rng.choice([2, 50]),
+        max_pending_bytes=rng.choice([8 * MIB, 64 * MIB]),
+        max_pending_bytes_per_location=rng.choice([7 * MIB, 16 * MIB]),
+        max_exports=rng.choice([1, 3]),
+    )
+
+
+def _policy(rng: random.Random, *, large: bool) -> BatchPolicy:
+    return BatchPolicy(
+        max_spans=rng.choice([1, 2, 5, 512]),
+        max_bytes=4 * MIB if large else rng.choice([1, 3 * SPAN_BYTES, 10 * SPAN_BYTES, 4 * MIB]),
+        max_delay=rng.choice([0.01, 1, 5, math.inf]),
+    )
+
+
+def _weather(rng: random.Random) -> dict[Fault, float]:
+    """Return faults that are likely together in this run: few of them, or many of few kinds."""
+    storm = rng.choice([0, 0.1, 0.3, 0.7, 0.95])
+    kinds = rng.sample(FAULTS, rng.randint(1, len(FAULTS)))
+    weights = [rng.random() ** 2 for _ in kinds]
+    return {kind: storm * weight / sum(weights) for kind, weight in zip(kinds, weights, strict=True)}

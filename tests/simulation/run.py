@@ -1,0 +1,390 @@
+"""One seed: a program, the batcher, the whole HTTP path and a failing server, on the mock clock, step by step the same.
+
+Everything that is drawn comes from the seed: the plan before, the rest from generators of its own for the program, the
+server and the batcher's jitter, so that one of them drawing more does not change the others. trio's scheduler is seeded
+too. So a seed that failed fails again, at the same step.
+
+What is checked: the oracle after every step and at the end; that nobody waits for something that is there, whenever
+the run rests; that the drain keeps its deadline, and the exception that leaves is the one that was raised; that no task
+and no connection is left; that nothing was warned of; that nothing was logged with a traceback but what the program
+raised itself in ``on_loss``. Where the plan is calm at the end, everything is delivered before the drain begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import attrs
+import trio
+from at_rest import AtRest, RestWatch
+from oracle import ObservedExporter, Oracle, OracleWatch
+from seeded_trio import run_seeded
+
+from trio_spanbatch import (
+    ExportResult,
+    Loss,
+    OTLPExporter,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    UndeliveredSpansError,
+)
+
+from .plan import MIB, Plan, draw_plan
+from .server import LOCATION_HEADER, Server
+
+# Far more than any run takes; one that reaches it does not end by itself.
+_MAX_STEPS = 300_000
+# Longer than everything that a healthy server may have to be waited for.
+_CALM = 2000.0
+
+
+@attrs.frozen
+class Outcome:
+    """What a seed came to.
+
+    Attributes:
+        seed: The seed.
+        failure: What did not hold, None if everything did.
+        steps: How many scheduling steps there were.
+        spans: How many spans were accepted.
+        requests: How many attempts were made.
+        faults: How many of each fault were injected.
+        digest: A number that two runs of a seed agree on, and runs that differ in any step do not.
+        seconds: How long it took on the mock clock.
+    """
+
+    seed: int
+    failure: str | None
+    steps: int
+    spans: int
+    requests: int
+    faults: dict[str, int]
+    digest: int
+    seconds: float
+
+
+def run_seed(seed: int, tell: Callable[[str], None] | None = None) -> Outcome:
+    """Run ``seed``. It takes some 20 ms.
+
+    Args:
+        seed: Any int.
+        tell: Called with each event as it happens, a line of text.
+    """
+    run = Run(draw_plan(seed), tell)
+    failures: list[str] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda args: failures.append(f"not raised: {args.exc_value!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run_seeded(seed, run.main)
+    except Exception:
+        failures.append(traceback.format_exc())
+    finally:
+        sys.unraisablehook = hook
+    return run.outcome([*run.failures, *failures])
+
+
+class PlannedError(Exception):
+    """Raised by the program on purpose."""
+
+
+class Run:
+    """One seed's run.
+
+    Args:
+        plan: What was drawn from the seed.
+        tell: Called with each event.
+    """
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None] | None) -> None:
+        self.failures: list[str] = []
+        self._plan = plan
+        self._tell_line = tell
+        self._rng = random.Random(f"{plan.seed} program")
+        self._oracle = Oracle()
+        self._server = Server(plan, random.Random(f"{plan.seed} server"), self._oracle, self._tell)
+        self._active: Counter[str] = Counter()
+        self._watch = OracleWatch(self._oracle)
+        self._steps = _Steps(plan.cancel_at_step, self._cancel_something)
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._added_in_on_loss = 0
+        self._drain_began = math.inf
+        self._ended = 0.0
+
+    def outcome(self, failures: list[str]) -> Outcome:
+        return Outcome(
+            seed=self._plan.seed,
+            failure="\n".join(failures) or None,
+            steps=self._steps.count,
+            spans=self._oracle.batcher.statistics().accepted,
+            requests=self._oracle.attempts,
+            faults=dict(self._server.faults),
+            digest=self._steps.digest,
+            seconds=self._ended,
+        )
+
+    async def main(self) -> None:
+        """Run the program against the server, and check what became of its spans."""
+        plan = self._plan
+        exporter = OTLPExporter(
+            "http://receiver.test/v1/traces",
+            location_header=LOCATION_HEADER,
+            timeout=plan.timeout,
+            compression="gzip" if plan.gzip else None,
+            transport=self._server.transport(),
+        )
+        self._oracle.batcher = batcher = SpanBatcher(
+            _Counted(self._oracle.observe(exporter), self._active, self._tell),
+            batch=plan.policies.__getitem__,
+            limits=plan.limits,
+            retry=plan.retry,
+            shutdown_timeout=plan.shutdown_timeout,
+            strict=plan.strict,
+            on_loss=self._on_loss,
+            rng=random.Random(f"{plan.seed} jitter"),
+            logger=self._logger(),
+        )
+        at_rest = AtRest(batcher, plan.limits, self._active)
+        rest_watch = RestWatch(at_rest)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        instruments: list[trio.abc.Instrument] = [self._steps, self._watch, rest_watch]
+        async with self._server.receiver:
+            for instrument in instruments:
+                trio.lowlevel.add_instrument(instrument)
+            await self._use(batcher)
+            for instrument in instruments:
+                trio.lowlevel.remove_instrument(instrument)
+            self._ended = trio.current_time()
+            self._expect(not self._active.total(), f"exports are still running: {self._active}")
+        self._expect(trio.lowlevel.current_statistics().tasks_living == tasks, "tasks are left")
+        self._expect(trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf, "a timer is left")
+        self._expect(self._watch.failure is None, f"after a step: {self._watch.failure!r}")
+        self._expect(rest_watch.failure is None, f"at rest: {rest_watch.failure}")
+        for fault in at_rest.faults_at_the_end():
+            self._expect(False, f"at the end: {fault}")
+        remembered = len(plan.locations) <= plan.limits.max_locations
+        self._oracle.check_end(batcher.statistics(), self._server.stored(), by_location=remembered)
+
+    # -- the program -------------------------------------------------------------------------------------------
+
+    async def _use(self, batcher: SpanBatcher) -> None:
+        """Leave the batcher as the plan says, with tasks in its body and tasks beside it."""
+        with trio.CancelScope() as everything:
+            self._scopes["everything"] = everything
+            async with trio.open_nursery() as beside:
+                with trio.CancelScope() as body:
+                    self._scopes["body and drain"] = body
+                    await self._live(batcher, beside, body)
+                self._expect_in_time()
+
+    async def _live(self, batcher: SpanBatcher, beside: trio.Nursery, scope: trio.CancelScope) -> None:
+        error = PlannedError("the body ends with this")
+        try:
+            async with batcher:
+                try:
+                    await self._body(beside)
+                finally:
+                    self._drain_began = trio.current_time()
+                    self._tell(f"program: the body ends, {batcher.statistics()}")
+                if self._plan.end == "raise":
+                    raise error
+                if self._plan.end == "cancel in the drain":
+                    scope.deadline = trio.current_time() + self._rng.uniform(0, 5)
+        except PlannedError as raised:
+            self._expect(raised is error, f"another error left: {raised!r}")
+        except UndeliveredSpansError:
+            statistics = batcher.statistics()
+            self._expect(
+                self._plan.strict and statistics.rejected + statistics.undelivered > 0, "strict without a loss"
+            )
+        self._tell("program: the batcher is left")
+
+    async def _body(self, beside: trio.Nursery) -> None:
+        plan = self._plan
+        async with trio.open_nursery() as nursery:
+            for nurseries, workers in ((nursery, 0), (beside, 1)):
+                for number in range(plan.adders[workers]):
+                    nurseries.start_soon(self._adder, f"adder {workers}{number}")
+                for number in range(plan.flushers[workers]):
+                    nurseries.start_soon(self._flusher, f"flusher {workers}{number}")
+            if plan.end == "cancel the body":
+                await trio.sleep(plan.ends_at)
+                nursery.cancel_scope.cancel()
+        if plan.end == "calm":
+            await self._wait_for_calm()
+
+    async def _wait_for_calm(self) -> None:
+        """Let the server heal and everything be delivered, without a drain's help."""
+        if self._plan.heals_at == math.inf:
+            return
+        await trio.sleep(max(0.0, self._plan.heals_at - trio.current_time()))
+        await trio.sleep(_CALM)
+        if all(policy.max_delay < _CALM for policy in self._plan.policies.values()):
+            waiting = self._oracle.pending(None)
+            self._expect(not waiting, f"spans {sorted(waiting)} still wait though the server is well")
+        with trio.fail_after(_CALM):
+            await self._flush("program", None)
+
+    async def _adder(self, name: str) -> None:
+        rng = self._rng
+        with trio.CancelScope() as self._scopes[name]:
+            for _ in range(rng.randint(1, 8)):
+                location = rng.choice(self._plan.locations)
+                try:
+                    with trio.move_on_after(rng.choice([0, 0.2, 2, math.inf, math.inf])):
+                        await self._add(name, location)
+                    if rng.random() < 0.5:
+                        await trio.sleep(rng.choice([0, 0.1, 1, 5]))
+                except trio.ClosedResourceError:
+                    return
+                except ValueError as error:
+                    # It can never fit, or there are too many locations.
+                    self._tell(f"{name}: {error}")
+
+    async def _add(self, name: str, location: str) -> None:
+        how = self._rng.choice(["nowait", "nowait", "one", "one", "many", "some nowait"])
+        if how == "nowait":
+            took = self._oracle.add_nowait(location, self._spans(1))
+            self._tell(f"{name}: add_span_nowait to {location}: {took}")
+        elif how == "some nowait":
+            took = self._oracle.add_nowait(location, self._spans(self._rng.randint(0, 4)))
+            self._tell(f"{name}: add_spans_nowait to {location}: {took}")
+        else:
+            spans = self._spans(1 if how == "one" else self._rng.choice([0, 2, 5, 15]))
+            self._tell(f"{name}: add {[span.context.span_id for span in spans]} to {location}")
+            await self._oracle.add(location, spans)
+            self._tell(f"{name}: they are in")
+
+    def _spans(self, count: int) -> list[Span]:
+        size = self._rng.choice(self._plan.span_sizes)
+        return self._oracle.make_spans(min(count, 3) if size >= MIB else count, size=size)
+
+    async def _flusher(self, name: str) -> None:
+        rng = self._rng
+        with trio.CancelScope() as self._scopes[name]:
+            for _ in range(rng.randint(1, 3)):
+                await trio.sleep(rng.uniform(0, 6))
+                with trio.move_on_after(rng.choice([0, 0.5, 5, math.inf])):
+                    try:
+                        await self._flush(name, rng.choice([None, *self._plan.locations]))
+                    except trio.ClosedResourceError:
+                        return
+
+    async def _flush(self, name: str, location: str | None) -> None:
+        before = self._oracle.pending(location)
+        self._tell(f"{name}: flush {location}")
+        report = await self._oracle.batcher.flush(location)
+        told = report.delivered + report.rejected + report.undelivered
+        self._tell(f"{name}: flushed {told}, {len(before)} were pending")
+        self._expect(told >= len(before), f"a flush told of {told} spans, {len(before)} were pending")
+        left = before & self._oracle.pending(location)
+        self._expect(not left, f"a flush returned before spans {sorted(left)} were accounted for")
+
+    def _on_loss(self, loss: Loss) -> None:
+        self._oracle.on_loss(loss)
+        self._tell(f"on_loss: {loss.outcome} {loss.count} of {loss.batch}: {loss.reason}")
+        chance = self._rng.random()
+        if chance < 0.1 and self._added_in_on_loss < 10:
+            self._added_in_on_loss += 1
+            try:
+                self._oracle.add_nowait(self._rng.choice(self._plan.locations), self._spans(1))
+            except (trio.ClosedResourceError, ValueError) as error:
+                self._tell(f"on_loss: {error}")
+        elif chance < 0.15:
+            raise PlannedError("on_loss raises")
+        elif chance < 0.16:
+            self._cancel_something()
+
+    # -- what is watched ---------------------------------------------------------------------------------------
+
+    def _cancel_something(self) -> None:
+        name = self._rng.choice(sorted(self._scopes)) if self._scopes else None
+        if name is not None:
+            self._tell(f"program: cancel {name}")
+            self._scopes[name].cancel()
+
+    def _expect_in_time(self) -> None:
+        took = trio.current_time() - self._drain_began
+        allowed = self._plan.shutdown_timeout
+        self._expect(took <= allowed + 1e-6 or self._drain_began == math.inf, f"the drain took {took} of {allowed} s")
+
+    def _expect(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.failures.append(otherwise)
+
+    def _tell(self, event: str) -> None:
+        if self._tell_line is not None:
+            at = trio.current_time() if trio.lowlevel.in_trio_run() else 0.0
+            self._tell_line(f"{self._steps.count:6} {at:10.3f}  {event}")
+
+    def _logger(self) -> logging.Logger:
+        # One of its own, so that nothing of it outlives the run.
+        logger = logging.Logger("simulation", logging.DEBUG)  # noqa: LOG001 - see above
+        logger.addHandler(_Log(self._logged))
+        return logger
+
+    def _logged(self, record: logging.LogRecord) -> None:
+        self._tell(f"log: {record.levelname} {record.getMessage()}")
+        error = record.exc_info[1] if record.exc_info else None
+        self._expect(error is None or isinstance(error, PlannedError), f"logged: {record.getMessage()}: {error!r}")
+
+
+class _Counted:
+    """An exporter that counts how many of its exports run at each location."""
+
+    def __init__(self, exporter: ObservedExporter, active: Counter[str], tell: Callable[[str], None]) -> None:
+        self._exporter = exporter
+        self._active = active
+        self._tell = tell
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        self._active[batch.location] += 1
+        result: ExportResult | None = None
+        self._tell(f"export: {batch}")
+        try:
+            result = await self._exporter.export(batch)
+            return result
+        finally:
+            self._active[batch.location] -= 1
+            self._tell(f"export: {batch} -> {result}")
+
+    async def aclose(self) -> None:
+        await self._exporter.aclose()
+
+
+class _Log(logging.Handler):
+    def __init__(self, take: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._take(record)
+
+
+class _Steps(trio.abc.Instrument):
+    """Counts the scheduling steps, and acts after one of them."""
+
+    def __init__(self, act_at: int | None, act: Callable[[], None]) -> None:
+        self.count = 0
+        self.digest = 0
+        self._act_at = act_at
+        self._act = act
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+        self.digest = hash((self.digest, len(task.name), trio.current_time()))
+        if self.count == self._act_at:
+            self._act()
+        if self.count > _MAX_STEPS:
+            # Nothing that an instrument raises would leave it.
+            os.write(2, f"no end after {self.count} steps\n".encode())
+            os._exit(1)
