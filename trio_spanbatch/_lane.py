@@ -182,6 +182,7 @@ class Lane:
         if not self._retired:
             self._shared.lanes.remove(self)
             self._hand_back_queue(self._shared.stop_reason)
+        self._send.close()
         self._receive.close()
 
     async def _do_next(self) -> None:
