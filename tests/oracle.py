@@ -244,6 +244,14 @@ class Oracle:
             self._delivered.update(set(ids) - left_out)
             self._settle(batch)
 
+    def unsettled(self, location: str | None = None) -> set[int]:
+        """Return the ids of spans, of one location or of all, whose adder has returned and that are pending."""
+        return {
+            span_id
+            for span_id, at in self._accepted.items()
+            if span_id not in self._settled and location in (None, at)
+        }
+
     # -- what has to hold --------------------------------------------------------------------------------------
 
     def check_step(self, statistics: SpanBatcherStatistics) -> None:
