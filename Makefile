@@ -18,12 +18,13 @@ ASYNC_DISABLED := ASYNC127,ASYNC9
 # Functions that are to be started with nursery.start, and call task_status.started().
 ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
-.PHONY: help demo test simulate check docs format clean
+.PHONY: help demo test simulate soak check docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
 	@echo "make test    the tests, with branch coverage"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
+	@echo "make soak MINUTES=10   real clock, real sockets, faults of all kinds: memory, tasks, sockets and lanes stay flat"
 	@echo "make check   formatting, lint, types, documentation"
 	@echo "make docs    the documentation as HTML, in docs/_build/html"
 	@echo "make format  let ruff format and mend what it can"
@@ -54,6 +55,9 @@ test: $(READY) $(MLFLOW_READY)
 SEEDS ?= 2000
 simulate: $(READY)
 	@PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+soak: $(READY)
+	@$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),10) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
