@@ -1,0 +1,77 @@
+"""What a receiver of these tests does with requests, and what it knows of them afterwards.
+
+It records what it takes before it answers, so that what it has recorded is what a server has stored that is killed at
+any time. Spans named `LEFT_OUT` are left out with a partial success; a request with a span named `POISON` is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+from trio_spanbatch.testing import Answer, Hang, Outcome, ReceivedRequest, partial_success
+
+LOCATION_HEADER = "X-Location"
+LEFT_OUT = "left out"
+POISON = "poison"
+
+
+@attrs.frozen
+class Record:
+    """What became of one request.
+
+    Attributes:
+        location: Where its spans belong.
+        stored: The ids of the spans that were taken.
+        left_out: The ids of those that were left out with a partial success.
+    """
+
+    location: str
+    stored: Sequence[int]
+    left_out: Sequence[int] = ()
+
+    def to_line(self) -> bytes:
+        return json.dumps(attrs.asdict(self)).encode() + b"\n"
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a file that a server process writes, or has written until it was killed."""
+    # The last line may be half written; a request is answered once its line is whole.
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return [Record(**json.loads(line)) for line in lines]
+
+
+class Collector:
+    """Answers a receiver's requests.
+
+    Attributes:
+        hanging: Locations whose requests are never answered.
+        delay: Seconds until an answer.
+    """
+
+    def __init__(self, record: Callable[[Record], object]) -> None:
+        self.hanging: frozenset[str] = frozenset()
+        self.delay = 0.0
+        self._record = record
+
+    def answer(self, request: ReceivedRequest) -> Outcome | None:
+        """Decide on a request, as `OTLPReceiver`'s ``answers``."""
+        if request.message is None:
+            return None
+        if request.location in self.hanging:
+            return Hang()
+        if any(span.name == POISON for span in request.spans):
+            return Answer(400, body=b"poison", delay=self.delay)
+        left_out = [span for span in request.spans if span.name == LEFT_OUT]
+        taken = [span for span in request.spans if span.name != LEFT_OUT]
+        self._record(Record(request.location, _ids(taken), _ids(left_out)))
+        answer = partial_success(len(left_out), "left out", rejected_spans=left_out) if left_out else Answer()
+        return attrs.evolve(answer, delay=self.delay)
+
+
+def _ids(spans: Sequence[SpanMessage]) -> list[int]:
+    return [int.from_bytes(span.span_id, "big") for span in spans]
