@@ -3,14 +3,18 @@
 A process has one resource and a few dozen scopes, and every span refers to one of each. So a header is made once
 for an object and found again by the object's identity. It is also kept by content, so that equal resources, made
 for each span anew, have the same ``bytes``: batches are then put together by identity, and memory holds one.
+
+Spans are encoded in several threads at once (the bridge to OpenTelemetry does), with no lock: what is remembered is
+read and written in single steps, and whatever one thread forgets between two steps of another is only made again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
@@ -18,6 +22,9 @@ from .checks import failed
 from .fields import count_field, delimited, text_field
 
 __all__ = ["HeaderEncoder"]
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 _MAX_REMEMBERED: Final = 1024
 _MAX_REMEMBERED_SIZE: Final = 64 * 1024
@@ -109,7 +116,7 @@ class HeaderEncoder:
         if len(header) > _MAX_REMEMBERED_SIZE:
             return header
         header = self._headers.setdefault(header, header)
-        self._headers.move_to_end(header)
+        _used(self._headers, header)
         if len(self._headers) > _MAX_REMEMBERED:
             self._headers.popitem(last=False)
         return header
@@ -118,22 +125,22 @@ class HeaderEncoder:
 class _HeadersByObject:
     """The headers of the objects last used. The objects are kept too, so that their identities stay theirs."""
 
-    __slots__ = ("_entries", "_last", "_last_header")
+    __slots__ = ("_entries", "_last")
 
     def __init__(self) -> None:
         self._entries: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
-        self._last: object = None
-        self._last_header: bytes | None = None
+        self._last: tuple[object, bytes | None] = (None, None)
 
     def get(self, owner: object) -> bytes | None:
-        if owner is self._last:
-            return self._last_header
+        last = self._last
+        if owner is last[0]:
+            return last[1]
         entry = self._entries.get(id(owner))
         if entry is None:
             return None
-        self._entries.move_to_end(id(owner))
-        self._last, self._last_header = entry
-        return self._last_header
+        _used(self._entries, id(owner))
+        self._last = entry
+        return entry[1]
 
     def put(self, owner: object, attributes: object, header: bytes) -> None:
         if len(header) > _MAX_REMEMBERED_SIZE or not _cannot_change(attributes):
@@ -141,6 +148,12 @@ class _HeadersByObject:
         self._entries[id(owner)] = owner, header
         if len(self._entries) > _MAX_REMEMBERED:
             self._entries.popitem(last=False)
+
+
+def _used(remembered: OrderedDict[_Key, _Value], key: _Key) -> None:
+    """Note that ``key`` was used last, unless another thread has just forgotten it."""
+    with suppress(KeyError):
+        remembered.move_to_end(key)
 
 
 def _cannot_change(attributes: Any) -> bool:
