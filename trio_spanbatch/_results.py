@@ -39,10 +39,13 @@ class Delivered:
         rejected: How many spans of the batch the server rejected (OTLP's partial success). They are not
             sent again. The batcher clips it to 0 and the length of the batch.
         message: The server's words about them, or a warning where ``rejected`` is 0.
+        status_code: The HTTP status code, where there was a response. It does not count when two are compared: any
+            2xx means the same.
     """
 
     rejected: int = attrs.field(default=0, validator=_of_type(int))
     message: str = attrs.field(default="", validator=_of_type(str))
+    status_code: int | None = attrs.field(default=None, validator=_of_type(int, None), eq=False, kw_only=True)
 
 
 @attrs.frozen

@@ -108,7 +108,8 @@ def interpret_response(
     """
     response = Response(status, headers, body, now, secrets)
     rule = next(rule for rule in RULES if status in rule.statuses and rule.applies(response))
-    return rule.answer(response)
+    result = rule.answer(response)
+    return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
 
 
 def retry_after(value: str | None, *, now: float) -> float | None:
