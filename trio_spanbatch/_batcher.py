@@ -246,7 +246,8 @@ class SpanBatcher:
         """Admit a span, waiting if need be. Return whether this was a checkpoint."""
         if self._try_admit(location, span):
             return False
-        lane = self._lanes.get(location)
+        # Under its plain form, as a subclass of str may have a hash of its own.
+        lane = self._lanes.get(str.__str__(location))
         assert lane is not None, "the lane was found or opened just now"
         await self._admission.wait(lane, span)
         return True
@@ -268,6 +269,7 @@ class SpanBatcher:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        self._shared.feed()
         flush = Flush()
         lanes = tuple(self._lanes) if location is None else (self._lanes.get(location),)
         watched = [lane for lane in lanes if lane is not None and lane.account.pending]

@@ -49,6 +49,11 @@ class Delivery:
         self._isolation = Isolation(lease, self._split)
         self._has_slot = True
         self._first_attempt_at: float | None = None
+        self._last_result: ExportResult | None = None
+        self._last_loss: Settlement | None = None
+        self._last_attempt_ended_at = 0.0
+        for observer in shared.observers:
+            observer.began(len(lease))
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -64,6 +69,7 @@ class Delivery:
         finally:
             for lease in tuple(self._open):
                 self._settle(lease, Settlement(undelivered=len(lease), reason=self._shared.stop_reason))
+            self._tell_observers()
 
     # -- parts -------------------------------------------------------------------------------------------------
 
@@ -84,7 +90,20 @@ class Delivery:
 
     def _settle(self, lease: Lease, settlement: Settlement) -> None:
         del self._open[lease]
+        if settlement.delivered < len(lease):
+            self._last_loss = settlement
+        # Told before the lane, whose on_loss may run for long.
+        for observer in self._shared.observers:
+            observer.settled(settlement)
         self._lane.settle(lease, settlement)
+
+    def _tell_observers(self) -> None:
+        if self._first_attempt_at is None:
+            return
+        seconds = self._last_attempt_ended_at - self._first_attempt_at
+        status_code = None if self._last_result is None else self._last_result.status_code
+        for observer in self._shared.observers:
+            observer.ended(seconds, status_code, self._last_loss)
 
     async def _deliver(self, part: Lease) -> list[Verdict]:
         """Send a part until the server says yes or no. Return what is known about spans then."""
@@ -149,6 +168,7 @@ class Delivery:
             if result is None or (isinstance(result, TryLater) and result.ambiguous):
                 self._shared.ledger.ambiguous(self._lane.account, part)
             self._has_slot = False
+            self._last_result, self._last_attempt_ended_at = result, trio.current_time()
             self._lane.export_ended(part, result)
         return result
 

@@ -418,4 +418,6 @@ class Lane:
     def _hand_back_queue(self, reason: str) -> None:
         while self.account.queued:
             lease = self._seal()
+            for observer in self._shared.observers:
+                observer.handed_back(len(lease))
             self.settle(lease, Settlement(undelivered=len(lease), reason=reason))

@@ -19,6 +19,7 @@ from ._policy import Limits, RetryPolicy
 
 if TYPE_CHECKING:
     from ._admission import Admission
+    from ._hooks import DeliveryObserver, Feeder
     from ._lane import Lane
     from ._lanes import Lanes
 
@@ -48,6 +49,8 @@ class Shared:
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
         stop_reason: Why deliveries are being stopped, for the spans that they hand back.
+        feeders: Who brings in spans from outside.
+        observers: Who watches deliveries.
         lanes: The live locations.
         admission: Lets spans in.
     """
@@ -67,8 +70,15 @@ class Shared:
     draining: bool = False
     drain_deadline: float = math.inf
     stop_reason: str = "the batcher was stopped"
+    feeders: list[Feeder] = attrs.Factory(list)
+    observers: list[DeliveryObserver] = attrs.Factory(list)
     lanes: Lanes = attrs.field(init=False)
     admission: Admission = attrs.field(init=False)
+
+    def feed(self) -> None:
+        """Let in what is on its way from outside."""
+        for feeder in self.feeders:
+            feeder.feed()
 
     def has_slot_to_spare(self) -> bool:
         """Return whether a location that has an export running may begin another one.

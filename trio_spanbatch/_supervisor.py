@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
+from threading import get_ident
 from typing import TypeVar
 
 import attrs
@@ -44,6 +45,7 @@ from ._errors import UndeliveredSpansError
 from ._exceptions import leaves, split_cancelled
 from ._interrupts import InterruptWatch
 from ._shared import Shared
+from ._suppression import suppress_instrumentation
 
 __all__ = ["Supervisor"]
 
@@ -62,11 +64,15 @@ class Supervisor:
         shutdown_timeout: Seconds that `close` may take.
         strict: Whether `close` raises if spans were lost.
         shared: What the tasks work with.
+        token: The trio run that it was opened in, `None` before.
+        thread: The thread of that run, `None` before.
     """
 
     shutdown_timeout: float
     strict: bool
     shared: Shared = attrs.field(init=False)
+    token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
+    thread: int | None = attrs.field(init=False, default=None)
     _closing: trio.Event = attrs.field(init=False, factory=trio.Event)
     _done: trio.Event = attrs.field(init=False, factory=trio.Event)
     _work: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
@@ -79,6 +85,15 @@ class Supervisor:
     _context: Context = attrs.field(init=False)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether all tasks have ended, so that every span is accounted for. May be asked in any thread."""
+        return self._done.is_set()
+
+    async def wait_until_ended(self) -> None:
+        """Wait until every span is accounted for. Always a checkpoint."""
+        await self._done.wait()
+
+    @property
     def _reserve(self) -> float:
         return min(_LONGEST_RESERVE, self.shutdown_timeout / 10)
 
@@ -87,7 +102,8 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def open(self) -> None:
         """Start. If it raises, nothing is left, and the exporter is closed."""
-        self._context = copy_context()
+        self.thread = get_ident()
+        self.token = trio.lowlevel.current_trio_token()
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
         try:
@@ -122,6 +138,9 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
         await trio.lowlevel.checkpoint_if_cancelled()
+        # In this task's own context, a copy of that in which the batcher was entered; all other tasks get copies of it.
+        suppress_instrumentation()
+        self._context = copy_context()
         # No checkpoint from here to `started`: a cancelled `start` would wait for a shielded task that never ends.
         try:
             with self._shield:
@@ -176,11 +195,14 @@ class Supervisor:
             await self._manager.__aexit__(None, None, None)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
+        for feeder in self.shared.feeders:
+            feeder.ended()
         self._conclude(exc)
         if exc is None:
             await self._conclude_clean_end()
 
     def _begin_drain(self) -> None:
+        self.shared.feed()
         self.shared.admission.close()
         self._shield.deadline = trio.current_time() + self.shutdown_timeout
         self._work.deadline = self.shared.drain_deadline = self._shield.deadline - self._reserve
