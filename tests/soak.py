@@ -254,7 +254,7 @@ def _compare_ends(before: Sample, after: Sample, oracle: ForgettingOracle) -> No
 # -- the tables ------------------------------------------------------------------------------------------------
 
 _HEADING = (
-    "   time  memory  server  objects   blocks  tasks  sockets  lanes  names  pending  spans/s"
+    "   time  memory  server  objects   blocks  tasks  sockets  lanes  names  remembered  spans/s"
     "  requests  retries  faults"
 )
 
@@ -265,7 +265,7 @@ def _row(sample: Sample, last: Sample) -> str:
     return (
         f"{minutes:4d}:{seconds:02d}{sample.memory / MIB:8.1f}{sample.server_memory / MIB:8.1f}{sample.objects:9d}"
         f"{sample.blocks:9d}{sample.tasks:7d}{sample.sockets:9d}{sample.lanes:7d}{sample.names:7d}"
-        f"{sample.remembered:9d}{rate:9.0f}{sample.requests:10d}{sample.retries:9d}{sample.faults:8d}"
+        f"{sample.remembered:12d}{rate:9.0f}{sample.requests:10d}{sample.retries:9d}{sample.faults:8d}"
     )
 
 

@@ -52,10 +52,10 @@ class Gauge:
 
 # The counts of tasks, sockets and lanes move by themselves: they are what is going on at a moment.
 GAUGES = (
-    Gauge("memory", 0.02, 2 * MIB),
-    Gauge("server_memory", 0.02, 2 * MIB),
-    Gauge("objects", 0.02, 2_000),
-    Gauge("blocks", 0.02, 5_000),
+    Gauge("memory", 0.02, MIB),
+    Gauge("server_memory", 0.02, MIB),
+    Gauge("objects", 0.01, 1_500),
+    Gauge("blocks", 0.01, 4_000),
     Gauge("tasks", 0.1, 20),
     Gauge("sockets", 0.1, 10),
     Gauge("lanes", 0.1, 20),
@@ -76,7 +76,7 @@ class Sample:
         tasks: Trio's tasks.
         sockets: Sockets that are open.
         lanes: Live locations.
-        remembered: Spans that the oracle remembers: mostly those that are pending.
+        remembered: Spans that the oracle remembers: those that are pending, and doubtful ones for a while.
         names: Names of locations so far.
         accepted: Spans accepted so far.
         requests: Exports so far.

@@ -48,6 +48,8 @@ OLD_NAMES = 50
 # Seconds after which an adder is said to have waited.
 A_WAIT = 0.1
 
+# The same for all batchers: how much is pending must not depend on the dice, or it would hide what grows.
+BATCHES = BatchPolicy(max_spans=64, max_bytes=64 * 1024, max_delay=3.0)
 RETRY = RetryPolicy(initial=0.2, maximum=3.0, max_elapsed=20.0, attempt_timeout=3.0)
 # A statistic of each ended location is kept, for as many as may be alive. So many names come up that the bound is
 # reached during the warm-up.
@@ -160,6 +162,9 @@ class Program:
                 started.set()
                 await stop.wait()
                 nursery.cancel_scope.cancel()
+        except KeyboardInterrupt:
+            # Of the drain, by somebody who does not want to wait for it.
+            self.counts["drains that were interrupted"] += 1
         finally:
             self._lasting = None
             self._end(book)
@@ -168,10 +173,9 @@ class Program:
 
     def _new_book(self, **options: Any) -> Book:
         book = Book(self._oracle)
-        rng = self._rng
         book.batcher = SpanBatcher(
-            book.observe(self._make_exporter(self._url, rng)),
-            batch=BatchPolicy(max_spans=rng.choice([16, 64]), max_bytes=64 * 1024, max_delay=rng.uniform(1.0, 4.0)),
+            book.observe(self._make_exporter(self._url, self._rng)),
+            batch=BATCHES,
             limits=LIMITS,
             retry=RETRY,
             on_loss=book.on_loss,
@@ -194,7 +198,9 @@ class Program:
                 await next(ways)(book)
             except KeyboardInterrupt:
                 # A batcher that is being left takes the Ctrl-C, in place of whoever waits for it.
+                self.counts["drains that were interrupted"] += 1
                 stop.set()
+                return
             finally:
                 self._generation = None
                 self._end(book)

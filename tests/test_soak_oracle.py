@@ -10,7 +10,17 @@ from soak_oracle import Book, ForgettingOracle
 from soak_wire import PLAIN, POISON, UNWANTED
 from support import ids_of
 
-from trio_spanbatch import BatchPolicy, Delivered, ExportResult, Limits, Span, SpanBatch, SpanBatcher, TryLater
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    ExportResult,
+    Limits,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    SpanBatcherStatistics,
+    TryLater,
+)
 from trio_spanbatch.otlp.encoding import SpanEncoder
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -296,3 +306,36 @@ async def test_the_book_objects_to_counts_that_differ(autojump_clock: trio.testi
     watched.book.doubtful += 1
     watched.book.attempts += 1
     assert watched.concluded() == ["ambiguous: 0 counted, 1 seen", "requests: 2 counted, 3 seen"]
+
+
+async def test_the_book_objects_to_what_is_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+    watched = Watched(InMemoryExporter())
+    async with watched.book.batcher:
+        await watched.book.add("here", watched.spans(1))
+        watched.book.close()
+    first, second = watched.oracle.objections
+    assert first == "1 spans are pending after the end, the first is 1"
+    assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, queued=1, ")
+
+
+async def test_the_book_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(InMemoryExporter())
+    async with watched.book.batcher as batcher:
+        monkeypatch.setattr(batcher, "statistics", lambda: SpanBatcherStatistics(accepted=1))
+        watched.book.accepted = 1
+        watched.book.compare()
+    assert watched.oracle.objections[0].startswith("the statistics are not conserved: ")
+
+
+async def test_the_book_objects_to_a_list_that_was_not_accepted_in_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    watched = Watched(InMemoryExporter())
+    spans = watched.spans(2)
+    async with watched.book.batcher:
+        # As if the adder of both had been cancelled, and only the second was accepted.
+        watched.oracle.offer(watched.book, "here", spans)
+        watched.book.in_doubt.append(ids_of(spans))
+        await watched.book.batcher.add_span("here", spans[1])
+        await watched.book.flush(None)
+    assert watched.concluded() == ["spans 1 to 2 were not accepted in order"]
