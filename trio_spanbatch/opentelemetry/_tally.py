@@ -1,0 +1,129 @@
+"""What became of the spans that ended: counted by thread-safe steps, conserved, and said now and then.
+
+A span that ended stands in exactly one column: on its way, accepted, or dropped for one of three reasons. ``ended`` is
+counted by itself, so that the sum can fail and tests can see it.
+
+The lock is an ``RLock``: a finalizer or a signal handler may end a span in the very thread that holds it. What happens
+under it is a few additions in which CPython neither collects garbage nor handles signals, so re-entrance finds the
+counts in order. Nothing is logged under it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+import attrs
+
+__all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
+
+Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
+REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid")
+
+# Seconds from one warning about dropped spans to the next.
+WARNING_INTERVAL: Final = 30.0
+
+
+@attrs.frozen
+class Drop:
+    """Why a span is dropped.
+
+    Attributes:
+        reason: What it is counted as.
+        detail: More about it, for the log.
+    """
+
+    reason: Reason
+    detail: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class SpanProcessorStatistics:
+    """A snapshot of what became of the sampled spans that ended.
+
+    At every instant ``ended == accepted + handed_over + sum(dropped.values())``.
+
+    Attributes:
+        ended: Spans that ended, sampled ones only.
+        accepted: Spans that the batcher accepted, and accounts for.
+        handed_over: Spans on their way from another thread into the batcher.
+        dropped: Spans that were dropped, by reason: ``queue_full``, ``already_shutdown`` and ``invalid``.
+    """
+
+    ended: int
+    accepted: int
+    handed_over: int
+    dropped: Mapping[str, int]
+
+
+class Tally:
+    """Counts spans that ended, and warns of those that were dropped, at most every `WARNING_INTERVAL` seconds."""
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float]) -> None:
+        self._logger = logger
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._ended = self._on_their_way = self._accepted = 0
+        self._dropped: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+        self._said: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+        self._details: dict[Reason, str] = {}
+        self._next_warning: float | None = None
+
+    def ended(self) -> None:
+        """A span ended. Whatever becomes of it has to be told."""
+        with self._lock:
+            self._ended += 1
+            self._on_their_way += 1
+
+    def accepted(self) -> None:
+        """A span that ended was accepted by the batcher."""
+        with self._lock:
+            self._on_their_way -= 1
+            self._accepted += 1
+
+    def dropped(self, drop: Drop) -> None:
+        """A span that ended was dropped."""
+        now = self._clock()
+        with self._lock:
+            self._on_their_way -= 1
+            self._dropped[drop.reason] += 1
+            if drop.detail:
+                self._details[drop.reason] = drop.detail
+            is_time = self._next_warning is None or now >= self._next_warning
+            if is_time:
+                self._next_warning = now + WARNING_INTERVAL
+        if is_time:
+            self.say_rest()
+
+    def say_rest(self) -> None:
+        """Warn of the spans that no warning has told of yet, if there are any."""
+        with self._lock:
+            counts = {reason: self._dropped[reason] - self._said[reason] for reason in REASONS}
+            self._said = self._dropped.copy()
+            details, self._details = self._details, {}
+        if not any(counts.values()):
+            return
+        parts = [f"{count} {reason}" for reason, count in counts.items() if count]
+        parts += [f"the last {reason} one: {detail}" for reason, detail in details.items()]
+        number = sum(counts.values())
+        self._logger.warning(
+            "SpanBatcher: %d %s that had ended %s dropped (%s)",
+            number,
+            "span" if number == 1 else "spans",
+            "was" if number == 1 else "were",
+            "; ".join(parts),
+        )
+
+    def statistics(self) -> SpanProcessorStatistics:
+        """Return a snapshot of the counts."""
+        with self._lock:
+            dropped: dict[str, int] = {reason: self._dropped[reason] for reason in REASONS}
+            return SpanProcessorStatistics(
+                ended=self._ended,
+                accepted=self._accepted,
+                handed_over=self._on_their_way,
+                dropped=MappingProxyType(dropped),
+            )
