@@ -156,6 +156,30 @@ async def test_an_adder_for_bytes_uses_a_slot_that_becomes_free_while_another_lo
             assert trio.current_time() == 1
 
 
+async def test_a_cancelled_adder_for_bytes_leaves_its_location_one_turn_and_not_all(autojump_clock: MockClock) -> None:
+    def span(size: int) -> EncodedSpan:
+        return EncodedSpan(b"x" * size, resource=b"", scope=b"")
+
+    limits = Limits(max_pending_bytes=100)
+    async with (
+        watched_batcher(InMemoryExporter(delay=math.inf), ONE, limits=limits, shutdown_timeout=1) as batcher,
+        trio.open_nursery() as others,
+        trio.open_nursery() as large,
+    ):
+        batcher.add_span_nowait("a", span(60))
+        large.start_soon(batcher.add_span, "a", span(50))
+        await wait_all_tasks_blocked()
+        for location, size in (("a", 10), ("a", 40), ("b", 10)):
+            others.start_soon(batcher.add_span, location, span(size))
+            await wait_all_tasks_blocked()
+        assert batcher.statistics().accepted == 1
+        large.cancel_scope.cancel()
+        # Of A the next one comes in, then it is B's turn. There is no room for the last one of A.
+        counts = batcher.statistics().locations
+        assert (counts["a"].accepted, counts["b"].accepted) == (2, 1)
+        others.cancel_scope.cancel()
+
+
 async def test_add_spans_that_is_cancelled_leaves_an_in_order_prefix(autojump_clock: MockClock) -> None:
     spans = make_spans(50)
     limits = Limits(max_queued_spans=4, max_exports_per_location=1)

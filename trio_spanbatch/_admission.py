@@ -203,11 +203,12 @@ class Admission:
         trio.lowlevel.reschedule(waiter.task)
 
     def _withdraw(self, lane: Lane, waiter: Waiter) -> None:
-        was_in_byte_line = lane in self._byte_line
+        was_first = next(iter(self._byte_line), None) is lane
         del lane.waiting[waiter]
-        self._serve(lane)
-        if was_in_byte_line:
-            self._serve_byte_line()
+        if not (was_first and lane.waiting):
+            self._serve(lane)
+        # The lane's next adder has its turn here, one like everybody's: in `_serve` all of them would come first.
+        self._serve_byte_line()
 
     # -- pressing ----------------------------------------------------------------------------------------------
 
