@@ -12,7 +12,6 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import attrs
 import trio
@@ -80,6 +79,7 @@ class Load:
         location_life: Seconds until a location gives way to another, on average.
         generation: Seconds that a generation of the batcher lives.
         adders: Tasks that add.
+        longest_drain: Seconds that the end of a batcher may take. Some generations get less.
     """
 
     spans_per_second: float = 300.0
@@ -87,6 +87,7 @@ class Load:
     location_life: float = 12.0
     generation: float = 60.0
     adders: int = 20
+    longest_drain: float = 30.0
 
     @property
     def pause(self) -> float:
@@ -149,7 +150,7 @@ class Program:
 
     async def run(self, stop: trio.Event, started: trio.Event) -> None:
         """Run until ``stop``, and leave all batchers."""
-        book = self._new_book(shutdown_timeout=30.0)
+        book = self._new_book(self._load.longest_drain)
         try:
             async with book.batcher, trio.open_nursery() as nursery:
                 self._lasting = book
@@ -171,7 +172,7 @@ class Program:
 
     # -- batchers ----------------------------------------------------------------------------------------------
 
-    def _new_book(self, **options: Any) -> Book:
+    def _new_book(self, shutdown_timeout: float) -> Book:
         book = Book(self._oracle)
         book.batcher = SpanBatcher(
             book.observe(self._make_exporter(self._url, self._rng)),
@@ -180,7 +181,7 @@ class Program:
             retry=RETRY,
             on_loss=book.on_loss,
             logger=self._logger,
-            **options,
+            shutdown_timeout=shutdown_timeout,
         )
         return book
 
@@ -193,7 +194,7 @@ class Program:
     async def _live_in_generations(self, stop: trio.Event) -> None:
         ways = itertools.cycle([self._ends, self._fails, self._is_cancelled])
         while True:
-            book = self._new_book(shutdown_timeout=self._rng.choice([0.3, 3.0, 15.0]))
+            book = self._new_book(self._load.longest_drain * self._rng.choice([0.01, 0.1, 0.5]))
             try:
                 await next(ways)(book)
             except KeyboardInterrupt:
