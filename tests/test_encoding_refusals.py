@@ -217,6 +217,55 @@ def test_what_is_no_span_is_refused_like_a_bad_one(thing: Any) -> None:
         SpanEncoder().encode(thing)
 
 
+def test_an_object_that_does_not_even_tell_its_class_is_refused() -> None:
+    class UnboundProxy:
+        @property
+        def __class__(self) -> type:
+            raise RuntimeError("working outside of a request")
+
+        @__class__.setter
+        def __class__(self, value: type) -> None: ...
+
+    thing: Any = UnboundProxy()
+    with pytest.raises(InvalidSpanError, match="is no span"):
+        SpanEncoder().encode(thing)
+
+
+def test_an_object_whose_missing_attributes_cannot_be_told_is_refused() -> None:
+    class Silent(AttributeError):
+        def __str__(self) -> str:
+            raise Broken("str")
+
+    class NoSpan:
+        def __getattr__(self, name: str) -> object:
+            raise Silent
+
+    thing: Any = NoSpan()
+    with pytest.raises(InvalidSpanError, match=r"is no span: it has no attribute 'parent'$"):
+        SpanEncoder().encode(thing)
+
+
+def test_a_number_that_compares_as_it_likes_is_measured_all_the_same() -> None:
+    class Modest(int):
+        def __ge__(self, other: object) -> bool:
+            return True
+
+        __gt__ = __le__ = __lt__ = __ge__
+
+    with pytest.raises(InvalidSpanError, match=r"^dropped_links is .*: a count is an int from 0 to 0xffffffff$"):
+        encode(dropped_links=Modest(2**40))
+
+
+def test_what_is_only_called_a_set_is_not_sorted_to_be_shown() -> None:
+    def count_on(self: object) -> Iterator[int]:
+        yield from range(1000)
+        raise AssertionError("it was read to its end")
+
+    misnamed: Any = type("set", (), {"__iter__": count_on, "__len__": lambda self: 5, "__repr__": lambda self: "odd"})
+    with pytest.raises(InvalidSpanError, match=r"^name is odd: "):
+        SpanEncoder().encode(span_like(name=misnamed()))
+
+
 @pytest.mark.parametrize("name", [field for field in attrs.fields_dict(Span) if field != "flags"])
 def test_an_object_without_one_of_the_attributes_is_refused_by_its_name(name: str) -> None:
     span = span_like()

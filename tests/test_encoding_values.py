@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict, UserDict, UserString, deque
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from numbers import Integral, Real
 from types import MappingProxyType, SimpleNamespace
@@ -20,6 +21,7 @@ from trio_spanbatch._records import (
     Resource,
     SpanEvent,
 )
+from trio_spanbatch.otlp import attributes
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
 
@@ -195,3 +197,47 @@ def test_a_value_that_contains_itself_is_refused_by_name(cycle: object) -> None:
 def test_a_value_that_occurs_twice_is_no_cycle() -> None:
     shared = [1, 2]
     assert value_of([shared, shared, {"again": shared}]) == expected.any_value([[1, 2], [1, 2], {"again": [1, 2]}])
+
+
+class Markup(str):
+    __slots__ = ()
+
+
+class Marked:
+    def __str__(self) -> str:
+        return Markup("marked")
+
+
+def test_no_attribute_is_lost_where_the_text_of_a_key_is_of_a_subclass() -> None:
+    message = encode(attributes={"first": 1, Marked(): 2, "last": 3}).to_message()
+    assert [attribute.key for attribute in message.attributes] == ["first", "marked", "last"]
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner, inner], lambda inner: {"a": inner, "b": inner}])
+def test_what_holds_the_same_thing_twice_and_so_on_is_refused_before_it_fills_memory(
+    wrap: Callable[[object], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attributes, "_MAX_CONTAINER_SIZE", 10_000)
+    value: object = []
+    for _ in range(30):
+        value = wrap(value)
+    with pytest.raises(InvalidSpanError, match=r": it has more than 10000 bytes, written out$"):
+        encode(attributes={"key": value})
+
+
+@pytest.mark.parametrize("count", [10**9, 10**18])
+def test_a_range_of_everything_is_refused_before_it_fills_memory(count: int) -> None:
+    with pytest.raises(InvalidSpanError, match=r"^attributes\['key'\] is range\(.*bytes, written out$"):
+        encode(attributes={"key": range(count)})
+
+
+def test_a_sequence_that_never_says_that_it_has_ended_is_refused() -> None:
+    class Wheel(Sequence[int]):
+        def __getitem__(self, index: Any) -> Any:
+            return index % 3
+
+        def __len__(self) -> int:
+            return 3
+
+    with pytest.raises(InvalidSpanError, match=r"it goes on after the 3 items that are its length$"):
+        encode(attributes={"key": Wheel()})

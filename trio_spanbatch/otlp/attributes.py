@@ -17,6 +17,7 @@ import struct
 from collections import UserString
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from itertools import islice
 from numbers import Integral, Rational, Real
 from typing import Any, Final, TypeAlias
 
@@ -33,6 +34,12 @@ __all__ = ["AttributeEncoder"]
 _VALUE_LEVELS: Final = 94
 _LIST_LEVELS: Final = 2
 _MAPPING_LEVELS: Final = 3
+
+# Bytes. A list may hold the same list twice, which holds the same list twice, and so on: what YAML makes of a page of
+# aliases would be written out until memory is full. And so would ``range(10**9)``. A location holds no more than this
+# by default, and no server takes that much in one request.
+_MAX_CONTAINER_SIZE: Final = 16 * 1024 * 1024
+_MIN_ITEM_SIZE: Final = 2  # a tag and a length
 
 # Keys are few and come again and again; that there are more is data taken for keys.
 _MAX_KEYS: Final = 4096
@@ -130,10 +137,10 @@ def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
 def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
     levels, ancestors = _deeper(value, levels - _LIST_LEVELS, ancestors), (*ancestors, value)
     fields: list[bytes] = []
-    for item in tuple(value):
+    for item in _items(value):
         encode = _SCALARS.get(type(item))
         fields += (b"\x0a", encode(item) if encode is not None else _any_value(item, levels, ancestors))
-    return delimited(b"", delimited(b"\x2a", b"".join(fields)))
+    return _container(b"\x2a", b"".join(fields))
 
 
 def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) -> bytes:
@@ -144,7 +151,30 @@ def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) ->
             for key, item in _with_text_keys(_snapshot(value)).items()
         ]
     )
-    return delimited(b"", delimited(b"\x32", content))
+    return _container(b"\x32", content)
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """Return the items of a sequence, as a tuple that nobody changes while it is being read."""
+    if type(value) is list or type(value) is tuple:
+        return tuple(value)
+    count = len(value)
+    _check_size(_MIN_ITEM_SIZE * count)
+    # One that never raises IndexError would go on for ever.
+    items = tuple(islice(value, count + 1))
+    if len(items) > count:
+        raise InvalidSpanError(f"it goes on after the {count} items that are its length")
+    return items
+
+
+def _container(tag: bytes, content: bytes) -> bytes:
+    _check_size(len(content))
+    return delimited(b"", delimited(tag, content))
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_CONTAINER_SIZE:
+        raise InvalidSpanError(f"it has more than {_MAX_CONTAINER_SIZE} bytes, written out")
 
 
 def _deeper(value: object, levels: int, ancestors: _Ancestors) -> int:
@@ -177,7 +207,8 @@ def _snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
     """Return the attributes under keys that are plain strings; of two that are the same as strings the later counts."""
-    return {str.__str__(key) if isinstance(key, str) else str(key): value for key, value in attributes.items()}
+    # str() returns what ``__str__`` returns, which may be of a subclass again.
+    return {str.__str__(key if isinstance(key, str) else str(key)): value for key, value in attributes.items()}
 
 
 class AttributeEncoder:

@@ -34,8 +34,23 @@ _SHOWN_LENGTH: Final = 120
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
+class _ShortRepr(Repr):
+    def repr1(self, x: Any, level: int) -> str:
+        # Before Python 3.12 it goes by the type's name alone, and sorts whatever is called "set" or "dict".
+        ours = type(x).__module__ == "builtins"
+        return super().repr1(x, level) if ours else self.repr_instance(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        try:
+            text = repr(x)
+        except Exception:
+            # Reprlib asks the object itself for its class then, which may fail or lie as well.
+            text = object.__repr__(x)
+        return text if len(text) <= self.maxother else f"{text[: self.maxother]}..."
+
+
 def _short_repr() -> Repr:
-    short = Repr()
+    short = _ShortRepr()
     short.maxstring = short.maxother = short.maxlong = 80
     short.maxlevel = 2
     return short
@@ -50,7 +65,7 @@ def shown(value: object) -> str:
         text = _repr(value)
     except Exception:
         # Such as an int of more digits than Python writes.
-        return f"<{type(value).__name__}>"
+        text = object.__repr__(value)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
 
 
@@ -80,8 +95,11 @@ def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> i
     Raises:
         InvalidSpanError: It is something else; a bool is no number here.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and first <= value < end:
-        return int.__int__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        # A subclass may compare as it likes.
+        number = int.__int__(value)
+        if first <= number < end:
+            return number
     raise invalid(field, value, f"{meaning} is an int from {first} to {end - 1:#x}")
 
 

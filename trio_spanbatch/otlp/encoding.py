@@ -127,10 +127,9 @@ class SpanEncoder:
             InvalidSpanError: A field has a value that OTLP cannot express, or the span has not ended. The message
                 names the field and the value. An object that is no span at all is refused in the same way.
         """
-        if isinstance(span, EncodedSpan):
-            return span
         try:
-            return self._encode(span)
+            # Inside of the try: a proxy of an object may raise as soon as its class is asked for.
+            return span if isinstance(span, EncodedSpan) else self._encode(span)
         except InvalidSpanError:
             raise
         except Exception as error:
@@ -275,8 +274,8 @@ def _failed_span(span: object, error: Exception) -> InvalidSpanError:
     for field in _FIELDS:
         try:
             getattr(span, field)
-        except AttributeError as missing:
-            return InvalidSpanError(f"{shown(span)} is no span: {missing}")
+        except AttributeError:
+            return InvalidSpanError(f"{shown(span)} is no span: it has no attribute {field!r}")
         except Exception:
             return failed(field, error)
     return failed("the span", error)
