@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import trio
@@ -423,6 +424,43 @@ async def test_what_is_no_location_is_refused_before_anything_is_accepted(
             await batcher.add_spans(location, make_spans(2))  # type: ignore[arg-type]  # wrong on purpose
         assert batcher.statistics().accepted == 0
         assert len(batcher.statistics().locations) == 0
+
+
+async def test_a_location_whose_hash_fails_in_its_own_way_is_refused_like_any_other(autojump_clock: MockClock) -> None:
+    class Unhashable:
+        def __hash__(self) -> int:
+            raise RuntimeError("no hash")
+
+    location: Any = Unhashable()
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        with pytest.raises(InvalidLocationError, match="a location is a str, not Unhashable"):
+            batcher.add_span_nowait(location, make_span())
+
+
+async def test_a_str_with_ways_of_its_own_is_the_location_that_it_spells(autojump_clock: MockClock) -> None:
+    class Odd(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+        def __bool__(self) -> bool:
+            return False
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+        def __hash__(self) -> int:
+            return 1
+
+    exporter = InMemoryExporter()
+    async with watched_batcher(exporter, limits=Limits(max_queued_spans=1)) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        with pytest.raises(trio.WouldBlock):
+            batcher.add_span_nowait(Odd("a"), make_span())
+        await batcher.add_span(Odd("a"), make_span())
+    assert {type(location) for location in exporter.delivered} == {str}
+    assert batcher.statistics().locations["a"].delivered == 2
 
 
 async def test_an_exporter_may_refuse_locations(autojump_clock: MockClock) -> None:

@@ -37,7 +37,8 @@ class Lanes:
         """Return the lane of a location that is live."""
         try:
             return self._lanes.get(location)
-        except TypeError:
+        except Exception:
+            # What cannot be hashed raises a TypeError, or whatever its own ``__hash__`` raises.
             raise InvalidLocationError(f"a location is a str, not {type(location).__name__}") from None
 
     def open(self, location: str) -> Lane:
@@ -47,7 +48,7 @@ class Lanes:
             InvalidLocationError: Nothing can be sent to ``location``.
             TooManyLocationsError: As many locations as may be all hold spans.
         """
-        self._check(location)
+        location = self._checked(location)
         policy = self._policy(location)
         if not isinstance(policy, BatchPolicy):
             raise TypeError(f"batch({location!r}) returned {policy!r}; it must return a BatchPolicy")
@@ -79,13 +80,16 @@ class Lanes:
         if self._lanes.get(lane.location) is lane and not lane.waiting:
             self._empty[lane] = None
 
-    def _check(self, location: str) -> None:
+    def _checked(self, location: str) -> str:
+        """Return ``location`` as a plain str: a subclass may compare, hash and show itself as it likes."""
         if not isinstance(location, str):
             raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
+        location = str.__str__(location)
         if not location:
             raise InvalidLocationError("a location is a str that is not empty")
         if isinstance(self._shared.exporter, LocationChecker):
             self._shared.exporter.check_location(location)
+        return location
 
     def _make_place(self) -> None:
         limit = self._shared.limits.max_locations
