@@ -28,6 +28,7 @@ REMOTE = SpanContext(
     TraceState([("vendor", "x"), ("b", "2")]),
 )
 LOCAL = SpanContext(0x33333333333333333333333333333333, 0x4444444444444444, False)
+NOWHERE = SpanContext(0, 0, False)
 
 ATTRIBUTES: dict[str, Any] = {
     "str": "text",
@@ -87,6 +88,18 @@ def links(tracer: Tracer) -> None:
     tracer.start_span("links", links=[Link(REMOTE, {"a": 1}), Link(LOCAL)]).end()
 
 
+def links_that_lead_nowhere(tracer: Tracer) -> None:
+    """The SDK records them if they say something, as the specification has it."""
+    said = [
+        Link(NOWHERE, {"a": 1}),
+        Link(SpanContext(0, 0, True, None, TraceState([("vendor", "x")]))),
+        Link(SpanContext(0, 7, False), {"key": 1, "": "dropped"}),
+    ]
+    with tracer.start_as_current_span("nowhere", links=[*said, Link(NOWHERE)]) as span:
+        assert isinstance(span, ReadableSpan)
+        assert len(span.links) + span.dropped_links == len(said)
+
+
 def exceptions(tracer: Tracer) -> None:
     with pytest.raises(ZeroDivisionError), tracer.start_as_current_span("exception"):
         raise ZeroDivisionError("by zero")
@@ -111,6 +124,7 @@ PROGRAMS = (
     every_status,
     parents,
     links,
+    links_that_lead_nowhere,
     exceptions,
     more_than_the_limits,
     odd_times,

@@ -178,7 +178,7 @@ class SpanEncoder:
     def _link(self, index: int, link: Any) -> bytes:
         try:
             context = link.context
-            fields = _context(context)
+            fields = _context(context, first_id=0 if _says_something(link) else 1)
             self._attributes.append_fields(fields, _LINK_ATTRIBUTES, link.attributes, "attributes")
             fields.append(count_field(_LINK_DROPPED_ATTRIBUTES, link.dropped_attributes, "dropped_attributes"))
             fields.append(_link_flags(getattr(link, "flags", None), context))
@@ -189,23 +189,37 @@ class SpanEncoder:
         return delimited(_LINKS, b"".join(fields))
 
 
-def _context(context: Any) -> list[bytes]:
-    """Return trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link."""
+def _says_something(link: Any) -> bool:
+    """Return whether a link is recorded though it leads nowhere (its ids are zero).
+
+    https://opentelemetry.io/docs/specs/otel/trace/api/#add-link
+    """
+    return bool(link.attributes or link.dropped_attributes or (link.context is not None and link.context.trace_state))
+
+
+def _context(context: Any, *, first_id: int = 1) -> list[bytes]:
+    """Return trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link.
+
+    Args:
+        context: The ids, and more.
+        first_id: The smallest that an id may be.
+    """
     if context is None:
         raise InvalidSpanError("context is None: it holds the ids, which every span and link has")
     trace_id = context.trace_id
     if type(trace_id) is not int or not 0 < trace_id < TRACE_ID_END:
-        trace_id = checked_int(trace_id, 1, TRACE_ID_END, "context.trace_id", "a trace id")
-    fields = [_TRACE_ID, trace_id.to_bytes(16, "big"), _SPAN_ID, _span_id(context.span_id, "context.span_id")]
+        trace_id = checked_int(trace_id, first_id, TRACE_ID_END, "context.trace_id", "a trace id")
+    span_id = _span_id(context.span_id, "context.span_id", first_id)
+    fields = [_TRACE_ID, trace_id.to_bytes(16, "big"), _SPAN_ID, span_id]
     trace_state = context.trace_state
     if trace_state:
         fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state), "context.trace_state"))
     return fields
 
 
-def _span_id(span_id: Any, field: str) -> bytes:
+def _span_id(span_id: Any, field: str, first: int = 1) -> bytes:
     if type(span_id) is not int or not 0 < span_id < SPAN_ID_END:
-        span_id = checked_int(span_id, 1, SPAN_ID_END, field, "a span id")
+        span_id = checked_int(span_id, first, SPAN_ID_END, field, "a span id")
     encoded: bytes = span_id.to_bytes(8, "big")
     return encoded
 
