@@ -1,0 +1,341 @@
+"""What the model of the state machine knows of one location, independently of the code.
+
+It is a list of the accepted spans in their order, with two marks on it: how many were sealed, and which are settled.
+Where a batch ends follows from the exports that are seen. How fast the location may be asked follows from the answers
+that its exports got.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import attrs
+import trio
+
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    EncodedSpan,
+    Limits,
+    LocationStatistics,
+    Refused,
+    RetryPolicy,
+    SpanBatch,
+    TryLater,
+)
+
+__all__ = ["NEARLY", "DeliveryModel", "Export", "LocationModel", "Settings", "request_size"]
+
+# Times are compared with this tolerance: the model adds them up in another order. Seconds.
+NEARLY = 1e-9
+
+
+@attrs.frozen
+class Settings:
+    """What a batcher is made with.
+
+    Attributes:
+        jitter: Every backoff takes this part of the longest that it may take.
+    """
+
+    limits: Limits
+    retry: RetryPolicy
+    policies: dict[str, BatchPolicy]
+    jitter: float
+    shutdown_timeout: float
+
+    @property
+    def location_bytes(self) -> int:
+        return min(self.limits.max_pending_bytes_per_location, self.limits.max_pending_bytes)
+
+
+def request_size(spans: list[EncodedSpan]) -> int:
+    """Return the size of a request by making it."""
+    return len(SpanBatch("", spans).to_request())
+
+
+@attrs.define(eq=False)
+class Export:
+    """An export that runs, until it is answered.
+
+    Attributes:
+        batch: What it was called with.
+        part: The numbers of its spans in their location.
+        begun_at: When.
+        answer: What it will return, or raise if it is an exception.
+        answered: Set by whoever answers.
+    """
+
+    location: LocationModel
+    delivery: DeliveryModel
+    batch: SpanBatch
+    part: range
+    begun_at: float
+    answer: object = None
+    answered: trio.Event = attrs.Factory(trio.Event)
+
+
+@attrs.define(eq=False)
+class DeliveryModel:
+    """The attempts at one batch.
+
+    Attributes:
+        first: The number of its first span.
+        stop: The number behind its last span; known at rest.
+        first_attempt_at: When; None if its batch was handed back without one.
+        attempts: How often each part was attempted.
+        running: Its export that runs.
+    """
+
+    first: int
+    first_attempt_at: float | None
+    stop: int | None = None
+    attempts: Counter[range] = attrs.Factory(Counter)
+    running: Export | None = None
+
+
+@attrs.frozen
+class Seal:
+    """What was known when spans were sealed.
+
+    Attributes:
+        accepted_before: How many spans the location had accepted one step before.
+        accepted: How many it had accepted after the step.
+        flushed_below: Spans below this number were asked for by a flush.
+        waited_in: The last step until then in which an adder waited, for any location.
+        draining: Whether the drain had begun.
+    """
+
+    time: float
+    accepted_before: int
+    accepted: int
+    flushed_below: int
+    waited_in: int
+    draining: bool
+
+
+@attrs.define(eq=False)
+class LocationModel:
+    """One location.
+
+    Attributes:
+        spans: The accepted spans. Their places in this list are their numbers.
+        accepted_at: When each was accepted.
+        accepted_in: The step in which each was accepted.
+        seals: For each sealed span, what was known then.
+        unsettled: The numbers of the spans that are not accounted for.
+        line: The spans of the adders that wait, first come first.
+        counts: What statistics have to say.
+        deliveries: By the tasks that make them. One that only handed spans back has no task of its own.
+        refused: The parts that the server refused.
+        owed: Losses that have to be told in this step: the part, the outcome, how many.
+        flushed_below: Spans below this number are due.
+        lane: The lane's task, if the location is live.
+        pace: How `allowed` and `retry_at` changed, with the number of the scheduler's pass.
+    """
+
+    name: str
+    settings: Settings
+    spans: list[EncodedSpan] = attrs.Factory(list)
+    accepted_at: list[float] = attrs.Factory(list)
+    accepted_in: list[int] = attrs.Factory(list)
+    seals: list[Seal] = attrs.Factory(list)
+    unsettled: set[int] = attrs.Factory(set)
+    pending_bytes: int = 0
+    line: list[EncodedSpan] = attrs.Factory(list)
+    counts: Counter[str] = attrs.Factory(Counter)
+    ambiguous: set[int] = attrs.Factory(set)
+    deliveries: dict[object, DeliveryModel] = attrs.Factory(dict)
+    refused: list[range] = attrs.Factory(list)
+    owed: list[tuple[range, str, int]] = attrs.Factory(list)
+    flushed_below: int = 0
+    lane: trio.lowlevel.Task | None = None
+    idle_since: float = 0.0
+    consecutive_failures: int = 0
+    not_before: float = -math.inf
+    own_wait_until: float = -math.inf
+    backoffs: int = 0
+    allowed: int = 1
+    pace: list[tuple[int, int, float]] = attrs.Factory(list)
+
+    # -- what it holds -----------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> BatchPolicy:
+        return self.settings.policies[self.name]
+
+    @property
+    def max_spans(self) -> int:
+        return min(self.policy.max_spans, self.settings.limits.max_queued_spans)
+
+    @property
+    def sealed(self) -> int:
+        return len(self.seals)
+
+    @property
+    def queued(self) -> int:
+        return len(self.spans) - self.sealed
+
+    @property
+    def running(self) -> list[Export]:
+        return [delivery.running for delivery in self.deliveries.values() if delivery.running is not None]
+
+    def expected(self) -> dict[str, int]:
+        """Return what the location's statistics have to be."""
+        names = ("accepted", "delivered", "rejected", "undelivered", "requests", "retries", "ambiguous", "spooled")
+        return {
+            **{name: self.counts[name] for name in names},
+            "queued": self.queued,
+            "in_flight": len(self.unsettled) - self.queued,
+            "pending_bytes": self.pending_bytes,
+        }
+
+    def has_room(self, spans: list[EncodedSpan]) -> bool:
+        """Return whether the location's own limits admit ``spans``."""
+        return (
+            self.queued + len(spans) <= self.settings.limits.max_queued_spans
+            and self.pending_bytes + sum(span.size for span in spans) <= self.settings.location_bytes
+        )
+
+    def part(self, batch: SpanBatch) -> range:
+        """Return the numbers of a batch's spans, which have to be neighbours in their order."""
+        assert batch.location == self.name
+        assert batch.spans, "a batch has spans"
+        assert batch.size == len(batch.to_request()), "a batch knows the size of its request"
+        first = self._number(batch.spans[0])
+        part = range(first, first + len(batch.spans))
+        assert self.spans[part.start : part.stop] == list(batch.spans), f"{self.name}: a batch is not in order"
+        return part
+
+    def _number(self, span: EncodedSpan) -> int:
+        assert span in self.spans, f"{self.name}: a span that was not accepted for it"
+        return self.spans.index(span)
+
+    # -- batches -----------------------------------------------------------------------------------------------
+
+    def is_full(self, first: int, stop: int) -> bool:
+        """Return whether a batch of these spans, all that were queued, takes no other one."""
+        spans = self.spans[first:stop]
+        return len(spans) >= self.max_spans or request_size(spans) >= self.policy.max_bytes
+
+    def cut(self, first: int) -> tuple[int, bool]:
+        """Return where a batch that begins with a queued span ends, and whether it is full."""
+        for stop in range(first + 1, len(self.spans) + 1):
+            if self.is_full(first, stop):
+                return stop, True
+            if stop < len(self.spans) and request_size(self.spans[first : stop + 1]) > self.policy.max_bytes:
+                return stop, True
+        return len(self.spans), False
+
+    # -- following what is seen --------------------------------------------------------------------------------
+
+    def follow(self, seen: LocationStatistics, now: float, step: int, waited_in: int, *, draining: bool) -> int:
+        """Move adders into the queue, and spans out of it, as the counts say. Return how many adders were admitted."""
+        admitted = seen.accepted - self.counts["accepted"]
+        assert 0 <= admitted <= len(self.line), f"{self.name}: {admitted} were accepted of {len(self.line)}"
+        accepted_before = len(self.spans)
+        for span in self.line[:admitted]:
+            self.unsettled.add(len(self.spans))
+            self.spans.append(span)
+            self.accepted_at.append(now)
+            self.accepted_in.append(step)
+            self.pending_bytes += span.size
+            self.counts["accepted"] += 1
+        del self.line[:admitted]
+        sealed = len(self.spans) - seen.queued - self.sealed
+        assert 0 <= sealed <= self.queued, f"{self.name}: {sealed} were sealed of {self.queued}"
+        seal = Seal(now, accepted_before, len(self.spans), self.flushed_below, waited_in, draining)
+        self.seals += [seal] * sealed
+        return admitted
+
+    def hand_back(self, part: range, now: float) -> None:
+        """The drain takes spans out of the queue without a delivery."""
+        assert part.start == self.sealed, f"{self.name}: {part} was not the first in the queue"
+        self.seals += [Seal(now, len(self.spans), len(self.spans), self.flushed_below, 0, draining=True)] * len(part)
+        self.deliveries[object()] = DeliveryModel(part.start, None, part.stop)
+
+    def settle(self, part: range, now: float, **outcome: int) -> None:
+        """Account for spans that were sealed, once."""
+        assert sum(outcome.values()) == len(part), f"{self.name}: {outcome} does not add up to {part}"
+        assert self.unsettled.issuperset(part), f"{self.name}: {part} was accounted for already"
+        self.unsettled.difference_update(part)
+        self.pending_bytes -= sum(self.spans[number].size for number in part)
+        self.counts.update(outcome)
+        if not self.unsettled:
+            self.idle_since = now
+
+    def doubt(self, part: range) -> None:
+        """Note that nobody knows whether an attempt arrived."""
+        self.counts["ambiguous"] += len(set(part) - self.ambiguous)
+        self.ambiguous.update(part)
+
+    # -- pace --------------------------------------------------------------------------------------------------
+
+    @property
+    def retry_at(self) -> float:
+        return max(self.own_wait_until, self.not_before)
+
+    def give_up_at(self, delivery: DeliveryModel) -> float:
+        began_at = delivery.first_attempt_at
+        return math.inf if began_at is None else began_at + self.settings.retry.max_elapsed
+
+    def answered(self, answer: object, now: float, drain_deadline: float, scheduled: int) -> None:
+        """Note what an answer says of the location's health. What is no answer is a failure."""
+        if isinstance(answer, Delivered):
+            self.consecutive_failures = 0
+            if now >= self.retry_at:
+                self.backoffs = 0
+                self.allowed = min(self.allowed + 1, self.settings.limits.max_exports_per_location)
+        else:
+            self.consecutive_failures += 1
+            self.allowed = 1
+        if isinstance(answer, TryLater):
+            self._back_off(answer.after, now, drain_deadline)
+        self.note_pace(scheduled)
+
+    def _back_off(self, after: float | None, now: float, drain_deadline: float) -> None:
+        already = self.retry_at > now
+        self.backoffs += not already
+        if after:
+            self.not_before = max(self.not_before, now + after)
+        elif not already:
+            retry = self.settings.retry
+            wait = self.settings.jitter * min(retry.maximum, retry.initial * retry.multiplier ** (self.backoffs - 1))
+            left = drain_deadline - now
+            self.own_wait_until = math.inf if left < 0.1 else now + min(wait, left / 2)
+
+    def new_lane(self, task: trio.lowlevel.Task, now: float, scheduled: int) -> None:
+        """The location is live again. Only what the server asked for is remembered."""
+        self.lane = task
+        self.idle_since = now
+        self.own_wait_until = -math.inf
+        self.backoffs = 0
+        self.allowed = 1
+        self.note_pace(scheduled)
+
+    def note_pace(self, scheduled: int) -> None:
+        self.pace.append((scheduled, self.allowed, self.retry_at))
+
+    def recent_pace(self, scheduled: int) -> tuple[int, float]:
+        """Return the best that held in this pass of the scheduler or the last: a lane decides one pass earlier."""
+        while len(self.pace) > 1 and self.pace[1][0] < scheduled - 1:
+            del self.pace[0]
+        return max(allowed for _, allowed, _ in self.pace), min(retry_at for _, _, retry_at in self.pace)
+
+    def is_told_refused(self, part: range) -> bool:
+        """Return whether the server refused a request that held all of ``part``."""
+        return any(part.start >= other.start and part.stop <= other.stop for other in self.refused)
+
+    def owes_after(self, export: Export, answer: object) -> None:
+        """Note which losses have to be told in the step in which an export ended."""
+        part = export.part
+        if isinstance(answer, Delivered):
+            if rejected := max(0, min(answer.rejected, len(part))):
+                self.owed.append((part, "rejected", rejected))
+        elif isinstance(answer, Refused):
+            self.refused.append(part)
+            if not answer.isolate or len(part) == 1:
+                self.owed.append((part, "rejected", len(part)))
+        elif not isinstance(answer, TryLater) or self.retry_at > self.give_up_at(export.delivery) + NEARLY:
+            self.owed.append((part, "undelivered", len(part)))
