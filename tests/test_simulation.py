@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from background import Command
 from planting import plant
 from process_support import untraced_environment
 from simulation.run import run_seed
@@ -25,11 +26,13 @@ def simulate(*arguments: object, environ: dict[str, str] | None = None) -> subpr
     )
 
 
-def test_thousands_of_fresh_seeds_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    ended = simulate("--seeds", SEEDS, "--quiet")
+@pytest.mark.background("-m", "simulation", "--seeds", SEEDS, "--quiet")
+def test_thousands_of_fresh_seeds_pass(background: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code, said = background.wait()
     with capsys.disabled():
-        print(f"\nsimulation: {ended.stdout.strip()}")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+        print(f"\nsimulation: {said.strip()}")
+    assert exit_code == 0, said
+    assert f"{SEEDS:,} seeds passed" in said
 
 
 @pytest.mark.parametrize("seed", range(10))
