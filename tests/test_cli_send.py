@@ -226,6 +226,12 @@ def span_with(attributes: dict[str, Any]) -> Span:
     return Span("x", SpanContext(1, 1), start_time=1, end_time=2, attributes=attributes)
 
 
+def test_what_is_no_location_is_not_repeated_as_a_whole() -> None:
+    with pytest.raises(ValueError, match=r"tenant. is b.xxx.*; it must be a string$") as caught:
+        LocationOf(attribute="tenant")(span_with({"tenant": b"x" * 1_000_000}))
+    assert len(str(caught.value)) < 300
+
+
 async def test_the_location_is_the_spans_attribute_else_the_resources_else_the_span_is_invalid(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
     path.write_bytes(

@@ -14,6 +14,7 @@ from .._exporter import SpanExporter
 from .._policy import BatchPolicy, Limits, RetryPolicy
 from .._records import Span
 from .._statistics import SpanBatcherStatistics
+from ..otlp.checks import shown
 from ..otlp.json import read_request
 from .input import Document, DocumentParser, InputFile, InputFileError, Unreadable
 from .progress import SendProgress
@@ -76,7 +77,7 @@ class LocationOf:
             return str(value)  # MLflow's experiment ids are numbers
         if value is None:
             raise NoLocation(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
-        raise NoLocation(f"no location: the attribute {self.attribute!r} is {value!r}; it must be a string")
+        raise NoLocation(f"no location: the attribute {self.attribute!r} is {shown(value)}; it must be a string")
 
 
 @attrs.frozen(kw_only=True)
