@@ -2,9 +2,9 @@
 
 In the trio thread a span is added at once, so that whoever looks at the batcher next finds it there. With one
 exception: code that interrupted something else. A finalizer, or a handler of a signal, may run between any two
-instructions of the batcher or of trio itself, and must not change what they are just changing. Trio knows when: all of
-its own code and all of the batcher's that must not be interrupted has protection from KeyboardInterrupt, and so do
-finalizers, which trio counts in. So a span that ends under that protection is handed over like one of another thread.
+instructions of the batcher or of trio itself, and must not change what they are just changing. So the stack is looked
+at: if between here and the bottom of the current task there is a frame of either, the span is handed over, like one of
+another thread. (Trio's ``currently_ki_protected`` would tell nearly the same, in five times the time for each frame.)
 
 A span of another thread is encoded there, which is what takes time. Its bytes stand in a queue with two bounds, and
 `trio.lowlevel.TrioToken.run_sync_soon` has the trio thread take all that is there; asked for again before that
@@ -15,8 +15,10 @@ later is refused with ``RunFinishedError``, and counted.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import trio
@@ -43,6 +45,11 @@ class Intake:
         limits = batcher._shared.limits
         self._max_spans = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
+        self._not_to_interrupt = _globals_of_the_core()
+        self.reset()
+
+    def reset(self) -> None:
+        """Hold nothing, and count nothing of it: it is a copy in a forked process."""
         # For the bounds. An RLock, as a finalizer may end a span while its thread holds it.
         self._lock = threading.RLock()
         self._queue: deque[tuple[str, EncodedSpan]] = deque()
@@ -53,12 +60,19 @@ class Intake:
         return self._admission.is_open
 
     def may_add_here(self) -> bool:
-        """Return whether the caller is in the batcher's trio run, and interrupts nothing there."""
-        return (
-            trio.lowlevel.in_trio_run()
-            and trio.lowlevel.current_trio_token() is self._supervisor.token
-            and not trio.lowlevel.currently_ki_protected()
-        )
+        """Return whether the caller is in a task of the batcher's trio run, and interrupts nothing there."""
+        try:
+            bottom = trio.lowlevel.current_task().coro.cr_frame
+        except RuntimeError:
+            return False
+        if trio.lowlevel.current_trio_token() is not self._supervisor.token:
+            return False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not bottom:
+            if frame is None or id(frame.f_globals) in self._not_to_interrupt:
+                return False
+            frame = frame.f_back
+        return True
 
     def add(self, location: str, span: SpanLike | EncodedSpan) -> Drop | None:
         """Add a span in the trio thread. Return why that did not work."""
@@ -135,6 +149,16 @@ class Intake:
             self._tally.accepted()
         else:
             self._tally.dropped(drop)
+
+
+def _globals_of_the_core() -> frozenset[int]:
+    """Return the identities of the namespaces of trio's modules and of the batcher's. Modules live for ever."""
+    return frozenset(id(vars(module)) for name, module in sys.modules.copy().items() if _is_core(name))
+
+
+def _is_core(module: str) -> bool:
+    package, _, rest = module.partition(".")
+    return package == "trio" or (package == "trio_spanbatch" and rest.startswith(("_", "otlp", "destinations")))
 
 
 def shown_message(error: Exception) -> str:

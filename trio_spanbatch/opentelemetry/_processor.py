@@ -11,8 +11,10 @@ everything, and stays what it is.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -48,7 +50,8 @@ class BatcherSpanProcessor(SpanProcessor):
     was shut down); ``invalid`` (the span or its location cannot be sent, or there are more locations than
     ``Limits.max_locations``). A warning says how many, at most every 30 seconds; the rest is said at the end.
 
-    Spans may end in any thread. In another one than trio's they are encoded there and handed over.
+    Spans may end in any thread. In another one than trio's they are encoded there and handed over. A forked process
+    has no trio loop that could send anything: spans that end there are dropped as ``already_shutdown``.
 
     Args:
         batcher: Where the spans go.
@@ -80,7 +83,7 @@ class BatcherSpanProcessor(SpanProcessor):
         self._locations = Locations(location)
         self._tally = Tally(self._logger, clock)
         self._intake = Intake(batcher, self._tally)
-        self._is_shut_down = False
+        self._is_shut_down = self._is_in_child = False
         self._has_said_to_await = False
         # How many losses force_flush has told of.
         self._told = 0
@@ -88,6 +91,8 @@ class BatcherSpanProcessor(SpanProcessor):
         batcher._shared.feeders.append(self._intake)
         if meter_provider is not None:
             batcher._shared.observers.append(BatcherMetrics(meter_provider, batcher._shared, self._tally))
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_weakly(self._after_fork_in_child))
 
     def __repr__(self) -> str:
         counts = self._tally.statistics()
@@ -135,7 +140,7 @@ class BatcherSpanProcessor(SpanProcessor):
             self._tally.accepted()
 
     def _put(self, span: ReadableSpan, *, directly: bool) -> Drop | None:
-        if self._is_shut_down or not self._intake.is_open():
+        if self._is_shut_down or self._is_in_child or not self._intake.is_open():
             return Drop("already_shutdown")
         location = self._locations.of(span)
         if isinstance(location, NoLocation):
@@ -163,6 +168,8 @@ class BatcherSpanProcessor(SpanProcessor):
             Whether all of them were delivered. A span that was lost makes one call return False; the next one tells
             of those that ended after it. After the batcher was left: whether all were delivered that ever ended.
         """
+        if self._is_in_child:
+            return False
         if self._supervisor.token is None or self._supervisor.has_ended:
             return self._judge_at_rest()
         if trio.lowlevel.in_trio_run() or threading.get_ident() == self._supervisor.thread:
@@ -172,6 +179,11 @@ class BatcherSpanProcessor(SpanProcessor):
             return WaitingFlush(self._flush, self._logger).wait(self._supervisor.token, timeout_millis / 1000)
         except trio.RunFinishedError:
             return self._judge_at_rest()
+
+    def _after_fork_in_child(self) -> None:
+        self._is_in_child = True
+        self._tally.renew_lock()
+        self._intake.reset()
 
     def _say_to_await(self) -> None:
         if not self._has_said_to_await:
@@ -205,3 +217,14 @@ class BatcherSpanProcessor(SpanProcessor):
     def _lost(self) -> int:
         total = self._batcher._shared.ledger.total()
         return total.rejected + total.undelivered + sum(self.dropped.values())
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls ``method`` as long as its object is there."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (method := reference()) is not None:
+            method()
+
+    return call

@@ -65,12 +65,16 @@ class Tally:
     def __init__(self, logger: logging.Logger, clock: Callable[[], float]) -> None:
         self._logger = logger
         self._clock = clock
-        self._lock = threading.RLock()
+        self.renew_lock()
         self._ended = self._on_their_way = self._accepted = 0
         self._dropped: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._said: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._details: dict[Reason, str] = {}
         self._next_warning: float | None = None
+
+    def renew_lock(self) -> None:
+        """Have another lock: in a forked process the old one may be held by a thread that is not there."""
+        self._lock = threading.RLock()
 
     def ended(self) -> None:
         """A span ended. Whatever becomes of it has to be told."""
