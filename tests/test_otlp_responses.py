@@ -304,6 +304,28 @@ def test_a_secret_that_the_server_repeats_is_not_shown_not_even_a_part_of_it(bod
     assert "dapi" not in result.reason
 
 
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({"content-encoding": "dapi-0123456789"}, None), ({"content-type": "DAPI-0123456789/json"}, b"no JSON")],
+)
+def test_a_header_that_repeats_a_secret_does_not_show_it(headers: dict[str, str], body: bytes | None) -> None:
+    secrets = ("dapi-0123456789", "DAPI-0123456789")
+    result = interpret_response(200, headers, body, now=NOW, secrets=secrets)
+    assert isinstance(result, Delivered)
+    assert "0123456789" not in result.message
+
+
+def test_an_endless_content_encoding_is_not_repeated_as_a_whole() -> None:
+    result = interpret(200, {"content-encoding": "x" * 1000}, None)
+    assert isinstance(result, Delivered)
+    assert len(result.message) <= MAX_MESSAGE_LENGTH
+
+
+@pytest.mark.parametrize("status", [-1, 1000, 99999])
+def test_a_status_that_only_http_2_can_carry_is_refused(status: int) -> None:
+    assert interpret(status) == Refused(str(status), status)
+
+
 def test_a_redirect_that_repeats_a_secret_does_not_show_it() -> None:
     headers = {"location": "https://host.example/dapi-0123456789"}
     result = interpret_response(302, headers, b"", now=NOW, secrets=("dapi-0123456789",))

@@ -107,7 +107,8 @@ def interpret_response(
         secrets: What must not be repeated from the response: tokens, passwords.
     """
     response = Response(status, headers, body, now, secrets)
-    rule = next(rule for rule in RULES if status in rule.statuses and rule.applies(response))
+    # HTTP/2 carries any number as a status; the last rule is for everything else.
+    rule = next((rule for rule in RULES if status in rule.statuses and rule.applies(response)), RULES[-1])
     result = rule.answer(response)
     return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
 
@@ -169,8 +170,9 @@ def _delivered(response: Response) -> Delivered:
     """Read the partial success. What cannot be read is at most a warning: the status said that all is well."""
     kind = media_type(response.headers)
     if response.body is None:
-        encoding = short_text(response.headers.get("content-encoding", ""))
-        return Delivered(0, f"the answer's body could not be decompressed (content-encoding: {encoding})")
+        encoding = response.headers.get("content-encoding", "")
+        message = f"the answer's body could not be decompressed (content-encoding: {encoding})"
+        return Delivered(0, short_text(message, response.secrets))
     try:
         if "protobuf" in kind:
             answer = _answer_from_protobuf(response.body)
@@ -179,7 +181,9 @@ def _delivered(response: Response) -> Delivered:
         else:
             return Delivered()
     except ValueError as error:
-        return Delivered(0, short_text(f"the answer's body cannot be read as {kind}: {error}"))
+        # Not the content type as it is: it is in lower case, where a secret in it would not be found.
+        form = "application/x-protobuf" if "protobuf" in kind else "application/json"
+        return Delivered(0, short_text(f"the answer's body cannot be read as {form}: {error}", response.secrets))
     partial = answer.partial_success
     message = _bounded_message(partial)
     return Delivered(max(partial.rejected_spans, 0), short_text(message, response.secrets))
