@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import random
 import signal
-import subprocess
 import sys
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import attrs
 import trio
-from soak_figures import MIB, SHORTEST, Sample, Verdict, judge, measure
+from soak_child import running_server
+from soak_figures import AT_REST, SHORTEST, UNDER_WAY, Sample, Verdict, judge, measure
 from soak_oracle import ForgettingOracle
 from soak_program import Load, MakeExporter, Program, send_over_http
-from soak_wire import FAULT, PORT, STORED
+from soak_watch import Watch
 
 __all__ = ["Plan", "Report", "soak"]
 
 Say = Callable[[str], object]
 
-_SERVER = Path(__file__).with_name("soak_server.py")
-_ROWS_A_HEADING = 20
+# How many generations of the batcher there would be in a run if there were no rests in between.
+GENERATIONS = 15
 
 
 @attrs.frozen(kw_only=True)
@@ -43,16 +41,20 @@ class Plan:
     Attributes:
         seconds: How long, if it is not ended by ``spans``.
         spans: After how many accepted spans it ends, None for no number.
+        rests: After how many rests it may end by its number of spans.
         warm_up: The share of the time that is not judged.
         every: Seconds between two measurements.
+        patience: Seconds after which the oracle expects nothing more of a span that is accounted for.
         seed: Of the program's and the server's dice. The order of events is the clock's and the kernel's all the same.
         load: How much is going on.
     """
 
     seconds: float = 600.0
     spans: int | None = None
+    rests: int = 0
     warm_up: float = 0.3
     every: float = 5.0
+    patience: float = 15.0
     seed: int = 0
     load: Load = attrs.Factory(Load)
 
@@ -79,74 +81,11 @@ class Report:
     def failures(self) -> list[str]:
         """What does not hold, in sentences."""
         return [
-            f"{verdict.gauge.name} is not flat: {verdict.first:,.0f} in the first half, {verdict.second:,.0f} in the "
+            f"{verdict.gauge.label} is not flat: {verdict.first:,.0f} in the first half, {verdict.second:,.0f} in the "
             f"second; at most {verdict.gauge.most(verdict.first):,.0f} would be"
             for verdict in self.verdicts
             if not verdict.is_flat
         ] + list(self.objections)
-
-
-class _Server:
-    """The server's process, and what it told."""
-
-    def __init__(self, process: trio.Process, oracle: ForgettingOracle) -> None:
-        self.faults: Counter[str] = Counter()
-        self.port = 0
-        self.is_ready = trio.Event()
-        self.has_ended = trio.Event()
-        self.process = process
-        self._oracle = oracle
-
-    async def listen(self) -> None:
-        """Read what it tells until it ends."""
-        assert self.process.stdout is not None
-        rest = b""
-        async for chunk in self.process.stdout:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._heard(line.decode().split())
-        self.has_ended.set()
-        self.is_ready.set()
-
-    def _heard(self, words: Sequence[str]) -> None:
-        match words:
-            case [str(word), location, *ids] if word == STORED:
-                self._oracle.stored(location, map(int, ids))
-            case [str(word), kind] if word == FAULT:
-                self.faults[kind] += 1
-            case [str(word), port] if word == PORT:
-                self.port = int(port)
-                self.is_ready.set()
-            case _:
-                self._oracle.object(f"the server says {words}")
-
-
-@asynccontextmanager
-async def _running_server(seed: int, oracle: ForgettingOracle) -> AsyncIterator[_Server]:
-    # In a session of its own: a Ctrl-C at the terminal is not for it.
-    process = await trio.lowlevel.open_process(
-        [sys.executable, str(_SERVER), str(seed)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    server = _Server(process, oracle)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.listen)
-            await server.is_ready.wait()
-            if not server.port:
-                raise RuntimeError("the soak's server ended before it listened")
-            yield server
-            assert process.stdin is not None
-            await process.stdin.aclose()
-            await server.has_ended.wait()
-            if await process.wait():
-                oracle.object(f"the server ended with code {process.returncode}")
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
 
 
 async def soak(plan: Plan, *, say: Say, make_exporter: MakeExporter = send_over_http) -> Report:
@@ -158,31 +97,30 @@ async def soak(plan: Plan, *, say: Say, make_exporter: MakeExporter = send_over_
         make_exporter: Makes the exporter of each batcher, given the server's URL and dice.
     """
     rng = random.Random(plan.seed)
-    oracle = ForgettingOracle()
-    samples: list[Sample] = []
+    oracle = ForgettingOracle(patience=plan.patience)
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
-        async with _running_server(rng.getrandbits(32), oracle) as server:
-            url = f"http://127.0.0.1:{server.port}/v1/traces"
-            program = Program(plan.load, oracle, url, rng, make_exporter)
+        async with running_server(rng.getrandbits(32), oracle) as server:
+            watch = Watch(oracle, server, say)
+            program = Program(
+                plan.load, oracle, rng, partial(make_exporter, server.url), server.drop_connections, watch.note_rest
+            )
             before = measure(0.0, server.process.pid, {})
-            stop, started = trio.Event(), trio.Event()
+            stop = trio.Event()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, interrupts, stop)
-                nursery.start_soon(_watch, plan, program, oracle, server, samples, say, started, stop)
-                await program.run(stop, started)
-                counts = _counts(program, oracle, server)
+                nursery.start_soon(_stop_in_time, watch, program, oracle, plan, stop)
+                await program.run(stop)
                 nursery.cancel_scope.cancel()
             after = measure(0.0, server.process.pid, {})
             _compare_ends(before, after, oracle)
     oracle.finish()
-    counts |= {"sent twice and stored twice": oracle.counts["stored again"]}
-    verdicts = judge(samples, samples[-1].at * plan.warm_up) if samples else []
+    warm_up = watch.seconds * plan.warm_up
     return Report(
-        samples=samples,
-        verdicts=verdicts,
+        samples=watch.samples,
+        verdicts=[*judge(watch.samples, warm_up, UNDER_WAY), *judge(watch.rests, warm_up, AT_REST)],
         objections=oracle.objections,
         faults=dict(server.faults),
-        counts=program.counts | Counter(counts),
+        counts=program.counts | Counter(_counts(program, oracle)),
     )
 
 
@@ -191,55 +129,26 @@ async def _stop_on_signal(interrupts: AsyncIterator[int], stop: trio.Event) -> N
         stop.set()
 
 
-async def _watch(
-    plan: Plan,
-    program: Program,
-    oracle: ForgettingOracle,
-    server: _Server,
-    samples: list[Sample],
-    say: Say,
-    started: trio.Event,
-    stop: trio.Event,
-) -> None:
-    """Measure until it is time to stop."""
-    await started.wait()
-    began = trio.current_time()
-    last = Sample(at=0.0, memory=0, server_memory=0, objects=0, blocks=0, tasks=0, sockets=0, lanes=0)
-    for row in itertools.count():
+async def _stop_in_time(watch: Watch, program: Program, oracle: ForgettingOracle, plan: Plan, stop: trio.Event) -> None:
+    while not _is_over(watch, oracle, plan):
         await trio.sleep(plan.every)
-        if stop.is_set():
-            return
-        program.compare()
-        oracle.sweep()
-        at = trio.current_time() - began
-        sample = measure(at, server.process.pid, _growing(program, oracle, server))
-        samples.append(sample)
-        if row % _ROWS_A_HEADING == 0:
-            say(_HEADING)
-        say(_row(sample, last))
-        last = sample
-        if at >= plan.seconds or (plan.spans is not None and oracle.accepted >= plan.spans):
-            stop.set()
+        watch.look(program)
+    stop.set()
 
 
-def _growing(program: Program, oracle: ForgettingOracle, server: _Server) -> dict[str, int]:
-    return {
-        "remembered": len(oracle),
-        "names": program.names,
-        "accepted": oracle.accepted,
-        "requests": program.total("requests"),
-        "retries": program.total("retries"),
-        "faults": sum(server.faults.values()),
-    }
+def _is_over(watch: Watch, oracle: ForgettingOracle, plan: Plan) -> bool:
+    if plan.spans is not None and oracle.accepted >= plan.spans and len(watch.rests) >= plan.rests:
+        return True
+    return watch.seconds >= plan.seconds
 
 
-def _counts(program: Program, oracle: ForgettingOracle, server: _Server) -> dict[str, int]:
+def _counts(program: Program, oracle: ForgettingOracle) -> dict[str, int]:
     totals = ("requests", "retries", "splits", "ambiguous")
     return {
         "names of locations": program.names,
         "spans accepted": oracle.accepted,
         **{f"spans {outcome}": count for outcome, count in oracle.outcomes.items()},
-        "good spans rejected": oracle.counts["good spans rejected"],
+        **oracle.counts,
         **{name: program.total(name) for name in totals},
     }
 
@@ -253,21 +162,6 @@ def _compare_ends(before: Sample, after: Sample, oracle: ForgettingOracle) -> No
 
 # -- the tables ------------------------------------------------------------------------------------------------
 
-_HEADING = (
-    "   time  memory  server  objects   blocks  tasks  sockets  lanes  names  remembered  spans/s"
-    "  requests  retries  faults"
-)
-
-
-def _row(sample: Sample, last: Sample) -> str:
-    minutes, seconds = divmod(int(sample.at), 60)
-    rate = (sample.accepted - last.accepted) / (sample.at - last.at)
-    return (
-        f"{minutes:4d}:{seconds:02d}{sample.memory / MIB:8.1f}{sample.server_memory / MIB:8.1f}{sample.objects:9d}"
-        f"{sample.blocks:9d}{sample.tasks:7d}{sample.sockets:9d}{sample.lanes:7d}{sample.names:7d}"
-        f"{sample.remembered:12d}{rate:9.0f}{sample.requests:10d}{sample.retries:9d}{sample.faults:8d}"
-    )
-
 
 def _summary(report: Report) -> Iterator[str]:
     yield ""
@@ -277,13 +171,13 @@ def _summary(report: Report) -> Iterator[str]:
     yield from (f"{count:12,d} {kind}" for kind, count in sorted(report.faults.items()))
     yield ""
     if report.verdicts:
-        yield "median after the warm-up:     first half   second half       at most"
+        yield "median after the warm-up:       first half   second half       at most"
     else:
         yield f"too short to judge what is flat: it takes {SHORTEST:.0f} s after the warm-up"
     for verdict in report.verdicts:
         most = verdict.gauge.most(verdict.first)
         word = "flat" if verdict.is_flat else "NOT FLAT"
-        yield f"{verdict.gauge.name:>24s}{verdict.first:16,.0f}{verdict.second:14,.0f}{most:14,.0f}  {word}"
+        yield f"{verdict.gauge.label:>26s}{verdict.first:16,.0f}{verdict.second:14,.0f}{most:14,.0f}  {word}"
     yield ""
     yield from (f"FAILED: {failure}" for failure in report.failures)
     if not report.failures:
@@ -308,7 +202,11 @@ def _plan(arguments: Sequence[str]) -> Plan:
         spans=options.spans,
         every=options.every,
         seed=random.SystemRandom().getrandbits(32) if options.seed is None else options.seed,
-        load=Load(spans_per_second=options.rate, locations=options.locations, generation=max(seconds / 10, 1.0)),
+        load=Load(
+            spans_per_second=options.rate,
+            locations=options.locations,
+            generation=max(seconds / GENERATIONS, 1.0),
+        ),
     )
 
 

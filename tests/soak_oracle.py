@@ -177,7 +177,7 @@ class ForgettingOracle:
             if record.location != location:
                 self.object(f"span {span_id} of {record.location} is stored at {location}")
             record.stored += 1
-            self.counts["stored again"] += record.stored > 1
+            self.counts["spans stored again after a doubtful attempt"] += record.stored > 1
             self._forget_if_settled(span_id, record)
 
     def pending(self, book: Book, location: str | None) -> list[int]:

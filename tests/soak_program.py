@@ -11,10 +11,12 @@ import itertools
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import attrs
 import trio
+from soak_figures import lanes_alive
 from soak_oracle import Book, ForgettingOracle
 from soak_wire import LOCATION_HEADER, MAX_REQUEST_BYTES, PLAIN, POISON, UNWANTED
 
@@ -44,8 +46,14 @@ BURST = 300
 LONGEST_LIST = 8
 FLUSHERS = 2
 OLD_NAMES = 50
+RESTING_PLACE = "main.soak.rest"
+
 # Seconds after which an adder is said to have waited.
 A_WAIT = 0.1
+# Seconds between two looks at whether everything is at rest.
+A_LOOK = 0.1
+# Seconds until a connection that the server broke is seen to be broken.
+BREAKING = 0.5
 
 # The same for all batchers: how much is pending must not depend on the dice, or it would hide what grows.
 BATCHES = BatchPolicy(max_spans=64, max_bytes=64 * 1024, max_delay=3.0)
@@ -58,7 +66,6 @@ LIMITS = Limits(
     max_pending_bytes_per_location=128 * 1024,
     max_locations=400,
     max_exports=32,
-    location_idle_timeout=5.0,
 )
 
 MakeExporter = Callable[[str, random.Random], SpanExporter]
@@ -80,6 +87,7 @@ class Load:
         generation: Seconds that a generation of the batcher lives.
         adders: Tasks that add.
         longest_drain: Seconds that the end of a batcher may take. Some generations get less.
+        idle_timeout: Seconds after which a lane that holds nothing ends.
     """
 
     spans_per_second: float = 300.0
@@ -88,6 +96,7 @@ class Load:
     generation: float = 60.0
     adders: int = 20
     longest_drain: float = 30.0
+    idle_timeout: float = 5.0
 
     @property
     def pause(self) -> float:
@@ -107,23 +116,42 @@ class _GenerationFails(Exception):
 
 
 class Program:
-    """Runs the load against the server at ``url``.
+    """Runs the load.
+
+    Args:
+        load: How much is going on.
+        oracle: Follows the spans.
+        rng: The dice.
+        make_exporter: Makes the exporter of each batcher.
+        drop_connections: Has the server break all connections.
+        at_rest: Called between two generations, when nothing goes on.
 
     Attributes:
+        is_resting: Whether nothing is added, so that everything comes to rest.
         names: How many names of locations there were so far.
         counts: Figures: adders that waited, were cancelled, found the batcher closed; flushes; ends of generations.
     """
 
     def __init__(
-        self, load: Load, oracle: ForgettingOracle, url: str, rng: random.Random, make_exporter: MakeExporter
+        self,
+        load: Load,
+        oracle: ForgettingOracle,
+        rng: random.Random,
+        make_exporter: Callable[[random.Random], SpanExporter],
+        drop_connections: Callable[[], Awaitable[None]],
+        at_rest: Callable[[Program], object],
     ) -> None:
+        self.is_resting = False
         self.names = 0
         self.counts: Counter[str] = Counter()
         self._load = load
         self._oracle = oracle
-        self._url = url
         self._rng = rng
         self._make_exporter = make_exporter
+        self._drop_connections = drop_connections
+        self._at_rest = at_rest
+        self._busy = 0
+        self._is_idle = trio.Event()
         self._logger = _quiet_logger(oracle)
         self._old_names: deque[str] = deque(maxlen=OLD_NAMES)
         self._places = [_Place(self._new_name(), bool(number % 2)) for number in range(load.locations)]
@@ -148,19 +176,18 @@ class Program:
         if self._generation is not None:
             yield self._generation
 
-    async def run(self, stop: trio.Event, started: trio.Event) -> None:
+    async def run(self, stop: trio.Event) -> None:
         """Run until ``stop``, and leave all batchers."""
         book = self._new_book(self._load.longest_drain)
         try:
             async with book.batcher, trio.open_nursery() as nursery:
                 self._lasting = book
-                nursery.start_soon(self._live_in_generations, stop)
+                nursery.start_soon(self._live_in_generations, book, stop)
                 nursery.start_soon(self._rename_places)
                 for _ in range(self._load.adders):
                     nursery.start_soon(self._add_for_ever)
                 for _ in range(FLUSHERS):
                     nursery.start_soon(self._flush_for_ever)
-                started.set()
                 await stop.wait()
                 nursery.cancel_scope.cancel()
         except KeyboardInterrupt:
@@ -175,9 +202,9 @@ class Program:
     def _new_book(self, shutdown_timeout: float) -> Book:
         book = Book(self._oracle)
         book.batcher = SpanBatcher(
-            book.observe(self._make_exporter(self._url, self._rng)),
+            book.observe(self._make_exporter(self._rng)),
             batch=BATCHES,
-            limits=LIMITS,
+            limits=attrs.evolve(LIMITS, location_idle_timeout=self._load.idle_timeout),
             retry=RETRY,
             on_loss=book.on_loss,
             logger=self._logger,
@@ -191,7 +218,7 @@ class Program:
             self._ended[name] += getattr(last, name)
         self.counts["batchers left"] += 1
 
-    async def _live_in_generations(self, stop: trio.Event) -> None:
+    async def _live_in_generations(self, lasting: Book, stop: trio.Event) -> None:
         ways = itertools.cycle([self._ends, self._fails, self._is_cancelled])
         while True:
             book = self._new_book(self._load.longest_drain * self._rng.choice([0.01, 0.1, 0.5]))
@@ -205,6 +232,7 @@ class Program:
             finally:
                 self._generation = None
                 self._end(book)
+            await self._rest(lasting)
 
     async def _ends(self, book: Book) -> None:
         async with book.batcher:
@@ -233,6 +261,8 @@ class Program:
     async def _rename_places(self) -> None:
         while True:
             await trio.sleep(self._rng.expovariate(self._load.locations / self._load.location_life))
+            if self.is_resting:
+                continue
             place = self._rng.choice(self._places)
             self._old_names.append(place.name)
             returns = self._rng.random() < RETURNING
@@ -243,6 +273,9 @@ class Program:
         return f"main.soak.spans_{self.names}"
 
     def _pick(self) -> tuple[Book, str] | None:
+        """Return a batcher's book and a location, if there is something to do with them now."""
+        if self.is_resting:
+            return None
         place = self._rng.choice(self._places)
         book = self._generation if place.in_generations else self._lasting
         return None if book is None else (book, place.name)
@@ -254,10 +287,8 @@ class Program:
             await trio.sleep(self._rng.expovariate(1 / self._load.pause))
             if (picked := self._pick()) is None:
                 continue
-            try:
+            with self._being_busy():
                 await self._add(*picked)
-            except trio.ClosedResourceError:
-                self.counts["adds to a closed batcher"] += 1
 
     async def _add(self, book: Book, location: str) -> None:
         rng = self._rng
@@ -291,15 +322,49 @@ class Program:
             await trio.sleep(self._rng.expovariate(1 / 2.0))
             if (picked := self._pick()) is None:
                 continue
-            book, location = picked
-            patience = self._rng.uniform(0, 1) if self._rng.random() < CANCELLED_FLUSHES else 120.0
-            try:
-                with trio.move_on_after(patience) as scope:
-                    await book.flush(location if self._rng.random() < 0.7 else None)
-                    self.counts["flushes"] += 1
-                self.counts["cancelled flushes"] += scope.cancelled_caught
-            except trio.ClosedResourceError:
-                self.counts["flushes of a closed batcher"] += 1
+            with self._being_busy():
+                await self._flush(*picked)
+
+    async def _flush(self, book: Book, location: str) -> None:
+        patience = self._rng.uniform(0, 1) if self._rng.random() < CANCELLED_FLUSHES else 120.0
+        with trio.move_on_after(patience) as scope:
+            await book.flush(location if self._rng.random() < 0.7 else None)
+            self.counts["flushes"] += 1
+        self.counts["cancelled flushes"] += scope.cancelled_caught
+
+    @contextmanager
+    def _being_busy(self) -> Iterator[None]:
+        """Count a task as busy. That a batcher was left meanwhile is nothing special."""
+        self._busy += 1
+        try:
+            yield
+        except trio.ClosedResourceError:
+            self.counts["calls of a closed batcher"] += 1
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._is_idle.set()
+
+    # -- resting -----------------------------------------------------------------------------------------------
+
+    async def _rest(self, lasting: Book) -> None:
+        """Let everything come to rest, and go on."""
+        self.is_resting = True
+        if self._busy:
+            self._is_idle = trio.Event()
+            await self._is_idle.wait()
+        await lasting.flush(None)
+        # How many idle connections there are is chance. The pool closes broken ones with the next request.
+        await self._drop_connections()
+        await trio.sleep(BREAKING)
+        await lasting.add(RESTING_PLACE, [self._oracle.make_span()])
+        await lasting.flush(None)
+        while lanes_alive() or len(self._oracle):
+            await trio.sleep(A_LOOK)
+            self._oracle.sweep()
+        self._at_rest(self)
+        self.counts["rests"] += 1
+        self.is_resting = False
 
 
 class _Objector(logging.Handler):

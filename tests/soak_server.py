@@ -20,6 +20,7 @@ import attrs
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from soak_wire import (
+    DROP,
     LOCATION_HEADER,
     MAX_REQUEST_BYTES,
     POISON,
@@ -151,7 +152,7 @@ async def serve(seed: int) -> None:
         await (rude if rng.random() < RESETS_BEFORE_BODY else honest).serve_stream(stream)
 
     async with honest, rude, trio.open_nursery() as nursery:
-        nursery.start_soon(_end_with_stdin, nursery.cancel_scope)
+        nursery.start_soon(_obey, honest, nursery.cancel_scope)
         # Bound and never listening: it keeps the port while the listener is away, so that nobody else gets it.
         with socket.socket() as port_holder:
             port_holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -170,10 +171,11 @@ async def serve(seed: int) -> None:
                 await trio.sleep(rng.uniform(*DOWN))
 
 
-async def _end_with_stdin(scope: trio.CancelScope) -> None:
+async def _obey(receiver: OTLPReceiver, scope: trio.CancelScope) -> None:
+    """Break the connections as often as the standard input says, and end with it."""
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
-        while await stdin.receive_some(4096):
-            pass
+        while await stdin.receive_some(len(DROP)):
+            receiver.drop_connections()
     scope.cancel()
 
 

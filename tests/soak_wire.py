@@ -1,7 +1,8 @@
 """What the soak's two processes agree on: which spans the server does not take, and how it tells what it did.
 
-The server writes a line to its standard output for each request whose spans it stored, before it answers, and one for
-each fault. Ids are unique in a run, so the client knows from them all that it has to.
+The server's standard input has a line for each time that it shall break all connections, and its end is the server's.
+On its standard output it writes a line for each request whose spans it stored, before it answers, and one for each
+fault. Ids are unique in a run, so the client knows from them all that it has to.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "DROP",
     "FAULT",
     "LOCATION_HEADER",
     "MAX_REQUEST_BYTES",
@@ -37,6 +39,8 @@ MAX_REQUEST_BYTES = 24_000
 PORT = "port"
 STORED = "stored"
 FAULT = "fault"
+
+DROP = b"drop\n"
 
 
 def port_line(port: int) -> str:

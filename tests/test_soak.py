@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import soak as soak_module
 import trio
 from process_support import untraced_environment
 from soak import Plan, Report, main, soak
-from soak_figures import GAUGES, MIB, SHORTEST, Gauge, Sample, judge, measure
+from soak_figures import AT_REST, MIB, SHORTEST, UNDER_WAY, Gauge, Sample, judge, measure
 from soak_oracle import ForgettingOracle
 from soak_program import Load, MakeExporter, send_over_http
 
@@ -32,7 +33,9 @@ SHORT = Plan(
     seconds=3600.0,
     spans=500,
     every=0.05,
-    load=Load(spans_per_second=3000.0, locations=40, location_life=0.3, generation=0.2, longest_drain=3.0),
+    load=Load(
+        spans_per_second=3000.0, locations=40, location_life=0.3, generation=0.2, longest_drain=3.0, idle_timeout=0.2
+    ),
 )
 
 
@@ -69,16 +72,18 @@ class Raises(Wrapped):
 # -- whole runs ------------------------------------------------------------------------------------------------
 
 
-async def test_a_short_soak_passes_and_has_seen_faults() -> None:
+async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
     rows: list[str] = []
-    report = await soak(SHORT, say=rows.append)
+    report = await soak(attrs.evolve(SHORT, patience=5.0, rests=1), say=rows.append)
     assert report.failures == []
     assert report.verdicts == []
     assert report.counts["spans accepted"] >= 500
     assert report.counts["spans delivered"] > 0
     assert report.counts["batchers left"] >= 2
+    assert report.counts["rests"] >= 1
     assert report.faults
-    assert len(report.samples) < len(rows)
+    assert any(row.endswith("  at rest") for row in rows)
+    assert any(not row.endswith("  at rest") for row in rows[1:])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +175,9 @@ def test_what_is_left_to_the_garbage_collector_fails_a_soak(
 
     monkeypatch.setattr(soak_module, "soak", leaves_a_socket)
     hook = sys.unraisablehook
-    assert main([]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main([]) == 1
     assert "FAILED: unclosed <socket" in capsys.readouterr().out
     assert sys.unraisablehook is hook
 
@@ -190,8 +197,8 @@ STEADY = Sample(
 )
 
 
-WARM_UP = 180.0
-BETWEEN_MIDDLES = 210.0
+WARM_UP = 300.0
+BETWEEN_MIDDLES = 150.0
 
 
 def samples_of(change: Callable[[Sample], Sample], *, seconds: float = 600.0) -> list[Sample]:
@@ -203,28 +210,28 @@ def growing(gauge: Gauge) -> Callable[[Sample], Sample]:
     allowed = gauge.most(getattr(STEADY, gauge.name)) - getattr(STEADY, gauge.name)
 
     def change(sample: Sample) -> Sample:
-        value = getattr(sample, gauge.name) + 1.4 * allowed * sample.at / BETWEEN_MIDDLES
+        value = getattr(sample, gauge.name) + (1.4 * allowed + 0.1) * sample.at / BETWEEN_MIDDLES
         return attrs.evolve(sample, **{gauge.name: value})
 
     return change
 
 
-def not_flat(samples: Sequence[Sample]) -> list[str]:
-    return [verdict.gauge.name for verdict in judge(samples, WARM_UP) if not verdict.is_flat]
+def not_flat(samples: Sequence[Sample], gauges: Sequence[Gauge] = (*UNDER_WAY, *AT_REST)) -> list[str]:
+    return [verdict.gauge.label for verdict in judge(samples, WARM_UP, gauges) if not verdict.is_flat]
 
 
 def test_what_stays_as_it_is_is_flat() -> None:
     assert not_flat(samples_of(lambda sample: sample)) == []
-    assert len(judge(samples_of(lambda sample: sample), WARM_UP)) == len(GAUGES)
+    assert len(judge(samples_of(lambda sample: sample), WARM_UP, UNDER_WAY)) == len(UNDER_WAY)
 
 
-@pytest.mark.parametrize("gauge", GAUGES, ids=lambda gauge: gauge.name)
+@pytest.mark.parametrize("gauge", [*UNDER_WAY, *AT_REST], ids=lambda gauge: gauge.label)
 def test_what_grows_all_the_time_is_not_flat(gauge: Gauge) -> None:
     samples = samples_of(growing(gauge))
-    assert not_flat(samples) == [gauge.name]
-    report = Report(samples=samples, verdicts=judge(samples, WARM_UP), objections=(), faults={}, counts={})
+    assert not_flat(samples, [gauge]) == [gauge.label]
+    report = Report(samples=samples, verdicts=judge(samples, WARM_UP, [gauge]), objections=(), faults={}, counts={})
     (failure,) = report.failures
-    assert failure.startswith(f"{gauge.name} is not flat: ")
+    assert failure.startswith(f"{gauge.label} is not flat: ")
 
 
 def test_what_grows_in_the_warm_up_only_is_flat() -> None:
@@ -241,10 +248,16 @@ def test_a_peak_is_not_growth() -> None:
     assert not_flat(samples_of(peaks)) == []
 
 
-def test_a_short_run_is_not_judged() -> None:
-    assert judge(samples_of(lambda sample: sample, seconds=WARM_UP + SHORTEST - 5), WARM_UP) == []
-    assert judge(samples_of(lambda sample: sample, seconds=WARM_UP + SHORTEST), WARM_UP) != []
-    assert judge([], WARM_UP) == []
+@pytest.mark.parametrize("seconds", [0.0, WARM_UP, WARM_UP + SHORTEST - 5])
+def test_a_short_run_is_not_judged(seconds: float) -> None:
+    assert judge(samples_of(lambda sample: sample, seconds=seconds), WARM_UP, UNDER_WAY) == []
+    assert judge(samples_of(lambda sample: sample, seconds=WARM_UP + SHORTEST), WARM_UP, UNDER_WAY) != []
+
+
+def test_a_half_with_one_measurement_is_not_judged() -> None:
+    rests = [attrs.evolve(STEADY, at=at) for at in (400.0, 420.0, 440.0, 600.0)]
+    assert judge(rests, WARM_UP, AT_REST) == []
+    assert judge([*rests, attrs.evolve(STEADY, at=601.0)], WARM_UP, AT_REST) != []
 
 
 # -- what is measured ------------------------------------------------------------------------------------------
