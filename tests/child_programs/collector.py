@@ -7,6 +7,7 @@ any time. Spans named `LEFT_OUT` are left out with a partial success; a request 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,11 +52,13 @@ class Collector:
     Attributes:
         hanging: Locations whose requests are never answered.
         delay: Seconds until an answer.
+        answers: How many more requests are answered whose spans are taken. Later ones are taken without an answer.
     """
 
     def __init__(self, record: Callable[[Record], object]) -> None:
         self.hanging: frozenset[str] = frozenset()
         self.delay = 0.0
+        self.answers = sys.maxsize
         self._record = record
 
     def answer(self, request: ReceivedRequest) -> Outcome | None:
@@ -69,6 +72,9 @@ class Collector:
         left_out = [span for span in request.spans if span.name == LEFT_OUT]
         taken = [span for span in request.spans if span.name != LEFT_OUT]
         self._record(Record(request.location, _ids(taken), _ids(left_out)))
+        self.answers -= 1
+        if self.answers < 0:
+            return Hang()
         answer = partial_success(len(left_out), "left out", rejected_spans=left_out) if left_out else Answer()
         return attrs.evolve(answer, delay=self.delay)
 
