@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import trio
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
@@ -87,6 +88,19 @@ def in_thread(function: Callable[[], Returned]) -> Returned:
     if raised:
         raise raised[0]
     return returned[0]
+
+
+def tasks_named(word: str) -> list[str]:
+    """Return the names of the current run's tasks that have ``word`` in them."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    found = [root]
+    named = []
+    while found:
+        task = found.pop()
+        named += [task.name] if word in task.name else []
+        found += (child for nursery in task.child_nurseries for child in nursery.child_tasks)
+    return named
 
 
 class ManualClock:

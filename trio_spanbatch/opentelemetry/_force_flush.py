@@ -53,8 +53,8 @@ class WaitingFlush:
         try:
             trio.lowlevel.spawn_system_task(self._run, name="trio_spanbatch force_flush")
         except RuntimeError:
-            # The run is so close to its end that it starts no tasks.
-            self._answer.set_result(False)
+            # The run is so close to its end that it starts no tasks any more.
+            self._answer.set_exception(trio.RunFinishedError())
 
     async def _run(self) -> None:
         delivered = False
