@@ -42,6 +42,7 @@ class AtRest:
             yield from self._lane_faults(lane, now, free)
             yield from self._line_faults(lane, now, free)
         yield from self._byte_line_faults(lanes, now, free)
+        yield from self._budget_faults()
 
     def faults_at_the_end(self) -> Iterator[str]:
         """Yield what does not hold once the batcher was left."""
@@ -51,6 +52,7 @@ class AtRest:
             yield "lanes stand in the line for bytes"
         if self._shared.slots.value != self._limits.max_exports:
             yield f"{self._shared.slots.value} of {self._limits.max_exports} slots came back"
+        yield from self._budget_faults()
 
     def _lane_faults(self, lane: Lane, now: float, free: int) -> Iterator[str]:
         exporting = lane.pace.active
@@ -100,6 +102,16 @@ class AtRest:
         idle = [lane for lane in lanes if lane.could_export(now) and not self._reserved(lane)]
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
+
+    def _budget_faults(self) -> Iterator[str]:
+        ledger = self._shared.ledger
+        pending = sum(account.pending_bytes for _, account in ledger.accounts())
+        if ledger.pending_bytes != pending:
+            yield f"{ledger.pending_bytes} bytes are taken from the budget, {pending} are pending"
+        for lane in self._batcher._lanes:
+            leased = sum(lease.payload_bytes for lease in lane._leases)
+            if lane._leased_bytes != leased:
+                yield f"{lane} counts {lane._leased_bytes} bytes in flight, {leased} are"
 
 
 class RestWatch(trio.abc.Instrument):

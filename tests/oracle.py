@@ -116,6 +116,10 @@ def _assert_counts(
 class Oracle:
     """Collects the facts about one batcher, and compares them with its statistics.
 
+    Args:
+        forgets_locations: Whether there are more locations than ``Limits.max_locations``: what a server asked for may
+            then be forgotten.
+
     Attributes:
         batcher: The batcher that is observed; to be set before anything is added.
         attempts: How many exports have begun.
@@ -124,7 +128,7 @@ class Oracle:
 
     batcher: SpanBatcher
 
-    def __init__(self) -> None:
+    def __init__(self, *, forgets_locations: bool = False) -> None:
         self.attempts = 0
         self.failures: list[str] = []
         self._span_ids = itertools.count(1)
@@ -140,6 +144,13 @@ class Oracle:
         self._doubtful: set[int] = set()
         self._running: set[int] = set()
         self._settled: set[int] = set()
+        # The spans of batches that a server took, at least in part, and of how many of them on_loss told.
+        self._answered: set[int] = set()
+        self._told_left_out = 0
+        self._asked: dict[tuple[int, ...], float | None] = {}
+        # By location: when a server asked to be left alone, and until when.
+        self._left_alone: dict[str, tuple[float, float]] = {}
+        self._forgets_locations = forgets_locations
 
     # -- the program's side ------------------------------------------------------------------------------------
 
@@ -193,16 +204,16 @@ class Oracle:
     def pending(self, location: str | None) -> set[int]:
         """Return the ids of the accepted spans of ``location`` (None: of all) that are not accounted for."""
         return {
-            span_id
-            for span_id, at in self._accepted.items()
-            if location in (None, at) and span_id not in self._settled
+            span_id for span_id, at in self._accepted.items() if location in (None, at) and span_id not in self._settled
         }
 
     def on_loss(self, loss: Loss) -> None:
         """Take note of spans that were not delivered; to be given to the batcher."""
         if loss.outcome == "undelivered":
             self._undelivered += self._settle(loss.batch)
-        elif loss.count == len(loss.batch.spans) and not self._was_answered(loss.batch):
+        elif self._answered.issuperset(span_ids(loss.batch.spans)):
+            self._told_left_out += loss.count
+        else:
             self._rejected += self._settle(loss.batch)
 
     # -- the server's side -------------------------------------------------------------------------------------
@@ -216,6 +227,15 @@ class Oracle:
         """
         self._left_out_of[tuple(request)] = frozenset(left_out)
 
+    def asked_to_wait(self, request: Iterable[int], seconds: float | None) -> None:
+        """Take note of what the server asks for in its answer to a request, should the client get it.
+
+        Args:
+            request: The ids of all spans of the request, in order.
+            seconds: How long it wants to be left alone, None if it does not say.
+        """
+        self._asked[tuple(request)] = seconds
+
     def observe(self, exporter: SpanExporter) -> ObservedExporter:
         """Return ``exporter`` as the oracle can see it; to be given to the batcher."""
         return ObservedExporter(self, exporter)
@@ -226,6 +246,10 @@ class Oracle:
         self._expect(bool(ids), "an empty batch")
         self._expect_none("in two exports at once", self._running.intersection(ids))
         self._expect_none("exported after they were accounted for", self._settled.intersection(ids))
+        asked_at, until = self._left_alone.get(batch.location, (0.0, 0.0))
+        # One that began in the very moment of the answer was on its way.
+        early = asked_at < trio.current_time() < until - 1e-6 and not self._forgets_locations
+        self._expect(not early, f"{batch.location} was asked again before the time that its server named")
         self.attempts += 1
         self._running.update(ids)
         return ids
@@ -242,15 +266,17 @@ class Oracle:
             )
             self._left_out |= left_out
             self._delivered.update(set(ids) - left_out)
-            self._settle(batch)
+            self._answered.update(self._settle(batch))
+        if isinstance(result, TryLater):
+            self._note_wait(batch.location, tuple(ids), result)
 
-    def unsettled(self, location: str | None = None) -> set[int]:
-        """Return the ids of spans, of one location or of all, whose adder has returned and that are pending."""
-        return {
-            span_id
-            for span_id, at in self._accepted.items()
-            if span_id not in self._settled and location in (None, at)
-        }
+    def _note_wait(self, location: str, ids: tuple[int, ...], result: TryLater) -> None:
+        if result.status_code is not None and ids in self._asked:
+            self._expect(result.after == self._asked[ids], f"the server asked for {self._asked[ids]} s: {result}")
+        now = trio.current_time()
+        _, until = self._left_alone.get(location, (now, now))
+        if now + (result.after or 0) > until:
+            self._left_alone[location] = (now, now + (result.after or 0))
 
     # -- what has to hold --------------------------------------------------------------------------------------
 
@@ -260,6 +286,7 @@ class Oracle:
         assert_conserved(statistics)
         assert statistics.delivered == len(self._delivered), (statistics.delivered, len(self._delivered))
         assert statistics.rejected == len(self._rejected) + len(self._left_out)
+        assert self._told_left_out == len(self._left_out), "on_loss was not told of what a partial success left out"
         assert statistics.undelivered == len(self._undelivered)
         assert statistics.requests == self.attempts
         assert statistics.in_flight >= len(self._running)
@@ -314,9 +341,6 @@ class Oracle:
 
     def _expect_none(self, what: str, ids: AbstractSet[int]) -> None:
         self._expect(not ids, f"{what}: {_some(ids)}")
-
-    def _was_answered(self, batch: SpanBatch) -> bool:
-        return self._settled.issuperset(span_ids(batch.spans))
 
 
 class OracleWatch(trio.abc.Instrument):

@@ -110,11 +110,12 @@ class Run:
         self._plan = plan
         self._tell_line = tell
         self._rng = random.Random(f"{plan.seed} program")
-        self._oracle = Oracle()
+        self._remembers = len(plan.locations) <= plan.limits.max_locations
+        self._oracle = Oracle(forgets_locations=not self._remembers)
         self._server = Server(plan, random.Random(f"{plan.seed} server"), self._oracle, self._tell)
         self._active: Counter[str] = Counter()
         self._watch = OracleWatch(self._oracle)
-        self._steps = _Steps(plan.cancel_at_step, self._cancel_something)
+        self._steps = _Steps(plan.cancel_at_step, self._cancel_something, self._end_a_standstill)
         self._scopes: dict[str, trio.CancelScope] = {}
         self._added_in_on_loss = 0
         self._drain_began = math.inf
@@ -171,8 +172,7 @@ class Run:
         self._expect(rest_watch.failure is None, f"at rest: {rest_watch.failure}")
         for fault in at_rest.faults_at_the_end():
             self._expect(False, f"at the end: {fault}")
-        remembered = len(plan.locations) <= plan.limits.max_locations
-        self._oracle.check_end(batcher.statistics(), self._server.stored(), by_location=remembered)
+        self._oracle.check_end(batcher.statistics(), self._server.stored(), by_location=self._remembers)
 
     # -- the program -------------------------------------------------------------------------------------------
 
@@ -202,11 +202,15 @@ class Run:
         except PlannedError as raised:
             self._expect(raised is error, f"another error left: {raised!r}")
         except UndeliveredSpansError:
-            statistics = batcher.statistics()
-            self._expect(
-                self._plan.strict and statistics.rejected + statistics.undelivered > 0, "strict without a loss"
-            )
+            self._expect(self._plan.strict and self._has_lost(batcher), "strict without a loss")
+            self._expect(trio.current_effective_deadline() > -math.inf, "a cancel in the drain was swallowed")
+        else:
+            self._expect(not (self._plan.strict and self._has_lost(batcher)), "strict, and silent about a loss")
         self._tell("program: the batcher is left")
+
+    def _has_lost(self, batcher: SpanBatcher) -> bool:
+        statistics = batcher.statistics()
+        return statistics.rejected + statistics.undelivered > 0
 
     async def _body(self, beside: trio.Nursery) -> None:
         plan = self._plan
@@ -312,6 +316,10 @@ class Run:
             self._tell(f"program: cancel {name}")
             self._scopes[name].cancel()
 
+    def _end_a_standstill(self) -> None:
+        self._expect(False, "everybody waits, and nothing will ever wake anybody")
+        self._scopes["everything"].cancel()
+
     def _expect_in_time(self) -> None:
         took = trio.current_time() - self._drain_began
         allowed = self._plan.shutdown_timeout
@@ -371,13 +379,15 @@ class _Log(logging.Handler):
 
 
 class _Steps(trio.abc.Instrument):
-    """Counts the scheduling steps, and acts after one of them."""
+    """Counts the scheduling steps, acts after one of them, and when there will be no other."""
 
-    def __init__(self, act_at: int | None, act: Callable[[], None]) -> None:
+    def __init__(self, act_at: int | None, act: Callable[[], None], end_a_standstill: Callable[[], None]) -> None:
         self.count = 0
         self.digest = 0
         self._act_at = act_at
         self._act = act
+        self._end_a_standstill = end_a_standstill
+        self._stood_still_at: int | None = None
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.count += 1
@@ -385,6 +395,19 @@ class _Steps(trio.abc.Instrument):
         if self.count == self._act_at:
             self._act()
         if self.count > _MAX_STEPS:
-            # Nothing that an instrument raises would leave it.
-            os.write(2, f"no end after {self.count} steps\n".encode())
-            os._exit(1)
+            self._exit(f"no end after {self.count} steps")
+
+    def before_io_wait(self, timeout: float) -> None:
+        # No task is ready, no thread has asked for anything, and there is no deadline to which the clock could jump.
+        runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+        if runner.runq or runner.entry_queue.queue or runner.deadlines.next_deadline() < math.inf:
+            return
+        if self._stood_still_at == self.count:
+            self._exit("everybody waits, and not even a cancel wakes anybody")
+        self._stood_still_at = self.count
+        self._end_a_standstill()
+
+    def _exit(self, why: str) -> None:
+        # Nothing that an instrument raises would leave it.
+        os.write(2, f"{why}\n".encode())
+        os._exit(1)

@@ -85,6 +85,7 @@ class Server:
             self._oracle.left_out_of(ids, set(ids) - taken)
         else:
             self._oracle.left_out_of(ids, ())
+        self._oracle.asked_to_wait(ids, _seconds_to_wait(outcome))
         self._tell(f"server: {request.location} {ids} -> {outcome if outcome is not None else 'stored'}")
         return outcome
 
@@ -128,6 +129,11 @@ class Server:
                 return Reset(store=rng.random() < 0.5)
             case _:
                 return None
+
+
+def _seconds_to_wait(outcome: ServerOutcome | None) -> float | None:
+    headers = dict(outcome.headers) if isinstance(outcome, Answer) else {}
+    return float(headers["retry-after"]) if "retry-after" in headers else None
 
 
 class _Wire(httpx.AsyncBaseTransport):
