@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
@@ -47,47 +49,97 @@ DURATION: Final = "otel.sdk.exporter.operation.duration"
 ERROR_TYPE: Final = "error.type"
 STATUS_CODE: Final = "http.response.status_code"
 
-_SPANS: Final = "{span}"
-
 # What the conventions call an exporter of OTLP over HTTP in protobuf. For all else they want its name in the language.
 _OTLP_TYPE: Final = "otlp_http_span_exporter"
 _PROCESSOR_TYPE: Final = "trio_spanbatch.opentelemetry.BatcherSpanProcessor"
 
-# Numbers of components, unique within an SDK, that is within its MeterProvider.
-_numbers: Final[WeakKeyDictionary[MeterProvider, defaultdict[str, Iterator[int]]]] = WeakKeyDictionary()
+_Attributes: TypeAlias = dict[str, str | int]
+
+
+class _Instruments:
+    """The instruments of one ``MeterProvider``, which all batchers that it measures share.
+
+    The SDK has one instrument of a name. Who makes it again gets the first one, and callbacks of its own are dropped.
+    So there is one callback, which asks for each batcher's counts. Counts are kept, so that what a batcher did last is
+    still read after it is gone; batchers are not.
+    """
+
+    def __init__(self, meter_provider: MeterProvider) -> None:
+        self._members: tuple[BatcherMetrics, ...] = ()
+        self._numbers: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+        meter = meter_provider.get_meter("trio_spanbatch", __version__)
+        for create, name, observe, description in (
+            (meter.create_observable_up_down_counter, QUEUE_SIZE, BatcherMetrics.queue_size, "Spans that wait."),
+            (
+                meter.create_observable_up_down_counter,
+                QUEUE_CAPACITY,
+                BatcherMetrics.queue_capacity,
+                "How many spans may wait, in the queues of all locations that there are.",
+            ),
+            (
+                meter.create_observable_counter,
+                PROCESSED,
+                BatcherMetrics.processed,
+                "Spans that were passed to the exporter, or dropped before.",
+            ),
+            (
+                meter.create_observable_up_down_counter,
+                INFLIGHT,
+                BatcherMetrics.inflight,
+                "Spans that were passed to the exporter, and whose export has not ended.",
+            ),
+            (
+                meter.create_observable_counter,
+                EXPORTED,
+                BatcherMetrics.exported,
+                "Spans whose export has ended, whether they were delivered or not.",
+            ),
+        ):
+            create(name, [partial(self._observe, observe)], "{span}", description)
+        self.duration = meter.create_histogram(
+            DURATION, "s", "How long exporting a batch took, with all attempts and the time between them."
+        )
+
+    def add(self, member: BatcherMetrics) -> None:
+        """Ask for another batcher's counts too."""
+        self._members = (*self._members, member)
+
+    def component(self, kind: str, name: str) -> _Attributes:
+        """Return the attributes of another component, which number it."""
+        return {"otel.component.type": kind, "otel.component.name": f"{name}/{next(self._numbers[name])}"}
+
+    def _observe(
+        self, observe: Callable[[BatcherMetrics], Iterable[Observation]], _: CallbackOptions
+    ) -> Iterable[Observation]:
+        for member in self._members:
+            yield from observe(member)
+
+
+_instruments: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKeyDictionary()
+_instruments_lock: Final = threading.Lock()
 
 
 class BatcherMetrics:
     """Counts deliveries, and shows the counts of a batcher to a ``MeterProvider``. A `DeliveryObserver`."""
 
     def __init__(self, meter_provider: MeterProvider, shared: Shared, tally: Tally) -> None:
-        self._shared = shared
+        self._shared = ref(shared)
         self._tally = tally
         self._processed = 0
         self._handed_back = 0
         # By error.type; None for what was delivered.
         self._exported: Counter[str | None] = Counter()
-        self._processor = _component(meter_provider, _PROCESSOR_TYPE, _PROCESSOR_TYPE)
-        self._exporter = {**_exporter_component(meter_provider, shared.exporter), **_server(shared.exporter)}
-        meter = meter_provider.get_meter("trio_spanbatch", __version__)
-        meter.create_observable_up_down_counter(
-            QUEUE_SIZE, [self._observe_queue_size], _SPANS, "The number of spans that wait to be sent."
-        )
-        meter.create_observable_up_down_counter(
-            QUEUE_CAPACITY, [self._observe_queue_capacity], _SPANS, "How many spans the queues of all locations hold."
-        )
-        meter.create_observable_counter(
-            PROCESSED, [self._observe_processed], _SPANS, "The number of spans passed to the exporter, or dropped."
-        )
-        meter.create_observable_up_down_counter(
-            INFLIGHT, [self._observe_inflight], _SPANS, "The number of spans passed to the exporter, not exported yet."
-        )
-        meter.create_observable_counter(
-            EXPORTED, [self._observe_exported], _SPANS, "The number of spans whose export has ended, well or not."
-        )
-        self._duration = meter.create_histogram(
-            DURATION, "s", "The duration of exporting a batch, repetitions included."
-        )
+        with _instruments_lock:
+            instruments = _instruments.get(meter_provider)
+            if instruments is None:
+                instruments = _instruments[meter_provider] = _Instruments(meter_provider)
+            self._processor = instruments.component(_PROCESSOR_TYPE, _PROCESSOR_TYPE)
+            self._exporter = {
+                **instruments.component(*_type_and_name(shared.exporter)),
+                **_server(shared.exporter),
+            }
+            self._duration = instruments.duration
+            instruments.add(self)
 
     # -- what deliveries tell ----------------------------------------------------------------------------------
 
@@ -122,26 +174,31 @@ class BatcherMetrics:
 
     # -- what readers ask, in threads of their own -------------------------------------------------------------
 
-    def _observe_queue_size(self, _: CallbackOptions) -> Iterable[Observation]:
-        handed_over = self._tally.statistics().handed_over
-        return [Observation(self._shared.ledger.queued + handed_over, self._processor)]
+    def queue_size(self) -> Iterable[Observation]:
+        """Yield how many spans wait: in the queues, and handed over."""
+        if (shared := self._shared()) is not None:
+            yield Observation(shared.ledger.queued + self._tally.statistics().handed_over, self._processor)
 
-    def _observe_queue_capacity(self, _: CallbackOptions) -> Iterable[Observation]:
-        queues = max(1, len(self._shared.lanes))
-        return [Observation(self._shared.limits.max_queued_spans * queues, self._processor)]
+    def queue_capacity(self) -> Iterable[Observation]:
+        """Yield how many spans the queues hold. Each location has one; before there is any, it is the first one's."""
+        if (shared := self._shared()) is not None:
+            yield Observation(shared.limits.max_queued_spans * max(1, len(shared.lanes)), self._processor)
 
-    def _observe_processed(self, _: CallbackOptions) -> Iterable[Observation]:
+    def processed(self) -> Iterable[Observation]:
+        """Yield how many spans left the queue, or never came in, by ``error.type``."""
         failed = {**self._tally.statistics().dropped, "undelivered": self._handed_back}
         yield Observation(self._processed, self._processor)
         for error, count in failed.items():
             if count:
                 yield Observation(count, {**self._processor, ERROR_TYPE: error})
 
-    def _observe_inflight(self, _: CallbackOptions) -> Iterable[Observation]:
+    def inflight(self) -> Iterable[Observation]:
+        """Yield how many spans are in deliveries."""
         exported = self._exported.copy().total()
         return [Observation(self._processed - exported, self._exporter)]
 
-    def _observe_exported(self, _: CallbackOptions) -> Iterable[Observation]:
+    def exported(self) -> Iterable[Observation]:
+        """Yield how many spans of deliveries are accounted for, by ``error.type``."""
         for error, count in self._exported.copy().items():
             yield Observation(count, self._exporter if error is None else {**self._exporter, ERROR_TYPE: error})
 
@@ -150,20 +207,15 @@ def _error_type(settlement: Settlement, outcome: str) -> str:
     return outcome if settlement.status_code is None else str(settlement.status_code)
 
 
-def _component(meter_provider: MeterProvider, kind: str, name: str) -> dict[str, str | int]:
-    numbers = _numbers.setdefault(meter_provider, defaultdict(itertools.count))
-    return {"otel.component.type": kind, "otel.component.name": f"{name}/{next(numbers[name])}"}
-
-
-def _exporter_component(meter_provider: MeterProvider, exporter: object) -> dict[str, str | int]:
-    name = f"{type(exporter).__module__}.{type(exporter).__qualname__}"
-    # Not named by its type: the SDK's own exporters count those too.
+def _type_and_name(exporter: object) -> tuple[str, str]:
     if isinstance(exporter, OTLPExporter):
-        return _component(meter_provider, _OTLP_TYPE, "trio_spanbatch.OTLPExporter")
-    return _component(meter_provider, name, name)
+        # Not named by its type: the SDK's own exporters count those too.
+        return _OTLP_TYPE, "trio_spanbatch.OTLPExporter"
+    name = f"{type(exporter).__module__}.{type(exporter).__qualname__}"
+    return name, name
 
 
-def _server(exporter: object) -> dict[str, str | int]:
+def _server(exporter: object) -> _Attributes:
     """Return the address and port of the server, of an exporter that tells its endpoint."""
     try:
         parts = urlsplit(str(getattr(exporter, "endpoint", "")))
