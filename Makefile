@@ -18,11 +18,12 @@ ASYNC_DISABLED := ASYNC127,ASYNC9
 # Functions that are to be started with nursery.start, and call task_status.started().
 ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
-.PHONY: help demo test simulate soak check docs format clean
+.PHONY: help demo test cancel-everywhere simulate soak check docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
 	@echo "make test    the tests, with branch coverage"
+	@echo "make cancel-everywhere   a cancel at every step of small programs, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make soak MINUTES=10   real clock, real sockets, faults of all kinds: memory, tasks, sockets and lanes stay flat"
 	@echo "make check   formatting, lint, types, documentation"
@@ -50,6 +51,9 @@ demo: $(READY)
 
 test: $(READY) $(MLFLOW_READY)
 	$(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)
+
+cancel-everywhere: $(READY)
+	@$(BIN)/python tests/cancel_everywhere.py --http $(ARGS)
 
 # SEEDS fresh ones over all cores, or one SEED again with a trace of its events.
 SEEDS ?= 2000
