@@ -108,6 +108,7 @@ def _complain(signum: int, frame: FrameType | None) -> None:
 
 def work(unit: Unit) -> Done:
     runs = 0
+    failure = ""
     plan = Plan(unit.scenario, unit.http)
     try:
         _limit_time()
@@ -117,8 +118,8 @@ def work(unit: Unit) -> Done:
             run(plan, model)
             runs += 1
     except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
-        return Done(unit, runs, plan, traceback.format_exc())
-    return Done(unit, runs)
+        failure = traceback.format_exc()
+    return Done(unit, runs, plan if failure else None, failure)
 
 
 def _limit_time() -> None:
@@ -202,13 +203,8 @@ def units(options: argparse.Namespace, report: Report) -> list[Unit]:
     """Return all that is to be done, and give the report a row for each part of it."""
     found: list[Unit] = []
     for scenario in options.scenario or SCENARIOS:
-        plan = Plan(scenario, options.http)
-        try:
-            _limit_time()
-            model = run(plan)
-            assert options.http or model.steps <= MAX_STEPS, f"{scenario} has {model.steps} steps"
-        except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
-            report.failed, report.failure = plan, traceback.format_exc()
+        model = model_of(Plan(scenario, options.http), report)
+        if model is None:
             return []
         steps = range(model.steps + 1)
         for scope in model.scopes:
@@ -219,6 +215,18 @@ def units(options: argparse.Namespace, report: Report) -> list[Unit]:
         for unit in found:
             report.rows.setdefault(unit.row, Row(*unit.row, model.steps))
     return found
+
+
+def model_of(plan: Plan, report: Report) -> Model | None:
+    """Return what a scenario is like without a cancel, None if it fails by itself."""
+    model = None
+    try:
+        _limit_time()
+        model = run(plan)
+        assert plan.http or model.steps <= MAX_STEPS, f"{plan.scenario} has {model.steps} steps"
+    except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
+        report.failed, report.failure = plan, traceback.format_exc()
+    return model
 
 
 def _units_of(whole: Unit, options: argparse.Namespace) -> Iterator[Unit]:
@@ -240,7 +248,8 @@ def run_everything(options: argparse.Namespace) -> Report:
             report.take(done)
             if done.failed is not None:
                 break
-            progress.tell(report)
+            if not options.json:
+                progress.tell(report)
     return report
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 import pytest
 import trio
+from at_rest import AtRest, RestWatch
 from cancel_scenarios import SCENARIOS
 from cancel_world import HTTPWorld, MemoryWorld, World
 from leftovers import Rest, no_complaints, tasks_of_batchers
@@ -130,6 +131,8 @@ class _Run(trio.abc.Instrument):
         self._scenario = SCENARIOS[plan.scenario]
         self.world = (HTTPWorld if plan.http else MemoryWorld)(self._scenario.settings)
         self._watch = OracleWatch(self.world.oracle)
+        self._at_rest = AtRest(self.world.batcher, self.world.limits, self.world.active)
+        self._rest_watch = RestWatch(self._at_rest)
         self.trail = [0]
         self.trail_at_cancel: int | None = None
         self._cancelled_at: float | None = None
@@ -149,12 +152,14 @@ class _Run(trio.abc.Instrument):
             rest = Rest.now()
             if self._plan.step == 0:
                 self._cancel(self._first_scope)
-            trio.lowlevel.add_instrument(self)
+            for instrument in (self, self._rest_watch):
+                trio.lowlevel.add_instrument(instrument)
             try:
                 with trio.fail_after(_A_DAY):
                     await self._live_in_scope()
             finally:
-                trio.lowlevel.remove_instrument(self)
+                for instrument in (self, self._rest_watch):
+                    trio.lowlevel.remove_instrument(instrument)
             await self.world.come_to_rest()
             rest.assert_again()
 
@@ -163,13 +168,17 @@ class _Run(trio.abc.Instrument):
             async with trio.open_nursery() as self.world.outside:
                 try:
                     await self._live_with_batcher()
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: ASYNC103  # what is not raised again is no Cancelled
                     self._raised = exc
                     if not (isinstance(exc, BodyError) or _is_interrupt(exc)):
                         raise
                 finally:
                     self._left_at = trio.current_time()
-                    self._left_over = tasks_of_batchers() + self.world.what_the_exporter_left()
+                    self._left_over = [
+                        *tasks_of_batchers(),
+                        *self.world.what_the_exporter_left(),
+                        *self._at_rest.faults_at_the_end(),
+                    ]
 
     async def _live_with_batcher(self) -> None:
         async with self.world.batcher:
@@ -231,6 +240,7 @@ class _Run(trio.abc.Instrument):
         """Assert what has to hold at the end, and held at each step."""
         if self._watch.failure is not None:
             raise self._watch.failure
+        assert self._rest_watch.failure is None, self._rest_watch.failure
         assert not self._left_over, f"left over: {self._left_over}"
         self._check_times()
         self._check_exceptions()
@@ -247,7 +257,7 @@ class _Run(trio.abc.Instrument):
         began_at = self._cancelled_at if self._body_ended_at is None else self._body_ended_at
         assert began_at is not None, "there was no cancel, and the body did not begin"
         assert self._left_at is not None
-        timeout = self.world.shutdown_timeout
+        timeout = self._scenario.settings.shutdown_timeout
         assert self._left_at <= began_at + timeout, f"leaving took {self._left_at - began_at} s, more than {timeout}"
         if self._body_ended_at is None or self._cancelled_at is None:
             return

@@ -20,7 +20,18 @@ from delivery_support import LOCATION_HEADER, exporter_to, ids_of_messages
 from oracle import Oracle
 from support import span_ids
 
-from trio_spanbatch import Delivered, ExportResult, Refused, Span, SpanBatch, SpanBatcher, SpanExporter, TryLater
+from trio_spanbatch import (
+    Delivered,
+    ExportResult,
+    Limits,
+    Loss,
+    Refused,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    SpanExporter,
+    TryLater,
+)
 from trio_spanbatch.testing import (
     Answer,
     Hang,
@@ -33,7 +44,7 @@ from trio_spanbatch.testing import (
     partial_success,
 )
 
-__all__ = ["HTTPWorld", "MemoryWorld", "Script", "Settings", "Step", "World"]
+__all__ = ["HTTPWorld", "MemoryWorld", "Script", "Settings", "Step", "World", "everything_is_delivered"]
 
 # What the server makes of a request. An exception is one that the exporter raises, whatever the server did.
 Step: TypeAlias = ExportResult | Hang | Exception
@@ -52,20 +63,17 @@ class Settings:
 
     Attributes:
         script: What the server makes of each request.
-        delay: Seconds that it takes for it, or a function of the location.
+        delay: Seconds that it takes for it.
         closing_hangs: Whether closing the exporter never ends by itself.
         shutdown_timeout: Of the batcher.
         batcher: More arguments of the batcher.
     """
 
     script: Script = everything_is_delivered
-    delay: float | Callable[[str], float] = 0.0
+    delay: float = 0.0
     closing_hangs: bool = False
     shutdown_timeout: float = 20.0
     batcher: Mapping[str, Any] = attrs.field(factory=dict)
-
-    def delay_for(self, location: str) -> float:
-        return self.delay(location) if callable(self.delay) else self.delay
 
 
 class World:
@@ -77,25 +85,30 @@ class World:
         outside: A nursery around the ``async with`` of the batcher, for adders and flushers that outlive its body.
         entered: The scopes that were entered.
         victims: The ids of the spans of the adder that can be cancelled.
+        when_lost: Called with each `Loss`, if a program wants that.
+        active: How many exports run for each location.
+        limits: The batcher's.
     """
 
     outside: trio.Nursery
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.shutdown_timeout = settings.shutdown_timeout
         self.oracle = Oracle()
         self.scopes = {name: trio.CancelScope() for name in ("everything", "body", "adder", "flusher")}
         self.entered: set[str] = set()
         self.victims: set[int] = set()
+        self.when_lost: Callable[[Loss], None] | None = None
         self._requests: Counter[str] = Counter()
-        exporter = self._make_exporter()
+        self.active: Counter[str] = Counter()
+        self.limits = settings.batcher.get("limits") or Limits()
         self.oracle.batcher = self.batcher = SpanBatcher(
-            self.oracle.observe(_ClosingHangs(exporter) if settings.closing_hangs else exporter),
+            _Counted(self.oracle.observe(self._make_exporter()), self.active, closing_hangs=settings.closing_hangs),
             **{
-                "on_loss": self.oracle.on_loss,
+                "on_loss": self._on_loss,
                 "rng": random.Random(1),
-                "shutdown_timeout": self.shutdown_timeout,
+                "shutdown_timeout": settings.shutdown_timeout,
+                "limits": self.limits,
                 **settings.batcher,
             },
         )
@@ -133,18 +146,23 @@ class World:
         statistics = self.batcher.statistics()
         chosen = statistics if location is None else statistics.locations.get(location)
         pending = 0 if chosen is None else chosen.queued + chosen.in_flight
-        waited_for = self.oracle.unsettled(location)
+        waited_for = self.oracle.pending(location)
         with suppress(trio.ClosedResourceError):
             report = await self.batcher.flush(location)
             told = report.delivered + report.rejected + report.undelivered
             assert told == pending, f"flush tells of {told} spans, {pending} were pending"
-            late = waited_for & self.oracle.unsettled(location)
+            late = waited_for & self.oracle.pending(location)
             assert not late, f"flush returned, and these are not accounted for: {sorted(late)}"
 
     async def flush_as_victim(self, location: str | None = None) -> None:
         """Flush as the flusher that can be cancelled."""
         with self._entered("flusher"):
             await self.flush(location)
+
+    def _on_loss(self, loss: Loss) -> None:
+        self.oracle.on_loss(loss)
+        if self.when_lost is not None:
+            self.when_lost(loss)
 
     def _entered(self, name: str) -> trio.CancelScope:
         self.entered.add(name)
@@ -193,13 +211,12 @@ class MemoryWorld(World):
         return [(location, span_id) for location, spans in delivered for span_id in span_ids(spans)]
 
     def what_the_exporter_left(self) -> list[str]:
-        left = [] if self._exporter.closed else ["the exporter was not closed"]
-        return left + [f"{self._exporter.active} exports run"] * bool(self._exporter.active)
+        return [] if self._exporter.closed else ["the exporter was not closed"]
 
     def _make_exporter(self) -> SpanExporter:
         self._exporter = InMemoryExporter(
             lambda batch: self.decide(batch.location, span_ids(batch.spans)),
-            delay=lambda batch: self.settings.delay_for(batch.location),
+            delay=self.settings.delay,
         )
         return self._exporter
 
@@ -245,7 +262,7 @@ class HTTPWorld(World):
     def _answer(self, request: ReceivedRequest) -> Outcome:
         ids = ids_of_messages(request.spans)
         step = self.decide(request.location, ids)
-        delay = self.settings.delay_for(request.location)
+        delay = self.settings.delay
         match step:
             case Hang():
                 return step
@@ -288,14 +305,21 @@ class _Failing:
 
 
 @attrs.frozen(eq=False)
-class _ClosingHangs:
-    """An exporter whose `aclose` closes it, and then does not return."""
+class _Counted:
+    """An exporter that counts which exports run, and whose `aclose` may close it and then not return."""
 
     _exporter: SpanExporter
+    _active: Counter[str]
+    _closing_hangs: bool
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        return await self._exporter.export(batch)
+        self._active[batch.location] += 1
+        try:
+            return await self._exporter.export(batch)
+        finally:
+            self._active[batch.location] -= 1
 
     async def aclose(self) -> None:
         await self._exporter.aclose()
-        await trio.sleep_forever()
+        if self._closing_hangs:
+            await trio.sleep_forever()

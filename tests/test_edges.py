@@ -19,7 +19,6 @@ from trio_spanbatch import (
     Loss,
     Refused,
     RetryPolicy,
-    Span,
     SpanBatch,
     SpanBatcher,
     TooManyLocationsError,
@@ -423,73 +422,3 @@ async def test_deliveries_given_up_in_the_drain_for_max_elapsed_say_so(autojump_
     async with watched_batcher(exporter, ONE, retry=retry) as batcher:
         batcher.add_span_nowait("a", make_span())
     assert [loss.reason for loss in batcher.undelivered] == ["retries exhausted: busy"]
-
-
-@pytest.mark.parametrize("cancelled", ["body", "everything"])
-async def test_a_cancel_at_each_step_of_a_run_loses_nothing(cancelled: str, mock_clock: MockClock) -> None:
-    """Run a small program, count its steps, and run it again with a cancel at each of them."""
-    mock_clock.autojump_threshold = 0
-    steps = await run_with_cancel(cancelled, None)
-    assert steps > 30
-    for step in range(steps):
-        await run_with_cancel(cancelled, step)
-
-
-class CancelAtStep(trio.abc.Instrument):
-    def __init__(self, scope: trio.CancelScope, at: int | None) -> None:
-        self._scope = scope
-        self._at = at
-        self.steps = 0
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self.steps == self._at:
-            self._scope.cancel()
-        self.steps += 1
-
-
-async def run_with_cancel(cancelled: str, at: int | None) -> int:
-    script: list[ExportResult] = [
-        Delivered(),
-        TryLater("busy"),
-        Refused("no"),
-        TryLater("reset", ambiguous=True),
-        Delivered(1, "old"),
-    ]
-    results = iter(script)
-    exporter = InMemoryExporter(lambda batch: next(results, Delivered()), delay=0.5)
-    losses: list[Loss] = []
-    added: list[Span] = []
-
-    async def add(location: str) -> None:
-        for span in make_spans(4):
-            await batcher.add_span(location, span)
-            added.append(span)
-
-    batcher = SpanBatcher(
-        exporter,
-        batch=BatchPolicy(max_spans=2, max_delay=1),
-        limits=Limits(max_queued_spans=3, max_exports=2),
-        on_loss=losses.append,
-        shutdown_timeout=5,
-    )
-    with trio.CancelScope() as everything, trio.CancelScope() as body:
-        instrument = CancelAtStep(body if cancelled == "body" else everything, at)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            async with batcher, trio.open_nursery() as nursery:
-                for location in "ab":
-                    nursery.start_soon(add, location)
-                with trio.move_on_after(3):
-                    await batcher.flush()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    statistics = batcher.statistics()
-    settled = [span for spans in exporter.delivered.values() for span in spans]
-    for loss in losses:
-        settled += loss.batch.spans if loss.count == len(loss.batch.spans) else exporter.rejected[loss.location]
-    assert len(settled) == statistics.accepted
-    assert len({id(span) for span in settled}) == len(settled)
-    # An adder that was cancelled had nothing accepted: those that returned are what was accepted.
-    assert sorted(span_ids(settled)) == sorted(span.context.span_id for span in added)
-    assert statistics.queued == statistics.in_flight == 0
-    return instrument.steps
