@@ -312,6 +312,33 @@ async def test_a_span_that_lies_about_itself_is_dropped(autojump_clock: MockCloc
     assert_all_counted(processor, batcher)
 
 
+async def test_a_handler_of_logs_that_raises_does_not_reach_the_program(autojump_clock: MockClock) -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("disk full")
+
+    logger = logging.getLogger("tests.raises")
+    logger.addHandler(handler := Raises())
+    try:
+        processor = BatcherSpanProcessor(SpanBatcher(InMemoryExporter(), logger=logger))
+        end_spans(tracer_of(processor), 2)
+        processor.shutdown()
+    finally:
+        logger.removeHandler(handler)
+    assert drops(processor) == {"already_shutdown": 2}
+
+
+async def test_a_span_whose_value_ends_the_program_is_counted(autojump_clock: MockClock) -> None:
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        processor = BatcherSpanProcessor(batcher)
+        sampled = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
+        hostile: Any = {"key": Hostile(SystemExit())}
+        with pytest.raises(SystemExit):
+            processor.on_end(ReadableSpan("by hand", sampled, start_time=1, end_time=2, attributes=hostile))
+        assert drops(processor) == {"invalid": 1}
+    assert_all_counted(processor, batcher)
+
+
 # -- said --------------------------------------------------------------------------------------------------------
 
 

@@ -195,8 +195,8 @@ class Supervisor:
             await self._manager.__aexit__(None, None, None)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
-        for feeder in self.shared.feeders:
-            feeder.ended()
+            for feeder in self.shared.feeders:
+                feeder.ended()
         self._conclude(exc)
         if exc is None:
             await self._conclude_clean_end()

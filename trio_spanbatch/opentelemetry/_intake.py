@@ -81,7 +81,7 @@ class Intake:
         except trio.WouldBlock:
             return Drop("queue_full", f"no room for {location!r}")
         except trio.ClosedResourceError:
-            return Drop("already_shutdown")
+            return Drop("already_shutdown", "the batcher is closed")
         except ValueError as error:
             # An invalid span or location, or more locations than there may be.
             return Drop("invalid", shown_message(error))
@@ -90,8 +90,7 @@ class Intake:
     def hand_over(self, location: str, span: SpanLike) -> Drop | None:
         """Encode a span and have the trio thread add it. Return why that did not work."""
         token = self._supervisor.token
-        if token is None:
-            return Drop("already_shutdown")
+        assert token is not None, "it is open"
         try:
             encoded = self._batcher._encoder.encode(span)
         except ValueError as error:
@@ -142,7 +141,7 @@ class Intake:
     def abandon(self) -> None:
         """Count what was handed over and will never be taken. May be called in any thread."""
         while self._dequeue() is not None:
-            self._account(Drop("already_shutdown"))
+            self._account(Drop("already_shutdown", "the batcher is closed"))
 
     def _account(self, drop: Drop | None) -> None:
         if drop is None:

@@ -130,22 +130,37 @@ class BatcherSpanProcessor(SpanProcessor):
     @trio.lowlevel.enable_ki_protection
     def _take(self, span: ReadableSpan, *, directly: bool) -> None:
         self._tally.ended()
+        drop: Drop | None = Drop("invalid", "it was interrupted")
         try:
             drop = self._put(span, directly=directly)
         except Exception as error:
             drop = Drop("invalid", shown(error))
+        finally:
+            # Also if a SystemExit came out of a value of the span, which is not ours to hold back.
+            self._account(drop, directly=directly)
+
+    def _account(self, drop: Drop | None, *, directly: bool) -> None:
         if drop is not None:
             self._tally.dropped(drop)
         elif directly:
             self._tally.accepted()
 
     def _put(self, span: ReadableSpan, *, directly: bool) -> Drop | None:
-        if self._is_shut_down or self._is_in_child or not self._intake.is_open():
-            return Drop("already_shutdown")
+        if (closed := self._why_closed()) is not None:
+            return Drop("already_shutdown", closed)
         location = self._locations.of(span)
         if isinstance(location, NoLocation):
             return Drop("invalid", location.why)
         return self._intake.add(location, span) if directly else self._intake.hand_over(location, span)
+
+    def _why_closed(self) -> str | None:
+        if self._is_in_child:
+            return "this is a forked process, without the batcher's trio run"
+        if self._is_shut_down:
+            return "shutdown was called"
+        if not self._intake.is_open():
+            return "the batcher is not entered" if self._supervisor.token is None else "the batcher is closed"
+        return None
 
     def shutdown(self) -> None:
         """Drop spans that end from now on. Never blocks, and may be called in any thread, twice, or at exit.

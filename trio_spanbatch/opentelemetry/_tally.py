@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
@@ -103,7 +104,7 @@ class Tally:
             self.say_rest()
 
     def say_rest(self) -> None:
-        """Warn of the spans that no warning has told of yet, if there are any."""
+        """Warn of the spans that no warning has told of yet, if there are any. Never raises, whoever handles logs."""
         with self._lock:
             counts = {reason: self._dropped[reason] - self._said[reason] for reason in REASONS}
             self._said = self._dropped.copy()
@@ -113,13 +114,14 @@ class Tally:
         parts = [f"{count} {reason}" for reason, count in counts.items() if count]
         parts += [f"the last {reason} one: {detail}" for reason, detail in details.items()]
         number = sum(counts.values())
-        self._logger.warning(
-            "SpanBatcher: %d %s that had ended %s dropped (%s)",
-            number,
-            "span" if number == 1 else "spans",
-            "was" if number == 1 else "were",
-            "; ".join(parts),
-        )
+        with suppress(Exception):
+            self._logger.warning(
+                "SpanBatcher: %d %s that had ended %s dropped (%s)",
+                number,
+                "span" if number == 1 else "spans",
+                "was" if number == 1 else "were",
+                "; ".join(parts),
+            )
 
     def statistics(self) -> SpanProcessorStatistics:
         """Return a snapshot of the counts."""
