@@ -13,12 +13,13 @@ import itertools
 import logging
 import os
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 import attrs
+import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -48,23 +49,32 @@ def assert_no_growth(run: Callable[[], object]) -> None:
     What is allocated once, by the first calls, does not count. Measured up to three times: a leak is there each time,
     a table of Python's own that just needed more room is not.
     """
-    run()
+
+    async def run_in_task() -> None:
+        run()
+
+    trio.run(assert_no_growth_in_task, run_in_task)
+
+
+async def assert_no_growth_in_task(run: Callable[[], Awaitable[None]]) -> None:
+    """Do the same as `assert_no_growth` with an async function."""
+    await run()
     tracemalloc.start()
     try:
-        run()
+        await run()
         growths: list[int] = []
         while len(growths) < 3 and (not growths or growths[-1] > _NOISE):
-            growths.append(_growth(run))
+            growths.append(await _growth(run))
     finally:
         tracemalloc.stop()
     assert growths[-1] <= _NOISE, f"bytes more after {_ROUNDS} rounds, three times over: {growths}"
 
 
-def _growth(run: Callable[[], object]) -> int:
+async def _growth(run: Callable[[], Awaitable[None]]) -> int:
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(_ROUNDS):
-        run()
+        await run()
     gc.collect()
     return tracemalloc.get_traced_memory()[0] - before
 

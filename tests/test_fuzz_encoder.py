@@ -34,6 +34,9 @@ from trio_spanbatch.otlp import attributes
 from trio_spanbatch.otlp.encoding import SpanEncoder
 from trio_spanbatch.testing import InMemoryExporter
 
+# What a failure is reported with may be long; as an error this warning would hide the failure.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 # What a message may be long: a path, a key, a value, and a sentence.
 MAX_MESSAGE = 700
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from fuzz_support import assert_no_growth, damaged, fuzz, nothing_logged, pieces
 from hypothesis import example, given
@@ -23,6 +24,9 @@ from trio_spanbatch.cli.send import LocationOf, SendSettings, send
 from trio_spanbatch.otlp.encoding import SpanEncoder
 from trio_spanbatch.otlp.json import read_request
 from trio_spanbatch.testing import InMemoryExporter
+
+# What a failure is reported with may be long; as an error this warning would hide the failure.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 # What a message may be long: a path of 48 levels at most, a value, and a sentence.
 MAX_MESSAGE = 3000
