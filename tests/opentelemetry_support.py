@@ -78,7 +78,7 @@ def in_thread(function: Callable[[], Returned]) -> Returned:
     def call() -> None:
         try:
             returned.append(function())
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # raised again in the other thread
             raised.append(error)
 
     thread = threading.Thread(target=call)

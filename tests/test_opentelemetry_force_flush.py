@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 from opentelemetry_support import delivered_names, end_spans, in_thread, provider_of, tasks_named, tracer_of
+from receiver_support import wait_until
 from support import watched_batcher
 
 from trio_spanbatch import BatchPolicy, Delivered, Limits, Refused, SpanBatcher, TryLater
@@ -204,6 +205,7 @@ async def test_in_the_thread_of_another_run_it_does_not_wait_either() -> None:
         processor = BatcherSpanProcessor(batcher)
 
         async def other() -> bool:
+            await trio.lowlevel.checkpoint()
             return processor.force_flush()
 
         assert not await trio.to_thread.run_sync(trio.run, other)
@@ -276,8 +278,7 @@ async def test_during_the_drain_it_waits_for_the_end_of_the_drain() -> None:
         processor = BatcherSpanProcessor(batcher)
 
         async def flush_in_thread() -> None:
-            while processor._intake.is_open():
-                await trio.lowlevel.checkpoint()
+            await wait_until(lambda: not processor._intake.is_open())
             outcomes.append(await trio.to_thread.run_sync(processor.force_flush))
 
         async with batcher:

@@ -312,7 +312,7 @@ async def test_a_span_that_lies_about_itself_is_dropped(autojump_clock: MockCloc
     assert_all_counted(processor, batcher)
 
 
-async def test_a_handler_of_logs_that_raises_does_not_reach_the_program(autojump_clock: MockClock) -> None:
+def test_a_handler_of_logs_that_raises_does_not_reach_the_program() -> None:
     class Raises(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             raise OSError("disk full")
@@ -380,7 +380,7 @@ async def test_the_rest_is_said_when_the_batcher_was_left(
     assert ["1 span that" in warnings_in(caplog)[0], "4 spans that" in warnings_in(caplog)[1]] == [True, True]
 
 
-async def test_warnings_go_to_the_batchers_logger(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_go_to_the_batchers_logger(caplog: pytest.LogCaptureFixture) -> None:
     batcher = SpanBatcher(InMemoryExporter(), logger=logging.getLogger("elsewhere"))
     end_spans(tracer_of(BatcherSpanProcessor(batcher)), 1)
     assert [record.name for record in caplog.records] == ["elsewhere"]

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 try:
     import opentelemetry.sdk.trace  # noqa: F401  # only to say it here if it is missing
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
         "trio_spanbatch.opentelemetry needs OpenTelemetry's SDK: pip install 'trio-spanbatch[opentelemetry]'",
-        name=error.name,
-    ) from error
+        name=_error.name,
+    ) from _error
 
 from ._location import use_location
 from ._processor import BatcherSpanProcessor
