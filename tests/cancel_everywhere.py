@@ -5,7 +5,7 @@
     python tests/cancel_everywhere.py --scenario backoff --scope body --step 57 --trace
 
 What is cancelled is in `cancel_run`, in what in `cancel_scenarios`. For some small scenarios there are second cancels
-too: of the body after each step, and then of everything, the drain included, after each step that follows.
+too: of the body after each step, and then of everything, or by a Ctrl-C, after each step that follows.
 
 It stops at the first failure, says how to run that once more, and exits with 1.
 """
@@ -32,8 +32,7 @@ from cancel_scenarios import MAX_STEPS, SCENARIOS, TWICE
 _STUCK_AFTER = 20.0
 _STEPS_A_UNIT = 20
 _SECONDS_BETWEEN_REPORTS = 2.0
-TWICE_CANCELLED = "twice, body and then everything"
-COLUMNS = (*SCOPES, TWICE_CANCELLED)
+COLUMNS = (*SCOPES, *(f"body, then {second}" for second in sorted(set(TWICE.values()))))
 
 
 @attrs.frozen
@@ -42,28 +41,28 @@ class Unit:
 
     Attributes:
         steps: After which to cancel.
-        twice: Whether to cancel everything as well, after each of the steps that come then.
+        second: What to cancel as well, after each of the steps that come then; nothing if it is empty.
     """
 
     scenario: str
     http: bool
     scope: str
     steps: range
-    twice: bool = False
+    second: str = ""
 
     @property
     def row(self) -> tuple[str, str]:
-        return self.scenario, TWICE_CANCELLED if self.twice else self.scope
+        return self.scenario, f"{self.scope}, then {self.second}" if self.second else self.scope
 
     def plans(self, model: Model) -> Iterator[Plan]:
         for step in self.steps:
             plan = Plan(self.scenario, self.http, self.scope, step)
-            if not self.twice:
+            if not self.second:
                 yield plan
                 continue
             length = run(plan, model).steps
             for then in range(step + 1, length + 1):
-                yield attrs.evolve(plan, then=then)
+                yield attrs.evolve(plan, then=then, second=self.second)
 
 
 @attrs.frozen
@@ -178,7 +177,7 @@ class Report:
 
     def print_table(self) -> None:
         """Print how many runs there were, a line for each scenario and a column for each scope."""
-        print(f"{'':28}{'steps':>7}" + "".join(f"{scope.partition(',')[0]:>12}" for scope in COLUMNS))
+        print(f"{'':28}{'steps':>7}" + "".join(f"{scope.replace('body, ', ''):>17}" for scope in COLUMNS))
         for scenario, row in {row.scenario: row for row in self.rows.values()}.items():
             cells = [self.rows.get((scenario, scope)) for scope in COLUMNS]
             print(
@@ -195,7 +194,7 @@ def command(plan: Plan) -> str:
     if plan.step is not None:
         words += ["--scope", plan.scope, "--step", str(plan.step)]
     if plan.then is not None:
-        words += ["--then", str(plan.then)]
+        words += ["--then", str(plan.then), "--second", plan.second]
     return " ".join([*words, "--trace"])
 
 
@@ -211,7 +210,7 @@ def units(options: argparse.Namespace, report: Report) -> list[Unit]:
             # Before the first step there is nothing that a Ctrl-C could interrupt.
             found += _units_of(Unit(scenario, options.http, scope, steps[scope == "ctrl-c" :]), options)
         if scenario in TWICE and not options.quick:
-            found += _units_of(Unit(scenario, options.http, "body", steps, twice=True), options)
+            found += _units_of(Unit(scenario, options.http, "body", steps, TWICE[scenario]), options)
         for unit in found:
             report.rows.setdefault(unit.row, Row(*unit.row, model.steps))
     return found
@@ -232,7 +231,7 @@ def model_of(plan: Plan, report: Report) -> Model | None:
 def _units_of(whole: Unit, options: argparse.Namespace) -> Iterator[Unit]:
     if options.scope and whole.row[1] not in options.scope:
         return
-    size = 2 if whole.twice else _STEPS_A_UNIT
+    size = 2 if whole.second else _STEPS_A_UNIT
     for start in range(0, len(whole.steps), size):
         yield attrs.evolve(whole, steps=whole.steps[start : start + size])
 
@@ -275,7 +274,8 @@ def run_once(options: argparse.Namespace) -> int:
     if options.step is None:
         run(Plan(scenario, options.http), tell=tell)
     else:
-        plan = Plan(scenario, options.http, (options.scope or ["everything"])[0], options.step, options.then)
+        scope = (options.scope or ["everything"])[0]
+        plan = Plan(scenario, options.http, scope, options.step, options.then, options.second)
         run(plan, run(Plan(scenario, options.http)), tell=tell)
     return 0
 
@@ -287,7 +287,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--scope", action="append", choices=COLUMNS, help="only this; the same")
     parser.add_argument("--quick", action="store_true", help="no second cancels")
     parser.add_argument("--step", type=int, help="one run, cancelled after this step")
-    parser.add_argument("--then", type=int, help="and everything after this one")
+    parser.add_argument("--then", type=int, help="and once more after this one")
+    parser.add_argument("--second", choices=SCOPES, default="everything", help="what is cancelled then (%(default)s)")
     parser.add_argument("--trace", action="store_true", help="one run, and a line for each of its steps")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")

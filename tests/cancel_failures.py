@@ -20,6 +20,7 @@ __all__ = [
     "broken_connections",
     "closing_hangs",
     "every_fourth_is_bad",
+    "fails_later",
     "fails_twice",
     "hanging",
     "hangs_first",
@@ -32,6 +33,7 @@ __all__ = [
     "partial_success_of_batches",
     "raising",
     "refusing_everything",
+    "repeated_in_turns",
     "retry_after",
     "says_when",
     "takes_two_at_once",
@@ -160,20 +162,36 @@ def hangs_first(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def one_slot(world: World) -> None:
-    """Four locations, of which two back off, stand in line for the only slot; the drain cuts the line."""
+    """Four locations, of which two back off, stand in line for the only slot, most of them in the drain."""
     spans = {location: world.spans(2) for location in "abcd"}
     mine = world.spans(1)
     for location, some in spans.items():
         world.oracle.add_nowait(location, some)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.flush_as_victim)
-        nursery.start_soon(world.add_as_victim, "a", mine)
-        with trio.move_on_after(3):
-            await world.flush("d")
+    world.outside.start_soon(world.flush_as_victim)
+    world.outside.start_soon(world.add_as_victim, "a", mine)
+    with trio.move_on_after(3):
+        await world.flush("d")
 
 
 def two_fail_first(location: str, ids: Sequence[int], before: int) -> Step:
     return TryLater("busy", status_code=503) if location in "ab" and before < 2 else Delivered()
+
+
+async def repeated_in_turns(world: World) -> None:
+    """Three exports of one location fail at once; they are repeated one after the other, as the drain begins."""
+    spans, mine = world.spans(5), world.spans(1)
+    for span in spans[:2]:
+        world.oracle.add_nowait("a", [span])
+        await world.flush("a")
+    for span in spans[2:]:
+        world.oracle.add_nowait("a", [span])
+    await world.add_as_victim("a", mine)
+    with trio.move_on_after(1.5):
+        await world.flush_as_victim()
+
+
+def fails_later(location: str, ids: Sequence[int], before: int) -> Step:
+    return TryLater("busy", after=1) if 2 <= before < 6 else Delivered()
 
 
 async def partial_success_of_batches(world: World) -> None:

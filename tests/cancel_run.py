@@ -52,7 +52,8 @@ class Plan:
         http: Whether it goes over the whole HTTP path.
         scope: What is cancelled.
         step: After which step; 0 is before the first. None does not cancel.
-        then: After which step ``everything`` is cancelled as well; None does not.
+        then: After which step there is another cancel; None is for no other.
+        second: What is cancelled then.
     """
 
     scenario: str
@@ -60,6 +61,7 @@ class Plan:
     scope: str = "everything"
     step: int | None = None
     then: int | None = None
+    second: str = "everything"
 
 
 @attrs.frozen
@@ -96,7 +98,7 @@ def run(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] |
             run_seeded(_SEED, one.live)
         except KeyboardInterrupt:
             # Where it came after the batcher was left; if not, this is looked at below.
-            assert plan.scope == "ctrl-c"
+            assert "ctrl-c" in (plan.scope, plan.second)
     facts = one.check()
     outcomes = _outcomes(facts)
     if model is not None:
@@ -141,8 +143,8 @@ class _Run(trio.abc.Instrument):
         self._left_at: float | None = None
         self._raised: BaseException | None = None
         self._left_over: list[str] = []
-        self._was_cancelled_inside = False
-        # Whether Cancelled has to come out of the batcher: everything was cancelled before it was left.
+        # When there was a Ctrl-C, and whether everything was cancelled, before the batcher was left.
+        self._interrupted_at: float | None = None
         self._must_be_cancelled = False
 
     # -- the run -----------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ class _Run(trio.abc.Instrument):
         if step == self._plan.step:
             self._cancel(self._first_scope)
         if step == self._plan.then:
-            self._cancel("everything")
+            self._cancel(self._plan.second)
         # What comes before the cancel was looked at in the model.
         if step >= (self._plan.step or 0):
             self._watch.after_task_step(task)
@@ -215,23 +217,19 @@ class _Run(trio.abc.Instrument):
     def _first_scope(self) -> str:
         return "body" if self._plan.scope == "error" else self._plan.scope
 
-    @property
-    def _is_interrupted(self) -> bool:
-        """Whether there was a Ctrl-C while the batcher was there."""
-        return self._plan.scope == "ctrl-c" and self._was_cancelled_inside
-
     def _cancel(self, name: str) -> None:
+        now = trio.current_time()
         if self._tell is not None:
             self._tell(f"     cancel: {name}")
         if self.trail_at_cancel is None:
             self.trail_at_cancel = self.trail[-1]
-            self._cancelled_at = trio.current_time()
-            self._was_cancelled_inside = self._left_at is None
-        if name == "everything":
-            self._must_be_cancelled = self._left_at is None
+            self._cancelled_at = now
+        is_inside = self._left_at is None
         if name == "ctrl-c":
+            self._interrupted_at = now if is_inside else None
             signal.raise_signal(signal.SIGINT)
         else:
+            self._must_be_cancelled |= is_inside and name == "everything"
             self.world.scopes[name].cancel()
 
     # -- what has to hold --------------------------------------------------------------------------------------
@@ -263,9 +261,9 @@ class _Run(trio.abc.Instrument):
             return
         if self._first_scope in ("body", "everything", "ctrl-c"):
             assert self._body_ended_at <= self._cancelled_at, "the body did not hear of its cancel at once"
-        if self._is_interrupted and not _is_interrupt(self._body_raised):
+        if self._interrupted_at is not None and not _is_interrupt(self._body_raised):
             # The drain was stopped; what is left of its time is for closing the exporter.
-            assert self._left_at <= self._cancelled_at + min(1.0, timeout / 10), "the drain was not stopped at once"
+            assert self._left_at <= self._interrupted_at + min(1.0, timeout / 10), "the drain was not stopped at once"
 
     def _check_exceptions(self) -> None:
         if self._body_raised is not None:
@@ -274,7 +272,7 @@ class _Run(trio.abc.Instrument):
             )
         elif self._must_be_cancelled:
             assert isinstance(self._raised, trio.Cancelled), f"cancelled, and out came {self._raised!r}"
-        elif self._is_interrupted:
+        elif self._interrupted_at is not None:
             assert isinstance(self._raised, KeyboardInterrupt), f"interrupted, and out came {self._raised!r}"
         else:
             assert self._raised is None, f"nothing was to be raised, and out came {self._raised!r}"

@@ -137,6 +137,7 @@ SCENARIOS: dict[str, Scenario] = {
                 retry=QUICK_RETRY,
             ),
         ),
+        Scenario(failures.repeated_in_turns, given(failures.fails_later, delay=0.25, batch=ONE)),
         Scenario(
             failures.partial_success_of_batches,
             given(failures.leaves_out_the_last, delay=0.25, batch=NEVER),
@@ -159,5 +160,10 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 
-# Small ones, in which the drain has something to do, for two cancels in one run: the pairs of steps are many.
-TWICE = ("retry_after", "hanging", "closing_hangs", "no_time_at_all")
+# Small ones, in which the drain has something to do, for two cancels in one run: first of the body, then of this.
+TWICE = {
+    "retry_after": "everything",
+    "closing_hangs": "everything",
+    "hanging": "ctrl-c",
+    "no_time_at_all": "ctrl-c",
+}

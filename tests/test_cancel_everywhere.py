@@ -51,8 +51,8 @@ def test_a_cancel_after_any_step_of_any_scenario_loses_nothing_and_leaves_nothin
         assert by_scope[scenario, "ctrl-c"]["runs"] == steps
         if scenario != "entering":
             assert {by_scope[scenario, scope]["runs"] for scope in ("adder", "flusher")} == {steps + 1}
-    twice = [row for (_, scope), row in by_scope.items() if scope.startswith("twice")]
-    assert len(twice) >= 4
+    twice = [row for (_, scope), row in by_scope.items() if ", then " in scope]
+    assert {row["scope"] for row in twice} == {"body, then everything", "body, then ctrl-c"}
     assert all(row["runs"] > 5 * row["steps"] for row in twice)
 
 
@@ -95,7 +95,19 @@ def test_a_failure_without_a_cancel_shows_its_command_too(tmp_path: Path) -> Non
 
 
 def test_one_run_repeats_step_by_step() -> None:
-    arguments = ("--scenario", "quiet", "--scope", "body", "--step", "7", "--then", "9", "--trace")
+    arguments = (
+        "--scenario",
+        "quiet",
+        "--scope",
+        "body",
+        "--step",
+        "7",
+        "--then",
+        "9",
+        "--second",
+        "everything",
+        "--trace",
+    )
     first, second = start(*arguments), start(*arguments)
     assert first.returncode == 0, first.stderr
     lines = first.stdout.splitlines()
