@@ -1,0 +1,107 @@
+"""Agents in a trio nursery, with tools on httpx; the spans of each agent are at a location of its own.
+
+One of the agents is cancelled by its deadline. Its spans arrive too, and say so.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import trio
+from opentelemetry import trace
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from weather_service import weather_service
+
+from trio_spanbatch import Loss, OTLPExporter, SpanBatcher
+from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
+
+tracer = trace.get_tracer("agents")
+
+
+def mark_if_cancelled(span: trace.Span, error: BaseException) -> None:
+    """Say on ``span`` that its work was cancelled, if ``error`` says that.
+
+    OpenTelemetry does so by itself for each ``Exception``. ``Cancelled`` is none, and leaves a nursery in a group.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            mark_if_cancelled(span, part)
+    elif isinstance(error, trio.Cancelled):
+        span.set_status(trace.StatusCode.ERROR, "cancelled")
+        span.set_attribute("error.type", "cancelled")
+
+
+@contextmanager
+def traced(name: str) -> Iterator[trace.Span]:
+    """Trace what is inside, and say if it was cancelled."""
+    with tracer.start_as_current_span(name) as span:
+        try:
+            yield span
+        except BaseException as error:
+            mark_if_cancelled(span, error)
+            raise
+
+
+class MarkingTransport(httpx.AsyncHTTPTransport):
+    """Does the same for requests. Their spans are made by the instrumentation of httpx, around this."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except BaseException as error:
+            mark_if_cancelled(trace.get_current_span(), error)
+            raise
+
+
+async def look_up_weather(client: httpx.AsyncClient, city: str) -> None:
+    """Be a tool."""
+    with traced("execute_tool weather") as span:
+        response = await client.get(f"/{city}")
+        span.set_attribute("weather", response.raise_for_status().text)
+
+
+async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patience: float) -> None:
+    """Look up the weather in all ``cities`` at once, then think about it, and be done after ``patience`` seconds."""
+    with trio.move_on_after(patience), use_location(f"main.{name}.spans"), traced(f"invoke_agent {name}"):
+        async with trio.open_nursery() as nursery:
+            for city in cities:
+                nursery.start_soon(look_up_weather, client, city)
+        with traced("chat"):
+            await trio.sleep(0.01)
+
+
+async def run_agents(url: str) -> None:
+    """Run three agents at once. What the weather is like in Atlantis or Avalon takes for ever."""
+    async with httpx.AsyncClient(base_url=url, transport=MarkingTransport(), timeout=None) as client:
+        HTTPXClientInstrumentor.instrument_client(client)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent, client, "europe", ["Paris", "Rome"], math.inf)
+            nursery.start_soon(agent, client, "asia", ["Tokyo"], math.inf)
+            nursery.start_soon(agent, client, "legends", ["Atlantis", "Avalon"], 0.2)
+
+
+def tell(loss: Loss) -> None:
+    """Say what became of spans that the server does not have."""
+    print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
+
+
+async def main() -> None:
+    """Trace the agents."""
+    exporter = OTLPExporter.from_env(location_header="X-Scope-OrgID")
+    async with SpanBatcher(exporter, shutdown_timeout=8, on_loss=tell) as batcher:
+        provider = TracerProvider()
+        provider.add_span_processor(BatcherSpanProcessor(batcher))
+        trace.set_tracer_provider(provider)
+        with weather_service() as url:
+            await run_agents(url)
+    print(f"delivered: {batcher.statistics().delivered}")
+
+
+if __name__ == "__main__":
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+        sys.exit("OTEL_EXPORTER_OTLP_ENDPOINT has to say where the spans go, for instance http://127.0.0.1:4318")
+    trio.run(main)

@@ -1,0 +1,86 @@
+"""An MCP server and its clients in one trio run, traced on both sides; each tenant is at a location of its own.
+
+The package mcp traces what it sends and what it serves by itself, and takes the trace context and the baggage along in
+the `_meta` of each request. So both sides know the tenant, and a trace is at one location from the agent to the
+requests that the server makes.
+"""
+
+import os
+import sys
+
+import httpx
+import trio
+from mcp import Client
+from mcp.server import MCPServer
+from opentelemetry import baggage, context, trace
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from weather_service import weather_service
+
+from trio_spanbatch import Loss, OTLPExporter, SpanBatcher
+from trio_spanbatch.opentelemetry import BatcherSpanProcessor
+
+LOCATIONS = {"acme": "main.acme.spans", "globex": "main.globex.spans"}
+
+tracer = trace.get_tracer("mcp_two_tenants")
+
+
+def location_of(_: ReadableSpan, parent: context.Context) -> str:
+    """Return the location of the tenant that a trace is for. Baggage comes from outside, and may say anything."""
+    tenant = baggage.get_baggage("tenant", parent)
+    return LOCATIONS.get(str(tenant), "main.strangers.spans")
+
+
+def weather_server(client: httpx.AsyncClient) -> MCPServer:
+    """Return a server with one tool."""
+    server = MCPServer("weather", log_level="WARNING")
+
+    @server.tool()
+    async def weather(city: str) -> str:
+        """Look up the weather."""
+        response = await client.get(f"/{city}")
+        return response.raise_for_status().text
+
+    return server
+
+
+async def agent(server: MCPServer, tenant: str, cities: list[str]) -> None:
+    """Work for a tenant, with the tool of the server."""
+    token = context.attach(baggage.set_baggage("tenant", tenant))
+    try:
+        # "legacy" speaks JSON-RPC over streams in memory, as it would with a server elsewhere.
+        async with Client(server, mode="legacy") as client:
+            with tracer.start_as_current_span("invoke_agent"):
+                for city in cities:
+                    await client.call_tool("weather", {"city": city})
+    finally:
+        context.detach(token)
+
+
+def tell(loss: Loss) -> None:
+    """Say what became of spans that the server does not have."""
+    print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
+
+
+async def main() -> None:
+    """Run three agents at once with one server, one of them for somebody who is no tenant."""
+    exporter = OTLPExporter.from_env(location_header="X-Scope-OrgID")
+    async with SpanBatcher(exporter, shutdown_timeout=8, on_loss=tell) as batcher:
+        provider = TracerProvider()
+        provider.add_span_processor(BatcherSpanProcessor(batcher, location=location_of))
+        trace.set_tracer_provider(provider)
+        # The requests of all httpx clients are traced, but for the batcher's own.
+        HTTPXClientInstrumentor().instrument()
+        with weather_service() as url:
+            async with httpx.AsyncClient(base_url=url, timeout=None) as client, trio.open_nursery() as nursery:
+                server = weather_server(client)
+                nursery.start_soon(agent, server, "acme", ["Paris", "Rome"])
+                nursery.start_soon(agent, server, "globex", ["Tokyo"])
+                nursery.start_soon(agent, server, "nobody", ["Oslo"])
+    print(f"delivered: {batcher.statistics().delivered}")
+
+
+if __name__ == "__main__":
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+        sys.exit("OTEL_EXPORTER_OTLP_ENDPOINT has to say where the spans go, for instance http://127.0.0.1:4318")
+    trio.run(main)
