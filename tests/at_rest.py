@@ -31,6 +31,7 @@ class AtRest:
         self._active = active
         self._shared = batcher._shared
         self._admission = batcher._admission
+        self._backoffs: dict[Lane, float] = {}
 
     def faults(self, now: float) -> Iterator[str]:
         """Yield what does not hold at ``now``, when no task can run and no deadline has passed."""
@@ -43,6 +44,7 @@ class AtRest:
             yield from self._line_faults(lane, now, free)
         yield from self._byte_line_faults(lanes, now, free)
         yield from self._budget_faults()
+        yield from self._backoff_faults(lanes, now)
 
     def faults_at_the_end(self) -> Iterator[str]:
         """Yield what does not hold once the batcher was left."""
@@ -67,6 +69,10 @@ class AtRest:
                 yield f"{lane} waits for a slot, and {free} are free"
         elif not exporting and (lane._sleep.deadline > lane._wake_at() or lane._wake_at() <= now):
             yield f"{lane} sleeps until {lane._sleep.deadline}, there is something to do at {lane._wake_at()}"
+        leases = sorted(lane._leases, key=lambda lease: lease.first)
+        begins = [lease.first for lease in leases[1:]] + [lane.account.first_queued]
+        if any(lease.first + len(lease) > next_one for lease, next_one in zip(leases, begins, strict=False)):
+            yield f"{lane} has leases for the same spans"
         for part in lane._flushes:
             if part.remaining <= 0:
                 yield f"{lane} has not told a flush that is complete"
@@ -102,6 +108,14 @@ class AtRest:
         idle = [lane for lane in lanes if lane.could_export(now) and not self._reserved(lane)]
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
+
+    def _backoff_faults(self, lanes: list[Lane], now: float) -> Iterator[str]:
+        """Yield the lanes whose backoff was made longer while it went on. Only a server may do that."""
+        backoffs = {lane: lane.pace._own_wait_until for lane in lanes if not self._shared.draining}
+        for lane, until in backoffs.items():
+            if now < self._backoffs.get(lane, now) < until:
+                yield f"{lane} was to back off until {self._backoffs[lane]}, now until {until}"
+        self._backoffs = backoffs
 
     def _budget_faults(self) -> Iterator[str]:
         ledger = self._shared.ledger

@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from http import HTTPStatus
 
 import attrs
 import trio
@@ -29,6 +30,7 @@ from oracle import ObservedExporter, Oracle, OracleWatch
 from seeded_trio import run_seeded
 
 from trio_spanbatch import (
+    Delivered,
     ExportResult,
     Loss,
     OTLPExporter,
@@ -114,6 +116,8 @@ class Run:
         self._oracle = Oracle(forgets_locations=not self._remembers)
         self._server = Server(plan, random.Random(f"{plan.seed} server"), self._oracle, self._tell)
         self._active: Counter[str] = Counter()
+        # How many spans each location has refused since it last took any.
+        self._refused: Counter[str] = Counter()
         self._watch = OracleWatch(self._oracle)
         self._steps = _Steps(plan.cancel_at_step, self._cancel_something, self._end_a_standstill)
         self._scopes: dict[str, trio.CancelScope] = {}
@@ -144,7 +148,7 @@ class Run:
             transport=self._server.transport(),
         )
         self._oracle.batcher = batcher = SpanBatcher(
-            _Counted(self._oracle.observe(exporter), self._active, self._tell),
+            _Counted(self._oracle.observe(exporter), self._active, self._refused, self._tell),
             batch=plan.policies.__getitem__,
             limits=plan.limits,
             retry=plan.retry,
@@ -294,6 +298,7 @@ class Run:
         self._expect(not left, f"a flush returned before spans {sorted(left)} were accounted for")
 
     def _on_loss(self, loss: Loss) -> None:
+        self._expect_just(loss)
         self._oracle.on_loss(loss)
         self._tell(f"on_loss: {loss.outcome} {loss.count} of {loss.batch}: {loss.reason}")
         chance = self._rng.random()
@@ -315,6 +320,18 @@ class Run:
         if name is not None:
             self._tell(f"program: cancel {name}")
             self._scopes[name].cancel()
+
+    def _expect_just(self, loss: Loss) -> None:
+        """Expect that a loss had to be."""
+        if loss.outcome == "undelivered":
+            had_to_be = self._drain_began < math.inf or loss.reason.startswith(
+                ("retries exhausted", "isolation budget")
+            )
+            self._expect(had_to_be, f"handed back before the drain: {loss.reason}")
+        elif loss.status_code is not None and loss.status_code >= HTTPStatus.BAD_REQUEST:
+            unjust = self._server.without_fault(loss.batch)
+            self._expect(not unjust or self._refused[loss.location] > 0, f"good spans {unjust} were rejected")
+            self._refused[loss.location] += len(loss.batch.spans)
 
     def _end_a_standstill(self) -> None:
         self._expect(False, "everybody waits, and nothing will ever wake anybody")
@@ -347,11 +364,14 @@ class Run:
 
 
 class _Counted:
-    """An exporter that counts how many of its exports run at each location."""
+    """An exporter that counts how many of its exports run at each location, and forgets refusals when one succeeds."""
 
-    def __init__(self, exporter: ObservedExporter, active: Counter[str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, exporter: ObservedExporter, active: Counter[str], refused: Counter[str], tell: Callable[[str], None]
+    ) -> None:
         self._exporter = exporter
         self._active = active
+        self._refused = refused
         self._tell = tell
 
     async def export(self, batch: SpanBatch) -> ExportResult:
@@ -360,6 +380,8 @@ class _Counted:
         self._tell(f"export: {batch}")
         try:
             result = await self._exporter.export(batch)
+            if isinstance(result, Delivered):
+                self._refused[batch.location] = 0
             return result
         finally:
             self._active[batch.location] -= 1

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import httpx
 import trio
 from oracle import Oracle
+from support import span_ids
 
+from trio_spanbatch import SpanBatch
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, ReceivedRequest, Reset, partial_success
 from trio_spanbatch.testing import Outcome as ServerOutcome
 
@@ -39,6 +41,8 @@ class Server:
         self._oracle = oracle
         self._tell = tell
         self._poison: dict[int, bool] = {}
+        self._refused_alone: set[int] = set()
+        self._unreliable: set[str | None] = set()
         self._down_until = -math.inf
 
     def transport(self) -> httpx.AsyncBaseTransport:
@@ -50,6 +54,16 @@ class Server:
         for location, spans in self.receiver.stored.items():
             for span in spans:
                 yield location, int.from_bytes(span.span_id, "big")
+
+    def without_fault(self, batch: SpanBatch) -> list[int]:
+        """Return the ids of spans for which nothing was ever refused.
+
+        Where a location refuses requests at random, nobody can tell.
+        """
+        if batch.location in self._unreliable:
+            return []
+        ids = span_ids(batch.spans)
+        return [span_id for span_id in ids if not self._poison.get(span_id) and span_id not in self._refused_alone]
 
     def draw_fault(self) -> Fault | None:
         """Return what goes wrong with the next request, None if nothing does."""
@@ -101,6 +115,8 @@ class Server:
         fault = self.draw_fault()
         if fault is not None:
             self.injected(fault)
+        if fault in ("refused", "misdirected"):
+            self._unreliable.add(request.location)
         match fault:
             case "slow":
                 return Answer(delay=rng.choice([0.1, 1, rng.uniform(0, 8)]))
@@ -123,6 +139,7 @@ class Server:
             case "drip":
                 return Drip([b"HTTP/1.1 200 OK\r\n", *[b"x-drip: 1\r\n"] * 20], interval=1, store=rng.random() < 0.5)
             case "too large" if len(request.content) > self._plan.request_limit:
+                self._refused_alone.update(ids[:1] if len(ids) == 1 else ())
                 return Answer(413)
             case "restart":
                 self.restart()
