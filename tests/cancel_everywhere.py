@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import attrs
@@ -29,7 +29,7 @@ from cancel_run import SCOPES, Model, Plan, run
 from cancel_scenarios import MAX_STEPS, SCENARIOS, TWICE
 
 # A run takes some hundredths of a second. Seconds of CPU time, so that a busy machine changes nothing.
-_STUCK_AFTER = 20.0
+_STUCK_AFTER = 5.0
 _STEPS_A_UNIT = 20
 _SECONDS_BETWEEN_REPORTS = 2.0
 COLUMNS = (*SCOPES, *(f"body, then {second}" for second in sorted(set(TWICE.values()))))
@@ -60,7 +60,7 @@ class Unit:
             if not self.second:
                 yield plan
                 continue
-            length = run(plan, model).steps
+            length = run_in_time(plan, model).steps
             for then in range(step + 1, length + 1):
                 yield attrs.evolve(plan, then=then, second=self.second)
 
@@ -110,20 +110,23 @@ def work(unit: Unit) -> Done:
     failure = ""
     plan = Plan(unit.scenario, unit.http)
     try:
-        _limit_time()
-        model = run(plan)
+        model = run_in_time(plan)
         for plan in unit.plans(model):
-            _limit_time()
-            run(plan, model)
+            run_in_time(plan, model)
             runs += 1
     except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
         failure = traceback.format_exc()
     return Done(unit, runs, plan if failure else None, failure)
 
 
-def _limit_time() -> None:
+def run_in_time(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] | None = None) -> Model:
+    """Run ``plan``, and end it if it hangs."""
     # Again and again, should the exception be caught where it comes up.
     signal.setitimer(signal.ITIMER_PROF, _STUCK_AFTER, 1.0)
+    try:
+        return run(plan, model, tell=tell)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 # -- in the first process ------------------------------------------------------------------------------------------
@@ -220,8 +223,7 @@ def model_of(plan: Plan, report: Report) -> Model | None:
     """Return what a scenario is like without a cancel, None if it fails by itself."""
     model = None
     try:
-        _limit_time()
-        model = run(plan)
+        model = run_in_time(plan)
         assert plan.http or model.steps <= MAX_STEPS, f"{plan.scenario} has {model.steps} steps"
     except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
         report.failed, report.failure = plan, traceback.format_exc()
@@ -270,13 +272,12 @@ def run_once(options: argparse.Namespace) -> int:
     """Run one plan in this process."""
     tell = print if options.trace else None
     scenario = options.scenario[0]
-    _limit_time()
     if options.step is None:
-        run(Plan(scenario, options.http), tell=tell)
+        run_in_time(Plan(scenario, options.http), tell=tell)
     else:
         scope = (options.scope or ["everything"])[0]
         plan = Plan(scenario, options.http, scope, options.step, options.then, options.second)
-        run(plan, run(Plan(scenario, options.http)), tell=tell)
+        run_in_time(plan, run_in_time(Plan(scenario, options.http)), tell=tell)
     return 0
 
 
