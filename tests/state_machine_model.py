@@ -84,6 +84,7 @@ class Model:
         forgotten: What statistics say of locations that are not remembered.
         drain_began_at: `math.inf` before it did.
         lanes: All tasks of lanes, also of those that had to make place.
+        spare_slots: Whether there was a slot to spare, at each change, with the number of the scheduler's pass.
     """
 
     settings: Settings
@@ -100,6 +101,7 @@ class Model:
     forgotten: Counter[str] = attrs.Factory(Counter)
     drain_began_at: float = math.inf
     lanes: dict[trio.lowlevel.Task, str] = attrs.Factory(dict)
+    spare_slots: list[tuple[int, bool]] = attrs.Factory(list)
 
     def __attrs_post_init__(self) -> None:
         self.locations = {name: LocationModel(name, self.settings) for name in self.settings.policies}
@@ -117,6 +119,11 @@ class Model:
     @property
     def live(self) -> list[LocationModel]:
         return [location for location in self.locations.values() if location.lane is not None]
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a span is not accounted for."""
+        return any(location.unsettled for location in self.locations.values())
 
     @property
     def pending_bytes(self) -> int:
@@ -156,6 +163,8 @@ class Model:
         line = self.locations[name].line
         if span in line:
             line.remove(span)
+            # It may have come in this very step, and made batches due.
+            self.waited_in = self.step + 1
 
     def _has_bytes(self, size: int) -> bool:
         return self.pending_bytes + size <= self.settings.limits.max_pending_bytes
@@ -179,6 +188,7 @@ class Model:
         self.empty[location.name] = None
         self.lanes[task] = location.name
         location.new_lane(task, trio.current_time(), self.scheduled)
+        self._note_spare_slots()
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         """A task ended: a lane because it held nothing for long enough, or as part of the drain."""
@@ -196,6 +206,7 @@ class Model:
 
     def _end(self, location: LocationModel) -> None:
         location.lane = None
+        self._note_spare_slots()
         self.empty.pop(location.name, None)
         self.ended[location.name] = None
         if len(self.ended) > self.settings.limits.max_locations:
@@ -217,8 +228,10 @@ class Model:
         self._check_size(location, part)
         delivery = location.deliveries.setdefault(task, DeliveryModel(part.start, now))
         assert delivery.running is None
+        assert not location.running or self._had_slot_to_spare(), f"{location.name}: took a slot kept free for others"
         export = delivery.running = Export(location, delivery, batch, part, now)
         self.exports.append(export)
+        self._note_spare_slots()
         self._check_pace(location, now)
         location.counts["requests"] += 1
         location.counts["retries"] += delivery.attempts[part] > 0
@@ -238,9 +251,28 @@ class Model:
         assert running <= allowed, f"{location.name}: {running} exports run where {allowed} are allowed"
         assert now >= retry_at - NEARLY, f"{location.name}: asked at {now}, though it backs off until {retry_at}"
 
+    def has_slot_to_spare(self) -> bool:
+        """Return whether a location that has an export running may begin another: half of all are kept for others."""
+        limit = self.settings.limits.max_exports
+        without_any = len(self.live) - len({export.location.name for export in self.exports})
+        return limit - len(self.exports) > min(without_any, limit // 2)
+
+    def _note_spare_slots(self) -> None:
+        self.spare_slots.append((self.scheduled, self.has_slot_to_spare()))
+
+    def _had_slot_to_spare(self) -> bool:
+        """Return whether there was one in this pass of the scheduler or the last: a lane decides one pass earlier.
+
+        Slots that were taken, and whose exports have not begun yet, make the model believe in more than there are.
+        """
+        while len(self.spare_slots) > 1 and self.spare_slots[1][0] < self.scheduled - 1:
+            del self.spare_slots[0]
+        return any(spare for _, spare in self.spare_slots)
+
     def export_ends(self, export: Export, answer: object) -> None:
         """An export returns ``answer``, or ends with it if it is an exception."""
         self.exports.remove(export)
+        self._note_spare_slots()
         export.delivery.running = None
         location, now = export.location, trio.current_time()
         cut_off = isinstance(answer, trio.Cancelled)
@@ -320,7 +352,6 @@ class Model:
     def see(self, statistics: SpanBatcherStatistics) -> None:
         """Look whether this can be, after a step of a task or what a rule did."""
         self.step += 1
-        self._note_waiting()
         admitted = self._follow(statistics)
         self._note_waiting()
         self._check_counts(statistics)
@@ -368,7 +399,9 @@ class Model:
         for name, since in self.byte_line.items():
             stays = not admitted.get(name) and self.locations[name].line[:1] == [self.heads[name]]
             for other, other_since in self.byte_line.items():
-                overtaken = stays and since < other_since and admitted.get(other)
+                # Each has one turn, and then stands last.
+                turns = 0 if since < other_since else 1
+                overtaken = stays and name != other and admitted.get(other, 0) > turns
                 assert not overtaken, f"an adder of {other} overtook one of {name} that waits for bytes"
         standing = {location.name: location for location in self._waiting_for_bytes()}
         self.byte_line = {

@@ -138,13 +138,27 @@ class RestCheck:
 
     def _may_export(self, location: LocationModel, now: float) -> bool:
         """Return whether an export of the location may begin, and a slot is free for it."""
-        limits = self.model.settings.limits
-        free = limits.max_exports - len(self.model.exports)
         running = len(location.running)
-        if running >= location.allowed or now < location.retry_at or not free:
+        if running >= location.allowed or now < location.retry_at:
             return False
-        without_any = len(self.model.live) - len({id(export.location) for export in self.model.exports})
-        return not running or free > min(without_any, limits.max_exports // 2)
+        if running:
+            return self.model.has_slot_to_spare()
+        return len(self.model.exports) < self.model.settings.limits.max_exports
+
+    def next_time(self) -> float:
+        """Return when something has to happen, if nobody does anything before: `math.inf` if nothing has to."""
+        model, settings = self.model, self.model.settings
+        times = [export.begun_at + settings.retry.attempt_timeout for export in model.exports]
+        for location in model.locations.values():
+            waiting = self._open(location)
+            times += [location.give_up_at(delivery) for delivery in waiting]
+            if (waiting or location.queued) and self._may_export(location, math.inf):
+                times.append(location.retry_at if waiting else max(location.retry_at, self._due_at(location)))
+            if location.lane is not None and not location.unsettled and not location.line:
+                times.append(location.idle_since + settings.limits.location_idle_timeout)
+        if model.draining and model.unsettled:
+            times.append(model.work_ends_at)
+        return min(times, default=math.inf)
 
     # -- the drain, lanes --------------------------------------------------------------------------------------
 
