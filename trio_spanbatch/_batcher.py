@@ -32,7 +32,7 @@ from ._ledger import Ledger
 from ._losses import Losses
 from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._shared import Shared
-from ._statistics import FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
+from ._statistics import FlushReport, Loss, SpanBatcherStatistics
 from ._supervisor import Supervisor
 from .otlp.encoding import SpanEncoder
 
@@ -284,11 +284,11 @@ class SpanBatcher:
 
     def statistics(self) -> SpanBatcherStatistics:
         """Return a snapshot of all counts. Takes time in proportion to the number of locations."""
+        live = {lane.location: lane for lane in self._lanes}
         locations = {
-            location: LocationStatistics(**account.counts(), consecutive_failures=account.consecutive_failures)
+            location: live[location].statistics() if location in live else account.statistics()
             for location, account in self._shared.ledger.accounts()
         }
-        locations.update((lane.location, lane.statistics()) for lane in self._lanes)
         return SpanBatcherStatistics(**self._shared.ledger.total().counts(), locations=locations)
 
     @property

@@ -160,11 +160,7 @@ class Lane:
         if (queued_since := self._cutter.oldest_opened_at) is not None:
             opened_at.append(queued_since)
         now = trio.current_time()
-        return LocationStatistics(
-            **self.account.counts(),
-            oldest_pending_age=now - min(opened_at, default=now),
-            consecutive_failures=self.account.consecutive_failures,
-        )
+        return self.account.statistics(now - min(opened_at, default=now))
 
     # -- the task ----------------------------------------------------------------------------------------------
 

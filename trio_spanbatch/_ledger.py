@@ -10,12 +10,14 @@ to another is one synchronous step, so no task and no statistics ever see a span
 from __future__ import annotations
 
 import math
+import operator
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 
 from ._batch import SpanBatch
+from ._statistics import LocationStatistics
 
 __all__ = ["Account", "Lease", "Ledger", "Settlement"]
 
@@ -58,12 +60,22 @@ class Account:
 
     def counts(self) -> dict[str, int]:
         """Return the columns that are counts, by name."""
-        return {name: getattr(self, name) for name in _COUNTS}
+        return dict(zip(_COUNTS, _counts_of(self), strict=True))
+
+    def statistics(self, oldest_pending_age: float = 0.0) -> LocationStatistics:
+        """Return a snapshot. The age is the lane's to know; without one nothing is pending."""
+        return LocationStatistics(
+            **self.counts(),
+            oldest_pending_age=oldest_pending_age,
+            consecutive_failures=self.consecutive_failures,
+        )
 
 
 _COUNTS = tuple(
     field.name for field in attrs.fields(Account) if field.name not in ("consecutive_failures", "not_before")
 )
+# Statistics are asked for often, over many locations.
+_counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
 
 
 @attrs.define(eq=False)
@@ -138,7 +150,7 @@ class Ledger:
         self._ended[location] = None
         if len(self._ended) > self.kept_ended:
             oldest, _ = self._ended.popitem(last=False)
-            _add(self._forgotten, self._accounts.pop(oldest))
+            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))
 
     def accept(self, account: Account, size: int) -> None:
         """A span of ``size`` bytes enters a location's queue."""
@@ -175,13 +187,9 @@ class Ledger:
 
     def total(self) -> Account:
         """Return the sum over all accounts."""
-        total = Account()
-        _add(total, self._forgotten)
-        for account in self._accounts.values():
-            _add(total, account)
-        return total
+        return _sum(self._forgotten, *self._accounts.values())
 
 
-def _add(total: Account, account: Account) -> None:
-    for name in _COUNTS:
-        setattr(total, name, getattr(total, name) + getattr(account, name))
+def _sum(*accounts: Account) -> Account:
+    columns = zip(*map(_counts_of, accounts), strict=True)
+    return Account(**dict(zip(_COUNTS, map(sum, columns), strict=True)))
