@@ -304,6 +304,7 @@ async def test_location_may_be_a_function_of_the_started_span_and_its_parent_con
 
     def tenant(span: ReadableSpan, parent_context: Context) -> str:
         asked.append(span.name)
+        assert isinstance(parent_context, Context)
         assert span.attributes is not None
         return f"{baggage.get_baggage('tenant', parent_context)}.{span.attributes.get('kind')}"
 

@@ -172,6 +172,22 @@ async def test_it_holds_in_all_tasks_of_the_batcher_and_nowhere_else(autojump_cl
     assert seen == ["export", "on_loss", "task", "aclose"]
 
 
+def test_all_keys_are_set_that_packages_look_at() -> None:
+    """New packages look at those of the API, old ones at the plain one, and those of HTTP at a third."""
+    keys = (
+        otel_context._SUPPRESS_INSTRUMENTATION_KEY,
+        otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY,
+        "suppress_instrumentation",
+    )
+
+    def suppressed() -> list[object]:
+        suppression.suppress_instrumentation()
+        return [otel_context.get_value(key) for key in keys]
+
+    assert in_thread(suppressed) == [True] * 3
+    assert [otel_context.get_value(key) for key in keys] == [None] * 3
+
+
 async def test_a_batcher_that_is_entered_where_nothing_is_traced_leaves_it_at_that(autojump_clock: object) -> None:
     token = otel_context.attach(otel_context.set_value("suppress_instrumentation", True))
     async with watched_batcher(InMemoryExporter()):

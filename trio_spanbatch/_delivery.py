@@ -51,7 +51,7 @@ class Delivery:
         self._first_attempt_at: float | None = None
         self._last_result: ExportResult | None = None
         self._last_loss: Settlement | None = None
-        self._last_attempt_ended_at = 0.0
+        self._seconds = 0.0
         for observer in shared.observers:
             observer.began(len(lease))
 
@@ -98,12 +98,9 @@ class Delivery:
         self._lane.settle(lease, settlement)
 
     def _tell_observers(self) -> None:
-        if self._first_attempt_at is None:
-            return
-        seconds = self._last_attempt_ended_at - self._first_attempt_at
         status_code = None if self._last_result is None else self._last_result.status_code
         for observer in self._shared.observers:
-            observer.ended(seconds, status_code, self._last_loss)
+            observer.ended(self._seconds, status_code, self._last_loss)
 
     async def _deliver(self, part: Lease) -> list[Verdict]:
         """Send a part until the server says yes or no. Return what is known about spans then."""
@@ -168,7 +165,7 @@ class Delivery:
             if result is None or (isinstance(result, TryLater) and result.ambiguous):
                 self._shared.ledger.ambiguous(self._lane.account, part)
             self._has_slot = False
-            self._last_result, self._last_attempt_ended_at = result, trio.current_time()
+            self._last_result, self._seconds = result, trio.current_time() - self._first_attempt_at
             self._lane.export_ended(part, result)
         return result
 

@@ -37,7 +37,7 @@ class DeliveryObserver(Protocol):
         ...
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:
-        """A delivery that made an attempt ended.
+        """A delivery ended.
 
         Args:
             seconds: From the start of its first attempt to the end of its last one.

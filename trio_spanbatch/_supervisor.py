@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
-from threading import get_ident
 from typing import TypeVar
 
 import attrs
@@ -65,14 +64,12 @@ class Supervisor:
         strict: Whether `close` raises if spans were lost.
         shared: What the tasks work with.
         token: The trio run that it was opened in, `None` before.
-        thread: The thread of that run, `None` before.
     """
 
     shutdown_timeout: float
     strict: bool
     shared: Shared = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
-    thread: int | None = attrs.field(init=False, default=None)
     _closing: trio.Event = attrs.field(init=False, factory=trio.Event)
     _done: trio.Event = attrs.field(init=False, factory=trio.Event)
     _work: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
@@ -102,7 +99,6 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def open(self) -> None:
         """Start. If it raises, nothing is left, and the exporter is closed."""
-        self.thread = get_ident()
         self.token = trio.lowlevel.current_trio_token()
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()

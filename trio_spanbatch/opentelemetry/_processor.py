@@ -187,7 +187,8 @@ class BatcherSpanProcessor(SpanProcessor):
             return False
         if self._supervisor.token is None or self._supervisor.has_ended:
             return self._judge_at_rest()
-        if trio.lowlevel.in_trio_run() or threading.get_ident() == self._supervisor.thread:
+        # In guest mode this is so in all of the host's loop.
+        if trio.lowlevel.in_trio_run():
             self._say_to_await()
             return False
         try:
