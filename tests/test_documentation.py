@@ -42,9 +42,16 @@ async def test_the_readmes_first_example_runs_as_it_stands_and_has_ten_lines() -
 
 
 async def test_the_readmes_other_examples_run() -> None:
-    for example in blocks(PROJECT / "README.md", "python")[1:]:
-        ended = await run_command(program=[sys.executable, "-c", example])
-        assert (ended.exit_code, ended.err) == (0, "")
+    async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
+        base = receiver.url.removesuffix("/v1/traces")
+        for example in blocks(PROJECT / "README.md", "python")[1:]:
+            ended = await run_command(
+                program=[sys.executable, "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
+            )
+            assert (ended.exit_code, ended.err) == (0, "")
+    # The example with OpenTelemetry: two agents, each with its spans at the location that the comment says.
+    names = {location: sorted(span.name for span in spans) for location, spans in receiver.stored.items()}
+    assert names == {"main.agents.spans": ["agent", "chat"], "acme": ["agent", "chat"]}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
