@@ -19,8 +19,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import attrs
+import pytest
 import trio
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 # Of the examples that a test says, so many are tried.
@@ -28,13 +29,19 @@ _FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
 
 # Bytes. What is held after many rounds more may be larger by this: a table that grew, a string that was cached. One
 # pointer for each input of each round would be more.
-_NOISE = 6 * 1024
-_ROUNDS = 30
+_NOISE = 4 * 1024
+_ROUNDS = 20
 
 
-def fuzz(max_examples: int) -> settings:
-    """Return the settings of a test that has other examples in each run."""
+def fuzz(max_examples: int, *, shrink: bool = True) -> settings:
+    """Return the settings of a test that has other examples in each run.
+
+    Args:
+        max_examples: How many.
+        shrink: Whether a failure is made as small as it can be. Where one example takes long, that takes minutes.
+    """
     return settings(
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
         max_examples=max_examples * _FACTOR,
         derandomize=False,
         print_blob=True,
@@ -51,6 +58,7 @@ def assert_no_growth(run: Callable[[], object]) -> None:
     """
 
     async def run_in_task() -> None:
+        await trio.lowlevel.checkpoint()
         run()
 
     trio.run(assert_no_growth_in_task, run_in_task)
@@ -65,9 +73,10 @@ async def assert_no_growth_in_task(run: Callable[[], Awaitable[None]]) -> None:
         growths: list[int] = []
         while len(growths) < 3 and (not growths or growths[-1] > _NOISE):
             growths.append(await _growth(run))
+        if growths[-1] > _NOISE:
+            pytest.fail(f"bytes more after {_ROUNDS} rounds, three times over: {growths}\n{await _what_grows(run)}")
     finally:
         tracemalloc.stop()
-    assert growths[-1] <= _NOISE, f"bytes more after {_ROUNDS} rounds, three times over: {growths}"
 
 
 async def _growth(run: Callable[[], Awaitable[None]]) -> int:
@@ -77,6 +86,12 @@ async def _growth(run: Callable[[], Awaitable[None]]) -> int:
         await run()
     gc.collect()
     return tracemalloc.get_traced_memory()[0] - before
+
+
+async def _what_grows(run: Callable[[], Awaitable[None]]) -> str:
+    before = tracemalloc.take_snapshot()
+    await _growth(run)
+    return "\n".join(map(str, tracemalloc.take_snapshot().compare_to(before, "lineno")[:8]))
 
 
 class _Records(logging.Handler):

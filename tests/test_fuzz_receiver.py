@@ -197,7 +197,7 @@ async def assert_serves_on(receiver: OTLPReceiver, tasks: int) -> None:
     assert (await visit(receiver, Visit([GOOD], "stay"))).said.startswith(b"HTTP/1.1 200 ")
 
 
-@fuzz(120)
+@fuzz(60)
 @given(st.lists(visits(), min_size=1, max_size=3))
 def test_any_bytes_are_answered_or_the_connection_ends(them: list[Visit]) -> None:
     async def play() -> None:
@@ -216,7 +216,7 @@ def test_any_bytes_are_answered_or_the_connection_ends(them: list[Visit]) -> Non
     on_the_mock_clock(play)
 
 
-@fuzz(80)
+@fuzz(60)
 @given(st.lists(visits(), min_size=1, max_size=5), st.lists(OUTCOMES, max_size=10))
 def test_any_bytes_together_with_any_script_leave_nothing_behind(
     them: list[Visit], outcomes: list[Answer | Reset | Hang | Drip | None]
@@ -240,13 +240,14 @@ def test_any_bytes_together_with_any_script_leave_nothing_behind(
     on_the_mock_clock(play)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(visits(), st.integers(0, 3_000))
 def test_leaving_the_receiver_ends_any_conversation_at_once(one: Visit, steps: int) -> None:
     async def play() -> None:
         start = trio.current_time()
+        receiver = OTLPReceiver(listen=False, answers=lambda _request: Hang(), keep=False)
         async with trio.open_nursery() as nursery:
-            async with OTLPReceiver(listen=False, answers=lambda _request: Hang(), keep=False) as receiver:
+            async with receiver:
                 nursery.start_soon(visit, receiver, one)
                 for _ in range(steps % 30):
                     await trio.lowlevel.checkpoint()
@@ -301,7 +302,7 @@ async def exchange(receiver: OTLPReceiver, headers: list[tuple[str, str]], chunk
     return status
 
 
-@fuzz(100)
+@fuzz(60)
 @given(contents(), st.sampled_from(sorted(ENCODINGS)), st.booleans(), st.data())
 def test_any_body_of_a_good_request_is_stored_if_it_parses_and_refused_if_not(
     content: bytes, encoding: str, chunked: bool, data: st.DataObject
@@ -332,7 +333,7 @@ def test_any_body_of_a_good_request_is_stored_if_it_parses_and_refused_if_not(
     on_the_mock_clock(play)
 
 
-@fuzz(4)
+@fuzz(3, shrink=False)
 @given(st.lists(visits(), min_size=3, max_size=8))
 def test_a_receiver_that_keeps_nothing_holds_no_more_after_more_visits(them: list[Visit]) -> None:
     async def play() -> None:
