@@ -11,7 +11,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry_support import (
     ManualClock,
@@ -20,12 +20,15 @@ from opentelemetry_support import (
     delivered_names,
     drops,
     end_spans,
+    in_thread,
+    provider_of,
     tracer_of,
 )
 from support import make_span, watched_batcher
 from trio.testing import MockClock
 
 from trio_spanbatch import BatchPolicy, Limits, SpanBatcher
+from trio_spanbatch import opentelemetry as bridge
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -214,6 +217,20 @@ async def test_after_shutdown_spans_are_dropped_and_what_was_accepted_is_deliver
     assert delivered_names(exporter) == {"default": ["span 0", "span 1", "direct"]}
 
 
+async def test_shutdown_never_blocks_whatever_the_exporter_does_in_any_thread(autojump_clock: MockClock) -> None:
+    async with watched_batcher(hanging(), BatchPolicy(max_spans=1), shutdown_timeout=1) as batcher:
+        processor = BatcherSpanProcessor(batcher)
+        provider = provider_of(processor)
+        end_spans(provider.get_tracer("tests"), 1)
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.current_time()
+        provider.shutdown()
+        in_thread(provider.shutdown)
+        # The export still hangs, and this thread was never given back to trio.
+        assert (trio.current_time(), batcher.statistics().in_flight) == (before, 1)
+    assert_all_counted(processor, batcher)
+
+
 def test_shutdown_may_be_called_at_exit_after_the_run(caplog: pytest.LogCaptureFixture) -> None:
     batcher = SpanBatcher(InMemoryExporter())
     provider = TracerProvider(shutdown_on_exit=False)
@@ -400,6 +417,11 @@ def test_dropped_is_a_snapshot_that_nobody_can_change() -> None:
     assert repr(processor) == (
         "<BatcherSpanProcessor for <SpanBatcher, not entered: 0 accepted, 0 pending>: 1 ended, 1 dropped>"
     )
+
+
+def test_the_public_names_are_the_processor_which_is_one_of_the_sdk_and_use_location() -> None:
+    assert set(bridge.__all__) == {"BatcherSpanProcessor", "use_location"}
+    assert issubclass(BatcherSpanProcessor, SpanProcessor)
 
 
 def test_only_a_batcher_is_taken_for_one() -> None:

@@ -188,6 +188,19 @@ async def test_an_invalid_span_of_a_thread_is_counted_there() -> None:
     assert_all_counted(processor, batcher)
 
 
+async def test_what_breaks_when_a_span_is_taken_in_is_counted_and_does_not_end_the_run() -> None:
+    def policy(location: str) -> BatchPolicy:
+        raise OSError("broken")
+
+    async with watched_batcher(InMemoryExporter(), policy) as batcher:
+        processor = BatcherSpanProcessor(batcher)
+        tracer = tracer_of(processor)
+        in_thread(lambda: end_spans(tracer, 2))
+        await wait_until(lambda: not processor.statistics().handed_over)
+        assert drops(processor) == {"invalid": 2}
+    assert_all_counted(processor, batcher)
+
+
 async def test_threads_keep_the_location_of_where_the_span_started() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:

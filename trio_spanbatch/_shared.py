@@ -13,13 +13,13 @@ import trio
 
 from ._exporter import SpanExporter
 from ._health_log import HealthLog
+from ._hooks import DeliveryObserver, Feeder
 from ._ledger import Ledger
 from ._losses import Losses
 from ._policy import Limits, RetryPolicy
 
 if TYPE_CHECKING:
     from ._admission import Admission
-    from ._hooks import DeliveryObserver, Feeder
     from ._lane import Lane
     from ._lanes import Lanes
 
