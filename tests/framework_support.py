@@ -9,11 +9,12 @@ from pathlib import Path
 from textwrap import dedent, indent
 from urllib.parse import urlsplit
 
+import trio
 from cli_support import Ended, clean_environment, run_command
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import SpanFlags, Status
-from process_support import untraced_environment
+from process_support import DEADLINE, untraced_environment
 
 from trio_spanbatch.testing import OTLPReceiver
 
@@ -31,9 +32,9 @@ def environment(receiver: OTLPReceiver | None = None) -> dict[str, str]:
 
 async def run_example(name: str, receiver: OTLPReceiver | None) -> Ended:
     """Run an example, as a user does."""
-    return await run_command(
-        program=[sys.executable, "-W", "error", str(EXAMPLES / name)], environ=environment(receiver)
-    )
+    program = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    with trio.fail_after(DEADLINE):
+        return await run_command(program=program, environ=environment(receiver))
 
 
 def attribute(span: SpanMessage, key: str) -> AnyValue:

@@ -21,7 +21,7 @@ from framework_support import (
     trees,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
-from process_support import Child, child, wait_until
+from process_support import DEADLINE, Child, child, wait_until
 
 from trio_spanbatch.testing import OTLPReceiver
 
@@ -54,7 +54,8 @@ async def web_service(receiver: OTLPReceiver) -> AsyncIterator[Service]:
         await wait_until(lambda: bool(RUNNING.search(process.errors)))
         found = RUNNING.search(process.errors)
         assert found is not None
-        yield Service(process, int(found[1]))
+        with trio.fail_after(DEADLINE):
+            yield Service(process, int(found[1]))
 
 
 def traceparent(trace_id: int) -> str:

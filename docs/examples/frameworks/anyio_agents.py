@@ -14,17 +14,10 @@ from opentelemetry import trace
 tracer = trace.get_tracer("anyio_agents")
 
 
-def mark_if_cancelled(span: trace.Span, error: BaseException) -> None:
-    """Say on ``span`` that its work was cancelled, if ``error`` says that.
-
-    OpenTelemetry does so by itself for each ``Exception``. A cancellation is none, and leaves a task group in a group.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            mark_if_cancelled(span, part)
-    elif isinstance(error, anyio.get_cancelled_exc_class()):
-        span.set_status(trace.StatusCode.ERROR, "cancelled")
-        span.set_attribute("error.type", "cancelled")
+def mark_cancelled(span: trace.Span) -> None:
+    """Say on ``span`` that its work was cancelled. OpenTelemetry does so by itself for each ``Exception`` only."""
+    span.set_status(trace.StatusCode.ERROR, "cancelled")
+    span.set_attribute("error.type", "cancelled")
 
 
 @contextmanager
@@ -33,8 +26,8 @@ def traced(name: str, **attributes: str) -> Iterator[trace.Span]:
     with tracer.start_as_current_span(name, attributes=attributes) as span:
         try:
             yield span
-        except BaseException as error:
-            mark_if_cancelled(span, error)
+        except anyio.get_cancelled_exc_class():
+            mark_cancelled(span)
             raise
 
 
@@ -44,8 +37,8 @@ class MarkingTransport(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
             return await super().handle_async_request(request)
-        except BaseException as error:
-            mark_if_cancelled(trace.get_current_span(), error)
+        except anyio.get_cancelled_exc_class():
+            mark_cancelled(trace.get_current_span())
             raise
 
 
