@@ -1,4 +1,7 @@
-"""What docs/supported-otlp.md says is there: its tests, its variables, and the table that is made from the code."""
+"""What docs/supported-otlp.md says is there: its tests, its variables, and the table that is made from the code.
+
+And the tests that docs/delivery-guarantees.md names.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from trio_spanbatch import _environment as environment
 from trio_spanbatch.destinations import mlflow
 
 PROJECT = PAGE.parent.parent
+GUARANTEES = PAGE.parent / "delivery-guarantees.md"
 NAME_OF_A_TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
 
 
@@ -68,11 +72,18 @@ def test_each_row_names_tests(title: str) -> None:
         assert NAME_OF_A_TEST.search(row[-1]), f"no test shows {row[0]!r}"
 
 
-def test_every_test_that_is_named_is_there() -> None:
-    named = NAME_OF_A_TEST.findall(PAGE.read_text())
+@pytest.mark.parametrize("page", [PAGE, GUARANTEES], ids=lambda page: page.stem)
+def test_every_test_that_is_named_is_there(page: Path) -> None:
+    named = NAME_OF_A_TEST.findall(page.read_text())
     missing = [f"{path}::{name}" for path, name in named if name not in names_of_tests(PROJECT / path)]
     assert missing == []
-    assert PAGE.read_text().count("::test_") == len(named), "a test is named in another way"
+    assert page.read_text().count("::test_") == len(named), "a test is named in another way"
+
+
+def test_each_guarantee_names_a_test() -> None:
+    numbered = re.findall(r"^\| \d+ \|.*$", GUARANTEES.read_text(), re.MULTILINE)
+    assert len(numbered) > 10
+    assert all(NAME_OF_A_TEST.search(row) for row in numbered)
 
 
 def test_the_table_of_responses_is_the_one_in_the_code() -> None:
