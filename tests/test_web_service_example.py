@@ -54,8 +54,7 @@ async def web_service(receiver: OTLPReceiver) -> AsyncIterator[Service]:
         await wait_until(lambda: bool(RUNNING.search(process.errors)))
         found = RUNNING.search(process.errors)
         assert found is not None
-        with trio.fail_after(DEADLINE):
-            yield Service(process, int(found[1]))
+        yield Service(process, int(found[1]))
 
 
 def traceparent(trace_id: int) -> str:
@@ -70,7 +69,7 @@ def assert_no_span_was_lost(process: Child, *, stored: int) -> None:
 
 async def test_each_tenant_of_the_web_service_has_its_location_and_a_stranger_has_none() -> None:
     async with OTLPReceiver(location_header=LOCATION_HEADER) as receiver, web_service(receiver) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=None, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE, trust_env=False) as client:
             answers = [
                 await client.post("/orders", json={"number": 1}, headers={"X-Tenant": "acme"}),
                 await client.get("/orders/2", headers={"x-tenant": "acme", "traceparent": traceparent(2)}),
@@ -209,13 +208,14 @@ async def wait_until_refused(port: int) -> None:
 async def test_after_a_sigterm_in_mid_load_every_request_that_was_answered_has_all_its_spans() -> None:
     async with OTLPReceiver(location_header=LOCATION_HEADER) as receiver, web_service(receiver) as service:
         load = Load(service.port)
-        async with half_sent_request(service.port, 1) as finish, trio.open_nursery() as nursery:
-            for _ in range(CLIENTS):
-                nursery.start_soon(load.send_requests)
-            await load.wait_until_in_full_swing()
-            service.process.send_signal(signal.SIGTERM)
-            await wait_until_refused(service.port)
-            assert (await finish()).startswith(b"HTTP/1.1 200")
+        with trio.fail_after(DEADLINE):
+            async with half_sent_request(service.port, 1) as finish, trio.open_nursery() as nursery:
+                for _ in range(CLIENTS):
+                    nursery.start_soon(load.send_requests)
+                await load.wait_until_in_full_swing()
+                service.process.send_signal(signal.SIGTERM)
+                await wait_until_refused(service.port)
+                assert (await finish()).startswith(b"HTTP/1.1 200")
         assert await service.process.wait() == 0
         assert_no_span_was_lost(service.process, stored=sum(map(len, receiver.stored.values())))
     assert_one_trace_is_one_location(receiver.stored)
