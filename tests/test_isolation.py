@@ -19,6 +19,7 @@ from trio_spanbatch import (
     Limits,
     Loss,
     Refused,
+    RetryPolicy,
     SpanBatch,
     TryLater,
 )
@@ -232,6 +233,28 @@ async def test_an_isolation_that_is_cut_off_by_the_deadline_accounts_for_every_s
     assert statistics.delivered > 0
     handed_back = {id(span) for loss in batcher.undelivered for span in loss.batch.spans}
     assert handed_back.isdisjoint(map(id, exporter.delivered["a"]))
+
+
+async def test_a_batch_whose_parts_were_given_up_does_not_make_its_location_one_that_refuses_everything(
+    autojump_clock: MockClock,
+) -> None:
+    first, second = make_spans(4), make_spans(4)
+    refuse_one = refusing(ids_of(second[:1]))
+
+    def answer(batch: SpanBatch) -> ExportResult:
+        if not set(span_ids(batch.spans)).isdisjoint(ids_of(first)):
+            # Refused as a whole; whether any of its parts is good is not known in time.
+            return Refused("bad", 400, isolate=True) if len(batch.spans) == 4 else TryLater("busy")
+        return refuse_one(batch)
+
+    retry = RetryPolicy(initial=1, maximum=1, max_elapsed=5)
+    async with watched_batcher(InMemoryExporter(answer), BIG, retry=retry) as batcher:
+        batcher.add_spans_nowait("a", first)
+        await batcher.flush()
+        batcher.add_spans_nowait("a", second)
+        report = await batcher.flush()
+    assert (report.delivered, report.rejected) == (3, 1)
+    assert batcher.statistics().undelivered == 4
 
 
 async def test_flush_reports_the_spans_of_an_isolated_batch_exactly(autojump_clock: MockClock) -> None:

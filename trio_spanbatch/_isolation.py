@@ -62,13 +62,14 @@ class Isolation:
         self._parts = [_Part(lease)]
         self._was_cut = False
         self._any_isolated = False
+        self._any_given_up = False
         self._refusals = 0
         self._requests = 0
 
     @property
     def refused_everything(self) -> bool:
         """Whether a batch of several spans was refused in all its parts."""
-        return self._was_cut and self._any_isolated and not self.any_passed
+        return self._was_cut and self._any_isolated and not self.any_passed and not self._any_given_up
 
     def next(self) -> Lease | None:
         """Return the part to send next; None if every span has a verdict."""
@@ -117,6 +118,7 @@ class Isolation:
     def given_up(self, settlement: Settlement) -> list[Verdict]:
         """The part that was sent has another verdict; it says nothing of the others."""
         part = self._parts.pop()
+        self._any_given_up = True
         return [(part.lease, settlement), *self._use_what_is_known()]
 
     def _is_exhausted(self) -> bool:
