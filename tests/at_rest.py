@@ -44,7 +44,6 @@ class AtRest:
             yield from self._line_faults(lane, now, free)
         yield from self._byte_line_faults(lanes, now, free)
         yield from self._budget_faults()
-        yield from self._backoff_faults(lanes, now)
 
     def faults_at_the_end(self) -> Iterator[str]:
         """Yield what does not hold once the batcher was left."""
@@ -109,9 +108,12 @@ class AtRest:
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
 
-    def _backoff_faults(self, lanes: list[Lane], now: float) -> Iterator[str]:
-        """Yield the lanes whose backoff was made longer while it went on. Only a server may do that."""
-        backoffs = {lane: lane.pace._own_wait_until for lane in lanes if not self._shared.draining}
+    def backoff_faults(self, now: float) -> Iterator[str]:
+        """Yield the lanes whose backoff was made longer while it went on; asked after each step.
+
+        Only a server may do that. When the drain begins, a backoff ends, and another one may begin at once.
+        """
+        backoffs = {lane: lane.pace._own_wait_until for lane in self._batcher._lanes if not self._shared.draining}
         for lane, until in backoffs.items():
             if now < self._backoffs.get(lane, now) < until:
                 yield f"{lane} was to back off until {self._backoffs[lane]}, now until {until}"
@@ -129,7 +131,7 @@ class AtRest:
 
 
 class RestWatch(trio.abc.Instrument):
-    """Looks at a batcher whenever its run rests.
+    """Looks at a batcher whenever its run rests, and at its backoffs after each step.
 
     Attributes:
         failure: The first that went wrong, None if nothing did.
@@ -138,6 +140,10 @@ class RestWatch(trio.abc.Instrument):
     def __init__(self, at_rest: AtRest) -> None:
         self._at_rest = at_rest
         self.failure: str | None = None
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.failure is None:
+            self.failure = next(self._at_rest.backoff_faults(trio.current_time()), None)
 
     def before_io_wait(self, timeout: float) -> None:
         # A mock clock jumps only after all tasks have been seen to rest: until then trio has something to run. What

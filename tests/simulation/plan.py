@@ -145,8 +145,8 @@ def _large_limits(rng: random.Random) -> Limits:
 
 def _policy(rng: random.Random, *, large: bool) -> BatchPolicy:
     return BatchPolicy(
-        max_spans=rng.choice([1, 2, 5, 512]),
-        max_bytes=4 * MIB if large else rng.choice([1, 3 * SPAN_BYTES, 10 * SPAN_BYTES, 4 * MIB]),
+        max_spans=rng.choice([1, 2, 5, 512, 512]),
+        max_bytes=4 * MIB if large else rng.choice([1, 3 * SPAN_BYTES, 10 * SPAN_BYTES, 4 * MIB, 4 * MIB]),
         max_delay=rng.choice([0.01, 1, 5, math.inf]),
     )
 

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import random
+import signal
 import sys
 import traceback
 import warnings
@@ -45,6 +46,8 @@ from .server import LOCATION_HEADER, Server
 
 # Far more than any run takes; one that reaches it does not end by itself.
 _MAX_STEPS = 300_000
+# Seconds of CPU time, for what goes on for ever within one step. The process dies of it, and so tells.
+_MAX_SECONDS = 5
 # Longer than everything that a healthy server may have to be waited for.
 _CALM = 2000.0
 
@@ -82,6 +85,7 @@ def run_seed(seed: int, tell: Callable[[str], None] | None = None) -> Outcome:
         tell: Called with each event as it happens, a line of text.
     """
     run = Run(draw_plan(seed), tell)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS)
     failures: list[str] = []
     hook, sys.unraisablehook = sys.unraisablehook, lambda args: failures.append(f"not raised: {args.exc_value!r}")
     try:
@@ -91,6 +95,7 @@ def run_seed(seed: int, tell: Callable[[str], None] | None = None) -> Outcome:
     except Exception:
         failures.append(traceback.format_exc())
     finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         sys.unraisablehook = hook
     return run.outcome([*run.failures, *failures])
 
@@ -359,6 +364,8 @@ class Run:
 
     def _logged(self, record: logging.LogRecord) -> None:
         self._tell(f"log: {record.levelname} {record.getMessage()}")
+        in_time = "cut short" not in record.getMessage() or not self._plan.shutdown_timeout
+        self._expect(in_time, "the drain left no time for closing the exporter")
         error = record.exc_info[1] if record.exc_info else None
         self._expect(error is None or isinstance(error, PlannedError), f"logged: {record.getMessage()}: {error!r}")
 

@@ -24,6 +24,10 @@ _RETRIED = (429, 502, 503, 504)
 _PERMANENT = (401, 403, 404, 500, 501, 505)
 _ISOLATED = (400, 422)
 
+# Answers that never come to their end.
+_DRIPPING_HEADERS = [b"HTTP/1.1 200 OK\r\n", *[b"x-drip: 1\r\n"] * 20]
+_DRIPPING_BODY = [b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n", *[b"x"] * 20]
+
 
 class Server:
     """Answers requests as the plan's weather has it.
@@ -111,7 +115,8 @@ class Server:
                 self._poison[span_id] = rng.random() < self._plan.poison
         if any(self._poison[span_id] for span_id in ids):
             self.injected("poison")
-            return Answer(rng.choice(_ISOLATED))
+            # It takes its time, so that cancels and the drain's end fall into the middle of an isolation.
+            return Answer(rng.choice(_ISOLATED), delay=rng.choice([0, 0, 0.5, 3]))
         fault = self.draw_fault()
         if fault is not None:
             self.injected(fault)
@@ -137,7 +142,8 @@ class Server:
             case "hang":
                 return Hang(store=rng.random() < 0.5)
             case "drip":
-                return Drip([b"HTTP/1.1 200 OK\r\n", *[b"x-drip: 1\r\n"] * 20], interval=1, store=rng.random() < 0.5)
+                chunks = rng.choice([_DRIPPING_HEADERS, _DRIPPING_BODY])
+                return Drip(chunks, interval=1, store=rng.random() < 0.5)
             case "too large" if len(request.content) > self._plan.request_limit:
                 self._refused_alone.update(ids[:1] if len(ids) == 1 else ())
                 return Answer(413)
