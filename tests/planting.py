@@ -13,6 +13,17 @@ import trio_spanbatch
 PACKAGE = Path(trio_spanbatch.__file__).parent
 
 
+def copy_of_package(folder: Path) -> dict[str, str]:
+    """Copy the package into ``folder``, an empty directory.
+
+    Returns:
+        The environment for a child process that shall import the copy.
+    """
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = [str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**untraced_environment(), "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
 def plant(folder: Path, module: str, right: str, wrong: str) -> dict[str, str]:
     """Copy the package into ``folder`` and replace ``right``, which is there once, by ``wrong``.
 
@@ -25,9 +36,9 @@ def plant(folder: Path, module: str, right: str, wrong: str) -> dict[str, str]:
     Returns:
         The environment for a child process that shall import the copy.
     """
-    copy = folder / PACKAGE.name
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    source = (copy / module).read_text()
+    environ = copy_of_package(folder)
+    copy = folder / PACKAGE.name / module
+    source = copy.read_text()
     assert source.count(right) == 1, f"{module} has this {source.count(right)} times, not once: {right!r}"
-    (copy / module).write_text(source.replace(right, wrong))
-    return {**untraced_environment(), "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    copy.write_text(source.replace(right, wrong))
+    return environ

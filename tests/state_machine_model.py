@@ -77,6 +77,7 @@ class Model:
         step: Counts what is seen: the steps of tasks, and what rules do.
         scheduled: Counts the passes of trio's scheduler.
         waited_in: The last step in which an adder waited.
+        somebody_waits: Whether one waited after the last step.
         exports: Those that run.
         byte_line: The locations whose first adder waits for the byte budget alone, and the step since when.
         empty: The live locations that hold nothing, longest empty first.
@@ -92,6 +93,7 @@ class Model:
     step: int = 0
     scheduled: int = 0
     waited_in: int = -1
+    somebody_waits: bool = False
     exports: list[Export] = attrs.Factory(list)
     flushes: list[FlushModel] = attrs.Factory(list)
     byte_line: dict[str, int] = attrs.Factory(dict)
@@ -156,6 +158,8 @@ class Model:
 
     def stand_in_line(self, name: str, spans: list[EncodedSpan]) -> None:
         """Somebody adds ``spans`` now. Those that are admitted at once leave the line in the same step."""
+        if not self.admits(name, spans):
+            self.waited_in = self.step + 1
         self.locations[name].line += spans
 
     def withdraw(self, name: str, span: EncodedSpan) -> None:
@@ -163,8 +167,6 @@ class Model:
         line = self.locations[name].line
         if span in line:
             line.remove(span)
-            # It may have come in this very step, and made batches due.
-            self.waited_in = self.step + 1
 
     def _has_bytes(self, size: int) -> bool:
         return self.pending_bytes + size <= self.settings.limits.max_pending_bytes
@@ -302,7 +304,8 @@ class Model:
                 # A partial success that rejected all: that was accounted for when it was answered.
                 return
         elif loss.outcome == "rejected":
-            assert location.is_told_refused(part), f"{location.name}: {part} rejected, but by no server"
+            delivery = location.deliveries.get(trio.lowlevel.current_task())
+            assert location.is_told_refused(part, delivery), f"{location.name}: {part} rejected, but by no server"
         else:
             self._check_hand_back(location, part)
         if loss.count == len(part):
@@ -352,8 +355,11 @@ class Model:
     def see(self, statistics: SpanBatcherStatistics) -> None:
         """Look whether this can be, after a step of a task or what a rule did."""
         self.step += 1
+        # Whoever stood in line before this step may have made batches due in it, though nobody stands there after it.
+        if self.somebody_waits:
+            self.waited_in = self.step
         admitted = self._follow(statistics)
-        self._note_waiting()
+        self.somebody_waits = any(location.line for location in self.locations.values())
         self._check_counts(statistics)
         self._check_limits()
         self._check_lines(admitted)
@@ -362,10 +368,6 @@ class Model:
                 self.empty.pop(location.name, None)
             else:
                 self.empty.setdefault(location.name)
-
-    def _note_waiting(self) -> None:
-        if any(location.line for location in self.locations.values()):
-            self.waited_in = self.step
 
     def _follow(self, statistics: SpanBatcherStatistics) -> dict[str, int]:
         now = trio.current_time()

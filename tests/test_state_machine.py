@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from state_machine import run_state_machine
+import pytest
+from background import Command
+
+EXAMPLES = 200
 
 
-def test_whatever_programs_servers_and_the_clock_do_the_batcher_does_what_the_model_says() -> None:
-    run_state_machine(examples=200)
+@pytest.mark.background("-c", f"from state_machine import run_state_machine; run_state_machine(examples={EXAMPLES})")
+def test_whatever_programs_servers_and_the_clock_do_the_batcher_does_what_the_model_says(background: Command) -> None:
+    exit_code, said = background.wait()
+    assert exit_code == 0, said

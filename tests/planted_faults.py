@@ -1,0 +1,373 @@
+"""Faults to plant: slips of a line or two that anybody might make, each of which breaks a promise to users.
+
+None of them shows in every run at once: most need a cancel, a full queue or a failing server at the wrong moment. Each
+names the machine that is the quickest to find it, as far as is known; the others are tried after it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import attrs
+
+__all__ = ["FAULTS", "Machine", "PlantedFault"]
+
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine"]
+
+
+@attrs.frozen
+class PlantedFault:
+    """A fault.
+
+    Attributes:
+        name: What is wrong, in a few words.
+        module: The file, relative to the package.
+        right: The code as it is, which is there once.
+        wrong: The code with the fault.
+        first: The machine that is asked first.
+        scenario: Where the first is cancelling everywhere: in which scenario. Asked later, it runs all of them.
+    """
+
+    name: str
+    module: str
+    right: str
+    wrong: str
+    first: Machine = "simulation"
+    scenario: str | None = None
+
+
+FAULTS = (
+    # -- leases and accounting -------------------------------------------------------------------------------------
+    PlantedFault(
+        "a lease is not returned when its delivery is cancelled",
+        "_delivery.py",
+        "for lease in tuple(self._open):",
+        "for lease in ():",
+    ),
+    PlantedFault(
+        "a lease's bytes are not returned",
+        "_lane.py",
+        "        self._leased_bytes -= lease.payload_bytes\n        self._ledger.settle",
+        "        self._ledger.settle",
+    ),
+    PlantedFault(
+        "the byte budget leaks what is rejected",
+        "_ledger.py",
+        "        self.pending_bytes -= lease.payload_bytes",
+        "        self.pending_bytes -= 0 if settlement.rejected else lease.payload_bytes",
+    ),
+    PlantedFault(
+        "both halves of a batch take the bytes of the whole",
+        "_ledger.py",
+        "payload_bytes=size, attempts=0)",
+        "attempts=0)",
+    ),
+    PlantedFault(
+        "the right half of a batch begins where the left one does",
+        "_ledger.py",
+        "first=self.first + (part.start or 0), ",
+        "",
+    ),
+    PlantedFault(
+        "a location that comes back begins its account anew",
+        "_ledger.py",
+        "return self._accounts.setdefault(location, Account())",
+        "self._accounts[location] = Account()\n        return self._accounts[location]",
+    ),
+    PlantedFault(
+        "what is known of a location that ended long ago is thrown away",
+        "_ledger.py",
+        "            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))",
+        "            del self._accounts[oldest]",
+    ),
+    PlantedFault(
+        "an attempt that was cancelled is not ambiguous",
+        "_delivery.py",
+        "if result is None or (isinstance(result, TryLater) and result.ambiguous):",
+        "if isinstance(result, TryLater) and result.ambiguous:",
+    ),
+    PlantedFault(
+        "an ambiguous span is counted at each attempt",
+        "_ledger.py",
+        "            lease.ambiguous = True\n",
+        "",
+    ),
+    PlantedFault(
+        "an attempt that took too long is taken for one that did not arrive",
+        "_delivery.py",
+        'return TryLater(f"no answer within {timeout:g} s", ambiguous=True)',
+        'return TryLater(f"no answer within {timeout:g} s")',
+    ),
+    # -- losses ----------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "on_loss is not told of what the drain hands back",
+        "_lane.py",
+        '            losses.report(Loss(self.location, lease.batch, "undelivered"',
+        '                losses.report(Loss(self.location, lease.batch, "undelivered"',
+    ),
+    PlantedFault(
+        "on_loss is told twice of what the server rejected",
+        "_lane.py",
+        'losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))',
+        'losses.report(loss := Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))\n'
+        "            losses.report(loss)",
+    ),
+    PlantedFault(
+        "what on_loss raises leaves in the middle of the accounting",
+        "_losses.py",
+        "except BaseException as exc:",
+        "except ValueError as exc:",
+    ),
+    # -- lanes -----------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a wake-up is cleared too late: after the sleep that it ended",
+        "_lane.py",
+        "                await self._receive_first()\n        self._sleep = None\n",
+        "                await self._receive_first()\n        self._sleep = None\n        self._pressed = False\n",
+    ),
+    PlantedFault(
+        "a lane looks whether there is something to do, and falls asleep a moment later",
+        "_lane.py",
+        "        with trio.CancelScope(deadline=time) as self._sleep:\n",
+        "        await trio.lowlevel.checkpoint()\n        with trio.CancelScope(deadline=time) as self._sleep:\n",
+    ),
+    PlantedFault(
+        "a lane is not woken by a batch that got full",
+        "_lane.py",
+        "        if became_full:\n            self.reconsider()\n",
+        "",
+    ),
+    PlantedFault(
+        "a deadline is restarted by each span",
+        "_cutter.py",
+        "        self._count = count + 1\n",
+        "        self._count, self._opened_at = count + 1, self._clock()\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a batch takes one span too many",
+        "_cutter.py",
+        "if self._count >= self._max_spans or",
+        "if self._count > self._max_spans or",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a flush does not make the last span due: its lane's watermark is off by one",
+        "_lane.py",
+        "self._flush_watermark = self.account.accepted\n",
+        "self._flush_watermark = self.account.accepted - 1\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a lane ends by idleness with a span in it",
+        "_lane.py",
+        "if self.account.pending or self.waiting:",
+        "if self.account.in_flight or self.waiting:",
+    ),
+    PlantedFault(
+        "a lane that made place for another is not told to end",
+        "_lanes.py",
+        "        oldest.retire()\n",
+        "",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a lane for which an adder waits has to make place",
+        "_admission.py",
+        "        self._shared.lanes.occupied(lane)\n        self._serve(lane)",
+        "        self._serve(lane)",
+    ),
+    # -- admission -------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a span is counted before the enqueue, which then finds the channel full",
+        "_admission.py",
+        "account.queued < self._max_queued",
+        "account.queued <= self._max_queued",
+        first="state machine",
+    ),
+    PlantedFault(
+        "add_spans counts a span before it was admitted",
+        "_batcher.py",
+        "                waited = await self._admit(location, encoded)\n                accepted += 1",
+        "                accepted += 1\n                waited = await self._admit(location, encoded)",
+        first="state machine",
+    ),
+    PlantedFault(
+        "add_span can be cancelled after it put its span in",
+        "_batcher.py",
+        "if not await self._admit(location, encoded):\n            await trio.lowlevel.cancel_shielded_checkpoint()",
+        "if not await self._admit(location, encoded):\n            await trio.lowlevel.checkpoint()",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "a span that is added without waiting overtakes those that wait for its lane",
+        "_admission.py",
+        "            and not lane.waiting\n            and not self._byte_line\n",
+        "            and not self._byte_line\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "places that a seal frees are not given to those who wait",
+        "_admission.py",
+        "        self._pressed.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
+        "        self._pressed.discard(lane)\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "closing wakes only the first adder of each line",
+        "_admission.py",
+        "            while lane.waiting:\n                waiter, _",
+        "            if lane.waiting:\n                waiter, _",
+        first="state machine",
+    ),
+    # -- slots, pace, turns ----------------------------------------------------------------------------------------
+    PlantedFault(
+        "a slot is kept during a backoff",
+        "_lane.py",
+        "        self._release_export()\n        self.reconsider()\n",
+        "        if not isinstance(result, TryLater):\n            self._release_export()\n        self.reconsider()\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "max_exports is off by one",
+        "_batcher.py",
+        "slots=trio.Semaphore(limits.max_exports, max_value=limits.max_exports)",
+        "slots=trio.Semaphore(limits.max_exports + 1, max_value=limits.max_exports + 1)",
+    ),
+    PlantedFault(
+        "max_exports_per_location is off by one",
+        "_pace.py",
+        "self.active >= self.allowed else",
+        "self.active > self.allowed else",
+        first="state machine",
+    ),
+    PlantedFault(
+        "the time for repetitions is restarted by each attempt",
+        "_delivery.py",
+        "        if self._first_attempt_at is None:\n            self._first_attempt_at",
+        "        if True:\n            self._first_attempt_at",
+        first="state machine",
+    ),
+    PlantedFault(
+        "the drain's deadline does not apply to a backoff",
+        "_pace.py",
+        "        return math.inf if left < _LAST_MOMENT else min(wait, left / 2)",
+        "        return wait",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a backoff goes on when the drain begins",
+        "_lane.py",
+        "        self.pace.cut_short(trio.current_time())\n",
+        "",
+        first="state machine",
+    ),
+    # -- flushing --------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a flush is woken too early: it does not wait for what is in flight",
+        "_flush.py",
+        "LocationFlush(account.accepted, account.pending)",
+        "LocationFlush(account.accepted, account.queued)",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a flush waits for one location only",
+        "_flush.py",
+        "        if not self._open:\n            self._done.set()\n\n    async",
+        "        self._done.set()\n\n    async",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a flush counts the spans above its watermark",
+        "_flush.py",
+        "below = max(0, min(self.watermark - lease.first, len(lease)))",
+        "below = len(lease)",
+    ),
+    # -- isolation -------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "isolation sends a half twice",
+        "_isolation.py",
+        "self._parts += (_Part(right), _Part(left))",
+        "self._parts += (_Part(left), _Part(right), _Part(left))",
+    ),
+    # -- the drain -------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a drain without a shield",
+        "_supervisor.py",
+        "factory=lambda: trio.CancelScope(shield=True))",
+        "factory=trio.CancelScope)",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "the body is inside the shield",
+        "_supervisor.py",
+        "        nursery = await self._manager.__aenter__()\n",
+        "        nursery = await self._manager.__aenter__()\n        nursery.cancel_scope.shield = True\n",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "the drain does not tell the lanes that are empty",
+        "_supervisor.py",
+        "        for lane in self.shared.lanes:\n            lane.close()",
+        "        for lane in self.shared.lanes:\n            if lane.account.pending:\n                lane.close()",
+        first="state machine",
+    ),
+    PlantedFault(
+        "the exporter is not closed",
+        "_supervisor.py",
+        "                await self._supervise_work(task_status)\n                await self._close_exporter()\n",
+        "                await self._supervise_work(task_status)\n",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "the body's exception leaves in a group",
+        "_supervisor.py",
+        "            await self._manager.__aexit__(None, None, None)\n        finally:",
+        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        finally:",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "a cancel in the drain is swallowed",
+        "_supervisor.py",
+        "            raise failure\n        await trio.lowlevel.checkpoint_if_cancelled()\n",
+        "            raise failure\n",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "strict does not look at what was rejected",
+        "_supervisor.py",
+        "if self.strict and (total.rejected or total.undelivered):",
+        "if self.strict and total.undelivered:",
+    ),
+    # -- OTLP ------------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a request that timed out is taken for one that did not arrive",
+        "otlp/http.py",
+        'within {self._timeout:g} s", ambiguous=True)',
+        'within {self._timeout:g} s")',
+    ),
+    PlantedFault(
+        "a broken exchange is taken for one that did not begin",
+        "otlp/failures.py",
+        "httpx.PoolTimeout, httpx.ProxyError)",
+        "httpx.PoolTimeout, httpx.ProxyError, httpx.ReadError)",
+    ),
+    PlantedFault(
+        "what a partial success rejected is not counted",
+        "otlp/responses.py",
+        "return Delivered(max(partial.rejected_spans, 0),",
+        "return Delivered(0,",
+    ),
+    PlantedFault(
+        "Retry-After is ignored",
+        "otlp/responses.py",
+        "    return TryLater(response.reason, after=after, status_code=response.status)",
+        "    return TryLater(response.reason, after=after and 0, status_code=response.status)",
+    ),
+)
