@@ -1,7 +1,7 @@
-"""What the fuzzing tests share: fresh examples in each run, hostile objects, damaged bytes, and a measure of growth.
+"""What the fuzzing tests share: hostile objects, damaged bytes, and a measure of growth.
 
-Other property tests repeat the same examples in each run. These look for what nobody thought of, so they have new
-ones each time; a failure prints the line (``@reproduce_failure``) that repeats it. To fuzz for longer::
+Like other property tests these repeat the same examples in each run. To fuzz for longer, with new examples each time,
+of which a failure prints the line (``@reproduce_failure``) that repeats it::
 
     FUZZ_FACTOR=50 python -m pytest tests/test_fuzz_*.py
 """
@@ -34,7 +34,7 @@ _ROUNDS = 20
 
 
 def fuzz(max_examples: int, *, shrink: bool = True) -> settings:
-    """Return the settings of a test that has other examples in each run.
+    """Return the settings of a test, with other examples in each run if there are more of them.
 
     Args:
         max_examples: How many.
@@ -43,7 +43,7 @@ def fuzz(max_examples: int, *, shrink: bool = True) -> settings:
     return settings(
         phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
         max_examples=max_examples * _FACTOR,
-        derandomize=False,
+        derandomize=_FACTOR == 1,
         print_blob=True,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -325,7 +325,8 @@ def hostile_objects(draw: st.DrawFn) -> Any:
 
 GARBAGE: st.SearchStrategy[Any] = st.one_of(
     hostile_objects(),
-    st.sampled_from([*_ODD_RESULTS, *map(Liar, (-5, 2**40, 2**90))]),
+    st.sampled_from(_ODD_RESULTS),
+    st.sampled_from([-5, 2**40, 2**90]).map(Liar),
     st.sampled_from(
         [10**5000, -(10**5000), float("inf"), 10**40, "x" * 100_000, b"\xff" * 1000, range(5), memoryview(b"m")]
     ),

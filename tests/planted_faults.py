@@ -171,12 +171,6 @@ FAULTS = (
         "",
         first="state machine",
     ),
-    PlantedFault(
-        "a lane for which an adder waits has to make place",
-        "_admission.py",
-        "        self._shared.lanes.occupied(lane)\n        self._serve(lane)",
-        "        self._serve(lane)",
-    ),
     # -- admission -------------------------------------------------------------------------------------------------
     PlantedFault(
         "a span is counted before the enqueue, which then finds the channel full",
@@ -277,12 +271,6 @@ FAULTS = (
         "        if not self._open:\n            self._done.set()\n\n    async",
         "        self._done.set()\n\n    async",
         first="state machine",
-    ),
-    PlantedFault(
-        "a flush counts the spans above its watermark",
-        "_flush.py",
-        "below = max(0, min(self.watermark - lease.first, len(lease)))",
-        "below = len(lease)",
     ),
     # -- isolation -------------------------------------------------------------------------------------------------
     PlantedFault(

@@ -233,11 +233,12 @@ class SpanBatcherMachine(RuleBasedStateMachine):
             self.driver.abandon()
 
 
-def run_state_machine(examples: int, *, steps: int = 40, shrink: bool = True) -> None:
+def run_state_machine(examples: int, *, steps: int = 40, shrink: bool = True, fresh: bool = True) -> None:
     """Drive batchers through ``examples`` random sequences of at most ``steps`` rules. Raise what is found.
 
-    They are other ones in each run. The message of a failure has the rules that lead to it, the fewest that were found
-    if ``shrink``, and a line that makes Hypothesis repeat it.
+    They are other ones in each run if they shall be ``fresh``, else the same as long as the code is the same. The
+    message of a failure has the rules that lead to it, the fewest that were found if ``shrink``, and a line that makes
+    Hypothesis repeat it.
     """
     phases = set(Phase) - {Phase.explain} - (set() if shrink else {Phase.shrink, Phase.reuse})
     run_state_machine_as_test(
@@ -246,8 +247,9 @@ def run_state_machine(examples: int, *, steps: int = 40, shrink: bool = True) ->
             max_examples=examples,
             stateful_step_count=steps,
             phases=tuple(phases),
-            derandomize=False,
+            derandomize=not fresh,
             print_blob=True,
+            database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

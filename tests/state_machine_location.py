@@ -129,6 +129,7 @@ class LocationModel:
         counts: What statistics have to say.
         deliveries: By the tasks that make them. One that only handed spans back has no task of its own.
         refused: The parts that the server refused.
+        refusing: The deliveries that were refused, all or in parts, since the last that passed.
         owed: Losses that have to be told in this step: the part, the outcome, how many.
         flushed_below: Spans below this number are due.
         lane: The lane's task, if the location is live.
@@ -148,6 +149,7 @@ class LocationModel:
     ambiguous: set[int] = attrs.Factory(set)
     deliveries: dict[object, DeliveryModel] = attrs.Factory(dict)
     refused: list[range] = attrs.Factory(list)
+    refusing: set[DeliveryModel] = attrs.Factory(set)
     owed: list[tuple[range, str, int]] = attrs.Factory(list)
     flushed_below: int = 0
     lane: trio.lowlevel.Task | None = None
@@ -323,18 +325,24 @@ class LocationModel:
             del self.pace[0]
         return max(allowed for _, allowed, _ in self.pace), min(retry_at for _, _, retry_at in self.pace)
 
-    def is_told_refused(self, part: range) -> bool:
-        """Return whether the server refused a request that held all of ``part``."""
-        return any(part.start >= other.start and part.stop <= other.stop for other in self.refused)
+    def is_told_refused(self, part: range, delivery: DeliveryModel | None) -> bool:
+        """Return whether the server refused a request that held all of ``part``, or refuses everything.
+
+        A location that refused all of a batch is asked about a single span of the next one, which speaks for the rest.
+        """
+        covered = any(part.start >= other.start and part.stop <= other.stop for other in self.refused)
+        return covered or (delivery in self.refusing and len(self.refusing) > 1)
 
     def owes_after(self, export: Export, answer: object) -> None:
         """Note which losses have to be told in the step in which an export ended."""
         part = export.part
         if isinstance(answer, Delivered):
+            self.refusing.clear()
             if rejected := max(0, min(answer.rejected, len(part))):
                 self.owed.append((part, "rejected", rejected))
         elif isinstance(answer, Refused):
             self.refused.append(part)
+            self.refusing.add(export.delivery)
             if not answer.isolate or len(part) == 1:
                 self.owed.append((part, "rejected", len(part)))
         elif not isinstance(answer, TryLater) or self.retry_at > self.give_up_at(export.delivery) + NEARLY:

@@ -83,7 +83,7 @@ ATTRIBUTES = [place for place in PLACES if place[1] == "attributes"]
 @pytest.fixture(autouse=True)
 def _small_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some garbage grows until it is too large, which takes seconds with the real limit."""
-    monkeypatch.setattr(attributes, "_MAX_CONTAINER_SIZE", 64 * 1024)
+    monkeypatch.setattr(attributes, "_MAX_CONTAINER_SIZE", 4 * 1024)
 
 
 @st.composite
@@ -152,7 +152,7 @@ def test_what_was_refused_does_not_change_what_a_good_span_becomes(things: list[
 LOCATIONS = st.one_of(st.just(Boxed("here", "here")), BOXED_GARBAGE)
 
 
-@fuzz(40)
+@fuzz(25)
 @given(st.lists(st.tuples(LOCATIONS, ANYTHING), min_size=1, max_size=8))
 def test_a_batcher_accepts_what_it_can_send_and_refuses_the_rest(things: list[tuple[Boxed, Boxed]]) -> None:
     async def play() -> None:
@@ -175,7 +175,7 @@ def test_a_batcher_accepts_what_it_can_send_and_refuses_the_rest(things: list[tu
 
 
 @fuzz(3, shrink=False)
-@given(st.lists(ANYTHING, min_size=5, max_size=15))
+@given(st.lists(ANYTHING, min_size=3, max_size=8))
 def test_an_encoder_holds_no_more_after_more_of_the_same_garbage(things: list[Boxed]) -> None:
     encoder = SpanEncoder()
 

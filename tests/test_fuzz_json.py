@@ -217,7 +217,7 @@ def spans_of(items: list[Document | Unreadable]) -> list[EncodedSpan]:
     return encoded
 
 
-@fuzz(60)
+@fuzz(150)
 @given(st.data())
 def test_any_bytes_are_spans_that_parsers_read_or_reasons(data: st.DataObject) -> None:
     content = data.draw(FILES)
@@ -235,7 +235,7 @@ GOOD_SPAN = "the good one"
 GOOD_LINE = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"name": GOOD_SPAN}]}]}]}).encode()
 
 
-@fuzz(60)
+@fuzz(150)
 @given(BAD_LINES, BAD_LINES)
 def test_a_good_line_is_read_whatever_the_other_lines_are(before: list[bytes], after: list[bytes]) -> None:
     items = parsed([b"\n".join([*before, GOOD_LINE, *after])])
@@ -250,6 +250,7 @@ def spans_or_none(document: object) -> list[Span | InvalidSpanError]:
         return []
 
 
+GZIP = b"\x1f"
 TEN_MEGABYTES = "x" * 10_000_000
 
 
@@ -282,7 +283,7 @@ def test_a_file_without_end_takes_no_more_memory(lines: list[bytes]) -> None:
     assert_no_growth(run)
 
 
-@fuzz(12)
+@fuzz(25)
 @given(st.lists(FILES, min_size=1, max_size=2), st.sampled_from([None, "key 0", "service.name"]))
 def test_the_command_accounts_for_whatever_is_in_its_files(contents: list[bytes], attribute: str | None) -> None:
     async def play(files: list[str]) -> None:
@@ -298,8 +299,12 @@ def test_the_command_accounts_for_whatever_is_in_its_files(contents: list[bytes]
         assert result.read_whole
         statistics = result.statistics
         assert statistics.accepted == statistics.delivered == sum(map(len, exporter.delivered.values()))
+        lines = err.getvalue().splitlines()
+        assert all(len(line) <= MAX_MESSAGE + 200 for line in lines)
+        assert result.tally.invalid == len([line for line in lines if not line.endswith(": no spans in it")])
         assert result.exit_code == (1 if result.tally.invalid else 0)
-        assert all(len(line) <= MAX_MESSAGE + 200 for line in err.getvalue().splitlines())
+        if attribute is None and not any(content.startswith(GZIP) for content in contents):
+            assert statistics.accepted == sum(len(spans_of(parsed([content]))) for content in contents)
 
     with tempfile.TemporaryDirectory() as directory, nothing_logged():
         files = [Path(directory, f"{number}.json") for number in range(len(contents))]

@@ -209,7 +209,7 @@ def assert_in_order(result: object, secrets: list[str]) -> None:
         assert 0 <= result.after <= MAX_RETRY_AFTER
 
 
-@fuzz(200)
+@fuzz(150)
 @given(responses())
 def test_any_response_means_something_and_says_so_in_a_short_line_without_secrets(response: AnyResponse) -> None:
     assert_in_order(response.interpreted(), response.secrets)
