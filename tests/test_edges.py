@@ -203,6 +203,27 @@ async def test_adding_from_another_thread_says_what_to_do_and_changes_nothing(mo
 # -- deliveries ------------------------------------------------------------------------------------------------
 
 
+async def test_a_slot_that_was_kept_free_for_a_location_is_used_once_that_one_exports(
+    autojump_clock: MockClock,
+) -> None:
+    limits = Limits(max_exports=3, max_exports_per_location=3)
+    # Which lane runs first is up to trio's scheduler, and only one of the two orders ever left the slot free.
+    for _ in range(20):
+        exporter = InMemoryExporter(delay=1)
+        async with watched_batcher(exporter, ONE, limits=limits) as batcher:
+            batcher.add_spans_nowait("grown", make_spans(3))
+            await batcher.flush()
+            batcher.add_spans_nowait("grown", make_spans(6))
+            await wait_all_tasks_blocked()
+            batcher.add_span_nowait("waits", make_span())
+            await wait_all_tasks_blocked()
+            assert exporter.active == 3
+            # All three end at once. One slot was promised to the location that waits, before it could begin.
+            await trio.sleep(1)
+            await wait_all_tasks_blocked()
+            assert exporter.active == 3
+
+
 async def test_no_empty_batch_is_exported_when_the_only_delivery_gave_up_its_turn(autojump_clock: MockClock) -> None:
     def answer(batch: SpanBatch) -> ExportResult | Hang:
         return Hang() if batch.location == "hangs" else TryLater("busy", after=1)

@@ -272,6 +272,8 @@ class Lane:
         """Let a delivery begin an export. The slot is its own from now on."""
         self._shared.exporting += not self.pace.active
         self.pace.active += 1
+        # That may be one location less to keep a slot free for.
+        self._shared.offer_spare_slot()
         if self._turns:
             self._turns.give_first()
             self._shared.admission.keep_slots_busy()
