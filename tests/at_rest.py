@@ -66,7 +66,7 @@ class AtRest:
         if lane._sleep is None:
             if free and not self._reserved(lane):
                 yield f"{lane} waits for a slot, and {free} are free"
-        elif not exporting and (lane._sleep.deadline > lane._wake_at() or lane._wake_at() <= now):
+        elif lane._sleep.deadline > lane._wake_at() or lane._wake_at() <= now:
             yield f"{lane} sleeps until {lane._sleep.deadline}, there is something to do at {lane._wake_at()}"
         leases = sorted(lane._leases, key=lambda lease: lease.first)
         begins = [lease.first for lease in leases[1:]] + [lane.account.first_queued]

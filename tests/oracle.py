@@ -148,6 +148,7 @@ class Oracle:
         self._answered: set[int] = set()
         self._told_left_out = 0
         self._asked: dict[tuple[int, ...], float | None] = {}
+        self._arrived: set[tuple[int, ...]] = set()
         # By location: when a server asked to be left alone, and until when.
         self._left_alone: dict[str, tuple[float, float]] = {}
         self._forgets_locations = forgets_locations
@@ -225,7 +226,9 @@ class Oracle:
             request: The ids of all spans of the request, in order.
             left_out: The ids of those that it does not take.
         """
-        self._left_out_of[tuple(request)] = frozenset(left_out)
+        request = tuple(request)
+        self._left_out_of[request] = frozenset(left_out)
+        self._arrived.add(request)
 
     def asked_to_wait(self, request: Iterable[int], seconds: float | None) -> None:
         """Take note of what the server asks for in its answer to a request, should the client get it.
@@ -252,6 +255,7 @@ class Oracle:
         self._expect(not early, f"{batch.location} was asked again before the time that its server named")
         self.attempts += 1
         self._running.update(ids)
+        self._arrived.discard(tuple(ids))
         return ids
 
     def attempt_ends(self, batch: SpanBatch, ids: Sequence[int], result: ExportResult | None) -> None:
@@ -273,6 +277,8 @@ class Oracle:
     def _note_wait(self, location: str, ids: tuple[int, ...], result: TryLater) -> None:
         if result.status_code is not None and ids in self._asked:
             self._expect(result.after == self._asked[ids], f"the server asked for {self._asked[ids]} s: {result}")
+        if result.status_code is None and not result.ambiguous:
+            self._expect(ids not in self._arrived, f"the server has the request: {result}")
         now = trio.current_time()
         _, until = self._left_alone.get(location, (now, now))
         if now + (result.after or 0) > until:

@@ -58,6 +58,7 @@ class Plan:
         span_sizes: What a span is padded to, one of these.
         weather: How likely each fault is, for a request.
         request_limit: The largest request that the server takes, when it limits them.
+        is_always_limited: Whether it limits them in any weather.
         poison: How likely a span is one that the server refuses.
         heals_at: When all faults end, in seconds of the mock clock, `math.inf` for never.
         end: How the body ends.
@@ -79,6 +80,7 @@ class Plan:
     span_sizes: tuple[int, ...]
     weather: dict[Fault, float]
     request_limit: int
+    is_always_limited: bool
     poison: float
     heals_at: float
     end: End
@@ -112,6 +114,7 @@ def draw_plan(seed: int) -> Plan:
         span_sizes=(0, MIB, 3 * MIB, 6 * MIB) if large else (0, 0, 20, 100, 400),
         weather=_weather(rng),
         request_limit=rng.choice([2 * MIB, 8 * MIB]) if large else rng.choice([150, 400, 1000]),
+        is_always_limited=rng.random() < 0.2,
         poison=rng.choice([0, 0, 0.05, 0.3]),
         heals_at=rng.choice([0, 10, 30, math.inf]),
         end=rng.choice(["end", "end", "raise", "cancel the body", "cancel in the drain", "calm"]),

@@ -117,6 +117,8 @@ class Server:
             self.injected("poison")
             # It takes its time, so that cancels and the drain's end fall into the middle of an isolation.
             return Answer(rng.choice(_ISOLATED), delay=rng.choice([0, 0, 0.5, 3]))
+        if self._plan.is_always_limited and (refusal := self._refusal_of_size(request, ids)) is not None:
+            return refusal
         fault = self.draw_fault()
         if fault is not None:
             self.injected(fault)
@@ -144,14 +146,21 @@ class Server:
             case "drip":
                 chunks = rng.choice([_DRIPPING_HEADERS, _DRIPPING_BODY])
                 return Drip(chunks, interval=1, store=rng.random() < 0.5)
-            case "too large" if len(request.content) > self._plan.request_limit:
-                self._refused_alone.update(ids[:1] if len(ids) == 1 else ())
-                return Answer(413)
+            case "too large":
+                return self._refusal_of_size(request, ids)
             case "restart":
                 self.restart()
                 return Reset(store=rng.random() < 0.5)
             case _:
                 return None
+
+    def _refusal_of_size(self, request: ReceivedRequest, ids: list[int]) -> ServerOutcome | None:
+        if len(request.content) <= self._plan.request_limit:
+            return None
+        self.injected("413")
+        if len(ids) == 1:
+            self._refused_alone.update(ids)
+        return Answer(413)
 
 
 def _seconds_to_wait(outcome: ServerOutcome | None) -> float | None:
