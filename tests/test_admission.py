@@ -437,6 +437,23 @@ async def test_a_location_whose_hash_fails_in_its_own_way_is_refused_like_any_ot
             batcher.add_span_nowait(location, make_span())
 
 
+async def test_a_location_that_does_not_even_tell_its_class_is_refused_like_any_other(
+    autojump_clock: MockClock,
+) -> None:
+    class UnboundProxy:
+        @property
+        def __class__(self) -> type:
+            raise RuntimeError("working outside of a request")
+
+        @__class__.setter
+        def __class__(self, value: type) -> None: ...
+
+    location: Any = UnboundProxy()
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        with pytest.raises(InvalidLocationError, match="a location is a str, not UnboundProxy"):
+            batcher.add_span_nowait(location, make_span())
+
+
 async def test_a_str_with_ways_of_its_own_is_the_location_that_it_spells(autojump_clock: MockClock) -> None:
     class Odd(str):
         __slots__ = ()

@@ -82,7 +82,8 @@ class Lanes:
 
     def _checked(self, location: str) -> str:
         """Return ``location`` as a plain str: a subclass may compare, hash and show itself as it likes."""
-        if not isinstance(location, str):
+        # By its type, as isinstance() also asks the object itself for its class, and an unbound proxy raises then.
+        if not issubclass(type(location), str):
             raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
         location = str.__str__(location)
         if not location:
