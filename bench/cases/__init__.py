@@ -1,0 +1,29 @@
+"""The cases, one a file. Each has a `CASE`; the table shows them in this order."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from bench.harness import Case
+
+__all__ = ["CASES", "load_case"]
+
+CASES = (
+    "encoding",
+    "span_to_wire",
+    "span_to_wire_gzip",
+    "accepting",
+    "event_loop",
+    "locations",
+    "full_batches",
+    "memory",
+    "throughput",
+    "noisy_neighbour",
+)
+
+
+def load_case(name: str) -> Case:
+    """Return a case. It is imported only when it is wanted: a side's process has nothing else's libraries in it."""
+    case = import_module(f"bench.cases.{name}").CASE
+    assert isinstance(case, Case)
+    return case

@@ -1,0 +1,64 @@
+"""Encoding: spans as the SDK makes them, into the bytes of requests of 512 spans."""
+
+from __future__ import annotations
+
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from bench.harness import Case, Figures, Round, Row, Setup, watch
+from bench.spans import SPANS
+from trio_spanbatch import SpanBatch
+from trio_spanbatch.otlp.encoding import SpanEncoder
+
+__all__ = ["CASE"]
+
+_BATCH = 512
+
+
+def _requests(spans: list[ReadableSpan]) -> list[bytes]:
+    # As a batcher does it: one encoder for all spans, each span by itself, and each batch joined.
+    encoder = SpanEncoder()
+    encoded = [encoder.encode(span) for span in spans]
+    return [SpanBatch("default", encoded[at : at + _BATCH]).to_request() for at in range(0, len(spans), _BATCH)]
+
+
+def _sdk_requests(spans: list[ReadableSpan]) -> list[bytes]:
+    batches = [spans[at : at + _BATCH] for at in range(0, len(spans), _BATCH)]
+    return [encode_spans(batch).SerializeToString() for batch in batches]
+
+
+def _prepared(setup: Setup, encode: object) -> Round:
+    function = _requests if encode == "ours" else _sdk_requests
+    spans = {kind: make(setup.size(8 * _BATCH, _BATCH)) for kind, make in SPANS.items()}
+
+    def run_round() -> Figures:
+        figures = {}
+        for kind, some in spans.items():
+            with watch() as seen:
+                requests = function(some)
+            figures[kind] = seen.cpu / len(some) * 1e6
+            _check(requests, _sdk_requests(some))
+        return figures
+
+    return run_round
+
+
+def _check(requests: list[bytes], wanted: list[bytes]) -> None:
+    for request, other in zip(requests, wanted, strict=True):
+        if ExportTraceServiceRequest.FromString(request) != ExportTraceServiceRequest.FromString(other):
+            raise AssertionError("the request is not what the SDK makes of the same spans")
+
+
+CASE = Case(
+    name="encoding",
+    about=(
+        "4,096 spans as OpenTelemetry's SDK makes them, encoded into requests of 512. Beside it the SDK's own "
+        "`encode_spans(...).SerializeToString()`. Both messages are compared field by field."
+    ),
+    sides={
+        "trio-spanbatch": lambda setup: _prepared(setup, "ours"),
+        "OpenTelemetry": lambda setup: _prepared(setup, "theirs"),
+    },
+    rows=tuple(Row(f"Encoding, {kind}: CPU a span", kind, "µs", "OpenTelemetry", goal=1 / 5) for kind in SPANS),
+)

@@ -1,0 +1,89 @@
+"""Span to wire: from adding the first span to the acknowledgement of the last. One location, batches of 512."""
+
+from __future__ import annotations
+
+import trio
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from bench.harness import Case, Figures, Round, Row, Setup, Watch, watch
+from bench.ids import check_ids
+from bench.spans import agent_spans
+from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, SpanBatcher
+
+__all__ = ["CASE", "case"]
+
+_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
+
+
+def _prepared(setup: Setup, compression: str | None) -> Round:
+    spans = agent_spans(setup.size(20_480, 1_024))
+
+    def run_round() -> Figures:
+        setup.receiver.forget()
+        seen = trio.run(_sent, spans, setup.receiver.url, compression)
+        return _figures(setup, seen, spans)
+
+    return run_round
+
+
+async def _sent(spans: list[ReadableSpan], url: str, compression: str | None) -> Watch:
+    exporter = OTLPExporter(url, compression=compression)
+    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=512), limits=_LIMITS) as batcher:
+        with watch() as seen:
+            for span in spans:
+                batcher.add_span_nowait("default", span)
+            await batcher.flush()
+    return seen
+
+
+def _prepared_opentelemetry(setup: Setup, compression: Compression) -> Round:
+    spans = agent_spans(setup.size(20_480, 1_024))
+
+    def run_round() -> Figures:
+        setup.receiver.forget()
+        exporter = OTLPSpanExporter(setup.receiver.url, compression=compression)
+        # A queue that holds all spans: it drops what does not fit.
+        processor = BatchSpanProcessor(exporter, max_queue_size=len(spans), max_export_batch_size=512)
+        with watch() as seen:
+            for span in spans:
+                processor.on_end(span)
+            processor.force_flush()
+        processor.shutdown()
+        return _figures(setup, seen, spans)
+
+    return run_round
+
+
+def _figures(setup: Setup, seen: Watch, spans: list[ReadableSpan]) -> Figures:
+    check_ids(setup.receiver.ids(), len(spans))
+    return {"cpu": seen.cpu / len(spans) * 1e6, "wall": seen.wall / len(spans) * 1e6}
+
+
+def case(name: str, title: str, about: str, compression: str | None, theirs: Compression) -> Case:
+    """Return the case with or without compression."""
+    return Case(
+        name=name,
+        about=about,
+        sides={
+            "trio-spanbatch": lambda setup: _prepared(setup, compression),
+            "OpenTelemetry": lambda setup: _prepared_opentelemetry(setup, theirs),
+        },
+        rows=(
+            Row(f"{title}: CPU a span", "cpu", "µs", "OpenTelemetry", goal=1 / 3),
+            Row(f"{title}: wall time a span", "wall", "µs", "OpenTelemetry"),
+        ),
+    )
+
+
+CASE = case(
+    "span_to_wire",
+    "Span to wire",
+    "20,480 spans with 11 attributes and an event, from `add_span_nowait` to the last acknowledgement: one location, "
+    "batches of 512, no compression. Beside it `BatchSpanProcessor` with its OTLP/HTTP exporter, from `on_end` to the "
+    "end of `force_flush`, with a queue that holds all spans, as it drops what does not fit.",
+    None,
+    Compression.NoCompression,
+)

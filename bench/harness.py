@@ -1,0 +1,221 @@
+"""What the cases share: how a thing is measured, and how what comes out is compared.
+
+A case has sides: this library, a peer, a limit. Each side is a function that makes ready, once, and returns a function
+that runs one round and returns figures by name. It runs in a process of its own, so that neither side's memory and
+caches are the other's, and the clock of the process is the side's alone. Rounds go in turns (A B A B ...), since what
+else the machine does changes from one minute to the next: figures are compared within a round, and of these ratios the
+median counts. A round ends with a check that every span arrived; if one did not, it raises.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TypeAlias
+
+import attrs
+
+from bench.receiver import Receiver
+
+__all__ = ["Case", "Figures", "Limit", "Result", "Round", "Row", "Setup", "Spread", "Watch", "in_turns", "watch"]
+
+Figures: TypeAlias = dict[str, float]
+Round: TypeAlias = Callable[[], Figures]
+
+
+@attrs.frozen
+class Setup:
+    """What a side is told.
+
+    Attributes:
+        receiver: Where to send to.
+        quick: Whether only crashes and lost spans are looked for.
+    """
+
+    receiver: Receiver
+    quick: bool
+
+    def size(self, full: int, quick: int) -> int:
+        """Return how much of something there is to be."""
+        return quick if self.quick else full
+
+
+@attrs.frozen
+class Limit:
+    """A number to compare with, that is not measured."""
+
+    value: float
+
+
+@attrs.frozen
+class Row:
+    """A line of the table: one figure of this library, and what it is compared with.
+
+    Attributes:
+        what: What is measured.
+        figure: The name of the figure.
+        unit: Its unit.
+        beside: What it is compared with: another side's figure of the same name, another figure of any side
+            (``"side: figure"``), or a limit. `None` if it is only shown.
+        goal: What the ratio has to be, at most; `None` for no goal.
+        at_least: Whether the ratio has to be that at least.
+        side: Whose figure it is.
+    """
+
+    what: str
+    figure: str
+    unit: str
+    beside: str | Limit | None = None
+    goal: float | None = None
+    at_least: bool = False
+    side: str = "trio-spanbatch"
+
+
+@attrs.frozen
+class Case:
+    """One thing that is measured.
+
+    Attributes:
+        name: The name of its file.
+        about: What is done, in a sentence or two, for the documentation.
+        sides: How each side makes ready.
+        rows: What is made of the figures.
+        rounds: How many rounds count. One more comes before them, as a warm-up.
+        fresh: Whether each round is to have processes of its own, as what is measured is memory.
+    """
+
+    name: str
+    about: str
+    sides: Mapping[str, Callable[[Setup], Round]]
+    rows: tuple[Row, ...]
+    rounds: int = 7
+    fresh: bool = False
+
+
+@attrs.frozen
+class Spread:
+    """The median of some numbers, and their range."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> Spread:
+        return cls(statistics.median(numbers), min(numbers), max(numbers))
+
+
+@attrs.frozen
+class Result:
+    """What came out for one row."""
+
+    row: Row
+    figure: Spread
+    beside: Spread | None
+    ratio: Spread | None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the goal is met; `None` if there is none."""
+        if self.row.goal is None or self.ratio is None:
+            return None
+        return self.ratio.median >= self.row.goal if self.row.at_least else self.ratio.median <= self.row.goal
+
+    @classmethod
+    def of(cls, row: Row, rounds: Mapping[str, list[Figures]]) -> Result:
+        """Return the result of ``row``, from all sides' figures round by round."""
+        figures = [figures[row.figure] for figures in rounds[row.side]]
+        if row.beside is None:
+            return cls(row, Spread.of(figures), None, None)
+        beside = [row.beside.value] * len(figures) if isinstance(row.beside, Limit) else _beside(row, rounds)
+        ratios = [figure / other for figure, other in zip(figures, beside, strict=True)]
+        return cls(row, Spread.of(figures), Spread.of(beside), Spread.of(ratios))
+
+
+def _beside(row: Row, rounds: Mapping[str, list[Figures]]) -> list[float]:
+    assert isinstance(row.beside, str)
+    side, _, figure = row.beside.partition(": ")
+    return [figures[figure or row.figure] for figures in rounds[side]]
+
+
+@attrs.define
+class Watch:
+    """What `watch` has seen.
+
+    Attributes:
+        cpu: Seconds of CPU time of this process, all threads.
+        wall: Seconds that passed.
+    """
+
+    cpu: float = 0.0
+    wall: float = 0.0
+
+
+@contextmanager
+def watch() -> Iterator[Watch]:
+    """Measure what happens inside."""
+    seen = Watch()
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield seen
+    finally:
+        seen.cpu, seen.wall = time.process_time() - cpu, time.perf_counter() - wall
+
+
+def in_turns(case: Case, receiver: Receiver, *, quick: bool) -> dict[str, list[Figures]]:
+    """Run the rounds of a case, side after side. Return each side's figures, round by round.
+
+    Raises:
+        RuntimeError: A side failed. It has said why on its standard error.
+    """
+    rounds: dict[str, list[Figures]] = {name: [] for name in case.sides}
+    with ExitStack() as stack:
+        sides: dict[str, _SideProcess] = {}
+        for number in range(1 if quick else 1 + case.rounds):
+            for name in case.sides:
+                if case.fresh or name not in sides:
+                    sides[name] = stack.enter_context(_running_side(case.name, name, receiver, quick))
+                figures = sides[name].run_round()
+                if case.fresh:
+                    stack.close()
+                if number or quick:
+                    rounds[name].append(figures)
+    return rounds
+
+
+class _SideProcess:
+    """A side that runs in a process of its own. It runs a round for each line that it gets, and answers with a line."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self._name = name
+        self._process = process
+
+    def run_round(self) -> Figures:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write("round\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            # It has ended while it made ready. Its output, which is at its end, says so too.
+            pass
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self._name} failed with exit code {self._process.wait()}")
+        figures: Figures = json.loads(answer)
+        return figures
+
+
+@contextmanager
+def _running_side(case: str, side: str, receiver: Receiver, quick: bool) -> Iterator[_SideProcess]:
+    command = [sys.executable, "-m", "bench.side", case, side, str(receiver.port), *(["--quick"] if quick else [])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield _SideProcess(f"{case}: {side}", process)
+        finally:
+            process.kill()

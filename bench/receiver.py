@@ -1,0 +1,135 @@
+"""The receiver: the least that a server for OTLP/HTTP can do, in a process of its own.
+
+It keeps the bodies of requests and answers 200 without a body. What is in them is looked at only when somebody asks
+for the ids, after the clocks were stopped. One thread a connection, as blocking calls do the least work.
+
+`POST` any path: a request, kept. A header ``x-location: hanging`` gets no answer, ever.
+`GET /ids`: the ids of all spans kept, 8 bytes each.
+`GET /requests`: how many requests were kept, as decimal text.
+`DELETE`: forget everything.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+
+from bench.ids import ids_of_request
+
+__all__ = ["Receiver", "running_receiver"]
+
+_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+
+
+class _Server:
+    """Keeps bodies, each with whether it is compressed."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[bytes, bool]] = []
+
+    def serve(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
+
+    def _serve_connection(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb", buffering=256 * 1024) as stream:
+            while request_line := stream.readline():
+                headers = dict(_headers(stream))
+                body = stream.read(int(headers.get(b"content-length", 0)))
+                if headers.get(b"x-location") == b"hanging":
+                    continue
+                answer = self._answer(request_line.split()[0], request_line.split()[1], headers, body)
+                connection.sendall(_ANSWER % len(answer) + answer)
+
+    def _answer(self, method: bytes, path: bytes, headers: dict[bytes, bytes], body: bytes) -> bytes:
+        if method == b"POST":
+            self._kept.append((body, headers.get(b"content-encoding") == b"gzip"))
+        elif method == b"DELETE":
+            self._kept.clear()
+        elif path == b"/requests":
+            return b"%d" % len(self._kept)
+        else:
+            ids = [span_id for kept in self._kept for span_id in ids_of_request(_uncompressed(*kept))]
+            return struct.pack(f">{len(ids)}Q", *ids)
+        return b""
+
+
+def _headers(stream: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    for line in stream:
+        name, _, value = line.partition(b":")
+        if not value:
+            return
+        yield name.lower(), value.strip()
+
+
+def _uncompressed(body: bytes, is_gzip: bool) -> bytes:
+    return gzip.decompress(body) if is_gzip else body
+
+
+@attrs.frozen
+class Receiver:
+    """The receiver's process, seen from outside.
+
+    Attributes:
+        port: Where it listens, on 127.0.0.1.
+    """
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where spans are sent to."""
+        return f"http://127.0.0.1:{self.port}/v1/traces"
+
+    def forget(self) -> None:
+        """Forget what was received so far."""
+        self._ask("DELETE", "/")
+
+    def ids(self) -> tuple[int, ...]:
+        """Return the ids of the spans received since."""
+        answer = self._ask("GET", "/ids")
+        return struct.unpack(f">{len(answer) // 8}Q", answer)
+
+    def requests(self) -> int:
+        """Return how many requests came since."""
+        return int(self._ask("GET", "/requests"))
+
+    def _ask(self, method: str, path: str) -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            connection.request(method, path)
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def running_receiver() -> Iterator[Receiver]:
+    """Run a receiver in a process of its own, on a free port."""
+    with subprocess.Popen([sys.executable, "-m", "bench.receiver"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield Receiver(int(process.stdout.readline()))
+        finally:
+            process.kill()
+
+
+def _main() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        print(listener.getsockname()[1], flush=True)
+        _Server().serve(listener)
+
+
+if __name__ == "__main__":
+    _main()

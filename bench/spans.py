@@ -1,0 +1,114 @@
+"""The spans that are measured with: what OpenTelemetry's SDK makes of an agent's work.
+
+Their ids are 1, 2, 3 and so on, so that it can be checked that each of them arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import SpanKind, Tracer
+
+__all__ = ["SPANS", "agent_spans", "prompt_spans", "small_spans"]
+
+_RESOURCE = Resource.create({"service.name": "support-agent", "service.version": "1.4.2", "host.name": "worker-7"})
+# In characters; some of them take two or three bytes.
+_PROMPT = ("You are a careful assistant. Le café est déjà fermé. 计划 is a plan. Answer in one sentence. " * 120)[:10_000]
+
+
+class _Counting(IdGenerator):
+    """Span ids count from 1; twenty spans in a row have a trace in common."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def generate_span_id(self) -> int:
+        self._last += 1
+        return self._last
+
+    def generate_trace_id(self) -> int:
+        return (0x5EED << 112) + self._last // 20 + 1
+
+
+class _Collector(SpanProcessor):
+    def __init__(self) -> None:
+        self.ended: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.ended.append(span)
+
+
+def agent_spans(count: int) -> list[ReadableSpan]:
+    """Return spans of model calls: 11 attributes and one event, about 700 bytes."""
+    return _made(count, _agent_span)
+
+
+def small_spans(count: int) -> list[ReadableSpan]:
+    """Return spans with 3 attributes, about 200 bytes."""
+    return _made(count, _small_span)
+
+
+def prompt_spans(count: int) -> list[ReadableSpan]:
+    """Return spans like `agent_spans`, with a prompt of 10,000 characters as well."""
+    return _made(count, _prompt_span)
+
+
+SPANS: dict[str, Callable[[int], list[ReadableSpan]]] = {
+    "11 attributes and an event": agent_spans,
+    "3 attributes": small_spans,
+    "a 10 KB prompt": prompt_spans,
+}
+
+
+def _made(count: int, make: Callable[[Tracer, int], Span]) -> list[ReadableSpan]:
+    collector = _Collector()
+    provider = TracerProvider(resource=_RESOURCE, id_generator=_Counting(), shutdown_on_exit=False)
+    provider.add_span_processor(collector)
+    tracer = provider.get_tracer("agent.framework", "2.1.0")
+    for number in range(count):
+        make(tracer, number).end()
+    return collector.ended
+
+
+def _small_span(tracer: Tracer, number: int) -> Span:
+    attributes = {"db.system": "sqlite", "db.statement": "insert into notes values (?)", "db.rows": number % 50}
+    return _started(tracer, "insert", attributes)
+
+
+def _agent_span(tracer: Tracer, number: int) -> Span:
+    span = _started(tracer, "chat gpt-4o", _agent_attributes(number))
+    span.add_event("gen_ai.choice", {"index": 0, "gen_ai.response.finish_reason": "stop"})
+    return span
+
+
+def _prompt_span(tracer: Tracer, number: int) -> Span:
+    # The last characters differ, so that no string is encoded only once.
+    prompt = f"{_PROMPT}{number:08}"
+    span = _started(tracer, "chat gpt-4o", {**_agent_attributes(number), "gen_ai.input.messages": prompt})
+    span.add_event("gen_ai.choice", {"index": 0, "gen_ai.response.finish_reason": "stop"})
+    return span
+
+
+def _started(tracer: Tracer, name: str, attributes: dict[str, object]) -> Span:
+    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)  # type: ignore[arg-type]  # object
+    assert isinstance(span, Span), "it is sampled"
+    return span
+
+
+def _agent_attributes(number: int) -> dict[str, object]:
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-4o",
+        "gen_ai.request.temperature": 0.7,
+        "gen_ai.request.max_tokens": 4096,
+        "gen_ai.usage.input_tokens": 800 + number % 500,
+        "gen_ai.usage.output_tokens": 60 + number % 90,
+        "gen_ai.response.id": f"chatcmpl-{number:016x}",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "user.id": f"u-{number % 1000:06}",
+        "stream": True,
+    }
