@@ -85,7 +85,7 @@ class Case:
         about: What is done, in a sentence or two, for the documentation.
         sides: How each side makes ready.
         rows: What is made of the figures.
-        rounds: How many rounds count. One more comes before them, as a warm-up.
+        rounds: How many rounds count. One more comes before them, as a warm-up, unless each is fresh.
         fresh: Whether each round is to have processes of its own, as what is measured is memory.
     """
 
@@ -176,14 +176,16 @@ def in_turns(case: Case, receiver: Receiver, *, quick: bool) -> dict[str, list[F
     rounds: dict[str, list[Figures]] = {name: [] for name in case.sides}
     with ExitStack() as stack:
         sides: dict[str, _SideProcess] = {}
-        for number in range(1 if quick else 1 + case.rounds):
+        # Processes that are new in each round have nothing to warm up.
+        warm_ups = 0 if quick or case.fresh else 1
+        for number in range(warm_ups + (1 if quick else case.rounds)):
             for name in case.sides:
                 if case.fresh or name not in sides:
                     sides[name] = stack.enter_context(_running_side(case.name, name, receiver, quick))
                 figures = sides[name].run_round()
                 if case.fresh:
                     stack.close()
-                if number or quick:
+                if number >= warm_ups:
                     rounds[name].append(figures)
     return rounds
 

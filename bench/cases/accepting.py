@@ -1,0 +1,111 @@
+"""Accepting: `add_span_nowait` less the encoding. The spans are encoded already; the batcher takes such as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import cycle
+
+import attrs
+import trio
+
+from bench.harness import Case, Figures, Limit, Round, Row, Setup, Watch, watch
+from bench.ids import check_ids, ids_of_batch
+from bench.in_memory import KeepsIds
+from bench.spans import agent_spans
+from trio_spanbatch import EncodedSpan, Limits, SpanBatch, SpanBatcher
+from trio_spanbatch.otlp.encoding import SpanEncoder
+
+__all__ = ["CASE"]
+
+# The figures, and how many locations they are for.
+_FIGURES = {"1 location": 1, "50 locations in turns": 50}
+
+# Room for all.
+_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
+
+
+def _prepared(setup: Setup) -> Round:
+    spans = _encoded(setup)
+
+    def run_round() -> Figures:
+        return {
+            name: trio.run(_added, spans, _locations(count)).cpu / len(spans) * 1e6 for name, count in _FIGURES.items()
+        }
+
+    return run_round
+
+
+async def _added(spans: list[EncodedSpan], locations: list[str]) -> Watch:
+    exporter = KeepsIds()
+    async with SpanBatcher(exporter, limits=_LIMITS) as batcher:
+        with watch() as seen:
+            # No checkpoint in here: nothing else runs.
+            for location, span in zip(cycle(locations), spans, strict=False):
+                batcher.add_span_nowait(location, span)
+        await batcher.flush()
+    check_ids(exporter.ids, len(spans))
+    return seen
+
+
+@attrs.define(eq=False)
+class _Record:
+    """What is known of a location, and its channel."""
+
+    send: trio.MemorySendChannel[EncodedSpan]
+    receive: trio.MemoryReceiveChannel[EncodedSpan]
+    accepted: int = 0
+    queued: int = 0
+
+
+def _prepared_bare_channel(setup: Setup) -> Round:
+    spans = _encoded(setup)
+
+    def run_round() -> Figures:
+        return {
+            name: trio.run(_sent, spans, _locations(count)).cpu / len(spans) * 1e6 for name, count in _FIGURES.items()
+        }
+
+    return run_round
+
+
+async def _sent(spans: list[EncodedSpan], locations: list[str]) -> Watch:
+    records = {location: _Record(*trio.open_memory_channel[EncodedSpan](math.inf)) for location in locations}
+    with watch() as seen:
+        for location, span in zip(cycle(locations), spans, strict=False):
+            record = records[location]
+            record.accepted += 1
+            record.queued += 1
+            record.send.send_nowait(span)
+    await trio.lowlevel.checkpoint()
+    check_ids(ids_of_batch(SpanBatch("all", _received(records.values()))), len(spans))
+    return seen
+
+
+def _received(records: Iterable[_Record]) -> Iterator[EncodedSpan]:
+    for record in records:
+        yield from (record.receive.receive_nowait() for _ in range(record.queued))
+
+
+def _encoded(setup: Setup) -> list[EncodedSpan]:
+    encoder = SpanEncoder()
+    return [encoder.encode(span) for span in agent_spans(setup.size(50_000, 2_000))]
+
+
+def _locations(count: int) -> list[str]:
+    return [f"main.agents.spans_{number}" for number in range(count)]
+
+
+CASE = Case(
+    name="accepting",
+    about=(
+        "50,000 spans that are encoded already, each added with `add_span_nowait`; nothing else runs meanwhile. Beside "
+        "it, for each span, a look-up in a dict, two additions on what was found, and `send_nowait` on its memory "
+        "channel."
+    ),
+    sides={"trio-spanbatch": _prepared, "bare channel": _prepared_bare_channel},
+    rows=(
+        *(Row(f"Accepting, {name}: CPU a span", name, "µs", Limit(2.0), goal=1.0) for name in _FIGURES),
+        *(Row(f"Accepting, {name}: CPU a span", name, "µs", "bare channel", goal=2.0) for name in _FIGURES),
+    ),
+)

@@ -1,0 +1,111 @@
+"""Locations: what many of them cost, in CPU a span and in memory a live lane."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from itertools import cycle
+
+import trio
+import trio.testing
+from opentelemetry.sdk.trace import ReadableSpan
+
+from bench.harness import Case, Figures, Round, Row, Setup, Watch, watch
+from bench.ids import check_ids
+from bench.in_memory import KeepsIds, add_all
+from bench.spans import agent_spans
+from trio_spanbatch import EncodedSpan, SpanBatcher
+from trio_spanbatch.otlp.encoding import SpanEncoder
+
+__all__ = ["CASE"]
+
+_COUNTS = (1, 10, 100, 1_000, 10_000)
+
+
+def _prepared(setup: Setup) -> Round:
+    spans = agent_spans(setup.size(200_000, 5_000))
+    # A program does not keep hundreds of thousands of spans that ended: the collector is not to look through them.
+    gc.freeze()
+
+    def run_round() -> Figures:
+        return {
+            _name(count): trio.run(_sent, spans, setup.size(count, min(count, 100))).cpu / len(spans) * 1e6
+            for count in _COUNTS
+        }
+
+    return run_round
+
+
+async def _sent(spans: list[ReadableSpan], count: int) -> Watch:
+    exporter = KeepsIds()
+    async with SpanBatcher(exporter) as batcher:
+        with watch() as seen:
+            await add_all(batcher, zip(cycle(_locations(count)), spans, strict=False))
+            await batcher.flush()
+    check_ids(exporter.ids, len(spans))
+    return seen
+
+
+def _prepared_lanes(setup: Setup) -> Round:
+    encoder = SpanEncoder()
+    spans = [encoder.encode(span) for span in agent_spans(setup.size(10_000, 100))]
+
+    def run_round() -> Figures:
+        tracemalloc.start()
+        try:
+            return trio.run(_lanes, spans)
+        finally:
+            tracemalloc.stop()
+
+    return run_round
+
+
+async def _lanes(spans: list[EncodedSpan]) -> Figures:
+    """Return what a lane takes that holds a span, the span left out, and one that holds nothing."""
+    exporter = KeepsIds()
+    locations = _locations(len(spans))
+    async with SpanBatcher(exporter) as batcher:
+        before = _traced()
+        for location, span in zip(locations, spans, strict=True):
+            batcher.add_span_nowait(location, span)
+        await trio.testing.wait_all_tasks_blocked()
+        holding = _traced() - before
+        await batcher.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        # Without the ids, which are the exporter's.
+        check_ids(exporter.ids, len(spans))
+        exporter.ids.clear()
+        idle = _traced() - before
+    return {"holding": holding / len(spans), "idle": idle / len(spans)}
+
+
+def _traced() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def _locations(count: int) -> list[str]:
+    return [f"main.agents.spans_{number}" for number in range(count)]
+
+
+def _name(count: int) -> str:
+    return f"{count:,} location{'s' if count > 1 else ''}"
+
+
+CASE = Case(
+    name="locations",
+    about=(
+        "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with default settings and an "
+        "exporter in memory, from adding the first to the end of `flush`, encoding included. The program waits where "
+        "there is no room. The memory of a lane is measured with `tracemalloc`, with 10,000 of them."
+    ),
+    sides={"trio-spanbatch": _prepared, "lanes": _prepared_lanes},
+    rows=(
+        *(
+            Row(f"{_name(count)}: CPU a span", _name(count), "µs", f"trio-spanbatch: {_name(1)}", goal)
+            for count, goal in zip(_COUNTS[1:], (None, None, None, 1.5), strict=True)
+        ),
+        Row("Memory of a live lane that holds a span, without the span", "holding", "bytes", side="lanes"),
+        Row("Memory of a live lane that is idle", "idle", "bytes", side="lanes"),
+    ),
+)
