@@ -28,7 +28,7 @@ SECRET = "dapi-0123456789abcdef"
 
 def encoded_span(number: int = 1, name: str = "step") -> EncodedSpan:
     message = SpanMessage(trace_id=number.to_bytes(16, "big"), span_id=number.to_bytes(8, "big"), name=name)
-    return EncodedSpan(message.SerializeToString(), b"", b"")
+    return EncodedSpan(message.SerializeToString())
 
 
 def batch_of(count: int = 1, location: str = "tenant-1", name: str = "step") -> SpanBatch:

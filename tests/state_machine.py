@@ -22,6 +22,7 @@ from state_machine_driver import Driver
 from state_machine_location import Settings, request_size
 
 from trio_spanbatch import BatchPolicy, Delivered, EncodedSpan, Limits, Refused, RetryPolicy, TryLater
+from trio_spanbatch._batch import SpanHeaders
 
 __all__ = ["SpanBatcherMachine", "run_state_machine"]
 
@@ -32,7 +33,7 @@ HEADERS = ((b"\x0a\x00", b"\x0a\x00"), (b"\x0a\x00", b"\x0a\x03\x0a\x01x"), (b"\
 
 
 def make_spans(sizes: list[int]) -> list[EncodedSpan]:
-    return [EncodedSpan(b"x" * size, *HEADERS[size % len(HEADERS)]) for size in sizes]
+    return [EncodedSpan(b"x" * size, SpanHeaders(*HEADERS[size % len(HEADERS)])) for size in sizes]
 
 
 SIZES = st.sampled_from([50, 25, 24, 51, 1, 100, 140])

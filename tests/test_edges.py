@@ -157,7 +157,7 @@ async def test_an_adder_for_bytes_uses_a_slot_that_becomes_free_while_another_lo
 
 async def test_a_cancelled_adder_for_bytes_leaves_its_location_one_turn_and_not_all(autojump_clock: MockClock) -> None:
     def span(size: int) -> EncodedSpan:
-        return EncodedSpan(b"x" * size, resource=b"", scope=b"")
+        return EncodedSpan(b"x" * size)
 
     limits = Limits(max_pending_bytes=100)
     async with (
@@ -307,7 +307,7 @@ def test_results_check_their_values(make: Any, message: str) -> None:
 
 
 def test_a_loss_is_of_the_whole_batch_unless_it_says_otherwise() -> None:
-    batch = SpanBatch("a", [EncodedSpan(b"", b"", b"")] * 3)
+    batch = SpanBatch("a", [EncodedSpan(b"")] * 3)
     assert Loss("a", batch, "undelivered", "no").count == 3
     assert Loss("a", batch, "rejected", "no", count=1).count == 1
 

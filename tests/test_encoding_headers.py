@@ -15,7 +15,7 @@ import pytest
 from encoding_support import encode, make_span
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 
-from trio_spanbatch._batch import EncodedSpan
+from trio_spanbatch._batch import EncodedSpan, SpanHeaders
 from trio_spanbatch._records import (
     InstrumentationScope,
     Resource,
@@ -24,21 +24,24 @@ from trio_spanbatch.otlp.encoding import SpanEncoder
 
 
 def resource_of(encoded: EncodedSpan) -> Any:
-    return ResourceSpans.FromString(encoded.resource).resource
+    return ResourceSpans.FromString(encoded.headers.resource).resource
 
 
 def test_spans_without_a_resource_get_the_default_one() -> None:
     own, default = Resource({"service.name": "own"}), Resource({"service.name": "default"}, "https://schema")
     encoder = SpanEncoder(default)
-    assert encoder.encode(make_span()).resource == SpanEncoder().encode(make_span(resource=default)).resource
+    assert (
+        encoder.encode(make_span()).headers.resource
+        == SpanEncoder().encode(make_span(resource=default)).headers.resource
+    )
     assert resource_of(encoder.encode(make_span(resource=own))).attributes[0].value.string_value == "own"
 
 
 def test_an_empty_resource_and_scope_are_sent_and_none_is_not() -> None:
     empty = encode(resource=Resource(), instrumentation_scope=InstrumentationScope(""))
-    assert ResourceSpans.FromString(empty.resource).HasField("resource")
-    assert ScopeSpans.FromString(empty.scope).HasField("scope")
-    assert (encode().resource, encode().scope) == (b"", b"")
+    assert ResourceSpans.FromString(empty.headers.resource).HasField("resource")
+    assert ScopeSpans.FromString(empty.headers.scope).HasField("scope")
+    assert encode().headers == SpanHeaders(b"", b"")
 
 
 def test_equal_resources_and_scopes_have_the_same_bytes_object() -> None:
@@ -49,8 +52,8 @@ def test_equal_resources_and_scopes_have_the_same_bytes_object() -> None:
         encoder.encode(make_span(resource=resource, instrumentation_scope=scope))
         for resource, scope in itertools.product(resources, scopes)
     ]
-    assert len({id(span.resource) for span in encoded}) == 1
-    assert len({id(span.scope) for span in encoded}) == 1
+    assert len({id(span.headers.resource) for span in encoded}) == 1
+    assert len({id(span.headers.scope) for span in encoded}) == 1
 
 
 class CountingResource:
@@ -119,8 +122,8 @@ def test_headers_over_64_kib_are_encoded_but_not_kept() -> None:
     encoder = SpanEncoder()
     large = Resource({"text": "x" * 70_000})
     first, second = (encoder.encode(make_span(resource=large)) for _ in range(2))
-    assert first.resource == second.resource
-    assert first.resource is not second.resource
+    assert first.headers.resource == second.headers.resource
+    assert first.headers.resource is not second.headers.resource
 
 
 def test_the_encoder_needs_no_opentelemetry_sdk() -> None:

@@ -286,4 +286,4 @@ def test_a_refused_span_leaves_nothing_behind(refused: list[tuple[str, object, A
                 else make_span(**fields)
             )
     fresh, encoded = SpanEncoder().encode(span), encoder.encode(span)
-    assert (encoded.payload, encoded.resource, encoded.scope) == (fresh.payload, fresh.resource, fresh.scope)
+    assert (encoded.payload, encoded.headers) == (fresh.payload, fresh.headers)

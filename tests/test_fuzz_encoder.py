@@ -146,7 +146,7 @@ def test_what_was_refused_does_not_change_what_a_good_span_becomes(things: list[
     for thing in things:
         encoded_or_refused(encoder, thing.content)
     encoded = encoder.encode(good)
-    assert (encoded.payload, encoded.resource, encoded.scope) == (wanted.payload, wanted.resource, wanted.scope)
+    assert (encoded.payload, encoded.headers) == (wanted.payload, wanted.headers)
 
 
 LOCATIONS = st.one_of(st.just(Boxed("here", "here")), BOXED_GARBAGE)

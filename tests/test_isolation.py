@@ -267,7 +267,7 @@ async def test_flush_reports_the_spans_of_an_isolated_batch_exactly(autojump_clo
 
 def isolate(count: int, bad: frozenset[int], status: int) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Isolate ``bad`` among ``count`` spans. Return each span's verdict, and the ranges that were sent."""
-    spans = [EncodedSpan(bytes([1]), b"", b"") for _ in range(count)]
+    spans = [EncodedSpan(bytes([1])) for _ in range(count)]
     whole = Lease(SpanBatch("a", spans), 0, 0.0, count)
     isolation = Isolation(whole, Lease.split)
     verdicts: dict[int, str] = {}

@@ -16,7 +16,7 @@ from trio_spanbatch.testing import Hang, InMemoryExporter
 
 
 def batch_of(count: int, location: str = "here") -> SpanBatch:
-    return SpanBatch(location, tuple(EncodedSpan(b"", b"", b"") for _ in range(count)))
+    return SpanBatch(location, tuple(EncodedSpan(b"") for _ in range(count)))
 
 
 async def test_it_delivers_everything_by_default_and_keeps_the_very_objects() -> None:

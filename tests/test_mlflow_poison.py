@@ -32,7 +32,7 @@ def span(number: int) -> EncodedSpan:
     )
     for field, value in POISON.get(number, {}).items():
         setattr(message, field, value)
-    return EncodedSpan(message.SerializeToString(), b"", b"")
+    return EncodedSpan(message.SerializeToString())
 
 
 async def test_of_100_spans_with_three_bad_ones_97_are_stored_and_three_rejected_with_their_reasons(

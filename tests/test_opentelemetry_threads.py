@@ -251,7 +251,7 @@ def test_headers_are_remembered_rightly_while_several_threads_encode(monkeypatch
             for turn in range(2000):
                 number = (turn + offset) % len(spans)
                 encoded = batcher._encoder.encode(spans[number])
-                if (encoded.resource, encoded.scope) != (alone[number].resource, alone[number].scope):
+                if encoded.headers != alone[number].headers:
                     wrong.append(number)
         except Exception as error:
             wrong.append(error)
@@ -282,7 +282,7 @@ def test_a_header_that_another_thread_forgets_meanwhile_is_no_reason_to_refuse_a
     batcher = SpanBatcher(InMemoryExporter())
     spans = [make_span_of("one"), make_span_of("two")]
     headers: HeaderEncoder = batcher._encoder._headers
-    wanted = [batcher._encoder.encode(span).resource for span in spans]
+    wanted = [batcher._encoder.encode(span).headers.resource for span in spans]
 
     class Forgetful(type(headers._resources._entries)):  # type: ignore[misc]  # an OrderedDict, whatever its types
         def move_to_end(self, key: object, last: bool = True) -> None:
@@ -291,7 +291,7 @@ def test_a_header_that_another_thread_forgets_meanwhile_is_no_reason_to_refuse_a
 
     monkeypatch.setattr(headers._resources, "_entries", Forgetful(headers._resources._entries))
     monkeypatch.setattr(headers, "_headers", Forgetful(headers._headers))
-    assert [batcher._encoder.encode(span).resource for span in spans] == wanted
+    assert [batcher._encoder.encode(span).headers.resource for span in spans] == wanted
 
 
 # -- the run is over ---------------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def test_spans_of_an_envelope_share_their_resource_and_scope() -> None:
     assert first.instrumentation_scope is not None
     assert (first.resource.schema_url, first.instrumentation_scope.schema_url) == ("https://resource", "https://scope")
     encoder = SpanEncoder()
-    assert encoder.encode(first).resource is encoder.encode(third).resource
+    assert encoder.encode(first).headers.resource is encoder.encode(third).headers.resource
 
 
 def test_a_schema_url_is_kept_without_a_resource_or_scope() -> None:

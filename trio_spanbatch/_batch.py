@@ -6,7 +6,7 @@ A request for OTLP is three levels of envelopes around spans::
         scope_spans: [ ScopeSpans { scope, schema_url, spans: [ Span, ... ] } ] } ] }
 
 Each span is encoded once, when it is added, together with the bytes that stand for its resource and its scope.
-Those two are the same ``bytes`` objects for all spans that share them. Making a request is then joining bytes:
+Those two are the same `SpanHeaders` object for all spans that share them. Making a request is then joining bytes:
 spans are grouped under equal headers and each envelope gets its length in front. How long the request will be
 is known all the time (`RequestSizer`), so that ``max_bytes`` is exact, envelopes included.
 """
@@ -14,24 +14,40 @@ is known all the time (`RequestSizer`), so that ``max_bytes`` is exact, envelope
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import attrs
 
-from .otlp.wire import varint, varint_size
+from .otlp.wire import TABLE_SIZE, VARINTS, varint, varint_size
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-__all__ = ["EncodedSpan", "RequestSizer", "SpanBatch"]
+__all__ = ["EncodedSpan", "RequestSizer", "SpanBatch", "SpanHeaders"]
 
 # Field 1 (resource_spans) of ExportTraceServiceRequest, field 2 (scope_spans) of ResourceSpans and field 2 (spans)
 # of ScopeSpans, each length-delimited: number << 3 | 2.
 _RESOURCE_SPANS_TAG = b"\x0a"
 _SCOPE_SPANS_TAG = b"\x12"
 _SPAN_TAG = b"\x12"
+
+
+@attrs.frozen(weakref_slot=False)
+class SpanHeaders:
+    """What spans share: their resource and their scope, as the bytes that will be sent.
+
+    Attributes:
+        resource: The fields ``resource`` and ``schema_url`` of ResourceSpans.
+        scope: The fields ``scope`` and ``schema_url`` of ScopeSpans.
+    """
+
+    resource: bytes = b""
+    scope: bytes = b""
+
+
+_NO_HEADERS = SpanHeaders()
 
 
 @attrs.frozen(eq=False, repr=False, weakref_slot=False)
@@ -43,9 +59,7 @@ class EncodedSpan:
 
     # The fields of the span's message, without a tag or length around them.
     payload: bytes
-    # The fields ``resource`` and ``schema_url`` of ResourceSpans; ``scope`` and ``schema_url`` of ScopeSpans.
-    resource: bytes
-    scope: bytes
+    headers: SpanHeaders = _NO_HEADERS
 
     @property
     def size(self) -> int:
@@ -86,10 +100,14 @@ class SpanBatch:
 
     def to_request(self) -> bytes:
         """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
-        return b"".join(
-            _enveloped(_RESOURCE_SPANS_TAG, resource, _scope_spans(scopes))
-            for resource, scopes in _by_resource_and_scope(self.spans).items()
-        )
+        # One join at the end, and not one an envelope: each would copy the whole request again.
+        parts: list[bytes] = []
+        for resource, scopes in _by_resource_and_scope(self.spans).items():
+            content: list[bytes] = []
+            for scope, payloads in scopes.items():
+                content += _enveloped(_SCOPE_SPANS_TAG, scope, _framed(payloads))
+            parts += _enveloped(_RESOURCE_SPANS_TAG, resource, content)
+        return b"".join(parts)
 
     def to_message(self) -> ExportTraceServiceRequest:
         """Return the request as opentelemetry-proto's ``ExportTraceServiceRequest`` message."""
@@ -114,24 +132,29 @@ class SpanBatch:
 
 def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[bytes, list[bytes]]]:
     resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+    headers = None
+    payloads: list[bytes] = []
     for span in spans:
-        resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.payload)
+        # Nearly always they are those of the span before.
+        if span.headers is not headers:
+            headers = span.headers
+            payloads = resources.setdefault(headers.resource, {}).setdefault(headers.scope, [])
+        payloads.append(span.payload)
     return resources
 
 
-def _scope_spans(scopes: dict[bytes, list[bytes]]) -> bytes:
-    return b"".join(_enveloped(_SCOPE_SPANS_TAG, scope, _spans(payloads)) for scope, payloads in scopes.items())
+def _framed(payloads: Iterable[bytes]) -> list[bytes]:
+    """Return the payloads as repeated fields of ScopeSpans."""
+    return [part for payload in payloads for part in (_SPAN_TAG, _length(payload), payload)]
 
 
-def _spans(payloads: Sequence[bytes]) -> bytes:
-    parts: list[bytes] = []
-    for payload in payloads:
-        parts += (_SPAN_TAG, varint(len(payload)), payload)
-    return b"".join(parts)
+def _enveloped(tag: bytes, header: bytes, content: list[bytes]) -> list[bytes]:
+    return [tag, varint(len(header) + sum(map(len, content))), header, *content]
 
 
-def _enveloped(tag: bytes, header: bytes, content: bytes) -> bytes:
-    return b"".join((tag, varint(len(header) + len(content)), header, content))
+def _length(payload: bytes) -> bytes:
+    size = len(payload)
+    return VARINTS[size] if size < TABLE_SIZE else varint(size)
 
 
 def request_size(spans: Iterable[EncodedSpan]) -> int:
@@ -169,47 +192,47 @@ class RequestSizer:
     envelopes themselves are brought up to date when the room is used up or another header comes.
     """
 
-    __slots__ = ("_last", "_last_resource", "_last_scope", "_noted", "_resources", "_room", "_scopes", "size")
+    __slots__ = ("_headers", "_last_resource", "_last_scope", "_noted", "_resources", "_room", "_scopes", "size")
 
     def __init__(self) -> None:
         self.size = 0
         self._resources: dict[bytes, _Envelope] = {}
-        self._scopes: dict[tuple[bytes, bytes], _Envelope] = {}
-        self._last: EncodedSpan | None = None
+        self._scopes: dict[SpanHeaders, _Envelope] = {}
+        self._headers: SpanHeaders | None = None
         self._last_resource = self._last_scope = _Envelope(0)
         self._room = self._noted = 0
 
     def try_add(self, span: EncodedSpan, limit: int) -> bool:
         """Count ``span`` in, unless the request would then be larger than ``limit`` bytes."""
-        framed = _enveloped_size(len(span.payload))
-        last = self._last
-        if last is not None and framed <= self._room and span.scope is last.scope and span.resource is last.resource:
+        size = len(span.payload)
+        framed = size + (3 if 0x80 <= size < 0x4000 else 1 + varint_size(size))
+        if span.headers is self._headers and framed <= self._room:
             if self.size + framed > limit:
                 return False
             self._room -= framed
             self._noted += framed
             self.size += framed
             return True
-        return self._try_add_with_envelopes(span, framed, limit)
+        return self._try_add_with_envelopes(span.headers, framed, limit)
 
-    def _try_add_with_envelopes(self, span: EncodedSpan, framed: int, limit: int) -> bool:
+    def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
         self._bring_up_to_date()
-        resource = self._resources.get(span.resource)
-        scope = self._scopes.get((span.resource, span.scope))
+        resource = self._resources.get(headers.resource)
+        scope = self._scopes.get(headers)
         scope_before = 0 if scope is None else _enveloped_size(scope.content)
-        scope_content = (len(span.scope) if scope is None else scope.content) + framed
+        scope_content = (len(headers.scope) if scope is None else scope.content) + framed
         resource_before = 0 if resource is None else _enveloped_size(resource.content)
-        resource_content = len(span.resource) if resource is None else resource.content
+        resource_content = len(headers.resource) if resource is None else resource.content
         resource_content += _enveloped_size(scope_content) - scope_before
         size = self.size + _enveloped_size(resource_content) - resource_before
         if size > limit:
             return False
         if resource is None:
-            resource = self._resources[span.resource] = _Envelope(0)
+            resource = self._resources[headers.resource] = _Envelope(0)
         if scope is None:
-            scope = self._scopes[span.resource, span.scope] = _Envelope(0)
+            scope = self._scopes[headers] = _Envelope(0)
         resource.content, scope.content, self.size = resource_content, scope_content, size
-        self._last, self._last_resource, self._last_scope = span, resource, scope
+        self._headers, self._last_resource, self._last_scope = headers, resource, scope
         self._room = min(resource.room, scope.room)
         return True
 

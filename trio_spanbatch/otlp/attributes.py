@@ -23,8 +23,8 @@ from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidSpanError
 from .checks import failed, invalid, shown, utf8
-from .fields import TABLE_SIZE, VARINTS, delimited
-from .wire import varint
+from .fields import delimited
+from .wire import TABLE_SIZE, VARINTS, varint
 
 __all__ = ["AttributeEncoder"]
 
@@ -41,23 +41,35 @@ _MAPPING_LEVELS: Final = 3
 _MAX_CONTAINER_SIZE: Final = 16 * 1024 * 1024
 _MIN_ITEM_SIZE: Final = 2  # a tag and a length
 
-# Keys are few and come again and again; that there are more is data taken for keys.
+# Keys are few and come again and again; that there are more is data taken for keys. What is remembered of keys and
+# values takes a few MiB at most.
 _MAX_KEYS: Final = 4096
+_LONGEST_KEY_HEAD: Final = 256  # bytes
+_KEYS_WITH_VALUES: Final = 256
+_VALUES_A_KEY: Final = 16
+_SHORT_TEXT: Final = 64  # characters
+_LONGEST_ATTRIBUTE: Final = 1024  # bytes: an int may have any number of digits
 
 _Ancestors: TypeAlias = tuple[object, ...]
+# The bytes in front of a key's value, and whole attributes by their values; None if those are not remembered.
+_Key: TypeAlias = tuple[bytes, dict[str | int, bytes] | None]
 
 
-def _text_head(size: int) -> bytes:
-    """Return what stands in front of ``size`` bytes of text: the length of its AnyValue, the field's tag and length."""
+def _head(tag: bytes, size: int) -> bytes:
+    """Return what stands in front of a value of ``size`` bytes: its AnyValue's length, the field's tag and length."""
     length = varint(size)
-    return b"".join((varint(1 + len(length) + size), b"\x0a", length))
+    return b"".join((varint(1 + len(length) + size), tag, length))
 
 
-_TEXT_HEADS: Final = tuple(map(_text_head, range(TABLE_SIZE)))
+def _heads(tag: bytes) -> tuple[bytes, ...]:
+    return tuple(_head(tag, size) for size in range(TABLE_SIZE))
+
+
+_TEXT: Final = b"\x0a"
+_ARRAY: Final = b"\x2a"
+_TEXT_HEADS: Final = _heads(_TEXT)
+_ARRAY_HEADS: Final = _heads(_ARRAY)
 _SMALL_INTS: Final = tuple(delimited(b"", b"\x18" + varint(value)) for value in range(TABLE_SIZE))
-# A text and a key, both of them short, are together with their heads still within the table of lengths.
-_SHORT_KEY_HEAD: Final = 256
-_SHORT_TEXT: Final = TABLE_SIZE - _SHORT_KEY_HEAD - 16
 
 _double: Final = struct.Struct("<2sd").pack
 
@@ -68,7 +80,7 @@ _double: Final = struct.Struct("<2sd").pack
 def _text(value: str) -> bytes:
     data = utf8(value)
     size = len(data)
-    return (_TEXT_HEADS[size] if size < TABLE_SIZE else _text_head(size)) + data
+    return (_TEXT_HEADS[size] if size < TABLE_SIZE else _head(_TEXT, size)) + data
 
 
 def _bool(value: bool) -> bytes:
@@ -140,7 +152,23 @@ def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
     for item in _items(value):
         encode = _SCALARS.get(type(item))
         fields += (b"\x0a", encode(item) if encode is not None else _any_value(item, levels, ancestors))
-    return _container(b"\x2a", b"".join(fields))
+    return _container(_ARRAY, b"".join(fields))
+
+
+def _outer_list(value: list[Any] | tuple[Any, ...]) -> bytes:
+    """Return a list that is an attribute's value itself: it has room for any level, and no ancestors."""
+    fields: list[bytes] = []
+    for item in tuple(value):
+        encode = _SCALARS.get(type(item))
+        if encode is None:
+            return _list(value, _VALUE_LEVELS, ())
+        fields += (b"\x0a", encode(item))
+    content = b"".join(fields)
+    size = len(content)
+    return _ARRAY_HEADS[size] + content if size < TABLE_SIZE else _container(_ARRAY, content)
+
+
+_OUTER_VALUES: Final[Mapping[type, Callable[[Any], bytes]]] = {**_SCALARS, list: _outer_list, tuple: _outer_list}
 
 
 def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) -> bytes:
@@ -212,12 +240,18 @@ def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
 
 
 class AttributeEncoder:
-    """Encodes attributes, and remembers the bytes of keys."""
+    """Encodes attributes, and remembers what it has seen of them, within bounds.
 
-    __slots__ = ("_key_heads",)
+    Most attributes of a program's spans were there before, key and value: the name of an operation, of a model, of a
+    tenant. Their bytes are looked up. A key whose values are always new (an id, a prompt) is known by that after
+    `_VALUES_A_KEY` of them; from then on only the key's own bytes are.
+    """
+
+    __slots__ = ("_keys",)
 
     def __init__(self) -> None:
-        self._key_heads: dict[str, bytes] = {}
+        # By the tag of the field of attributes, and by key.
+        self._keys: dict[bytes, dict[str, _Key]] = {}
 
     def append_fields(self, fields: list[bytes], tag: bytes, attributes: Mapping[Any, Any] | None, field: str) -> None:
         """Append each attribute to ``fields``: ``tag``, a length and a KeyValue.
@@ -250,28 +284,33 @@ class AttributeEncoder:
     def _append_all(self, fields: list[bytes], tag: bytes, attributes: dict[Any, Any], field: str) -> bool:
         """Append the attributes; return False, with some left out, if there is a key that is not a plain string."""
         key = value = None
-        key_heads = self._key_heads
+        keys = self._keys.get(tag)
+        if keys is None:
+            keys = self._keys[tag] = {}
         try:
             for key, value in attributes.items():
-                head = key_heads.get(key)
-                if head is None:
+                known = keys.get(key)
+                if known is None:
                     if type(key) is not str:
                         return False
-                    head = self._key_head(key)
-                if type(value) is str:
+                    known = _note_key(keys, key)
+                head, seen = known
+                kind = type(value)
+                if seen is not None and (kind is int or (kind is str and len(value) <= _SHORT_TEXT)):
+                    # Exact types only, of which no two values are equal and yet not the same, as 0.0, -0.0 and 0 are.
+                    attribute = seen.get(value)
+                    fields.append(_noted(keys, key, tag, value) if attribute is None else attribute)
+                elif kind is str:
                     try:
                         data = value.encode()
                     except UnicodeEncodeError:
                         data = utf8(value)
                     size = len(data)
-                    if size < _SHORT_TEXT and len(head) < _SHORT_KEY_HEAD:
-                        text_head = _TEXT_HEADS[size]
-                        fields += (tag, VARINTS[len(head) + len(text_head) + size], head, text_head, data)
-                    else:
-                        text_head = _text_head(size)
-                        fields += (tag, varint(len(head) + len(text_head) + size), head, text_head, data)
+                    text_head = _TEXT_HEADS[size] if size < TABLE_SIZE else _head(_TEXT, size)
+                    size += len(head) + len(text_head)
+                    fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, text_head, data)
                 else:
-                    encode = _SCALARS.get(type(value))
+                    encode = _OUTER_VALUES.get(kind)
                     encoded = encode(value) if encode is not None else _any_value(value, _VALUE_LEVELS, ())
                     size = len(head) + len(encoded)
                     fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, encoded)
@@ -281,10 +320,25 @@ class AttributeEncoder:
             raise failed(f"{field}[{shown(key)}]", error) from error
         return True
 
-    def _key_head(self, key: str) -> bytes:
-        head = _key_head(key)
-        if len(head) < _SHORT_KEY_HEAD:
-            if len(self._key_heads) >= _MAX_KEYS:
-                self._key_heads.clear()
-            self._key_heads[key] = head
-        return head
+
+def _note_key(keys: dict[str, _Key], key: str) -> _Key:
+    """Return what is known of a key that was not seen before, or was forgotten."""
+    head = _key_head(key)
+    if len(head) > _LONGEST_KEY_HEAD:
+        return head, None
+    if len(keys) >= _MAX_KEYS:
+        keys.clear()
+    known = keys[key] = head, ({} if len(keys) < _KEYS_WITH_VALUES else None)
+    return known
+
+
+def _noted(keys: dict[str, _Key], key: str, tag: bytes, value: str | int) -> bytes:
+    """Return the attribute, and remember it, unless its key has had many values already."""
+    head = _key_head(key)
+    attribute = delimited(tag, head + _SCALARS[type(value)](value))
+    _, seen = keys.get(key, (head, None))
+    if seen is None or len(seen) >= _VALUES_A_KEY:
+        keys[key] = head, None
+    elif len(attribute) <= _LONGEST_ATTRIBUTE:
+        seen[value] = attribute
+    return attribute

@@ -28,7 +28,7 @@ from .checks import (
     shown,
     within,
 )
-from .fields import count_field, delimited, text_field
+from .fields import TextFields, count_field, delimited, text_field
 from .headers import HeaderEncoder
 
 __all__ = ["SpanEncoder"]
@@ -64,6 +64,14 @@ _KINDS: Final[Mapping[object, bytes]] = {
     "CONSUMER": b"\x30\x05",
 }
 _STATUS_CODES: Final[Mapping[object, bytes]] = {"UNSET": b"", "OK": b"\x18\x01", "ERROR": b"\x18\x02"}
+
+# Statuses without a description.
+_STATUSES: Final = {name: delimited(_STATUS, code) for name, code in _STATUS_CODES.items()}
+
+# What a span nearly always has of links, mostly of events, and as counts of what was dropped. CPython has one object of
+# each, so they are known by their identity, in a tenth of the time; any other object is looked at.
+_NOTHING: Final[tuple[()]] = ()
+_ZERO: Final = 0
 
 # Fields of 64 and 32 bits are packed with their tags in front.
 _pack_times: Final = struct.Struct("<BQBQ").pack
@@ -113,12 +121,14 @@ class SpanEncoder:
         default_resource: The resource of spans that have none.
     """
 
-    __slots__ = ("_attributes", "_default_resource", "_headers")
+    __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_names")
 
     def __init__(self, default_resource: object | None = None) -> None:
         self._default_resource = default_resource
         self._attributes = AttributeEncoder()
         self._headers = HeaderEncoder(self._attributes)
+        self._names = TextFields(_NAME, "name")
+        self._event_names = TextFields(_EVENT_NAME, "name")
 
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
         """Return ``span`` encoded. What is encoded already is returned as it is.
@@ -128,8 +138,7 @@ class SpanEncoder:
                 names the field and the value. An object that is no span at all is refused in the same way.
         """
         try:
-            # Inside of the try: a proxy of an object may raise as soon as its class is asked for.
-            return span if isinstance(span, EncodedSpan) else self._encode(span)
+            return span if type(span) is EncodedSpan else self._encode(span)
         except InvalidSpanError:
             raise
         except Exception as error:
@@ -139,36 +148,40 @@ class SpanEncoder:
         parent = span.parent
         fields = _context(span.context)
         if parent is not None:
-            fields += (_PARENT_SPAN_ID, _span_id(parent.span_id, "parent.span_id"))
-        fields += (
-            text_field(_NAME, span.name, "name"),
-            _kind(span.kind),
-            _times(span.start_time, span.end_time),
-        )
+            fields += (_PARENT_SPAN_ID, _parent_span_id(parent.span_id))
+        fields += (self._names.field(span.name), _kind(span.kind), _times(span.start_time, span.end_time))
         self._attributes.append_fields(fields, _ATTRIBUTES, span.attributes, "attributes")
-        fields.append(count_field(_DROPPED_ATTRIBUTES, span.dropped_attributes, "dropped_attributes"))
-        for index, event in enumerate(span.events):
-            fields.append(self._event(index, event))
-        fields.append(count_field(_DROPPED_EVENTS, span.dropped_events, "dropped_events"))
-        for index, link in enumerate(span.links):
-            fields.append(self._link(index, link))
-        fields += (
-            count_field(_DROPPED_LINKS, span.dropped_links, "dropped_links"),
-            _status(span.status),
-            _span_flags(getattr(span, "flags", None), parent),
-        )
+        dropped = span.dropped_attributes
+        if dropped is not _ZERO:
+            fields.append(count_field(_DROPPED_ATTRIBUTES, dropped, "dropped_attributes"))
+        events = span.events
+        if events is not _NOTHING:
+            for index, event in enumerate(events):
+                fields.append(self._event(index, event))
+        dropped = span.dropped_events
+        if dropped is not _ZERO:
+            fields.append(count_field(_DROPPED_EVENTS, dropped, "dropped_events"))
+        links = span.links
+        if links is not _NOTHING:
+            for index, link in enumerate(links):
+                fields.append(self._link(index, link))
+        dropped = span.dropped_links
+        if dropped is not _ZERO:
+            fields.append(count_field(_DROPPED_LINKS, dropped, "dropped_links"))
+        fields += (_status(span.status), _span_flags(getattr(span, "flags", None), parent))
         resource = span.resource
         return EncodedSpan(
             b"".join(fields),
-            self._headers.resource(self._default_resource if resource is None else resource),
-            self._headers.scope(span.instrumentation_scope),
+            self._headers.headers(self._default_resource if resource is None else resource, span.instrumentation_scope),
         )
 
     def _event(self, index: int, event: Any) -> bytes:
         try:
-            fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), text_field(_EVENT_NAME, event.name, "name")]
+            fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), self._event_names.field(event.name)]
             self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
-            fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, event.dropped_attributes, "dropped_attributes"))
+            dropped = event.dropped_attributes
+            if dropped is not _ZERO:
+                fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, dropped, "dropped_attributes"))
         except InvalidSpanError as error:
             raise within(f"events[{index}]", error) from error.__cause__
         except Exception as error:
@@ -206,21 +219,21 @@ def _context(context: Any, *, first_id: int = 1) -> list[bytes]:
     """
     if context is None:
         raise InvalidSpanError("context is None: it holds the ids, which every span and link has")
-    trace_id = context.trace_id
+    trace_id, span_id, trace_state = context.trace_id, context.span_id, context.trace_state
     if type(trace_id) is not int or not 0 < trace_id < TRACE_ID_END:
         trace_id = checked_int(trace_id, first_id, TRACE_ID_END, "context.trace_id", "a trace id")
-    span_id = _span_id(context.span_id, "context.span_id", first_id)
-    fields = [_TRACE_ID, trace_id.to_bytes(16, "big"), _SPAN_ID, span_id]
-    trace_state = context.trace_state
+    if type(span_id) is not int or not 0 < span_id < SPAN_ID_END:
+        span_id = checked_int(span_id, first_id, SPAN_ID_END, "context.span_id", "a span id")
+    fields = [_TRACE_ID, trace_id.to_bytes(16), _SPAN_ID, span_id.to_bytes(8)]
     if trace_state:
         fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state), "context.trace_state"))
     return fields
 
 
-def _span_id(span_id: Any, field: str, first: int = 1) -> bytes:
+def _parent_span_id(span_id: Any) -> bytes:
     if type(span_id) is not int or not 0 < span_id < SPAN_ID_END:
-        span_id = checked_int(span_id, first, SPAN_ID_END, field, "a span id")
-    encoded: bytes = span_id.to_bytes(8, "big")
+        span_id = checked_int(span_id, 1, SPAN_ID_END, "parent.span_id", "a span id")
+    encoded: bytes = span_id.to_bytes(8)
     return encoded
 
 
@@ -259,11 +272,12 @@ def _status(status: Any) -> bytes:
         code, description = status.status_code, status.description
     except AttributeError:
         raise invalid("status", status, "it has to be a Status") from None
-    code_field = _STATUS_CODES.get(code._name_) if isinstance(code, Enum) else None
-    if code_field is None:
+    name = code._name_ if isinstance(code, Enum) else None
+    if name not in _STATUS_CODES:
         raise invalid("status.status_code", code, "it has to be a StatusCode")
-    message = b"" if description is None else text_field(_STATUS_MESSAGE, description, "status.description")
-    return delimited(_STATUS, message + code_field)
+    if description is None:
+        return _STATUSES[name]
+    return delimited(_STATUS, text_field(_STATUS_MESSAGE, description, "status.description") + _STATUS_CODES[name])
 
 
 def _span_flags(flags: Any, parent: Any) -> bytes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from .checks import COUNT_END, checked_int, checked_text
-from .wire import varint
+from .wire import TABLE_SIZE, VARINTS, varint
 
-__all__ = ["TABLE_SIZE", "VARINTS", "count_field", "delimited", "text_field"]
+__all__ = ["TextFields", "count_field", "delimited", "text_field"]
 
-# Nearly all lengths are short, and looking one up takes a tenth of the time of making it.
-TABLE_SIZE: Final = 2048
-VARINTS: Final = tuple(map(varint, range(TABLE_SIZE)))
+# Names are few and short; that there are more is data taken for names.
+_MAX_REMEMBERED: Final = 1024
+_LONGEST_REMEMBERED: Final = 128
 
 
 def delimited(tag: bytes, content: bytes) -> bytes:
@@ -43,3 +43,36 @@ def count_field(tag: bytes, count: Any, field: str) -> bytes:
         return b""
     count = checked_int(count, 0, COUNT_END, field, "a count")
     return tag + varint(count) if count else b""
+
+
+class TextFields:
+    """A field of text that has the same values again and again, such as a span's name: they are remembered.
+
+    Args:
+        tag: The field's tag.
+        field: Its name, for messages.
+    """
+
+    __slots__ = ("_field", "_known", "_tag")
+
+    def __init__(self, tag: bytes, field: str) -> None:
+        self._tag = tag
+        self._field = field
+        self._known: dict[str, bytes] = {}
+
+    def field(self, text: Any) -> bytes:
+        """Return the field with ``text``; nothing if it is empty.
+
+        Raises:
+            InvalidSpanError: ``text`` is no string.
+        """
+        known = self._known.get(text) if type(text) is str else None
+        return self._made(text) if known is None else known
+
+    def _made(self, text: Any) -> bytes:
+        made = text_field(self._tag, text, self._field)
+        if type(text) is str and len(text) <= _LONGEST_REMEMBERED:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            self._known[text] = made
+        return made

@@ -1,8 +1,9 @@
 """What spans share: the bytes that stand for their resource and their scope.
 
 A process has one resource and a few dozen scopes, and every span refers to one of each. So a header is made once
-for an object and found again by the object's identity. It is also kept by content, so that equal resources, made
-for each span anew, have the same ``bytes``: batches are then put together by identity, and memory holds one.
+for an object and found again by the object's identity, and so are the `SpanHeaders` of a resource and a scope. They are
+also kept by content, so that equal resources, made for each span anew, have the same headers: batches are then put
+together by identity, and memory holds one.
 
 Spans are encoded in several threads at once (the bridge to OpenTelemetry does), with no lock: what is remembered is
 read and written in single steps, and whatever one thread forgets between two steps of another is only made again.
@@ -16,6 +17,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from .._batch import SpanHeaders
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
 from .checks import failed
@@ -47,20 +49,41 @@ _SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
 class HeaderEncoder:
     """Encodes resources and scopes, and remembers the last ones used."""
 
-    __slots__ = ("_attributes", "_headers", "_resources", "_scopes")
+    __slots__ = ("_attributes", "_headers", "_interned", "_pairs", "_resources", "_scopes")
 
     def __init__(self, attributes: AttributeEncoder) -> None:
         self._attributes = attributes
         self._resources = _HeadersByObject()
         self._scopes = _HeadersByObject()
         self._headers: OrderedDict[bytes, bytes] = OrderedDict()
+        self._interned: dict[SpanHeaders, SpanHeaders] = {}
+        # By the identities of a resource and a scope, which are kept too, so that these stay theirs.
+        self._pairs: dict[tuple[int, int], tuple[SpanHeaders, object, object]] = {}
 
-    def resource(self, resource: Any) -> bytes:
-        """Return the fields of ResourceSpans besides its spans; nothing for None.
+    def headers(self, resource: Any, scope: Any) -> SpanHeaders:
+        """Return the headers of spans with this resource and this scope; each may be None.
 
         Raises:
-            InvalidSpanError: ``resource`` is not one, or its attributes cannot be encoded.
+            InvalidSpanError: One of them is not what it has to be, or its attributes cannot be encoded.
         """
+        pair = self._pairs.get((id(resource), id(scope)))
+        return self._other_headers(resource, scope) if pair is None else pair[0]
+
+    def _other_headers(self, resource: Any, scope: Any) -> SpanHeaders:
+        headers = SpanHeaders(self._resource_header(resource), self._scope_header(scope))
+        if len(headers.resource) + len(headers.scope) > _MAX_REMEMBERED_SIZE:
+            return headers
+        if len(self._interned) >= _MAX_REMEMBERED:
+            self._interned.clear()
+        headers = self._interned.setdefault(headers, headers)
+        if self._resources.holds(resource) and self._scopes.holds(scope):
+            if len(self._pairs) >= _MAX_REMEMBERED:
+                self._pairs.clear()
+            self._pairs[id(resource), id(scope)] = headers, resource, scope
+        return headers
+
+    def _resource_header(self, resource: Any) -> bytes:
+        """Return the fields of ResourceSpans besides its spans; nothing for None."""
         if resource is None:
             return b""
         header = self._resources.get(resource)
@@ -76,12 +99,8 @@ class HeaderEncoder:
         self._resources.put(resource, attributes, header)
         return header
 
-    def scope(self, scope: Any) -> bytes:
-        """Return the fields of ScopeSpans besides its spans; nothing for None.
-
-        Raises:
-            InvalidSpanError: ``scope`` is not one, or its attributes cannot be encoded.
-        """
+    def _scope_header(self, scope: Any) -> bytes:
+        """Return the fields of ScopeSpans besides its spans; nothing for None."""
         if scope is None:
             return b""
         header = self._scopes.get(scope)
@@ -125,22 +144,20 @@ class HeaderEncoder:
 class _HeadersByObject:
     """The headers of the objects last used. The objects are kept too, so that their identities stay theirs."""
 
-    __slots__ = ("_entries", "_last")
+    __slots__ = ("_entries",)
 
     def __init__(self) -> None:
         self._entries: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
-        self._last: tuple[object, bytes | None] = (None, None)
 
     def get(self, owner: object) -> bytes | None:
-        last = self._last
-        if owner is last[0]:
-            return last[1]
         entry = self._entries.get(id(owner))
         if entry is None:
             return None
         _used(self._entries, id(owner))
-        self._last = entry
         return entry[1]
+
+    def holds(self, owner: object) -> bool:
+        return owner is None or id(owner) in self._entries
 
     def put(self, owner: object, attributes: object, header: bytes) -> None:
         if len(header) > _MAX_REMEMBERED_SIZE or not _cannot_change(attributes):
