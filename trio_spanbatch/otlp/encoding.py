@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any, Final
 
 from .._batch import EncodedSpan
@@ -245,7 +244,7 @@ def _trace_state_text(trace_state: Any) -> Any:
 
 def _kind(kind: Any) -> bytes:
     # ``name`` is a property written in Python, and ten times as slow.
-    field = _KINDS.get(kind._name_) if isinstance(kind, Enum) else None
+    field = _KINDS.get(getattr(kind, "_name_", None))
     if field is None:
         raise invalid("kind", kind, "it has to be a SpanKind")
     return field
@@ -272,7 +271,7 @@ def _status(status: Any) -> bytes:
         code, description = status.status_code, status.description
     except AttributeError:
         raise invalid("status", status, "it has to be a Status") from None
-    name = code._name_ if isinstance(code, Enum) else None
+    name = getattr(code, "_name_", None)
     if name not in _STATUS_CODES:
         raise invalid("status.status_code", code, "it has to be a StatusCode")
     if description is None:
