@@ -147,8 +147,8 @@ FAULTS = (
     PlantedFault(
         "a batch takes one span too many",
         "_cutter.py",
-        "if self._count >= self._max_spans or",
-        "if self._count > self._max_spans or",
+        "if count + 1 >= self._max_spans or",
+        "if count + 1 > self._max_spans or",
         first="state machine",
     ),
     PlantedFault(

@@ -54,19 +54,19 @@ def test_the_size_of_a_batch_is_the_length_of_its_request(spans: list[EncodedSpa
 
 @given(st.lists(ENCODED_SPANS, max_size=30))
 def test_the_size_is_exact_after_every_span_that_is_added(spans: list[EncodedSpan]) -> None:
-    sizer = RequestSizer()
+    sizer = RequestSizer(sys.maxsize)
     assert sizer.size == 0
     for count, span in enumerate(spans, 1):
-        assert sizer.try_add(span, sys.maxsize)
+        assert sizer.try_add(span)
         assert sizer.size == len(SpanBatch("here", spans[:count], size=0).to_request())
 
 
 @given(st.integers(0, 130), st.integers(0, 130), st.integers(1, 400))
 def test_the_size_stays_exact_while_envelopes_fill_up_with_alike_spans(resource: int, scope: int, count: int) -> None:
     span = EncodedSpan(named(60), SpanHeaders(resource_header(resource), scope_header(scope)))
-    sizer = RequestSizer()
+    sizer = RequestSizer(sys.maxsize)
     for added in range(1, count + 1):
-        assert sizer.try_add(span, sys.maxsize)
+        assert sizer.try_add(span)
         if added % 7 == 0 or added == count:
             assert sizer.size == len(SpanBatch("here", [span] * added, size=0).to_request())
 
@@ -74,13 +74,28 @@ def test_the_size_stays_exact_while_envelopes_fill_up_with_alike_spans(resource:
 @given(st.lists(ENCODED_SPANS, min_size=1, max_size=12), st.integers(0, 40_000))
 @example([EncodedSpan(named(10))] * 3, 40)
 def test_a_span_is_added_exactly_if_the_request_stays_within_the_limit(spans: list[EncodedSpan], limit: int) -> None:
-    sizer = RequestSizer()
+    sizer = RequestSizer(limit)
     added: list[EncodedSpan] = []
     for span in spans:
         fits = len(SpanBatch("here", [*added, span], size=0).to_request()) <= limit
-        assert sizer.try_add(span, limit) == fits
+        assert sizer.try_add(span) == fits
         if fits:
             added.append(span)
+        assert sizer.size == request_size(added)
+
+
+@given(ENCODED_SPANS, st.integers(0, 40_000), st.lists(ENCODED_SPANS, max_size=4))
+def test_the_first_span_is_counted_in_however_large_it_is(
+    first: EncodedSpan, limit: int, others: list[EncodedSpan]
+) -> None:
+    sizer = RequestSizer(limit)
+    sizer.add_first(first)
+    assert sizer.size == request_size([first])
+    added = [first]
+    for span in others:
+        if sizer.try_add(span):
+            added.append(span)
+            assert sizer.size <= limit
         assert sizer.size == request_size(added)
 
 

@@ -159,9 +159,9 @@ def _length(payload: bytes) -> bytes:
 
 def request_size(spans: Iterable[EncodedSpan]) -> int:
     """Return the exact size in bytes of a request made of ``spans``."""
-    sizer = RequestSizer()
+    sizer = RequestSizer(sys.maxsize)
     for span in spans:
-        sizer.try_add(span, sys.maxsize)
+        sizer.try_add(span)
     return sizer.size
 
 
@@ -186,34 +186,44 @@ class _Envelope:
 class RequestSizer:
     """The exact size of a request to which spans are added one by one, in constant time for each.
 
-    Nearly always a span has the same resource and scope as the one before it, and no envelope's length grows by
-    another byte. So the sizer remembers the envelopes of the last span and how many bytes they can take in before
-    a length field grows (``_room``). Within that room, adding a span is a comparison and an addition; the
-    envelopes themselves are brought up to date when the room is used up or another header comes.
+    Nearly always a span has the same resource and scope as the one before it, no envelope's length grows by another
+    byte, and the request is not full yet. So the sizer remembers the headers of the last span and how many bytes can
+    come before one of these is otherwise (``_room``). Within that room, adding a span is two comparisons, an addition
+    and a subtraction; the envelopes are brought up to date when the room is used up or other headers come.
+
+    Args:
+        limit: How large the request may become, in bytes.
+
+    Attributes:
+        size: How large it is.
     """
 
-    __slots__ = ("_headers", "_last_resource", "_last_scope", "_noted", "_resources", "_room", "_scopes", "size")
+    __slots__ = ("_headers", "_last_resource", "_last_scope", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self.size = 0
+        self._limit = limit
         self._resources: dict[bytes, _Envelope] = {}
         self._scopes: dict[SpanHeaders, _Envelope] = {}
         self._headers: SpanHeaders | None = None
         self._last_resource = self._last_scope = _Envelope(0)
-        self._room = self._noted = 0
+        self._room = 0
+        # What ``size`` was when the envelopes were up to date.
+        self._noted = 0
 
-    def try_add(self, span: EncodedSpan, limit: int) -> bool:
-        """Count ``span`` in, unless the request would then be larger than ``limit`` bytes."""
+    def try_add(self, span: EncodedSpan) -> bool:
+        """Count ``span`` in, unless the request would then be larger than ``limit``."""
         size = len(span.payload)
         framed = size + (3 if 0x80 <= size < 0x4000 else 1 + varint_size(size))
-        if span.headers is self._headers and framed <= self._room:
-            if self.size + framed > limit:
-                return False
+        if framed <= self._room and span.headers is self._headers:
             self._room -= framed
-            self._noted += framed
             self.size += framed
             return True
-        return self._try_add_with_envelopes(span.headers, framed, limit)
+        return self._try_add_with_envelopes(span.headers, framed, self._limit)
+
+    def add_first(self, span: EncodedSpan) -> None:
+        """Count in the first span, however large it is."""
+        self._try_add_with_envelopes(span.headers, _enveloped_size(len(span.payload)), sys.maxsize)
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
         self._bring_up_to_date()
@@ -231,12 +241,13 @@ class RequestSizer:
             resource = self._resources[headers.resource] = _Envelope(0)
         if scope is None:
             scope = self._scopes[headers] = _Envelope(0)
-        resource.content, scope.content, self.size = resource_content, scope_content, size
+        resource.content, scope.content, self.size, self._noted = resource_content, scope_content, size, size
         self._headers, self._last_resource, self._last_scope = headers, resource, scope
-        self._room = min(resource.room, scope.room)
+        self._room = min(resource.room, scope.room, self._limit - size)
         return True
 
     def _bring_up_to_date(self) -> None:
-        self._last_resource.content += self._noted
-        self._last_scope.content += self._noted
-        self._noted = 0
+        added = self.size - self._noted
+        self._last_resource.content += added
+        self._last_scope.content += added
+        self._noted = self.size

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
+from trio.lowlevel import in_trio_run
 
 from ._admission import Admission
 from ._arguments import (
@@ -138,7 +139,8 @@ class SpanBatcher:
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
-        self._check_open()
+        if not self._admission.is_open or not in_trio_run():
+            self._check_open()
         encoded = self._encoder.encode(span)
         if not self._try_admit(location, encoded):
             raise trio.WouldBlock
@@ -215,7 +217,7 @@ class SpanBatcher:
 
     def _check_open(self) -> None:
         if self._admission.is_open:
-            if not trio.lowlevel.in_trio_run():
+            if not in_trio_run():
                 raise RuntimeError("spans are added in the trio thread; elsewhere use trio.from_thread.run_sync")
             return
         if self._entered:

@@ -12,7 +12,6 @@ when a server is slow.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -48,7 +47,7 @@ class BatchCutter:
         self._max_bytes = max_bytes
         self._clock = clock
         self._full: deque[Cut] = deque()
-        self._sizer = RequestSizer()
+        self._sizer = RequestSizer(max_bytes)
         self._count = 0
         self._opened_at = 0.0
 
@@ -69,12 +68,13 @@ class BatchCutter:
         count = self._count
         if not count:
             return self._open(span)
-        if not self._sizer.try_add(span, self._max_bytes):
+        sizer = self._sizer
+        if not sizer.try_add(span):
             self._close()
             self._open(span)
             return True
         self._count = count + 1
-        if self._count >= self._max_spans or self._sizer.size >= self._max_bytes:
+        if count + 1 >= self._max_spans or sizer.size >= self._max_bytes:
             self._close()
             return True
         return False
@@ -88,8 +88,8 @@ class BatchCutter:
     def _open(self, span: EncodedSpan) -> bool:
         self._opened_at = self._clock()
         self._count = 1
-        self._sizer = RequestSizer()
-        self._sizer.try_add(span, sys.maxsize)
+        self._sizer = RequestSizer(self._max_bytes)
+        self._sizer.add_first(span)
         if self._max_spans > 1 and self._sizer.size < self._max_bytes:
             return False
         self._close()
