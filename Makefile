@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What only the benchmark needs.
+BENCH_READY := $(VENV)/.bench-ready
 # MLflow's server, which tests start. It brings eighty packages along, so it has an environment of its own.
 MLFLOW_VENV := .venv-mlflow
 MLFLOW_READY := $(MLFLOW_VENV)/.ready
@@ -18,7 +20,7 @@ ASYNC_DISABLED := ASYNC127,ASYNC9
 # Functions that are to be started with nursery.start, and call task_status.started().
 ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
-.PHONY: help demo test cancel-everywhere simulate soak check docs format clean
+.PHONY: help demo test cancel-everywhere simulate soak bench check docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
@@ -26,6 +28,7 @@ help:
 	@echo "make cancel-everywhere   a cancel at every step of small programs, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make soak MINUTES=10   real clock, real sockets, faults of all kinds: memory, tasks, sockets and lanes stay flat"
+	@echo "make bench   CPU time, event loop, memory and more beside OpenTelemetry and MLflow; QUICK=1 only looks for lost spans"
 	@echo "make check   formatting, lint, types, documentation"
 	@echo "make docs    the documentation as HTML, in docs/_build/html"
 	@echo "make format  let ruff format and mend what it can"
@@ -37,6 +40,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
 		--editable '.[cli,databricks,opentelemetry]' --group dev
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	@echo "adding to $(VENV) what the benchmark compares with (once)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	@touch $@
 
 $(MLFLOW_READY): constraints-mlflow.txt
@@ -63,13 +71,18 @@ simulate: $(READY)
 soak: $(READY)
 	@$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),10) $(ARGS)
 
+# All cases in full, and docs/benchmarks.md; with QUICK=1 once and small; with CASES="encoding memory" only those.
+bench: $(BENCH_READY)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick,$(if $(CASES),,--docs docs)) $(CASES)
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/flake8-async --disable $(ASYNC_DISABLED) --startable-in-context-manager $(ASYNC_STARTABLE) \
-		$$(find trio_spanbatch tests docs -name '*.py')
+		$$(find trio_spanbatch tests bench docs -name '*.py')
 	$(BIN)/mypy
 	$(BIN)/mypy tests docs/examples
+	$(BIN)/mypy --package bench
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes trio_spanbatch --ignoreexternal
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 

@@ -9,32 +9,43 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.cases import CASES, load_case
-from bench.harness import Case, Result, in_turns
+from bench.harness import in_turns
 from bench.receiver import running_receiver
-from bench.report import table
+from bench.report import CaseReport, table, write_page
 
 __all__: list[str] = []
 
 
 def _main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this library beside its peers.")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which to run; by default all: {', '.join(CASES)}")
-    parser.add_argument("--quick", action="store_true", help="once, with few spans: fails only if spans are lost")
-    parser.add_argument("--docs", type=Path, help="the folder to write benchmarks.md and its plots into")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.cases) - set(CASES):
-        parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    arguments = _arguments()
     console = Console(width=None if sys.stdout.isatty() else 150)
-    results: list[tuple[Case, list[Result]]] = []
+    reports: list[CaseReport] = []
     with running_receiver() as receiver:
         for name in arguments.cases or CASES:
             case = load_case(name)
             console.print(f"{name} ...", style="dim", end=" ")
-            rounds = in_turns(case, receiver, quick=arguments.quick)
-            results.append((case, [Result.of(row, rounds) for row in case.rows]))
+            reports.append(CaseReport(case, in_turns(case, receiver, quick=arguments.quick)))
             console.print("every span arrived", style="dim")
-    console.print(table(results))
+    console.print(table(reports, with_goals=not arguments.quick))
+    if arguments.quick:
+        console.print("One quick round with few spans: that none is lost is all that it shows.")
+    if arguments.docs is not None:
+        write_page(reports, arguments.docs)
+        console.print(f"written: {arguments.docs / 'benchmarks.md'}")
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this library beside its peers.")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which to run; by default all: {', '.join(CASES)}")
+    parser.add_argument("--quick", action="store_true", help="once, with few spans: fails only if spans are lost")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write benchmarks.md and its plots there")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.cases) - set(CASES):
+        parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if arguments.docs is not None and (arguments.cases or arguments.quick):
+        parser.error("the page shows all cases, measured in full: --docs goes with neither CASE nor --quick")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -22,7 +22,22 @@ import attrs
 
 from bench.receiver import Receiver
 
-__all__ = ["Case", "Figures", "Limit", "Result", "Round", "Row", "Setup", "Spread", "Watch", "in_turns", "watch"]
+__all__ = [
+    "Bar",
+    "Case",
+    "Figures",
+    "Limit",
+    "Plot",
+    "Result",
+    "Round",
+    "Row",
+    "Setup",
+    "Spread",
+    "Watch",
+    "figures_of",
+    "in_turns",
+    "watch",
+]
 
 Figures: TypeAlias = dict[str, float]
 Round: TypeAlias = Callable[[], Figures]
@@ -77,22 +92,51 @@ class Row:
 
 
 @attrs.frozen
+class Bar:
+    """A bar of a plot.
+
+    Attributes:
+        label: What stands beside it.
+        figure: What it shows: ``"side: figure"``.
+        is_ours: Whether it stands for this library.
+    """
+
+    label: str
+    figure: str
+    is_ours: bool = True
+
+
+@attrs.frozen
+class Plot:
+    """A picture of some of the figures."""
+
+    title: str
+    unit: str
+    bars: tuple[Bar, ...]
+    is_logarithmic: bool = False
+
+
+@attrs.frozen
 class Case:
     """One thing that is measured.
 
     Attributes:
         name: The name of its file.
+        title: What it is called in the documentation.
         about: What is done, in a sentence or two, for the documentation.
         sides: How each side makes ready.
         rows: What is made of the figures.
+        plots: Which figures are drawn.
         rounds: How many rounds count. One more comes before them, as a warm-up, unless each is fresh.
         fresh: Whether each round is to have processes of its own, as what is measured is memory.
     """
 
     name: str
+    title: str
     about: str
     sides: Mapping[str, Callable[[Setup], Round]]
     rows: tuple[Row, ...]
+    plots: tuple[Plot, ...] = ()
     rounds: int = 7
     fresh: bool = False
 
@@ -107,6 +151,7 @@ class Spread:
 
     @classmethod
     def of(cls, numbers: list[float]) -> Spread:
+        """Return that of ``numbers``."""
         return cls(statistics.median(numbers), min(numbers), max(numbers))
 
 
@@ -122,25 +167,34 @@ class Result:
     @property
     def is_met(self) -> bool | None:
         """Whether the goal is met; `None` if there is none."""
+        return None if self.missed_by is None else self.missed_by <= 0
+
+    @property
+    def missed_by(self) -> float | None:
+        """By which part of the goal the ratio misses it; 0 or less if it is met, `None` if there is none."""
         if self.row.goal is None or self.ratio is None:
             return None
-        return self.ratio.median >= self.row.goal if self.row.at_least else self.ratio.median <= self.row.goal
+        too_much = self.ratio.median / self.row.goal - 1
+        return -too_much if self.row.at_least else too_much
 
     @classmethod
     def of(cls, row: Row, rounds: Mapping[str, list[Figures]]) -> Result:
         """Return the result of ``row``, from all sides' figures round by round."""
-        figures = [figures[row.figure] for figures in rounds[row.side]]
+        figures = figures_of(f"{row.side}: {row.figure}", rounds)
         if row.beside is None:
             return cls(row, Spread.of(figures), None, None)
-        beside = [row.beside.value] * len(figures) if isinstance(row.beside, Limit) else _beside(row, rounds)
+        if isinstance(row.beside, Limit):
+            beside = [row.beside.value] * len(figures)
+        else:
+            beside = figures_of(row.beside if ": " in row.beside else f"{row.beside}: {row.figure}", rounds)
         ratios = [figure / other for figure, other in zip(figures, beside, strict=True)]
         return cls(row, Spread.of(figures), Spread.of(beside), Spread.of(ratios))
 
 
-def _beside(row: Row, rounds: Mapping[str, list[Figures]]) -> list[float]:
-    assert isinstance(row.beside, str)
-    side, _, figure = row.beside.partition(": ")
-    return [figures[figure or row.figure] for figures in rounds[side]]
+def figures_of(name: str, rounds: Mapping[str, list[Figures]]) -> list[float]:
+    """Return a figure round by round. ``name`` is ``"side: figure"``."""
+    side, _, figure = name.partition(": ")
+    return [figures[figure] for figures in rounds[side]]
 
 
 @attrs.define

@@ -2,52 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
 from rich.table import Table
 
-from bench.harness import Case, Limit, Result, Spread
+from bench.harness import Case, Figures, Limit, Plot, Result, Spread
+from bench.machine import machine, versions
+from bench.numbers import number
 
-__all__ = ["table"]
+__all__ = ["CaseReport", "table", "write_page"]
+
+_HEADINGS = ("what", "here", "beside it", "ratio (range)", "goal", "")
 
 
-def table(results: list[tuple[Case, list[Result]]]) -> Table:
-    """Return the table for the terminal."""
+@attrs.frozen
+class CaseReport:
+    """A case and what came out.
+
+    Attributes:
+        case: The case.
+        rounds: Each side's figures, round by round.
+    """
+
+    case: Case
+    rounds: Mapping[str, list[Figures]]
+
+    @property
+    def results(self) -> list[Result]:
+        """A result for each row."""
+        return [Result.of(row, self.rounds) for row in self.case.rows]
+
+
+def table(reports: list[CaseReport], *, with_goals: bool) -> Table:
+    """Return the table for the terminal, with or without its last two columns."""
+    columns = len(_HEADINGS) if with_goals else len(_HEADINGS) - 2
     shown = Table()
-    shown.add_column("what", max_width=60)
-    for heading in ("here", "beside it", "ratio (range)", "goal", ""):
+    shown.add_column(_HEADINGS[0], max_width=60)
+    for heading in _HEADINGS[1:columns]:
         shown.add_column(heading, justify="right", no_wrap=True)
-    for _, rows in results:
-        for result in rows:
-            shown.add_row(*cells(result))
+    for report in reports:
+        for result in report.results:
+            shown.add_row(*_cells(result)[:columns])
         shown.add_section()
     return shown
 
 
-def cells(result: Result) -> tuple[str, ...]:
-    """Return what a line of the table shows of a result."""
+def write_page(reports: list[CaseReport], folder: Path) -> None:
+    """Write ``benchmarks.md`` into ``folder``, and the plots beside it."""
+    from bench.plots import draw
+
+    plots = folder / "_static" / "benchmarks"
+    plots.mkdir(parents=True, exist_ok=True)
+    for report in reports:
+        for name, plot in _plots(report.case):
+            draw(plot, report.rounds, plots / name)
+    page = "\n".join(_page(reports))
+    (folder / "benchmarks.md").write_text(page, encoding="utf-8")
+
+
+def _plots(case: Case) -> Iterator[tuple[str, Plot]]:
+    for index, plot in enumerate(case.plots):
+        yield f"{case.name}-{index + 1}.svg" if len(case.plots) > 1 else f"{case.name}.svg", plot
+
+
+def _page(reports: list[CaseReport]) -> Iterator[str]:
+    yield "<!-- Written by `make bench`. -->"
+    yield "# Benchmarks"
+    yield ""
+    yield (
+        "Each figure is the median of at least seven rounds (three for memory), in which both sides ran in turns on "
+        "the same spans, each in a process of its own; CPU time is that of the process, all its threads. The ratio is "
+        "made within each round; in brackets its range. Each round ends with a check, by id, that every span arrived "
+        "exactly once. What the figures mean, and what sets the limits, is in [Performance](performance.md). "
+        "`make bench` makes this page."
+    )
+    yield ""
+    yield f"Measured on {datetime.now(UTC):%-d %B %Y}: {machine()}. "
+    yield ", ".join(f"{name} {number_}" for name, number_ in versions()) + "."
+    for report in reports:
+        yield ""
+        yield from _section(report)
+
+
+def _section(report: CaseReport) -> Iterator[str]:
+    yield f"## {report.case.title}"
+    yield ""
+    yield report.case.about
+    yield ""
+    yield f"| {' | '.join(_HEADINGS)} |"
+    yield "|---|--:|--:|--:|--:|---|"
+    for result in report.results:
+        yield f"| {' | '.join(_cells(result))} |"
+    for name, plot in _plots(report.case):
+        yield ""
+        yield f"![{plot.title}](_static/benchmarks/{name})"
+
+
+def _cells(result: Result) -> tuple[str, ...]:
     row, ratio = result.row, result.ratio
     return (
         row.what,
-        f"{number(result.figure.median)} {row.unit}",
+        _amount(result.figure, row.unit),
         _beside(result),
         "" if ratio is None else _spread(ratio),
         "" if row.goal is None else f"{'≥' if row.at_least else '≤'} {row.goal:.2f}",
-        {True: "met", False: "missed", None: ""}[result.is_met],
+        _verdict(result),
     )
 
 
-def number(value: float) -> str:
-    """Return ``value`` with three digits that count."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+def _verdict(result: Result) -> str:
+    if result.missed_by is None:
+        return ""
+    return "met" if result.missed_by <= 0 else f"missed by {result.missed_by:.0%}"
+
+
+def _amount(spread: Spread, unit: str) -> str:
+    return f"{number(spread.median)} {unit}".strip()
 
 
 def _beside(result: Result) -> str:
     row = result.row
     if row.beside is None or result.beside is None:
         return ""
-    name = "limit" if isinstance(row.beside, Limit) else row.beside
-    return f"{number(result.beside.median)} {row.unit} ({name})"
+    name = "limit" if isinstance(row.beside, Limit) else row.beside.removeprefix(f"{row.side}: ")
+    return f"{_amount(result.beside, row.unit)} ({name})"
 
 
 def _spread(spread: Spread) -> str:

@@ -16,7 +16,7 @@ __all__ = ["SPANS", "agent_spans", "prompt_spans", "small_spans"]
 
 _RESOURCE = Resource.create({"service.name": "support-agent", "service.version": "1.4.2", "host.name": "worker-7"})
 # In characters; some of them take two or three bytes.
-_PROMPT = ("You are a careful assistant. Le café est déjà fermé. 计划 is a plan. Answer in one sentence. " * 120)[:10_000]
+_PROMPT = ("You are a careful assistant. Le café est déjà fermé. 计划 is a plan. Answer in a sentence. " * 120)[:10_000]
 
 
 class _Counting(IdGenerator):

@@ -198,7 +198,17 @@ class RequestSizer:
         size: How large it is.
     """
 
-    __slots__ = ("_headers", "_last_resource", "_last_scope", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
+    __slots__ = (
+        "_headers",
+        "_last_resource",
+        "_last_scope",
+        "_limit",
+        "_noted",
+        "_resources",
+        "_room",
+        "_scopes",
+        "size",
+    )
 
     def __init__(self, limit: int) -> None:
         self.size = 0

@@ -98,6 +98,7 @@ def _locations(count: int) -> list[str]:
 
 CASE = Case(
     name="accepting",
+    title="Accepting",
     about=(
         "50,000 spans that are encoded already, each added with `add_span_nowait`; nothing else runs meanwhile. Beside "
         "it, for each span, a look-up in a dict, two additions on what was found, and `send_nowait` on its memory "

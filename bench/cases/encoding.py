@@ -8,7 +8,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from bench.harness import Case, Figures, Round, Row, Setup, watch
+from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, watch
 from bench.spans import SPANS
 from trio_spanbatch import SpanBatch
 from trio_spanbatch.otlp.encoding import SpanEncoder
@@ -58,6 +58,7 @@ def _check(requests: list[bytes], wanted: list[bytes]) -> None:
 
 CASE = Case(
     name="encoding",
+    title="Encoding",
     about=(
         "4,096 spans as OpenTelemetry's SDK makes them, encoded into requests of 512. Beside it the SDK's own "
         "`encode_spans(...).SerializeToString()`. Both messages are compared field by field."
@@ -67,4 +68,15 @@ CASE = Case(
         "OpenTelemetry": lambda setup: _prepared(setup, _sdk_requests),
     },
     rows=tuple(Row(f"Encoding, {kind}: CPU a span", kind, "µs", "OpenTelemetry", goal=1 / 5) for kind in SPANS),
+    plots=(
+        Plot(
+            "CPU time to encode a span",
+            "µs",
+            tuple(
+                Bar(f"{kind}: {side}", f"{side}: {kind}", is_ours=side == "trio-spanbatch")
+                for kind in SPANS
+                for side in ("trio-spanbatch", "OpenTelemetry")
+            ),
+        ),
+    ),
 )

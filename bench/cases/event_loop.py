@@ -18,7 +18,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from bench.harness import Case, Figures, Limit, Round, Row, Setup
+from bench.harness import Bar, Case, Figures, Limit, Plot, Round, Row, Setup
 from bench.ids import check_ids
 from bench.spans import agent_spans
 from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, SpanBatcher
@@ -117,6 +117,7 @@ _LAG, _STALL = "Lag of a 1 ms ticker", "Longest stall"
 
 CASE = Case(
     name="event_loop",
+    title="The event loop",
     about=(
         "A program adds two spans each millisecond for 5 s, and a ticker that is to wake each millisecond measures by "
         "how much it is late: each of the 5,000 moments counts, also those that passed before it woke. Beside it the "
@@ -141,5 +142,17 @@ CASE = Case(
         Row(f"{_STALL}, 10,000 spans a second in batches of 4 MiB", "longest", "ms", _IDLE, side=_4_MIB),
         Row(f"{_STALL}, the same with gzip", "longest", "ms", _IDLE, side=_4_MIB_GZIP),
         Row("Without spans: p99.9", "p99.9", "ms", side=_IDLE),
+    ),
+    plots=tuple(
+        Plot(
+            title,
+            "ms",
+            (
+                Bar("without spans", f"{_IDLE}: {figure}", is_ours=False),
+                Bar("OpenTelemetry", f"{_THEIRS}: {figure}", is_ours=False),
+                *(Bar(side, f"{side}: {figure}") for side in ("trio-spanbatch", _GZIP, _4_MIB, _4_MIB_GZIP)),
+            ),
+        )
+        for title, figure in (("Lag of a 1 ms ticker, p99.9", "p99.9"), ("Longest stall", "longest"))
     ),
 )

@@ -13,7 +13,7 @@ from mlflow.tracing.export.async_export_queue import AsyncTraceExportQueue
 from mlflow.tracing.export.span_batcher import SpanBatcher as MLflowSpanBatcher
 from opentelemetry.sdk.trace import ReadableSpan
 
-from bench.harness import Case, Figures, Limit, Round, Row, Setup, Watch, watch
+from bench.harness import Bar, Case, Figures, Limit, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import SpansLost, check_ids
 from bench.in_memory import KeepsIds, add_all
 from bench.spans import agent_spans
@@ -91,6 +91,7 @@ _SIDE, _TIGHT_SIDE, _MLFLOW = "trio-spanbatch", "trio-spanbatch, room for 1,000"
 
 CASE = Case(
     name="full_batches",
+    title="Full batches",
     about=(
         "10,000 spans in turns to 50 locations, batches of 5, and 50 ms a request. The program adds in a tight loop. "
         "Here it waits for room, once with default limits and once with room for about 1,000 spans. Beside it MLflow's "
@@ -115,5 +116,16 @@ CASE = Case(
         ),
         Row("Full batches, MLflow: lost spans", "lost", "%", side=_MLFLOW),
         Row("Full batches, MLflow: spans a request", "spans a request", "", side=_MLFLOW),
+    ),
+    plots=tuple(
+        Plot(
+            title,
+            unit,
+            tuple(Bar(side, f"{side}: {figure}", is_ours=side != _MLFLOW) for side in (_SIDE, _TIGHT_SIDE, _MLFLOW)),
+        )
+        for title, figure, unit in (
+            ("Lost spans", "lost", "%"),
+            ("Spans a request, of at most 5", "spans a request", ""),
+        )
     ),
 )

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from opentelemetry.sdk.trace import ReadableSpan
 
-from bench.harness import Case, Figures, Round, Row, Setup, Watch, watch
+from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
 from bench.in_memory import KeepsIds, add_all
 from bench.spans import agent_spans
@@ -94,6 +94,7 @@ def _name(count: int) -> str:
 
 CASE = Case(
     name="locations",
+    title="Locations",
     about=(
         "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with default settings and an "
         "exporter in memory, from adding the first to the end of `flush`, encoding included. The program waits where "
@@ -107,5 +108,12 @@ CASE = Case(
         ),
         Row("Memory of a live lane that holds a span, without the span", "holding", "bytes", side="lanes"),
         Row("Memory of a live lane that is idle", "idle", "bytes", side="lanes"),
+    ),
+    plots=(
+        Plot(
+            "CPU time a span, by number of locations",
+            "µs",
+            tuple(Bar(_name(count), f"trio-spanbatch: {_name(count)}") for count in _COUNTS),
+        ),
     ),
 )

@@ -118,6 +118,7 @@ def _process_bytes() -> int:
 
 CASE = Case(
     name="memory",
+    title="Memory",
     about=(
         "1,000,000 spans of about 500 bytes, in turns to 50 locations, whose exporter holds on to its batches: by how "
         "much the process grows while they are added. Nothing but the batcher keeps them. Then they are all delivered."

@@ -16,7 +16,7 @@ import attrs
 import trio
 from opentelemetry.sdk.trace import ReadableSpan
 
-from bench.harness import Case, Figures, Round, Row, Setup
+from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup
 from bench.ids import SpansLost, check_ids, ids_of_batch
 from bench.spans import agent_spans
 from trio_spanbatch import BatchPolicy, Delivered, ExportResult, Limits, OTLPExporter, SpanBatch, SpanBatcher
@@ -108,6 +108,7 @@ async def _latencies(url: str, schedule: list[_Scheduled], limits: Limits, healt
 
 CASE = Case(
     name="noisy_neighbour",
+    title="A noisy neighbour",
     about=(
         "49 healthy locations get 20 spans a second each, at random times, for 5 s; so does one whose server never "
         "answers, with a timeout of 2 s. `max_delay` is 0.5 s. For each batch of the healthy ones, the time from when "
@@ -124,5 +125,17 @@ CASE = Case(
         Row("Beside a hanging location: p99 from due to acknowledged", "p99", "ms", "alone", goal=1.2),
         Row("The same, median", "p50", "ms", "alone"),
         Row("Beside a hanging location, 4 export slots: p99", "p99", "ms", "4 slots, alone", goal=1.2, side="4 slots"),
+    ),
+    plots=(
+        Plot(
+            "From due to acknowledged, p99, 49 healthy locations",
+            "ms",
+            (
+                Bar("alone", "alone: p99"),
+                Bar("beside a hanging one", "trio-spanbatch: p99"),
+                Bar("alone, 4 export slots", "4 slots, alone: p99"),
+                Bar("beside a hanging one, 4 slots", "4 slots: p99"),
+            ),
+        ),
     ),
 )

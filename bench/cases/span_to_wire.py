@@ -8,7 +8,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from bench.harness import Case, Figures, Round, Row, Setup, Watch, watch
+from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
 from bench.spans import agent_spans
 from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, SpanBatcher
@@ -51,7 +51,7 @@ def _prepared_opentelemetry(setup: Setup, compression: Compression) -> Round:
             for span in spans:
                 processor.on_end(span)
             processor.force_flush()
-        processor.shutdown()
+        processor.shutdown()  # type: ignore[no-untyped-call]  # it has no annotations
         return _figures(setup, seen, spans)
 
     return run_round
@@ -66,6 +66,7 @@ def case(name: str, title: str, about: str, compression: str | None, theirs: Com
     """Return the case with or without compression."""
     return Case(
         name=name,
+        title=title,
         about=about,
         sides={
             "trio-spanbatch": lambda setup: _prepared(setup, compression),
@@ -74,6 +75,16 @@ def case(name: str, title: str, about: str, compression: str | None, theirs: Com
         rows=(
             Row(f"{title}: CPU a span", "cpu", "µs", "OpenTelemetry", goal=1 / 3),
             Row(f"{title}: wall time a span", "wall", "µs", "OpenTelemetry"),
+        ),
+        plots=(
+            Plot(
+                f"{title}: CPU time a span",
+                "µs",
+                (
+                    Bar("trio-spanbatch", "trio-spanbatch: cpu"),
+                    Bar("OpenTelemetry", "OpenTelemetry: cpu", is_ours=False),
+                ),
+            ),
         ),
     )
 

@@ -58,6 +58,7 @@ async def _sent(spans: list[ReadableSpan], url: str) -> Watch:
 
 CASE = Case(
     name="throughput",
+    title="Throughput",
     about=(
         "40,960 spans in turns to four locations, with default settings: batches of 512, no compression, the location "
         "in a header. The program adds as fast as it can and waits where there is no room. Beside it the same spans "

@@ -1,0 +1,12 @@
+"""How a number is written."""
+
+from __future__ import annotations
+
+__all__ = ["number"]
+
+
+def number(value: float) -> str:
+    """Return ``value`` with three digits that count."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
