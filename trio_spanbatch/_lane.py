@@ -287,21 +287,21 @@ class Lane:
         """Take the first batch out of the queue."""
         first = self.account.first_queued
         cut = self._cutter.pop()
-        spans = tuple(self._take() for _ in range(cut.count))
-        lease = Lease(
-            SpanBatch(self.location, spans, size=cut.size), first, cut.opened_at, sum(span.size for span in spans)
-        )
+        spans = self._take(cut.count)
+        payload_bytes = sum([len(span.payload) for span in spans])
+        lease = Lease(SpanBatch(self.location, spans, size=cut.size), first, cut.opened_at, payload_bytes)
         self._ledger.seal(self.account, cut.count)
         self._lease(lease)
         self._pressed = False
         self._shared.admission.sealed(self)
         return lease
 
-    def _take(self) -> EncodedSpan:
-        if (span := self._first) is not None:
-            self._first = None
-            return span
-        return self._receive.receive_nowait()
+    def _take(self, count: int) -> list[EncodedSpan]:
+        receive = self._receive.receive_nowait
+        if self._first is None:
+            return [receive() for _ in range(count)]
+        first, self._first = self._first, None
+        return [first, *(receive() for _ in range(count - 1))]
 
     def _lease(self, lease: Lease) -> None:
         self._leases[lease] = None

@@ -10,8 +10,12 @@ import trio
 
 __all__ = ["BoundedBody", "PiecewiseStream", "gzip_compress", "read_bounded"]
 
-# The most that is compressed or written without a checkpoint.
+# The most that is compressed or decompressed without a checkpoint: a millisecond or two.
 PIECE = 64 * 1024
+
+# The most that is given to a connection at once. TLS encrypts that in one go, at more than a gigabyte a second; each
+# piece takes some 25 us on its way through httpx and h11.
+_WRITTEN_PIECE = 256 * 1024
 
 # Measured on 1.7 MB of agents' spans: level 1 takes 8 ms and makes it 5.1 times smaller, 5 takes 16 ms for 6.0,
 # 6 (zlib's default) 30 ms for 6.3, 9 takes 86 ms for 6.4.
@@ -54,7 +58,7 @@ class _Pieces(AsyncIterator[bytes]):
     async def __anext__(self) -> bytes:
         if not self._view:
             raise StopAsyncIteration
-        piece, self._view = self._view[:PIECE], self._view[PIECE:]
+        piece, self._view = self._view[:_WRITTEN_PIECE], self._view[_WRITTEN_PIECE:]
         return bytes(piece)
 
 
