@@ -19,6 +19,7 @@ CASES = (
     "memory",
     "throughput",
     "noisy_neighbour",
+    "breakdown",
 )
 
 
