@@ -129,6 +129,5 @@ CASE = Case(
         Row("1,000,000 pending spans: wire bytes a span", "wire", "bytes"),
         Row("1,000,000 pending spans: memory a span, less its wire bytes", "beyond", "bytes"),
     ),
-    rounds=3,
     fresh=True,
 )
