@@ -20,6 +20,7 @@ CASES = (
     "throughput",
     "noisy_neighbour",
     "breakdown",
+    "gzip_levels",
 )
 
 
