@@ -20,6 +20,7 @@ CASES = (
     "throughput",
     "noisy_neighbour",
     "breakdown",
+    "batch_sizes",
     "gzip_levels",
 )
 
