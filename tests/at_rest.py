@@ -36,7 +36,7 @@ class AtRest:
     def faults(self, now: float) -> Iterator[str]:
         """Yield what does not hold at ``now``, when no task can run and no deadline has passed."""
         lanes = list(self._batcher._lanes)
-        free = self._shared.slots.value
+        free = self._shared.slots.free
         if self._limits.max_exports - free != sum(self._active.values()):
             yield f"{free} slots are free while {dict(self._active)} are exporting"
         for lane in lanes:
@@ -51,8 +51,8 @@ class AtRest:
             yield f"lanes are left: {lanes}"
         if self._admission._byte_line:
             yield "lanes stand in the line for bytes"
-        if self._shared.slots.value != self._limits.max_exports:
-            yield f"{self._shared.slots.value} of {self._limits.max_exports} slots came back"
+        if self._shared.slots.free != self._limits.max_exports:
+            yield f"{self._shared.slots.free} of {self._limits.max_exports} slots came back"
         yield from self._budget_faults()
 
     def _lane_faults(self, lane: Lane, now: float, free: int) -> Iterator[str]:

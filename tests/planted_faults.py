@@ -122,8 +122,8 @@ FAULTS = (
     PlantedFault(
         "a wake-up is cleared too late: after the sleep that it ended",
         "_lane.py",
-        "                await self._receive_first()\n        self._sleep = None\n",
-        "                await self._receive_first()\n        self._sleep = None\n        self._pressed = False\n",
+        "await self._receive.receive()\n        self._sleep = None\n",
+        "await self._receive.receive()\n        self._sleep = None\n        self._pressed = False\n",
     ),
     PlantedFault(
         "a lane looks whether there is something to do, and falls asleep a moment later",
@@ -217,6 +217,25 @@ FAULTS = (
     ),
     # -- slots, pace, turns ----------------------------------------------------------------------------------------
     PlantedFault(
+        "a slot that is given back wakes nobody in the line for one",
+        "_slots.py",
+        "            lane, _ = self._line.popitem(last=False)\n            lane.take_slot()\n",
+        "            self.free += 1\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a lane that has ended takes a slot",
+        "_lane.py",
+        "        self._sleep = None\n        self._shared.crowded_out.pop",
+        "        self._shared.crowded_out.pop",
+    ),
+    PlantedFault(
+        "a lane that ends keeps the slot that it was given",
+        "_lane.py",
+        "        if self._has_slot:\n            self._has_slot = False\n            self._release_slot()\n",
+        "",
+    ),
+    PlantedFault(
         "a slot is kept during a backoff",
         "_lane.py",
         "        self._release_export()\n        self.reconsider()\n",
@@ -226,8 +245,8 @@ FAULTS = (
     PlantedFault(
         "max_exports is off by one",
         "_batcher.py",
-        "slots=trio.Semaphore(limits.max_exports, max_value=limits.max_exports)",
-        "slots=trio.Semaphore(limits.max_exports + 1, max_value=limits.max_exports + 1)",
+        "slots=ExportSlots(limits.max_exports)",
+        "slots=ExportSlots(limits.max_exports + 1)",
     ),
     PlantedFault(
         "max_exports_per_location is off by one",

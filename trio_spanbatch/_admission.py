@@ -216,7 +216,7 @@ class Admission:
         """Make as many lanes due as there are free slots, unless some are pressed already and not sealed yet."""
         now = trio.current_time()
         self._pressed = {lane for lane in self._pressed if lane.could_export(now)}
-        free = self._shared.slots.value
+        free = self._shared.slots.free
         if self._pressed or not free:
             return
         ready = []

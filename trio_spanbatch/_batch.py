@@ -170,18 +170,9 @@ def _enveloped_size(content: int) -> int:
     return 1 + varint_size(content) + content
 
 
-class _Envelope:
-    """How many bytes stand inside one ResourceSpans or ScopeSpans."""
-
-    __slots__ = ("content",)
-
-    def __init__(self, content: int) -> None:
-        self.content = content
-
-    @property
-    def room(self) -> int:
-        """How many bytes it takes in before its length field grows by a byte."""
-        return (1 << 7 * varint_size(self.content)) - 1 - self.content
+def _room(content: int) -> int:
+    """Return how many bytes an envelope with ``content`` bytes takes in before its length field grows by a byte."""
+    return (1 << 7 * varint_size(content)) - 1 - content
 
 
 class RequestSizer:
@@ -199,25 +190,15 @@ class RequestSizer:
         size: How large it is.
     """
 
-    __slots__ = (
-        "_headers",
-        "_last_resource",
-        "_last_scope",
-        "_limit",
-        "_noted",
-        "_resources",
-        "_room",
-        "_scopes",
-        "size",
-    )
+    __slots__ = ("_headers", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
 
     def __init__(self, limit: int) -> None:
         self.size = 0
         self._limit = limit
-        self._resources: dict[bytes, _Envelope] = {}
-        self._scopes: dict[SpanHeaders, _Envelope] = {}
+        # How many bytes stand inside of each envelope.
+        self._resources: dict[bytes, int] = {}
+        self._scopes: dict[SpanHeaders, int] = {}
         self._headers: SpanHeaders | None = None
-        self._last_resource = self._last_scope = _Envelope(0)
         self._room = 0
         # What ``size`` was when the envelopes were up to date.
         self._noted = 0
@@ -240,25 +221,23 @@ class RequestSizer:
         self._bring_up_to_date()
         resource = self._resources.get(headers.resource)
         scope = self._scopes.get(headers)
-        scope_before = 0 if scope is None else _enveloped_size(scope.content)
-        scope_content = (len(headers.scope) if scope is None else scope.content) + framed
-        resource_before = 0 if resource is None else _enveloped_size(resource.content)
-        resource_content = len(headers.resource) if resource is None else resource.content
-        resource_content += _enveloped_size(scope_content) - scope_before
-        size = self.size + _enveloped_size(resource_content) - resource_before
+        scope_before = 0 if scope is None else _enveloped_size(scope)
+        scope = (len(headers.scope) if scope is None else scope) + framed
+        resource_before = 0 if resource is None else _enveloped_size(resource)
+        resource = len(headers.resource) if resource is None else resource
+        resource += _enveloped_size(scope) - scope_before
+        size = self.size + _enveloped_size(resource) - resource_before
         if size > limit:
             return False
-        if resource is None:
-            resource = self._resources[headers.resource] = _Envelope(0)
-        if scope is None:
-            scope = self._scopes[headers] = _Envelope(0)
-        resource.content, scope.content, self.size, self._noted = resource_content, scope_content, size, size
-        self._headers, self._last_resource, self._last_scope = headers, resource, scope
-        self._room = min(resource.room, scope.room, self._limit - size)
+        self._resources[headers.resource], self._scopes[headers] = resource, scope
+        self.size = self._noted = size
+        self._headers = headers
+        self._room = min(_room(resource), _room(scope), self._limit - size)
         return True
 
     def _bring_up_to_date(self) -> None:
         added = self.size - self._noted
-        self._last_resource.content += added
-        self._last_scope.content += added
-        self._noted = self.size
+        if added and self._headers is not None:
+            self._resources[self._headers.resource] += added
+            self._scopes[self._headers] += added
+            self._noted = self.size

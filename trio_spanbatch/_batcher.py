@@ -33,6 +33,7 @@ from ._ledger import Ledger
 from ._losses import Losses
 from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._shared import Shared
+from ._slots import ExportSlots
 from ._statistics import FlushReport, Loss, SpanBatcherStatistics
 from ._supervisor import Supervisor
 from .otlp.encoding import SpanEncoder
@@ -110,7 +111,7 @@ class SpanBatcher:
             ledger=Ledger(kept_ended=limits.max_locations),
             losses=Losses(on_loss, limits.max_pending_bytes, logger),
             health=HealthLog(logger, log_level, trio.current_time, limits.max_locations),
-            slots=trio.Semaphore(limits.max_exports, max_value=limits.max_exports),
+            slots=ExportSlots(limits.max_exports),
             start=self._supervisor.start,
         )
         self._lanes = self._shared.lanes = Lanes(self._shared, policy_function(batch))

@@ -5,7 +5,8 @@ The task sleeps until there is something to do, and whoever changes what there i
 again and decides from that alone, and there is no checkpoint between looking and falling asleep. So no wake-up can be
 lost. There are two sleeps: inside ``receive`` while the lane holds nothing, which the first span ends; and with an
 absolute deadline otherwise. For a batch in a quiet lane that makes two wake-ups, the first span and the deadline (or
-the batch getting full, a flush, the drain), and a third if it has to wait for a slot.
+the batch getting full, a flush, the drain). A third comes if no slot is free at the deadline: then the lane stands in
+the line for slots (`ExportSlots`) and is woken when it has one.
 
 What there is to do, in this order:
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,10 @@ if TYPE_CHECKING:
     from ._admission import Waiter
 
 __all__ = ["Lane"]
+
+
+def _wake(_: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.SUCCEEDED
 
 
 class Lane:
@@ -75,7 +81,8 @@ class Lane:
         self._first: EncodedSpan | None = None
         self._leases: dict[Lease, None] = {}
         self._leased_bytes = 0
-        self._turns = Turns(self.reconsider, self._release_export)
+        # Made when a delivery waits for its next attempt; most lanes never need it.
+        self._turns: Turns | None = None
         self._flushes: dict[LocationFlush, Flush] = {}
         self._flush_watermark = 0
         self._pressed = False
@@ -83,7 +90,7 @@ class Lane:
         self._retired = False
         self._idle_since = trio.current_time()
         self._sleep: trio.CancelScope | None = None
-        self._slot_wait: trio.CancelScope | None = None
+        self._has_slot = False
 
     def __repr__(self) -> str:
         return f"<Lane {self.location!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"
@@ -137,8 +144,11 @@ class Lane:
         """Let the task wake when there is something to do, now that something has changed."""
         if self._sleep is not None:
             self._sleep.deadline = self._wake_at()
-        if self._slot_wait is not None and self._export_at() > trio.current_time():
-            self._slot_wait.cancel()
+
+    def take_slot(self) -> None:
+        """Have an export slot that became free, and wake to use it."""
+        self._has_slot = True
+        self.reconsider()
 
     # -- what others ask ---------------------------------------------------------------------------------------
 
@@ -169,32 +179,48 @@ class Lane:
         """Live until the lane ended, or hand back the queue when cancelled."""
         try:
             while self._end_at() > trio.current_time():
-                await self._do_next()
+                if self._is_hopeless():
+                    self._give_up()
+                    continue
+                wake_at = self._wake_at()
+                if self._has_slot:
+                    self._use_slot()
+                else:
+                    await self._sleep_until(wake_at)
         finally:
             self._end()
 
     def _end(self) -> None:
+        # Nobody wakes it from now on, so it takes no slot any more: a cancelled sleep has left its scope here.
+        self._sleep = None
         self._shared.crowded_out.pop(self, None)
+        self._shared.slots.leave(self)
+        if self._has_slot:
+            self._has_slot = False
+            self._release_slot()
         if not self._retired:
             self._shared.lanes.remove(self)
             self._hand_back_queue(self._shared.stop_reason)
         self._send.close()
         self._receive.close()
 
-    async def _do_next(self) -> None:
-        if self._is_hopeless():
-            self._give_up()
-        elif self._export_at() > trio.current_time():
-            await self._sleep_until(self._wake_at())
-        elif await self._take_slot():
-            self._export()
-
     def _wake_at(self) -> float:
-        """Return when there will be something to do, as far as is known."""
+        """Return when there will be something to do, as far as is known. Take a slot if one can be used now."""
         if self._is_crowded_out():
             # Then it is not known: whoever makes a slot spare wakes the lanes that stand here.
             self._shared.crowded_out[self] = None
-        return -math.inf if self._is_hopeless() else min(self._export_at(), self._end_at())
+        if self._is_hopeless() or self._has_slot:
+            return -math.inf
+        export_at = self._export_at()
+        if export_at > trio.current_time():
+            self._shared.slots.leave(self)
+        elif self._shared.slots.try_take(self):
+            self._has_slot = True
+            return -math.inf
+        else:
+            # It is not known when there will be a slot: whoever gives one back wakes this lane.
+            export_at = math.inf
+        return min(export_at, self._end_at())
 
     def _export_at(self) -> float:
         """Return when an export may begin; `math.inf` if there is none to make."""
@@ -207,7 +233,7 @@ class Lane:
         return math.inf if self._is_crowded_out() else self.pace.next_at()
 
     def _is_crowded_out(self) -> bool:
-        return 0 < self.pace.active < self.pace.allowed and not self._shared.has_slot_to_spare()
+        return 0 < self.pace.active < self.pace.allowed and not self._shared.has_slot_to_spare(taken=self._has_slot)
 
     def _end_at(self) -> float:
         """Return when the lane ends, if nothing happens until then."""
@@ -226,37 +252,25 @@ class Lane:
         return opened_at + self._max_delay
 
     async def _sleep_until(self, time: float) -> None:
+        # As few coroutines as can be: there may be ten thousand lanes that sleep here, and each coroutine is an object
+        # that the garbage collector looks at.
         with trio.CancelScope(deadline=time) as self._sleep:
             if self._closed or self.account.queued:
-                await trio.sleep_forever()
+                await trio.lowlevel.wait_task_rescheduled(_wake)
             else:
-                await self._receive_first()
+                # If it was closed meanwhile, whoever looks next decides what there is to do.
+                with suppress(trio.EndOfChannel):
+                    self._first = await self._receive.receive()
         self._sleep = None
 
-    async def _receive_first(self) -> None:
-        try:
-            self._first = await self._receive.receive()
-        except trio.EndOfChannel:
-            # Closed while asleep: what there is to do is decided by whoever looks next.
-            return
-
-    async def _take_slot(self) -> bool:
-        """Take an export slot, waiting for it if need be. Return whether there still is an export to make with it."""
-        try:
-            self._shared.slots.acquire_nowait()
-        except trio.WouldBlock:
-            return await self._wait_for_slot()
-        return True
-
-    async def _wait_for_slot(self) -> bool:
-        with trio.CancelScope() as self._slot_wait:
-            await self._shared.slots.acquire()
-        taken = not self._slot_wait.cancelled_caught
-        self._slot_wait = None
-        if taken and self._export_at() > trio.current_time():
+    def _use_slot(self) -> None:
+        """Begin an export, or give the slot back if there is none to make any more."""
+        can_export = self._export_at() <= trio.current_time()
+        self._has_slot = False
+        if can_export:
+            self._export()
+        else:
             self._release_slot()
-            return False
-        return taken
 
     def _release_export(self) -> None:
         self.pace.active -= 1
@@ -264,7 +278,7 @@ class Lane:
         self._release_slot()
 
     def _release_slot(self) -> None:
-        self._shared.slots.release()
+        self._shared.slots.give_back()
         self._shared.offer_spare_slot()
         self._shared.admission.keep_slots_busy()
 
@@ -397,6 +411,8 @@ class Lane:
         Returns:
             False if ``give_up_at`` came first, or there will be no turn before the drain's end. Then there is no slot.
         """
+        if self._turns is None:
+            self._turns = Turns(self.reconsider, self._release_export)
         return await self._turns.wait(lease, give_up_at)
 
     # -- giving up ---------------------------------------------------------------------------------------------
@@ -410,7 +426,8 @@ class Lane:
         )
 
     def _give_up(self) -> None:
-        self._turns.end_all()
+        if self._turns is not None:
+            self._turns.end_all()
         self._hand_back_queue("the location backs off beyond the shutdown deadline")
 
     def _hand_back_queue(self, reason: str) -> None:

@@ -24,6 +24,8 @@ class Lanes:
     def __init__(self, shared: Shared, policy: Callable[[str], BatchPolicy]) -> None:
         self._shared = shared
         self._policy = policy
+        # Asked once: to look whether an object is of a protocol takes as long as to open a quarter of a lane.
+        self._checker = shared.exporter if isinstance(shared.exporter, LocationChecker) else None
         self._lanes: dict[str, Lane] = {}
         self._empty: OrderedDict[Lane, None] = OrderedDict()
 
@@ -88,8 +90,8 @@ class Lanes:
         location = str.__str__(location)
         if not location:
             raise InvalidLocationError("a location is a str that is not empty")
-        if isinstance(self._shared.exporter, LocationChecker):
-            self._shared.exporter.check_location(location)
+        if self._checker is not None:
+            self._checker.check_location(location)
         return location
 
     def _make_place(self) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
-import trio
 
 from ._exporter import SpanExporter
 from ._health_log import HealthLog
@@ -17,6 +16,7 @@ from ._hooks import DeliveryObserver, Feeder
 from ._ledger import Ledger
 from ._losses import Losses
 from ._policy import Limits, RetryPolicy
+from ._slots import ExportSlots
 
 if TYPE_CHECKING:
     from ._admission import Admission
@@ -63,7 +63,7 @@ class Shared:
     ledger: Ledger
     losses: Losses
     health: HealthLog
-    slots: trio.Semaphore
+    slots: ExportSlots
     start: TaskStarter
     exporting: int = 0
     crowded_out: dict[Lane, None] = attrs.Factory(dict)
@@ -80,14 +80,17 @@ class Shared:
         for feeder in self.feeders:
             feeder.feed()
 
-    def has_slot_to_spare(self) -> bool:
+    def has_slot_to_spare(self, *, taken: bool = False) -> bool:
         """Return whether a location that has an export running may begin another one.
 
         Slots are kept free for locations that have none running, up to half of all: locations that had grown to
         several exports and then hang must not take the slots of those that are well.
+
+        Args:
+            taken: Whether the location has taken a slot for it already.
         """
         without_any = len(self.lanes) - self.exporting
-        return self.slots.value > min(without_any, self.limits.max_exports // 2)
+        return self.slots.free + taken > min(without_any, self.limits.max_exports // 2)
 
     def offer_spare_slot(self) -> None:
         """Let the lanes that wait for a slot to spare look again, if there is one now."""
