@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Iterable
 from itertools import cycle
 
 import trio
@@ -14,7 +15,7 @@ from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, wa
 from bench.ids import check_ids
 from bench.in_memory import KeepsIds, add_all
 from bench.spans import agent_spans
-from trio_spanbatch import EncodedSpan, SpanBatcher
+from trio_spanbatch import EncodedSpan, Limits, SpanBatcher
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
 __all__ = ["CASE"]
@@ -22,23 +23,27 @@ __all__ = ["CASE"]
 _COUNTS = (1, 10, 100, 1_000, 10_000)
 
 
-def _prepared(setup: Setup) -> Round:
+# Room for all spans at once, so that nothing but the number of locations is another one.
+_ROOM = Limits(max_pending_bytes=1 << 30)
+
+
+def _prepared(setup: Setup, limits: Limits, counts: Iterable[int]) -> Round:
     spans = agent_spans(setup.size(200_000, 5_000))
     # A program does not keep hundreds of thousands of spans that ended: the collector is not to look through them.
     gc.freeze()
 
     def run_round() -> Figures:
         return {
-            _name(count): trio.run(_sent, spans, setup.size(count, min(count, 100))).cpu / len(spans) * 1e6
-            for count in _COUNTS
+            _name(count): trio.run(_sent, spans, setup.size(count, min(count, 100)), limits).cpu / len(spans) * 1e6
+            for count in counts
         }
 
     return run_round
 
 
-async def _sent(spans: list[ReadableSpan], count: int) -> Watch:
+async def _sent(spans: list[ReadableSpan], count: int, limits: Limits) -> Watch:
     exporter = KeepsIds()
-    async with SpanBatcher(exporter) as batcher:
+    async with SpanBatcher(exporter, limits=limits) as batcher:
         with watch() as seen:
             await add_all(batcher, zip(cycle(_locations(count)), spans, strict=False))
             await batcher.flush()
@@ -92,19 +97,34 @@ def _name(count: int) -> str:
     return f"{count:,} location{'s' if count > 1 else ''}"
 
 
+_SIDE, _DEFAULT_SIDE = "trio-spanbatch", "default byte budget"
+
 CASE = Case(
     name="locations",
     title="Locations",
     about=(
-        "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with default settings and an "
-        "exporter in memory, from adding the first to the end of `flush`, encoding included. The program waits where "
-        "there is no room. The memory of a lane is measured with `tracemalloc`, with 10,000 of them."
+        "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with an exporter in memory, from "
+        "adding the first to the end of `flush`, encoding included. They are 140 MB: once the budget for pending bytes "
+        "holds them all, once it has its default, 64 MiB, and the program waits for room. The memory of a lane is "
+        "measured with `tracemalloc`, with 10,000 of them."
     ),
-    sides={"trio-spanbatch": _prepared, "lanes": _prepared_lanes},
+    sides={
+        _SIDE: lambda setup: _prepared(setup, _ROOM, _COUNTS),
+        _DEFAULT_SIDE: lambda setup: _prepared(setup, Limits(), (1, 10_000)),
+        "lanes": _prepared_lanes,
+    },
     rows=(
         *(
-            Row(f"{_name(count)}: CPU a span", _name(count), "µs", f"trio-spanbatch: {_name(1)}", goal)
+            Row(f"{_name(count)}: CPU a span", _name(count), "µs", f"{_SIDE}: {_name(1)}", goal)
             for count, goal in zip(_COUNTS[1:], (None, None, None, 1.5), strict=True)
+        ),
+        Row(
+            f"{_name(10_000)}, default byte budget: CPU a span",
+            _name(10_000),
+            "µs",
+            f"{_DEFAULT_SIDE}: {_name(1)}",
+            goal=1.5,
+            side=_DEFAULT_SIDE,
         ),
         Row("Memory of a live lane that holds a span, without the span", "holding", "bytes", side="lanes"),
         Row("Memory of a live lane that is idle", "idle", "bytes", side="lanes"),
