@@ -71,7 +71,7 @@ class Admission:
             and not lane.waiting
             and not self._byte_line
         ):
-            lane.accept(span)
+            lane.accept(span, size)
             return True
         return False
 
@@ -87,7 +87,7 @@ class Admission:
         ):
             return False
         for span in spans:
-            lane.accept(span)
+            lane.accept(span, span.size)
         return True
 
     def check_can_ever_fit(self, spans: list[EncodedSpan]) -> None:
@@ -199,7 +199,7 @@ class Admission:
 
     def _admit(self, lane: Lane, waiter: Waiter) -> None:
         del lane.waiting[waiter]
-        lane.accept(waiter.span)
+        lane.accept(waiter.span, waiter.span.size)
         trio.lowlevel.reschedule(waiter.task)
 
     def _withdraw(self, lane: Lane, waiter: Waiter) -> None:

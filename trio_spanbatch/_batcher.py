@@ -115,6 +115,7 @@ class SpanBatcher:
             start=self._supervisor.start,
         )
         self._lanes = self._shared.lanes = Lanes(self._shared, policy_function(batch))
+        self._live = self._lanes.by_location
         self._admission = self._shared.admission = Admission(self._shared)
         self._encoder = SpanEncoder(default_resource(os.environ))
         self._entered = False
@@ -227,7 +228,11 @@ class SpanBatcher:
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit(self, location: str, span: EncodedSpan) -> bool:
-        lane = self._lanes.get(location)
+        try:
+            # In place of `Lanes.get`, as each call here takes a twentieth of the time of accepting a span.
+            lane = self._live.get(location)
+        except Exception:
+            lane = self._lanes.get(location)
         if lane is not None and self._admission.try_admit(lane, span):
             return True
         return self._try_admit_first(location, lane, span)

@@ -97,13 +97,14 @@ class Lane:
 
     # -- what others do to a lane, each in one synchronous step ------------------------------------------------
 
-    def accept(self, span: EncodedSpan) -> None:
-        """Put a span that fits into the queue."""
-        if not self.account.queued:
+    def accept(self, span: EncodedSpan, size: int) -> None:
+        """Put a span that fits into the queue. ``size`` is its own."""
+        account = self.account
+        if not account.queued:
             self._shared.lanes.occupied(self)
         # Nothing from here on raises: the channel is as large as the queue may be, and a lane that was closed or
         # retired is not asked. Counted before it is enqueued, so that whoever the span wakes finds it counted.
-        self._ledger.accept(self.account, len(span.payload))
+        self._ledger.accept(account, size)
         became_full = self._cutter.add(span)
         self._send.send_nowait(span)
         if became_full:

@@ -19,6 +19,9 @@ class Lanes:
 
     A lane that holds nothing stands in ``_empty``, longest empty first. There a new location finds its place when the
     limit is reached.
+
+    Attributes:
+        by_location: The live lanes. Only this class changes it.
     """
 
     def __init__(self, shared: Shared, policy: Callable[[str], BatchPolicy]) -> None:
@@ -26,19 +29,19 @@ class Lanes:
         self._policy = policy
         # Asked once: to look whether an object is of a protocol takes as long as to open a quarter of a lane.
         self._checker = shared.exporter if isinstance(shared.exporter, LocationChecker) else None
-        self._lanes: dict[str, Lane] = {}
+        self.by_location: dict[str, Lane] = {}
         self._empty: OrderedDict[Lane, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[Lane]:
-        yield from tuple(self._lanes.values())
+        yield from tuple(self.by_location.values())
 
     def __len__(self) -> int:
-        return len(self._lanes)
+        return len(self.by_location)
 
     def get(self, location: str) -> Lane | None:
         """Return the lane of a location that is live."""
         try:
-            return self._lanes.get(location)
+            return self.by_location.get(location)
         except Exception:
             # What cannot be hashed raises a TypeError, or whatever its own ``__hash__`` raises.
             raise InvalidLocationError(f"a location is a str, not {type(location).__name__}") from None
@@ -54,21 +57,21 @@ class Lanes:
         policy = self._policy(location)
         if not isinstance(policy, BatchPolicy):
             raise TypeError(f"batch({location!r}) returned {policy!r}; it must return a BatchPolicy")
-        if (opened := self._lanes.get(location)) is not None:
+        if (opened := self.by_location.get(location)) is not None:
             # By the policy function or the exporter's check, if they add spans themselves.
             return opened
         self._make_place()
         lane = Lane(location, policy, self._shared)
         # Registered after its task was started: a lane without a task would hold its spans for ever.
         self._shared.start(lane.run, f"trio_spanbatch lane {location!r}")
-        self._lanes[location] = lane
+        self.by_location[location] = lane
         self._empty[lane] = None
         return lane
 
     def remove(self, lane: Lane) -> None:
         """Forget a lane that ends. Nothing happens if it was forgotten before."""
-        if self._lanes.get(lane.location) is lane:
-            del self._lanes[lane.location]
+        if self.by_location.get(lane.location) is lane:
+            del self.by_location[lane.location]
             self._empty.pop(lane, None)
             self._shared.ledger.end(lane.location)
             self._shared.offer_spare_slot()
@@ -79,7 +82,7 @@ class Lanes:
 
     def emptied(self, lane: Lane) -> None:
         """Note that a lane holds nothing. One for which an adder waits does not count as empty."""
-        if self._lanes.get(lane.location) is lane and not lane.waiting:
+        if self.by_location.get(lane.location) is lane and not lane.waiting:
             self._empty[lane] = None
 
     def _checked(self, location: str) -> str:
@@ -96,7 +99,7 @@ class Lanes:
 
     def _make_place(self) -> None:
         limit = self._shared.limits.max_locations
-        if len(self._lanes) < limit:
+        if len(self.by_location) < limit:
             return
         if not self._empty:
             raise TooManyLocationsError(

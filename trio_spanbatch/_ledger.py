@@ -128,14 +128,12 @@ class Ledger:
 
     Attributes:
         pending_bytes: The sum of all accounts' ``pending_bytes``, kept for the budget's sake.
-        queued: The sum of all accounts' ``queued``, which other threads may read.
         kept_ended: How many accounts are kept of locations that have no lane any more. Older ones are added up in
             one account without a name.
     """
 
     kept_ended: int
     pending_bytes: int = 0
-    queued: int = 0
     _accounts: dict[str, Account] = attrs.Factory(dict)
     _ended: OrderedDict[str, None] = attrs.Factory(OrderedDict)
     _forgotten: Account = attrs.Factory(Account)
@@ -158,13 +156,11 @@ class Ledger:
         account.queued += 1
         account.pending_bytes += size
         self.pending_bytes += size
-        self.queued += 1
 
     def seal(self, account: Account, count: int) -> None:
         """The oldest ``count`` spans leave the queue in a lease."""
         account.queued -= count
         account.in_flight += count
-        self.queued -= count
 
     def settle(self, account: Account, lease: Lease, settlement: Settlement) -> None:
         """Account for the spans of a lease."""
@@ -180,6 +176,11 @@ class Ledger:
         if not lease.ambiguous:
             lease.ambiguous = True
             account.ambiguous += len(lease)
+
+    @property
+    def queued(self) -> int:
+        """The sum of all accounts' ``queued``. Other threads may ask: nothing can come in between to make the tuple."""
+        return sum([account.queued for account in tuple(self._accounts.values())])
 
     def accounts(self) -> Iterator[tuple[str, Account]]:
         """Yield the location and the account of each location that is kept."""
