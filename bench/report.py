@@ -15,6 +15,7 @@ from bench.numbers import number
 
 __all__ = ["CaseReport", "table", "write_page"]
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _HEADINGS = ("what", "here", "beside it", "ratio (range)", "goal", "")
 
 
@@ -73,7 +74,7 @@ def _page(reports: list[CaseReport]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        "Each figure is the median of at least seven rounds (three for memory), in which both sides ran in turns on "
+        "Each figure is the median of at least seven rounds, in which the sides ran in turns on "
         "the same spans, each in a process of its own; CPU time is that of the process, all its threads. The ratio is "
         "made within each round; in brackets its range. Each round ends with a check, by id, that every span arrived "
         "exactly once. What the figures mean, and what sets the limits, is in [Performance](performance.md). "
@@ -108,7 +109,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         _amount(result.figure, row.unit),
         _beside(result),
         "" if ratio is None else _spread(ratio),
-        "" if row.goal is None else f"{'≥' if row.at_least else '≤'} {row.goal:.2f}",
+        "" if row.goal is None else f"{'≥' if row.at_least else '≤'}{_NO_BREAK}{row.goal:.2f}",
         _verdict(result),
     )
 
@@ -120,7 +121,7 @@ def _verdict(result: Result) -> str:
 
 
 def _amount(spread: Spread, unit: str) -> str:
-    return f"{number(spread.median)} {unit}".strip()
+    return f"{number(spread.median)}{_NO_BREAK}{unit}".strip()
 
 
 def _beside(result: Result) -> str:
