@@ -1,0 +1,71 @@
+"""A case whose sides say when they ran, or fail. Tests put a copy of this file among the cases of a benchmark."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+from bench.harness import Case, Figures, Round, Setup
+from bench.ids import check_ids
+
+# In the folder where the sides run: a line for each round, with the side and its process.
+ROUNDS = Path("rounds")
+CRASHED = 3
+
+
+def _steady(side: str) -> Callable[[Setup], Round]:
+    def make_ready(setup: Setup) -> Round:
+        numbers = count(1)
+
+        def run_round() -> Figures:
+            with ROUNDS.open("a") as rounds:
+                rounds.write(f"{side} {os.getpid()}\n")
+            return {"number": next(numbers), "port": setup.receiver.port, "quick": setup.quick}
+
+        return run_round
+
+    return make_ready
+
+
+def _prints(setup: Setup) -> Round:
+    def run_round() -> Figures:
+        print("a library says hello")
+        return {"number": 1}
+
+    print("a library says hello")
+    return run_round
+
+
+def _lose_spans(setup: Setup) -> NoReturn:
+    setup.receiver.forget()
+    check_ids(setup.receiver.ids(), 3)
+    raise AssertionError("nothing was sent, and nobody missed it")
+
+
+def _crash(_: Setup) -> NoReturn:
+    os._exit(CRASHED)
+
+
+def _in_a_round(fail: Callable[[Setup], NoReturn]) -> Callable[[Setup], Round]:
+    return lambda setup: lambda: fail(setup)
+
+
+CASE = Case(
+    name="bench_case",
+    title="In turns",
+    about="Two sides that only count.",
+    sides={
+        "A": _steady("A"),
+        "B": _steady("B"),
+        "prints": _prints,
+        "loses spans": _in_a_round(_lose_spans),
+        "crashes": _in_a_round(_crash),
+        "loses spans before it is ready": _lose_spans,
+        "crashes before it is ready": _crash,
+    },
+    rows=(),
+    rounds=2,
+)

@@ -1,0 +1,592 @@
+"""The benchmark's own machinery: whether it would see a lost span, and what it makes of figures. It measures nothing.
+
+Processes of the benchmark start in the repository's root, or in a folder with a copy of the benchmark whose only case
+is `child_programs.bench_case`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import platform
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import attrs
+import pytest
+from child_programs.bench_case import CASE, CRASHED, ROUNDS
+from process_support import DEADLINE, untraced_environment
+from rich.console import Console
+
+from bench.cases import CASES
+from bench.harness import Case, Figures, Limit, Plot, Result, Row, Setup, Spread, figures_of, in_turns, watch
+from bench.ids import SpansLost, check_ids, ids_of_batch, ids_of_request
+from bench.machine import machine
+from bench.numbers import number
+from bench.receiver import Receiver, running_receiver
+from bench.report import CaseReport, table, write_page
+from bench.spans import SPANS, agent_spans
+from trio_spanbatch import InstrumentationScope, Resource, Span, SpanBatch, SpanContext, SpanLike
+from trio_spanbatch.otlp.encoding import SpanEncoder
+
+ROOT = Path(__file__).parent.parent
+OURS, PEER = "trio-spanbatch", "OpenTelemetry"
+GZIP = "content-encoding: gzip"
+HANGING = "x-location: hanging"
+ALL_CASES = "the page shows all cases, measured in full"
+
+kinds = pytest.mark.parametrize("kind", SPANS)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Receiver]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        with running_receiver() as receiver:
+            yield receiver
+
+
+@pytest.fixture
+def receiver(running: Receiver) -> Receiver:
+    """A receiver that has received nothing."""
+    running.forget()
+    return running
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: there is a copy of the benchmark, and the processes of sides find the case of tests."""
+    shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    shutil.copy(ROOT / "tests" / "child_programs" / "bench_case.py", tmp_path / "bench" / "cases")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def batch_of(spans: Sequence[SpanLike]) -> SpanBatch:
+    encoder = SpanEncoder()
+    return SpanBatch("default", [encoder.encode(span) for span in spans], size=0)
+
+
+def request_of(spans: Sequence[SpanLike]) -> bytes:
+    return batch_of(spans).to_request()
+
+
+def post(body: bytes, *headers: str) -> bytes:
+    lines = ["POST /v1/traces HTTP/1.1", "Host: receiver", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def answers_to(receiver: Receiver, *requests: bytes) -> bytes:
+    """Send requests on one connection, end it, and return all that comes back."""
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=DEADLINE) as connection:
+        connection.sendall(b"".join(requests))
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as stream:
+            return stream.read()
+
+
+# Ids
+
+
+@pytest.mark.parametrize("received", [[1, 2, 3, 4, 5], [4, 1, 5, 3, 2], (5, 4, 3, 2, 1)])
+def test_exactly_the_ids_from_1_pass_in_any_order(received: Sequence[int]) -> None:
+    check_ids(received, 5)
+    check_ids(iter(received), 5)
+
+
+@pytest.mark.parametrize(
+    ("received", "lost", "repeated", "invented"),
+    [
+        pytest.param([1, 2, 3, 5], 1, 0, 0, id="one is missing"),
+        pytest.param([1, 2, 3, 4], 1, 0, 0, id="the last is missing"),
+        pytest.param([], 5, 0, 0, id="all are missing"),
+        pytest.param([1, 2, 3, 4, 4, 5], 0, 1, 0, id="one came twice"),
+        pytest.param([1, 1, 1, 2, 3, 4, 5, 5], 0, 2, 0, id="two came again and again"),
+        pytest.param([1, 2, 3, 4, 5, 6], 0, 0, 1, id="one is too high"),
+        pytest.param([0, 1, 2, 3, 4, 5], 0, 0, 1, id="one is 0"),
+        pytest.param([1, 2, 2, 9, 4], 2, 1, 1, id="as many as were sent, but others"),
+    ],
+)
+def test_ids_that_are_missing_or_came_twice_or_were_never_sent_are_counted(
+    received: list[int], lost: int, repeated: int, invented: int
+) -> None:
+    said = f"of 5 spans the receiver is without {lost}; {repeated} came more than once, and {invented} were never sent"
+    with pytest.raises(SpansLost, match=f"^{re.escape(said)}$"):
+        check_ids(received, 5)
+
+
+@kinds
+def test_the_ids_read_from_a_batch_are_those_of_its_request(kind: str) -> None:
+    batch = batch_of(SPANS[kind](30))
+    assert ids_of_batch(batch) == ids_of_request(batch.to_request()) == list(range(1, 31))
+
+
+def test_the_ids_read_from_a_batch_are_those_of_its_request_whatever_is_in_its_spans() -> None:
+    ids = [1, 2**64 - 1, 0x0102030405060708]
+    spans = [
+        Span(
+            "x" * span_id.bit_count() * 100,
+            SpanContext(2**128 - 1, span_id, trace_flags=1, trace_state="vendor=1"),
+            parent=SpanContext(2**128 - 1, 77),
+            resource=Resource({"service.name": "a"}),
+            instrumentation_scope=InstrumentationScope("b"),
+            start_time=1,
+            end_time=2,
+        )
+        for span_id in ids
+    ]
+    batch = batch_of(spans)
+    assert ids_of_batch(batch) == ids_of_request(batch.to_request()) == ids
+
+
+# Spans
+
+
+@kinds
+def test_the_ids_of_spans_count_from_1(kind: str) -> None:
+    assert [span.context.span_id for span in SPANS[kind](25)] == list(range(1, 26))
+    assert [span.context.span_id for span in SPANS[kind](2)] == [1, 2], "in each call anew"
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "events"),
+    [("11 attributes and an event", 11, 1), ("3 attributes", 3, 0), ("a 10 KB prompt", 12, 1)],
+)
+def test_spans_have_the_attributes_and_events_that_they_are_named_after(
+    kind: str, attributes: int, events: int
+) -> None:
+    for span in SPANS[kind](5):
+        assert span.attributes is not None
+        assert (len(span.attributes), len(span.events)) == (attributes, events)
+
+
+def test_each_prompt_is_another_of_10_000_characters_and_takes_more_bytes() -> None:
+    prompts = [str((span.attributes or {})["gen_ai.input.messages"]) for span in SPANS["a 10 KB prompt"](5)]
+    assert len(set(prompts)) == 5
+    # A number of eight digits comes behind.
+    assert {len(prompt) for prompt in prompts} == {10_008}
+    assert len({prompt[:10_000] for prompt in prompts}) == 1
+    assert all(len(prompt.encode()) > len(prompt) for prompt in prompts)
+
+
+# The receiver
+
+
+def test_the_receiver_gives_back_the_ids_of_plain_and_compressed_requests(receiver: Receiver) -> None:
+    spans = agent_spans(7)
+    answers = answers_to(receiver, post(request_of(spans[:3])), post(gzip.compress(request_of(spans[3:])), GZIP))
+    assert answers == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n" * 2
+    assert receiver.ids() == (1, 2, 3, 4, 5, 6, 7)
+    check_ids(receiver.ids(), 7)
+
+
+def test_the_receiver_counts_requests_and_not_spans_or_questions(receiver: Receiver) -> None:
+    assert receiver.requests() == 0
+    body = request_of(agent_spans(4))
+    answers_to(receiver, post(body), post(body))
+    answers_to(receiver, post(body))
+    assert receiver.requests() == 3
+    assert receiver.requests() == 3
+    assert receiver.ids() == (1, 2, 3, 4) * 3, "what came again is seen again"
+
+
+def test_the_receiver_forgets_when_it_is_told_to(receiver: Receiver) -> None:
+    spans = agent_spans(4)
+    answers_to(receiver, post(request_of(spans[:3])))
+    receiver.forget()
+    assert (receiver.ids(), receiver.requests()) == ((), 0)
+    answers_to(receiver, post(request_of(spans[3:])))
+    assert (receiver.ids(), receiver.requests()) == ((4,), 1)
+
+
+def test_a_request_for_the_location_that_hangs_gets_no_answer_and_is_not_kept(receiver: Receiver) -> None:
+    spans = agent_spans(2)
+    # One connection: the request behind is answered, so the one before has been read and is never answered.
+    answers = answers_to(receiver, post(request_of(spans[:1]), HANGING), post(request_of(spans[1:])))
+    assert answers.count(b"HTTP/1.1") == 1
+    assert (receiver.ids(), receiver.requests()) == ((2,), 1)
+
+
+def test_only_the_location_that_hangs_hangs(receiver: Receiver) -> None:
+    spans = agent_spans(2)
+    with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+        connection.sendall(post(request_of(spans[:1]), HANGING))
+        assert answers_to(receiver, post(request_of(spans[1:]), "x-location: main.agents.healthy"))
+        assert receiver.ids() == (2,)
+
+
+def test_the_receivers_process_ends_with_the_block(running: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with running_receiver() as receiver:
+        assert receiver.port != running.port
+        assert receiver.url == f"http://127.0.0.1:{receiver.port}/v1/traces"
+        assert receiver.requests() == 0
+    with pytest.raises(ConnectionRefusedError):
+        receiver.requests()
+
+
+# Figures
+
+
+def row(beside: str | Limit | None = PEER, *, goal: float | None = None, at_least: bool = False) -> Row:
+    return Row("CPU a span", "cpu", "µs", beside, goal, at_least)
+
+
+def rounds_of(ours: list[float], peers: list[float]) -> dict[str, list[Figures]]:
+    return {OURS: [{"cpu": value} for value in ours], PEER: [{"cpu": value} for value in peers]}
+
+
+def test_a_spread_is_the_median_and_the_range() -> None:
+    assert Spread.of([5.0, 1.0, 2.0]) == Spread(2.0, lowest=1.0, highest=5.0)
+    assert Spread.of([4.0, 1.0, 2.0, 10.0]) == Spread(3.0, lowest=1.0, highest=10.0)
+
+
+def test_ratios_are_made_within_rounds_and_not_of_medians() -> None:
+    result = Result.of(row(), rounds_of([1.0, 2.0, 9.0], [1.0, 4.0, 3.0]))
+    assert result.figure == Spread(2.0, 1.0, 9.0)
+    assert result.beside == Spread(3.0, 1.0, 4.0)
+    assert result.ratio == Spread(1.0, 0.5, 3.0)
+
+
+def test_sides_with_unequal_rounds_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Result.of(row(), rounds_of([1.0, 2.0], [1.0]))
+
+
+def test_a_figure_is_found_by_its_side_and_name() -> None:
+    rounds: dict[str, list[Figures]] = {OURS: [{"cpu": 6.0, "encoder: cpu": 2.0}], PEER: [{"cpu": 12.0, "wall": 24.0}]}
+    assert figures_of(f"{PEER}: wall", rounds) == [24.0]
+    assert figures_of(f"{OURS}: encoder: cpu", rounds) == [2.0]
+    for beside, value in ((PEER, 12.0), (f"{PEER}: wall", 24.0), (f"{OURS}: encoder: cpu", 2.0)):
+        result = Result.of(row(beside), rounds)
+        assert result.beside == Spread(value, value, value)
+        assert result.ratio == Spread(6 / value, 6 / value, 6 / value)
+
+
+def test_a_row_may_show_the_figure_of_another_side() -> None:
+    result = Result.of(attrs.evolve(row(OURS), side=PEER), rounds_of([2.0], [8.0]))
+    assert (result.figure.median, result.ratio) == (8.0, Spread(4.0, 4.0, 4.0))
+
+
+def test_a_limit_is_the_same_in_each_round() -> None:
+    result = Result.of(row(Limit(2.0)), rounds_of([1.0, 4.0, 3.0], []))
+    assert (result.beside, result.ratio) == (Spread(2.0, 2.0, 2.0), Spread(1.5, 0.5, 2.0))
+
+
+def test_a_figure_with_nothing_beside_it_has_no_ratio_and_meets_no_goal() -> None:
+    result = Result.of(row(None, goal=1.0), rounds_of([1.0, 3.0], []))
+    assert result.figure == Spread(2.0, 1.0, 3.0)
+    assert (result.beside, result.ratio, result.missed_by, result.is_met) == (None, None, None, None)
+
+
+def test_without_a_goal_nothing_is_met_or_missed() -> None:
+    result = Result.of(row(), rounds_of([1.0], [2.0]))
+    assert (result.ratio, result.missed_by, result.is_met) == (Spread(0.5, 0.5, 0.5), None, None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "goal", "at_least", "missed_by", "is_met"),
+    [
+        (0.25, 0.5, False, -0.5, True),
+        (0.5, 0.5, False, 0.0, True),
+        (0.75, 0.5, False, 0.5, False),
+        (0.75, 0.5, True, -0.5, True),
+        (0.5, 0.5, True, 0.0, True),
+        (0.25, 0.5, True, 0.5, False),
+    ],
+)
+def test_a_goal_is_missed_by_a_part_of_itself(
+    ratio: float, goal: float, at_least: bool, missed_by: float, is_met: bool
+) -> None:
+    # The rounds around the median do not matter.
+    result = Result.of(row(goal=goal, at_least=at_least), rounds_of([ratio, 0.01, 99.0], [1.0, 1.0, 1.0]))
+    assert (result.missed_by, result.is_met) == (missed_by, is_met)
+
+
+def test_watching_measures_the_clock_of_the_process_and_the_one_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = iter([100.0, 107.0]), iter([1.0, 3.0])
+    clocks = SimpleNamespace(perf_counter=lambda: next(wall), process_time=lambda: next(cpu))
+    monkeypatch.setattr("bench.harness.time", clocks)
+    with watch() as seen:
+        pass
+    assert (seen.cpu, seen.wall) == (2.0, 7.0)
+
+
+def test_a_case_is_smaller_when_it_is_quick() -> None:
+    assert Setup(Receiver(1), quick=False).size(4096, 512) == 4096
+    assert Setup(Receiver(1), quick=True).size(4096, 512) == 512
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0.123, "0.12"), (9.87, "9.87"), (-3.0, "-3.00"), (12.34, "12.3"), (100.0, "100"), (1234567.8, "1,234,568")],
+)
+def test_a_number_is_written_with_three_digits_that_count(value: float, written: str) -> None:
+    assert number(value) == written
+
+
+# Rounds in turns
+
+
+def case_of(*sides: str, rounds: int = 2, fresh: bool = False) -> Case:
+    return attrs.evolve(CASE, sides={side: CASE.sides[side] for side in sides}, rounds=rounds, fresh=fresh)
+
+
+def rounds_run() -> list[tuple[str, int]]:
+    """Return the side and the process of each round that was run in the working directory."""
+    lines = [line.split() for line in ROUNDS.read_text().splitlines()]
+    return [(side, int(process)) for side, process in lines]
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("folder")
+def test_sides_run_in_turns_each_in_its_process_and_the_first_round_does_not_count(receiver: Receiver) -> None:
+    figures = in_turns(case_of("A", "B", rounds=2), receiver, quick=False)
+    assert [side for side, _ in rounds_run()] == ["A", "B"] * 3
+    assert len(set(rounds_run())) == 2, "a process for all rounds of a side"
+    assert len({os.getpid(), *(process for _, process in rounds_run())}) == 3, "and for nothing else"
+    wanted = [{"number": number, "port": receiver.port, "quick": False} for number in (2, 3)]
+    assert figures == {"A": wanted, "B": wanted}
+    assert not any(is_running(process) for _, process in rounds_run())
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_quick_run_is_one_round_without_a_warm_up(receiver: Receiver, fresh: bool) -> None:
+    figures = in_turns(case_of("A", rounds=7, fresh=fresh), receiver, quick=True)
+    assert len(rounds_run()) == 1
+    assert figures == {"A": [{"number": 1, "port": receiver.port, "quick": True}]}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_fresh_case_has_a_new_process_for_each_round_and_nothing_to_warm_up(receiver: Receiver) -> None:
+    figures = in_turns(case_of("A", "B", rounds=2, fresh=True), receiver, quick=False)
+    assert [side for side, _ in rounds_run()] == ["A", "B"] * 2
+    assert len(set(rounds_run())) == 4
+    assert [figure["number"] for side in ("A", "B") for figure in figures[side]] == [1, 1, 1, 1]
+    assert not any(is_running(process) for _, process in rounds_run())
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_a_library_prints_is_not_taken_for_figures(receiver: Receiver, capfd: pytest.CaptureFixture[str]) -> None:
+    assert in_turns(case_of("prints"), receiver, quick=True) == {"prints": [{"number": 1}]}
+    assert capfd.readouterr().err == "a library says hello\n" * 2
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("side", "exit_code", "reason"),
+    [
+        ("loses spans", 1, "SpansLost: of 3 spans the receiver is without 3"),
+        ("loses spans before it is ready", 1, "SpansLost: of 3 spans the receiver is without 3"),
+        ("crashes", CRASHED, ""),
+        ("crashes before it is ready", CRASHED, ""),
+    ],
+)
+def test_a_side_that_loses_spans_or_crashes_ends_the_run(
+    receiver: Receiver, side: str, exit_code: int, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match=f"^bench_case: {side} failed with exit code {exit_code}$"):
+        in_turns(case_of("A", side), receiver, quick=True)
+    assert reason in capfd.readouterr().err
+    assert [side for side, _ in rounds_run()] == ["A"]
+    assert not any(is_running(process) for _, process in rounds_run())
+
+
+# The command
+
+
+def bench(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the benchmark's command."""
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=folder,
+        env=untraced_environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def test_the_command_says_that_every_span_arrived_and_shows_no_goals_for_a_quick_run() -> None:
+    ended = bench("--quick", "encoding")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[0] == "encoding ... every span arrived"
+    for kind in SPANS:
+        assert f"Encoding, {kind}: CPU a span" in ended.stdout
+    assert "goal" not in ended.stdout
+    assert ended.stdout.endswith("that none is lost is all that it shows.\n")
+
+
+def test_the_command_fails_if_a_span_is_lost(folder: Path) -> None:
+    lines = [
+        "import attrs",
+        "from bench.cases.bench_case import CASE",
+        "CASE = attrs.evolve(CASE, name='encoding', sides={'loses spans': CASE.sides['loses spans']})",
+    ]
+    (folder / "bench" / "cases" / "encoding.py").write_text("\n".join(lines))
+    ended = bench("--quick", "encoding", folder=folder)
+    assert ended.returncode == 1
+    assert "every span arrived" not in ended.stdout
+    assert "SpansLost: of 3 spans the receiver is without 3" in ended.stderr
+    assert ended.stderr.endswith("RuntimeError: encoding: loses spans failed with exit code 1\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--quick", "encoding", "decoding"], f"there is no case decoding; there are {', '.join(CASES)}"),
+        (["--docs", "docs", "encoding"], f"{ALL_CASES}: --docs goes with neither CASE nor --quick"),
+        (["--docs", "docs", "--quick"], f"{ALL_CASES}: --docs goes with neither CASE nor --quick"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_in_a_line(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("bench", run_name="__main__")
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == f"python -m bench: error: {said}"
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_each_file_of_a_case_is_in_the_list_of_cases() -> None:
+    files = {file.stem for file in (ROOT / "bench" / "cases").glob("[!_]*.py")}
+    assert sorted(CASES) == sorted(files)
+
+
+# The table and the page
+
+MISSED, MET, LIMITED, SHOWN = (
+    Row("Encoding: CPU a span", "cpu", "µs", PEER, goal=0.2),
+    Row("Throughput", "rate", "spans/s", f"{OURS}: encoder's", goal=0.5, at_least=True),
+    Row("Longest stall", "stall", "ms", Limit(3.0), goal=1.0),
+    Row("Memory a lane", "lane", "bytes"),
+)
+COUNTED = Case(
+    name="counted",
+    title="What was counted",
+    about="Nothing was measured.",
+    sides={},
+    rows=(MISSED, MET, LIMITED, SHOWN),
+)
+COUNTS: dict[str, list[Figures]] = {
+    OURS: [
+        {"cpu": 2.0, "rate": 30_000.0, "encoder's": 50_000.0, "stall": 1.5, "lane": 2345.0},
+        {"cpu": 3.0, "rate": 40_000.0, "encoder's": 50_000.0, "stall": 0.3, "lane": 2345.0},
+        {"cpu": 2.5, "rate": 20_000.0, "encoder's": 50_000.0, "stall": 0.6, "lane": 2345.0},
+    ],
+    PEER: [{"cpu": 10.0}, {"cpu": 10.0}, {"cpu": 10.0}],
+}
+CELLS = [
+    ["Encoding: CPU a span", "2.50 µs", "10.0 µs (OpenTelemetry)", "0.25 (0.20 to 0.30)", "≤ 0.20", "missed by 25%"],
+    ["Throughput", "30,000 spans/s", "50,000 spans/s (encoder's)", "0.60 (0.40 to 0.80)", "≥ 0.50", "met"],
+    ["Longest stall", "0.60 ms", "3.00 ms (limit)", "0.20 (0.10 to 0.50)", "≤ 1.00", "met"],
+    ["Memory a lane", "2,345 bytes", "", "", "", ""],
+]
+
+
+def with_plain_spaces(text: str) -> str:
+    """Return ``text`` with spaces in place of those where no line may break."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def shown_cells(*, with_goals: bool) -> list[list[str]]:
+    """Return the cells of the table on the terminal, row by row, the headings first."""
+    console = Console(file=StringIO(), width=200)
+    with console.capture() as said:
+        console.print(table([CaseReport(COUNTED, COUNTS)], with_goals=with_goals))
+    lines = [re.split("[│┃]", line)[1:-1] for line in with_plain_spaces(said.get()).splitlines()]
+    return [[cell.strip() for cell in line] for line in lines if line]
+
+
+def page_of(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[tuple[Plot, Path]]]:
+    """Write the page; return its text, and each plot with the file that it was to be drawn into."""
+    drawn: list[tuple[Plot, Path]] = []
+    plots = ModuleType("bench.plots")
+    # The real one needs matplotlib, and the versions need MLflow: only `make bench` installs them.
+    vars(plots)["draw"] = lambda plot, rounds, file: drawn.append((plot, file))
+    monkeypatch.setitem(sys.modules, "bench.plots", plots)
+    monkeypatch.setattr("bench.machine.version", lambda package: f"version of {package}")
+    write_page(
+        [CaseReport(case, COUNTS), CaseReport(attrs.evolve(case, name="next", title="The next"), COUNTS)], folder
+    )
+    return (folder / "benchmarks.md").read_text(encoding="utf-8"), drawn
+
+
+def test_the_table_has_what_was_measured_beside_what_and_whether_goals_are_met() -> None:
+    headings = ["what", "here", "beside it", "ratio (range)", "goal", ""]
+    assert shown_cells(with_goals=True) == [headings, *CELLS]
+
+
+def test_without_goals_the_table_ends_with_the_ratio() -> None:
+    headings = ["what", "here", "beside it", "ratio (range)"]
+    assert shown_cells(with_goals=False) == [headings, *(cells[:4] for cells in CELLS)]
+
+
+def test_the_page_has_a_section_a_case_with_a_line_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, _ = page_of(COUNTED, tmp_path, monkeypatch)
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if "|" in line]
+    headings = [["what", "here", "beside it", "ratio (range)", "goal", ""], ["|---|--:|--:|--:|--:|---|"]]
+    assert rows == [*headings, *CELLS] * 2
+    assert re.findall("^## .*", page, re.MULTILINE) == ["## What was counted", "## The next"]
+    assert page.count("\nNothing was measured.\n") == 2
+
+
+def test_the_page_has_the_machine_the_versions_and_the_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [datetime.now(UTC)]
+    page, _ = page_of(COUNTED, tmp_path, monkeypatch)
+    days.append(datetime.now(UTC))
+    assert any(f"\nMeasured on {day.day} {day:%B %Y}: {machine()}. \n" in page for day in days)
+    assert re.search(r", \d+ cores, ", machine())
+    assert platform.release() in machine()
+    assert (
+        f"\n{platform.python_implementation()} {platform.python_version()}, zlib {zlib.ZLIB_RUNTIME_VERSION}, " in page
+    )
+    for package in ("trio-spanbatch", "trio", "opentelemetry-sdk", "mlflow-skinny"):
+        assert f", {package} version of {package}" in page
+
+
+def test_the_page_shows_the_plots_that_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Plot("Time", "µs", ()), Plot("Space", "bytes", ())
+    page, drawn = page_of(attrs.evolve(COUNTED, plots=(first, second)), tmp_path, monkeypatch)
+    files = {"counted-1.svg": first, "counted-2.svg": second, "next-1.svg": first, "next-2.svg": second}
+    plots = tmp_path / "_static" / "benchmarks"
+    assert drawn == [(plot, plots / name) for name, plot in files.items()]
+    assert plots.is_dir()
+    shown = [f"![{plot.title}](_static/benchmarks/{name})" for name, plot in files.items()]
+    assert re.findall(r"^!.*", page, re.MULTILINE) == shown
+
+
+def test_a_plot_that_is_the_only_one_of_its_case_has_the_cases_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot = Plot("Time", "µs", ())
+    _, drawn = page_of(attrs.evolve(COUNTED, plots=(plot,)), tmp_path, monkeypatch)
+    assert [file.name for _, file in drawn] == ["counted.svg", "next.svg"]
