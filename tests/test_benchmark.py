@@ -534,10 +534,9 @@ def page_of(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
     vars(plots)["draw"] = lambda plot, rounds, file: drawn.append((plot, file))
     monkeypatch.setitem(sys.modules, "bench.plots", plots)
     monkeypatch.setattr("bench.machine.version", lambda package: f"version of {package}")
-    write_page(
-        [CaseReport(case, COUNTS), CaseReport(attrs.evolve(case, name="next", title="The next"), COUNTS)], folder
-    )
-    return (folder / "benchmarks.md").read_text(encoding="utf-8"), drawn
+    cases = [case, attrs.evolve(case, name="next", title="The next")]
+    write_page([CaseReport(case, COUNTS) for case in cases], folder)
+    return with_plain_spaces((folder / "benchmarks.md").read_text(encoding="utf-8")), drawn
 
 
 def test_the_table_has_what_was_measured_beside_what_and_whether_goals_are_met() -> None:
