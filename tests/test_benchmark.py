@@ -467,6 +467,8 @@ def test_arguments_that_make_no_sense_are_refused_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    # Before anything is measured.
+    monkeypatch.setattr("bench.receiver.running_receiver", lambda: pytest.fail("they are not refused"))
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("bench", run_name="__main__")
     assert ended.value.code == 2
