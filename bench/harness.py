@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias
 
 import attrs
@@ -258,8 +258,10 @@ class _SideProcess:
             self._process.stdin.write("round\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            # It has ended while it made ready. Its output, which is at its end, says so too.
-            pass
+            # It has ended. Its output, which is at its end, says so too. What it did not read would be written again
+            # when Popen closes the pipe, and that error would hide ours: close it here.
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self._name} failed with exit code {self._process.wait()}")

@@ -27,6 +27,8 @@ from bench.ids import ids_of_request
 
 __all__ = ["Receiver", "running_receiver"]
 
+# Seconds that the answer to a question may take. None takes long; a machine may.
+_TIMEOUT = 120.0
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
 
 
@@ -106,7 +108,7 @@ class Receiver:
         return int(self._ask("GET", "/requests"))
 
     def _ask(self, method: str, path: str) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT)
         try:
             connection.request(method, path)
             return connection.getresponse().read()

@@ -42,12 +42,12 @@ class _Collector(SpanProcessor):
 
 
 def agent_spans(count: int) -> list[ReadableSpan]:
-    """Return spans of model calls: 11 attributes and one event, about 700 bytes."""
+    """Return spans of model calls: 11 attributes and one event, 530 bytes each."""
     return _made(count, _agent_span)
 
 
 def small_spans(count: int) -> list[ReadableSpan]:
-    """Return spans with 3 attributes, about 200 bytes."""
+    """Return spans with 3 attributes, 150 bytes each."""
     return _made(count, _small_span)
 
 

@@ -31,7 +31,7 @@ _Measured: TypeAlias = Callable[[list[ReadableSpan], int], Awaitable[list[float]
 _TICK = 0.001
 _LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
 _DEFAULT = BatchPolicy()
-# 4 MiB are 6,000 spans: ten a millisecond make several such batches in a round.
+# 4 MiB are 8,000 spans: ten a millisecond make several such batches in a round.
 _LARGE = BatchPolicy(max_spans=1_000_000, max_bytes=4 * 1024 * 1024)
 
 

@@ -26,7 +26,7 @@ _SECONDS_A_REQUEST = 0.05
 _LOCATIONS = [f"main.agents.spans_{number}" for number in range(50)]
 
 # About 1,000 spans at once, so that the program has to wait for most of its spans.
-_LITTLE_ROOM = Limits(max_pending_bytes=700_000)
+_LITTLE_ROOM = Limits(max_pending_bytes=530_000)
 
 
 def _prepared(setup: Setup, limits: Limits) -> Round:

@@ -104,7 +104,7 @@ CASE = Case(
     title="Locations",
     about=(
         "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with an exporter in memory, from "
-        "adding the first to the end of `flush`, encoding included. They are 140 MB: once the budget for pending bytes "
+        "adding the first to the end of `flush`, encoding included. They are 105 MB: once the budget for pending bytes "
         "holds them all, once it has its default, 64 MiB, and the program waits for room. The memory of a lane is "
         "measured with `tracemalloc`, with 10,000 of them."
     ),

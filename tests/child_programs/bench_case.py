@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -14,6 +16,8 @@ from bench.ids import check_ids
 # In the folder where the sides run: a line for each round, with the side and its process.
 ROUNDS = Path("rounds")
 CRASHED = 3
+# The process of the side that another side kills between its rounds.
+VICTIM = Path("victim")
 
 
 def _steady(side: str) -> Callable[[Setup], Round]:
@@ -49,6 +53,25 @@ def _crash(_: Setup) -> NoReturn:
     os._exit(CRASHED)
 
 
+def _is_killed(_: Setup) -> Round:
+    # The lock is let go of when the process is no more.
+    lock = VICTIM.open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lambda: {"number": 1 if lock.closed else 0}
+
+
+def _kills(_: Setup) -> Round:
+    def run_round() -> Figures:
+        with VICTIM.open() as lock:
+            os.kill(int(lock.read()), signal.SIGKILL)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return {"number": 1}
+
+    return run_round
+
+
 def _in_a_round(fail: Callable[[Setup], NoReturn]) -> Callable[[Setup], Round]:
     return lambda setup: lambda: fail(setup)
 
@@ -65,6 +88,8 @@ CASE = Case(
         "crashes": _in_a_round(_crash),
         "loses spans before it is ready": _lose_spans,
         "crashes before it is ready": _crash,
+        "is killed between rounds": _is_killed,
+        "kills": _kills,
     },
     rows=(),
     rounds=2,
