@@ -15,8 +15,8 @@ What there is to do, in this order:
 3. a lane that held nothing for ``location_idle_timeout`` ends.
 
 1 and 2 wait for the location's pace (`Pace`: not backing off, not too many exports at once) and for one of the slots
-that all locations share. A slot is never held by anything but an export that is running: not during a backoff, and not
-while waiting for anything else.
+that all locations share. A slot is held by an export that is running, and for the moment before that by the lane that
+takes it and wakes to begin one; never during a backoff, and never while waiting for anything else.
 
 The first span of a batch comes out of ``receive`` and stays in ``_first`` until the batch is sealed; it counts as
 queued all the while. The cuts between batches are made on the way in, see `BatchCutter`.
