@@ -93,7 +93,7 @@ def _prompt_span(tracer: Tracer, number: int) -> Span:
 
 
 def _started(tracer: Tracer, name: str, attributes: dict[str, object]) -> Span:
-    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)  # type: ignore[arg-type]  # object
+    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)  # type: ignore[arg-type]  # its values are
     assert isinstance(span, Span), "it is sampled"
     return span
 
