@@ -42,7 +42,7 @@ _MAX_CONTAINER_SIZE: Final = 16 * 1024 * 1024
 _MIN_ITEM_SIZE: Final = 2  # a tag and a length
 
 # Keys are few and come again and again; that there are more is data taken for keys. What is remembered of keys and
-# values takes 4 MiB at most in each of the four places where attributes stand.
+# values takes 6 MiB at most in each of the four places where attributes stand.
 _MAX_KEYS: Final = 4096
 _LONGEST_KEY_HEAD: Final = 256  # bytes
 _KEYS_WITH_VALUES: Final = 256
