@@ -5,6 +5,7 @@ Their ids are 1, 2, 3 and so on, so that it can be checked that each of them arr
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 from opentelemetry.sdk.resources import Resource
@@ -12,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import SpanKind, Tracer
 
-__all__ = ["SPANS", "agent_spans", "prompt_spans", "small_spans"]
+__all__ = ["SPANS", "agent_spans", "frozen_agent_spans", "prompt_spans", "small_spans"]
 
 _RESOURCE = Resource.create({"service.name": "support-agent", "service.version": "1.4.2", "host.name": "worker-7"})
 # In characters; some of them take two or three bytes.
@@ -44,6 +45,16 @@ class _Collector(SpanProcessor):
 def agent_spans(count: int) -> list[ReadableSpan]:
     """Return spans of model calls: 11 attributes and one event, 530 bytes each."""
     return _made(count, _agent_span)
+
+
+def frozen_agent_spans(count: int) -> list[ReadableSpan]:
+    """Return the same as `agent_spans`, where the garbage collector does not look.
+
+    A program does not keep thousands of spans that ended, and so its collector has none to look through.
+    """
+    spans = agent_spans(count)
+    gc.freeze()
+    return spans
 
 
 def small_spans(count: int) -> list[ReadableSpan]:

@@ -9,6 +9,7 @@ connection that breaks.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -76,7 +77,7 @@ class Settings:
     batcher: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-class World:
+class World(ABC):
     """A batcher, what it sends to, and the scopes that can be cancelled.
 
     Attributes:
@@ -186,25 +187,29 @@ class World:
         """Have a server."""
         yield
 
+    @abstractmethod
     async def come_to_rest(self) -> None:
         """Wait until the server has ended what its clients have given up."""
 
+    @abstractmethod
     def stored(self) -> list[tuple[str, int]]:
         """Return the location and id of each span that the server stored."""
-        raise NotImplementedError
 
+    @abstractmethod
     def what_the_exporter_left(self) -> list[str]:
         """Return what of the exporter is open."""
-        raise NotImplementedError
 
-    def _make_exporter(self) -> SpanExporter:
-        raise NotImplementedError
+    @abstractmethod
+    def _make_exporter(self) -> SpanExporter: ...
 
 
 class MemoryWorld(World):
     """A world without a network."""
 
     _exporter: InMemoryExporter
+
+    async def come_to_rest(self) -> None:
+        """There is no server."""
 
     def stored(self) -> list[tuple[str, int]]:
         delivered = self._exporter.delivered.items()

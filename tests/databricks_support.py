@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import parse_qs
 
 import attrs
@@ -104,9 +105,9 @@ class FakeWorkspace:
 
 @asynccontextmanager
 async def workspace_of(
-    location_header: str = "X-Databricks-UC-Table-Name", **options: object
+    location_header: str = "X-Databricks-UC-Table-Name", **options: Any
 ) -> AsyncIterator[FakeWorkspace]:
-    workspace = FakeWorkspace(**options)  # type: ignore[arg-type]  # the fields have types of their own
+    workspace = FakeWorkspace(**options)
     receiver = OTLPReceiver(path=None, location_header=location_header, answers=workspace.answer)
     workspace.receiver = receiver
     async with receiver:

@@ -173,7 +173,8 @@ _PROPERTIES = frozenset(("__class__", "_name_", "_immutable", "real"))
 
 class _PlainMapping(Mapping[Any, Any]):
     def __getitem__(self, key: object) -> object:
-        return {"key": 1, "other": "text"}[key]  # type: ignore[index]  # raises KeyError for any other
+        values: dict[object, object] = {"key": 1, "other": "text"}
+        return values[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(("key", "other"))

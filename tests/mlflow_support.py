@@ -85,7 +85,7 @@ class MLflowServer:
             assert self._process is not None
             assert self._process.poll() is None, f"the server ended:\n{self._log.read_text()[-4000:]}"
             assert time.monotonic() < give_up_at, f"the server does not start:\n{self._log.read_text()[-4000:]}"
-            time.sleep(0.1)  # a server of another process: nothing but asking tells that it is ready
+            time.sleep(0.1)  # a server of another process: nothing but asking it again tells that it is ready
 
     def is_ready(self) -> bool:
         """Return whether the server answers."""

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import attrs
 import trio
@@ -137,7 +138,8 @@ class Driver:
         self._watch.guard(self.model.export_ends, export, export.answer)
         if isinstance(export.answer, Exception):
             raise export.answer
-        return export.answer  # type: ignore[return-value]  # a wrong one is what some exporters return
+        # It may be something else: some exporters return what is no result.
+        return cast(ExportResult, export.answer)
 
     async def aclose(self) -> None:
         """Close the exporter."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -169,7 +170,10 @@ async def test_the_policy_may_depend_on_the_location(autojump_clock: MockClock) 
 
 
 async def test_a_policy_function_that_returns_no_policy_is_named(autojump_clock: MockClock) -> None:
-    async with watched_batcher(InMemoryExporter(), lambda location: None) as batcher:  # type: ignore[arg-type, return-value]  # wrong on purpose
+    def no_policy(_location: str) -> Any:
+        return None
+
+    async with watched_batcher(InMemoryExporter(), no_policy) as batcher:
         with pytest.raises(TypeError, match="returned None; it must return a BatchPolicy"):
             batcher.add_span_nowait("a", make_span())
         assert batcher.statistics().accepted == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -157,7 +158,7 @@ async def test_nothing_is_sealed_while_its_location_backs_off_and_one_probe_goes
 
 
 async def test_deliveries_that_fail_together_are_probed_one_at_a_time_the_oldest_first(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     down = True
 
@@ -170,7 +171,7 @@ async def test_deliveries_that_fail_together_are_probed_one_at_a_time_the_oldest
             batcher.add_span_nowait("a", make_span())
             await batcher.flush()
         exporter_down = InMemoryExporter(answer, delay=1)
-        exporter.export = exporter_down.export  # type: ignore[method-assign]  # the server goes down
+        monkeypatch.setattr(exporter, "export", exporter_down.export)  # the server goes down
         batcher.add_spans_nowait("a", make_spans(8))
         await trio.sleep(2)
         assert exporter_down.max_active == 4
@@ -295,12 +296,13 @@ async def test_an_exception_out_of_export_hands_the_batch_back_and_disturbs_noth
 
 @pytest.mark.parametrize("result", [None, 200, "ok"])
 async def test_a_result_that_is_none_hands_the_batch_back(
-    result: object, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    result: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(InMemoryExporter):
         async def export(self, batch: SpanBatch) -> ExportResult:
             await trio.lowlevel.checkpoint()
-            return result  # type: ignore[return-value]  # wrong on purpose
+            answer: ExportResult = result
+            return answer
 
     async with watched_batcher(Broken()) as batcher:
         batcher.add_span_nowait("a", make_span())

@@ -12,6 +12,7 @@ from encoding_support import CONTEXT, encode, make_span, span_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_strategies import SPANS
+from support import UnboundProxy
 
 from trio_spanbatch._errors import InvalidSpanError
 from trio_spanbatch._records import (
@@ -218,14 +219,6 @@ def test_what_is_no_span_is_refused_like_a_bad_one(thing: Any) -> None:
 
 
 def test_an_object_that_does_not_even_tell_its_class_is_refused() -> None:
-    class UnboundProxy:
-        @property
-        def __class__(self) -> type:
-            raise RuntimeError("working outside of a request")
-
-        @__class__.setter
-        def __class__(self, value: type) -> None: ...
-
     thing: Any = UnboundProxy()
     with pytest.raises(InvalidSpanError, match="is no span"):
         SpanEncoder().encode(thing)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import cycle
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -12,25 +13,25 @@ import trio
 from bench.harness import Case, Figures, Limit, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids, ids_of_batch
 from bench.in_memory import KeepsIds
+from bench.limits import ROOM_FOR_ALL
 from bench.spans import agent_spans
-from trio_spanbatch import EncodedSpan, Limits, SpanBatch, SpanBatcher
+from trio_spanbatch import EncodedSpan, SpanBatch, SpanBatcher
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
 __all__ = ["CASE"]
 
+_Run: TypeAlias = Callable[[list[EncodedSpan], list[str]], Awaitable[Watch]]
+
 # The figures, and how many locations they are for.
 _FIGURES = {"1 location": 1, "50 locations in turns": 50}
 
-# Room for all.
-_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
 
-
-def _prepared(setup: Setup) -> Round:
+def _prepared(setup: Setup, run: _Run) -> Round:
     spans = _encoded(setup)
 
     def run_round() -> Figures:
         return {
-            name: trio.run(_added, spans, _locations(count)).cpu / len(spans) * 1e6 for name, count in _FIGURES.items()
+            name: trio.run(run, spans, _locations(count)).cpu / len(spans) * 1e6 for name, count in _FIGURES.items()
         }
 
     return run_round
@@ -38,7 +39,7 @@ def _prepared(setup: Setup) -> Round:
 
 async def _added(spans: list[EncodedSpan], locations: list[str]) -> Watch:
     exporter = KeepsIds()
-    async with SpanBatcher(exporter, limits=_LIMITS) as batcher:
+    async with SpanBatcher(exporter, limits=ROOM_FOR_ALL) as batcher:
         with watch() as seen:
             # No checkpoint in here: nothing else runs.
             for location, span in zip(cycle(locations), spans, strict=False):
@@ -56,17 +57,6 @@ class _Record:
     receive: trio.MemoryReceiveChannel[EncodedSpan]
     accepted: int = 0
     queued: int = 0
-
-
-def _prepared_bare_channel(setup: Setup) -> Round:
-    spans = _encoded(setup)
-
-    def run_round() -> Figures:
-        return {
-            name: trio.run(_sent, spans, _locations(count)).cpu / len(spans) * 1e6 for name, count in _FIGURES.items()
-        }
-
-    return run_round
 
 
 async def _sent(spans: list[EncodedSpan], locations: list[str]) -> Watch:
@@ -104,7 +94,10 @@ CASE = Case(
         "it, for each span, a look-up in a dict, two additions on what was found, and `send_nowait` on its memory "
         "channel."
     ),
-    sides={"trio-spanbatch": _prepared, "bare channel": _prepared_bare_channel},
+    sides={
+        "trio-spanbatch": lambda setup: _prepared(setup, _added),
+        "bare channel": lambda setup: _prepared(setup, _sent),
+    },
     rows=(
         *(Row(f"Accepting, {name}: CPU a span", name, "µs", Limit(2.0), goal=1.0) for name in _FIGURES),
         *(Row(f"Accepting, {name}: CPU a span", name, "µs", "bare channel", goal=2.0) for name in _FIGURES),

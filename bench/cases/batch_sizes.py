@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-
 import trio
 from opentelemetry.sdk.trace import ReadableSpan
 
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
-from bench.spans import agent_spans
-from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, SpanBatcher
+from bench.limits import ROOM_FOR_ALL
+from bench.spans import frozen_agent_spans
+from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
 __all__ = ["CASE"]
 
 # How many spans a batch has, and how many of such batches are sent.
 _BATCHES = {1: 400, 5: 400, 50: 100, 512: 40, 4_096: 5}
-_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
 
 
 def _prepared(setup: Setup) -> Round:
-    spans = agent_spans(setup.size(20_480, 4_096))
-    # A program does not keep thousands of spans that ended: the collector is not to look through them.
-    gc.freeze()
+    spans = frozen_agent_spans(setup.size(20_480, 4_096))
 
     def run_round() -> Figures:
         figures = {}
@@ -38,7 +34,7 @@ def _prepared(setup: Setup) -> Round:
 
 
 async def _sent(spans: list[ReadableSpan], url: str, max_spans: int) -> Watch:
-    async with SpanBatcher(OTLPExporter(url), batch=BatchPolicy(max_spans=max_spans), limits=_LIMITS) as batcher:
+    async with SpanBatcher(OTLPExporter(url), batch=BatchPolicy(max_spans=max_spans), limits=ROOM_FOR_ALL) as batcher:
         with watch() as seen:
             for span in spans:
                 batcher.add_span_nowait("default", span)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import zlib
 
 import trio
@@ -11,15 +10,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
 from bench.in_memory import KeepsIds
-from bench.spans import agent_spans
-from trio_spanbatch import EncodedSpan, Limits, OTLPExporter, SpanBatch, SpanBatcher, SpanExporter
+from bench.limits import ROOM_FOR_ALL
+from bench.spans import frozen_agent_spans
+from trio_spanbatch import EncodedSpan, OTLPExporter, SpanBatch, SpanBatcher, SpanExporter
 from trio_spanbatch.otlp.body import GZIP_LEVEL
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
 __all__ = ["CASE"]
 
 _BATCH = 512
-_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
 
 # The parts, in the order in which a span comes to them.
 _READING, _ENCODING, _ACCEPTING = "reading the SDK's span", "the rest of encoding it", "accepting it"
@@ -29,9 +28,7 @@ _PARTS = (_READING, _ENCODING, _ACCEPTING, _BATCHING, _JOINING, _EXCHANGE)
 
 
 def _prepared(setup: Setup) -> Round:
-    spans = agent_spans(setup.size(20_480, 1_024))
-    # A program does not keep thousands of spans that ended: the collector is not to look through them.
-    gc.freeze()
+    spans = frozen_agent_spans(setup.size(20_480, 1_024))
 
     def run_round() -> Figures:
         reading = _read(spans)
@@ -76,7 +73,7 @@ def _read(spans: list[ReadableSpan]) -> Watch:
 
 
 async def _added_and_flushed(exporter: SpanExporter, spans: list[EncodedSpan]) -> tuple[Watch, Watch]:
-    async with SpanBatcher(exporter, limits=_LIMITS) as batcher:
+    async with SpanBatcher(exporter, limits=ROOM_FOR_ALL) as batcher:
         with watch() as accepting:
             for span in spans:
                 batcher.add_span_nowait("default", span)

@@ -9,7 +9,6 @@ counts in milliseconds, is in all of the figures. The side that is idle shows ho
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -20,8 +19,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from bench.harness import Bar, Case, Figures, Limit, Plot, Round, Row, Setup
 from bench.ids import check_ids
-from bench.spans import agent_spans
-from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, SpanBatcher
+from bench.limits import ROOM_FOR_ALL
+from bench.spans import frozen_agent_spans
+from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
 __all__ = ["CASE"]
 
@@ -29,7 +29,6 @@ _Add: TypeAlias = Callable[[ReadableSpan], None]
 _Measured: TypeAlias = Callable[[list[ReadableSpan], int], Awaitable[list[float]]]
 
 _TICK = 0.001
-_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
 _DEFAULT = BatchPolicy()
 # 4 MiB are 8,000 spans: ten a millisecond make several such batches in a round.
 _LARGE = BatchPolicy(max_spans=1_000_000, max_bytes=4 * 1024 * 1024)
@@ -38,7 +37,7 @@ _LARGE = BatchPolicy(max_spans=1_000_000, max_bytes=4 * 1024 * 1024)
 def _prepared(setup: Setup, policy: BatchPolicy, compression: str | None, spans_a_tick: int) -> Round:
     async def measured(spans: list[ReadableSpan], ticks: int) -> list[float]:
         exporter = OTLPExporter(setup.receiver.url, compression=compression)
-        async with SpanBatcher(exporter, batch=policy, limits=_LIMITS) as batcher:
+        async with SpanBatcher(exporter, batch=policy, limits=ROOM_FOR_ALL) as batcher:
             lags = await _lags(lambda span: batcher.add_span_nowait("default", span), spans, ticks)
             await batcher.flush()
         return lags
@@ -67,9 +66,7 @@ def _prepared_idle(setup: Setup) -> Round:
 
 def _rounds(setup: Setup, measured: _Measured, spans_a_tick: int) -> Round:
     ticks = setup.size(5_000, 500)
-    spans = agent_spans(ticks * spans_a_tick)
-    # A program does not keep thousands of spans that ended: the collector is not to look through them.
-    gc.freeze()
+    spans = frozen_agent_spans(ticks * spans_a_tick)
 
     def run_round() -> Figures:
         setup.receiver.forget()

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
 from bench.in_memory import KeepsIds, add_all
-from bench.spans import agent_spans
+from bench.spans import agent_spans, frozen_agent_spans
 from trio_spanbatch import EncodedSpan, Limits, SpanBatcher
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
@@ -28,9 +28,7 @@ _ROOM = Limits(max_pending_bytes=1 << 30)
 
 
 def _prepared(setup: Setup, limits: Limits, counts: Iterable[int]) -> Round:
-    spans = agent_spans(setup.size(200_000, 5_000))
-    # A program does not keep hundreds of thousands of spans that ended: the collector is not to look through them.
-    gc.freeze()
+    spans = frozen_agent_spans(setup.size(200_000, 5_000))
 
     def run_round() -> Figures:
         return {

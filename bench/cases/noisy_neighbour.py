@@ -7,7 +7,6 @@ wakes late, the wait for an export slot, the request and its answer are all in t
 
 from __future__ import annotations
 
-import gc
 import logging
 import random
 from typing import TypeAlias
@@ -18,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup
 from bench.ids import SpansLost, check_ids, ids_of_batch
-from bench.spans import agent_spans
+from bench.spans import frozen_agent_spans
 from trio_spanbatch import BatchPolicy, Delivered, ExportResult, Limits, OTLPExporter, SpanBatch, SpanBatcher
 
 __all__ = ["CASE"]
@@ -57,9 +56,7 @@ def _prepared(setup: Setup, limits: Limits, *, with_hanging: bool) -> Round:
     seconds = setup.size(50, 5) / 10
     count = int(seconds * _SPANS_A_SECOND)
     healthy_count = count * len(_HEALTHY)
-    spans = agent_spans(healthy_count + count)
-    # A program does not keep thousands of spans that ended: the collector is not to look through them.
-    gc.freeze()
+    spans = frozen_agent_spans(healthy_count + count)
     schedule = _schedule(spans, count, seconds)
     if not with_hanging:
         schedule = [entry for entry in schedule if entry[1] != _HANGING]

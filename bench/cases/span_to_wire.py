@@ -10,12 +10,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
+from bench.limits import ROOM_FOR_ALL
 from bench.spans import agent_spans
-from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, SpanBatcher
+from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
 __all__ = ["CASE", "case"]
-
-_LIMITS = Limits(max_queued_spans=1_000_000, max_pending_bytes=1 << 30, max_pending_bytes_per_location=1 << 30)
 
 
 def _prepared(setup: Setup, compression: str | None) -> Round:
@@ -31,7 +30,7 @@ def _prepared(setup: Setup, compression: str | None) -> Round:
 
 async def _sent(spans: list[ReadableSpan], url: str, compression: str | None) -> Watch:
     exporter = OTLPExporter(url, compression=compression)
-    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=512), limits=_LIMITS) as batcher:
+    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=512), limits=ROOM_FOR_ALL) as batcher:
         with watch() as seen:
             for span in spans:
                 batcher.add_span_nowait("default", span)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from itertools import cycle
 
 import trio
@@ -11,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from bench.harness import Case, Figures, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
 from bench.in_memory import add_all
-from bench.spans import agent_spans
+from bench.spans import frozen_agent_spans
 from trio_spanbatch import OTLPExporter, SpanBatch, SpanBatcher
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
@@ -23,9 +22,7 @@ _LOCATIONS = [f"main.agents.spans_{number}" for number in range(4)]
 
 
 def _prepared(setup: Setup) -> Round:
-    spans = agent_spans(setup.size(40_960, 2_048))
-    # A program does not keep tens of thousands of spans that ended: the collector is not to look through them.
-    gc.freeze()
+    spans = frozen_agent_spans(setup.size(40_960, 2_048))
 
     def run_round() -> Figures:
         encoding, requesting = _encoded(spans), _requested(spans)

@@ -299,7 +299,7 @@ class AttributeEncoder:
                 if seen is not None and (kind is int or (kind is str and len(value) <= _SHORT_TEXT)):
                     # Exact types only, of which no two values are equal and yet not the same, as 0.0, -0.0 and 0 are.
                     attribute = seen.get(value)
-                    fields.append(_noted(keys, key, tag, value) if attribute is None else attribute)
+                    fields.append(_noted(keys, key, known, tag, value) if attribute is None else attribute)
                 elif kind is str:
                     try:
                         data = value.encode()
@@ -332,11 +332,10 @@ def _note_key(keys: dict[str, _Key], key: str) -> _Key:
     return known
 
 
-def _noted(keys: dict[str, _Key], key: str, tag: bytes, value: str | int) -> bytes:
+def _noted(keys: dict[str, _Key], key: str, known: _Key, tag: bytes, value: str | int) -> bytes:
     """Return the attribute, and remember it, unless its key has had many values already."""
-    head = _key_head(key)
+    head, seen = known
     attribute = delimited(tag, head + _SCALARS[type(value)](value))
-    _, seen = keys.get(key, (head, None))
     if seen is None or len(seen) >= _VALUES_A_KEY:
         keys[key] = head, None
     elif len(attribute) <= _LONGEST_ATTRIBUTE:

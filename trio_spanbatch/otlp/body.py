@@ -10,7 +10,7 @@ import trio
 
 __all__ = ["BoundedBody", "PiecewiseStream", "gzip_compress", "read_bounded"]
 
-# The most that is compressed or decompressed without a checkpoint: a millisecond or two.
+# The most that is compressed or decompressed without a checkpoint: less than a millisecond of work.
 PIECE = 64 * 1024
 
 # The most that is given to a connection at once. TLS encrypts that in one go, at more than a gigabyte a second; each
