@@ -58,7 +58,7 @@ demo: $(READY)
 	@$(BIN)/trio-spanbatch demo
 
 test: $(READY) $(MLFLOW_READY)
-	$(BIN)/python -m pytest --cov --cov-report=term-missing $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=term-missing $(ARGS)
 
 cancel-everywhere: $(READY)
 	@$(BIN)/python tests/cancel_everywhere.py --http $(ARGS)

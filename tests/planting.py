@@ -19,7 +19,7 @@ def copy_of_package(folder: Path) -> dict[str, str]:
     Returns:
         The environment for a child process that shall import the copy.
     """
-    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, folder / PACKAGE.name)
     path = [str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return {**untraced_environment(), "PYTHONPATH": os.pathsep.join(filter(None, path))}
 

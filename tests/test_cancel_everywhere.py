@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from background import Command
+from long_tests import run_long
 from planting import plant
 from process_support import untraced_environment
 
@@ -36,12 +36,9 @@ def rows(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["scenario"], row["scope"]): row for row in report["rows"]}
 
 
-# The other tests run on another core meanwhile.
-@pytest.mark.background(MACHINE.name, "--json", "--jobs", 1)
-def test_a_cancel_after_any_step_of_any_scenario_loses_nothing_and_leaves_nothing(background: Command) -> None:
-    exit_code, said = background.wait()
-    assert exit_code == 0, said[-5000:]
-    by_scope = rows(json.loads(said))
+@pytest.mark.long
+def test_a_cancel_after_any_step_of_any_scenario_loses_nothing_and_leaves_nothing() -> None:
+    by_scope = rows(json.loads(run_long(MACHINE.name, "--json", "--jobs", 1)))
     scenarios = {scenario: row["steps"] for (scenario, _), row in by_scope.items()}
     assert len(scenarios) >= 20
     assert max(scenarios.values()) <= 300

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from background import Command
+from long_tests import SAID, run_long
 from planting import plant
 from process_support import untraced_environment
 from simulation.run import run_seed
@@ -26,13 +27,11 @@ def simulate(*arguments: object, environ: dict[str, str] | None = None) -> subpr
     )
 
 
-@pytest.mark.background("-m", "simulation", "--seeds", SEEDS, "--quiet")
-def test_thousands_of_fresh_seeds_pass(background: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code, said = background.wait()
-    with capsys.disabled():
-        print(f"\nsimulation: {said.strip()}")
-    assert exit_code == 0, said
+@pytest.mark.long
+def test_thousands_of_fresh_seeds_pass(record_property: Callable[[str, object], None]) -> None:
+    said = run_long("-m", "simulation", "--seeds", SEEDS, "--jobs", 1, "--quiet")
     assert f"{SEEDS:,} seeds passed" in said
+    record_property(SAID, said)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from background import Command
+from long_tests import run_long
 
 EXAMPLES = 200
 
@@ -12,7 +12,6 @@ EXAMPLES = 200
 RUN = f"from state_machine import run_state_machine; run_state_machine(examples={EXAMPLES}, fresh=False)"
 
 
-@pytest.mark.background("-c", RUN)
-def test_whatever_programs_servers_and_the_clock_do_the_batcher_does_what_the_model_says(background: Command) -> None:
-    exit_code, said = background.wait()
-    assert exit_code == 0, said
+@pytest.mark.long
+def test_whatever_programs_servers_and_the_clock_do_the_batcher_does_what_the_model_says() -> None:
+    run_long("-c", RUN)
