@@ -14,6 +14,7 @@ tells what it stored, and what it left out with a partial success. From these `F
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -119,6 +120,8 @@ class Oracle:
     Args:
         forgets_locations: Whether there are more locations than ``Limits.max_locations``: what a server asked for may
             then be forgotten.
+        longest_wait: Seconds that a server is left alone at most, whatever it asks for: the ``max_elapsed`` of the
+            batcher's policy.
 
     Attributes:
         batcher: The batcher that is observed; to be set before anything is added.
@@ -128,7 +131,8 @@ class Oracle:
 
     batcher: SpanBatcher
 
-    def __init__(self, *, forgets_locations: bool = False) -> None:
+    def __init__(self, *, forgets_locations: bool = False, longest_wait: float = math.inf) -> None:
+        self._longest_wait = longest_wait
         self.attempts = 0
         self.failures: list[str] = []
         self._span_ids = itertools.count(1)
@@ -281,8 +285,9 @@ class Oracle:
             self._expect(ids not in self._arrived, f"the server has the request: {result}")
         now = trio.current_time()
         _, until = self._left_alone.get(location, (now, now))
-        if now + (result.after or 0) > until:
-            self._left_alone[location] = (now, now + (result.after or 0))
+        asked_until = now + min(result.after or 0, self._longest_wait)
+        if asked_until > until:
+            self._left_alone[location] = (now, asked_until)
 
     # -- what has to hold --------------------------------------------------------------------------------------
 

@@ -300,7 +300,7 @@ class LocationModel:
         already = self.retry_at > now
         self.backoffs += not already
         if after:
-            self.not_before = max(self.not_before, now + after)
+            self.not_before = max(self.not_before, now + min(after, self.settings.retry.max_elapsed))
         elif not already:
             retry = self.settings.retry
             wait = self.settings.jitter * min(retry.maximum, retry.initial * retry.multiplier ** (self.backoffs - 1))
@@ -333,7 +333,11 @@ class LocationModel:
         covered = any(part.start >= other.start and part.stop <= other.stop for other in self.refused)
         return covered or (delivery in self.refusing and len(self.refusing) > 1)
 
-    def owes_after(self, export: Export, answer: object) -> None:
+    def _is_too_late(self, answer: TryLater, delivery: DeliveryModel, now: float) -> bool:
+        asked_again_at = max(self.retry_at, now + (answer.after or 0))
+        return asked_again_at > self.give_up_at(delivery) + NEARLY
+
+    def owes_after(self, export: Export, answer: object, now: float) -> None:
         """Note which losses have to be told in the step in which an export ended."""
         part = export.part
         if isinstance(answer, Delivered):
@@ -345,5 +349,5 @@ class LocationModel:
             self.refusing.add(export.delivery)
             if not answer.isolate or len(part) == 1:
                 self.owed.append((part, "rejected", len(part)))
-        elif not isinstance(answer, TryLater) or self.retry_at > self.give_up_at(export.delivery) + NEARLY:
+        elif not isinstance(answer, TryLater) or self._is_too_late(answer, export.delivery, now):
             self.owed.append((part, "undelivered", len(part)))

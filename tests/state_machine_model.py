@@ -289,7 +289,7 @@ class Model:
             rejected = max(0, min(answer.rejected, len(export.part)))
             self._settle(location, export.part, delivered=len(export.part) - rejected, rejected=rejected)
         if not (cut_off and self._drain_has_stopped(now)):
-            location.owes_after(export, answer)
+            location.owes_after(export, answer, now)
 
     def _drain_has_stopped(self, now: float) -> bool:
         return now >= self.work_ends_at - NEARLY

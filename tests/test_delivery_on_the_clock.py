@@ -109,6 +109,26 @@ async def test_a_retry_after_is_clipped_by_max_elapsed(seconds: int, as_date: bo
         assert times(receiver) == [0, 40]
 
 
+async def test_a_batch_that_comes_later_does_not_wait_for_longer_than_max_elapsed(autojump_clock: MockClock) -> None:
+    async with in_memory(busy("100000")) as receiver:
+        async with batcher_to(receiver, retry=RetryPolicy(max_elapsed=100)) as batcher:
+            batcher.add_spans_nowait("a", make_spans(3))
+            assert (await batcher.flush()).undelivered == 3
+            await trio.sleep(30)
+            batcher.add_spans_nowait("a", make_spans(2))
+            assert (await batcher.flush()).delivered == 2
+        assert times(receiver) == [0, 100]
+
+
+async def test_what_the_drain_leaves_no_time_for_is_handed_back_with_that_reason(autojump_clock: MockClock) -> None:
+    async with in_memory(*[Answer(503)] * 1000) as receiver:
+        async with batcher_to(receiver, retry=RetryPolicy(), shutdown_timeout=30) as batcher:
+            batcher.add_spans_nowait("a", make_spans(3))
+        assert trio.current_time() <= 30
+    reason = "no time for another attempt before the shutdown deadline: 503 Service Unavailable"
+    assert [(loss.reason, loss.status_code) for loss in batcher.undelivered] == [(reason, 503)]
+
+
 @pytest.mark.parametrize(("seconds", "delivered", "ended"), [(20, 3, 20), (28, 3, 28), (60, 0, 5)])
 async def test_a_retry_after_is_honoured_in_the_drain_if_it_ends_before_the_deadline(
     seconds: int, delivered: int, ended: float, autojump_clock: MockClock

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from support import ids_of, make_span, make_spans, span_ids, watched_batcher
@@ -263,6 +264,65 @@ async def test_flush_reports_the_spans_of_an_isolated_batch_exactly(autojump_clo
         batcher.add_spans_nowait("a", spans)
         report = await batcher.flush()
     assert (report.delivered, report.rejected, report.undelivered) == (30, 2, 0)
+
+
+async def test_no_batch_is_worth_more_than_256_requests_once_it_was_refused(autojump_clock: MockClock) -> None:
+    refused = 0
+
+    def answer(batch: SpanBatch) -> ExportResult:
+        nonlocal refused
+        if len(batch.spans) == 1:
+            return Delivered()
+        refused += 1
+        return Refused("too large", 413, isolate=True)
+
+    exporter = InMemoryExporter(answer)
+    async with watched_batcher(exporter, BIG) as batcher:
+        batcher.add_spans_nowait("a", make_spans(512))
+        report = await batcher.flush()
+        assert len(exporter.batches) == MAX_REQUESTS == 256
+        assert (report.delivered, report.undelivered) == (256 - refused, 512 - 256 + refused)
+        assert {loss.reason for loss in batcher.undelivered} == {"isolation budget: too large"}
+        # What passes is known now: the next batch is sent in requests of that size, none of which is refused.
+        batcher.add_spans_nowait("a", make_spans(512))
+        report = await batcher.flush()
+        assert (report.delivered, report.undelivered) == (512, 0)
+
+
+async def test_a_location_that_refused_everything_is_remembered_beyond_its_idle_lane(
+    autojump_clock: MockClock,
+) -> None:
+    exporter = InMemoryExporter(lambda batch: Refused("no", 400, isolate=True))
+    limits = Limits(location_idle_timeout=10)
+    requests = []
+    async with watched_batcher(exporter, BIG, limits=limits) as batcher:
+        for _ in range(3):
+            before = len(exporter.batches)
+            batcher.add_spans_nowait("a", make_spans(64))
+            await batcher.flush()
+            requests.append(len(exporter.batches) - before)
+            await trio.sleep(20)
+    assert requests[0] > 1
+    assert requests[1:] == [1, 1]
+
+
+async def test_a_half_that_passed_without_some_of_its_spans_says_nothing_about_the_other_half(
+    autojump_clock: MockClock,
+) -> None:
+    spans = make_spans(64)
+    bad = set(ids_of(spans[:2]))
+
+    def answer(batch: SpanBatch) -> ExportResult:
+        found = len(bad.intersection(span_ids(batch.spans)))
+        if len(batch.spans) == 64:
+            return Refused("bad spans", 400, isolate=True)
+        return Delivered(found, "bad spans") if found else Delivered()
+
+    async with watched_batcher(InMemoryExporter(answer), BIG) as batcher:
+        batcher.add_spans_nowait("a", spans)
+        report = await batcher.flush()
+    assert (report.delivered, report.rejected) == (62, 2)
+    assert batcher.statistics().requests == 3
 
 
 def isolate(count: int, bad: frozenset[int], status: int) -> tuple[dict[int, str], list[tuple[int, int]]]:

@@ -59,13 +59,13 @@ class Delivery:
     async def run(self) -> None:
         """Deliver, and hand back what is left when cancelled."""
         try:
-            if self._lane.refuses_everything:
+            if self._lane.account.refuses_everything:
                 self._isolation.probe_first()
             while (part := self._next_part()) is not None:
                 for verdict in await self._deliver(part):
                     self._settle(*verdict)
             if self._isolation.refused_everything:
-                self._lane.refuses_everything = True
+                self._lane.account.refuses_everything = True
         finally:
             for lease in tuple(self._open):
                 self._settle(lease, Settlement(undelivered=len(lease), reason=self._shared.stop_reason))
@@ -113,7 +113,7 @@ class Delivery:
         except _ExporterBug as bug:
             return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug)))
         if isinstance(result, Refused):
-            return self._isolation.refused(result, give_up=self._lane.refuses_everything)
+            return self._isolation.refused(result, give_up=self._lane.account.refuses_everything)
         if result.message and result.rejected <= 0:
             self._shared.health.warned(part.batch.location, result.message)
         return self._isolation.passed(result)
@@ -136,9 +136,9 @@ class Delivery:
         self._has_slot = True
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
-        if self._lane.back_off(result.after) > self._give_up_at:
-            raise _GaveUp(f"retries exhausted: {result.reason}", result.status_code)
-        self._has_slot = await self._lane.wait_for_turn(part, self._give_up_at)
+        asked_again_at = max(self._lane.back_off(result.after), trio.current_time() + (result.after or 0))
+        is_in_time = asked_again_at <= self._give_up_at
+        self._has_slot = is_in_time and await self._lane.wait_for_turn(part, self._give_up_at)
         if not self._has_slot:
             raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result.status_code)
 
@@ -148,7 +148,7 @@ class Delivery:
         return math.inf if began_at is None else began_at + self._shared.retry.max_elapsed
 
     def _why_no_turn(self) -> str:
-        if self._shared.draining and trio.current_time() < self._give_up_at:
+        if self._shared.draining and self._shared.drain_deadline <= self._give_up_at:
             return "no time for another attempt before the shutdown deadline"
         return "retries exhausted"
 

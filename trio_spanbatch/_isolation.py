@@ -10,7 +10,8 @@ it is not sent as a whole but halved at once, or rejected if it is a single span
 halves may be small enough.
 
 A server that refuses everything must not be asked about every span. Isolation gives up after `MAX_REFUSALS` refusals in
-a row without a part that passed (eight bad spans side by side in a batch of 512 take 21), or after `MAX_REQUESTS`.
+a row without a part that passed (eight bad spans side by side in a batch of 512 take 21), or after `MAX_REQUESTS` for
+one batch, whether its last part passed or not.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Isolation:
         self._any_given_up = False
         self._refusals = 0
         self._requests = 0
+        self._last_refusal: Refused | None = None
 
     @property
     def refused_everything(self) -> bool:
@@ -91,9 +93,10 @@ class Isolation:
         self._requests += 1
         self._refusals = 0
         self.any_passed = True
-        if part.twin is not None:
+        # Where the server left out spans of this part, the refusal of both halves may have been about those.
+        if part.twin is not None and result.rejected <= 0:
             part.twin.told = part.refusal
-        return [(part.lease, _delivered(part.lease, result)), *self._use_what_is_known()]
+        return [(part.lease, _delivered(part.lease, result)), *self._go_on()]
 
     def refused(self, result: Refused, *, give_up: bool) -> list[Verdict]:
         """The server refused the part that was sent.
@@ -105,6 +108,7 @@ class Isolation:
         part = self._parts.pop()
         self._requests += 1
         self._refusals += 1
+        self._last_refusal = result
         self._any_isolated |= result.isolate
         if give_up and not self.any_passed:
             return [(part.lease, _rejected(part.lease, result)), *self._end(result)]
@@ -113,7 +117,7 @@ class Isolation:
         else:
             verdicts = []
             self._halve(part, result)
-        return verdicts + (self._end(result) if self._is_exhausted() else self._use_what_is_known())
+        return verdicts + self._go_on()
 
     def given_up(self, settlement: Settlement) -> list[Verdict]:
         """The part that was sent has another verdict; it says nothing of the others."""
@@ -121,8 +125,11 @@ class Isolation:
         self._any_given_up = True
         return [(part.lease, settlement), *self._use_what_is_known()]
 
-    def _is_exhausted(self) -> bool:
-        return self._refusals >= MAX_REFUSALS or self._requests >= MAX_REQUESTS
+    def _go_on(self) -> list[Verdict]:
+        # A batch that was never refused is not being isolated, into however many requests its size cuts it.
+        if self._last_refusal is not None and (self._refusals >= MAX_REFUSALS or self._requests >= MAX_REQUESTS):
+            return self._end(self._last_refusal)
+        return self._use_what_is_known()
 
     def _end(self, refusal: Refused) -> list[Verdict]:
         """Give all that is left its verdict without asking."""

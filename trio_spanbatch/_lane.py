@@ -62,7 +62,6 @@ class Lane:
         location: Its name.
         account: Its counts, which outlive the lane.
         waiting: The adders that wait for room here, first come first.
-        refuses_everything: Whether the server refused all of a batch, part by part, and took nothing since.
     """
 
     def __init__(self, location: str, policy: BatchPolicy, shared: Shared) -> None:
@@ -71,7 +70,6 @@ class Lane:
         self.account = shared.ledger.open(location)
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
         self.pace = Pace(shared.retry, shared.rng, self.account, limits.max_exports_per_location)
-        self.refuses_everything = False
         self._shared = shared
         self._ledger = shared.ledger
         self._request_size = RequestSizeLimit()
@@ -386,7 +384,7 @@ class Lane:
     def _note_success(self, lease: Lease, result: Delivered) -> None:
         self.pace.succeeded(trio.current_time())
         self.account.consecutive_failures = 0
-        self.refuses_everything = False
+        self.account.refuses_everything = False
         self._request_size.passed(lease.batch.size)
         if result.rejected <= 0:
             self._shared.health.succeeded(self.location)

@@ -26,11 +26,12 @@ __all__ = ["Account", "Lease", "Ledger", "Settlement"]
 class Account:
     """One location's columns. Its names are those of `LocationStatistics`.
 
-    Two things about the location are kept here beside its counts, because the account outlives the lane.
+    Three things about the location are kept here beside its counts, because the account outlives the lane.
 
     Attributes:
         consecutive_failures: Attempts that failed since the last one that succeeded.
         not_before: When the server said that it may be asked again, in trio's time.
+        refuses_everything: Whether the server refused all of a batch, part by part, and took nothing since.
     """
 
     accepted: int = 0
@@ -47,6 +48,7 @@ class Account:
     splits: int = 0
     consecutive_failures: int = 0
     not_before: float = -math.inf
+    refuses_everything: bool = False
 
     @property
     def pending(self) -> int:
@@ -71,9 +73,8 @@ class Account:
         )
 
 
-_COUNTS = tuple(
-    field.name for field in attrs.fields(Account) if field.name not in ("consecutive_failures", "not_before")
-)
+_NO_COUNTS = ("consecutive_failures", "not_before", "refuses_everything")
+_COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
 # Statistics are asked for often, over many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
 

@@ -69,7 +69,7 @@ class Pace:
 
         Args:
             now: The current time.
-            after: Seconds to wait at least, as the server said.
+            after: Seconds to wait at least, as the server said; more than ``max_elapsed`` is not waited for.
             drain_deadline: When the drain will stop deliveries, `math.inf` if there is no drain. Our own wait leaves
                 time for another attempt before; the server's word is kept as it is.
         """
@@ -77,7 +77,8 @@ class Pace:
         if not backing_off_already:
             self.failures += 1
         if after is not None and after > 0:
-            self._account.not_before = max(self._account.not_before, now + after)
+            # Batches that come later do not wait for longer than one would that is tried already.
+            self._account.not_before = max(self._account.not_before, now + min(after, self._retry.max_elapsed))
         elif not backing_off_already:
             self._own_wait_until = now + self._own_wait(drain_deadline - now)
 

@@ -118,7 +118,7 @@ class Run:
         self._tell_line = tell
         self._rng = random.Random(f"{plan.seed} program")
         self._remembers = len(plan.locations) <= plan.limits.max_locations
-        self._oracle = Oracle(forgets_locations=not self._remembers)
+        self._oracle = Oracle(forgets_locations=not self._remembers, longest_wait=plan.retry.max_elapsed)
         self._server = Server(plan, random.Random(f"{plan.seed} server"), self._oracle, self._tell)
         self._active: Counter[str] = Counter()
         # How many spans each location has refused since it last took any.
