@@ -87,3 +87,20 @@ def test_the_longest_wait_grows_to_the_maximum_and_never_overflows() -> None:
 def test_policies_are_frozen() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         BatchPolicy().max_spans = 7  # type: ignore[misc]  # wrong on purpose
+
+
+@pytest.mark.parametrize(("policy", "field"), [*SECONDS, (RetryPolicy, "multiplier")])
+def test_a_time_that_is_larger_than_any_float_names_the_field(policy: Any, field: str) -> None:
+    with pytest.raises(TypeError, match=rf"{policy.__name__}\.{field} is .*must be a number"):
+        policy(**{field: 10**5000})
+
+
+@pytest.mark.parametrize("value", [math.inf, 10**400])
+def test_the_first_wait_is_finite(value: float) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"RetryPolicy\.initial is .*above 0 and finite"):
+        RetryPolicy(initial=value)
+
+
+def test_without_a_maximum_the_longest_wait_is_finite_all_the_same() -> None:
+    retry = RetryPolicy(maximum=math.inf)
+    assert math.isfinite(retry.longest_wait(100_000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -9,11 +10,14 @@ from typing import TypeVar
 
 from . import _environment as environment
 from ._exporter import LimitsItsAttempts, SpanExporter
+from ._numbers import is_number
 from ._policy import BatchPolicy, Limits, RetryPolicy
+from .otlp.checks import shown
 
 __all__ = [
     "checked",
     "checked_function",
+    "checked_level",
     "checked_timeout",
     "exporter_or_default",
     "limits_or_default",
@@ -38,13 +42,22 @@ def checked_function(name: str, value: _T | None) -> _T | None:
     """Return ``value`` if it is None or can be called."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r}; it must be a function")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{name} is {value!r}, which is async; it must be a synchronous function")
+    return value
+
+
+def checked_level(value: int) -> int:
+    """Return ``value`` if it is a level of `logging`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"log_level is {value!r}; it must be an int, for instance logging.INFO")
     return value
 
 
 def checked_timeout(value: float) -> float:
     """Return ``value`` if it is a number of seconds, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"shutdown_timeout is {value!r}; it must be a number of seconds, 0 or more")
+    if not is_number(value):
+        raise TypeError(f"shutdown_timeout is {shown(value)}; it must be a number of seconds, 0 or more")
     if not value >= 0:
         raise ValueError(f"shutdown_timeout is {value!r}; it must be 0 or more seconds (math.inf means no limit)")
     return value
@@ -68,6 +81,8 @@ def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
 
 def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -> Callable[[str], BatchPolicy]:
     """Return a function of the location that returns its policy."""
+    if isinstance(batch, type):
+        raise TypeError(f"batch is {batch!r}; it must be a BatchPolicy, or a function of the location that returns one")
     if callable(batch):
         return batch
     policy = checked("batch", batch, BatchPolicy) or BatchPolicy(**environment.batch_options(os.environ))

@@ -16,6 +16,7 @@ from ._admission import Admission
 from ._arguments import (
     checked,
     checked_function,
+    checked_level,
     checked_timeout,
     exporter_or_default,
     limits_or_default,
@@ -30,6 +31,7 @@ from ._health_log import HealthLog
 from ._lane import Lane
 from ._lanes import Lanes
 from ._ledger import Ledger
+from ._log import Log
 from ._losses import Losses
 from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._shared import Shared
@@ -97,7 +99,7 @@ class SpanBatcher:
         logger: logging.Logger | None = None,
         log_level: int = logging.WARNING,
     ) -> None:
-        logger = checked("logger", logger, logging.Logger) or logging.getLogger("trio_spanbatch")
+        log = Log(checked("logger", logger, logging.Logger) or logging.getLogger("trio_spanbatch"))
         limits = limits_or_default(limits)
         exporter = exporter_or_default(exporter)
         on_loss = checked_function("on_loss", on_loss)
@@ -107,10 +109,10 @@ class SpanBatcher:
             limits=limits,
             retry=retry_or_default(retry, exporter),
             rng=checked("rng", rng, random.Random) or random.Random(),
-            logger=logger,
+            logger=log,
             ledger=Ledger(kept_ended=limits.max_locations),
-            losses=Losses(on_loss, limits.max_pending_bytes, logger),
-            health=HealthLog(logger, log_level, trio.current_time, limits.max_locations),
+            losses=Losses(on_loss, limits.max_pending_bytes, log, trio.current_time),
+            health=HealthLog(log, checked_level(log_level), trio.current_time, limits.max_locations),
             slots=ExportSlots(limits.max_exports),
             start=self._supervisor.start,
         )

@@ -8,12 +8,13 @@ event that is late enough, and the end of the drain has a summary of its own.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
 import attrs
+
+from ._log import AnyLogger
 
 __all__ = ["HealthLog"]
 
@@ -54,7 +55,7 @@ class HealthLog:
             forgotten first.
     """
 
-    def __init__(self, logger: logging.Logger, level: int, clock: Callable[[], float], max_locations: int) -> None:
+    def __init__(self, logger: AnyLogger, level: int, clock: Callable[[], float], max_locations: int) -> None:
         self._logger = logger
         self._level = level
         self._clock = clock

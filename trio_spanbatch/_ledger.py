@@ -193,5 +193,7 @@ class Ledger:
 
 
 def _sum(*accounts: Account) -> Account:
-    columns = zip(*map(_counts_of, accounts), strict=True)
-    return Account(**dict(zip(_COUNTS, map(sum, columns), strict=True)))
+    total = Account()
+    for name, column in zip(_COUNTS, zip(*map(_counts_of, accounts), strict=True), strict=True):
+        setattr(total, name, sum(column))
+    return total

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 
+from ._log import AnyLogger
 from ._statistics import Loss
 
 __all__ = ["Losses"]
 
 # Reasons are the exporter's words; so many different ones are counted by name, the others together.
 _MAX_REASONS = 20
+# Seconds between two messages about batches that are not kept.
+_INTERVAL = 30.0
 
 
 class Losses:
@@ -21,13 +24,21 @@ class Losses:
         fatal: What ``on_loss`` raised that must end the program.
     """
 
-    def __init__(self, on_loss: Callable[[Loss], object] | None, max_kept_bytes: int, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        on_loss: Callable[[Loss], object] | None,
+        max_kept_bytes: int,
+        logger: AnyLogger,
+        clock: Callable[[], float],
+    ) -> None:
         self._on_loss = on_loss
         self._max_kept_bytes = max_kept_bytes
         self._logger = logger
+        self._clock = clock
         self._kept: list[Loss] = []
         self._kept_bytes = 0
         self._not_kept = 0
+        self._said_at = -math.inf
         self._reasons: Counter[tuple[str, str]] = Counter()
         self.fatal: BaseException | None = None
 
@@ -69,11 +80,19 @@ class Losses:
         size = sum(span.size for span in loss.batch.spans)
         if self._kept_bytes + size > self._max_kept_bytes:
             self._not_kept += loss.count
-            self._logger.error(
-                "%d undelivered spans of %r are not kept: SpanBatcher.undelivered holds max_pending_bytes already",
-                loss.count,
-                loss.location,
-            )
+            self._say_what_is_not_kept(loss)
             return
         self._kept_bytes += size
         self._kept.append(loss)
+
+    def _say_what_is_not_kept(self, loss: Loss) -> None:
+        if self._clock() < self._said_at + _INTERVAL:
+            return
+        self._said_at = self._clock()
+        self._logger.error(
+            "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds max_pending_bytes "
+            "already; give an on_loss to have them all",
+            loss.count,
+            loss.location,
+            self._not_kept,
+        )

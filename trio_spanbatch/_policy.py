@@ -7,9 +7,13 @@ bytes.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import attrs
+
+from ._numbers import is_number
+from .otlp.checks import shown
 
 __all__ = ["BatchPolicy", "Limits", "RetryPolicy"]
 
@@ -28,16 +32,23 @@ def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -
     _check_number(f"{type(instance).__name__}.{attribute.name}", value, "above 0 (math.inf means no limit)", above=0)
 
 
+def _finite(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    name = f"{type(instance).__name__}.{attribute.name}"
+    _check_number(name, value, "above 0 and finite", above=0)
+    if value == math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be above 0 and finite")
+
+
 def _factor(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     name = f"{type(instance).__name__}.{attribute.name}"
     _check_number(name, value, "finite and at least 1", above=0)
-    if isinstance(value, int | float) and not 1 <= value < math.inf:
+    if is_number(value) and not 1 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be finite and at least 1")
 
 
 def _check_number(name: str, value: object, allowed: str, *, above: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; it must be a number {allowed}")
+    if not is_number(value):
+        raise TypeError(f"{name} is {shown(value)}; it must be a number {allowed}")
     if not value > above:
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
 
@@ -100,7 +111,7 @@ class RetryPolicy:
         attempt_timeout: Seconds that one attempt of any exporter may take.
     """
 
-    initial: float = attrs.field(default=1.0, validator=_seconds)
+    initial: float = attrs.field(default=1.0, validator=_finite)
     maximum: float = attrs.field(default=30.0, validator=_seconds)
     multiplier: float = attrs.field(default=2.0, validator=_factor)
     max_elapsed: float = attrs.field(default=300.0, validator=_seconds)
@@ -111,4 +122,4 @@ class RetryPolicy:
         try:
             return min(self.maximum, self.initial * float(self.multiplier) ** (failures - 1))
         except OverflowError:
-            return self.maximum
+            return min(self.maximum, sys.float_info.max)

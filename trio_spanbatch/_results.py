@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import attrs
+
+from ._numbers import is_number
+from .otlp.checks import shown
 
 __all__ = ["Delivered", "ExportResult", "Refused", "TryLater"]
 
@@ -16,7 +18,7 @@ def _of_type(*types: type | None) -> Callable[[object, attrs.Attribute[Any], obj
     kinds = tuple(type(None) if kind is None else kind for kind in types)
 
     def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise TypeError(f"{type(instance).__name__}.{attribute.name} is {value!r}; it must be {names}")
 
     return check
@@ -25,9 +27,9 @@ def _of_type(*types: type | None) -> Callable[[object, attrs.Attribute[Any], obj
 def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is None:
         return
-    if not isinstance(value, int | float) or math.isnan(value) or value < 0:
+    if not is_number(value) or not value >= 0:
         raise ValueError(
-            f"{type(instance).__name__}.{attribute.name} is {value!r}; it must be 0 or more seconds, or None"
+            f"{type(instance).__name__}.{attribute.name} is {shown(value)}; it must be 0 or more seconds, or None"
         )
 
 
@@ -62,7 +64,7 @@ class TryLater:
 
     reason: str = attrs.field(validator=_of_type(str))
     after: float | None = attrs.field(default=None, validator=_seconds)
-    ambiguous: bool = False
+    ambiguous: bool = attrs.field(default=False, validator=_of_type(bool))
     status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
 
 
@@ -78,7 +80,7 @@ class Refused:
 
     reason: str = attrs.field(validator=_of_type(str))
     status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
-    isolate: bool = False
+    isolate: bool = attrs.field(default=False, validator=_of_type(bool))
 
 
 ExportResult: TypeAlias = Delivered | TryLater | Refused

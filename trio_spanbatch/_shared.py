@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from ._exporter import SpanExporter
 from ._health_log import HealthLog
 from ._hooks import DeliveryObserver, Feeder
 from ._ledger import Ledger
+from ._log import Log
 from ._losses import Losses
 from ._policy import Limits, RetryPolicy
 from ._slots import ExportSlots
@@ -37,7 +37,7 @@ class Shared:
         limits: What may wait and run at once.
         retry: How often an attempt is repeated.
         rng: Where jitter comes from.
-        logger: Where messages go.
+        logger: Where messages go. It never raises.
         ledger: The accounts.
         losses: Told of spans that were not delivered.
         health: Told of how locations fare.
@@ -59,7 +59,7 @@ class Shared:
     limits: Limits
     retry: RetryPolicy
     rng: random.Random
-    logger: logging.Logger
+    logger: Log
     ledger: Ledger
     losses: Losses
     health: HealthLog

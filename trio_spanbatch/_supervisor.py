@@ -33,7 +33,7 @@ the supervisor is kept in ``_failure`` and never raised inside a nursery.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context, copy_context
 from typing import TypeVar
 
@@ -109,6 +109,11 @@ class Supervisor:
             self._shield.deadline = trio.current_time() + self.shutdown_timeout
             with self._shield:
                 await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
+            self._done.set()
+            self._tell_feeders()
+            if self._failure is not None and not isinstance(self._failure, Exception):
+                # A Ctrl-C that came while the exporter was being closed goes before a mere cancel.
+                raise self._failure from None
             raise
 
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
@@ -191,8 +196,7 @@ class Supervisor:
             await self._manager.__aexit__(None, None, None)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
-            for feeder in self.shared.feeders:
-                feeder.ended()
+            self._tell_feeders()
         self._conclude(exc)
         if exc is None:
             await self._conclude_clean_end()
@@ -207,6 +211,10 @@ class Supervisor:
         self._closing.set()
         for lane in self.shared.lanes:
             lane.close()
+
+    def _tell_feeders(self) -> None:
+        for feeder in self.shared.feeders:
+            feeder.ended()
 
     async def _wait_until_done(self) -> None:
         with trio.CancelScope(shield=True):
@@ -241,7 +249,9 @@ class Supervisor:
 
     def _add_notes(self, exc: _Exc) -> _Exc:
         for trouble in self._troubles:
-            exc.add_note(f"SpanBatcher: {trouble}")
+            # Not every exception takes notes (a frozen one does not); the log has it all.
+            with suppress(Exception):
+                exc.add_note(f"SpanBatcher: {trouble}")
         return exc
 
     async def _conclude_clean_end(self) -> None:

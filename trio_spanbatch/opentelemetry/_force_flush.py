@@ -8,13 +8,14 @@ back, the spans are delivered later.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
 import trio
+
+from .._log import AnyLogger
 
 __all__ = ["WaitingFlush"]
 
@@ -27,7 +28,7 @@ class WaitingFlush:
         logger: Told of an exception out of ``flush``, which would be a bug.
     """
 
-    def __init__(self, flush: Callable[[], Awaitable[bool]], logger: logging.Logger) -> None:
+    def __init__(self, flush: Callable[[], Awaitable[bool]], logger: AnyLogger) -> None:
         self._flush = flush
         self._logger = logger
         self._scope = trio.CancelScope()

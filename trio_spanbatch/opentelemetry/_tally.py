@@ -10,7 +10,6 @@ counts in order. Nothing is logged under it.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,8 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 import attrs
+
+from .._log import AnyLogger
 
 __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
 
@@ -63,7 +64,7 @@ class SpanProcessorStatistics:
 class Tally:
     """Counts spans that ended, and warns of those that were dropped, at most every `WARNING_INTERVAL` seconds."""
 
-    def __init__(self, logger: logging.Logger, clock: Callable[[], float]) -> None:
+    def __init__(self, logger: AnyLogger, clock: Callable[[], float]) -> None:
         self._logger = logger
         self._clock = clock
         self.renew_lock()
