@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from trio_spanbatch import (
     Delivered,
     EncodedSpan,
     ExportResult,
+    InvalidLocationError,
     Limits,
     Loss,
     Refused,
@@ -445,3 +447,29 @@ async def test_deliveries_given_up_in_the_drain_for_max_elapsed_say_so(autojump_
     async with watched_batcher(exporter, ONE, retry=retry) as batcher:
         batcher.add_span_nowait("a", make_span())
     assert [loss.reason for loss in batcher.undelivered] == ["retries exhausted: busy"]
+
+
+@pytest.mark.parametrize("location", ["", 5, None, ["a"]])
+async def test_a_bad_location_is_refused_even_with_no_spans_to_add_or_to_flush(location: Any) -> None:
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        with pytest.raises(InvalidLocationError):
+            batcher.add_spans_nowait(location, [])
+        with pytest.raises(InvalidLocationError):
+            await batcher.add_spans(location, [])
+        if location is not None:
+            with pytest.raises(InvalidLocationError):
+                await batcher.flush(location)
+        assert batcher.statistics().locations == {}
+
+
+async def test_of_a_list_that_can_never_fit_no_span_is_encoded_and_of_an_endless_one_few() -> None:
+    limits = Limits(max_queued_spans=10, max_pending_bytes_per_location=1000)
+    async with watched_batcher(InMemoryExporter(), limits=limits) as batcher:
+        no_spans: list[Any] = [object()] * 11
+        with pytest.raises(ValueError, match="11 spans can never fit at once"):
+            batcher.add_spans_nowait("a", no_spans)
+        with pytest.raises(ValueError, match="11 spans can never fit at once"):
+            batcher.add_spans_nowait("a", itertools.repeat(make_span()))
+        with pytest.raises(ValueError, match=r"the 3 spans have 1... bytes and can never fit"):
+            batcher.add_spans_nowait("a", itertools.repeat(make_span(size=400)))
+        assert batcher.statistics().accepted == 0

@@ -90,18 +90,17 @@ class Admission:
             lane.accept(span, span.size)
         return True
 
-    def check_can_ever_fit(self, spans: list[EncodedSpan]) -> None:
-        """Raise `ValueError` if ``spans`` cannot be pending together, however long one waits."""
-        size = sum(span.size for span in spans)
+    def check_can_ever_fit(self, count: int, size: int) -> None:
+        """Raise `ValueError` if ``count`` spans of ``size`` bytes in all can never be pending together."""
         if size > self._max_lane_bytes:
-            what = "the span has" if len(spans) == 1 else f"the {len(spans)} spans have"
+            what = "the span has" if count == 1 else f"the {count} spans have"
             raise InvalidSpanError(
                 f"{what} {size} bytes and can never fit: Limits.max_pending_bytes_per_location and "
                 f"max_pending_bytes allow {self._max_lane_bytes}"
             )
-        if len(spans) > self._max_queued:
+        if count > self._max_queued:
             raise ValueError(
-                f"{len(spans)} spans can never fit at once: Limits.max_queued_spans is {self._max_queued}; "
+                f"{count} spans can never fit at once: Limits.max_queued_spans is {self._max_queued}; "
                 "use add_spans, which waits, or a shorter list"
             )
 

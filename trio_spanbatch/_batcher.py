@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -161,10 +161,22 @@ class SpanBatcher:
             trio.ClosedResourceError: The batcher is closed.
         """
         self._check_open()
-        encoded = [self._encoder.encode(span) for span in spans]
-        self._admission.check_can_ever_fit(encoded)
+        self._lanes.check(location)
+        encoded = self._encoded_if_they_fit(spans)
         if encoded and not self._try_admit_all(location, encoded):
             raise trio.WouldBlock
+
+    def _encoded_if_they_fit(self, spans: Iterable[SpanLike | EncodedSpan]) -> list[EncodedSpan]:
+        """Encode no more than may ever be pending together."""
+        if isinstance(spans, Sized):
+            self._admission.check_can_ever_fit(len(spans), 0)
+        encoded: list[EncodedSpan] = []
+        size = 0
+        for span in spans:
+            encoded.append(self._encoder.encode(span))
+            size += encoded[-1].size
+            self._admission.check_can_ever_fit(len(encoded), size)
+        return encoded
 
     async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
         """Accept a span, waiting for room.
@@ -205,6 +217,7 @@ class SpanBatcher:
         waited = False
         try:
             self._check_open()
+            self._lanes.check(location)
             for span in spans:
                 if accepted and accepted % _SPANS_A_CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
@@ -241,7 +254,7 @@ class SpanBatcher:
 
     def _try_admit_first(self, location: str, lane: Lane | None, span: EncodedSpan) -> bool:
         """Admit a span to a lane that may have to be opened."""
-        self._admission.check_can_ever_fit([span])
+        self._admission.check_can_ever_fit(1, span.size)
         if lane is not None:
             return False
         return self._admission.try_admit(self._lanes.open(location), span)
@@ -276,9 +289,12 @@ class SpanBatcher:
 
         Raises:
             trio.ClosedResourceError: The batcher is closed.
+            InvalidLocationError: Nothing can be sent to ``location``.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        if location is not None:
+            self._lanes.check(location)
         self._shared.feed()
         flush = Flush()
         lanes = tuple(self._lanes) if location is None else (self._lanes.get(location),)

@@ -46,6 +46,11 @@ class Lanes:
             # What cannot be hashed raises a TypeError, or whatever its own ``__hash__`` raises.
             raise InvalidLocationError(f"a location is a str, not {type(location).__name__}") from None
 
+    def check(self, location: str) -> None:
+        """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
+        if self.get(location) is None:
+            self._checked(location)
+
     def open(self, location: str) -> Lane:
         """Start a lane for a location that has none.
 
