@@ -138,10 +138,10 @@ class Model:
         location = self.locations[name]
         if self.draining:
             return "ClosedResourceError"
-        if sum(span.size for span in spans) > self.settings.location_bytes:
-            return "InvalidSpanError"
         if len(spans) > self.settings.limits.max_queued_spans:
             return "ValueError"
+        if sum(span.size for span in spans) > self.settings.location_bytes:
+            return "InvalidSpanError"
         if location.lane is None and len(self.live) >= self.settings.limits.max_locations and not self.empty:
             return "TooManyLocationsError"
         return None
@@ -256,8 +256,9 @@ class Model:
     def has_slot_to_spare(self) -> bool:
         """Return whether a location that has an export running may begin another: half of all are kept for others."""
         limit = self.settings.limits.max_exports
-        without_any = len(self.live) - len({export.location.name for export in self.exports})
-        return limit - len(self.exports) > min(without_any, limit // 2)
+        exporting = len({export.location.name for export in self.exports})
+        kept_free = limit // 2 if exporting > 1 else min(len(self.live) - exporting, limit // 2)
+        return limit - len(self.exports) > kept_free
 
     def _note_spare_slots(self) -> None:
         self.spare_slots.append((self.scheduled, self.has_slot_to_spare()))

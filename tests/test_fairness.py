@@ -63,9 +63,17 @@ async def keep_adding(batcher: SpanBatcher, location: str, servers: Servers, rou
         await trio.sleep(PERIOD)
 
 
-async def run(hanging: int, *, grown: bool) -> Servers:
-    """Run the healthy locations beside ``hanging`` others, which may have grown to several exports before they hang."""
-    servers = Servers(random.Random(hanging), hang_from=trio.current_time() + (10 if grown else 0))
+@attrs.frozen
+class Course:
+    """When the others hang, and when the healthy locations begin, in seconds."""
+
+    hang_from: float = 0
+    healthy_from: float = 0
+
+
+async def run(hanging: int, course: Course) -> Servers:
+    """Run the healthy locations beside ``hanging`` others."""
+    servers = Servers(random.Random(hanging), hang_from=trio.current_time() + course.hang_from)
     policy = BatchPolicy(max_spans=SPANS, max_delay=60)
     async with (
         SpanBatcher(servers, batch=policy, shutdown_timeout=1) as batcher,
@@ -73,6 +81,7 @@ async def run(hanging: int, *, grown: bool) -> Servers:
     ):
         for number in range(hanging):
             nursery.start_soon(pour, batcher, f"hangs {number}", 10)
+        await trio.sleep(course.healthy_from)
         for number in range(HEALTHY):
             nursery.start_soon(keep_adding, batcher, f"healthy {number}", servers, ROUNDS)
         await trio.sleep(ROUNDS * PERIOD + 5)
@@ -92,11 +101,18 @@ def p99(values: list[float]) -> float:
     return sorted(values)[math.ceil(len(values) * 0.99) - 1]
 
 
-@pytest.mark.parametrize("grown", [False, True], ids=["from the start", "after they had grown"])
-async def test_locations_that_hang_do_not_slow_healthy_ones_down(grown: bool, autojump_clock: MockClock) -> None:
-    alone = await run(0, grown=grown)
-    for hanging in (4, 16):
-        beside = await run(hanging, grown=grown)
+COURSES = {
+    "from the start": Course(),
+    "after they had grown": Course(hang_from=10),
+    "after they had grown, before the healthy ones come alive": Course(hang_from=10, healthy_from=12),
+}
+
+
+@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+async def test_locations_that_hang_do_not_slow_healthy_ones_down(course: Course, autojump_clock: MockClock) -> None:
+    alone = await run(0, course)
+    for hanging in (4, 12, 16):
+        beside = await run(hanging, course)
         assert len(beside.waits) > HEALTHY * (ROUNDS - 15)
         assert p99(beside.waits) <= 1.2 * p99(alone.waits)
         assert beside.max_active <= Limits().max_exports

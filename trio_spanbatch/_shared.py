@@ -83,14 +83,17 @@ class Shared:
     def has_slot_to_spare(self, *, taken: bool = False) -> bool:
         """Return whether a location that has an export running may begin another one.
 
-        Slots are kept free for locations that have none running, up to half of all: locations that had grown to
-        several exports and then hang must not take the slots of those that are well.
+        Locations that had grown to several exports and then hang must not hold the slots of those that are well, nor
+        of those that come alive only then. So from the second location on, half of all slots are kept free for
+        locations that have none running. A location that exports alone leaves one for each other that is live.
 
         Args:
             taken: Whether the location has taken a slot for it already.
         """
+        half = self.limits.max_exports // 2
         without_any = len(self.lanes) - self.exporting
-        return self.slots.free + taken > min(without_any, self.limits.max_exports // 2)
+        kept_free = half if self.exporting > 1 else min(without_any, half)
+        return self.slots.free + taken > kept_free
 
     def offer_spare_slot(self) -> None:
         """Let the lanes that wait for a slot to spare look again, if there is one now."""
