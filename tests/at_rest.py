@@ -125,7 +125,7 @@ class AtRest:
         if ledger.pending_bytes != pending:
             yield f"{ledger.pending_bytes} bytes are taken from the budget, {pending} are pending"
         for lane in self._batcher._lanes:
-            leased = sum(lease.payload_bytes for lease in lane._leases)
+            leased = sum(lease.cost for lease in lane._leases)
             if lane._leased_bytes != leased:
                 yield f"{lane} counts {lane._leased_bytes} bytes in flight, {leased} are"
 

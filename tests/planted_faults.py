@@ -47,19 +47,19 @@ FAULTS = (
     PlantedFault(
         "a lease's bytes are not returned",
         "_lane.py",
-        "        self._leased_bytes -= lease.payload_bytes\n        self._ledger.settle",
+        "        self._leased_bytes -= lease.cost\n        self._ledger.settle",
         "        self._ledger.settle",
     ),
     PlantedFault(
         "the byte budget leaks what is rejected",
         "_ledger.py",
-        "        self.pending_bytes -= lease.payload_bytes",
-        "        self.pending_bytes -= 0 if settlement.rejected else lease.payload_bytes",
+        "        self.pending_bytes -= lease.cost",
+        "        self.pending_bytes -= 0 if settlement.rejected else lease.cost",
     ),
     PlantedFault(
         "both halves of a batch take the bytes of the whole",
         "_ledger.py",
-        "payload_bytes=size, attempts=0)",
+        "cost=cost, attempts=0)",
         "attempts=0)",
     ),
     PlantedFault(

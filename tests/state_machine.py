@@ -29,11 +29,16 @@ __all__ = ["SpanBatcherMachine", "run_state_machine"]
 LOCATIONS = ("a", "b", "c", "d")
 
 # Resource and scope of spans: a batch may hold spans of several, and its exact size depends on them.
-HEADERS = ((b"\x0a\x00", b"\x0a\x00"), (b"\x0a\x00", b"\x0a\x03\x0a\x01x"), (b"\x0a\x02\x10\x01", b"\x0a\x00"))
+HEADERS = (
+    SpanHeaders(),
+    SpanHeaders(b"\x0a\x00", b"\x0a\x00"),
+    SpanHeaders(b"\x0a\x00", b"\x0a\x03\x0a\x01x"),
+    SpanHeaders(b"\x0a\x02\x10\x01", b"\x0a\x00"),
+)
 
 
 def make_spans(sizes: list[int]) -> list[EncodedSpan]:
-    return [EncodedSpan(b"x" * size, SpanHeaders(*HEADERS[size % len(HEADERS)])) for size in sizes]
+    return [EncodedSpan(b"x" * size, HEADERS[size % len(HEADERS)]) for size in sizes]
 
 
 SIZES = st.sampled_from([50, 25, 24, 51, 1, 100, 140])

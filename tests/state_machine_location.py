@@ -50,6 +50,13 @@ class Settings:
         return min(self.limits.max_pending_bytes_per_location, self.limits.max_pending_bytes)
 
 
+def cost_of(spans: list[EncodedSpan], before: EncodedSpan | None = None) -> int:
+    """Return the bytes that spans cost after ``before``: a resource and scope count where they are not its own."""
+    pairs = zip([before, *spans], spans, strict=False)
+    others = [span.headers for last, span in pairs if last is None or last.headers is not span.headers]
+    return sum(span.size for span in spans) + sum(len(own.resource) + len(own.scope) for own in others)
+
+
 def request_size(spans: list[EncodedSpan]) -> int:
     """Return the size of a request by making it."""
     return len(SpanBatch("", spans).to_request())
@@ -121,6 +128,7 @@ class LocationModel:
 
     Attributes:
         spans: The accepted spans. Their places in this list are their numbers.
+        costs: What each costs of the byte budgets.
         accepted_at: When each was accepted.
         accepted_in: The step in which each was accepted.
         seals: For each sealed span, what was known then.
@@ -139,6 +147,7 @@ class LocationModel:
     name: str
     settings: Settings
     spans: list[EncodedSpan] = attrs.Factory(list)
+    costs: list[int] = attrs.Factory(list)
     accepted_at: list[float] = attrs.Factory(list)
     accepted_in: list[int] = attrs.Factory(list)
     seals: list[Seal] = attrs.Factory(list)
@@ -197,8 +206,12 @@ class LocationModel:
         """Return whether the location's own limits admit ``spans``."""
         return (
             self.queued + len(spans) <= self.settings.limits.max_queued_spans
-            and self.pending_bytes + sum(span.size for span in spans) <= self.settings.location_bytes
+            and self.pending_bytes + self.cost_now(spans) <= self.settings.location_bytes
         )
+
+    def cost_now(self, spans: list[EncodedSpan]) -> int:
+        """Return the bytes that ``spans`` would cost if they were accepted now."""
+        return cost_of(spans, self.spans[-1] if self.unsettled else None)
 
     def part(self, batch: SpanBatch) -> range:
         """Return the numbers of a batch's spans, which have to be neighbours in their order."""
@@ -238,11 +251,12 @@ class LocationModel:
         assert 0 <= admitted <= len(self.line), f"{self.name}: {admitted} were accepted of {len(self.line)}"
         accepted_before = len(self.spans)
         for span in self.line[:admitted]:
+            self.costs.append(self.cost_now([span]))
+            self.pending_bytes += self.costs[-1]
             self.unsettled.add(len(self.spans))
             self.spans.append(span)
             self.accepted_at.append(now)
             self.accepted_in.append(step)
-            self.pending_bytes += span.size
             self.counts["accepted"] += 1
         del self.line[:admitted]
         sealed = len(self.spans) - seen.queued - self.sealed
@@ -262,7 +276,7 @@ class LocationModel:
         assert sum(outcome.values()) == len(part), f"{self.name}: {outcome} does not add up to {part}"
         assert self.unsettled.issuperset(part), f"{self.name}: {part} was accounted for already"
         self.unsettled.difference_update(part)
-        self.pending_bytes -= sum(self.spans[number].size for number in part)
+        self.pending_bytes -= sum(self.costs[number] for number in part)
         self.counts.update(outcome)
         if not self.unsettled:
             self.idle_since = now

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import attrs
 import trio
-from state_machine_location import NEARLY, DeliveryModel, Export, LocationModel, Settings, request_size
+from state_machine_location import NEARLY, DeliveryModel, Export, LocationModel, Settings, cost_of, request_size
 
 from trio_spanbatch import (
     Delivered,
@@ -140,7 +140,7 @@ class Model:
             return "ClosedResourceError"
         if len(spans) > self.settings.limits.max_queued_spans:
             return "ValueError"
-        if sum(span.size for span in spans) > self.settings.location_bytes:
+        if cost_of(spans) > self.settings.location_bytes:
             return "InvalidSpanError"
         if location.lane is None and len(self.live) >= self.settings.limits.max_locations and not self.empty:
             return "TooManyLocationsError"
@@ -153,7 +153,7 @@ class Model:
             not location.line
             and not any(self._waiting_for_bytes())
             and location.has_room(spans)
-            and self._has_bytes(sum(span.size for span in spans))
+            and self._has_bytes(location.cost_now(spans))
         )
 
     def stand_in_line(self, name: str, spans: list[EncodedSpan]) -> None:
@@ -412,5 +412,5 @@ class Model:
         }
         self.heads = {name: location.line[0] for name, location in standing.items()}
         first = [name for name, since in self.byte_line.items() if since == min(self.byte_line.values())]
-        fit = [name for name in first if self._has_bytes(self.heads[name].size)]
+        fit = [name for name in first if self._has_bytes(self.locations[name].cost_now([self.heads[name]]))]
         assert not first or len(fit) < len(first), f"adders of {fit} wait, though there is room for them"

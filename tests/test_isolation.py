@@ -328,7 +328,7 @@ async def test_a_half_that_passed_without_some_of_its_spans_says_nothing_about_t
 def isolate(count: int, bad: frozenset[int], status: int) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Isolate ``bad`` among ``count`` spans. Return each span's verdict, and the ranges that were sent."""
     spans = [EncodedSpan(bytes([1])) for _ in range(count)]
-    whole = Lease(SpanBatch("a", spans), 0, 0.0, count)
+    whole = Lease(SpanBatch("a", spans), 0, 0.0, None, count)
     isolation = Isolation(whole, Lease.split)
     verdicts: dict[int, str] = {}
     sent: list[tuple[int, int]] = []

@@ -24,6 +24,7 @@ from ._arguments import (
     retry_or_default,
 )
 from ._batch import EncodedSpan
+from ._cost import cost_after, cost_of
 from ._environment import default_resource
 from ._errors import InvalidSpanError
 from ._flush import Flush
@@ -171,11 +172,12 @@ class SpanBatcher:
         if isinstance(spans, Sized):
             self._admission.check_can_ever_fit(len(spans), 0)
         encoded: list[EncodedSpan] = []
-        size = 0
-        for span in spans:
-            encoded.append(self._encoder.encode(span))
-            size += encoded[-1].size
-            self._admission.check_can_ever_fit(len(encoded), size)
+        cost, headers = 0, None
+        for span in map(self._encoder.encode, spans):
+            encoded.append(span)
+            cost += cost_after(headers, span)
+            headers = span.headers
+            self._admission.check_can_ever_fit(len(encoded), cost)
         return encoded
 
     async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
@@ -254,7 +256,7 @@ class SpanBatcher:
 
     def _try_admit_first(self, location: str, lane: Lane | None, span: EncodedSpan) -> bool:
         """Admit a span to a lane that may have to be opened."""
-        self._admission.check_can_ever_fit(1, span.size)
+        self._admission.check_can_ever_fit(1, cost_of([span]))
         if lane is not None:
             return False
         return self._admission.try_admit(self._lanes.open(location), span)

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._batch import EncodedSpan, SpanBatch
+from ._batch import EncodedSpan, SpanBatch, SpanHeaders
+from ._cost import cost_of
 from ._cutter import BatchCutter
 from ._delivery import Delivery
 from ._flush import Flush, LocationFlush
@@ -62,6 +63,7 @@ class Lane:
         location: Its name.
         account: Its counts, which outlive the lane.
         waiting: The adders that wait for room here, first come first.
+        headers: Those of the span that was accepted last; None if nothing is pending.
     """
 
     def __init__(self, location: str, policy: BatchPolicy, shared: Shared) -> None:
@@ -71,6 +73,8 @@ class Lane:
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
         self.pace = Pace(shared.retry, shared.rng, self.account, limits.max_exports_per_location)
         self._shared = shared
+        self.headers: SpanHeaders | None = None
+        self._sealed_headers: SpanHeaders | None = None
         self._ledger = shared.ledger
         self._request_size = RequestSizeLimit()
         self._max_delay = policy.max_delay
@@ -95,14 +99,15 @@ class Lane:
 
     # -- what others do to a lane, each in one synchronous step ------------------------------------------------
 
-    def accept(self, span: EncodedSpan, size: int) -> None:
-        """Put a span that fits into the queue. ``size`` is its own."""
+    def accept(self, span: EncodedSpan, cost: int) -> None:
+        """Put a span that fits into the queue. ``cost`` is what it costs after the one before it."""
         account = self.account
         if not account.queued:
             self._shared.lanes.occupied(self)
         # Nothing from here on raises: the channel is as large as the queue may be, and a lane that was closed or
         # retired is not asked. Counted before it is enqueued, so that whoever the span wakes finds it counted.
-        self._ledger.accept(account, size)
+        self._ledger.accept(account, cost)
+        self.headers = span.headers
         became_full = self._cutter.add(span)
         self._send.send_nowait(span)
         if became_full:
@@ -301,8 +306,10 @@ class Lane:
         first = self.account.first_queued
         cut = self._cutter.pop()
         spans = self._take(cut.count)
-        payload_bytes = sum([len(span.payload) for span in spans])
-        lease = Lease(SpanBatch(self.location, spans, size=cut.size), first, cut.opened_at, payload_bytes)
+        # What they cost when they were accepted: they leave the queue in the order in which they came.
+        before, self._sealed_headers = self._sealed_headers, spans[-1].headers
+        batch = SpanBatch(self.location, spans, size=cut.size)
+        lease = Lease(batch, first, cut.opened_at, before, cost_of(spans, before))
         self._ledger.seal(self.account, cut.count)
         self._lease(lease)
         self._pressed = False
@@ -318,23 +325,24 @@ class Lane:
 
     def _lease(self, lease: Lease) -> None:
         self._leases[lease] = None
-        self._leased_bytes += lease.payload_bytes
+        self._leased_bytes += lease.cost
 
     def replace(self, lease: Lease, parts: tuple[Lease, ...]) -> None:
         """Go on with ``parts`` in place of a lease that was cut in two."""
         self.account.splits += 1
         del self._leases[lease]
-        self._leased_bytes -= lease.payload_bytes
+        self._leased_bytes -= lease.cost
         for part in parts:
             self._lease(part)
 
     def settle(self, lease: Lease, settlement: Settlement) -> None:
         """Account for all spans of a lease."""
         del self._leases[lease]
-        self._leased_bytes -= lease.payload_bytes
+        self._leased_bytes -= lease.cost
         self._ledger.settle(self.account, lease, settlement)
         self._note_flushes(lease, settlement)
         if not self.account.pending:
+            self.headers = self._sealed_headers = None
             self._idle_since = trio.current_time()
             self._shared.lanes.emptied(self)
         self._shared.admission.settled(self)

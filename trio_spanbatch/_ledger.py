@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from ._batch import SpanBatch
+from ._batch import EncodedSpan, SpanBatch, SpanHeaders
+from ._cost import cost_of
 from ._statistics import LocationStatistics
 
 __all__ = ["Account", "Lease", "Ledger", "Settlement"]
@@ -87,7 +88,8 @@ class Lease:
         batch: The spans.
         first: The number of its first span in its location; the others follow without a gap.
         opened_at: When its first span was accepted, in trio's time.
-        payload_bytes: The sum of its spans' sizes.
+        headers_before: Those of the span that was accepted before its first one; None if nothing was pending then.
+        cost: The bytes that its spans take of the budgets.
         ambiguous: Whether an attempt of unknown outcome was counted for its spans.
         attempts: How many attempts were made with just these spans.
     """
@@ -95,7 +97,8 @@ class Lease:
     batch: SpanBatch
     first: int
     opened_at: float
-    payload_bytes: int
+    headers_before: SpanHeaders | None
+    cost: int
     ambiguous: bool = False
     attempts: int = 0
 
@@ -104,12 +107,13 @@ class Lease:
 
     def split(self, at: int) -> tuple[Lease, Lease]:
         """Return two leases in place of this one: for its first ``at`` spans, and for the others."""
-        return self._part(slice(None, at)), self._part(slice(at, None))
+        left, right = self.batch.spans[:at], self.batch.spans[at:]
+        return self._part(left, self.first, self.headers_before), self._part(right, self.first + at, left[-1].headers)
 
-    def _part(self, part: slice) -> Lease:
-        batch = SpanBatch(self.batch.location, self.batch.spans[part])
-        size = sum(span.size for span in batch.spans)
-        return attrs.evolve(self, batch=batch, first=self.first + (part.start or 0), payload_bytes=size, attempts=0)
+    def _part(self, spans: tuple[EncodedSpan, ...], first: int, headers: SpanHeaders | None) -> Lease:
+        batch = SpanBatch(self.batch.location, spans)
+        cost = cost_of(spans, headers)
+        return attrs.evolve(self, batch=batch, first=first, headers_before=headers, cost=cost, attempts=0)
 
 
 @attrs.frozen
@@ -151,12 +155,12 @@ class Ledger:
             oldest, _ = self._ended.popitem(last=False)
             self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))
 
-    def accept(self, account: Account, size: int) -> None:
-        """A span of ``size`` bytes enters a location's queue."""
+    def accept(self, account: Account, cost: int) -> None:
+        """A span that costs ``cost`` bytes enters a location's queue."""
         account.accepted += 1
         account.queued += 1
-        account.pending_bytes += size
-        self.pending_bytes += size
+        account.pending_bytes += cost
+        self.pending_bytes += cost
 
     def seal(self, account: Account, count: int) -> None:
         """The oldest ``count`` spans leave the queue in a lease."""
@@ -169,8 +173,8 @@ class Ledger:
         account.delivered += settlement.delivered
         account.rejected += settlement.rejected
         account.undelivered += settlement.undelivered
-        account.pending_bytes -= lease.payload_bytes
-        self.pending_bytes -= lease.payload_bytes
+        account.pending_bytes -= lease.cost
+        self.pending_bytes -= lease.cost
 
     def ambiguous(self, account: Account, lease: Lease) -> None:
         """Count the spans of a lease as ambiguous, once."""

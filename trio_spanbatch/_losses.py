@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+from ._cost import cost_of
 from ._log import AnyLogger
 from ._statistics import Loss
 
@@ -77,12 +78,12 @@ class Losses:
     def _keep(self, loss: Loss) -> None:
         if loss.outcome != "undelivered":
             return
-        size = sum(span.size for span in loss.batch.spans)
-        if self._kept_bytes + size > self._max_kept_bytes:
+        cost = cost_of(loss.batch.spans)
+        if self._kept_bytes + cost > self._max_kept_bytes:
             self._not_kept += loss.count
             self._say_what_is_not_kept(loss)
             return
-        self._kept_bytes += size
+        self._kept_bytes += cost
         self._kept.append(loss)
 
     def _say_what_is_not_kept(self, loss: Loss) -> None:

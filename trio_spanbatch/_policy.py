@@ -76,8 +76,8 @@ class Limits:
 
     Attributes:
         max_queued_spans: Spans queued for one location, not counting those in flight.
-        max_pending_bytes: Bytes of all spans that are accepted and not accounted for yet, as `EncodedSpan.size` has
-            them.
+        max_pending_bytes: Bytes of all spans that are accepted and not accounted for yet: as `EncodedSpan.size` has
+            them, and those of a resource and scope once for spans that share them and follow each other.
         max_pending_bytes_per_location: The same for one location.
         max_locations: Locations that are alive at once. Each costs a task.
         max_exports: Exports at once, over all locations.

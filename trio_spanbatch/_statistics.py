@@ -25,7 +25,7 @@ class LocationStatistics:
         spooled: Spans kept on disk.
         undelivered: Spans handed back.
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, whatever became of it.
-        pending_bytes: Bytes of the spans queued or in flight.
+        pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
         requests: Attempts made.
         retries: Attempts that repeated one before.
         splits: Batches cut in two to find the span that a server refuses, or to make a request smaller.
@@ -64,7 +64,7 @@ class SpanBatcherStatistics:
         spooled: Spans kept on disk.
         undelivered: Spans handed back.
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, whatever became of it.
-        pending_bytes: Bytes of the spans queued or in flight.
+        pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
         requests: Attempts made.
         retries: Attempts that repeated one before.
         splits: Batches cut in two.
