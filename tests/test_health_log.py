@@ -135,3 +135,28 @@ async def test_rejected_spans_reach_the_log_with_a_summary_at_the_end(
         logging.ERROR,
         "SpanBatcher: 7 of 9 spans were rejected (404 Not Found: no such table: 6; too old: 1)",
     )
+
+
+def test_a_failure_after_a_quiet_time_is_logged_once(
+    log: HealthLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.failed("a", "reset")
+    log.succeeded("a")
+    clock.now = 1000.0
+    log.failed("a", "hung")
+    assert caplog.messages[2:] == ["exports to 'a' fail: hung"]
+    clock.now = 1030.0
+    log.failed("a", "hung")
+    assert len(caplog.messages) == 4
+    assert "2 attempts failed in the last 30 s" in caplog.messages[3]
+
+
+def test_a_location_that_failed_long_ago_and_was_not_used_since_does_not_count_as_failing(
+    log: HealthLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.failed("once", "refused")
+    for second in range(100):
+        clock.now = float(second)
+        log.failed("a", "reset")
+    summaries = [message for message in caplog.messages if "locations are failing" in message]
+    assert [summary.split()[0] for summary in summaries] == ["2", "1", "1"]

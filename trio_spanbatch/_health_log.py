@@ -8,6 +8,7 @@ event that is late enough, and the end of the drain has a summary of its own.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,10 +34,12 @@ class _Trouble:
         logged_at: When its first failure was logged last.
         is_logged: Whether this one was.
         is_over: Whether the location is well again. It is remembered for a while, for ``logged_at``.
+        last_at: When the last thing went wrong.
     """
 
     began_at: float
     logged_at: float
+    last_at: float
     is_logged: bool = True
     is_over: bool = False
     failures: int = 0
@@ -62,7 +65,8 @@ class HealthLog:
         self._max_locations = max_locations
         self._troubles: OrderedDict[str, _Trouble] = OrderedDict()
         self._warned_at: OrderedDict[str, float] = OrderedDict()
-        self._summarized_at: float | None = None
+        self._summarized_at = -math.inf
+        self._failed_at = -math.inf
         self._failures = self._rejected = self._undelivered = 0
 
     def failed(self, location: str, reason: str) -> None:
@@ -114,29 +118,35 @@ class HealthLog:
     def _trouble(self, location: str, message: str, reason: str) -> _Trouble:
         """Return the location's trouble; begin one with ``message`` if it was well."""
         trouble = self._troubles.get(location)
-        if trouble is not None and not trouble.is_over:
-            return trouble
         now = self._clock()
+        if trouble is not None and not trouble.is_over:
+            trouble.last_at = now
+            return trouble
         is_new = trouble is None or now >= trouble.logged_at + _INTERVAL
         logged_at = now if trouble is None or is_new else trouble.logged_at
-        trouble = _Trouble(began_at=now, logged_at=logged_at, is_logged=is_new)
+        trouble = _Trouble(began_at=now, logged_at=logged_at, last_at=now, is_logged=is_new)
         _remember(self._troubles, location, trouble, self._max_locations)
-        if self._summarized_at is None:
+        if now >= self._failed_at + _INTERVAL:
+            # The first one after a quiet time: it is said here, and there is nothing to sum up.
             self._summarized_at = now
+            self._failures = self._rejected = self._undelivered = 0
         if is_new:
             self._logger.log(self._level, message, location, _one_line(reason))
         return trouble
 
+    def _failing(self, since: float) -> int:
+        """Return how many locations something went wrong with since then, and that are not well again."""
+        return sum(not trouble.is_over and trouble.last_at >= since for trouble in self._troubles.values())
+
     def _summarize(self, location: str, reason: str) -> None:
-        now = self._clock()
-        if self._summarized_at is None or now < self._summarized_at + _INTERVAL:
+        now = self._failed_at = self._clock()
+        if now < self._summarized_at + _INTERVAL:
             return
-        failing = sum(not trouble.is_over for trouble in self._troubles.values())
         self._logger.log(
             self._level,
             "%d locations are failing: %d attempts failed in the last %.0f s, %d spans were rejected, %d handed back; "
             "the last: %r: %s",
-            failing,
+            self._failing(since=self._summarized_at),
             self._failures,
             now - self._summarized_at,
             self._rejected,
