@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
 
+import httpx
 import pytest
 from cli_support import run_command
 from mlflow_support import PROJECT, MLflowServer, experiment_of, running_mlflow, stored_spans, wait_in_real_time
 from mlflow_traces import TraceMaker, assert_stored
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from trio_spanbatch import BatchPolicy, Loss, RetryPolicy, Span, SpanBatcher
+from trio_spanbatch import BatchPolicy, Delivered, Loss, Refused, RetryPolicy, Span, SpanBatcher
 from trio_spanbatch.destinations import mlflow
+from trio_spanbatch.otlp.responses import interpret_response
 
+_TRACE_IDS = itertools.count(1)
 RETRY = RetryPolicy(initial=0.2, maximum=1.0, attempt_timeout=60)
 
 
@@ -115,6 +120,54 @@ async def test_spans_for_an_experiment_that_is_not_there_are_rejected_with_the_r
     (loss,) = losses
     assert (loss.outcome, loss.count) == ("rejected", 3)
     assert re.search(reason, loss.reason)
+
+
+def span_message(**fields: bytes) -> bytes:
+    """Return a request of one span with ``fields`` in place of good ones."""
+    # Each of a trace of its own: for one that it knows, the server does not look at the experiment.
+    span = {"trace_id": next(_TRACE_IDS).to_bytes(16, "big"), "span_id": b"\x07" * 8, "name": "work", **fields}
+    request = ExportTraceServiceRequest()
+    request.resource_spans.add().scope_spans.add().spans.add(**span)
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "body", "status"),
+    [
+        (None, span_message(), 422),
+        ("123456", span_message(), 404),
+        ("seven", span_message(), 400),
+        ("known", b"", 400),
+        ("known", b"\xff", 400),
+        ("known", span_message(trace_id=b""), 422),
+        ("known", span_message(span_id=b"\x07" * 9), 422),
+        # An 8-byte trace id is taken, so that only we can refuse it.
+        ("known", span_message(trace_id=b"\x07" * 8), 200),
+        ("known", span_message(), 200),
+    ],
+    ids=["no experiment", "unknown", "no number", "no spans", "unreadable", "no trace id", "long", "short", "good"],
+)
+async def test_the_server_answers_as_our_table_of_destinations_says(
+    server: MLflowServer, experiment: str | None, body: bytes, status: int
+) -> None:
+    headers = {"content-type": "application/x-protobuf"}
+    if experiment is not None:
+        headers["x-mlflow-experiment-id"] = "0" if experiment == "known" else experiment
+    async with httpx.AsyncClient(base_url=server.uri, timeout=60) as client:
+        response = await client.post("/v1/traces", content=body, headers=headers)
+    assert response.status_code == status
+    result = interpret_response(status, response.headers, response.content, now=0)
+    assert isinstance(result, Delivered if status == 200 else Refused)
+
+
+async def test_a_span_that_arrives_again_is_stored_once(server: MLflowServer) -> None:
+    experiment = server.create_experiment("repeated")
+    spans = TraceMaker(8).trace(5)
+    async with SpanBatcher(mlflow(server.uri, environ={}), retry=RETRY) as batcher:
+        for _ in range(2):
+            await batcher.add_spans(experiment, spans)
+            assert (await batcher.flush()).delivered == 5
+    assert_all_stored(server, experiment, [spans])
 
 
 async def test_the_documented_example_runs(server: MLflowServer) -> None:

@@ -65,7 +65,9 @@ def test_each_of_the_17_requirements_has_a_row() -> None:
     assert all(all(row) and len(row) == 5 for row in rows("Requirements"))
 
 
-@pytest.mark.parametrize("title", ["Requirements", "Delivery", "Environment"])
+@pytest.mark.parametrize(
+    "title", ["Requirements", "Delivery", "Environment", "Destinations", "The batcher's own metrics"]
+)
 def test_each_row_names_tests(title: str) -> None:
     assert rows(title)
     for row in rows(title):
