@@ -179,8 +179,13 @@ class Driver:
     def _begin_to_add(self, adder: _Adder, span: EncodedSpan) -> None:
         adder.current = span
         adder.expected = self.model.expected_error(adder.where, [span])
-        if adder.expected is None:
-            self.model.stand_in_line(adder.where, [span])
+        if adder.expected is not None:
+            return
+        has_to_wait = not self.model.admits(adder.where, [span])
+        self.model.stand_in_line(adder.where, [span])
+        if has_to_wait and adder.scope.cancel_called:
+            # It was cancelled before it stood there, so it leaves at once.
+            self.model.withdraw(adder.where, span)
 
     async def _flush(self, flusher: _Flusher) -> None:
         flush: FlushModel | None = None
