@@ -72,8 +72,10 @@ def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
     # Types say so already; people who do not run a type checker are told here, before a span is lost.
     given: object = exporter
     if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("export", "aclose")):
+        # Not the value: it may be a URL with a password in it.
+        kind = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
         raise TypeError(
-            f"exporter is {exporter!r}; it must be a SpanExporter, for instance "
+            f"exporter is {kind}; it must be a SpanExporter, for instance "
             "OTLPExporter('http://localhost:4318/v1/traces')"
         )
     return exporter
