@@ -214,7 +214,10 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         ((*CATALOG, "--location", TABLE, "--header", "authorization=s3cret"), "databricks-sdk authenticates"),
         (("--to", "unity-catalog", "--location", TABLE), "give --endpoint, as in https://dbc-a1b2c3d4-e5f6.cloud."),
         (("--to", "unity-catalog", "--location", TABLE, "--endpoint", "w.com/?o=s3cret"), "--endpoint must be a works"),
-        (("--to", "unity-catalog", "--location", TABLE, "--endpoint", "s3cret@w.com"), "give them as --header"),
+        (
+            ("--to", "unity-catalog", "--location", TABLE, "--endpoint", "s3cret@w.com"),
+            "--endpoint (not shown) has a user",
+        ),
         (("--endpoint", "http://x/?key=s3cret"), "give credentials as --header"),
         (("--location", "a\nb", "--location-header", "X-T"), r"location 'a\nb' cannot be sent in a header"),
     ],

@@ -28,7 +28,7 @@ from trio_spanbatch import (
 from trio_spanbatch._exporter import LocationChecker
 from trio_spanbatch._version import __version__
 from trio_spanbatch.otlp.body import PIECE, gzip_compress
-from trio_spanbatch.otlp.http import KEEPALIVE_EXPIRY
+from trio_spanbatch.otlp.clients import KEEPALIVE_EXPIRY
 from trio_spanbatch.testing import Answer, Hang, OTLPReceiver, partial_success
 
 # What is sent.

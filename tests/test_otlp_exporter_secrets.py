@@ -152,7 +152,9 @@ async def test_fetching_credentials_counts_towards_the_timeout(autojump_clock: t
         raise AssertionError
 
     exporter = OTLPExporter(ENDPOINT, auth=auth)
-    assert await exporter.export(batch_of()) == TryLater("no credentials, or no time to compress, within 10 s")
+    assert await exporter.export(batch_of()) == TryLater(
+        "no credentials within 10 s: auth function auth did not return"
+    )
     await exporter.aclose()
 
 

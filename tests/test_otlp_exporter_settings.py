@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from trio_spanbatch import (
     Delivered,
     InvalidLocationError,
     OTLPExporter,
+    SpanBatcher,
     TryLater,
 )
 from trio_spanbatch.testing import Answer, OTLPReceiver
@@ -40,6 +43,17 @@ from trio_spanbatch.testing import Answer, OTLPReceiver
         f"{SECRET}@localhost",
         f"http://user:{SECRET}\\@localhost/",
         f"ftp://user:{SECRET}@localhost?{SECRET}",
+        f"http://user:{SECRET}?x@localhost/",
+        f"http://user:{SECRET}#x@localhost/",
+        f"http://user:{SECRET}/x@localhost/",
+        f"http://user:1234/{SECRET}@localhost/",
+        f"http://user:{SECRET}%40localhost/",
+        f"http://user:{SECRET}\uff20localhost/",
+        f"http://user:{SECRET}\ufe6blocalhost/",
+        f"http://localhost\uff0f{SECRET}@x",
+        f"http://localhost?token=a@{SECRET}",
+        f"http://user:{SECRET}?x",
+        f"http://user:{SECRET}#x",
     ],
 )
 def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None:
@@ -47,7 +61,40 @@ def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None
         OTLPExporter(endpoint)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
     assert "headers=" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        (f"http://user:{SECRET}", "endpoint (not shown) is no URL"),
+        (f"http://user:{SECRET}/x", "endpoint (not shown) is no URL"),
+        (f"http://[{SECRET}]/x", "endpoint (not shown) is no URL"),
+        (f"http://localhost/{SECRET}?", "endpoint 'http://localhost' has a query or fragment"),
+        (f"http://localhost:0/{SECRET}", "endpoint 'http://localhost:0' has no host and port to connect to"),
+        (f"ftp://localhost:21/{SECRET}", "endpoint 'ftp://localhost:21' must begin with http:// or https://"),
+        (f"localhost:4318/{SECRET}", "endpoint 'localhost:4318' must begin with http:// or https://"),
+        (SECRET, "endpoint (not shown) must begin with http:// or https://"),
+        (f"http://{SECRET} x/", "endpoint (not shown) has no host and port to connect to"),
+    ],
+)
+def test_of_an_endpoint_no_more_than_scheme_host_and_port_is_shown(endpoint: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        OTLPExporter(endpoint)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://localhost:4318/v1/a%40b", "http://[::1]:4318/", "http://a_b.test", "https://b\xfccher.example/v1",
+        "http://127.0.0.1", "http://collector.default.svc.cluster.local.:4318",
+    ],
+)  # fmt: skip
+def test_hosts_of_every_kind_are_endpoints(endpoint: str) -> None:
+    assert OTLPExporter(endpoint).endpoint
 
 
 @pytest.mark.parametrize(
@@ -55,6 +102,7 @@ def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None
     [
         "", "localhost:4318", "/v1/traces", "http://", "https:///v1/traces", "ftp://localhost", "http://localhost:port",
         "http://localhost:99999999", "http://localhost:0", "http://a\nb/", f"http://{'a' * 64}.example", "http://[::1",
+        "http://ho st/", "http://ho%20st/", "http://ho\\st/", "http://h,i/",
     ],
 )  # fmt: skip
 def test_an_endpoint_that_is_no_http_url_is_refused_by_name(endpoint: str) -> None:
@@ -74,7 +122,13 @@ def test_a_header_value_that_cannot_be_sent_is_refused_by_the_headers_name(value
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"headers": {"a b": "c"}}, ValueError, "'a b' is no header name"),
+        ({"headers": {"a b": "c"}}, ValueError, "no header name"),
+        ({"headers": {f"{SECRET} b": "c"}}, ValueError, "no header name"),
+        ({"headers": {f"{SECRET}\n": "c"}}, ValueError, "no header name"),
+        ({"headers": {f"Bearer {SECRET}": "="}}, ValueError, "no header name"),
+        ({"headers": {f"Authorization: Basic {SECRET}": "="}}, ValueError, "header 'Authorization' has a colon after"),
+        ({"headers": f"Authorization: {SECRET}"}, TypeError, "headers is of type str"),
+        ({"headers": [("Authorization", SECRET)]}, TypeError, "headers is of type list"),
         ({"headers": {"": "c"}}, ValueError, "no header name"),
         ({"headers": {"Content-Type": "c"}}, ValueError, "set by the exporter itself"),
         ({"headers": {"Host": "c"}}, ValueError, "set by the exporter itself"),
@@ -87,12 +141,18 @@ def test_a_header_value_that_cannot_be_sent_is_refused_by_the_headers_name(value
         ({"timeout": 0}, ValueError, "timeout is 0"),
         ({"timeout": -1.0}, ValueError, "timeout is -1.0"),
         ({"timeout": math.nan}, ValueError, "timeout is nan"),
+        ({"timeout": 10**400}, ValueError, "it must be above 0 and at most 2e+308 seconds"),
+        ({"timeout": -(10**400)}, ValueError, "it must be above 0"),
         ({"timeout": "10"}, TypeError, "timeout is '10'"),
         ({"timeout": True}, TypeError, "timeout is True"),
         ({"compression": "br"}, ValueError, "compression is 'br'"),
         ({"max_request_bytes": 0}, ValueError, "max_request_bytes is 0"),
         ({"max_response_bytes": 1.5}, TypeError, "max_response_bytes is 1.5"),
         ({"auth": ("user", SECRET)}, TypeError, "client="),
+        ({"client": 5}, TypeError, "client is of type int; it must be an httpx.AsyncClient"),
+        ({"client": httpx.Client()}, TypeError, "client is of type Client; it must be an httpx.AsyncClient"),
+        ({"client": httpx.AsyncClient(params={"key": SECRET})}, ValueError, "client has params= (not shown)"),
+        ({"transport": httpx.HTTPTransport()}, TypeError, "it must be an httpx.AsyncBaseTransport, such as"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named(options: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -198,6 +258,34 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
         assert proxy.requests[0].target == "http://collector.test/v1/traces"
         assert proxy.requests[0].header("proxy-authorization") is not None
         await exporter.aclose()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("HTTP_PROXY", f"http://user:{SECRET}#x@localhost", "are percent-encoded"),
+        ("HTTPS_PROXY", f"http://user:{SECRET}/x@localhost", "are percent-encoded"),
+        ("ALL_PROXY", f"ftp://{SECRET}@localhost", "http://, https:// or socks5://"),
+        ("ALL_PROXY", f"socks5://user:{SECRET}@localhost", "httpx[socks]"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_told_without_showing_it(
+    variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        SpanBatcher()
+    assert str(caught.value).startswith(f"a proxy variable ({variable}; not shown) cannot be used: ")
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_a_file_of_cas_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    with pytest.raises(ValueError, match="SSL_CERT_FILE or SSL_CERT_DIR cannot be used: No such file"):
+        OTLPExporter(ENDPOINT)
 
 
 async def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,11 +45,11 @@ _NOBODY_THERE = {
 # The library's messages name its arguments: what these are called here, the first that applies.
 _WORDS = (
     (r"headers= or auth=", "--header"),
-    (r"\bendpoint (?=')", "--endpoint "),
+    (r"\bendpoint (?='|\(not shown)", "--endpoint "),
     (r"\blocation_header (?=')", "--location-header "),
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\bgive host=", "give --endpoint"),
-    (r"\bhost must be", "--endpoint must be"),
+    (r"\bhost (?=must be|\(not shown)", "--endpoint "),
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
     (r"\btracking_uri=?", "--endpoint"),

@@ -1,4 +1,4 @@
-"""From the name of an MLflow experiment to its id, asked once over MLflow's REST API.
+"""From the name of an MLflow experiment to its id, asked over MLflow's REST API.
 
 https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
 """
@@ -21,9 +21,10 @@ from .._results import Refused, TryLater
 from ..otlp.attempt import Attempt
 from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
-from ..otlp.http_headers import secrets_of
+from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json, short_text
 from ..otlp.responses import Response, interpret_response, retry_after
+from ..otlp.tls import TLSAdvice
 
 __all__ = ["ExperimentNames", "Found", "check_experiment_name", "experiment_in", "is_experiment_id"]
 
@@ -37,6 +38,10 @@ MAX_NAME_LENGTH = 500
 
 # MLflow's answer is 300 bytes and the experiment's tags.
 MAX_ANSWER_BYTES = 1024 * 1024
+
+# Seconds for which an id is used without asking again. It is one small request besides those with spans, and so long
+# may spans go into an experiment that was deleted.
+_LIFE = 300.0
 
 # Seconds that closing a response or a connection may take, as in OTLPExporter.
 _CLOSE_TIMEOUT = 1.0
@@ -118,6 +123,12 @@ def _parsed(body: bytes | None) -> object:
         return None
 
 
+@attrs.frozen
+class _Known:
+    id: str
+    good_until: float
+
+
 class _Question:
     """A request that is under way, for whoever wants to know the same."""
 
@@ -128,23 +139,33 @@ class _Question:
 
 
 class ExperimentNames:
-    """The ids of experiments by their names, each asked once.
+    """The ids of experiments by their names, each asked once in five minutes.
 
-    Only experiments that exist are remembered, so that one that is created later is found with the next batch.
+    Only experiments that exist are remembered, so that one that is created later is found with the next batch. They
+    are not remembered for ever, as MLflow goes on storing traces in one that is deleted, where nobody sees them.
 
     Args:
         root: The tracking URI, without a slash at its end.
         client: What to ask with. It is not closed here.
         headers: The headers of each request, credentials included.
         timeout: Seconds that a request may take.
+        tls_advice: What to do about a failure of TLS.
     """
 
-    def __init__(self, root: str, client: httpx.AsyncClient, headers: Mapping[bytes, bytes], timeout: float) -> None:
+    def __init__(
+        self,
+        root: str,
+        client: httpx.AsyncClient,
+        headers: Mapping[bytes, bytes],
+        timeout: float,
+        tls_advice: TLSAdvice,
+    ) -> None:
         self._url = httpx.URL(f"{root}/{BY_NAME_PATH}")
         self._client = client
         self._headers = dict(headers)
         self._timeout = timeout
-        self._ids: dict[str, str] = {}
+        self._tls_advice = tls_advice
+        self._ids: dict[str, _Known] = {}
         self._questions: dict[str, _Question] = {}
 
     async def id_of(self, name: str) -> Found:
@@ -153,7 +174,7 @@ class ExperimentNames:
         Tasks that ask at the same time share one request. If the task that sent it is cancelled, another one sends
         its own.
         """
-        while name not in self._ids:
+        while (known := self._ids.get(name)) is None or known.good_until <= trio.current_time():
             question = self._questions.get(name)
             if question is None:
                 return await self._lead(name)
@@ -161,7 +182,7 @@ class ExperimentNames:
             if question.answer is not None:
                 return question.answer
         await trio.lowlevel.checkpoint()
-        return self._ids[name]
+        return known.id
 
     def forget(self, name: str) -> None:
         """Ask again the next time: the server does not know the id any more."""
@@ -175,12 +196,11 @@ class ExperimentNames:
             del self._questions[name]
             question.ended.set()
         if isinstance(answer, str):
-            self._ids[name] = answer
+            self._ids[name] = _Known(answer, trio.current_time() + _LIFE)
         return answer
 
     async def _ask(self, name: str) -> Found:
         attempt = Attempt(self._url.netloc.decode("ascii"))
-        attempt.secrets = secrets_of(self._headers.values())
         answer: Found | None = None
         with trio.move_on_after(self._timeout):
             try:
@@ -205,16 +225,11 @@ class ExperimentNames:
             timeout=None,
             extensions={"trace": attempt.trace},
         )
+        attempt.hide(request.headers.raw)
         attempt.handed_over = True
         try:
-            response = await self._client.send(request, stream=True, follow_redirects=False)
-            try:
-                body = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER_BYTES)
-                await read_bounded(response, body)
-            finally:
-                # This does nothing unless reading ended with an exception that httpx has not seen.
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await response.aclose()
+            with hidden_in_logs(lambda: attempt.secrets):
+                response, body = await self._send_and_read(request, attempt)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return self._failure(error, attempt)
         if body.exceeded:
@@ -225,12 +240,25 @@ class ExperimentNames:
             Response(response.status_code, response.headers, body.content, time.time(), attempt.secrets), name
         )
 
+    async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> tuple[httpx.Response, BoundedBody]:
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            attempt.hide(response.request.headers.raw)
+            body = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER_BYTES)
+            await read_bounded(response, body)
+        finally:
+            # This does nothing unless reading ended with an exception that httpx has not seen.
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await response.aclose()
+        return response, body
+
     def _failure(self, error: Exception, attempt: Attempt) -> Refused | TryLater:
         failure = failure_result(
             error,
             peer=attempt.peer,
             connected=attempt.connected,
             https=self._url.scheme == "https",
+            advice=self._tls_advice,
             write_error=attempt.write_error,
             secrets=attempt.secrets,
         )

@@ -17,6 +17,8 @@ from .._batch import SpanBatch
 from .._errors import InvalidLocationError
 from .._results import ExportResult, Refused
 from ..otlp.http import OTLPExporter
+from ..otlp.http_headers import has_userinfo
+from ..otlp.tls import TLSSettings
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
 
 __all__ = ["mlflow"]
@@ -32,6 +34,7 @@ DEFAULT_LOCATION = "default"
 TIMEOUT = 60.0
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 _logger = logging.getLogger("trio_spanbatch")
 
@@ -127,6 +130,8 @@ class _MLflowExporter(OTLPExporter):
         options: Those of `OTLPExporter`.
     """
 
+    _tls_settings = TLSSettings("certificate=", "client_certificate= and client_key= name its files")
+
     def __init__(self, root: str, *, by_name: bool, default: str | None, **options: Any) -> None:
         super().__init__(f"{root}/v1/traces", **options)
         self._default = default
@@ -134,7 +139,7 @@ class _MLflowExporter(OTLPExporter):
         if by_name:
             credentials = {name: self._headers[name] for name in (b"authorization",) if name in self._headers}
             agent = {b"user-agent": self._headers_always[b"user-agent"], b"accept-encoding": b"gzip, deflate"}
-            self._names = ExperimentNames(root, self._client, {**agent, **credentials}, self._timeout)
+            self._names = ExperimentNames(root, self._client, {**agent, **credentials}, self._timeout, self._tls_advice)
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` is no id, or no name, of an experiment."""
@@ -193,15 +198,15 @@ def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
         raise TypeError(f"{what} is of type {type(uri).__name__}; it must be a str")
     if not uri:
         raise ValueError("there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI")
-    scheme, separator, rest = uri.partition("://")
+    scheme, separator, _ = uri.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
         # Only the scheme is shown: the URI of a database has its password in it.
-        shown = f"begins with {scheme[:20]!r}" if separator else "has no scheme"
+        shown = f"begins with {scheme[:20]!r}" if separator and _SCHEME.fullmatch(scheme) else "has no scheme"
         raise ValueError(
             f"{what} {shown}; it must be the URL of a tracking server, as in http://localhost:5000 (for Databricks "
             "there is unity_catalog)"
         )
-    if "@" in re.split(r"[/\\?#]", rest)[0]:
+    if has_userinfo(uri):
         raise ValueError(
             f"{what} has a user name or password in it; give them as username= and password=, or as "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

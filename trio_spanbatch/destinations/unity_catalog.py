@@ -18,7 +18,8 @@ from .._batch import SpanBatch
 from .._errors import InvalidLocationError
 from .._results import ExportResult, Refused
 from ..otlp.http import OTLPExporter
-from ..otlp.http_headers import check_endpoint
+from ..otlp.http_headers import check_endpoint, has_userinfo
+from ..otlp.tls import TLSSettings
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
 from .databricks_failures import MISSING_EXTRA
 
@@ -80,6 +81,11 @@ def unity_catalog(
     if not _has_sdk():
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
     workspace = workspace_url(host)
+    if any(str(name).lower() == "authorization" for name in headers or ()):
+        raise ValueError(
+            "headers has Authorization (not shown), but databricks-sdk authenticates: give DATABRICKS_TOKEN or "
+            "make_config=, or make an OTLPExporter"
+        )
     return _UnityCatalogExporter(
         workspace + TRACES_PATH,
         location_header=LOCATION_HEADER,
@@ -93,6 +99,8 @@ def unity_catalog(
 
 
 class _UnityCatalogExporter(OTLPExporter):
+    _tls_settings = TLSSettings("", "a client certificate is given with client=")
+
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` is no three-part name of a table."""
         check_table_name(location)
@@ -139,7 +147,12 @@ def workspace_url(host: str | None) -> str:
             "no workspace is named: give host=, as in https://dbc-a1b2c3d4-e5f6.cloud.databricks.com, or set "
             "DATABRICKS_HOST"
         )
-    scheme, _, rest = given.rpartition("://")
+    if has_userinfo(given):
+        raise ValueError(
+            "host (not shown) has a user name or password in it; databricks-sdk authenticates, for instance with "
+            "DATABRICKS_TOKEN"
+        )
+    scheme, _, rest = given.partition("://") if "://" in given else ("", "", given)
     authority = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
     workspace = f"{(scheme or 'https').lower()}://{authority.lower()}"
     url = check_endpoint(workspace)

@@ -9,7 +9,7 @@ With a transport that is not httpcore's there is no trace, and every outcome of 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import httpx
@@ -18,6 +18,7 @@ import trio
 from .._results import ExportResult, Refused
 from .body import BoundedBody
 from .responses import interpret_response
+from .secrets import secrets_of
 
 __all__ = ["Attempt"]
 
@@ -31,8 +32,9 @@ class Attempt:
 
     Attributes:
         peer: Host and port that were connected to: the server's, or a proxy's.
+        waits_for: What was asked for credentials and has not returned any.
         handed_over: Whether httpx was asked to send the request.
-        secrets: What must not be shown of the request.
+        secrets: What must not be shown of the request: its credentials, and a proxy's.
         response: The response, once its headers are there.
         body: The body of the response as far as it was received.
         write_error: Why the request was not written to its end. httpcore reads the response all the same, since a
@@ -40,9 +42,12 @@ class Attempt:
         redirect: Status and headers of a response that is a redirect, known even if httpx cannot make sense of it.
     """
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, public: Collection[bytes] = ()) -> None:
         self.peer: str = peer
         self.secrets: tuple[str, ...] = ()
+        # All headers that may have credentials in them, for those of one task's exchanges are hidden together.
+        self._hidden: dict[tuple[bytes, bytes], None] = {}
+        self._public = public
         self.restart()
 
     def restart(self) -> None:
@@ -53,6 +58,14 @@ class Attempt:
         self.redirect: tuple[int, Mapping[str, str]] | None = None
         self.write_error: BaseException | None = None
         self._connection: _Closable | None = None
+        self.waits_for = ""
+
+    def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Let nothing be shown of ``headers``, besides what was hidden before."""
+        known = len(self._hidden)
+        self._hidden.update(dict.fromkeys(headers))
+        if len(self._hidden) != known:
+            self.secrets = secrets_of(self._hidden, self._public)
 
     @property
     def connected(self) -> bool:
@@ -93,6 +106,7 @@ class Attempt:
         """Note a step. httpcore calls it with names like ``connection.connect_tcp.complete``."""
         self._traced = True
         step = name.partition(".")[2]
+        self._hide_what_is_sent(info)
         if step == "connect_tcp.started":
             self.peer = f"{info['host']}:{info['port']}"
         elif step == "connect_tcp.complete":
@@ -108,6 +122,14 @@ class Attempt:
             self.write_error = info["exception"]
         elif step == "receive_response_headers.complete" and self._written:
             self._note_redirect(info["return_value"])
+
+    def _hide_what_is_sent(self, info: Mapping[str, Any]) -> None:
+        # A client of the user's own and the connection to a proxy add credentials that nobody else knows.
+        request, socks_auth = info.get("request"), info.get("auth")
+        if request is not None:
+            self.hide(request.headers)
+        if socks_auth is not None:
+            self.hide([(b"proxy-authorization", b":".join(socks_auth)), (b"proxy-authorization", socks_auth[1])])
 
     def _note_redirect(self, response: tuple[Any, ...]) -> None:
         # HTTP/1.1: version, status, reason, headers; HTTP/2: status, headers.

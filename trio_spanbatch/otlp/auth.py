@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-__all__ = ["Auth", "AuthError", "AuthFunction", "as_auth"]
+__all__ = ["Auth", "AuthError", "AuthFunction", "as_auth", "name_of"]
 
 
 class AuthError(Exception):
@@ -80,3 +80,11 @@ def as_auth(auth: Auth | AuthFunction | None) -> Auth | None:
         f"auth is of type {type(auth).__name__}; it must be a function of the location that returns headers, or an "
         "object with headers() and invalidate(); an httpx.Auth belongs into a client of your own, given as client="
     )
+
+
+def name_of(auth: Auth) -> str:
+    """Return what to call ``auth`` in a message: its own words may hold credentials."""
+    if not isinstance(auth, _FunctionAuth):
+        return type(auth).__name__
+    name = getattr(auth.function, "__name__", None)
+    return f"auth function {name}" if isinstance(name, str) else f"auth function of type {type(auth.function).__name__}"

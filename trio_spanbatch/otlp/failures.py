@@ -10,6 +10,7 @@ import httpx
 
 from .._results import ExportResult, Refused, TryLater
 from .messages import short_text
+from .tls import TLSAdvice
 
 __all__ = ["failure_result"]
 
@@ -26,6 +27,7 @@ _SIGNS_OF_TLS = (
     "illegal request line",
     "Server disconnected without sending a response",
     "Connection reset by peer",
+    "Broken pipe",
 )
 
 
@@ -35,6 +37,7 @@ def failure_result(
     peer: str,
     connected: bool,
     https: bool,
+    advice: TLSAdvice,
     write_error: BaseException | None = None,
     secrets: Collection[str] = (),
 ) -> ExportResult:
@@ -45,6 +48,7 @@ def failure_result(
         peer: Host and port that were connected to: the server's, or a proxy's.
         connected: Whether a TCP connection to it was made for this attempt.
         https: Whether the endpoint is https.
+        advice: What to do about a failure of TLS.
         write_error: What went wrong before, while the request was written.
         secrets: What must not be shown.
     """
@@ -54,30 +58,28 @@ def failure_result(
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
-    may_have_arrived = not isinstance(error, _BEFORE_THE_REQUEST)
+    may_have_arrived, remedy = not isinstance(error, _BEFORE_THE_REQUEST), ""
     if isinstance(error, httpx.ProxyError):
         reason = f"the proxy {peer} does not connect: {words}"
     elif isinstance(tls, ssl.SSLCertVerificationError):
-        reason = _untrusted(tls, peer)
+        reason = f"the certificate of {peer} is not trusted: certificate verify failed: {tls.verify_message}"
+        remedy = advice.untrusted
     elif tls is not None and tls.reason in _NO_TLS:
         reason = f"{peer} does not speak TLS ({tls.reason}): does the endpoint need http:// instead of https://?"
     elif tls is not None and _is_about_client_certificate(tls.reason or ""):
         # With TLS 1.3 the alert arrives after the handshake, but before anything of the request was looked at.
-        reason, may_have_arrived = _client_certificate_refused(tls, peer), False
+        reason, may_have_arrived = f"{peer} does not accept the client certificate ({tls.reason})", False
+        remedy = advice.client_certificate
     elif https and connected and not may_have_arrived:
         reason = f"the TLS handshake with {peer} failed: {words}"
     elif not may_have_arrived:
         reason = f"cannot connect to {peer}: {words}"
     else:
-        reason = f"the exchange with {peer} broke: {words}{_hint(words, connected and not https)}"
-    return TryLater(short_text(reason, secrets), ambiguous=may_have_arrived)
-
-
-def _untrusted(error: ssl.SSLCertVerificationError, peer: str) -> str:
-    return (
-        f"the certificate of {peer} is not trusted: certificate verify failed: {error.verify_message}; "
-        "OTEL_EXPORTER_OTLP_CERTIFICATE or certificate= names the file with its CA"
-    )
+        reason = f"the exchange with {peer} broke: {words}"
+        if connected and not https and _looks_like_tls(causes):
+            remedy = "if it speaks TLS, the endpoint begins with https://"
+    # The remedy stays whole, however long the words are.
+    return TryLater("; ".join(filter(None, (short_text(reason, secrets), remedy))), ambiguous=may_have_arrived)
 
 
 def _is_about_client_certificate(code: str) -> bool:
@@ -85,17 +87,10 @@ def _is_about_client_certificate(code: str) -> bool:
     return "ALERT" in words and any(word in words for word in ("CERTIFICATE", "CA", "HANDSHAKE"))
 
 
-def _client_certificate_refused(error: ssl.SSLError, peer: str) -> str:
-    return (
-        f"{peer} does not accept the client certificate ({error.reason}); OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
-        "_CLIENT_KEY or client_certificate= and client_key= name its files"
-    )
-
-
-def _hint(words: str, new_plain_connection: bool) -> str:
-    if new_plain_connection and any(sign in words for sign in _SIGNS_OF_TLS):
-        return "; if it speaks TLS, the endpoint begins with https://"
-    return ""
+def _looks_like_tls(causes: Sequence[BaseException]) -> bool:
+    # All of them: whether writing or reading broke first depends on when the server closed.
+    texts = [text for cause in causes for text in (str(cause), getattr(cause, "strerror", None) or "")]
+    return any(sign in text for sign in _SIGNS_OF_TLS for text in texts)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

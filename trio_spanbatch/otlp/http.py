@@ -8,13 +8,12 @@ response; the head of a response is bounded by h11 (100 KiB).
 
 from __future__ import annotations
 
-import http.cookiejar
 import os
 import platform
-import ssl
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import httpx
 import trio
@@ -24,14 +23,22 @@ from .._environment import exporter_options, sdk_disabled
 from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
 from .attempt import Attempt
-from .auth import Auth, AuthError, AuthFunction, as_auth
+from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
 from .body import BoundedBody, PiecewiseStream, gzip_compress, read_bounded
+from .checks import shown
+from .clients import check_client, check_transport, make_client
 from .disabled import DisabledExporter
 from .failures import failure_result
-from .http_headers import check_endpoint, check_header_location, check_header_name, encoded_headers, secrets_of
+from .http_headers import (
+    check_endpoint,
+    check_header_location,
+    check_header_name,
+    checked_headers,
+    encoded_headers,
+)
 from .log_filter import hidden_in_logs, install_log_filter
 from .messages import short_text
-from .tls import client_context
+from .tls import TLSSettings, client_context, tls_advice
 
 __all__ = ["USER_AGENT", "OTLPExporter"]
 
@@ -41,23 +48,9 @@ MIB = 1024 * 1024
 # its version.
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
 
-# Seconds that an idle connection is kept, so that it outlives the delay between two batches. Servers close idle
-# connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
-KEEPALIVE_EXPIRY = 30.0
-
 # Seconds that closing a response, a connection or the client may take. Connections are closed without a word, so it
 # takes none; this is for the streams of a backend of the user's own.
 _CLOSE_TIMEOUT = 1.0
-
-
-class _NoCookies(http.cookiejar.CookieJar):
-    """Neither stores cookies nor sends any: nothing that a server says is kept from one request to the next."""
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Ignore the cookies of ``response``."""
-
-    def add_cookie_header(self, request: Any) -> None:
-        """Leave ``request`` as it is."""
 
 
 class OTLPExporter:
@@ -92,6 +85,12 @@ class OTLPExporter:
         TypeError: An argument is of the wrong type.
     """
 
+    # What a failure of TLS tells the user to set.
+    _tls_settings: ClassVar = TLSSettings(
+        "OTEL_EXPORTER_OTLP_CERTIFICATE or certificate=",
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY or client_certificate= and client_key= name its files",
+    )
+
     def __init__(
         self,
         endpoint: str,
@@ -111,7 +110,7 @@ class OTLPExporter:
     ) -> None:
         self._closed = False
         self._url = check_endpoint(endpoint)
-        self._headers = encoded_headers(headers or {})
+        self._headers = encoded_headers(checked_headers(headers))
         self._location_header = _checked_location_header(location_header, self._headers)
         self._auth = as_auth(auth)
         self._timeout = _checked_timeout(timeout)
@@ -127,8 +126,14 @@ class OTLPExporter:
                 "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
                 "its TLS too"
             )
+        if client is not None:
+            check_client(client)
+        if transport is not None:
+            check_transport(transport)
         self._owns_client = client is None
-        self._client = _make_client(transport, context) if client is None else client
+        self._client = make_client(transport, context) if client is None else client
+        own_tls = client is None and transport is None
+        self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
         agent = self._headers.pop(b"user-agent", b"")
         self._headers_always = {
             **self._headers,
@@ -168,16 +173,17 @@ class OTLPExporter:
         environ = os.environ if environ is None else environ
         if sdk_disabled(environ):
             return DisabledExporter()
+        headers = checked_headers(headers)
         options = exporter_options(environ)
         own_tls = client is None and transport is None
-        own_headers = {name.lower() for name in headers or {}}
+        own_headers = {name.lower() for name in headers}
         inherited = {
             name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
         }
         return cls(
             options["endpoint"],
             location_header=location_header,
-            headers={**inherited, **(headers or {})},
+            headers={**inherited, **headers},
             auth=auth,
             timeout=options.get("timeout", 10.0),
             compression=options.get("compression"),
@@ -231,7 +237,8 @@ class OTLPExporter:
                 status_code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value,
                 isolate=True,
             )
-        attempt = Attempt(f"{self._url.host}:{self._port}")
+        location_header = () if self._location_header is None else (self._location_header,)
+        attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
         with trio.move_on_after(self._timeout):
             try:
                 return await self._attempt(batch, attempt)
@@ -269,14 +276,14 @@ class OTLPExporter:
         return await self._exchange_with_auth(self._auth, batch.location, body, attempt)
 
     async def _exchange_with_auth(self, auth: Auth, location: str, body: bytes, attempt: Attempt) -> ExportResult:
-        credentials = await _credentials(auth, location)
+        credentials = await _credentials(auth, location, attempt)
         if isinstance(credentials, TryLater | Refused):
             return credentials
         result = await self._exchange(location, body, credentials, attempt)
         if not isinstance(result, Refused) or result.status_code != HTTPStatus.UNAUTHORIZED:
             return result
         auth.invalidate(location, credentials)
-        fresh = await _credentials(auth, location)
+        fresh = await _credentials(auth, location, attempt)
         if isinstance(fresh, TryLater | Refused):
             return fresh
         if fresh == credentials:
@@ -293,10 +300,11 @@ class OTLPExporter:
             return Refused(f"auth: {error}")
         self._check_open()
         request = self._request(location, body, credential_headers, attempt)
-        attempt.secrets = secrets_of((*self._headers.values(), *credential_headers.values()))
+        # Besides those that are given here, a client of the user's own has headers.
+        attempt.hide(request.headers.raw)
         attempt.handed_over = True
         try:
-            with hidden_in_logs(attempt.secrets):
+            with hidden_in_logs(lambda: attempt.secrets):
                 await self._send_and_read(request, attempt)
         except (httpx.RequestError, httpx.InvalidURL) as error:
             return attempt.known_failure() or failure_result(
@@ -306,12 +314,14 @@ class OTLPExporter:
                 https=self._url.scheme == "https",
                 write_error=attempt.write_error,
                 secrets=attempt.secrets,
+                advice=self._tls_advice,
             )
         return attempt.result()
 
     async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> None:
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
+            attempt.hide(response.request.headers.raw)
             attempt.response = response
             attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
             await read_bounded(response, attempt.body)
@@ -338,6 +348,9 @@ class OTLPExporter:
         return request
 
     def _timed_out(self, attempt: Attempt) -> ExportResult:
+        # First, as there may have been a 401 to the credentials before.
+        if attempt.waits_for:
+            return TryLater(f"no credentials within {self._timeout:g} s: {attempt.waits_for} did not return")
         known = attempt.known_failure()
         if known is not None:
             return known
@@ -345,7 +358,7 @@ class OTLPExporter:
             return TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s", ambiguous=True)
         if attempt.handed_over:
             return TryLater(f"no connection to {attempt.peer} within {self._timeout:g} s")
-        return TryLater(f"no credentials, or no time to compress, within {self._timeout:g} s")
+        return TryLater(f"no time to compress within {self._timeout:g} s")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -354,27 +367,18 @@ class OTLPExporter:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
 
 
-async def _credentials(auth: Auth, location: str) -> Mapping[str, str] | TryLater | Refused:
+async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[str, str] | TryLater | Refused:
+    attempt.waits_for = name_of(auth)
     try:
-        return await auth.headers(location)
+        credentials = await auth.headers(location)
+        attempt.waits_for = ""
+        return credentials
     except AuthError as error:
         reason = short_text(f"no credentials: {error.reason}")
         return TryLater(reason) if error.retry else Refused(reason)
     except (httpx.HTTPError, OSError, trio.TooSlowError) as error:
         # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
         return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
-
-
-def _make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        verify=True if context is None else context,
-        transport=transport,
-        cookies=_NoCookies(),
-        timeout=None,
-        # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
-        # connection within their timeout.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY),
-    )
 
 
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -390,8 +394,12 @@ def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -
 def _checked_timeout(timeout: float) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout is {timeout!r}; it must be a number of seconds")
-    if not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r}; it must be above 0 (math.inf means none)")
+    too_much = isinstance(timeout, int) and timeout > sys.float_info.max
+    if too_much or not timeout > 0:
+        raise ValueError(
+            f"timeout is {shown(timeout)}; it must be above 0 and at most {sys.float_info.max:.1g} seconds "
+            "(math.inf means none)"
+        )
     return float(timeout)
 
 

@@ -18,8 +18,9 @@ __all__ = [
     "check_endpoint",
     "check_header_location",
     "check_header_name",
+    "checked_headers",
     "encoded_headers",
-    "secrets_of",
+    "has_userinfo",
 ]
 
 # Headers that the exporter, httpx or the connection sets.
@@ -44,8 +45,18 @@ _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _VALUE = re.compile(r"[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*")
 _LOCATION = re.compile(r"[\x21-\x7e]+(?: +[\x21-\x7e]+)*")
 
-# What is shorter is no secret, and would be found in any text.
-_SHORTEST_SECRET = 8
+# An ``@``, or what browsers and IDNA take for one: credentials may stand before it.
+_AT = re.compile("[@\uff20\ufe6b]")
+_ENCODED_AT = re.compile("%40", re.IGNORECASE)
+
+# As much of a URL as can be shown: its scheme, host and port, if these can be nothing else.
+_SHOWN = re.compile(
+    r"((?:[A-Za-z][A-Za-z0-9+.-]*://)(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(?::[0-9]{1,5})?|[A-Za-z0-9._-]+:[0-9]{1,5})"
+    r"(?=[/?#]|\Z)"
+)
+
+# What the name of a host consists of, once it is ASCII.
+_HOST = re.compile(rb"[0-9A-Za-z._-]+")
 
 # The longest label of a host name, https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4.
 _LONGEST_LABEL = 63
@@ -55,37 +66,54 @@ def check_endpoint(endpoint: object) -> httpx.URL:
     """Return ``endpoint`` as a URL.
 
     Raises:
-        ValueError: It is no http or https URL, or has userinfo, a query or a fragment. The message shows none of
-            them: credentials belong into ``headers`` or ``auth``.
+        ValueError: It is no http or https URL, or has userinfo, a query or a fragment. The message shows scheme, host
+            and port at most: credentials belong into ``headers`` or ``auth``.
     """
     if not isinstance(endpoint, str):
         raise TypeError(f"endpoint is of type {type(endpoint).__name__}; it must be a str")
-    if "@" in _authority(endpoint):
+    if has_userinfo(endpoint):
         raise ValueError(
-            f"endpoint {_without_secrets(endpoint)!r} has a user name or password in it; "
-            "give them as headers= or auth=, where no log shows them"
+            "endpoint (not shown) has a user name or password in it; give them as headers= or auth=, where no log "
+            "shows them (an @ in a path is written %40)"
         )
+    shown = _without_secrets(endpoint)
     if "?" in endpoint or "#" in endpoint:
         raise ValueError(
-            f"endpoint {_without_secrets(endpoint)!r} has a query or fragment, which logs show; "
-            "give credentials as headers= or auth="
+            f"endpoint {shown} has a query or fragment, which logs show; give credentials as headers= or auth="
         )
-    try:
-        url = httpx.URL(endpoint)
-    except (httpx.InvalidURL, UnicodeError):
-        raise ValueError(f"endpoint {_without_secrets(endpoint)!r} is no URL") from None
+    url = _parsed(endpoint)
+    if url is None:
+        raise ValueError(f"endpoint {shown} is no URL, such as http://localhost:4318/v1/traces")
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
-            f"endpoint {_without_secrets(endpoint)!r} must begin with http:// or https:// and a host, "
-            "as in http://localhost:4318/v1/traces"
+            f"endpoint {shown} must begin with http:// or https:// and a host, as in http://localhost:4318/v1/traces"
         )
-    if (
-        url.userinfo
-        or not 0 < (80 if url.port is None else url.port) < 2**16
-        or any(len(label) > _LONGEST_LABEL for label in url.raw_host.split(b"."))
-    ):
-        raise ValueError(f"endpoint {_without_secrets(endpoint)!r} has no host and port to connect to")
+    if url.userinfo or not 0 < (80 if url.port is None else url.port) < 2**16 or not _is_host(url):
+        raise ValueError(f"endpoint {shown} has no host and port to connect to")
     return url
+
+
+def has_userinfo(url: str) -> bool:
+    """Return whether there may be a user name or password in ``url``.
+
+    A password with a ``/``, ``?`` or ``#`` in it ends what a URL takes for the host, and one can write the ``@`` in
+    several ways. So it is looked for everywhere, but for ``%40`` in the path, where that is how an ``@`` is written.
+    """
+    return _AT.search(url) is not None or _ENCODED_AT.search(_authority(url)) is not None
+
+
+def _parsed(endpoint: str) -> httpx.URL | None:
+    # An exception that is raised from here would have httpx's as its context, and that shows a part of the URL.
+    try:
+        return httpx.URL(endpoint)
+    except (httpx.InvalidURL, UnicodeError):
+        return None
+
+
+def _is_host(url: httpx.URL) -> bool:
+    # httpx has parsed what stood in brackets as an IPv6 address. Of a name, it encodes what cannot be in one.
+    name = b":" in url.raw_host or _HOST.fullmatch(url.raw_host) is not None
+    return name and all(len(label) <= _LONGEST_LABEL for label in url.raw_host.split(b"."))
 
 
 def _authority(endpoint: str) -> str:
@@ -95,8 +123,10 @@ def _authority(endpoint: str) -> str:
 
 
 def _without_secrets(endpoint: str) -> str:
-    scheme, separator, rest = re.split(r"[?#]", endpoint, maxsplit=1)[0].rpartition("://")
-    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}{separator}{rest}"
+    if not endpoint:
+        return repr(endpoint)
+    shown = None if has_userinfo(endpoint) else _SHOWN.match(endpoint)
+    return "(not shown)" if shown is None else repr(shown[1])
 
 
 def check_header_name(name: str, what: str = "header") -> None:
@@ -107,6 +137,32 @@ def check_header_name(name: str, what: str = "header") -> None:
         raise ValueError(f"{what} {name!r} is set by the exporter itself and cannot be given")
 
 
+def _check_given_name(name: str) -> None:
+    """Do what `check_header_name` does, of a name that may be a whole header: who writes ``:`` for ``=``."""
+    if _TOKEN.fullmatch(name):
+        check_header_name(name)
+        return
+    before_colon = name.partition(":")[0]
+    if before_colon != name and _TOKEN.fullmatch(before_colon):
+        raise ValueError(
+            f"header {before_colon!r} has a colon after its name (what follows is not shown): headers= has name and "
+            "value apart, a variable or option has = between them"
+        )
+    raise ValueError("a header's name (not shown) is no header name; it takes letters, digits and -")
+
+
+def checked_headers(headers: object) -> Mapping[str, str]:
+    """Return ``headers``, none if it is ``None``. The message of a `TypeError` does not show them."""
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise TypeError(
+            f"headers is of type {type(headers).__name__}; it must be a mapping of names to values, such as "
+            "{'X-Api-Key': '...'}"
+        )
+    return headers
+
+
 def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
     """Return headers as they are sent, their names in lower case.
 
@@ -114,11 +170,11 @@ def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
         ValueError: A name or a value cannot be sent as it is. The message names the header, never its value.
     """
     encoded: dict[bytes, bytes] = {}
-    items: Iterable[tuple[object, object]] = headers.items()
+    items: Iterable[tuple[object, object]] = checked_headers(headers).items()
     for name, value in items:
         if not isinstance(name, str):
             raise TypeError(f"a header's name is of type {type(name).__name__}; it must be a str")
-        check_header_name(name)
+        _check_given_name(name)
         if not isinstance(value, str):
             raise TypeError(f"the value of header {name!r} is of type {type(value).__name__}; it must be a str")
         if value and not _VALUE.fullmatch(value):
@@ -128,16 +184,6 @@ def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
             )
         encoded[name.lower().encode("ascii")] = value.encode("latin-1")
     return encoded
-
-
-def secrets_of(values: Iterable[bytes]) -> tuple[str, ...]:
-    """Return what must not be repeated of header values: each, and the credentials after ``Bearer`` or ``Basic``."""
-    secrets: set[str] = set()
-    for value in values:
-        text = value.decode("latin-1")
-        secrets.update((text, text.partition(" ")[2].strip()))
-    # Longest first: what is part of another is then gone with it.
-    return tuple(sorted((secret for secret in secrets if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True))
 
 
 def check_header_location(location: str) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess
 
+from .secrets import redacted
+
 __all__ = ["MAX_MESSAGE_BYTES", "MAX_MESSAGE_LENGTH", "is_bounded_json", "media_type", "server_message", "short_text"]
 
 MAX_MESSAGE_LENGTH = 200
@@ -56,9 +58,7 @@ def short_text(text: str, secrets: Collection[str] = ()) -> str:
     # First, as it may stand within a secret.
     text = _TERMINAL.sub("", text)
     # Secrets are taken out before anything is cut off: half of a token is still half of a token.
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = text[: 4 * MAX_MESSAGE_LENGTH]
+    text = redacted(text, secrets)[: 4 * MAX_MESSAGE_LENGTH]
     printable = "".join(character if character.isprintable() else " " for character in text)
     line = " ".join(printable.split())
     return line if len(line) <= MAX_MESSAGE_LENGTH else line[: MAX_MESSAGE_LENGTH - 1].rstrip() + "…"
@@ -86,9 +86,7 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
             return short_text(found, secrets)
     # Four times as much as is looked at, so that a secret across the end of the prefix is whole when it is removed.
     text = _TERMINAL.sub("", body[: 4 * _TEXT_PREFIX].decode("utf-8", "replace"))
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = text[:_TEXT_PREFIX]
+    text = redacted(text, secrets)[:_TEXT_PREFIX]
     return short_text(_html_text(text) if "html" in kind or text.lstrip()[:1] == "<" else text, secrets)
 
 

@@ -1,4 +1,4 @@
-"""TLS from files: whom to trust, and what to show."""
+"""TLS from files: whom to trust, what to show, and what to tell the user to set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,58 @@ import os
 import ssl
 from pathlib import Path
 
+import attrs
 import httpx
 
-__all__ = ["client_context"]
+__all__ = ["TLSAdvice", "TLSSettings", "client_context", "tls_advice"]
 
 _File = str | os.PathLike[str]
+
+# Characters of a file's name that are shown.
+_LONGEST_SHOWN = 300
+
+
+@attrs.frozen
+class TLSSettings:
+    """What one kind of exporter is told its files with.
+
+    Attributes:
+        ca: What names the file with the CAs; empty if nothing does.
+        client_certificate: How to give a client certificate.
+    """
+
+    ca: str
+    client_certificate: str
+
+
+@attrs.frozen
+class TLSAdvice:
+    """What to do about a failure of TLS.
+
+    Attributes:
+        untrusted: If the server's certificate is not trusted.
+        client_certificate: If the server does not accept the client's.
+    """
+
+    untrusted: str
+    client_certificate: str
+
+
+def tls_advice(settings: TLSSettings, *, own_tls: bool, own_ca: bool) -> TLSAdvice:
+    """Return advice that does something.
+
+    Args:
+        settings: What the exporter can be told.
+        own_tls: Whether the exporter made its own client, without a transport that it was given.
+        own_ca: Whether it was given a file with CAs, in place of those that httpx trusts.
+    """
+    if not own_tls:
+        given = "the client or transport that the exporter was given"
+        return TLSAdvice(f"{given} says whom to trust", f"{given} has one or none")
+    if own_ca:
+        return TLSAdvice(f"the file that {settings.ca} names does not have its CA", settings.client_certificate)
+    names = f"SSL_CERT_FILE, {settings.ca}" if settings.ca else "SSL_CERT_FILE"
+    return TLSAdvice(f"{names} names the file with its CA", settings.client_certificate)
 
 
 def client_context(
@@ -39,8 +86,8 @@ def client_context(
             context.load_cert_chain(client_certificate, client_key, password=_no_password)
         except (ssl.SSLError, ValueError):
             raise ValueError(
-                f"client_certificate {os.fspath(client_certificate)!r} and client_key "
-                f"{os.fspath(client_key or client_certificate)!r} are no certificate and its unencrypted key (PEM)"
+                f"client_certificate {_shown(client_certificate)} and client_key "
+                f"{_shown(client_key or client_certificate)} are no certificate and its unencrypted key (PEM)"
             ) from None
     return context
 
@@ -53,15 +100,32 @@ def _trusting(certificate: _File | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=certificate)
     except ssl.SSLError:
-        raise ValueError(f"certificate {os.fspath(certificate)!r} holds no certificates (PEM)") from None
+        raise ValueError(f"certificate {_shown(certificate)} holds no certificates (PEM)") from None
 
 
 def _check_readable(what: str, path: _File) -> None:
+    if "-----BEGIN " in str(path):
+        raise ValueError(f"{what} (not shown) is a PEM; it must be the name of a file")
+    # An exception that is raised from within ``except`` would have the file's name in its context.
+    problem = _problem_with(path)
+    if problem is not None:
+        raise ValueError(f"{what} {_shown(path)} cannot be read: {problem}")
+
+
+def _problem_with(path: _File) -> str | None:
     try:
         with Path(path).open("rb"):
-            pass
+            return None
     except OSError as error:
-        raise ValueError(f"{what} {os.fspath(path)!r} cannot be read: {error.strerror}") from None
+        return error.strerror or type(error).__name__
+    except ValueError:
+        return "a file's name has no such characters"
+
+
+def _shown(path: _File) -> str:
+    """Return the name of a file, unless it is none: a key without its first and last line is one long text."""
+    name = os.fspath(path)
+    return repr(name) if len(name) <= _LONGEST_SHOWN and name.isprintable() else "(not shown)"
 
 
 def _no_password() -> str:

@@ -1,0 +1,86 @@
+"""The client that requests are sent with: the exporter's own, or one that it was given."""
+
+from __future__ import annotations
+
+import http.cookiejar
+import os
+import ssl
+from typing import Any
+
+import httpx
+
+__all__ = ["KEEPALIVE_EXPIRY", "check_client", "check_transport", "make_client"]
+
+# Seconds that an idle connection is kept, so that it outlives the delay between two batches. Servers close idle
+# connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
+KEEPALIVE_EXPIRY = 30.0
+
+_PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
+_CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class _NoCookies(http.cookiejar.CookieJar):
+    """Neither stores cookies nor sends any: nothing that a server says is kept from one request to the next."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Ignore the cookies of ``response``."""
+
+    def add_cookie_header(self, request: Any) -> None:
+        """Leave ``request`` as it is."""
+
+
+def make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
+    """Return a client that keeps nothing but connections.
+
+    Raises:
+        ValueError: A variable for proxies or CAs, which httpx reads, cannot be used. Its value is not shown.
+    """
+    # An exception that is raised from within ``except`` would have httpx's as its context, and that shows a part of
+    # a proxy's URL.
+    try:
+        return httpx.AsyncClient(
+            verify=True if context is None else context,
+            transport=transport,
+            cookies=_NoCookies(),
+            timeout=None,
+            # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
+            # connection within their timeout.
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY
+            ),
+        )
+    except ImportError:
+        problem = 'a SOCKS proxy needs another package: pip install "httpx[socks]"'
+    except (httpx.InvalidURL, ValueError):
+        # What stands in front of ``@`` ends at a ``/``, ``?`` or ``#``.
+        problem = (
+            "a proxy is http://, https:// or socks5:// with a host and a port; in its user name and password, other "
+            "characters than letters and digits are percent-encoded"
+        )
+    except OSError as error:
+        raise ValueError(f"{' or '.join(_CA_VARIABLES)} cannot be used: {error.strerror or error}") from None
+    raise ValueError(f"a proxy variable ({_proxy_variables()}; not shown) cannot be used: {problem}")
+
+
+def check_client(client: object) -> None:
+    """Raise if ``client`` is no client that requests can be sent with, or has parameters, which logs show."""
+    if not isinstance(client, httpx.AsyncClient):
+        raise TypeError(f"client is of type {type(client).__name__}; it must be an httpx.AsyncClient")
+    if client.params:
+        raise ValueError(
+            "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
+        )
+
+
+def check_transport(transport: object) -> None:
+    """Raise `TypeError` if ``transport`` is none that is async."""
+    if not isinstance(transport, httpx.AsyncBaseTransport):
+        raise TypeError(
+            f"transport is of type {type(transport).__name__}; it must be an httpx.AsyncBaseTransport, such as "
+            "httpx.AsyncHTTPTransport()"
+        )
+
+
+def _proxy_variables() -> str:
+    given = sorted(name for name, value in os.environ.items() if value and name.lower() in _PROXY_VARIABLES)
+    return ", ".join(given) or "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY"
