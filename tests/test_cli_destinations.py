@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
+import trustme
 from cli_support import Ended, request_line, run_command, run_in_process, span_document
 from click.testing import CliRunner
 from databricks.sdk._base_client import _BaseClient
@@ -301,6 +303,54 @@ async def test_an_unknown_experiment_is_one_line(spans: Path, mlflow_server: OTL
     assert only_line(by_id).endswith("; create it, or correct the location")
     assert only_line(by_name).startswith("nobody: 3 rejected: ")
     assert "experiment" in only_line(by_name)
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls_of(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def test_an_unknown_ca_of_mlflow_is_one_line_whose_advice_helps(
+    spans: Path, authority: trustme.CA, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with OTLPReceiver(
+        answers=as_mlflow, path=None, location_header=EXPERIMENT, ssl_context=tls_of(authority)
+    ) as receiver:
+        arguments = ("--to", "mlflow", "--endpoint", f"https://127.0.0.1:{receiver.port}", "--location", "3")
+        ended = await send(spans, *arguments)
+        assert f"the certificate of 127.0.0.1:{receiver.port} is not trusted: " in only_line(ended)
+        assert "; SSL_CERT_FILE or certificate= names the file with its CA" in only_line(ended)
+        advised = await send(spans, *arguments, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+        assert (advised.exit_code, advised.err) == (0, "")
+
+
+async def test_an_unknown_ca_of_a_workspace_is_one_line_whose_advice_helps(
+    spans: Path, authority: trustme.CA, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with OTLPReceiver(path=None, ssl_context=tls_of(authority)) as receiver:
+        arguments = ("--to", "unity-catalog", "--endpoint", f"https://127.0.0.1:{receiver.port}", "--location", TABLE)
+        ended = await send(spans, *arguments, DATABRICKS_TOKEN=PERSONAL_TOKEN)
+        assert f"the certificate of 127.0.0.1:{receiver.port} is not trusted: " in only_line(ended)
+        assert "; SSL_CERT_FILE names the file with its CA" in only_line(ended)
+        files = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        advised = await send(spans, *arguments, DATABRICKS_TOKEN=PERSONAL_TOKEN, **files)
+        assert (advised.exit_code, advised.err) == (0, "")
+
+
+async def test_a_proxy_that_cannot_be_used_is_one_line(spans: Path) -> None:
+    ended = await send(spans, "--endpoint", "http://collector.test", HTTP_PROXY="http://me:s3cret#x@proxy.test")
+    assert ended.exit_code == 2
+    assert "a proxy variable (HTTP_PROXY; not shown) cannot be used: " in ended.err
+    assert "should not have happened" not in ended.err
+    assert "s3cret" not in ended.err
 
 
 async def test_a_wrong_token_for_mlflow_is_one_line(spans: Path, mlflow_server: OTLPReceiver) -> None:

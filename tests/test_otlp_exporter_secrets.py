@@ -93,6 +93,20 @@ async def test_a_401_after_which_there_are_no_credentials_is_tried_later() -> No
         assert result == TryLater("no credentials: the token endpoint answered 503")
 
 
+async def test_a_401_after_which_no_credentials_come_in_time_is_tried_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Stuck(CachedToken):
+        async def headers(self, location: str) -> Mapping[str, str]:
+            if self.invalidated:
+                await trio.sleep_forever()
+            return await super().headers(location)
+
+    async with OTLPReceiver(answers=lambda _: Answer(401), listen=False) as receiver:
+        result = await export_once(receiver, auth=Stuck(), transport=receiver.memory_transport())
+        assert result == TryLater("no credentials within 10 s: Stuck did not return")
+
+
 async def test_a_second_401_is_refused() -> None:
     async with OTLPReceiver(answers=lambda _: Answer(401, body=b"no")) as receiver:
         auth = CachedToken()

@@ -7,9 +7,11 @@ import functools
 import math
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -17,7 +19,10 @@ import trustme
 from exporter_support import batch_of
 
 from trio_spanbatch import Delivered, OTLPExporter, TryLater
+from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.otlp.disabled import DisabledExporter
+from trio_spanbatch.otlp.failures import failure_result
+from trio_spanbatch.otlp.tls import TLSSettings, tls_advice
 from trio_spanbatch.testing import OTLPReceiver
 
 
@@ -86,6 +91,41 @@ async def test_a_wrong_ca_is_a_clear_failure(files: Files) -> None:
             assert f"the certificate of 127.0.0.1:{receiver.port} is not trusted" in result.reason
             assert "certificate verify failed" in result.reason
             assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in result.reason
+            # Which CAs are trusted besides is of no use where a file says whom to trust.
+            assert ("SSL_CERT_FILE" in result.reason) == (not options)
+        assert receiver.requests == []
+
+
+def trusts_nobody(receiver: OTLPReceiver) -> httpx.AsyncBaseTransport:
+    return receiver.memory_transport(ssl_context=ssl.create_default_context())
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (lambda r: OTLPExporter(r.url, transport=trusts_nobody(r)), "the client or transport that the exporter was"),
+        (
+            lambda r: mlflow(f"https://127.0.0.1:{r.port}", environ={}),
+            "; SSL_CERT_FILE or certificate= names the file ",
+        ),
+        (
+            lambda r: mlflow(f"https://127.0.0.1:{r.port}", environ={}, experiments="name"),
+            "; SSL_CERT_FILE or certificate= names the file with its CA",
+        ),
+    ],
+    ids=["transport", "mlflow", "mlflow, names"],
+)
+async def test_a_certificate_that_is_not_trusted_comes_with_advice_that_helps(
+    make: Callable[[OTLPReceiver], OTLPExporter], advice: str, files: Files
+) -> None:
+    async with OTLPReceiver(ssl_context=files.server, path=None) as receiver:
+        exporter = make(receiver)
+        result = await exporter.export(batch_of(1, "3"))
+        await exporter.aclose()
+        assert isinstance(result, TryLater)
+        assert "is not trusted" in result.reason
+        assert advice in result.reason
+        assert "OTEL_" not in result.reason
         assert receiver.requests == []
 
 
@@ -187,6 +227,23 @@ async def test_plain_http_against_tls_is_a_clear_failure(files: Files) -> None:
         assert "https://" in result.reason
 
 
+@pytest.mark.parametrize("sign", ["Broken pipe", "Connection reset by peer", "illegal request line"])
+def test_whatever_breaks_first_plain_http_on_a_new_connection_gets_the_hint(sign: str) -> None:
+    advice = tls_advice(TLSSettings((), ""), own_tls=True, own_ca=False)
+    # What writing failed with is known besides what reading failed with, and may be the only sign.
+    result = failure_result(
+        httpx.ReadError("something else"),
+        peer="collector.test:4318",
+        connected=True,
+        https=False,
+        advice=advice,
+        write_error=httpx.WriteError(sign),
+    )
+    assert isinstance(result, TryLater)
+    assert result.reason.endswith("; if it speaks TLS, the endpoint begins with https://")
+    assert result.ambiguous
+
+
 async def answer_with(data: bytes, stream: trio.abc.Stream) -> None:
     async with stream:
         await stream.receive_some()
@@ -265,6 +322,26 @@ def test_a_file_that_cannot_be_used_is_named(files: Files, tmp_path: Path) -> No
             OTLPExporter("https://localhost", **options)  # type: ignore[arg-type]  # the options of one case
 
 
+@pytest.mark.parametrize("name", ["certificate", "client_certificate", "client_key"])
+def test_a_pem_in_place_of_the_name_of_its_file_is_told_and_not_shown(name: str, files: Files) -> None:
+    key = files.client_key.read_text()
+    other = {"client_certificate": files.client_certificate} if name == "client_key" else {}
+    for pem in (key, key.replace("\n", " ")):
+        with pytest.raises(ValueError, match=rf"^{name} .not shown. is a PEM; it must be the name of a file") as caught:
+            OTLPExporter("https://localhost", **{**other, name: pem})  # type: ignore[arg-type]  # one case's
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+
+
+def test_a_key_without_its_frame_is_not_shown_either(files: Files) -> None:
+    key = "".join(files.client_key.read_text().splitlines()[1:-1])
+    for name in (key, key * 20, f"a\0{key}"):
+        with pytest.raises(ValueError, match=r"^certificate \(not shown\) cannot be read: |^certificate ") as caught:
+            OTLPExporter("https://localhost", certificate=name)
+        assert (key in str(caught.value)) == (len(name) <= 300 and "\0" not in name)
+        assert caught.value.__context__ is None
+
+
 def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(files: Files, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
@@ -282,7 +359,5 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(files:
 
 
 def test_files_and_a_transport_exclude_each_other(files: Files) -> None:
-    import httpx
-
     with pytest.raises(ValueError, match="exclude each other"):
         OTLPExporter("https://localhost", certificate=files.ca, transport=httpx.AsyncHTTPTransport())

@@ -394,6 +394,13 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
         ("https://adb-1.2.azuredatabricks.net/?o=s3cret", "host must be a workspace alone"),
         ("https://user:s3cret@w.cloud.databricks.com", "user name or password"),
         ("s3cret@w.cloud.databricks.com", "user name or password"),
+        ("https://user:s3cret?x@w.cloud.databricks.com", "user name or password"),
+        ("https://user:s3cret/x@w.cloud.databricks.com", "user name or password"),
+        ("https://user:s3cret%40w.cloud.databricks.com", "user name or password"),
+        ("https://user:s3cret?x", "is no URL"),
+        ("https://user:s3cret", "is no URL"),
+        ("https://s3cret s3cret", "has no host"),
+        ("w w", "has no host"),
         ("ftp://w.cloud.databricks.com", "must begin with http:// or https://"),
         ("https://", "must begin with http:// or https://"),
         ("", "no workspace is named: give host="),
@@ -403,6 +410,14 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
 def test_a_host_that_is_none_is_told_without_showing_credentials(host: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         unity_catalog(host)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
+    with pytest.raises(
+        ValueError, match="databricks-sdk authenticates: give DATABRICKS_TOKEN or make_config="
+    ) as caught:
+        unity_catalog("https://w.cloud.databricks.com", headers={"authorization": "Bearer s3cret"})
     assert "s3cret" not in str(caught.value)
 
 

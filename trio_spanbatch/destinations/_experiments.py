@@ -22,7 +22,7 @@ from ..otlp.attempt import Attempt
 from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
 from ..otlp.log_filter import hidden_in_logs
-from ..otlp.messages import is_bounded_json, short_text
+from ..otlp.messages import is_bounded_json
 from ..otlp.responses import Response, interpret_response, retry_after
 from ..otlp.tls import TLSAdvice
 
@@ -212,9 +212,8 @@ class ExperimentNames:
             answer = TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s")
         if isinstance(answer, str):
             return answer
-        return attrs.evolve(
-            answer, reason=short_text(f"looking up the experiment {_shown(name)}: {answer.reason}", attempt.secrets)
-        )
+        # Not shortened as a whole: what to do stands at the end.
+        return attrs.evolve(answer, reason=f"looking up the experiment {_shown(name)}: {answer.reason}")
 
     async def _exchange(self, name: str, attempt: Attempt) -> Found:
         request = self._client.build_request(

@@ -130,7 +130,7 @@ class _MLflowExporter(OTLPExporter):
         options: Those of `OTLPExporter`.
     """
 
-    _tls_settings = TLSSettings("certificate=", "client_certificate= and client_key= name its files")
+    _tls_settings = TLSSettings(("certificate=",), "client_certificate= and client_key= name its files")
 
     def __init__(self, root: str, *, by_name: bool, default: str | None, **options: Any) -> None:
         super().__init__(f"{root}/v1/traces", **options)

@@ -99,7 +99,7 @@ def unity_catalog(
 
 
 class _UnityCatalogExporter(OTLPExporter):
-    _tls_settings = TLSSettings("", "a client certificate is given with client=")
+    _tls_settings = TLSSettings((), "a client certificate is given with client=")
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` is no three-part name of a table."""

@@ -87,7 +87,7 @@ class OTLPExporter:
 
     # What a failure of TLS tells the user to set.
     _tls_settings: ClassVar = TLSSettings(
-        "OTEL_EXPORTER_OTLP_CERTIFICATE or certificate=",
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "certificate="),
         "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY or client_certificate= and client_key= name its files",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -22,11 +23,11 @@ class TLSSettings:
     """What one kind of exporter is told its files with.
 
     Attributes:
-        ca: What names the file with the CAs; empty if nothing does.
+        ca: What names the file with the CAs.
         client_certificate: How to give a client certificate.
     """
 
-    ca: str
+    ca: Sequence[str]
     client_certificate: str
 
 
@@ -55,9 +56,12 @@ def tls_advice(settings: TLSSettings, *, own_tls: bool, own_ca: bool) -> TLSAdvi
         given = "the client or transport that the exporter was given"
         return TLSAdvice(f"{given} says whom to trust", f"{given} has one or none")
     if own_ca:
-        return TLSAdvice(f"the file that {settings.ca} names does not have its CA", settings.client_certificate)
-    names = f"SSL_CERT_FILE, {settings.ca}" if settings.ca else "SSL_CERT_FILE"
-    return TLSAdvice(f"{names} names the file with its CA", settings.client_certificate)
+        return TLSAdvice(f"the file that {_any(settings.ca)} names does not have its CA", settings.client_certificate)
+    return TLSAdvice(f"{_any(('SSL_CERT_FILE', *settings.ca))} names the file with its CA", settings.client_certificate)
+
+
+def _any(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def client_context(
