@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -57,7 +58,7 @@ class FakeWorkspace:
 
     @property
     def host(self) -> str:
-        return f"http://127.0.0.1:{self.receiver.port}"
+        return self.receiver.url.removesuffix("/v1/traces")
 
     @property
     def trace_requests(self) -> list[ReceivedRequest]:
@@ -105,10 +106,15 @@ class FakeWorkspace:
 
 @asynccontextmanager
 async def workspace_of(
-    location_header: str = "X-Databricks-UC-Table-Name", **options: Any
+    location_header: str = "X-Databricks-UC-Table-Name",
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    **options: Any,
 ) -> AsyncIterator[FakeWorkspace]:
     workspace = FakeWorkspace(**options)
-    receiver = OTLPReceiver(path=None, location_header=location_header, answers=workspace.answer)
+    receiver = OTLPReceiver(
+        path=None, location_header=location_header, answers=workspace.answer, ssl_context=ssl_context
+    )
     workspace.receiver = receiver
     async with receiver:
         yield workspace

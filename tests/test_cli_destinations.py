@@ -335,13 +335,27 @@ async def test_an_unknown_ca_of_a_workspace_is_one_line_whose_advice_helps(
     spans: Path, authority: trustme.CA, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    async with OTLPReceiver(path=None, ssl_context=tls_of(authority)) as receiver:
-        arguments = ("--to", "unity-catalog", "--endpoint", f"https://127.0.0.1:{receiver.port}", "--location", TABLE)
-        ended = await send(spans, *arguments, DATABRICKS_TOKEN=PERSONAL_TOKEN)
-        assert f"the certificate of 127.0.0.1:{receiver.port} is not trusted: " in only_line(ended)
+    async with workspace_of(ssl_context=tls_of(authority)) as workspace:
+        ended = await send(spans, *catalog(workspace), DATABRICKS_TOKEN=PERSONAL_TOKEN)
+        assert f"the certificate of 127.0.0.1:{workspace.receiver.port} is not trusted: " in only_line(ended)
         assert "; SSL_CERT_FILE names the file with its CA" in only_line(ended)
-        files = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
-        advised = await send(spans, *arguments, DATABRICKS_TOKEN=PERSONAL_TOKEN, **files)
+        advised = await send(
+            spans, *catalog(workspace), DATABRICKS_TOKEN=PERSONAL_TOKEN, SSL_CERT_FILE=str(tmp_path / "ca.pem")
+        )
+        assert (advised.exit_code, advised.err) == (0, "")
+
+
+async def test_an_unknown_ca_of_a_token_endpoint_is_one_line_whose_advice_helps(
+    spans: Path, authority: trustme.CA, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    credentials = {"DATABRICKS_CLIENT_ID": CLIENT_ID, "DATABRICKS_CLIENT_SECRET": CLIENT_SECRET}
+    files = {name: str(tmp_path / "ca.pem") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
+    async with workspace_of(ssl_context=tls_of(authority)) as workspace:
+        ended = await send(spans, *catalog(workspace), **credentials)
+        assert "; name the right workspace with --endpoint" in only_line(ended)
+        assert "(REQUESTS_CA_BUNDLE names the file with its CA)" in only_line(ended)
+        advised = await send(spans, *catalog(workspace), **credentials, **files)
         assert (advised.exit_code, advised.err) == (0, "")
 
 

@@ -34,6 +34,9 @@ _OAUTH_REFUSAL = re.compile(rf"(?:^|[ :])({'|'.join(_OAUTH_REFUSALS)})\b")
 _TWO_WAYS = re.compile(r"more than one authorization method configured: ([a-z -]{1,100})")
 _NO_PROFILE = re.compile(r"has no ([\w-]{1,100}) profile configured")
 
+# The SDK uses requests, which does not look at SSL_CERT_FILE.
+_ABOUT_CA = "Is its certificate trusted (REQUESTS_CA_BUNDLE names the file with its CA)?"
+
 # What requests and urllib3 raise, by name, since they come with the extra only.
 _CONNECTION_FAILURES = frozenset(
     {"ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProxyError"}
@@ -93,9 +96,13 @@ def _answer_error(error: Exception, text: str, host: str) -> AuthError | None:
 
 def _network_error(names: set[str], host: str) -> AuthError | None:
     if names & _TLS_FAILURES:
-        return AuthError(f"no TLS connection to {host} for a token: is its certificate trusted, does it speak TLS?")
+        return AuthError(f"no TLS connection to {host} for a token: does it speak TLS? {_ABOUT_CA}")
     if names & (_NO_TOKEN_ENDPOINT | _NO_WORKSPACE):
-        return AuthError(f"{host} does not say where tokens come from: is it a Databricks workspace, and is it up?")
+        # So it is as well if the connection for the question failed, whatever the reason.
+        about_ca = f" {_ABOUT_CA}" if host.startswith("https:") else ""
+        return AuthError(
+            f"{host} does not say where tokens come from: is it a Databricks workspace, and is it up?{about_ca}"
+        )
     if names & _CONNECTION_FAILURES:
         return AuthError(f"cannot connect to {host} for a token: is it a Databricks workspace, and is it up?")
     return None
