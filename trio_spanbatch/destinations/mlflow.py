@@ -63,8 +63,9 @@ def mlflow(
 
     With ``experiments="id"``, a location is an experiment's id, for instance ``"3"``; ``"default"`` stands for the
     one that ``experiment_id`` or ``MLFLOW_EXPERIMENT_ID`` names. With ``experiments="name"``, every location is an
-    experiment's name. Its id is looked up with the first batch and then remembered. Batches for an experiment that
-    does not exist are refused; none is created.
+    experiment's name. Its id is looked up with the first batch and then remembered for five minutes. Batches for an
+    experiment that does not exist are refused; none is created. MLflow takes traces for one that is deleted, and shows
+    them to nobody: with names, these are refused when the name is looked up the next time.
 
     A trace belongs into one experiment: MLflow stores all of it where its first span went.
 

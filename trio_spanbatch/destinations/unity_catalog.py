@@ -68,7 +68,7 @@ def unity_catalog(
         host: The workspace, e.g. ``https://dbc-a1b2c3d4-e5f6.cloud.databricks.com``; by default ``DATABRICKS_HOST``.
         make_config: Makes the ``databricks.sdk.core.Config`` that authenticates, for instance
             ``lambda: Config(profile="production")``. Called in a thread, for the first token and after a 401.
-        headers: Headers for every request.
+        headers: Headers for every request, without ``Authorization``.
         timeout: Seconds for a whole attempt. The first one includes databricks-sdk's import and its first token.
         compression: ``"gzip"``, or ``None`` for none.
         client: As for `OTLPExporter`.
@@ -76,7 +76,7 @@ def unity_catalog(
 
     Raises:
         ModuleNotFoundError: databricks-sdk is not installed.
-        ValueError: There is no host, or it is more than a host; or see `OTLPExporter`.
+        ValueError: There is no host, or it is more than a host; ``headers`` authenticate; or see `OTLPExporter`.
     """
     if not _has_sdk():
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")

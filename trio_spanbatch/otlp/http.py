@@ -70,18 +70,20 @@ class OTLPExporter:
         timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
             to the last of the response; `math.inf` for none.
         compression: ``"gzip"``, or ``None`` for none.
-        client: A client of your own. It is not closed, and its settings (TLS, proxies, cookies, limits) are yours.
+        client: A client of your own. It is not closed, and its settings (TLS, proxies, cookies, limits) are yours. It
+            has no ``params``, which logs show.
         transport: A transport for the exporter's own client, for instance `OTLPReceiver.memory_transport`. It is
             closed with the exporter.
-        certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of the usual
-            ones.
+        certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of those that
+            ``SSL_CERT_FILE`` names or certifi has.
         client_certificate: The file with the certificate that the server is shown (PEM).
         client_key: The file with its key; by default it is in the same file.
         max_request_bytes: A request that is larger before compression is not sent, but refused.
         max_response_bytes: A response that is larger after decompression is not read to its end, and refused.
 
     Raises:
-        ValueError: An argument cannot be used. Credentials are never in the message.
+        ValueError: An argument, or a variable for proxies or CAs, cannot be used. Credentials are never in the
+            message.
         TypeError: An argument is of the wrong type.
     """
 
