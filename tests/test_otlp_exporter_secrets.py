@@ -150,7 +150,18 @@ async def test_another_exception_of_auth_is_a_bug_and_leaves_as_it_is() -> None:
             await export_once(receiver, auth=auth)
 
 
-@pytest.mark.parametrize("headers", [{"authorization": f"{SECRET}\n"}, {"authorization": 5}, {"content-type": SECRET}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": f"{SECRET}\n"},
+        {"authorization": 5},
+        {"content-type": SECRET},
+        {f"Authorization: Bearer {SECRET}": ""},
+        {f"Bearer {SECRET}": ""},
+        f"Bearer {SECRET}",
+        [("Authorization", SECRET)],
+    ],
+)
 async def test_credentials_that_cannot_be_sent_are_refused_and_not_shown(headers: Any) -> None:
     async with OTLPReceiver() as receiver:
         result = await export_once(receiver, auth=lambda _: headers)

@@ -16,6 +16,7 @@ from exporter_support import SECRET, batch_of
 
 from trio_spanbatch import OTLPExporter, Refused
 from trio_spanbatch.destinations import mlflow
+from trio_spanbatch.otlp.attempt import Attempt
 from trio_spanbatch.otlp.log_filter import hidden_in_logs, install_log_filter
 from trio_spanbatch.otlp.secrets import redacted, secrets_of
 from trio_spanbatch.testing import Answer, Drip, OTLPReceiver, ReceivedRequest
@@ -239,6 +240,25 @@ async def test_credentials_that_a_proxy_repeats_are_not_shown(
     assert "***" in str(result)
     assert echo not in str(result) + at_debug.text
     assert SECRET not in str(result) + at_debug.text
+
+
+async def test_credentials_for_the_proxy_of_a_client_of_ones_own_are_not_shown(
+    at_debug: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        OTLPReceiver(answers=echoing(SECRET, 407), path=None) as proxy,
+        httpx.AsyncClient(proxy=f"http://user:{SECRET}@127.0.0.1:{proxy.port}") as client,
+    ):
+        result = await OTLPExporter("https://collector.test", client=client).export(batch_of())
+    assert "***" in str(result)
+    assert SECRET not in str(result) + at_debug.text
+
+
+async def test_credentials_for_a_socks_proxy_are_known_once_they_are_used() -> None:
+    attempt = Attempt("collector.test:443")
+    # httpcore writes them into its log right after this.
+    await attempt.trace("socks.setup_socks5_connection.started", {"auth": (b"user", SECRET.encode())})
+    assert redacted(f"auth=(b'user', b'{SECRET}')", attempt.secrets) == "auth=(b'user', b'***')"
 
 
 async def test_a_redirect_with_a_percent_encoded_token_in_its_path_does_not_show_it() -> None:
