@@ -2,7 +2,8 @@
 
 httpx tells what a request ended with, not how far it had come when it was cancelled; and httpcore leaves a
 connection to the garbage collector that is cancelled between the end of the TCP handshake and the request. Both are
-solved by httpcore's ``trace`` extension (https://www.encode.io/httpcore/extensions/#trace), which tells of each step.
+solved by httpcore's ``trace`` extension (https://www.encode.io/httpcore/extensions/#trace), which tells of each step;
+it is also where a connection gets what ``connection`` is about.
 With a transport that is not httpcore's there is no trace, and every outcome of a cancelled attempt is unknown.
 """
 
@@ -17,6 +18,7 @@ import trio
 
 from .._results import ExportResult, Refused
 from .body import BoundedBody
+from .connection import read_in_small_pieces, retire_if_more_was_sent
 from .responses import interpret_response
 from .secrets import secrets_of
 
@@ -111,10 +113,12 @@ class Attempt:
             self.peer = f"{info['host']}:{info['port']}"
         elif step == "connect_tcp.complete":
             self._connection = info["return_value"]
+            read_in_small_pieces(info["return_value"])
             # httpcore marks a connection as failed if it is cancelled in here, and forgets to if it is cancelled
             # before its next step: the pool would keep it for ever.
             await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "start_tls.complete":
+            read_in_small_pieces(info["return_value"])
             await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "send_request_headers.started" and info["request"].method != b"CONNECT":
             self._written = True
@@ -122,6 +126,9 @@ class Attempt:
             self.write_error = info["exception"]
         elif step == "receive_response_headers.complete" and self._written:
             self._note_redirect(info["return_value"])
+        elif step == "receive_response_body.complete" and self.response is not None:
+            # Now, and not when it is closed: by then the connection may have gone to another request.
+            await retire_if_more_was_sent(self.response)
 
     def _hide_what_is_sent(self, info: Mapping[str, Any]) -> None:
         # A client of the user's own and the connection to a proxy add credentials that nobody else knows.
