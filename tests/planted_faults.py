@@ -368,7 +368,7 @@ FAULTS = (
     PlantedFault(
         "what a partial success rejected is not counted",
         "otlp/responses.py",
-        "return Delivered(max(partial.rejected_spans, 0),",
+        "return Delivered(max(rejected, 0),",
         "return Delivered(0,",
     ),
     PlantedFault(

@@ -55,7 +55,9 @@ def test_any_2xx_is_a_delivery(status: int) -> None:
         (JSON, b"{}"),
         ({"content-type": "text/plain"}, b"200 OK"),
         ({}, b"200 OK"),
-        ({"content-type": "text/plain"}, b"<html> in plain text"),
+        ({"content-type": "text/plain"}, b"not <html>"),
+        ({"content-type": "text/plain"}, b"<ok>"),
+        ({"content-type": "application/xml"}, b"<?xml version='1.0'?><ok/>"),
         ({"content-type": "nonsense"}, b"\xff\x00"),
     ],
 )
@@ -74,6 +76,24 @@ def test_a_200_without_a_partial_success_is_a_delivery_without_a_warning(headers
 )
 def test_a_partial_success_is_counted_with_the_servers_message(headers: dict[str, str], body: bytes) -> None:
     assert interpret(200, headers, body) == Delivered(3, "too old")
+
+
+NOT_QUITE_UTF_8 = {
+    "protobuf": (PROTOBUF, partial(3, "too old").replace(b"too", b"t\xffo"), "t\ufffdo old"),
+    "protobuf, cut off": (PROTOBUF, partial(3, "too o\u00e9").replace(b"\xc3\xa9", b"l\xc3"), "too ol\ufffd"),
+    "JSON": (JSON, b'{"partialSuccess": {"rejectedSpans": 3, "errorMessage": "t\xffo old"}}', "t\ufffdo old"),
+    "half of a pair": (JSON, b'{"partialSuccess": {"rejectedSpans": 3, "errorMessage": "a\\ud83d"}}', "a?"),
+    "the other half": (JSON, b'{"partialSuccess": {"rejectedSpans": 3, "errorMessage": "\\ude00b"}}', "?b"),
+    "a pair": (JSON, b'{"partialSuccess": {"rejectedSpans": 3, "errorMessage": "\\ud83d\\ude00"}}', "\U0001f600"),
+    "a byte order mark": (JSON, b'\xef\xbb\xbf{"partialSuccess": {"rejectedSpans": 3, "errorMessage": "a"}}', "a"),
+}
+
+
+@pytest.mark.parametrize(("headers", "body", "message"), NOT_QUITE_UTF_8.values(), ids=list(NOT_QUITE_UTF_8))
+def test_rejected_spans_are_counted_though_the_message_is_no_unicode(
+    headers: dict[str, str], body: bytes, message: str
+) -> None:
+    assert interpret(200, headers, body) == Delivered(3, message)
 
 
 def test_a_negative_number_of_rejected_spans_is_none() -> None:
@@ -108,9 +128,30 @@ def test_an_answer_that_cannot_be_decompressed_is_a_delivery_with_a_warning() ->
 
 
 @pytest.mark.parametrize(
-    "headers", [HTML, {"content-type": "TEXT/HTML"}, {"content-type": "application/xhtml+xml"}, {}]
+    "headers",
+    [
+        HTML,
+        {"content-type": "TEXT/HTML"},
+        {"content-type": "application/xhtml+xml"},
+        # As httpx gives a header that was sent twice.
+        {"content-type": "text/html, text/html"},
+        {"content-type": "text/html, text/html; charset=utf-8"},
+        {},
+        {"content-type": "text/plain; charset=utf-8"},
+        {"content-type": "application/octet-stream"},
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("body", [b"<html><title>Sign in</title>", b"\xef\xbb\xbf \n<!DOCTYPE html><title>Sign in"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html><title>Sign in</title>",
+        b"\xef\xbb\xbf \n<!DOCTYPE html><title>Sign in",
+        b"<!-- a proxy --><!DOCTYPE html><html><title>Sign in</title>",
+        b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><title>Sign in</title>',
+        b"<HEAD><title>Sign in</title>",
+    ],
+)
 def test_a_200_that_is_a_web_page_is_a_failure_that_says_login_page(headers: dict[str, str], body: bytes) -> None:
     result = interpret(200, headers, body)
     assert isinstance(result, Refused)
@@ -232,6 +273,7 @@ def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
     [
         (PROTOBUF, rpc_status("bad span"), "bad span"),
         (PROTOBUF, b"\xff\xff", ""),
+        (PROTOBUF, rpc_status("bad span").replace(b"bad", b"b\xffd"), "b\ufffdd span"),
         (JSON, b'{"error_code": "NOT_FOUND", "message": "no such id"}', "NOT_FOUND: no such id"),
         (JSON, b'{"error_code": "NOT_FOUND"}', "NOT_FOUND"),
         (JSON, b'{"code": 3, "message": "bad span"}', "bad span"),

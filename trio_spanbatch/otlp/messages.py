@@ -14,7 +14,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess
+
+from .lenient import PartialSuccess
 
 from .secrets import redacted
 
@@ -49,8 +50,11 @@ _TAG = re.compile(r"<[^<>]*>?")
 
 
 def media_type(headers: Mapping[str, str]) -> str:
-    """Return the content type in lower case, without its parameters; empty where there is none."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+    """Return the content type in lower case, without its parameters; empty where there is none.
+
+    Of several, which httpx joins with commas, it is the first.
+    """
+    return headers.get("content-type", "").partition(";")[0].partition(",")[0].strip().lower()
 
 
 def short_text(text: str, secrets: Collection[str] = ()) -> str:
@@ -91,13 +95,15 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
 
 
 def _status_message(body: bytes) -> str:
-    # google.rpc.Status is {int32 code = 1; string message = 2; ...}. ExportTracePartialSuccess has the same two
-    # fields on the wire (an integer, a string) and comes with opentelemetry-proto, so it reads the message without
-    # another dependency.
+    # google.rpc.Status is {int32 code = 1; string message = 2; ...}: a partial success has the same two fields on the
+    # wire (an integer, a string), so it reads the message without another dependency.
+    if len(body) > MAX_MESSAGE_BYTES:
+        return ""
     try:
-        return ExportTracePartialSuccess.FromString(body).error_message if len(body) <= MAX_MESSAGE_BYTES else ""
+        message: bytes = PartialSuccess.FromString(body).error_message
     except DecodeError:
         return ""
+    return message.decode("utf-8", "replace")
 
 
 def _json_message(body: bytes) -> str:

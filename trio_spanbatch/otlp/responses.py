@@ -8,6 +8,7 @@ page stores no spans.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -20,12 +21,10 @@ from urllib.parse import urlsplit
 import attrs
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTracePartialSuccess,
-    ExportTraceServiceResponse,
-)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from .._results import Delivered, ExportResult, Refused, TryLater
+from .lenient import TraceServiceResponse
 from .messages import MAX_MESSAGE_BYTES, is_bounded_json, media_type, server_message, short_text
 
 __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
@@ -34,7 +33,10 @@ __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response",
 MAX_RETRY_AFTER = 365 * 24 * 3600.0
 
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
-_HTML_BEGINNINGS = (b"<!doctype html", b"<html")
+
+# Types that say little: what such a body begins with tells more. A page may begin with a comment or an XML declaration.
+_VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
+_HTML_BEGINNINGS = (b"<!doctype html", b"<html", b"<head", b"<body", b"<title", b"<script", b"<!--", b"<?xml")
 
 
 @attrs.frozen
@@ -147,7 +149,7 @@ def _status_line(status: int) -> str:
 
 def _is_html(response: Response) -> bool:
     kind = media_type(response.headers)
-    if kind:
+    if kind not in _VAGUE:
         return kind in _HTML
     beginning = (response.body or b"")[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return beginning.startswith(_HTML_BEGINNINGS)
@@ -175,41 +177,45 @@ def _delivered(response: Response) -> Delivered:
         return Delivered(0, short_text(message, response.secrets))
     try:
         if "protobuf" in kind:
-            answer = _answer_from_protobuf(response.body)
+            rejected, said = _answer_from_protobuf(response.body)
         elif "json" in kind and response.body.strip():
-            answer = _answer_from_json(response.body)
+            rejected, said = _answer_from_json(response.body)
         else:
             return Delivered()
     except ValueError as error:
         # Not the content type as it is: it is in lower case, where a secret in it would not be found.
         form = "application/x-protobuf" if "protobuf" in kind else "application/json"
         return Delivered(0, short_text(f"the answer's body cannot be read as {form}: {error}", response.secrets))
-    partial = answer.partial_success
-    message = _bounded_message(partial)
-    return Delivered(max(partial.rejected_spans, 0), short_text(message, response.secrets))
+    return Delivered(max(rejected, 0), short_text(_bounded_message(said), response.secrets))
 
 
-def _bounded_message(partial: ExportTracePartialSuccess) -> str:
+def _bounded_message(message: bytes) -> str:
     # As a str, four megabytes may take sixteen.
-    size = partial.ByteSize()
-    return partial.error_message if size <= MAX_MESSAGE_BYTES else f"(a message of {size} bytes)"
+    size = len(message)
+    return message.decode("utf-8", "replace") if size <= MAX_MESSAGE_BYTES else f"(a message of {size} bytes)"
 
 
-def _answer_from_protobuf(body: bytes) -> ExportTraceServiceResponse:
+def _answer_from_protobuf(body: bytes) -> tuple[int, bytes]:
+    """Return how many spans were rejected, and the message."""
     try:
-        return ExportTraceServiceResponse.FromString(body)
+        partial = TraceServiceResponse.FromString(body).partial_success
     except DecodeError:
         raise ValueError("it does not parse") from None
+    return partial.rejected_spans, partial.error_message
 
 
-def _answer_from_json(body: bytes) -> ExportTraceServiceResponse:
+def _answer_from_json(body: bytes) -> tuple[int, bytes]:
     if not is_bounded_json(body):
         raise ValueError("it is too long")
     try:
-        return json_format.Parse(body, ExportTraceServiceResponse(), ignore_unknown_fields=True)
-    except (json_format.ParseError, UnicodeDecodeError):
+        # A byte that is no UTF-8, or half of a surrogate pair, must not cost the number beside it.
+        document = json.loads(body.decode("utf-8-sig", "replace"))
+        text = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+        answer = json_format.Parse(text, ExportTraceServiceResponse(), ignore_unknown_fields=True)
+    except (ValueError, RecursionError, json_format.ParseError):
         # The parser's own words repeat the text.
         raise ValueError("it does not parse") from None
+    return answer.partial_success.rejected_spans, answer.partial_success.error_message.encode("utf-8")
 
 
 def _not_followed(response: Response) -> Refused:
