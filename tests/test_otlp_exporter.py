@@ -114,10 +114,15 @@ async def test_a_request_that_is_too_large_is_not_sent_and_may_be_split() -> Non
 
 
 async def test_the_limit_of_a_request_is_64_mib_before_compression_by_default() -> None:
+    limit = 64 * 1024 * 1024
     async with OTLPReceiver() as receiver:
-        batch = SpanBatch("x", (encoded_span(),), size=64 * 1024 * 1024 + 1)
-        assert isinstance(await export_once(receiver, batch, compression="gzip"), Refused)
-        assert receiver.requests == []
+        # What is sent is small, whatever size the batch says that it has.
+        just, over = (SpanBatch("x", (encoded_span(),), size=size) for size in (limit, limit + 1))
+        assert await export_once(receiver, just, compression="gzip") == Delivered()
+        result = await export_once(receiver, over, compression="gzip")
+        assert isinstance(result, Refused)
+        assert result.reason == "the request has 67108865 bytes; more than 67108864 (max_request_bytes) are not sent"
+        assert len(receiver.requests) == 1
 
 
 async def test_a_user_agent_of_the_users_stands_before_the_exporters_own() -> None:
@@ -241,3 +246,29 @@ async def test_cookies_are_neither_kept_nor_sent() -> None:
         await exporter.export(batch_of())
         assert receiver.requests[1].header("cookie") is None
         await exporter.aclose()
+
+
+async def test_an_answer_of_several_gzip_members_is_read_to_its_end() -> None:
+    whole = partial_success(2, "hello")
+    body = gzip.compress(b"") + gzip.compress(whole.body[:3]) + gzip.compress(whole.body[3:])
+    headers = [*whole.headers, ("content-encoding", "gzip")]
+    async with OTLPReceiver(answers=[Answer(headers=headers, body=body)]) as receiver:
+        assert await export_once(receiver) == Delivered(2, "hello", status_code=200)
+
+
+@pytest.mark.parametrize("length", [1, 10, 20])
+async def test_a_compressed_answer_that_is_cut_off_is_a_delivery_with_a_warning(length: int) -> None:
+    whole = partial_success(2, "hello" * 20)
+    body = gzip.compress(whole.body)[:length]
+    headers = [*whole.headers, ("content-encoding", "gzip")]
+    async with OTLPReceiver(answers=[Answer(headers=headers, body=body)]) as receiver:
+        result = await export_once(receiver)
+    assert result == Delivered(
+        0, "the answer's body could not be decompressed (content-encoding: gzip)", status_code=200
+    )
+
+
+async def test_what_there_is_of_a_compressed_error_that_is_cut_off_is_told() -> None:
+    body = gzip.compress(b"span 7 is bad")[:-8]
+    async with OTLPReceiver(answers=[Answer(400, headers=[("content-encoding", "gzip")], body=body)]) as receiver:
+        assert await export_once(receiver) == Refused("400 Bad Request: span 7 is bad", 400, isolate=True)

@@ -86,7 +86,10 @@ class Attempt:
         if self.body.exceeded:
             status = self.response.status_code
             return Refused(f"{status}: the response is larger than {self.body.limit} bytes", status)
-        return self._interpreted(self.response.status_code, self.response.headers, self.body.content)
+        # Half of an error's words are better than none; half of an answer may lack the count of rejected spans.
+        unusable = self.body.cut_off and self.response.is_success
+        content = None if unusable else self.body.content
+        return self._interpreted(self.response.status_code, self.response.headers, content)
 
     def known_failure(self) -> ExportResult | None:
         """Return what the response means if it is a failure, though it did not arrive in full; ``None`` if it is none.

@@ -21,6 +21,11 @@ _WRITTEN_PIECE = 512 * 1024
 # 6 (zlib's default) 30 ms for 6.3, 9 takes 86 ms for 6.4.
 GZIP_LEVEL = 5
 
+# The most compressed bytes that are taken in at once: what follows the end of a gzip member is copied, and a body may
+# consist of nothing but ends.
+_INFLATED_PIECE = 4096
+
+_GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS
 _ZLIB_FORMAT = zlib.MAX_WBITS
 _RAW_FORMAT = -zlib.MAX_WBITS
@@ -79,17 +84,23 @@ class BoundedBody:
         self._received = 0
         # One buffer, not a list of pieces: a server that sends two bytes at a time would fill memory with objects.
         self._collected = bytearray()
-        self._deflate = encoding == "deflate"
-        self._inflater = None
-        if encoding in ("gzip", "x-gzip"):
-            self._inflater = zlib.decompressobj(_GZIP_FORMAT)
-        elif self._deflate:
-            self._inflater = zlib.decompressobj(_ZLIB_FORMAT)
+        self._gzip = encoding in ("gzip", "x-gzip")
+        self._compressed = self._gzip or encoding == "deflate"
+        self._inflater: zlib._Decompress | None = None
+        self._streams = 0
+        # What came of the two bytes that tell what begins, and whether nothing that follows counts any more.
+        self._lead = b""
+        self._over = False
 
     @property
     def content(self) -> bytes | None:
         """What was collected; ``None`` if it is not readable."""
         return bytes(self._collected) if self.readable else None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether what was fed ends in the middle of compressed data. No body at all is fine."""
+        return self._inflater is not None or (self._compressed and self._received > 0 and self._streams == 0)
 
     def feed(self, data: bytes) -> None:
         """Take in a piece as it came from the network."""
@@ -97,35 +108,61 @@ class BoundedBody:
         self.exceeded = self.exceeded or self._received > self.limit
         if self.exceeded or not self.readable:
             return
-        if self._inflater is None:
+        if not self._compressed:
             self._collect(data)
             return
         try:
-            self._inflate(data)
+            for start in range(0, len(data), _INFLATED_PIECE):
+                self._inflate(data[start : start + _INFLATED_PIECE])
         except zlib.error:
             self.readable = False
+            self._inflater = None
             self._collected.clear()
 
     def _inflate(self, data: bytes) -> None:
-        assert self._inflater is not None
-        if self._deflate and self._received == len(data):
-            # "deflate" means zlib's format, but some servers send what is inside of it: the first bytes tell.
-            # (RFC 9110, section 8.4.1.2)
-            try:
-                zlib.decompressobj(_ZLIB_FORMAT).decompress(data, 1)
-            except zlib.error:
-                self._inflater = zlib.decompressobj(_RAW_FORMAT)
-        while data and not self.exceeded and not self._inflater.eof:
-            # One byte more than there is room for tells "just fits" from "too much".
-            room = self.limit + 1 - len(self._collected)
-            self._collect(self._inflater.decompress(data, min(room, PIECE)))
-            data = self._inflater.unconsumed_tail
+        while data and not self.exceeded and not self._over:
+            data = self._begin(data) if self._inflater is None else self._continue(self._inflater, data)
+
+    def _begin(self, data: bytes) -> bytes:
+        """Begin to decompress a stream, once its first two bytes are there. Return what it is to be given."""
+        data, self._lead = self._lead + data, b""
+        if len(data) < 2:
+            self._lead = data
+            return b""
+        if self._streams > 0 and not (self._gzip and data.startswith(_GZIP_MAGIC)):
+            # gzip may consist of several members (RFC 1952, section 2.2). What is none is ignored, as gzip does it.
+            self._over = True
+        else:
+            self._streams += 1
+            self._inflater = zlib.decompressobj(_GZIP_FORMAT if self._gzip else _deflate_format(data))
+        return data
+
+    def _continue(self, inflater: zlib._Decompress, data: bytes) -> bytes:
+        """Decompress up to a piece of ``data``. Return the rest."""
+        # One byte more than there is room for tells "just fits" from "too much".
+        most = min(self.limit + 1 - len(self._collected), PIECE)
+        piece = inflater.decompress(data, most)
+        self._collect(piece)
+        if inflater.eof:
+            self._inflater = None
+            return inflater.unused_data
+        if len(piece) == most and not inflater.unconsumed_tail and not self.exceeded:
+            # It has taken in everything, but there was no room for all that comes out.
+            return self._continue(inflater, b"")
+        return inflater.unconsumed_tail
 
     def _collect(self, piece: bytes) -> None:
         if len(self._collected) + len(piece) > self.limit:
             self.exceeded = True
         else:
             self._collected += piece
+
+
+def _deflate_format(data: bytes) -> int:
+    # "deflate" means zlib's format (RFC 1950), but some servers send what is inside of it (RFC 1951): the first two
+    # bytes tell. (RFC 9110, section 8.4.1.2)
+    in_zlib = data[0] & 0x8F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+    return _ZLIB_FORMAT if in_zlib else _RAW_FORMAT
 
 
 async def read_bounded(response: httpx.Response, body: BoundedBody) -> None:
