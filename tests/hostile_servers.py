@@ -1,15 +1,16 @@
 """Servers that try to hang the exporter or to make it grow; each is run in a process of its own.
 
-    python tests/hostile_servers.py NAME
+    python tests/hostile_servers.py NAME [tcp|memory]
 
-prints one JSON document: what the exports ended with, how long they took on trio's (mock) clock, and by how many
-bytes the process has grown at its peak.
+prints one JSON document: what the exports ended with, how long they took on trio's clock (over memory: a mock clock),
+and by how many bytes the process has grown at its peak.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+import gzip
 import itertools
 import json
 import os
@@ -26,14 +27,20 @@ import trio.testing
 from exporter_support import batch_of, no_connections_left
 
 from trio_spanbatch import OTLPExporter
-from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, partial_success
+from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, Reset, partial_success
 
-__all__ = ["FAST", "SLOW"]
+__all__ = ["FAST", "RESTLESS", "SLOW", "TCP_TIMEOUT", "TIMEOUT"]
 
 PIECE = 64 * 1024
 
+# Seconds: the exporter's own default; and what is waited for where a server has to be waited for on a real clock.
+TIMEOUT = 10.0
+TCP_TIMEOUT = 0.5
+
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+NOT_ASKED_FOR = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
 
 
 def chunk(data: bytes) -> bytes:
@@ -58,6 +65,14 @@ def endless_gzip() -> Iterator[bytes]:
     yield HEAD + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
     yield chunk(compressor.compress(b"") + compressor.flush(zlib.Z_SYNC_FLUSH))
     yield from itertools.repeat(chunk(b"\x00\x00\x00\xff\xff" * 10_000))
+
+
+def answer_in_members() -> Answer:
+    """Return an answer as gzip, in a hundred thousand members that hold nothing and some that hold it."""
+    answer = partial_success(0, "in pieces")
+    members = [gzip.compress(answer.body[at : at + 1]) for at in range(len(answer.body))]
+    body = gzip.compress(b"") * 100_000 + b"".join(members)
+    return attrs.evolve(answer, headers=[*answer.headers, ("content-encoding", "gzip")], body=body)
 
 
 def many_cookies() -> Answer:
@@ -100,9 +115,25 @@ FAST: dict[str, Callable[[], Outcome]] = {
     "a message of four megabytes": lambda: message_of_four_megabytes(200),
     "an error message of four megabytes": lambda: message_of_four_megabytes(500),
     "a million lists in JSON": million_lists,
+    "a hundred thousand gzip members": answer_in_members,
+    "a response and another": lambda: Drip([HEAD + b"content-length: 0\r\n\r\n" + NOT_ASKED_FOR]),
+    "a switch to another protocol": lambda: Drip([SWITCHING, bytes(PIECE)]),
+    "HTTP/1.0": lambda: Drip([b"HTTP/1.0 200 OK\r\n\r\nOK"]),
+    "a response that breaks": lambda: Reset("mid_response"),
 }
 
-# What ends with the timeout, on the mock clock.
+# What neither pauses nor exceeds a limit before the timeout, on TCP: a mock clock would stand still.
+RESTLESS: dict[str, Callable[[], Outcome]] = {
+    "an endless body in chunks of one byte": lambda: Drip(endless(CHUNKED, chunk(b"x") * 10_000)),
+    "interim responses as fast as they can be sent": lambda: Drip(
+        itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n" * 2000)
+    ),
+    "a head of interim responses with headers": lambda: Drip(
+        itertools.repeat((b"HTTP/1.1 103 Early Hints\r\n" + b"link: </x>\r\n" * 500 + b"\r\n") * 10)
+    ),
+}
+
+# What ends with the timeout: on the mock clock, and on TCP with a timeout that is soon over.
 SLOW: dict[str, Callable[[], Outcome]] = {
     "a body of one byte a second": lambda: slowly(HEAD + b"content-length: 1000000\r\n\r\n", b"x"),
     "an error of one byte a second": lambda: slowly(b"HTTP/1.1 503 No\r\ncontent-length: 1000000\r\n\r\n", b"x"),
@@ -121,9 +152,10 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-async def attack(outcomes: list[Outcome], *, tcp: bool) -> dict[str, object]:
+async def attack(outcomes: list[Outcome], *, tcp: bool, timeout: float) -> dict[str, object]:  # noqa: ASYNC109 - theirs
     async with OTLPReceiver(answers=[None, *outcomes], listen=tcp, keep=False) as receiver:
-        exporter = OTLPExporter(receiver.url, transport=None if tcp else receiver.memory_transport())
+        transport = None if tcp else receiver.memory_transport()
+        exporter = OTLPExporter(receiver.url, transport=transport, timeout=timeout)
         await exporter.export(batch_of())
         gc.collect()
         before = resident_bytes()
@@ -150,18 +182,28 @@ async def attack(outcomes: list[Outcome], *, tcp: bool) -> dict[str, object]:
     }
 
 
-def main(name: str) -> None:
+def hurried(outcome: Outcome) -> Outcome:
+    """Return ``outcome`` so that it happens within the shorter timeout what would happen within the other."""
+    if isinstance(outcome, Drip):
+        return attrs.evolve(outcome, interval=outcome.interval * TCP_TIMEOUT / TIMEOUT)
+    return outcome
+
+
+def main(name: str, network: str) -> None:
     # Generators and sockets that are left behind are reported by warnings, from where an error would only be printed.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tcp = name in FAST
-        outcomes = [(FAST | SLOW)[name]() for _ in range(3)]
+        tcp = network == "tcp"
+        outcomes = [(FAST | SLOW | RESTLESS)[name]() for _ in range(3)]
+        if name not in FAST and tcp:
+            outcomes = [hurried(outcome) for outcome in outcomes]
+        timeout = TCP_TIMEOUT if name not in FAST and tcp else TIMEOUT
         # The kernel is no task of trio's, so a clock that jumps would jump ahead of it.
         clock = None if tcp else trio.testing.MockClock(autojump_threshold=0)
-        report = trio.run(functools.partial(attack, outcomes, tcp=tcp), clock=clock)
+        report = trio.run(functools.partial(attack, outcomes, tcp=tcp, timeout=timeout), clock=clock)
         gc.collect()
     json.dump({**report, "warnings": [str(warning.message) for warning in caught]}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
