@@ -248,6 +248,21 @@ async def test_there_are_never_more_connections_than_max_exports() -> None:
         assert receiver.connections <= 3
 
 
+async def test_a_location_never_has_more_connections_than_max_exports_per_location() -> None:
+    most = 0
+
+    def look(request: ReceivedRequest, status: int | None) -> None:
+        nonlocal most
+        most = max(most, receiver.open_connections)
+
+    limits = Limits(max_exports=10, max_exports_per_location=2)
+    async with OTLPReceiver(location_header="x-tenant", on_request=look) as receiver:
+        async with batcher_to(receiver, batch=BatchPolicy(max_spans=5), limits=limits) as batcher:
+            batcher.add_spans_nowait("a", make_spans(200))
+            assert (await batcher.flush()).delivered == 200
+        assert (most, receiver.connections) == (2, 2)
+
+
 async def test_each_location_has_its_own_queue_acknowledgement_and_retries() -> None:
     def answer(request: ReceivedRequest) -> Answer | None:
         return {"busy": Answer(503), "gone": Answer(404)}.get(request.location)
