@@ -16,7 +16,6 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from .lenient import PartialSuccess
-
 from .secrets import redacted
 
 __all__ = ["MAX_MESSAGE_BYTES", "MAX_MESSAGE_LENGTH", "is_bounded_json", "media_type", "server_message", "short_text"]
