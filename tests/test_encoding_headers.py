@@ -118,9 +118,35 @@ def test_more_resources_than_are_remembered_are_never_mixed_up() -> None:
     assert alive <= 1100
 
 
-def test_headers_over_64_kib_are_encoded_but_not_kept() -> None:
+@pytest.mark.parametrize("attributes", [{}, {"numbers": [1]}], ids=["constant", "mutable"])
+def test_spans_of_one_large_resource_share_its_headers(attributes: dict[str, Any]) -> None:
     encoder = SpanEncoder()
-    large = Resource({"text": "x" * 70_000})
+    large = Resource({"text": "x" * 1_000_000, **attributes})
+    scopes = [InstrumentationScope(name) for name in "ab"]
+    spans = [
+        encoder.encode(make_span(resource=large, instrumentation_scope=scope)) for _ in range(20) for scope in scopes
+    ]
+    assert len({id(span.headers) for span in spans}) == 2
+    assert len({id(span.headers.resource) for span in spans}) == 1
+
+
+def test_a_large_resource_that_cannot_change_is_read_once() -> None:
+    resource, encoder = CountingResource(MappingProxyType({"text": "x" * 1_000_000})), SpanEncoder()
+    for _ in range(3):
+        encoder.encode(make_span(resource=resource))
+    assert resource.reads == 1
+
+
+def test_resources_that_are_all_new_and_all_the_same_share_one_headers_object() -> None:
+    encoder = SpanEncoder()
+    spans = [encoder.encode(make_span(resource=Resource({"service.name": "x"}))) for _ in range(3000)]
+    spans += [encoder.encode(make_span(resource=Resource({"service.name": "x", "no": [1]}))) for _ in range(3000)]
+    assert len({id(span.headers) for span in spans}) == 2
+
+
+def test_headers_over_2_mib_are_encoded_but_not_kept() -> None:
+    encoder = SpanEncoder()
+    large = Resource({"text": "x" * 2_100_000})
     first, second = (encoder.encode(make_span(resource=large)) for _ in range(2))
     assert first.headers.resource == second.headers.resource
     assert first.headers.resource is not second.headers.resource

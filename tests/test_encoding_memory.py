@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,27 @@ def test_what_is_remembered_is_bounded(what: str) -> None:
         if number % 500 == 0:
             most = max(most, entries(encoder))
     assert most <= 6_000
+
+
+@pytest.mark.parametrize("what", ["resources", "mutable resources", "scopes", "both"])
+def test_what_is_remembered_of_large_resources_and_scopes_is_bounded_by_its_bytes(what: str) -> None:
+    encoder = SpanEncoder()
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            attributes = {"number": [number] if what == "mutable resources" else number, "text": "x" * 60_000}
+            encoder.encode(
+                make_span(
+                    resource=None if what == "scopes" else Resource(attributes),
+                    instrumentation_scope=InstrumentationScope("scope", attributes=attributes)
+                    if what in ("scopes", "both")
+                    else None,
+                )
+            )
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most <= 8_000_000
 
 
 @pytest.mark.parametrize("value", [10**5000, -(10**5000), "x" * 100_000], ids=["int", "negative int", "text"])

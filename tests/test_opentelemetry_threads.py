@@ -284,14 +284,23 @@ def test_a_header_that_another_thread_forgets_meanwhile_is_no_reason_to_refuse_a
     headers: HeaderEncoder = batcher._encoder._headers
     wanted = [batcher._encoder.encode(span).headers.resource for span in spans]
 
-    class Forgetful(type(headers._resources._entries)):  # type: ignore[misc]  # an OrderedDict, whatever its types
-        def move_to_end(self, key: object, last: bool = True) -> None:
-            self.clear()
-            super().move_to_end(key, last)
+    class Forgetful(dict[Any, Any]):
+        """Another thread makes it forget everything between any two steps."""
 
-    monkeypatch.setattr(headers._resources, "_entries", Forgetful(headers._resources._entries))
-    monkeypatch.setattr(headers, "_headers", Forgetful(headers._headers))
-    assert [batcher._encoder.encode(span).headers.resource for span in spans] == wanted
+        def get(self, key: object, default: object = None) -> Any:
+            found = super().get(key, default)
+            self.clear()
+            return found
+
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    for table in ("_resources", "_scopes", "_pairs", "_headers", "_interned"):
+        monkeypatch.setattr(headers, table, Forgetful(getattr(headers, table)))
+        for _ in range(3):
+            assert [batcher._encoder.encode(span).headers.resource for span in spans] == wanted
 
 
 # -- the run is over ---------------------------------------------------------------------------------------------

@@ -5,17 +5,20 @@ for an object and found again by the object's identity, and so are the `SpanHead
 also kept by content, so that equal resources, made for each span anew, have the same headers: batches are then put
 together by identity, and memory holds one.
 
+What is remembered is bounded, by its bytes too: a program may make a resource for each span, and each may be large.
+What would be too much is forgotten at once, objects and contents each by themselves, so that objects that are all new
+and all the same have the same headers still.
+
 Spans are encoded in several threads at once (the bridge to OpenTelemetry does), with no lock: what is remembered is
-read and written in single steps, and whatever one thread forgets between two steps of another is only made again.
+read and written in single steps, and whatever one thread forgets between two steps of another is only made again. So
+the count of the bytes may be off for a while; the count of the entries never is.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias
 
 from .._batch import SpanHeaders
 from .._errors import InvalidSpanError
@@ -25,11 +28,12 @@ from .fields import count_field, delimited, text_field
 
 __all__ = ["HeaderEncoder"]
 
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
 _MAX_REMEMBERED: Final = 1024
-_MAX_REMEMBERED_SIZE: Final = 64 * 1024
+# Bytes of headers: of those remembered by content, and again of those remembered by object. An object is about as large
+# as its header. What alone has more than that is not remembered.
+_MAX_REMEMBERED_SIZE: Final = 2 * 1024 * 1024
+
+_ByObject: TypeAlias = dict[int, tuple[object, bytes]]
 
 # Types of values that nobody can change afterwards, beside tuples and read-only mappings of them.
 _CONSTANTS: Final = frozenset((str, bool, int, float, bytes, type(None)))
@@ -49,16 +53,19 @@ _SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
 class HeaderEncoder:
     """Encodes resources and scopes, and remembers the last ones used."""
 
-    __slots__ = ("_attributes", "_headers", "_interned", "_pairs", "_resources", "_scopes")
+    __slots__ = ("_attributes", "_contents", "_headers", "_interned", "_objects", "_pairs", "_resources", "_scopes")
 
     def __init__(self, attributes: AttributeEncoder) -> None:
         self._attributes = attributes
-        self._resources = _HeadersByObject()
-        self._scopes = _HeadersByObject()
-        self._headers: OrderedDict[bytes, bytes] = OrderedDict()
-        self._interned: dict[SpanHeaders, SpanHeaders] = {}
-        # By the identities of a resource and a scope, which are kept too, so that these stay theirs.
+        # By the identities of objects, which are kept too, so that these stay theirs.
+        self._resources: _ByObject = {}
+        self._scopes: _ByObject = {}
         self._pairs: dict[tuple[int, int], tuple[SpanHeaders, object, object]] = {}
+        self._objects = _Room(self._resources, self._scopes, self._pairs)
+        # By content.
+        self._headers: dict[bytes, bytes] = {}
+        self._interned: dict[SpanHeaders, SpanHeaders] = {}
+        self._contents = _Room(self._headers, self._interned)
 
     def headers(self, resource: Any, scope: Any) -> SpanHeaders:
         """Return the headers of spans with this resource and this scope; each may be None.
@@ -71,14 +78,14 @@ class HeaderEncoder:
 
     def _other_headers(self, resource: Any, scope: Any) -> SpanHeaders:
         headers = SpanHeaders(self._resource_header(resource), self._scope_header(scope))
-        if len(headers.resource) + len(headers.scope) > _MAX_REMEMBERED_SIZE:
-            return headers
-        if len(self._interned) >= _MAX_REMEMBERED:
-            self._interned.clear()
-        headers = self._interned.setdefault(headers, headers)
-        if self._resources.holds(resource) and self._scopes.holds(scope):
-            if len(self._pairs) >= _MAX_REMEMBERED:
-                self._pairs.clear()
+        known = self._interned.get(headers)
+        if known is not None:
+            headers = known
+        elif self._is_remembered(headers.resource) and self._is_remembered(headers.scope):
+            self._contents.make()
+            self._interned[headers] = headers
+        if _holds(self._resources, resource) and _holds(self._scopes, scope):
+            self._objects.make()
             self._pairs[id(resource), id(scope)] = headers, resource, scope
         return headers
 
@@ -86,9 +93,9 @@ class HeaderEncoder:
         """Return the fields of ResourceSpans besides its spans; nothing for None."""
         if resource is None:
             return b""
-        header = self._resources.get(resource)
-        if header is not None:
-            return header
+        known = self._resources.get(id(resource))
+        if known is not None:
+            return known[1]
         try:
             attributes = resource.attributes
             header = self._intern(self._resource(resource, attributes))
@@ -96,16 +103,16 @@ class HeaderEncoder:
             raise
         except Exception as error:
             raise failed("resource", error) from error
-        self._resources.put(resource, attributes, header)
+        self._remember(self._resources, resource, attributes, header)
         return header
 
     def _scope_header(self, scope: Any) -> bytes:
         """Return the fields of ScopeSpans besides its spans; nothing for None."""
         if scope is None:
             return b""
-        header = self._scopes.get(scope)
-        if header is not None:
-            return header
+        known = self._scopes.get(id(scope))
+        if known is not None:
+            return known[1]
         try:
             attributes = scope.attributes
             header = self._intern(self._scope(scope, attributes))
@@ -113,7 +120,7 @@ class HeaderEncoder:
             raise
         except Exception as error:
             raise failed("instrumentation_scope", error) from error
-        self._scopes.put(scope, attributes, header)
+        self._remember(self._scopes, scope, attributes, header)
         return header
 
     def _resource(self, resource: Any, attributes: Mapping[str, Any]) -> bytes:
@@ -132,45 +139,44 @@ class HeaderEncoder:
         return _header(fields, scope.schema_url, "instrumentation_scope.schema_url")
 
     def _intern(self, header: bytes) -> bytes:
-        if len(header) > _MAX_REMEMBERED_SIZE:
-            return header
-        header = self._headers.setdefault(header, header)
-        _used(self._headers, header)
-        if len(self._headers) > _MAX_REMEMBERED:
-            self._headers.popitem(last=False)
+        known = self._headers.get(header)
+        if known is not None:
+            return known
+        if self._contents.make(len(header)):
+            self._headers[header] = header
         return header
 
+    def _is_remembered(self, header: bytes) -> bool:
+        return not header or header in self._headers
 
-class _HeadersByObject:
-    """The headers of the objects last used. The objects are kept too, so that their identities stay theirs."""
-
-    __slots__ = ("_entries",)
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[int, tuple[object, bytes]] = OrderedDict()
-
-    def get(self, owner: object) -> bytes | None:
-        entry = self._entries.get(id(owner))
-        if entry is None:
-            return None
-        _used(self._entries, id(owner))
-        return entry[1]
-
-    def holds(self, owner: object) -> bool:
-        return owner is None or id(owner) in self._entries
-
-    def put(self, owner: object, attributes: object, header: bytes) -> None:
-        if len(header) > _MAX_REMEMBERED_SIZE or not _cannot_change(attributes):
-            return
-        self._entries[id(owner)] = owner, header
-        if len(self._entries) > _MAX_REMEMBERED:
-            self._entries.popitem(last=False)
+    def _remember(self, table: _ByObject, owner: object, attributes: object, header: bytes) -> None:
+        if _cannot_change(attributes) and self._objects.make(len(header)):
+            table[id(owner)] = owner, header
 
 
-def _used(remembered: OrderedDict[_Key, _Value], key: _Key) -> None:
-    """Note that ``key`` was used last, unless another thread has just forgotten it."""
-    with suppress(KeyError):
-        remembered.move_to_end(key)
+class _Room:
+    """The room that some tables have together. What they hold is forgotten when it would be too much."""
+
+    __slots__ = ("_size", "_tables")
+
+    def __init__(self, *tables: dict[Any, Any]) -> None:
+        self._tables = tables
+        self._size = 0
+
+    def make(self, size: int = 0) -> bool:
+        """Make room for an entry that adds ``size`` bytes; return False if it is too large to be remembered."""
+        if size > _MAX_REMEMBERED_SIZE:
+            return False
+        if self._size + size > _MAX_REMEMBERED_SIZE or max(map(len, self._tables)) >= _MAX_REMEMBERED:
+            for table in self._tables:
+                table.clear()
+            self._size = 0
+        self._size += size
+        return True
+
+
+def _holds(table: _ByObject, owner: object) -> bool:
+    return owner is None or id(owner) in table
 
 
 def _cannot_change(attributes: Any) -> bool:
