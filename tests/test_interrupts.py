@@ -2,6 +2,8 @@
 
 A child says on its standard output how far it is, the test sends a signal at that point, and the child prints what
 became of its spans at the end. Nothing here waits for time to pass.
+
+What a Ctrl-C at one certain place of our own code does is in `test_interrupts_at_a_place`.
 """
 
 from __future__ import annotations
