@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -191,21 +192,23 @@ async def test_deliveries_that_fail_together_are_probed_one_at_a_time_the_oldest
 async def test_a_location_starts_with_one_export_gains_one_with_each_success_and_falls_back_to_one(
     autojump_clock: MockClock,
 ) -> None:
-    active: list[int] = []
+    began_at: list[float] = []
+
+    def fails() -> bool:
+        return len(began_at) == 16
 
     def answer(batch: SpanBatch) -> ExportResult:
-        active.append(exporter.active)
-        return TryLater("busy", after=5) if len(active) == 30 else Delivered()
+        began_at.append(trio.current_time())
+        return TryLater("busy", after=5) if fails() else Delivered()
 
-    exporter = InMemoryExporter(answer, delay=1)
-    async with watched_batcher(exporter, ONE, limits=Limits(max_exports_per_location=4)) as batcher:
-        batcher.add_spans_nowait("a", make_spans(60))
+    exporter = InMemoryExporter(answer, delay=lambda batch: 0.5 if fails() else 1)
+    async with watched_batcher(exporter, ONE, limits=Limits(max_exports_per_location=8)) as batcher:
+        batcher.add_spans_nowait("a", make_spans(29))
         await batcher.flush()
-    assert active[:3] == [1, 1, 2]
-    assert max(active) == 4
-    # The failed one is repeated alone.
-    assert active[30:].count(1) >= 1
-    assert exporter.max_active_by_location["a"] == 4
+    # Each time all that ran succeeded, so twice as many could begin, up to the limit; one of those that began at 4
+    # failed at 4.5, and the others ended while the location backed off.
+    assert Counter(began_at) == {0: 1, 1: 2, 2: 4, 3: 8, 4: 8, 9.5: 1, 10.5: 2, 11.5: 4}
+    assert exporter.max_active_by_location["a"] == 8
 
 
 async def test_locations_that_hang_cannot_take_all_slots(autojump_clock: MockClock) -> None:
@@ -222,9 +225,10 @@ async def test_locations_that_hang_cannot_take_all_slots(autojump_clock: MockClo
 
 
 async def test_max_exports_is_never_exceeded(autojump_clock: MockClock) -> None:
-    # Trap 3 (waiting for a slot while holding one).
+    # Trap 3 (waiting for a slot while holding one): those that repeat, and the halves of those that were refused, wait
+    # for another one. If they kept theirs, nothing would ever go on.
     rng = random.Random(3)
-    answers: list[ExportResult] = [Delivered(), Delivered(), Delivered(), TryLater("busy"), Refused("no")]
+    answers: list[ExportResult] = [Delivered(), Delivered(), Delivered(), TryLater("busy"), Refused("no", isolate=True)]
     exporter = InMemoryExporter(lambda batch: rng.choice(answers), delay=lambda batch: rng.uniform(0, 2))
     limits = Limits(max_exports=3, max_exports_per_location=2)
     async with watched_batcher(exporter, BatchPolicy(max_spans=2, max_delay=1), limits=limits) as batcher:
@@ -232,7 +236,8 @@ async def test_max_exports_is_never_exceeded(autojump_clock: MockClock) -> None:
             for location in "abcdefgh":
                 batcher.add_span_nowait(location, make_span())
             await trio.sleep(rng.uniform(0, 0.5))
-        await batcher.flush()
+        with trio.fail_after(1000):
+            await batcher.flush()
     assert exporter.max_active == 3
     assert max(exporter.max_active_by_location.values()) <= 2
 

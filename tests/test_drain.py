@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import gc
 import logging
 import math
 import random
+import threading
 
 import pytest
 import trio
-from support import assert_conserved, batch_lengths, make_span, make_spans, watched_batcher
+from support import assert_conserved, batch_lengths, ids_of, make_span, make_spans, span_ids, watched_batcher
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_spanbatch import (
@@ -32,7 +34,6 @@ ONE = BatchPolicy(max_spans=1)
 
 
 async def test_the_end_of_the_body_delivers_everything(autojump_clock: MockClock) -> None:
-    # Trap 13 (shutdown by atexit): the `async with` only.
     exporter = InMemoryExporter(delay=2)
     async with watched_batcher(exporter, NEVER) as batcher:
         for location in "abc":
@@ -40,6 +41,21 @@ async def test_the_end_of_the_body_delivers_everything(autojump_clock: MockClock
     assert trio.current_time() == 2
     assert batcher.statistics().delivered == 15
     assert exporter.closed
+
+
+async def test_neither_a_thread_nor_a_hook_at_exit_takes_part(autojump_clock: MockClock) -> None:
+    # Trap 13 (shutdown by atexit, blocking inside an event loop): the `async with` only.
+    def hooks() -> int:
+        return atexit._ncallbacks()
+
+    hooks_before, threads_before = hooks(), set(threading.enumerate())
+    async with watched_batcher(InMemoryExporter(delay=2), ONE) as batcher:
+        batcher.add_spans_nowait("a", make_spans(5))
+        await trio.sleep(1)
+        # An idle thread of another test's may end meanwhile.
+        assert (hooks(), set(threading.enumerate()) - threads_before) == (hooks_before, set())
+    assert (hooks(), set(threading.enumerate()) - threads_before) == (hooks_before, set())
+    assert batcher.statistics().delivered == 5
 
 
 async def test_a_batcher_that_was_given_nothing_ends_at_once(autojump_clock: MockClock) -> None:
@@ -72,7 +88,6 @@ async def test_a_group_raised_by_the_body_leaves_as_it_is(autojump_clock: MockCl
 
 
 async def test_a_cancel_from_outside_ends_the_body_and_everything_is_delivered(autojump_clock: MockClock) -> None:
-    # Trap 12 (cancelling in-flight work loses it).
     exporter = InMemoryExporter(delay=2)
     with trio.move_on_after(3) as scope:
         async with watched_batcher(exporter, ONE) as batcher:
@@ -82,6 +97,25 @@ async def test_a_cancel_from_outside_ends_the_body_and_everything_is_delivered(a
     assert batcher.statistics().delivered == 5
     assert batcher.statistics().ambiguous == 0
     assert exporter.closed
+
+
+async def test_an_export_that_is_cancelled_hands_its_batch_back_and_the_queue_follows_in_order(
+    autojump_clock: MockClock,
+) -> None:
+    # Trap 12 (cancelling in-flight work loses it): a lease, returned in order.
+    exporter = InMemoryExporter(lambda batch: Hang())
+    spans = make_spans(9)
+    with trio.move_on_after(3):
+        async with watched_batcher(exporter, BatchPolicy(max_spans=3), shutdown_timeout=5) as batcher:
+            batcher.add_spans_nowait("a", spans)
+            await trio.sleep_forever()
+    (in_flight,) = exporter.batches
+    assert batcher.statistics().ambiguous == 3
+    handed_back = [loss.batch for loss in batcher.undelivered]
+    # The delivery and the lane are cancelled in any order.
+    handed_back.remove(in_flight)
+    handed_back.insert(0, in_flight)
+    assert [span_ids(batch.spans) for batch in handed_back] == [ids_of(spans[at : at + 3]) for at in (0, 3, 6)]
 
 
 async def test_a_cancel_during_the_bodys_own_flush_delivers_everything(autojump_clock: MockClock) -> None:
