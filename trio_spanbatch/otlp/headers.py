@@ -28,7 +28,7 @@ from .fields import count_field, delimited, text_field
 
 __all__ = ["HeaderEncoder"]
 
-_MAX_REMEMBERED: Final = 1024
+_MAX_REMEMBERED: Final = 1024  # in each table
 # Bytes of headers: of those remembered by content, and again of those remembered by object. An object is about as large
 # as its header. What alone has more than that is not remembered.
 _MAX_REMEMBERED_SIZE: Final = 2 * 1024 * 1024
