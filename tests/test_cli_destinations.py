@@ -23,6 +23,7 @@ from databricks_support import (
     forget_databricks,
     workspace_of,
 )
+from process_support import reserved_port
 
 from trio_spanbatch.cli import commands
 from trio_spanbatch.cli.destinations import Destination, attempt_timeout, make_exporter
@@ -441,10 +442,11 @@ EACH = pytest.mark.parametrize(
 
 @EACH
 async def test_a_wrong_port_is_one_line(options: Callable[[str], tuple[str, ...]], advice: str, spans: Path) -> None:
-    ended = await send(spans, *options("http://127.0.0.1:1"), DATABRICKS_TOKEN=PERSONAL_TOKEN)
+    with reserved_port() as port:
+        ended = await send(spans, *options(f"http://127.0.0.1:{port}"), DATABRICKS_TOKEN=PERSONAL_TOKEN)
     line = only_line(ended)
     assert line.startswith("no request was ever answered: ")
-    assert "127.0.0.1:1" in line
+    assert f"127.0.0.1:{port}" in line
     assert "connect" in line
     assert line.endswith(f"; {advice}")
 
