@@ -1,134 +1,19 @@
 from __future__ import annotations
 
 import gzip
-import tracemalloc
-from collections.abc import Iterable, Iterator
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import trio
 
 from trio_spanbatch.cli import input as cli_input
-from trio_spanbatch.cli.input import Document, DocumentParser, InputFile, InputFileError, Unreadable
+from trio_spanbatch.cli.input import InputFile, InputFileError
 
 LINE = b'{"resourceSpans": []}'
-
-
-def parsed(*chunks: bytes) -> list[Document | Unreadable]:
-    parser = DocumentParser()
-    items = [item for chunk in chunks for item in parser.feed(chunk)]
-    return [*items, *parser.finish()]
-
-
-def summary(items: Iterable[Document | Unreadable]) -> list[tuple[int, Any]]:
-    return [(item.line, item.value if isinstance(item, Document) else item.reason) for item in items]
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", []),
-        (b"\n \n\r\n", []),
-        (b'{"a": 1}\n{"a": 2}\n', [(1, {"a": 1}), (2, {"a": 2})]),
-        (b'{"a": 1}\r\n\r\n{"a": 2}', [(1, {"a": 1}), (3, {"a": 2})]),
-        (b'\xef\xbb\xbf{"a": 1}\n', [(1, {"a": 1})]),
-        (b"7\n[]\nnull\n", [(1, 7), (2, []), (3, None)]),
-        (b'{"a":\n 1,\n\n "b": [\n]}\n', [(1, {"a": 1, "b": []})]),
-        (b'\n\n  {\n"a": 1}\n\n', [(3, {"a": 1})]),
-        (b'{"a":\n 1}\n\n{"b":\n 2}\n', [(1, {"a": 1}), (4, {"b": 2})]),
-        (b'\xef\xbb\xbf{\n"a": "\xc3\xa9"}', [(1, {"a": "é"})]),
-    ],
-    ids=[
-        "nothing",
-        "blank lines",
-        "lines",
-        "lines that end with CRLF",
-        "byte order mark",
-        "lines that are no objects",
-        "one document over many lines",
-        "one document after blank lines",
-        "documents one after the other",
-        "byte order mark before a document",
-    ],
-)
-def test_documents_are_found_with_the_line_on_which_they_begin(data: bytes, expected: list[tuple[int, Any]]) -> None:
-    assert summary(parsed(data)) == expected
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (LINE + b"\nnonsense\n" + LINE, [(2, "not JSON: Expecting value at column 1")]),
-        (LINE + b'\n{"a": \n' + LINE, [(2, "not JSON: Expecting value at column 7")]),
-        (b'{"a": [tru\n' + LINE + b"\n", [(1, "not JSON: Expecting value at column 8")]),
-        (b'{"a": [\n' + LINE + b"\n", [(1, "not JSON: Expecting value at column 8")]),
-        (
-            b'{"a": [\n\n"x\n' + LINE,
-            [(1, "not JSON: Expecting value at column 8"), (3, "not JSON: Unterminated string starting at column 1")],
-        ),
-        (LINE + b"\n\xff\xfe\n" + LINE, [(2, "not UTF-8: byte 0xff")]),
-        (LINE + b"\n" + b"[" * 200_000 + b"\n" + LINE, [(2, "not read: nested too deeply")]),
-        (b"[" * 200_000 + b"]" * 200_000 + b"\n" + LINE, [(1, "not read: nested too deeply")]),
-        (LINE + b"\n" + b"1" * 5000 + b"\n", [(2, "not read: Exceeds the limit (4300 digits)")]),
-        (b"\xff\n" + LINE, [(1, "not UTF-8: byte 0xff")]),
-        (b'{\n "a": 1,\n "b" 2\n}\n', [(3, "not JSON: Expecting ':' delimiter at column 6")]),
-        (b'{\n "a": "\xff"}\n', [(2, "not UTF-8: byte 0xff")]),
-        (b'{\n "a": ' + b"[" * 200_000 + b"\n", [(1, "not read: nested too deeply")]),
-        (b'{\n"a": 1', [(2, "not JSON: Expecting ',' delimiter at column 7")]),
-    ],
-)
-def test_what_is_no_json_is_told_with_its_line_and_the_rest_is_read(
-    data: bytes, expected: list[tuple[int, str]]
-) -> None:
-    items = parsed(data)
-    unreadable = [item for item in items if isinstance(item, Unreadable)]
-    assert [item.line for item in unreadable] == [line for line, _ in expected]
-    for item, (_, reason) in zip(unreadable, expected, strict=True):
-        assert item.reason.startswith(reason)
-        assert "sys." not in item.reason
-    assert sum(isinstance(item, Document) for item in items) == data.count(LINE)
-
-
-@given(data=st.data())
-def test_it_does_not_matter_how_the_bytes_come_in_pieces(data: st.DataObject) -> None:
-    line = st.sampled_from([LINE, b"", b" ", b"nonsense", b'{"a": [', b"\xff", b'{"b": 1}', b"]", b"}"])
-    content = data.draw(st.sampled_from([b"\n", b"\r\n"])).join(data.draw(st.lists(line, max_size=8)))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=5)))
-    pieces = [content[start:end] for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
-    assert parsed(*pieces) == parsed(content)
-
-
-def test_a_line_that_is_too_large_is_left_out_and_the_rest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_input, "MAX_DOCUMENT_BYTES", 100)
-    items = parsed(LINE + b"\n", b'{"a": "', b"x" * 90, b"x" * 90, b'"}\n' + LINE + b"\n")
-    assert [item.line for item in items] == [1, 2, 3]
-    assert isinstance(items[1], Unreadable)
-    assert items[1].reason.startswith("larger than 256 MiB; write it as JSON lines")
-
-
-def test_a_document_that_is_too_large_is_left_out_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_input, "MAX_DOCUMENT_BYTES", 100)
-    items = parsed(b'{"a": [\n', *[b'"xxxxxxxxxx",\n'] * 20, b'"x"]}\n')
-    assert [(item.line, isinstance(item, Unreadable)) for item in items] == [(1, True)]
-
-
-def test_memory_stays_flat_however_many_lines_there_are() -> None:
-    def chunks() -> Iterator[bytes]:
-        lines = b'{"a": "' + b"x" * 1000 + b'"}\n'
-        for _ in range(20_000):
-            yield lines
-
-    parser = DocumentParser()
-    tracemalloc.start()
-    try:
-        found = sum(1 for chunk in chunks() for _ in parser.feed(chunk))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert found == 20_000
-    assert peak < 1_000_000
 
 
 async def read_all(file: InputFile) -> bytes:
@@ -196,3 +81,46 @@ async def test_a_file_that_cannot_be_opened_is_an_error_with_the_reason(tmp_path
 def test_something_that_is_no_regular_file_has_no_size() -> None:
     assert InputFile("/dev/null").size() is None
     assert InputFile("-").name == "<stdin>"
+
+
+async def test_a_pipe_that_is_not_blocking_is_waited_for_and_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    waits = threading.Semaphore(0)
+    wait = cli_input.select.select
+
+    def told(*arguments: Any) -> object:
+        waits.release()
+        return wait(*arguments)
+
+    monkeypatch.setattr(cli_input.select, "select", told)
+    monkeypatch.setattr(cli_input, "_STDIN", reading)
+    file = InputFile("-")
+    pieces: list[bytes] = []
+
+    async def read() -> None:
+        while data := await file.read():
+            pieces.append(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        for piece in (b"one", b"two"):
+            await trio.to_thread.run_sync(waits.acquire)
+            os.write(writing, piece)
+        await trio.to_thread.run_sync(waits.acquire)
+        os.close(writing)
+    assert b"".join(pieces) == b"onetwo"
+    assert not os.get_blocking(reading)
+    file.close()
+    os.close(reading)
+
+
+async def test_a_standard_input_that_is_closed_is_told_whatever_has_its_number_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    file = InputFile("-")
+    assert file.size() is None
+    with pytest.raises(InputFileError, match=r"^standard input is closed$"):
+        await file.read()
+    file.close()

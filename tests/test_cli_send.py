@@ -4,7 +4,10 @@ import gzip
 import io
 import json
 import signal
+import socket
+import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import pytest
 import trio
 from cli_support import (
     Lines,
+    clean_environment,
+    command,
     request_document,
     request_line,
     run_command,
@@ -209,6 +214,68 @@ async def test_a_gzip_file_that_is_cut_off_is_sent_as_far_as_it_goes(tmp_path: P
     assert document["invalid"] == 1
     assert document["delivered"] >= 6
     assert result.exit_code == 1
+
+
+PRETTY = json.dumps(request_document(span_document(1), span_document(2)), indent=2).encode()
+
+
+def with_a_wrong_checksum(packed: bytes) -> bytes:
+    return packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        gzip.compress(PRETTY) + b"junk",
+        gzip.compress(request_line(span_document(1), span_document(2)).strip()) + b"junk",
+        with_a_wrong_checksum(gzip.compress(PRETTY)),
+    ],
+    ids=["after a document", "after a line without an end", "checksum"],
+)
+async def test_damage_at_the_end_of_a_gzip_file_costs_nothing_that_was_read_whole(
+    tmp_path: Path, stored: bytes
+) -> None:
+    path = tmp_path / "spans.gz"
+    path.write_bytes(stored)
+    result, err = await send_files(InMemoryExporter(), path)
+    (line,) = err.splitlines()
+    assert "the gzip data is damaged" in line
+    document = counts_of(result)
+    assert (document["delivered"], document["invalid"], result.exit_code) == (2, 1, 1)
+
+
+async def test_what_damage_cuts_off_is_told_once_and_no_part_of_it_is_taken_for_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "spans.gz"
+    path.write_bytes(gzip.compress(PRETTY[:-2])[:-4])
+    number = tmp_path / "number.gz"
+    number.write_bytes(gzip.compress(b"12345")[:-4])
+    result, err = await send_files(InMemoryExporter(), path, number)
+    assert [line.partition(": ")[2][:24] for line in err.splitlines()] == ["the gzip data is damaged"] * 2
+    assert counts_of(result)["read"] == 2
+
+
+async def test_a_standard_input_that_is_closed_is_one_line(lines: Path) -> None:
+    program = ["sh", "-c", 'exec "$@" <&-', "sh", *command("send", "-")]
+    ended = await run_command(program=program, environ={"OTEL_SDK_DISABLED": "true"})
+    assert ended.exit_code == 1
+    assert ended.err == "<stdin>:1: standard input is closed\n"
+
+
+async def test_the_rest_of_a_standard_input_that_is_not_blocking_is_waited_for(lines: Path) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    first, *rest = lines.read_bytes().splitlines(keepends=True)
+    async with OTLPReceiver() as receiver, trio.open_nursery() as nursery:
+        arguments = command("send", "-", "--endpoint", receiver.url, "--max-delay", "0.01")
+        run = partial(trio.run_process, arguments, stdin=theirs, env=clean_environment(), stdout=subprocess.DEVNULL)
+        nursery.start_soon(run)
+        with ours:
+            ours.sendall(first)
+            # What came is sent, so that there was nothing left to read.
+            await receiver.wait_for_requests(1)
+            ours.sendall(b"".join(rest))
+    theirs.close()
+    assert len(receiver.stored["default"]) == 6
 
 
 async def test_a_file_without_spans_is_told(tmp_path: Path) -> None:

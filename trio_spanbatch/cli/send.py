@@ -16,7 +16,8 @@ from .._records import Span
 from .._statistics import SpanBatcherStatistics
 from ..otlp.checks import shown
 from ..otlp.json import read_request
-from .input import Document, DocumentParser, InputFile, InputFileError, Unreadable
+from .documents import Document, DocumentParser, Unreadable
+from .input import InputFile, InputFileError
 from .progress import SendProgress
 from .screen import Screen
 from .signals import Interrupt
@@ -214,7 +215,10 @@ class _Sender:
                 self.progress.position = file.position
             found += await self._send_parsed(file, parser.finish())
         except InputFileError as error:
-            self._leave_out(file, parser.line, str(error), self.location_of.only)
+            line = parser.line
+            # What was read whole before the damage. That the rest is no JSON is no mistake of its own.
+            await self._send_parsed(file, filter(_may_be_request, parser.finish()))
+            self._leave_out(file, line, str(error), self.location_of.only)
         else:
             if not found:
                 self.screen.warn(f"{file.name}: no spans in it")
@@ -260,6 +264,11 @@ class _Sender:
     def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
         self.screen.warn(f"{file.name}:{line}: {reason}")
         self.tally.add_invalid(location)
+
+
+def _may_be_request(item: Document | Unreadable) -> bool:
+    # The beginning of a number is a number; that of an object is none.
+    return isinstance(item, Document) and isinstance(item.value, dict)
 
 
 def _spans(document: Document) -> Iterator[Span | InvalidSpanError | Unreadable]:

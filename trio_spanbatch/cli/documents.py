@@ -1,0 +1,224 @@
+"""JSON documents out of bytes that come in pieces: one a line (JSON lines), over many lines, or any mix of them.
+
+Memory stays at the size of the largest line, however long the input is. A document over many lines has to be held as a
+whole. Neither may be larger than `MAX_DOCUMENT_BYTES`.
+
+A line whose last value is unfinished begins a document over many lines. It is held until as many brackets are closed
+as were opened, and parsed once, so the time that it takes grows with its size and no faster. A line that is a whole
+request by itself ends it before: then what was held is JSON lines, some of them broken, and each line is read as one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+__all__ = ["MAX_DOCUMENT_BYTES", "Document", "DocumentParser", "Unreadable"]
+
+MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
+_TOO_LARGE = f"larger than {MAX_DOCUMENT_BYTES // 1024**2} MiB; write it as JSON lines, one smaller request a line"
+
+_DECODER = json.JSONDecoder()
+# What may stand between two documents: files that were joined bring their byte order marks along.
+_BETWEEN = " \t\r\n\f\v\ufeff"
+_SKIP = re.compile(f"[{_BETWEEN}]*")
+# A string, which ends with its line at the latest. It takes what it has seen for good, so that quotation marks without
+# an end take no more time than others.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
+_BRACKETS = re.compile(rb"[][{}]")
+_STEPS = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
+
+
+@attrs.frozen
+class Document:
+    """A JSON value, and the line (from 1) on which it begins."""
+
+    line: int
+    value: Any
+
+
+@attrs.frozen
+class Unreadable:
+    """A line (from 1) that is no JSON, and why.
+
+    Attributes:
+        line: The line.
+        reason: Why it cannot be read.
+        unfinished: The beginning of a JSON value that may go on in the next line, if it is one.
+    """
+
+    line: int
+    reason: str
+    unfinished: bytes = attrs.field(default=b"", eq=False, repr=False)
+
+
+class _Held:
+    """The lines so far of a value that goes on.
+
+    Attributes:
+        line: The first of them.
+        depth: How many brackets are open.
+        is_too_large: Whether they were thrown away. Brackets are counted all the same, to see where the value ends.
+    """
+
+    def __init__(self, line: int) -> None:
+        self.line = line
+        self.depth = 0
+        self.is_too_large = False
+        self._lines: list[bytes] = []
+        self._size = 0
+
+    def add(self, line: bytes) -> bool:
+        """Add a line. Return whether the value ends in it."""
+        lowest = self.depth
+        for bracket in _BRACKETS.findall(_STRING.sub(b"", line)):
+            self.depth += _STEPS[bracket]
+            lowest = min(lowest, self.depth)
+        self._size += len(line) + 1
+        if not self.is_too_large:
+            self._lines.append(line)
+        return lowest <= 0
+
+    def outgrew(self) -> bool:
+        """Throw the lines away if they have become too large. Return whether they have just now."""
+        if self.is_too_large or self._size <= MAX_DOCUMENT_BYTES:
+            return False
+        self.is_too_large = True
+        self._lines = []
+        return True
+
+    def data(self) -> bytes:
+        """Return the lines."""
+        return b"\n".join(self._lines)
+
+    def by_line(self) -> Iterator[Document | Unreadable]:
+        """Yield what the lines are if each is taken by itself."""
+        for number, line in enumerate(self._lines, self.line):
+            yield from _values(line, number)
+
+
+class DocumentParser:
+    """Bytes in, JSON documents out. Knows nothing of files."""
+
+    def __init__(self) -> None:
+        self.line: int = 1  # the line that comes next
+        self._parts: list[bytes] = []  # the beginning of that line
+        self._parts_size = 0
+        self._skip_line = False
+        self._held: _Held | None = None
+
+    def feed(self, data: bytes) -> Iterator[Document | Unreadable]:
+        """Take in the next bytes, and yield what is complete."""
+        *ended, rest = data.split(b"\n")
+        for piece in ended:
+            yield from self._extend_line(piece)
+            yield from self._end_line()
+        yield from self._extend_line(rest)
+
+    def finish(self) -> Iterator[Document | Unreadable]:
+        """Yield what the end of the input completes."""
+        if self._parts:
+            yield from self._end_line()
+        held, self._held = self._held, None
+        if held is not None:
+            yield from _values(held.data(), held.line)
+
+    def _extend_line(self, piece: bytes) -> Iterator[Unreadable]:
+        if self._skip_line or not piece:
+            return
+        self._parts.append(piece)
+        self._parts_size += len(piece)
+        if self._parts_size > MAX_DOCUMENT_BYTES:
+            self._skip_line = True
+            self._parts, self._parts_size = [], 0
+            yield Unreadable(self.line, _TOO_LARGE)
+
+    def _end_line(self) -> Iterator[Document | Unreadable]:
+        line, number = b"".join(self._parts), self.line
+        self._parts, self._parts_size, self._skip_line = [], 0, False
+        self.line += 1
+        if self._held is None:
+            yield from self._take(line, number)
+        else:
+            yield from self._hold(self._held, line, number)
+
+    def _take(self, data: bytes, number: int) -> Iterator[Document | Unreadable]:
+        """Yield the values in whole lines from ``number`` on. The beginning of one that goes on is held."""
+        for item in _values(data, number):
+            if isinstance(item, Unreadable) and item.unfinished:
+                self._held = _Held(self.line - 1 - item.unfinished.count(b"\n"))
+                self._held.add(item.unfinished)
+            else:
+                yield item
+
+    def _hold(self, held: _Held, line: bytes, number: int) -> Iterator[Document | Unreadable]:
+        if (requests := _whole_requests(line, number)) is not None:
+            self._held = None
+            yield from held.by_line()
+            yield from requests
+            return
+        is_complete = held.add(line)
+        if held.outgrew():
+            yield Unreadable(held.line, _TOO_LARGE)
+        if is_complete:
+            self._held = None
+            yield from self._take(held.data(), held.line)
+
+
+def _values(data: bytes, first: int) -> Iterator[Document | Unreadable]:
+    """Yield the values in ``data``, which begins with the line ``first``. What cannot be read is the last of them."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        yield Unreadable(first + data.count(b"\n", 0, error.start), _not_utf8(error))
+        return
+    line, end = first, 0
+    while (position := _after_space(text, end)) < len(text):
+        line += text.count("\n", end, position)
+        try:
+            value, after = _DECODER.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            goes_on = error.pos >= len(text.rstrip(_BETWEEN))
+            yield Unreadable(
+                first + error.lineno - 1, _reason(error), unfinished=text[position:].encode() if goes_on else b""
+            )
+            return
+        except (ValueError, RecursionError) as error:
+            yield Unreadable(line, _reason(error))
+            return
+        yield Document(line, value)
+        line += text.count("\n", position, after)
+        end = after
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SKIP.match(text, position)
+    return position if match is None else match.end()
+
+
+def _whole_requests(line: bytes, number: int) -> list[Document | Unreadable] | None:
+    """Return what is in ``line`` if it is nothing but whole requests, else None."""
+    line = line.strip()
+    if not (line.startswith(b"{") and line.endswith(b"}")):
+        return None
+    if b'"resourceSpans"' not in line and b'"resource_spans"' not in line:
+        return None
+    items = list(_values(line, number))
+    return items if all(isinstance(item, Document) for item in items) else None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "not read: nested too deeply"
+    # Python's advice is for programs.
+    return f"not read: {str(error).partition('; use sys.')[0]}"
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x}"
