@@ -210,6 +210,10 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or give an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),
+        (
+            ("--to", "mlflow", "--endpoint", "http://"),
+            "--endpoint has no host; it must be the URL of a tracking server",
+        ),
         (("--to", "mlflow", "--endpoint", "http://me:s3cret@h"), "give them as MLFLOW_TRACKING_USERNAME and"),
         (CATALOG, "--to unity-catalog needs a table: name it with --location <catalog>.<schema>.<table>"),
         ((*CATALOG, "--location", "agents.spans"), "location 'agents.spans' is no table of Unity Catalog: it has 2"),
@@ -231,6 +235,23 @@ def test_options_that_do_not_go_together_are_one_line(arguments: tuple[str, ...]
     assert error in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "s3cret" not in result.stderr
+
+
+def test_a_variable_that_is_no_experiment_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "abc")
+    result = CliRunner().invoke(commands.cli, ["send", "-", *MLFLOW], prog_name="trio-spanbatch")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("trio-spanbatch send: MLFLOW_EXPERIMENT_ID is 'abc', no experiment's id, a whole number")
+
+
+async def test_what_is_no_experiment_among_attributes_is_told_in_words_of_the_command(spans: Path) -> None:
+    ended = await send(spans, *MLFLOW, "--location-attribute", "tenant")
+    assert ended.err.splitlines()[0] == (
+        f"{spans}:1: span 1: location '{TABLE}' is no id of an MLflow experiment, a whole number such as '3'; a name "
+        "can only be given with --location; it is the attribute 'tenant'"
+    )
+    assert len(ended.err.splitlines()) == 3
 
 
 def test_half_of_mlflows_credentials_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from trio_spanbatch import BatchPolicy, ExportResult, Limits, Refused, RetryPolicy, Span, SpanBatch, SpanContext
 from trio_spanbatch.cli import commands
+from trio_spanbatch.cli.destinations import in_words_of_options
 from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.cli.send import LocationOf, SendResult, SendSettings, send
 from trio_spanbatch.otlp.http import OTLPExporter
@@ -325,6 +327,53 @@ async def test_a_location_that_cannot_be_sent_makes_the_span_invalid(tmp_path: P
     assert err.startswith(f"{path}:1: span 1: location 'a\\r\\nb' cannot be sent in a header")
     assert counts_of(result)["locations"]["a\r\nb"]["invalid"] == 1
     assert list(receiver.stored) == ["a"]
+
+
+async def test_an_attribute_that_is_no_location_is_named_and_the_location_is_no_row_without_a_name(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(request_line(span_document(1, tenant=""), span_document(2, tenant="a b "), span_document(3)))
+    exporter = OTLPExporter("http://127.0.0.1:1/v1/traces", location_header="X-T")
+    result, err = await send_files(exporter, path, location_of=LocationOf(attribute="tenant"))
+    assert err.splitlines() == [
+        f"{path}:1: span 1: no location: the attribute 'tenant' is ''; it must not be empty",
+        (
+            f"{path}:1: span 2: location 'a b ' cannot be sent in a header: it must be printable ASCII, not empty, without "
+            "outer spaces; it is the attribute 'tenant'"
+        ),
+        f"{path}:1: span 3: no location: neither the span nor its resource has an attribute 'tenant'",
+    ]
+    assert list(counts_of(result)["locations"]) == ["a b "]
+
+
+async def test_spans_in_the_form_of_old_versions_are_told_once_a_file_and_not_passed_over_in_silence(
+    tmp_path: Path,
+) -> None:
+    old = {"resourceSpans": [{"instrumentationLibrarySpans": [{"spans": [span_document(1)]}]}]}
+    path = tmp_path / "old.jsonl"
+    path.write_bytes(3 * (json.dumps(old).encode() + b"\n") + request_line(span_document(2)))
+    result, err = await send_files(InMemoryExporter(), path)
+    (line,) = err.splitlines()
+    assert line.startswith(f"{path}:1: has instrumentationLibrarySpans")
+    assert (counts_of(result)["delivered"], counts_of(result)["invalid"], result.exit_code) == (1, 1, 1)
+
+
+async def test_a_span_that_is_too_large_for_any_request_is_told_in_words_of_the_command(lines: Path) -> None:
+    limits = Limits(max_pending_bytes_per_location=10)
+    _, err = await send_files(InMemoryExporter(), lines, limits=limits, words=in_words_of_options)
+    assert re.search(
+        r"span 1: the span has \d+ bytes and can never fit: no request has more than 10$", err, re.MULTILINE
+    )
+    assert "Limits" not in err
+
+
+async def test_the_same_document_in_several_files_is_sent_as_often_as_it_comes(lines: Path) -> None:
+    exporter = InMemoryExporter()
+    result, err = await send_files(exporter, lines, lines, lines)
+    assert err == ""
+    assert (counts_of(result)["read"], counts_of(result)["delivered"]) == (18, 18)
+    assert len({span.to_message().span_id for span in exporter.delivered["default"]}) == 6
 
 
 async def test_all_spans_have_the_location_that_is_given(lines: Path) -> None:

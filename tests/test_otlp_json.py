@@ -205,8 +205,8 @@ def test_ids_are_hex_in_either_case() -> None:
     assert span.parent.span_id == 0xEEE19B7EC3C1B173
 
 
-@pytest.mark.parametrize("parent", ["", None])
-def test_an_empty_parent_is_none(parent: str | None) -> None:
+@pytest.mark.parametrize("parent", ["", None, "0" * 16])
+def test_a_parent_that_is_empty_or_zero_is_none(parent: str | None) -> None:
     assert read_span(parentSpanId=parent).parent is None
 
 

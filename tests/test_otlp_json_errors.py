@@ -70,7 +70,7 @@ WRONG_NUMBERS = [
 WRONG: list[tuple[str, dict[str, Any]]] = [
     *(("traceId", {"traceId": value}) for value in WRONG_IDS),
     *(("spanId", {"spanId": value}) for value in [*WRONG_IDS, "00" * 8]),
-    *(("parentSpanId", {"parentSpanId": value}) for value in [*WRONG_IDS, "00" * 8]),
+    *(("parentSpanId", {"parentSpanId": value}) for value in [*WRONG_IDS, "00" * 7]),
     ("traceId is missing", {"traceId": ""}),
     ("spanId is missing", {"spanId": None}),
     ("links[0].traceId is missing", {"links": [{}]}),

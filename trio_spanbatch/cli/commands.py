@@ -205,6 +205,7 @@ def send_command(
                 retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
                 nobody_there=nobody_there(destination),
+                words=in_words_of_options,
             )
         except (TypeError, ValueError) as error:
             raise click.UsageError(in_words_of_options(str(error))) from error

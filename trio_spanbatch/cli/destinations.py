@@ -15,7 +15,9 @@ from .._environment import export_timeout, exporter_options, sdk_disabled
 from .._exporter import LocationChecker, SpanExporter
 from .._results import ExportResult, Refused
 from ..destinations import mlflow, unity_catalog
+from ..destinations._experiments import is_experiment_id
 from ..destinations.unity_catalog import LOCATION_HEADER
+from ..otlp.checks import shown
 from ..otlp.disabled import DisabledExporter
 from ..otlp.http import OTLPExporter
 from .send import NOBODY_THERE
@@ -54,7 +56,8 @@ _WORDS = (
     (r"\bgive (username|password)= or set ", "set "),
     (r"\btracking_uri=?", "--endpoint"),
     (r"give experiment_id=, or use an experiment's id as the location", "or give an experiment with --location"),
-    (r"; names are locations with mlflow\(experiments='name'\)", ""),
+    (r"; names are locations with mlflow\(experiments='name'\)", "; a name can only be given with --location"),
+    (r"Limits\.max_pending_bytes_per_location and max_pending_bytes allow (\d+)", r"no request has more than \1"),
 )
 
 
@@ -166,6 +169,7 @@ def _mlflow(destination: Destination) -> SpanExporter:
         destination,
         "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, have the credentials",
     )
+    _check_mlflows_variables(destination)
     location = destination.location or "default"
     by_name = location != "default" and re.fullmatch(r"[0-9]+", location) is None
     return mlflow(
@@ -174,6 +178,22 @@ def _mlflow(destination: Destination) -> SpanExporter:
         timeout=destination.timeout or _TIMEOUTS["mlflow"],
         compression=None if destination.compression == "none" else "gzip",
     )
+
+
+def _check_mlflows_variables(destination: Destination) -> None:
+    """Refuse what the library takes for a mistake in a program, or only warns of."""
+    what, uri = ("--endpoint", destination.endpoint)
+    if uri is None:
+        what, uri = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "")
+    if re.fullmatch(r"https?:[/\\]*", uri.strip(), re.IGNORECASE):
+        raise OptionError(f"{what} has no host; it must be the URL of a tracking server, as in http://localhost:5000")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
+    by_variable = destination.location is None and destination.location_attribute is None
+    if by_variable and experiment and not is_experiment_id(experiment):
+        raise OptionError(
+            f"MLFLOW_EXPERIMENT_ID is {shown(experiment)}, no experiment's id, a whole number such as '3'; correct it, "
+            "or give an experiment with --location"
+        )
 
 
 def _unity_catalog(destination: Destination) -> SpanExporter:

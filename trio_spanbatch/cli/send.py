@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 import trio
 
 from .._batcher import SpanBatcher
-from .._errors import InvalidSpanError
+from .._errors import InvalidLocationError, InvalidSpanError
 from .._exporter import SpanExporter
 from .._policy import BatchPolicy, Limits, RetryPolicy
 from .._records import Span
 from .._statistics import SpanBatcherStatistics
 from ..otlp.checks import shown
-from ..otlp.json import read_request
+from ..otlp.json import has_old_spans, read_request
 from .documents import Document, DocumentParser, Unreadable
 from .input import InputFile, InputFileError
 from .progress import SendProgress
@@ -30,6 +30,8 @@ __all__ = ["LocationOf", "SendResult", "SendSettings", "send"]
 PATIENCE = 20.0
 # What to do then.
 NOBODY_THERE = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
+# What files of old versions have. How many spans these are is not looked at: it is said, and counted, once a file.
+_OLD = "has instrumentationLibrarySpans, the scopeSpans of OTLP before 0.15: they are not read; convert the file"
 # Seconds that the drain may take after a Ctrl-C.
 SHUTDOWN_TIMEOUT = 10.0
 
@@ -72,13 +74,14 @@ class LocationOf:
         value = span.attributes.get(self.attribute)
         if value is None and span.resource is not None:
             value = span.resource.attributes.get(self.attribute)
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             return value
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)  # MLflow's experiment ids are numbers
         if value is None:
             raise NoLocation(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
-        raise NoLocation(f"no location: the attribute {self.attribute!r} is {shown(value)}; it must be a string")
+        must = "it must not be empty" if value == "" else "it must be a string"
+        raise NoLocation(f"no location: the attribute {self.attribute!r} is {shown(value)}; {must}")
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +97,7 @@ class SendSettings:
         patience: Seconds from the first attempt after which it gives up, if no request was ever answered.
         server: Who does not answer then, as in ``localhost:4318``.
         nobody_there: What to do then.
+        words: Puts what the library says about a span into the words of options.
     """
 
     files: Sequence[str]
@@ -104,6 +108,7 @@ class SendSettings:
     patience: float = PATIENCE
     server: str = "the server"
     nobody_there: str = NOBODY_THERE
+    words: Callable[[str], str] = str
 
 
 @attrs.frozen(kw_only=True)
@@ -196,6 +201,8 @@ class _Sender:
     progress: SendProgress
     # Locations that may hold spans: those since the last flush.
     _live: set[str] = attrs.field(factory=set, init=False)
+    # Files of which it was said that they have spans in an old form.
+    _told_old: set[InputFile] = attrs.field(factory=set, init=False)
 
     @property
     def location_of(self) -> LocationOf:
@@ -237,6 +244,10 @@ class _Sender:
             for number, span in enumerate(_spans(item), 1):
                 await self._send_span(file, item.line, number, span)
                 found += 1
+            if file not in self._told_old and has_old_spans(item.value):
+                self._told_old.add(file)
+                self._leave_out(file, item.line, _OLD, self.location_of.only)
+                found += 1
         return found
 
     async def _send_span(
@@ -251,7 +262,10 @@ class _Sender:
             location = self.location_of(span)
             await self._add(location, span)
         except ValueError as error:
-            self._leave_out(file, line, f"span {number}: {error}", location)
+            reason = self.settings.words(str(error))
+            if isinstance(error, InvalidLocationError) and self.location_of.attribute is not None:
+                reason += f"; it is the attribute {self.location_of.attribute!r}"
+            self._leave_out(file, line, f"span {number}: {reason}", location)
 
     async def _add(self, location: str, span: Span) -> None:
         if location not in self._live and len(self._live) >= self.settings.limits.max_locations:

@@ -44,7 +44,7 @@ from .json_fields import (
     text_field,
 )
 
-__all__ = ["read_request"]
+__all__ = ["has_old_spans", "read_request"]
 
 _Part = TypeVar("_Part")
 
@@ -89,6 +89,14 @@ def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
         return _read_envelopes(list_field(document, "resourceSpans"))
     except InvalidSpanError as error:
         raise ValueError(str(error)) from error
+
+
+def has_old_spans(document: object) -> bool:
+    """Whether there are spans in a document that stand where OTLP had them before 0.15 (2022), and are not read."""
+    envelopes = field_of(document, "resourceSpans") if isinstance(document, dict) else None
+    return isinstance(envelopes, list) and any(
+        bool(field_of(envelope, "instrumentationLibrarySpans")) for envelope in envelopes if isinstance(envelope, dict)
+    )
 
 
 @attrs.frozen
@@ -154,7 +162,8 @@ def _inside(path: str, read: Callable[..., _Part], *args: object) -> _Part:
 def _span(message: JSONObject, shared: _Envelope) -> Span:
     flags = int_field(message, "flags", COUNT_END)
     context = _context(message, flags=flags & _TRACE_FLAGS_MASK)
-    parent_id = id_field(message, "parentSpanId", 8)
+    # Some producers write zeros for the parent of a root.
+    parent_id = id_field(message, "parentSpanId", 8, may_be_zero=True)
     events: list[SpanEvent] = _items(message, "events", _event)
     links: list[SpanLink] = _items(message, "links", _link)
     return Span(

@@ -138,14 +138,14 @@ def list_field(message: JSONObject, name: str) -> list[Any]:
     return value
 
 
-def id_field(message: JSONObject, name: str, size: int) -> int:
-    """Return an id of ``size`` bytes; 0 if it is missing or empty.
+def id_field(message: JSONObject, name: str, size: int, *, may_be_zero: bool = False) -> int:
+    """Return an id of ``size`` bytes; 0 if it is missing or empty, or all zero where it may be.
 
     Raises:
         InvalidSpanError: It is no hex, of another size, or all zero.
     """
     value = field_of(message, name)
-    if value is None or value == "":
+    if value is None or value == "" or (may_be_zero and value == "0" * (2 * size)):
         return 0
     number = _hex(value, size) if isinstance(value, str) else 0
     if not number:
