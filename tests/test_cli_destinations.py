@@ -449,7 +449,7 @@ def to_catalog(base: str) -> tuple[str, ...]:
     return ("--to", "unity-catalog", "--endpoint", base, "--location", TABLE)
 
 
-EACH = pytest.mark.parametrize(
+EACH_WITH_ADVICE = pytest.mark.parametrize(
     ("options", "advice"),
     [
         (to_otlp, "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"),
@@ -459,9 +459,14 @@ EACH = pytest.mark.parametrize(
     ],
     ids=["otlp", "mlflow", "mlflow by name", "unity catalog"],
 )
+EACH = pytest.mark.parametrize(
+    "options",
+    [to_otlp, to_mlflow, to_mlflow_by_name, to_catalog],
+    ids=["otlp", "mlflow", "mlflow by name", "unity catalog"],
+)
 
 
-@EACH
+@EACH_WITH_ADVICE
 async def test_a_wrong_port_is_one_line(options: Callable[[str], tuple[str, ...]], advice: str, spans: Path) -> None:
     with reserved_port() as port:
         ended = await send(spans, *options(f"http://127.0.0.1:{port}"), DATABRICKS_TOKEN=PERSONAL_TOKEN)
@@ -473,29 +478,27 @@ async def test_a_wrong_port_is_one_line(options: Callable[[str], tuple[str, ...]
 
 
 @EACH
-async def test_https_for_a_server_that_speaks_http_is_one_line(
-    options: Callable[[str], tuple[str, ...]], advice: str, spans: Path
+async def test_https_for_a_server_that_speaks_http_is_one_line_with_one_advice(
+    options: Callable[[str], tuple[str, ...]], spans: Path
 ) -> None:
     async with OTLPReceiver() as receiver:
         base = base_of(receiver).replace("http:", "https:")
         ended = await send(spans, *options(base), DATABRICKS_TOKEN=PERSONAL_TOKEN)
     line = only_line(ended)
     assert "does not speak TLS" in line
-    assert "http:// instead of https://" in line
-    assert line.endswith(f"; {advice}")
+    assert line.endswith("http:// instead of https://?")
 
 
 @EACH
-async def test_http_for_a_server_that_speaks_tls_is_one_line(
-    options: Callable[[str], tuple[str, ...]], advice: str, spans: Path, nursery: trio.Nursery
+async def test_http_for_a_server_that_speaks_tls_is_one_line_with_one_advice(
+    options: Callable[[str], tuple[str, ...]], spans: Path, nursery: trio.Nursery
 ) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, close_as_tls, [listener])
     port = listener.socket.getsockname()[1]
     ended = await send(spans, *options(f"http://127.0.0.1:{port}"), DATABRICKS_TOKEN=PERSONAL_TOKEN)
     line = only_line(ended)
-    assert "if it speaks TLS, the endpoint begins with https://" in line
-    assert line.endswith(f"; {advice}")
+    assert line.endswith("if it speaks TLS, the endpoint begins with https://")
 
 
 async def test_a_workspace_that_gives_no_tokens_is_one_line(spans: Path) -> None:

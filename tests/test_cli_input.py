@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import select
 import sys
 import threading
 from pathlib import Path
@@ -87,13 +88,13 @@ async def test_a_pipe_that_is_not_blocking_is_waited_for_and_stays_as_it_is(monk
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     waits = threading.Semaphore(0)
-    wait = cli_input.select.select
+    wait = select.select
 
     def told(*arguments: Any) -> object:
         waits.release()
         return wait(*arguments)
 
-    monkeypatch.setattr(cli_input.select, "select", told)
+    monkeypatch.setattr(select, "select", told)
     monkeypatch.setattr(cli_input, "_STDIN", reading)
     file = InputFile("-")
     pieces: list[bytes] = []

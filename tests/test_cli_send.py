@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
+import trio.testing
 from cli_support import (
     Lines,
     clean_environment,
@@ -28,11 +30,23 @@ from cli_support import (
 from click.testing import CliRunner
 from rich.console import Console
 
-from trio_spanbatch import BatchPolicy, ExportResult, Limits, Refused, RetryPolicy, Span, SpanBatch, SpanContext
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    ExportResult,
+    Limits,
+    Refused,
+    RetryPolicy,
+    Span,
+    SpanBatch,
+    SpanContext,
+    TryLater,
+)
 from trio_spanbatch.cli import commands
 from trio_spanbatch.cli.destinations import in_words_of_options
+from trio_spanbatch.cli.input import InputFile
 from trio_spanbatch.cli.screen import Screen
-from trio_spanbatch.cli.send import LocationOf, SendResult, SendSettings, send
+from trio_spanbatch.cli.send import NO_ANSWER, LocationOf, SendResult, SendSettings, send
 from trio_spanbatch.otlp.http import OTLPExporter
 from trio_spanbatch.testing import Answer, Hang, InMemoryExporter, OTLPReceiver
 
@@ -339,8 +353,8 @@ async def test_an_attribute_that_is_no_location_is_named_and_the_location_is_no_
     assert err.splitlines() == [
         f"{path}:1: span 1: no location: the attribute 'tenant' is ''; it must not be empty",
         (
-            f"{path}:1: span 2: location 'a b ' cannot be sent in a header: it must be printable ASCII, not empty, without "
-            "outer spaces; it is the attribute 'tenant'"
+            f"{path}:1: span 2: location 'a b ' cannot be sent in a header: it must be printable ASCII, not empty, "
+            "without outer spaces; it is the attribute 'tenant'"
         ),
         f"{path}:1: span 3: no location: neither the span nor its resource has an attribute 'tenant'",
     ]
@@ -454,7 +468,7 @@ async def test_when_it_gives_up_it_says_that_it_stopped_reading(lines: Path) -> 
     )
     assert counts_of(result)["read"] < 6
     assert list(result.explanations()) == [
-        f"no request was ever answered: no answer from localhost:4318 within 0.01 s; {result.nobody_there}",
+        f"no request was ever answered: no answer from localhost:4318 within 0.01 s; {NO_ANSWER}",
         "gave up: the rest of the input was not read",
     ]
 
@@ -465,6 +479,113 @@ async def test_a_server_that_answers_503_for_a_while_gets_everything(lines: Path
     document = counts_of(result)
     assert (document["delivered"], document["requests"], document["retries"]) == (6, 3, 2)
     assert result.exit_code == 0
+
+
+# On the mock clock.
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock does not wait for threads, so files are read without one."""
+
+    async def read(self: InputFile) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._read()
+
+    monkeypatch.setattr(InputFile, "read", read)
+
+
+BUSY = TryLater("503 Service Unavailable", status_code=503)
+BUSY_FOR_5_S = "default: requests fail for 5 s now, and are repeated: 503 Service Unavailable\n"
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_a_location_that_fails_for_good_takes_five_minutes_and_not_five_for_each_batch(
+    lines: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exporter, began = InMemoryExporter(lambda batch: BUSY), trio.current_time()
+    result, err = await send_files(exporter, lines, batch=BatchPolicy(max_spans=1))
+    assert 250 < trio.current_time() - began < 340
+    document = counts_of(result)
+    assert document["undelivered"] == document["locations"]["default"]["undelivered"] == 6
+    assert document["rejected"] == document["locations"]["default"]["rejected"] == 0
+    assert document["requests"] == len(exporter.batches)
+    assert document["retries"] == len(exporter.batches) - len({batch.spans[0] for batch in exporter.batches})
+    assert list(result.explanations()) == ["default: 6 undelivered: retries exhausted: 503 Service Unavailable"]
+    assert result.exit_code == 1
+    # Told early, and once.
+    assert err == BUSY_FOR_5_S
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_a_retry_after_that_is_too_long_hands_back_all_of_its_location_at_once_and_others_go_on(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = tmp_path / "spans.jsonl"
+    spans = [span_document(n, tenant="away" if n % 2 else "here") for n in range(1, 21)]
+    path.write_bytes(b"".join(map(request_line, spans)))
+    away, began = attrs.evolve(BUSY, after=3600.0), trio.current_time()
+    exporter = InMemoryExporter(lambda batch: away if batch.location == "away" else Delivered())
+    result, err = await send_files(
+        exporter, path, location_of=LocationOf(attribute="tenant"), batch=BatchPolicy(max_spans=2)
+    )
+    assert trio.current_time() - began < 10
+    assert err == ""
+    locations = counts_of(result)["locations"]
+    assert (locations["here"]["delivered"], locations["away"]["undelivered"]) == (10, 10)
+    assert locations["away"]["requests"] == 1
+    assert list(result.explanations()) == ["away: 10 undelivered: retries exhausted: 503 Service Unavailable"]
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_a_failure_that_is_soon_over_is_told_nobody(lines: Path, autojump_clock: trio.testing.MockClock) -> None:
+    result, err = await send_files(InMemoryExporter([attrs.evolve(BUSY, after=4.0)]), lines)
+    assert (result.exit_code, err) == (0, "")
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_what_fails_for_long_is_told_in_a_line_that_counts_locations_and_not_again_when_it_goes_on(
+    lines: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    fails = attrs.evolve(BUSY, after=100.0)
+    failed: set[str] = set()
+
+    def once(batch: SpanBatch) -> ExportResult:
+        is_first = batch.location not in failed
+        failed.add(batch.location)
+        return fails if is_first else Delivered()
+
+    result, err = await send_files(InMemoryExporter(once), lines, location_of=LocationOf(attribute="tenant"))
+    assert result.exit_code == 0
+    (line,) = err.splitlines()
+    assert re.fullmatch(
+        r"t\d and 2 more locations: requests fail for 5 s now, and are repeated: 503 Service Unavailable", line
+    )
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_where_nobody_ever_answers_only_the_end_tells_it(
+    lines: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    exporter = InMemoryExporter(lambda batch: TryLater("cannot connect to localhost:4318: Connection refused"))
+    began = trio.current_time()
+    result, err = await send_files(exporter, lines)
+    assert trio.current_time() - began == pytest.approx(20, abs=1)
+    assert err == ""
+    assert len(list(result.explanations())) == 1
+
+
+@pytest.mark.usefixtures("no_threads")
+async def test_the_last_failure_stands_below_the_progress_on_a_terminal_and_is_cut_at_its_edge(
+    lines: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    screen, _, err = screen_of_text(terminal=True)
+    exporter = InMemoryExporter([attrs.evolve(BUSY, reason="out for\nlunch " * 30, after=10.0)])
+    result = await send(settings_for([lines]), exporter, screen)
+    assert result.exit_code == 0
+    assert "default: failing: out for\\nlunch out for" in err.getvalue()
+    assert "requests fail" not in err.getvalue()
+    assert "…" in err.getvalue()
 
 
 async def test_options_reach_the_requests(lines: Path) -> None:

@@ -8,7 +8,7 @@ import trio.testing
 from support import make_span
 
 from trio_spanbatch import Delivered, ExportResult, InvalidLocationError, Refused, SpanBatch, TryLater
-from trio_spanbatch.cli.watched import WatchedExporter
+from trio_spanbatch.cli.watched import GIVEN_UP, WatchedExporter
 from trio_spanbatch.otlp.encoding import SpanEncoder
 from trio_spanbatch.otlp.http import OTLPExporter
 from trio_spanbatch.testing import Hang, InMemoryExporter
@@ -84,6 +84,38 @@ async def test_what_is_handed_back_without_an_attempt_is_no_request(autojump_clo
     await watched.export(other)
     assert len(inside.batches) == 1
     assert (watched.not_sent, watched.not_repeated) == ({"a": 2}, {"a": 1})
+
+
+async def test_what_is_handed_back_for_a_location_that_was_given_up_is_no_request_and_others_are_sent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    busy = TryLater("busy", status_code=503)
+    inside = InMemoryExporter([busy, busy, Delivered()])
+    watched = WatchedExporter(inside, PATIENCE, max_elapsed=300)
+    attempted, other = batch(), batch()
+    assert await watched.export(attempted) == busy
+    await trio.sleep(300)
+    # Its second attempt has come too late: this was the last.
+    for _ in range(2):
+        result = await watched.export(attempted)
+        assert (result, result.status_code) == (Refused("retries exhausted: busy", GIVEN_UP), GIVEN_UP)
+    await watched.export(other)
+    assert len(inside.batches) == 1
+    assert (watched.not_sent, watched.not_repeated) == ({"a": 3}, {"a": 2})
+    assert await watched.export(SpanBatch("b", other.spans)) == busy
+    assert [trouble.location for trouble in watched.troubles()] == ["a", "b"]
+
+
+async def test_a_location_that_answers_again_has_no_trouble(autojump_clock: trio.testing.MockClock) -> None:
+    busy = TryLater("busy", status_code=503)
+    watched = WatchedExporter(InMemoryExporter([busy, Delivered(), busy, busy]), PATIENCE, max_elapsed=300)
+    await watched.export(batch())
+    await trio.sleep(200)
+    await watched.export(batch())
+    assert list(watched.troubles()) == []
+    for _ in range(2):
+        await trio.sleep(200)
+        assert await watched.export(batch()) == busy
 
 
 async def test_it_checks_locations_as_the_exporter_inside_does() -> None:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
 import trio
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from .._statistics import SpanBatcherStatistics
 from .input import InputFile
-from .screen import Screen
+from .screen import Screen, one_line
+from .watched import Trouble
 
 __all__ = ["SendProgress"]
 
 # Seconds between two pictures. With very many locations, counting takes its time: at most a twentieth of all.
 _INTERVAL = 0.1
 _REST = 20
+
+
+class _Progress(Progress):
+    """Bars, and a line below them that is cut where the terminal ends."""
+
+    below: str = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what to draw."""
+        yield from super().get_renderables()
+        if self.below:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
 
 
 class SendProgress:
@@ -34,7 +49,7 @@ class SendProgress:
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
-        self._progress = Progress(
+        self._progress = _Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -61,16 +76,31 @@ class SendProgress:
         self._before += file.size() or 0
         self.position = 0
 
-    async def run(self, statistics: Callable[[], SpanBatcherStatistics]) -> None:
-        """Draw until cancelled."""
-        if self._progress.disable:
-            return
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a terminal to show it on."""
+        return not self._progress.disable
+
+    async def run(
+        self,
+        statistics: Callable[[], SpanBatcherStatistics],
+        troubles: Callable[[], Iterable[Trouble]],
+        given_up: Callable[[], int],
+    ) -> None:
+        """Draw until cancelled.
+
+        Args:
+            statistics: Returns the batcher's counts.
+            troubles: Returns the locations that fail now.
+            given_up: Returns how many spans are counted as rejected that were handed back.
+        """
         while True:
             began = trio.current_time()
-            self._draw(statistics())
+            self._progress.below = _line_of(list(troubles()))
+            self._draw(statistics(), given_up())
             await trio.sleep(max(_INTERVAL, _REST * (trio.current_time() - began)))
 
-    def _draw(self, counts: SpanBatcherStatistics) -> None:
+    def _draw(self, counts: SpanBatcherStatistics, given_up: int) -> None:
         if self.read_whole:
             self._progress.update(
                 self._task,
@@ -81,6 +111,17 @@ class SendProgress:
         else:
             self._progress.update(self._task, completed=self._before + self.position)
         words = f"{counts.delivered:,} of {counts.accepted:,} delivered"
-        if counts.rejected:
-            words += f", {counts.rejected:,} rejected"
+        for count, outcome in (
+            (counts.rejected - given_up, "rejected"),
+            (counts.undelivered + given_up, "undelivered"),
+        ):
+            words += f", {count:,} {outcome}" if count else ""
         self._progress.update(self._task, counts=words, refresh=True)
+
+
+def _line_of(troubles: Sequence[Trouble]) -> str:
+    """Return what to say of locations that fail, ``""`` if there are none."""
+    if not troubles:
+        return ""
+    more = f" and {len(troubles) - 1:,} more" if len(troubles) > 1 else ""
+    return one_line(f"{troubles[0].location}{more}: failing: {troubles[0].reason}")

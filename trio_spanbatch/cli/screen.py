@@ -12,7 +12,7 @@ from rich.console import Console
 from .output import output_errors
 from .tables import table_lines
 
-__all__ = ["LogLines", "Screen"]
+__all__ = ["LogLines", "Screen", "one_line"]
 
 # Wide enough for any table: where nobody looks, nothing is to be folded.
 _PIPE_WIDTH = 1_000_000
@@ -49,12 +49,12 @@ class Screen:
         Raises:
             OutputError: It cannot be written.
         """
-        self._print(_one_line(line))
+        self._print(one_line(line))
 
     def warn(self, line: str) -> None:
         """Print a line about something that is wrong, if that can be printed anywhere."""
         with suppress(OSError):
-            self.err.print(_one_line(line), soft_wrap=True)
+            self.err.print(one_line(line), soft_wrap=True)
 
     def document(self, text: str) -> None:
         """Print a result for programs, as it is.
@@ -68,7 +68,7 @@ class Screen:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table: the first column has names, the others numbers."""
-        lines = table_lines(columns, [[*map(_one_line, row)] for row in rows], self.out.width)
+        lines = table_lines(columns, [[*map(one_line, row)] for row in rows], self.out.width)
         for line in lines:
             self._print(line.text, style="bold" if line.heading else None)
 
@@ -93,6 +93,6 @@ class LogLines(logging.Handler):
             self._screen.warn(record.getMessage())
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return ``text`` with what would break the line, or drive the terminal, made visible."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
@@ -24,12 +25,19 @@ from .signals import Interrupt
 from .tally import Tally
 from .watched import WatchedExporter
 
-__all__ = ["LocationOf", "SendResult", "SendSettings", "send"]
+__all__ = ["NOBODY_THERE", "NO_ANSWER", "LocationOf", "SendResult", "SendSettings", "send"]
 
 # Seconds. When nobody is there, the command takes this long; its drain then takes no time.
 PATIENCE = 20.0
-# What to do then.
+# What to do then, if there was no connection, and if there was one.
 NOBODY_THERE = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
+NO_ANSWER = "look after that server, or name another one with --endpoint"
+_SIGNS_OF_NOBODY = re.compile(r"\b(cannot connect to|no connection to|is it up\?)")
+_SIGNS_OF_SILENCE = re.compile(r"\bno (complete )?answer from\b")
+# Seconds for which a location fails before that is told where no progress shows it, and between two such lines. What
+# is shorter stands in the summary at the end, or is over by then.
+_TELL_AFTER = 5.0
+_TELL_INTERVAL = 30.0
 # What files of old versions have. How many spans these are is not looked at: it is said, and counted, once a file.
 _OLD = "has instrumentationLibrarySpans, the scopeSpans of OTLP before 0.15: they are not read; convert the file"
 # Seconds that the drain may take after a Ctrl-C.
@@ -141,17 +149,25 @@ class SendResult:
     def explanations(self) -> Iterator[str]:
         """Yield lines that say why not everything was delivered, and what to do."""
         if self.failure is not None:
-            yield f"no request was ever answered: {self.failure}; {self.nobody_there}"
+            advice = _what_to_do(self.failure, self.nobody_there)
+            yield f"no request was ever answered: {self.failure}{advice and f'; {advice}'}"
         else:
             yield from self.tally.losses()
         if not self.read_whole:
             yield f"{'interrupted' if self.interrupted else 'gave up'}: the rest of the input was not read"
 
 
+def _what_to_do(failure: str, nobody_there: str) -> str:
+    """Return what to do if no request was ever answered. Whatever is wrong with TLS, a proxy or credentials says it."""
+    if _SIGNS_OF_NOBODY.search(failure):
+        return nobody_there
+    return NO_ANSWER if _SIGNS_OF_SILENCE.search(failure) else ""
+
+
 async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
     """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
     tally = Tally()
-    watched = WatchedExporter(exporter, settings.patience, settings.server)
+    watched = WatchedExporter(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
     tally.not_sent, tally.not_repeated = watched.not_sent, watched.not_repeated
     interrupt = Interrupt()
     progress = SendProgress(settings.files, screen)
@@ -162,7 +178,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         retry=settings.retry,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         on_loss=tally.add_loss,
-        # How locations fare is told by the progress and the summary.
+        # How locations fare is told by the progress or by us, and by the summary.
         log_level=logging.INFO,
     )
     with interrupt.absorb():
@@ -170,7 +186,10 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
             await nursery.start(interrupt.watch)
             nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
             with progress:
-                nursery.start_soon(progress.run, batcher.statistics)
+                if progress.is_shown:
+                    nursery.start_soon(progress.run, batcher.statistics, watched.troubles, tally.given_up.total)
+                else:
+                    nursery.start_soon(_tell_of_troubles, watched, screen)
                 async with batcher:
                     with interrupt.scope:
                         await _Sender(batcher, settings, tally, screen, progress).send_all()
@@ -190,6 +209,26 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
 async def _stop_if_nobody_answers(watched: WatchedExporter, scope: trio.CancelScope) -> None:
     await watched.wait_to_give_up()
     scope.cancel()
+
+
+async def _tell_of_troubles(watched: WatchedExporter, screen: Screen) -> None:
+    """Say in a line what fails for long, where no progress shows it. If nobody ever answers, the end says so."""
+    while True:
+        await trio.sleep(_TELL_AFTER / 5)
+        if not watched.answered:
+            continue
+        latest = trio.current_time() - _TELL_AFTER
+        troubles = [trouble for trouble in watched.troubles() if trouble.since <= latest and not trouble.is_told]
+        if not troubles:
+            continue
+        first, *others = troubles
+        more = f" and {len(others):,} more locations" if others else ""
+        screen.warn(
+            f"{first.location}{more}: requests fail for {_TELL_AFTER:g} s now, and are repeated: {first.reason}"
+        )
+        for trouble in troubles:
+            trouble.is_told = True
+        await trio.sleep(_TELL_INTERVAL)
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ import attrs
 
 from .._statistics import LocationStatistics, Loss, SpanBatcherStatistics
 from .screen import Screen
+from .watched import GIVEN_UP
 
 __all__ = ["COUNTS", "Tally"]
 
@@ -30,12 +31,14 @@ class Tally:
         invalid_by_location: Those of them whose location is known.
         not_sent: For each location, how many requests the batcher counts that were not sent: `WatchedExporter`'s.
         not_repeated: The same for retries.
+        given_up: For each location, how many spans the batcher counts as rejected that were handed back: `GIVEN_UP`.
     """
 
     invalid: int = 0
     invalid_by_location: Counter[str] = attrs.Factory(Counter)
     not_sent: Counter[str] = attrs.Factory(Counter)
     not_repeated: Counter[str] = attrs.Factory(Counter)
+    given_up: Counter[str] = attrs.Factory(Counter)
     _reasons: Counter[tuple[str, str, str]] = attrs.Factory(Counter)
 
     def add_invalid(self, location: str | None) -> None:
@@ -46,9 +49,13 @@ class Tally:
 
     def add_loss(self, loss: Loss) -> None:
         """Count spans that were rejected or undelivered, under their reason."""
-        key = (loss.location, loss.outcome, loss.reason)
+        outcome: str = loss.outcome
+        if loss.status_code == GIVEN_UP and outcome == "rejected":
+            outcome = "undelivered"
+            self.given_up[loss.location] += loss.count
+        key = (loss.location, outcome, loss.reason)
         if key not in self._reasons and len(self._reasons) >= _MAX_REASONS:
-            key = ("other locations", loss.outcome, "for other reasons")
+            key = ("other locations", outcome, "for other reasons")
         self._reasons[key] += loss.count
 
     def losses(self) -> Iterator[str]:
@@ -66,6 +73,7 @@ class Tally:
                 invalid=self.invalid_by_location[name],
                 not_sent=self.not_sent[name],
                 not_repeated=self.not_repeated[name],
+                given_up=self.given_up[name],
             )
             for name in names
         }
@@ -74,6 +82,7 @@ class Tally:
             invalid=self.invalid,
             not_sent=self.not_sent.total(),
             not_repeated=self.not_repeated.total(),
+            given_up=self.given_up.total(),
         )
         return {**in_all, "locations": locations}
 
@@ -94,10 +103,17 @@ class Tally:
 
 
 def _counts(
-    statistics: SpanBatcherStatistics | LocationStatistics, *, invalid: int, not_sent: int, not_repeated: int
+    statistics: SpanBatcherStatistics | LocationStatistics,
+    *,
+    invalid: int,
+    not_sent: int,
+    not_repeated: int,
+    given_up: int,
 ) -> dict[str, int]:
     counts = {name: getattr(statistics, name) for name in _BATCHER_COUNTS}
     counts |= {"read": statistics.accepted + invalid, "invalid": invalid}
+    counts["rejected"] -= given_up
+    counts["undelivered"] += given_up
     counts["requests"] -= not_sent
     counts["retries"] -= not_repeated
     return {name: counts[name] for name in COUNTS}
