@@ -92,6 +92,21 @@ def test_an_abort_exits_like_a_ctrl_c() -> None:
         del commands.cli.commands["abort"]
 
 
+async def test_a_ctrl_c_while_the_command_is_imported_ends_it_in_silence(tmp_path: Path) -> None:
+    # A module that the command needs, and the library does not.
+    (tmp_path / "sqlite3.py").write_text("raise KeyboardInterrupt")
+    path = f"sys.path.insert(0, {str(tmp_path)!r})"
+    program = python("import sys", path, "from trio_spanbatch.cli import main", "main()")
+    ended = await run_command(program=program)
+    assert (ended.exit_code, ended.out, ended.err) == (130, "", "")
+
+
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    lines = CliRunner().invoke(commands.cli, ["--help"]).output.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
 def test_help_and_version_exit_with_0() -> None:
     for arguments in (["--help"], ["--version"], ["send", "-h"]):
         assert CliRunner().invoke(commands.cli, arguments).exit_code == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -98,21 +99,53 @@ async def test_without_a_store_spans_are_counted(tmp_path: Path) -> None:
         assert await lines.rest() == "ended: 1 span, 1 location, 1 request\n"
 
 
-async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do() -> None:
+async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_leaves_no_file(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ended = await run_in_process("receive", "--port", port)
+        ended = await run_in_process("receive", "--port", port, "--store", tmp_path / "spans.db")
     assert ended.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
     assert ended.err == (
         f"trio-spanbatch: cannot listen on 127.0.0.1:{port}: Address already in use; "
         "name another port with --port, 0 takes a free one\n"
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"),
+    ],
+)
+async def test_a_host_that_is_none_of_this_machine_is_one_line_that_names_no_port(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_arguments: object, **_options: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", refuse)
+    ended = await run_in_process("receive", "--host", "collector.invalid", "--port", 1)
+    assert ended.exit_code == 1
+    assert ended.err == (
+        f"trio-spanbatch: cannot listen on collector.invalid:1: {error.strerror}; name an address of this machine with "
+        "--host: 127.0.0.1, or 0.0.0.0 for all\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["receive", "demo"])
+@pytest.mark.parametrize(("store", "words"), [("", "it is empty"), (":memory:", ":memory: is no file")])
+async def test_a_store_that_is_no_file_is_a_mistake(command: str, store: str, words: str) -> None:
+    ended = await run_in_process(command, "--store", store)
+    assert ended.exit_code == 2
+    assert ended.err.startswith(f"trio-spanbatch {command}: Invalid value for '--store': {words}")
+
+
 async def test_a_store_that_cannot_be_opened_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
-    ended = await run_in_process("receive", "--store", tmp_path / "missing" / "spans.db")
+    ended = await run_in_process("receive", "--port", 0, "--store", tmp_path / "missing" / "spans.db")
     assert ended.exit_code == 1
     assert ended.err == (
         f"trio-spanbatch: cannot store in {tmp_path / 'missing' / 'spans.db'}: unable to open database file; "

@@ -11,8 +11,20 @@ _EXTRA = frozenset({"click", "rich"})
 _DEBUG = "TRIO_SPANBATCH_DEBUG"
 
 
+# What a shell reports for a program that SIGINT ended. The module for signals is not worth importing for it.
+_CTRL_C = 128 + 2
+
+
 def main() -> None:
     """Run the command line and exit."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        # Before a command has begun to look after signals, most of all while all that it needs is imported.
+        sys.exit(_CTRL_C)
+
+
+def _run() -> None:
     try:
         from .commands import cli
     except ModuleNotFoundError as error:

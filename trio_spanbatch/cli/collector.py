@@ -58,11 +58,14 @@ class Collector:
     Args:
         store: Where spans go; None: nowhere, they are only counted.
         warn: Called with a line about what went wrong with the store.
+
+    Attributes:
+        store: Where spans go.
     """
 
     def __init__(self, store: SpanStore | None, warn: Callable[[str], object]) -> None:
         self.counts: CollectorCounts = CollectorCounts()
-        self._store = store
+        self.store: SpanStore | None = store
         self._warn = warn
         self._changed = trio.Event()
 
@@ -92,7 +95,7 @@ class Collector:
         self._changed = trio.Event()
 
     def _store_spans(self, location: str, message: ExportTraceServiceRequest, good: int) -> None:
-        stored = StoredCounts(good, 0) if self._store is None else self._store.add(location, message)
+        stored = StoredCounts(good, 0) if self.store is None else self.store.add(location, message)
         self.counts.spans += stored.stored
         self.counts.repeated += stored.repeated
         self.counts.locations[location] += stored.stored

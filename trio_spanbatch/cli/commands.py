@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
 import signal
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -61,6 +63,17 @@ class _Seconds(click.FloatRange):
 _SECONDS = _Seconds()
 
 
+def _file_for_store(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
+    if value is None:
+        return None
+    if not value:
+        raise click.BadParameter("it is empty; name a file, as in spans.db")
+    if value.startswith(":memory:"):
+        # SQLite's name for no file at all.
+        raise click.BadParameter(f"{value} is no file; name one, as in spans.db, or leave --store out")
+    return Path(value)
+
+
 def _not_empty(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     if value == "":
         raise click.BadParameter("it is empty")
@@ -111,7 +124,7 @@ def cli() -> None:
     """Send trace spans in batches over OTLP/HTTP, and receive them for development."""
 
 
-@cli.command("send")
+@cli.command("send", short_help="Send the spans in files of OTLP JSON.")
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True, dir_okay=False)
 )
@@ -176,7 +189,7 @@ def send_command(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Send the spans in FILEs: OTLP as JSON lines or as one JSON document, plain or gzip; - is standard input.
+    """Send the spans in FILEs: OTLP as JSON lines or as JSON documents, plain or gzip; - is standard input.
 
     Exits with 1 if a span was invalid, rejected or not delivered.
     """
@@ -230,7 +243,8 @@ def send_command(
 )
 @click.option(
     "--store",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False),
+    callback=_file_for_store,
     metavar="FILE.db",
     help="Store spans in this SQLite file, one row a span. Without, they are only counted.",
 )
@@ -257,16 +271,23 @@ def receive_command(host: str, port: int, store: Path | None, location_header: s
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
         except OSError as error:
-            reason = error.strerror or error
-            raise click.ClickException(
-                f"cannot listen on {host}:{port}: {reason}; name another port with --port, 0 takes a free one"
-            ) from error
+            raise click.ClickException(_cannot_listen(host, port, error)) from error
 
 
-@cli.command("demo")
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    """Return what is wrong and what to do. No other port helps where the host is no address of this machine."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        advice = "name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all"
+    else:
+        advice = "name another port with --port, 0 takes a free one"
+    return f"cannot listen on {host}:{port}: {error.strerror or error}; {advice}"
+
+
+@cli.command("demo", short_help="Show that nothing is lost: an ill server, a cancel half-way.")
 @click.option(
     "--store",
-    type=click.Path(exists=False, dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False),
+    callback=_file_for_store,
     metavar="FILE.db",
     help="Where to store the spans: a new file. [default: a new temporary one]",
 )

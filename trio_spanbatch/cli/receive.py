@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import attrs
@@ -45,19 +46,17 @@ async def receive(settings: ReceiveSettings, screen: Screen) -> None:
         sqlite3.Error: The store cannot be opened.
     """
     interrupt = Interrupt()
-    failure: OSError | None = None
-    store = None if settings.store is None else SpanStore(settings.store)
-    with nullcontext() if store is None else closing(store):
-        collector = Collector(store, screen.warn)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(interrupt.watch)
-            with interrupt.scope:
-                try:
-                    await _serve(settings, collector, screen)
-                except OSError as error:
-                    # Kept out of the nursery, which would put it into a group.
-                    failure = error
-            nursery.cancel_scope.cancel()
+    failure: OSError | sqlite3.Error | None = None
+    collector = Collector(None, screen.warn)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(interrupt.watch)
+        with interrupt.scope:
+            try:
+                await _serve(settings, collector, screen)
+            except (OSError, sqlite3.Error) as error:
+                # Kept out of the nursery, which would put it into a group.
+                failure = error
+        nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
     screen.say(f"ended: {collector.counts}")
@@ -72,11 +71,17 @@ async def _serve(settings: ReceiveSettings, collector: Collector, screen: Screen
         on_request=collector.count,
         keep=False,
     )
-    async with receiver:
-        screen.say(f"listening on {receiver.url}")
-        if settings.store is not None:
-            screen.say(f"storing in {settings.store}")
-        await _show_counts(collector, screen)
+    # Closed after the receiver, which may be storing until it is.
+    with ExitStack() as stack:
+        async with receiver:
+            if settings.store is not None:
+                # Only now, so that an address that cannot be listened on leaves no file behind. No request can have
+                # come: there was no checkpoint.
+                collector.store = stack.enter_context(closing(SpanStore(settings.store)))
+            screen.say(f"listening on {receiver.url}")
+            if settings.store is not None:
+                screen.say(f"storing in {settings.store}")
+            await _show_counts(collector, screen)
 
 
 async def _show_counts(collector: Collector, screen: Screen) -> None:
