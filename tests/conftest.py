@@ -8,12 +8,20 @@ import pytest
 from hypothesis import settings
 from long_tests import MARKER, LongTests
 
+from trio_spanbatch._environment import forget_warnings
+
 # How long an example takes says nothing on a busy machine; what matters is that runs repeat.
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
 
 # A shell that runs the tests in the background has them ignore SIGINT, and a child inherits that from them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_warned_of() -> None:
+    """What is warned of once in a process is warned of once in a test."""
+    forget_warnings()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 import sys
@@ -173,6 +174,11 @@ def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.Monke
     assert attempt_timeout(typed("mlflow")) == 61
     assert attempt_timeout(typed("unity-catalog")) == 30
     assert attempt_timeout(typed("mlflow", timeout=5)) == 6
+    for milliseconds, seconds in (("5000", 30), ("60000", 61), ("0", math.inf)):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", milliseconds)
+        assert attempt_timeout(typed("otlp")) == seconds
+    monkeypatch.setenv("OTEL_BSP_EXPORT_TIMEOUT", "7000")
+    assert attempt_timeout(typed("otlp")) == 7
 
 
 def typed(to: str, timeout: float | None = None) -> Destination:

@@ -122,9 +122,10 @@ async def test_timeouts_are_in_milliseconds(variable: str, env: Environment, moc
                 await wait_until(lambda: batcher.statistics().delivered == 3)
 
 
-async def test_a_timeout_of_0_is_none(env: Environment, mock_clock: MockClock) -> None:
+@pytest.mark.parametrize("variables", [{}, {"OTEL_BSP_EXPORT_TIMEOUT": "0"}], ids=["the exporter's", "both"])
+async def test_a_timeout_of_0_is_none(variables: dict[str, str], env: Environment, mock_clock: MockClock) -> None:
     async with OTLPReceiver(answers=[Hang()]) as receiver:
-        env.send_to(receiver, OTEL_EXPORTER_OTLP_TIMEOUT="0", OTEL_BSP_EXPORT_TIMEOUT="0")
+        env.send_to(receiver, OTEL_EXPORTER_OTLP_TIMEOUT="0", **variables)
         async with SpanBatcher(shutdown_timeout=0) as batcher:
             batcher.add_spans_nowait("a", make_spans(3))
             with trio.move_on_after(100_000):
@@ -225,6 +226,8 @@ async def test_what_makes_no_sense_is_warned_about_once_and_ignored_and_what_is_
     async with OTLPReceiver() as receiver:
         env.send_to(receiver, **nonsense, **empty)
         assert (await send()).statistics().delivered == 3
+    # Whoever makes more batchers has been told.
+    SpanBatcher()
     for variable in nonsense:
         assert len([record for record in caplog.records if record.getMessage().startswith(variable)]) == 1, variable
     assert len(caplog.records) == len(nonsense)

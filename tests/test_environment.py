@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 from exporter_support import batch_of
 
-from trio_spanbatch import Delivered, OTLPExporter, Refused
+from trio_spanbatch import Delivered, OTLPExporter, Refused, _environment
 from trio_spanbatch._environment import (
     batch_options,
     default_resource,
@@ -98,7 +98,7 @@ def test_an_endpoint_that_is_no_url_is_warned_about_and_ignored(
 ) -> None:
     assert endpoint(ENDPOINT=nonsense) == "http://localhost:4318/v1/traces"
     assert endpoint(TRACES_ENDPOINT=nonsense, ENDPOINT="http://collector") == "http://collector/v1/traces"
-    assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == [
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == [
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     ]
@@ -116,10 +116,15 @@ def test_credentials_in_an_endpoint_are_an_error_that_does_not_show_them(
 
 
 @pytest.mark.parametrize("name", ["PROTOCOL", "TRACES_PROTOCOL"])
-@pytest.mark.parametrize("protocol", ["grpc", "http/json", "HTTP/PROTOBUF"])
+@pytest.mark.parametrize("protocol", ["grpc", "http/json", "HTTP/JSON"])
 def test_another_protocol_is_a_clear_error(name: str, protocol: str) -> None:
     with pytest.raises(ValueError, match=f"{PREFIX}{name} is '{protocol}'; http/protobuf is the only"):
         OTLPExporter.from_env({f"{PREFIX}{name}": protocol})
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "HTTP/PROTOBUF", "HTTP/Protobuf"])
+def test_the_protocol_may_be_in_any_case(protocol: str) -> None:
+    assert exporter_options({f"{PREFIX}PROTOCOL": protocol}) == exporter_options({})
 
 
 def test_the_protocol_for_traces_wins() -> None:
@@ -159,6 +164,41 @@ def test_what_is_no_pair_is_warned_about_without_showing_it(caplog: pytest.LogCa
     assert len(caplog.records) == 1
     assert "OTEL_EXPORTER_OTLP_HEADERS has 3 parts that are no key=value pair" in caplog.text
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        f"content-type={SECRET}",
+        f"Host={SECRET}",
+        f"{SECRET} x=y",
+        f"authorization: Bearer {SECRET}=",
+        f"a%0A{SECRET}=b",
+    ],
+)
+def test_a_header_that_cannot_be_given_is_warned_about_by_its_number_and_ignored(
+    entry: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert headers(f"k=v,{entry},k2=v2") == {"k": "v", "k2": "v2"}
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "OTEL_EXPORTER_OTLP_HEADERS has a pair, number 2, whose key (not shown) is no header's name, or one that the "
+        "exporter sets itself: it is ignored"
+    )
+
+
+def test_the_same_mistake_is_warned_about_once_in_a_process_and_another_value_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("soon", "soon", "later", "soon"):
+        batch_options({"OTEL_BSP_SCHEDULE_DELAY": value})
+    assert [record.getMessage() for record in caplog.records] == [
+        "OTEL_BSP_SCHEDULE_DELAY is 'soon', no whole number: it is ignored",
+        "OTEL_BSP_SCHEDULE_DELAY is 'later', no whole number: it is ignored",
+    ]
+    monkeypatch.setattr(_environment, "_MAX_WARNED", 2)
+    batch_options({"OTEL_BSP_SCHEDULE_DELAY": "never"})
+    assert len(_environment._warned) == 1
 
 
 def test_headers_for_traces_replace_those_for_all_signals() -> None:

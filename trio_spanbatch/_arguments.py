@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -103,7 +102,7 @@ def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> Retry
 
 def _default_retry(exporter: SpanExporter, environ: Mapping[str, str]) -> RetryPolicy:
     default = RetryPolicy().attempt_timeout
-    if isinstance(exporter, LimitsItsAttempts) and default <= exporter.timeout < math.inf:
-        # A little later than the exporter's own limit: its reason says more than ours.
+    if isinstance(exporter, LimitsItsAttempts) and default <= exporter.timeout:
+        # A little later than the exporter's own limit: its reason says more than ours. None if that has none.
         default = exporter.timeout + _LATER_THAN_THE_EXPORTER
     return RetryPolicy(attempt_timeout=environment.export_timeout(environ, default))

@@ -17,6 +17,7 @@ from typing import Required, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from ._records import Resource
+from .otlp.http_headers import check_header_name
 
 __all__ = [
     "BatchOptions",
@@ -26,6 +27,7 @@ __all__ = [
     "default_resource",
     "export_timeout",
     "exporter_options",
+    "forget_warnings",
     "queue_options",
     "sdk_disabled",
 ]
@@ -42,6 +44,10 @@ _MAX_COUNT = 2**31 - 1
 _SUSPICIOUS_MILLISECONDS = 100
 
 _logger = logging.getLogger("trio_spanbatch")
+
+# What was warned of in this process: the variable, and the value where it may be shown.
+_warned: set[str] = set()
+_MAX_WARNED = 1000
 
 
 class BatchOptions(TypedDict, total=False):
@@ -152,7 +158,7 @@ def exporter_options(environ: Environ) -> ExporterOptions:
 
 def _check_protocol(environ: Environ) -> None:
     protocol = _signal(environ, "PROTOCOL")
-    if protocol is not None and protocol[1] != "http/protobuf":
+    if protocol is not None and protocol[1].lower() != "http/protobuf":
         raise ValueError(f"{protocol[0]} is {protocol[1]!r}; http/protobuf is the only protocol that is supported")
 
 
@@ -189,6 +195,14 @@ def _headers(environ: Environ) -> dict[str, str] | None:
     pairs, malformed = _pairs(value)
     if malformed:
         _ignored(variable, f"has {malformed} parts that are no key=value pair (values are not shown)", "they are")
+    # Not shown either: what stands for a name by mistake may be a credential.
+    for number, name in enumerate(tuple(pairs), 1):
+        try:
+            check_header_name(name)
+        except ValueError:
+            del pairs[name]
+            problem = "is no header's name, or one that the exporter sets itself"
+            _ignored(variable, f"has a pair, number {number}, whose key (not shown) {problem}")
     return pairs
 
 
@@ -198,10 +212,9 @@ def _otlp_timeout(environ: Environ) -> float | None:
         if timeout is None:
             continue
         if timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
-            _logger.warning(
-                "%s is %g: that is milliseconds, as the specification has it (OpenTelemetry Python reads seconds here)",
-                variable,
-                timeout * 1000,
+            _warn_once(
+                f"{variable} is {timeout * 1000:g}: that is milliseconds, as the specification has it (OpenTelemetry "
+                "Python reads seconds here)"
             )
         return timeout
     return None
@@ -276,4 +289,19 @@ def _shortened(value: str) -> str:
 
 
 def _ignored(variable: str, problem: str, what: str = "it is") -> None:
-    _logger.warning("%s %s: %s ignored", variable, problem, what)
+    _warn_once(f"{variable} {problem}: {what} ignored")
+
+
+def _warn_once(message: str) -> None:
+    """Log what was not logged before: every batcher reads the same variables, and a process may make many."""
+    if message in _warned:
+        return
+    if len(_warned) >= _MAX_WARNED:
+        _warned.clear()
+    _warned.add(message)
+    _logger.warning("%s", message)
+
+
+def forget_warnings() -> None:
+    """Log everything again. For tests."""
+    _warned.clear()

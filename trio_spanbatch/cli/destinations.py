@@ -114,8 +114,10 @@ def attempt_timeout(destination: Destination) -> float:
     """Return the batcher's timeout for an attempt, which is behind the exporter's: that one tells more."""
     if destination.timeout is not None:
         return destination.timeout + 1.0
-    timeout = export_timeout(os.environ)
-    return max(timeout, _TIMEOUTS[destination.to] + 1.0) if destination.to in _TIMEOUTS else timeout
+    if destination.to in _TIMEOUTS:
+        return max(export_timeout(os.environ), _TIMEOUTS[destination.to] + 1.0)
+    exporters = 0.0 if sdk_disabled(os.environ) else exporter_options(os.environ).get("timeout", 0.0)
+    return export_timeout(os.environ, max(30.0, exporters + 1.0))
 
 
 def nobody_there(destination: Destination) -> str:
