@@ -14,7 +14,17 @@ from cli_support import Lines, run_command, run_in_process, start_command
 from click.testing import CliRunner
 from rich.console import Console
 
-from trio_spanbatch import Limits, Loss, OTLPExporter, Span, SpanBatch, SpanBatcher, SpanContext
+from trio_spanbatch import (
+    Limits,
+    LocationStatistics,
+    Loss,
+    OTLPExporter,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    SpanBatcherStatistics,
+    SpanContext,
+)
 from trio_spanbatch.cli import commands
 from trio_spanbatch.cli import demo as demo_module
 from trio_spanbatch.cli.agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
@@ -204,6 +214,26 @@ async def test_bars_move_on_a_terminal(autojump_clock: trio.testing.MockClock) -
     assert "main.a.spans" in text
     assert "1 of     1 delivered" in text
     assert "a line above" in text
+
+
+@pytest.mark.parametrize(("width", "has_bars"), [(60, False), (100, True)])
+def test_progress_goes_forward_and_fits_its_terminal(width: int, has_bars: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=width)
+    progress = DemoProgress(SpanBatcher(InMemoryExporter()), 4000, Screen(console, Console(file=io.StringIO())))
+    shares = []
+    for accepted, delivered in ((1000, 600), (2000, 1500), (2000, 1500), (2000, 2000)):
+        counts = LocationStatistics(accepted=accepted, delivered=delivered)
+        name = "main.finance.agent_spans"
+        progress._draw(SpanBatcherStatistics(accepted=accepted, delivered=delivered, locations={name: counts}))
+        shares.append(progress._progress.tasks[0].percentage)
+        if len(shares) == 2:
+            progress.end_plan()
+    assert shares == [15, 37.5, 75, 100]
+    console.print(progress._progress)
+    last = out.getvalue().splitlines()[-1]
+    assert ("━" in last) == has_bars
+    assert re.search(r"2,000 of 2,000 delivered +\d:\d\d:\d\d", last)
 
 
 def test_what_the_server_rejected_was_not_handed_back() -> None:

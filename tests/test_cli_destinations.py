@@ -426,6 +426,24 @@ async def test_what_any_server_refuses_is_one_line(answer: Answer, words: str, s
     assert words in only_line(ended)
 
 
+@pytest.mark.parametrize("status", [401, 404, 500])
+async def test_what_a_server_refuses_is_one_document_and_one_line_with_json(status: int, spans: Path) -> None:
+    async with OTLPReceiver(answers=lambda request: Answer(status)) as receiver:
+        ended = await send(spans, "--endpoint", receiver.url, "--json")
+    assert only_line(ended).startswith(f"default: 3 rejected: {status} ")
+    document = ended.document
+    for counts in (document, document["locations"]["default"]):
+        assert (counts["read"], counts["accepted"], counts["rejected"], counts["requests"]) == (3, 3, 3, 1)
+        assert counts["delivered"] == counts["undelivered"] == counts["retries"] == 0
+
+
+async def test_in_a_pipe_there_is_nothing_but_the_table(spans: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        ended = await run_command("send", spans, "--endpoint", receiver.url)
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["location", "default"]
+
+
 # Nobody is there, or somebody who speaks otherwise.
 
 

@@ -65,12 +65,29 @@ def test_a_wide_table_has_a_line_for_each_location() -> None:
     assert [line.heading for line in lines] == [True, True, False, False]
 
 
-def test_where_names_do_not_fit_beside_their_numbers_they_stand_above_them() -> None:
-    name = "main.finance.agent_spans"
-    lines = [line.text for line in table_lines(DEMO, [[name, *["1,234"] * 8]], 80)]
-    assert lines[0] == "location"
-    assert lines[-2] == name
-    assert lines[-1].split() == ["1,234"] * 8
+def test_where_a_table_does_not_fit_columns_of_zeros_are_named_below_it() -> None:
+    row = ["main.finance.agent_spans", "1,234", "1,234", "0", "0", "12", "102.8", "0.31 s", "2.30 s"]
+    optional = {"rejected", "undelivered"}
+    assert [line.text for line in table_lines(DEMO, [row], 80, optional)] == [
+        "                                                         spans a",
+        "location                  accepted  delivered  requests  request     p50     p99",
+        "main.finance.agent_spans     1,234      1,234        12    102.8  0.31 s  2.30 s",
+        "0 everywhere: rejected, undelivered",
+    ]
+    # Where it fits, and where there is something to tell, they stay.
+    assert "rejected" in table_lines(DEMO, [row], 120, optional)[-2].text
+    assert "rejected 7" in "".join(line.text for line in table_lines(DEMO, [[*row[:3], "7", *row[4:]]], 80, optional))
+
+
+def test_on_a_terminal_lines_break_between_words_and_in_a_pipe_not_at_all() -> None:
+    line = "cancelling the whole program: 1,234 of 3,000 planned spans accepted"
+    for is_terminal, expected in ((True, [line[:44], line[45:]]), (False, [line])):
+        out, err = io.StringIO(), io.StringIO()
+        screen = Screen(*(Console(file=file, force_terminal=is_terminal, width=45) for file in (out, err)))
+        screen.say(line)
+        screen.warn(line)
+        assert [text.rstrip() for text in re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()] == expected
+        assert len(err.getvalue().splitlines()) == len(expected)
 
 
 def test_where_columns_do_not_fit_each_number_stands_behind_its_label() -> None:

@@ -245,6 +245,7 @@ async def _cancel_half_way(
             progress.say(f"the server answers 503 for {FAILING} from now on")
         await trio.sleep(0.02)
     server.cancelled = trio.current_time()
+    progress.end_plan()
     statistics = batcher.statistics()
     progress.say(
         f"cancelling the whole program: {statistics.accepted:,} of {PLANNED_SPANS:,} planned spans accepted, "
@@ -287,7 +288,7 @@ def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tr
             + [f"{percentiles[rank - 1]:.2f} s" if ages else "-" for rank in (50, 99)]
         )
     screen.say("")
-    screen.table([*columns, "age p50", "age p99"], rows)
+    screen.table([*columns, "age p50", "age p99"], rows, optional={"rejected", "undelivered"})
     screen.say("age: from the end of a batch's first span to its acknowledgement")
     turned_away = sum(tracer.turned_away for tracer in tracers)
     if turned_away:

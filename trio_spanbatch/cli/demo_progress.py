@@ -16,6 +16,8 @@ __all__ = ["DemoProgress"]
 # Seconds between two pictures, and between two lines.
 _PICTURE_INTERVAL = 0.1
 _LINE_INTERVAL = 1.0
+# Where there are fewer columns, the numbers have no room beside a bar.
+_WIDE = 80
 
 
 class DemoProgress:
@@ -28,7 +30,7 @@ class DemoProgress:
         self._moves = screen.out.is_terminal
         self._progress = Progress(
             TextColumn("{task.description:<26}"),
-            BarColumn(),
+            *([BarColumn()] if screen.out.width >= _WIDE else []),
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
             console=screen.out,
@@ -48,6 +50,10 @@ class DemoProgress:
         self._draw(self._batcher.statistics())
         self._progress.stop()
 
+    def end_plan(self) -> None:
+        """Take what is accepted for all that will be: nothing more is planned."""
+        self._planned = 0
+
     def say(self, line: str) -> None:
         """Print a line above the bars."""
         self._screen.say(line)
@@ -64,16 +70,15 @@ class DemoProgress:
             return
         for location, counts in statistics.locations.items():
             if location not in self._tasks:
-                share = self._planned // 4
-                self._tasks[location] = self._progress.add_task(location, total=share, counts="")
-            self._update(location, counts.accepted, counts.delivered)
-        self._update("in all", statistics.accepted, statistics.delivered)
+                self._tasks[location] = self._progress.add_task(location, counts="")
+            self._update(location, self._planned // 4, counts.accepted, counts.delivered)
+        self._update("in all", self._planned, statistics.accepted, statistics.delivered)
         self._progress.refresh()
 
-    def _update(self, name: str, accepted: int, delivered: int) -> None:
+    def _update(self, name: str, planned: int, accepted: int, delivered: int) -> None:
         self._progress.update(
             self._tasks[name],
             completed=delivered,
-            total=max(accepted, 1),
+            total=max(planned, accepted, 1),
             counts=f"{delivered:>5,} of {accepted:>5,} delivered",
         )

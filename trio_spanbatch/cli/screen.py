@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 import attrs
@@ -49,12 +49,13 @@ class Screen:
         Raises:
             OutputError: It cannot be written.
         """
-        self._print(one_line(line))
+        with output_errors():
+            _print(self.out, one_line(line))
 
     def warn(self, line: str) -> None:
         """Print a line about something that is wrong, if that can be printed anywhere."""
         with suppress(OSError):
-            self.err.print(one_line(line), soft_wrap=True)
+            _print(self.err, one_line(line))
 
     def document(self, text: str) -> None:
         """Print a result for programs, as it is.
@@ -66,15 +67,17 @@ class Screen:
             self.out.file.write(f"{text}\n")
             self.out.file.flush()
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table: the first column has names, the others numbers."""
-        lines = table_lines(columns, [[*map(one_line, row)] for row in rows], self.out.width)
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Collection[str] = ()) -> None:
+        """Print a table: the first column has names, the others numbers. See `table_lines`."""
+        lines = table_lines(columns, [[*map(one_line, row)] for row in rows], self.out.width, optional)
         for line in lines:
-            self._print(line.text, style="bold" if line.heading else None)
+            with output_errors():
+                self.out.print(line.text, style="bold" if line.heading else None, soft_wrap=True)
 
-    def _print(self, text: str, style: str | None = None) -> None:
-        with output_errors():
-            self.out.print(text, style=style, soft_wrap=True)
+
+def _print(console: Console, line: str) -> None:
+    # A terminal would break it within a word; what somebody reads from a pipe is one line.
+    console.print(line, soft_wrap=not console.is_terminal)
 
 
 class LogLines(logging.Handler):

@@ -1,12 +1,13 @@
 """A table of names and numbers in whatever width there is: no number is ever cut, and no name lost.
 
-Three layouts, the first that fits: a name and its numbers on one line; a name on a line of its own with its numbers
-below, in columns; a name with ``label number`` pairs below, as many on a line as fit.
+Three layouts, the first that fits: a name and its numbers on one line; the same without columns that have nothing to
+tell, which a line below names; a name with ``label number`` pairs below, as many on a line as fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import attrs
 from rich.cells import cell_len
@@ -31,8 +32,32 @@ class Line:
     heading: bool = False
 
 
-def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Line]:
-    """Return the lines of a table whose first column holds names, and whose others hold numbers."""
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, optional: Collection[str] = ()
+) -> list[Line]:
+    """Return the lines of a table whose first column holds names, and whose others hold numbers.
+
+    Args:
+        columns: What stands above them.
+        rows: A name and its numbers each.
+        width: How many characters there are to a line.
+        optional: Columns that may be left out where there is nothing but zeros in them, if the table does not fit.
+    """
+    lines = _beside_if_it_fits(columns, rows, width)
+    if lines is not None:
+        return lines
+    empty = [label for place, label in enumerate(columns) if label in optional and all(r[place] == "0" for r in rows)]
+    if empty:
+        kept = [place for place, label in enumerate(columns) if label not in empty]
+        columns, rows = [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+        lines = _beside_if_it_fits(columns, rows, width)
+    if lines is None:
+        lines = [line for row in rows for line in _pairs(columns[1:], row, width)]
+    note = textwrap.wrap(f"0 everywhere: {', '.join(empty)}", width) if empty else []
+    return [*lines, *map(Line, note)]
+
+
+def _beside_if_it_fits(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Line] | None:
     labels, names = columns[1:], [columns[0], *(row[0] for row in rows)]
     # A label may be folded at its spaces; a number may not.
     widths = [
@@ -44,26 +69,14 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: in
         numbers_width = sum(widths) + len(gap) * (len(widths) - 1)
         if name_width + len(gap) + numbers_width <= width:
             return list(_beside(columns, rows, [name_width, *widths], gap))
-    for gap in _GAPS:
-        if sum(widths) + len(gap) * (len(widths) - 1) <= width:
-            return list(_below(columns, rows, widths, gap))
-    return [line for row in rows for line in _pairs(labels, row, width)]
+    return None
 
 
 def _beside(columns: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int], gap: str) -> Iterator[Line]:
     for heading in _folded(columns, widths):
-        yield Line(_joined(heading, widths, gap, first=_to_the_left), heading=True)
+        yield Line(_joined(heading, widths, gap), heading=True)
     for row in rows:
-        yield Line(_joined(row, widths, gap, first=_to_the_left))
-
-
-def _below(columns: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int], gap: str) -> Iterator[Line]:
-    yield Line(columns[0], heading=True)
-    for heading in _folded(columns[1:], widths):
-        yield Line(_joined(heading, widths, gap, first=_to_the_right), heading=True)
-    for name, *numbers in rows:
-        yield Line(name)
-        yield Line(_joined(numbers, widths, gap, first=_to_the_right))
+        yield Line(_joined(row, widths, gap))
 
 
 def _pairs(labels: Sequence[str], row: Sequence[str], width: int) -> Iterator[Line]:
@@ -96,8 +109,8 @@ def _fold(label: str, width: int) -> list[str]:
     return lines
 
 
-def _joined(cells: Sequence[str], widths: Sequence[int], gap: str, *, first: Callable[[str, int], str]) -> str:
-    places = [first, *[_to_the_right] * (len(cells) - 1)]
+def _joined(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
+    places: list[Callable[[str, int], str]] = [_to_the_left, *[_to_the_right] * (len(cells) - 1)]
     return gap.join(place(cell, width) for place, cell, width in zip(places, cells, widths, strict=True)).rstrip()
 
 

@@ -17,6 +17,8 @@ __all__ = ["COUNTS", "Tally"]
 # Counts that the batcher keeps, in the order in which they are shown.
 _BATCHER_COUNTS = ("accepted", "delivered", "rejected", "undelivered", "ambiguous", "requests", "retries")
 COUNTS = ("read", "accepted", "delivered", "rejected", "undelivered", "ambiguous", "invalid", "requests", "retries")
+# Left out of a table that would not fit, if they are zero.
+_OFTEN_ZERO = frozenset({"rejected", "undelivered", "ambiguous", "invalid", "retries"})
 
 _MAX_ROWS = 25
 _MAX_REASONS = 25
@@ -97,7 +99,7 @@ class Tally:
         rows = [[name, *_cells(counts)] for name, counts in list(locations.items())[:_MAX_ROWS]]
         if len(locations) != 1:
             rows.append(["in all", *_cells(document)])
-        screen.table(["location", *COUNTS], rows)
+        screen.table(["location", *COUNTS], rows, _OFTEN_ZERO)
         if len(locations) > _MAX_ROWS:
             screen.say(f"and {len(locations) - _MAX_ROWS} more locations; --json has them all")
 
