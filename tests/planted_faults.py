@@ -65,8 +65,8 @@ FAULTS = (
     PlantedFault(
         "the right half of a batch begins where the left one does",
         "_ledger.py",
-        "first=self.first + (part.start or 0), ",
-        "",
+        "self._part(right, self.first + at, ",
+        "self._part(right, self.first, ",
     ),
     PlantedFault(
         "a location that comes back begins its account anew",
