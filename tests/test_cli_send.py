@@ -377,7 +377,9 @@ async def test_a_span_that_is_too_large_for_any_request_is_told_in_words_of_the_
     limits = Limits(max_pending_bytes_per_location=10)
     _, err = await send_files(InMemoryExporter(), lines, limits=limits, words=in_words_of_options)
     assert re.search(
-        r"span 1: the span has \d+ bytes and can never fit: no request has more than 10$", err, re.MULTILINE
+        r"span 1: the span has \d+ bytes with resource and scope, and can never fit: no request has more than 10$",
+        err,
+        re.MULTILINE,
     )
     assert "Limits" not in err
 

@@ -101,7 +101,7 @@ async def test_an_attempt_ends_after_attempt_timeout_and_its_spans_are_ambiguous
     assert (statistics.delivered, statistics.ambiguous, statistics.retries) == (3, 3, 2)
 
 
-@pytest.mark.parametrize(("limit", "ends_at"), [(10, 30), (60, 61), (math.inf, 30)])
+@pytest.mark.parametrize(("limit", "ends_at"), [(10, 30), (60, 61)])
 async def test_without_a_policy_an_attempt_has_the_time_that_its_exporter_needs(
     limit: float, ends_at: float, autojump_clock: MockClock
 ) -> None:
@@ -117,6 +117,19 @@ async def test_without_a_policy_an_attempt_has_the_time_that_its_exporter_needs(
         assert batcher.statistics().ambiguous == 0
         await trio.sleep(1)
         assert batcher.statistics().ambiguous == 1
+
+
+async def test_without_a_policy_and_without_a_limit_of_its_exporter_an_attempt_has_none(
+    autojump_clock: MockClock,
+) -> None:
+    class Unlimited(InMemoryExporter):
+        timeout = math.inf
+
+    exporter = Unlimited(delay=100_000)
+    async with watched_batcher(exporter, ONE) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        assert (await batcher.flush()).delivered == 1
+    assert (trio.current_time(), batcher.statistics().ambiguous) == (100_000, 0)
 
 
 async def test_ambiguous_is_counted_when_the_exporter_says_so(autojump_clock: MockClock) -> None:

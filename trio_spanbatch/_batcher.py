@@ -162,9 +162,10 @@ class SpanBatcher:
             trio.ClosedResourceError: The batcher is closed.
         """
         self._check_open()
-        self._lanes.check(location)
         encoded = self._encoded_if_they_fit(spans)
-        if encoded and not self._try_admit_all(location, encoded):
+        if not encoded:
+            self._lanes.check(location)
+        elif not self._try_admit_all(location, encoded):
             raise trio.WouldBlock
 
     def _encoded_if_they_fit(self, spans: Iterable[SpanLike | EncodedSpan]) -> list[EncodedSpan]:
@@ -219,7 +220,6 @@ class SpanBatcher:
         waited = False
         try:
             self._check_open()
-            self._lanes.check(location)
             for span in spans:
                 if accepted and accepted % _SPANS_A_CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
@@ -228,6 +228,8 @@ class SpanBatcher:
                 encoded = self._encoder.encode(span)
                 waited = await self._admit(location, encoded)
                 accepted += 1
+            if not accepted:
+                self._lanes.check(location)
         except (InvalidSpanError, trio.ClosedResourceError) as exc:
             exc.accepted = accepted  # type: ignore[union-attr]  # trio's error has no such field of its own
             raise
