@@ -18,7 +18,7 @@ HEALTHY = 48
 SPANS = 4
 SERVICE = (0.3, 0.7)  # seconds that a healthy location's server takes
 PERIOD = 1.0  # seconds between two batches of a healthy location: half of its load
-ROUNDS = 30
+ROUNDS = 24
 
 
 @attrs.define(eq=False)
@@ -111,7 +111,7 @@ COURSES = {
 @pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
 async def test_locations_that_hang_do_not_slow_healthy_ones_down(course: Course, autojump_clock: MockClock) -> None:
     alone = await run(0, course)
-    for hanging in (4, 12, 16):
+    for hanging in (4, 16):
         beside = await run(hanging, course)
         assert len(beside.waits) > HEALTHY * (ROUNDS - 15)
         assert p99(beside.waits) <= 1.2 * p99(alone.waits)
