@@ -151,7 +151,7 @@ async def wire_server(
     async with trio.open_nursery() as nursery:
         if tcp:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            nursery.start_soon(partial(trio.serve_listeners, serve, listeners))
+            await nursery.start(partial(trio.serve_listeners, serve, listeners))
             port = listeners[0].socket.getsockname()[1]
             transport = httpx.AsyncHTTPTransport(verify=tls.client if tls else False, limits=limits, trust_env=False)
         else:

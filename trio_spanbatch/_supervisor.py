@@ -113,7 +113,7 @@ class Supervisor:
             self._tell_feeders()
             if self._failure is not None and not isinstance(self._failure, Exception):
                 # A Ctrl-C that came while the exporter was being closed goes before a mere cancel.
-                raise self._failure from None
+                raise self._failure from None  # noqa: ASYNC104  # a Ctrl-C ends the program anyway
             raise
 
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
