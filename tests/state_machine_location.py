@@ -313,9 +313,10 @@ class LocationModel:
     def _back_off(self, after: float | None, now: float, drain_deadline: float) -> None:
         already = self.retry_at > now
         self.backoffs += not already
+        longest = self.settings.retry.max_elapsed
         if after:
             self.not_before = max(self.not_before, now + min(after, self.settings.retry.max_elapsed))
-        elif not already:
+        if not already and (not after or after > longest):
             retry = self.settings.retry
             wait = self.settings.jitter * min(retry.maximum, retry.initial * retry.multiplier ** (self.backoffs - 1))
             left = drain_deadline - now

@@ -161,6 +161,8 @@ class Model:
         if not self.admits(name, spans):
             self.waited_in = self.step + 1
         self.locations[name].line += spans
+        # Who waits for bytes makes slots spare.
+        self._note_spare_slots()
 
     def withdraw(self, name: str, span: EncodedSpan) -> None:
         """An adder leaves the line, if it stands there."""
@@ -257,7 +259,8 @@ class Model:
         """Return whether a location that has an export running may begin another: half of all are kept for others."""
         limit = self.settings.limits.max_exports
         exporting = len({export.location.name for export in self.exports})
-        kept_free = limit // 2 if exporting > 1 else min(len(self.live) - exporting, limit // 2)
+        for_newcomers = exporting > 1 and not self.draining and not any(self._waiting_for_bytes())
+        kept_free = limit // 2 if for_newcomers else min(len(self.live) - exporting, limit // 2)
         return limit - len(self.exports) > kept_free
 
     def _note_spare_slots(self) -> None:

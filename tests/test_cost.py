@@ -81,3 +81,14 @@ async def test_a_span_that_can_never_fit_with_its_resource_is_refused_at_once(au
         with pytest.raises(InvalidSpanError, match="can never fit"):
             await batcher.add_span("a", span)
         assert batcher.statistics().accepted == 0
+
+
+async def test_what_fitted_the_budget_is_kept_when_it_is_handed_back(autojump_clock: MockClock) -> None:
+    resource = Resource({"session": "x" * 1000})
+    limits = Limits(max_pending_bytes=100_000, max_pending_bytes_per_location=100_000)
+    exporter = InMemoryExporter(lambda batch: Hang())
+    async with watched_batcher(exporter, BatchPolicy(max_spans=10), limits=limits, shutdown_timeout=1) as batcher:
+        with pytest.raises(trio.WouldBlock):
+            while True:
+                batcher.add_span_nowait("a", with_resource(make_span(), resource))
+    assert sum(len(loss.batch.spans) for loss in batcher.undelivered) == batcher.statistics().accepted > 1000

@@ -120,6 +120,22 @@ async def test_a_batch_that_comes_later_does_not_wait_for_longer_than_max_elapse
         assert times(receiver) == [0, 100]
 
 
+async def test_a_server_that_asks_for_more_than_max_elapsed_is_not_asked_more_often_than_one_that_asks_for_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    took = []
+    for after in ("", "3600"):
+        began = trio.current_time()
+        async with in_memory(*[Answer(503, headers=[("retry-after", after)] if after else [])] * 1000) as receiver:
+            retry = RetryPolicy(max_elapsed=0.5)
+            policy = BatchPolicy(max_spans=1)
+            async with batcher_to(receiver, batch=policy, retry=retry, rng=random.Random(1)) as batcher:
+                batcher.add_spans_nowait("a", make_spans(50))
+                assert (await batcher.flush()).undelivered == 50
+        took.append(trio.current_time() - began)
+    assert took[1] > 0.8 * took[0] > 100
+
+
 async def test_what_the_drain_leaves_no_time_for_is_handed_back_with_that_reason(autojump_clock: MockClock) -> None:
     async with in_memory(*[Answer(503)] * 1000) as receiver:
         async with batcher_to(receiver, retry=RetryPolicy(), shutdown_timeout=30) as batcher:

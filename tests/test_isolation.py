@@ -266,27 +266,46 @@ async def test_flush_reports_the_spans_of_an_isolated_batch_exactly(autojump_clo
     assert (report.delivered, report.rejected, report.undelivered) == (30, 2, 0)
 
 
-async def test_no_batch_is_worth_more_than_256_requests_once_it_was_refused(autojump_clock: MockClock) -> None:
-    refused = 0
+async def test_no_batch_is_worth_more_than_256_requests(autojump_clock: MockClock) -> None:
+    spans = make_spans(512)
+    exporter = InMemoryExporter(refusing(ids_of(spans[::4])))
+    async with watched_batcher(exporter, BIG) as batcher:
+        batcher.add_spans_nowait("a", spans)
+        report = await batcher.flush()
+        # Also where it is a part that passed which used the last of them.
+        assert len(exporter.batches) == MAX_REQUESTS == 256
+        assert report.undelivered > 0
+        assert report.delivered + report.rejected + report.undelivered == 512
+        assert all(loss.reason.startswith("isolation budget: bad span") for loss in batcher.undelivered)
 
+
+@pytest.mark.parametrize("at_most", [1, 2, 3])
+async def test_a_server_that_takes_few_spans_at_once_gets_all_of_them(at_most: int, autojump_clock: MockClock) -> None:
     def answer(batch: SpanBatch) -> ExportResult:
-        nonlocal refused
-        if len(batch.spans) == 1:
-            return Delivered()
-        refused += 1
-        return Refused("too large", 413, isolate=True)
+        return Delivered() if len(batch.spans) <= at_most else Refused("too large", 413, isolate=True)
 
     exporter = InMemoryExporter(answer)
     async with watched_batcher(exporter, BIG) as batcher:
-        batcher.add_spans_nowait("a", make_spans(512))
+        for _ in range(2):
+            batcher.add_spans_nowait("a", make_spans(512))
+            assert (await batcher.flush()).delivered == 512
+    # What passes is known after the first refusals.
+    assert sum(len(batch.spans) > at_most for batch in exporter.batches) < 20
+
+
+async def test_parts_that_passed_before_the_first_judgement_do_not_count(autojump_clock: MockClock) -> None:
+    spans = make_spans(400)
+    bad = spans[300].context.span_id
+
+    def answer(batch: SpanBatch) -> ExportResult:
+        if len(batch.spans) > 1:
+            return Refused("too large", 413, isolate=True)
+        return refusing([bad])(batch)
+
+    async with watched_batcher(InMemoryExporter(answer), BIG) as batcher:
+        batcher.add_spans_nowait("a", spans)
         report = await batcher.flush()
-        assert len(exporter.batches) == MAX_REQUESTS == 256
-        assert (report.delivered, report.undelivered) == (256 - refused, 512 - 256 + refused)
-        assert {loss.reason for loss in batcher.undelivered} == {"isolation budget: too large"}
-        # What passes is known now: the next batch is sent in requests of that size, none of which is refused.
-        batcher.add_spans_nowait("a", make_spans(512))
-        report = await batcher.flush()
-        assert (report.delivered, report.undelivered) == (512, 0)
+    assert (report.delivered, report.rejected, report.undelivered) == (399, 1, 0)
 
 
 async def test_a_location_that_refused_everything_is_remembered_beyond_its_idle_lane(

@@ -16,6 +16,10 @@ from exporter_support import (
     export_once,
     stored,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
 from trio_spanbatch import (
     Delivered,
@@ -272,3 +276,37 @@ async def test_what_there_is_of_a_compressed_error_that_is_cut_off_is_told() -> 
     body = gzip.compress(b"span 7 is bad")[:-8]
     async with OTLPReceiver(answers=[Answer(400, headers=[("content-encoding", "gzip")], body=body)]) as receiver:
         assert await export_once(receiver) == Refused("400 Bad Request: span 7 is bad", 400, isolate=True)
+
+
+# -- a body that was read already ------------------------------------------------------------------------------------
+
+PARTIAL = ExportTraceServiceResponse(partial_success=ExportTracePartialSuccess(rejected_spans=1, error_message="no"))
+
+
+@pytest.mark.parametrize("content_encoding", ["identity", "gzip"])
+async def test_a_body_that_a_hook_of_the_client_has_read_is_read_again(content_encoding: str) -> None:
+    async def read(response: httpx.Response) -> None:
+        await response.aread()
+
+    body = PARTIAL.SerializeToString()
+    headers = [("content-type", "application/x-protobuf"), ("content-encoding", content_encoding)]
+    answer = Answer(200, headers=headers, body=gzip.compress(body) if content_encoding == "gzip" else body)
+    async with (
+        OTLPReceiver(answers=[answer]) as receiver,
+        httpx.AsyncClient(event_hooks={"response": [read]}) as client,
+    ):
+        exporter = OTLPExporter(receiver.url, client=client)
+        assert await exporter.export(batch_of(2)) == Delivered(1, "no")
+        await exporter.aclose()
+
+
+async def test_a_transport_whose_bodies_are_read_already_will_do() -> None:
+    body = PARTIAL.SerializeToString()
+    headers = {"content-type": "application/x-protobuf"}
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers, content=body))
+    exporter = OTLPExporter("http://localhost/", transport=transport, max_response_bytes=len(body))
+    assert await exporter.export(batch_of(2)) == Delivered(1, "no")
+    await exporter.aclose()
+    small = OTLPExporter("http://localhost/", transport=transport, max_response_bytes=len(body) - 1)
+    assert isinstance(await small.export(batch_of(2)), Refused)
+    await small.aclose()

@@ -59,6 +59,11 @@ class Admission:
         self._pressed: set[Lane] = set()
         self.is_open: bool = False
 
+    @property
+    def waits_for_bytes(self) -> bool:
+        """Whether an adder waits for the byte budget of all."""
+        return bool(self._byte_line)
+
     # -- adding ------------------------------------------------------------------------------------------------
 
     def try_admit(self, lane: Lane, span: EncodedSpan) -> bool:

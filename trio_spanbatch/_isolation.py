@@ -11,7 +11,8 @@ halves may be small enough.
 
 A server that refuses everything must not be asked about every span. Isolation gives up after `MAX_REFUSALS` refusals in
 a row without a part that passed (eight bad spans side by side in a batch of 512 take 21), or after `MAX_REQUESTS` for
-one batch, whether its last part passed or not.
+one batch, whether its last part passed or not. Those are counted from the first refusal that is about what the spans
+are: into however many requests their size cuts a batch, each of them can pass.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Isolation:
         self._refusals = 0
         self._requests = 0
         self._last_refusal: Refused | None = None
+        # The last one for what the spans are, not for how many bytes they have.
+        self._last_judgement: Refused | None = None
 
     @property
     def refused_everything(self) -> bool:
@@ -90,7 +93,7 @@ class Isolation:
     def passed(self, result: Delivered) -> list[Verdict]:
         """The server took the part that was sent, less the spans that it says it rejected."""
         part = self._parts.pop()
-        self._requests += 1
+        self._requests += self._last_judgement is not None
         self._refusals = 0
         self.any_passed = True
         # Where the server left out spans of this part, the refusal of both halves may have been about those.
@@ -106,9 +109,11 @@ class Isolation:
             give_up: Whether it is known to refuse everything. Then the rest is not sent if no part has passed.
         """
         part = self._parts.pop()
-        self._requests += 1
-        self._refusals += 1
+        if result.status_code != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            self._last_judgement = result
         self._last_refusal = result
+        self._requests += self._last_judgement is not None
+        self._refusals += 1
         self._any_isolated |= result.isolate
         if give_up and not self.any_passed:
             return [(part.lease, _rejected(part.lease, result)), *self._end(result)]
@@ -126,7 +131,6 @@ class Isolation:
         return [(part.lease, settlement), *self._use_what_is_known()]
 
     def _go_on(self) -> list[Verdict]:
-        # A batch that was never refused is not being isolated, into however many requests its size cuts it.
         if self._last_refusal is not None and (self._refusals >= MAX_REFUSALS or self._requests >= MAX_REQUESTS):
             return self._end(self._last_refusal)
         return self._use_what_is_known()

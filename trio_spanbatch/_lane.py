@@ -213,6 +213,8 @@ class Lane:
         if self._is_crowded_out():
             # Then it is not known: whoever makes a slot spare wakes the lanes that stand here.
             self._shared.crowded_out[self] = None
+        else:
+            self._shared.crowded_out.pop(self, None)
         if self._is_hopeless() or self._has_slot:
             return -math.inf
         export_at = self._export_at()

@@ -80,6 +80,7 @@ class Lanes:
             self._empty.pop(lane, None)
             self._shared.ledger.end(lane.location)
             self._shared.offer_spare_slot()
+            self._shared.admission.keep_slots_busy()
 
     def occupied(self, lane: Lane) -> None:
         """Note that a lane holds spans, or an adder waits for it."""

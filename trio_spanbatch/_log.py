@@ -15,7 +15,7 @@ AnyLogger: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """Logs through a logger, and never raises.
+    """Logs through a logger, and raises no `Exception`.
 
     `logging.Handler.handle` catches nothing by itself: what a filter raises, or a handler whose ``emit`` does not call
     `logging.Handler.handleError`, comes out of the call that logs. Here that would be in the middle of settling a

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from ._cost import cost_of
+from ._batch import SpanHeaders
 from ._log import AnyLogger
 from ._statistics import Loss
 
@@ -38,6 +38,8 @@ class Losses:
         self._clock = clock
         self._kept: list[Loss] = []
         self._kept_bytes = 0
+        # By their identity: what spans share is in memory once, and counts once.
+        self._kept_headers: dict[int, SpanHeaders] = {}
         self._not_kept = 0
         self._said_at = -math.inf
         self._reasons: Counter[tuple[str, str]] = Counter()
@@ -78,12 +80,15 @@ class Losses:
     def _keep(self, loss: Loss) -> None:
         if loss.outcome != "undelivered":
             return
-        cost = cost_of(loss.batch.spans)
+        spans = loss.batch.spans
+        headers = {id(span.headers): span.headers for span in spans if id(span.headers) not in self._kept_headers}
+        cost = sum(span.size for span in spans) + sum(len(own.resource) + len(own.scope) for own in headers.values())
         if self._kept_bytes + cost > self._max_kept_bytes:
             self._not_kept += loss.count
             self._say_what_is_not_kept(loss)
             return
         self._kept_bytes += cost
+        self._kept_headers.update(headers)
         self._kept.append(loss)
 
     def _say_what_is_not_kept(self, loss: Loss) -> None:

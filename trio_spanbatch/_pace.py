@@ -76,10 +76,11 @@ class Pace:
         backing_off_already = self.retry_at > now
         if not backing_off_already:
             self.failures += 1
+        longest = self._retry.max_elapsed
         if after is not None and after > 0:
             # Batches that come later do not wait for longer than one would that is tried already.
-            self._account.not_before = max(self._account.not_before, now + min(after, self._retry.max_elapsed))
-        elif not backing_off_already:
+            self._account.not_before = max(self._account.not_before, now + min(after, longest))
+        if not backing_off_already and (not after or after > longest):
             self._own_wait_until = now + self._own_wait(drain_deadline - now)
 
     def cut_short(self, now: float) -> None:

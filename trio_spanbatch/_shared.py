@@ -37,7 +37,7 @@ class Shared:
         limits: What may wait and run at once.
         retry: How often an attempt is repeated.
         rng: Where jitter comes from.
-        logger: Where messages go. It never raises.
+        logger: Where messages go. It raises no `Exception`.
         ledger: The accounts.
         losses: Told of spans that were not delivered.
         health: Told of how locations fare.
@@ -91,9 +91,10 @@ class Shared:
             taken: Whether the location has taken a slot for it already.
         """
         half = self.limits.max_exports // 2
-        without_any = len(self.lanes) - self.exporting
-        kept_free = half if self.exporting > 1 else min(without_any, half)
-        return self.slots.free + taken > kept_free
+        without_any = min(len(self.lanes) - self.exporting, half)
+        # Nobody comes alive in the drain, and while somebody waits for bytes, slots are there to free some.
+        is_for_newcomers = self.exporting > 1 and not self.draining and not self.admission.waits_for_bytes
+        return self.slots.free + taken > (half if is_for_newcomers else without_any)
 
     def offer_spare_slot(self) -> None:
         """Let the lanes that wait for a slot to spare look again, if there is one now."""

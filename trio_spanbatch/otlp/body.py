@@ -102,6 +102,12 @@ class BoundedBody:
         """Whether what was fed ends in the middle of compressed data. No body at all is fine."""
         return self._inflater is not None or (self._compressed and self._received > 0 and self._streams == 0)
 
+    def take_read(self, content: bytes) -> None:
+        """Take in a whole body that is decompressed already."""
+        self.readable, self.exceeded = True, len(content) > self.limit
+        self._inflater = None
+        self._collected += content[: self.limit]
+
     def feed(self, data: bytes) -> None:
         """Take in a piece as it came from the network."""
         self._received += len(data)
@@ -171,6 +177,10 @@ async def read_bounded(response: httpx.Response, body: BoundedBody) -> None:
     What is too much is not read: the connection is closed. The raw bytes are taken, as httpx would decompress each
     piece of the network in one go, whatever comes out of it.
     """
+    if response.is_stream_consumed:
+        # By a hook of a client of the user's own, or a transport that has no stream. httpx has decompressed it.
+        body.take_read(response.content)
+        return
     with trio.CancelScope() as scope:
         # Leaving httpx's generators half-way would leave them, and the connection, to the garbage collector. A
         # cancel while they wait for the network unwinds them all. For the same reason nothing is awaited in here.

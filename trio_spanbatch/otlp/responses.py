@@ -34,9 +34,12 @@ MAX_RETRY_AFTER = 365 * 24 * 3600.0
 
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 
-# Types that say little: what such a body begins with tells more. A page may begin with a comment or an XML declaration.
+# Types that say little: what such a body begins with tells more, behind comments and an XML declaration.
 _VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
-_HTML_BEGINNINGS = (b"<!doctype html", b"<html", b"<head", b"<body", b"<title", b"<script", b"<!--", b"<?xml")
+_HTML_TAG = re.compile(rb"<(!doctype\s+html|html|head|body|title|script)(?=[\s>/])", re.IGNORECASE)
+_BEFORE_HTML = {b"<!--": b"-->", b"<?xml": b"?>"}
+# Bytes of a body that are looked at.
+_BEGINNING = 4096
 
 
 @attrs.frozen
@@ -151,8 +154,15 @@ def _is_html(response: Response) -> bool:
     kind = media_type(response.headers)
     if kind not in _VAGUE:
         return kind in _HTML
-    beginning = (response.body or b"")[:256].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return beginning.startswith(_HTML_BEGINNINGS)
+    return _HTML_TAG.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
+
+
+def _without_preamble(text: bytes) -> bytes:
+    """Return what follows the comments and the XML declaration at the beginning of ``text``."""
+    text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
+    while end := next((end for begin, end in _BEFORE_HTML.items() if text.startswith(begin)), None):
+        text = text.partition(end)[2].lstrip()
+    return text
 
 
 def _login_page(response: Response) -> Refused:

@@ -31,6 +31,9 @@ _CREDENTIAL = re.compile(rb"auth|token|key|secret|passw|cookie|credential|sessio
 # A value with more parts than this has none of its further ones known by itself.
 _MOST_PARTS = 64
 
+# A longer one is looked for as it is only: no server repeats so much in another form.
+_LONGEST_ENCODED = 4096
+
 # No encoding changes these.
 _PLAIN = re.compile(r"[-.0-9A-Z_a-z]*")
 
@@ -123,7 +126,7 @@ def _long_forms(words: Iterable[str], shortest: int) -> Iterator[str]:
 
 def _forms(word: str) -> Iterator[str]:
     yield word
-    if _PLAIN.fullmatch(word):
+    if _PLAIN.fullmatch(word) or len(word) > _LONGEST_ENCODED:
         return
     for raw in _encodings(word):
         # Taken for Latin-1, and as Python shows bytes: among others with a quote, quotes are escaped.
