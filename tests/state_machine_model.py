@@ -161,8 +161,6 @@ class Model:
         if not self.admits(name, spans):
             self.waited_in = self.step + 1
         self.locations[name].line += spans
-        # Who waits for bytes makes slots spare.
-        self._note_spare_slots()
 
     def withdraw(self, name: str, span: EncodedSpan) -> None:
         """An adder leaves the line, if it stands there."""
@@ -259,7 +257,7 @@ class Model:
         """Return whether a location that has an export running may begin another: half of all are kept for others."""
         limit = self.settings.limits.max_exports
         exporting = len({export.location.name for export in self.exports})
-        for_newcomers = exporting > 1 and not self.draining and not any(self._waiting_for_bytes())
+        for_newcomers = exporting > 1 and not self.draining
         kept_free = limit // 2 if for_newcomers else min(len(self.live) - exporting, limit // 2)
         return limit - len(self.exports) > kept_free
 
@@ -348,6 +346,8 @@ class Model:
 
     def drain_begins(self) -> None:
         self.drain_began_at = now = trio.current_time()
+        # What was kept for those that come is spare now.
+        self._note_spare_slots()
         self.byte_line.clear()
         for location in self.locations.values():
             location.line.clear()

@@ -168,13 +168,3 @@ async def test_in_the_drain_no_slot_is_kept_for_locations_that_cannot_come(autoj
         for location in ("one", "two"):
             batcher.add_spans_nowait(location, make_spans(100))
     assert servers.max_active == 8
-
-
-async def test_while_an_adder_waits_for_bytes_no_slot_is_kept(autojump_clock: MockClock) -> None:
-    servers = Servers(random.Random(1), hang_from=math.inf)
-    limits = Limits(max_exports=8, max_pending_bytes=4000)
-    policy = BatchPolicy(max_spans=1, max_delay=60)
-    async with SpanBatcher(servers, batch=policy, limits=limits) as batcher, trio.open_nursery() as nursery:
-        for location in ("one", "two"):
-            nursery.start_soon(batcher.add_spans, location, make_spans(200))
-    assert servers.max_active == 8

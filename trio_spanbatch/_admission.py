@@ -10,9 +10,9 @@ Whoever frees room admits on behalf of those who wait: a seal frees places in th
 span enters the lane and the counts in that same step, and only then is its adder woken. An adder that is cancelled
 leaves the line; its span was never in.
 
-While adders wait for bytes, no export slot stands idle: as many lanes as there are free slots, fullest first, are
-pressed, which makes them due. Otherwise a budget spread over many lanes that are not due would stall everybody while
-the exporter idles. (Traps: rooms and slots have one owner each, and no lock is held across an await.)
+While adders wait for bytes, no export slot stands idle that a lane may use: as many lanes as there are free slots,
+fullest first, are pressed, which makes them due. Otherwise a budget spread over many lanes that are not due would stall
+everybody while the exporter idles. (Traps: rooms and slots have one owner each, and no lock is held across an await.)
 """
 
 from __future__ import annotations
@@ -58,11 +58,6 @@ class Admission:
         self._byte_line: OrderedDict[Lane, None] = OrderedDict()
         self._pressed: set[Lane] = set()
         self.is_open: bool = False
-
-    @property
-    def waits_for_bytes(self) -> bool:
-        """Whether an adder waits for the byte budget of all."""
-        return bool(self._byte_line)
 
     # -- adding ------------------------------------------------------------------------------------------------
 

@@ -92,8 +92,8 @@ class Shared:
         """
         half = self.limits.max_exports // 2
         without_any = min(len(self.lanes) - self.exporting, half)
-        # Nobody comes alive in the drain, and while somebody waits for bytes, slots are there to free some.
-        is_for_newcomers = self.exporting > 1 and not self.draining and not self.admission.waits_for_bytes
+        # Nobody comes alive in the drain.
+        is_for_newcomers = self.exporting > 1 and not self.draining
         return self.slots.free + taken > (half if is_for_newcomers else without_any)
 
     def offer_spare_slot(self) -> None:
