@@ -49,6 +49,11 @@ class SpanHeaders:
     resource: bytes = b""
     scope: bytes = b""
 
+    @property
+    def size(self) -> int:
+        """How many bytes both have."""
+        return len(self.resource) + len(self.scope)
+
 
 _NO_HEADERS = SpanHeaders()
 

@@ -16,9 +16,8 @@ __all__ = ["cost_after", "cost_of"]
 
 def cost_after(headers: SpanHeaders | None, span: EncodedSpan) -> int:
     """Return the bytes that ``span`` costs after one with ``headers``; None stands for no span before it."""
-    own = span.headers
     size = len(span.payload)
-    return size if own is headers else size + len(own.resource) + len(own.scope)
+    return size if span.headers is headers else size + span.headers.size
 
 
 def cost_of(spans: Iterable[EncodedSpan], headers: SpanHeaders | None = None) -> int:

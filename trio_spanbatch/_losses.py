@@ -82,7 +82,7 @@ class Losses:
             return
         spans = loss.batch.spans
         headers = {id(span.headers): span.headers for span in spans if id(span.headers) not in self._kept_headers}
-        cost = sum(span.size for span in spans) + sum(len(own.resource) + len(own.scope) for own in headers.values())
+        cost = sum(span.size for span in spans) + sum(own.size for own in headers.values())
         if self._kept_bytes + cost > self._max_kept_bytes:
             self._not_kept += loss.count
             self._say_what_is_not_kept(loss)
