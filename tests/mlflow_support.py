@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,9 @@ class MLflowServer:
             assert self._process is not None
             assert self._process.poll() is None, f"the server ended:\n{self._log.read_text()[-4000:]}"
             assert time.monotonic() < give_up_at, f"the server does not start:\n{self._log.read_text()[-4000:]}"
-            time.sleep(0.1)  # a server of another process: nothing but asking it again tells that it is ready
+            # Only asking again tells that it is ready; that it has ended is noticed at once.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
 
     def is_ready(self) -> bool:
         """Return whether the server answers."""

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import trio
@@ -52,7 +53,7 @@ def _raise(loss: Loss) -> None:
     raise RuntimeError("on_loss")
 
 
-ANSWERS: dict[str, Callable[[], object]] = {
+ANSWERS: dict[str, Callable[[], Any]] = {
     "busy for a moment": lambda: iter([TryLater("busy"), *[Delivered()] * 20]),
     "refuses": lambda: lambda batch: Refused("no"),
     "partial success": lambda: lambda batch: Delivered(1, "one of them"),
@@ -72,7 +73,7 @@ async def test_logs_that_raise_lose_no_span_and_disturb_neither_the_body_nor_the
     autojump_clock: MockClock,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    exporter = InMemoryExporter(ANSWERS[answer]())  # type: ignore[arg-type]  # one of them is wrong on purpose
+    exporter = InMemoryExporter(ANSWERS[answer]())
     failure = ValueError("the body's own")
     batcher = watched_batcher(exporter, FOUR, logger=raising_logger(by), on_loss=on_loss, shutdown_timeout=3)
     with pytest.raises(ValueError, match="the body's own") as caught:
@@ -113,7 +114,7 @@ class _Frozen(Exception):
 
 
 class _HasOtherNotes(Exception):
-    __notes__ = ()  # type: ignore[assignment]  # wrong on purpose
+    __notes__: Any = ()
 
 
 class _TakesNoNotes(Exception):
@@ -183,16 +184,17 @@ async def test_batches_that_are_not_kept_are_told_of_twice_a_minute_at_most(
 def test_arguments_that_cannot_work_are_refused_when_a_batcher_is_made() -> None:
     async def on_loss(loss: Loss) -> None: ...
 
+    make: Any = SpanBatcher
     with pytest.raises(TypeError, match=r"on_loss is .*which is async; it must be a synchronous function"):
         SpanBatcher(InMemoryExporter(), on_loss=on_loss)
     with pytest.raises(TypeError, match=r"log_level is 'INFO'; it must be an int, for instance logging\.INFO"):
-        SpanBatcher(InMemoryExporter(), log_level="INFO")  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), log_level="INFO")
     with pytest.raises(TypeError, match="log_level is True"):
         SpanBatcher(InMemoryExporter(), log_level=True)
     with pytest.raises(TypeError, match=r"shutdown_timeout is 1000.*number of seconds"):
         SpanBatcher(InMemoryExporter(), shutdown_timeout=10**400)
     with pytest.raises(TypeError, match=r"batch is <class .*; it must be a BatchPolicy, or a function"):
-        SpanBatcher(InMemoryExporter(), batch=BatchPolicy)  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), batch=BatchPolicy)
 
 
 @pytest.mark.parametrize("value", [True, math.nan, -1, 10**400, "5"])
@@ -202,11 +204,13 @@ def test_a_wait_that_is_no_number_of_seconds_is_named(value: float) -> None:
 
 
 def test_results_take_no_bools_for_numbers_and_no_words_for_bools() -> None:
+    number: Any = 5
+    word: Any = "no"
     results: list[Callable[[], ExportResult]] = [
         lambda: Delivered(True),
         lambda: Refused("no", True),
-        lambda: Refused("no", isolate=5),  # type: ignore[arg-type]  # wrong on purpose
-        lambda: TryLater("busy", ambiguous="no"),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: Refused("no", isolate=number),
+        lambda: TryLater("busy", ambiguous=word),
     ]
     for make in results:
         with pytest.raises(TypeError, match="it must be"):

@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import threading
+from typing import Any
 
 import pytest
 import trio
@@ -564,21 +565,22 @@ def test_a_shutdown_timeout_that_is_none_is_named(timeout: float) -> None:
 
 
 def test_arguments_of_the_wrong_type_are_named() -> None:
+    make: Any = SpanBatcher
     with pytest.raises(TypeError, match="shutdown_timeout is '5'"):
-        SpanBatcher(InMemoryExporter(), shutdown_timeout="5")  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), shutdown_timeout="5")
     with pytest.raises(TypeError, match=r"limits is .*must be of type Limits"):
-        SpanBatcher(InMemoryExporter(), limits=BatchPolicy())  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), limits=BatchPolicy())
     with pytest.raises(TypeError, match=r"retry is .*must be of type RetryPolicy"):
-        SpanBatcher(InMemoryExporter(), retry=5)  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), retry=5)
     with pytest.raises(TypeError, match="batch is 5; it must be of type BatchPolicy"):
-        SpanBatcher(InMemoryExporter(), batch=5)  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), batch=5)
     with pytest.raises(TypeError, match=r"exporter is of type str; it must be a SpanExporter"):
-        SpanBatcher("http://localhost:4318/v1/traces")  # type: ignore[arg-type]  # wrong on purpose
+        make("http://localhost:4318/v1/traces")
     with pytest.raises(TypeError, match=r"exporter is the class .*must be a SpanExporter"):
-        SpanBatcher(InMemoryExporter)  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter)
     with pytest.raises(TypeError, match="on_loss is 3; it must be a function"):
-        SpanBatcher(InMemoryExporter(), on_loss=3)  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), on_loss=3)
     with pytest.raises(TypeError, match="rng is 3; it must be of type Random"):
-        SpanBatcher(InMemoryExporter(), rng=3)  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), rng=3)
     with pytest.raises(TypeError, match="logger is 'mine'; it must be of type Logger"):
-        SpanBatcher(InMemoryExporter(), logger="mine")  # type: ignore[arg-type]  # wrong on purpose
+        make(InMemoryExporter(), logger="mine")
