@@ -83,7 +83,7 @@ def experiment_in(response: Response, name: str) -> Found:
         name: The experiment's name.
     """
     if response.status == 429 or response.status >= 500:
-        after = retry_after(response.headers.get("retry-after"), now=response.now)
+        after = retry_after(response.headers, now=response.now)
         return TryLater(response.reason, after=after, status_code=response.status)
     if response.status == 404 and NO_EXPERIMENT in response.message:
         return Refused(

@@ -9,12 +9,12 @@ page stores no spans.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -31,6 +31,11 @@ __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response",
 
 # Seconds. Whoever asks for more than a year did not mean it; what is left of it is clipped by the batcher anyway.
 MAX_RETRY_AFTER = 365 * 24 * 3600.0
+
+# A member of a list of numbers and HTTP-dates, two of whose three forms have a comma after the day of the week; and
+# how many members are looked at.
+_MEMBER = re.compile(r"(?:\s*(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},)?[^,]+", re.IGNORECASE)
+_MAX_MEMBERS = 100
 
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 
@@ -50,7 +55,7 @@ class Response:
         status: The status code.
         headers: Header names in lower case to values.
         body: The body, decompressed; ``None`` if it could not be decompressed.
-        now: The time, in seconds since 1970, to which an HTTP-date in ``Retry-After`` is compared.
+        now: The time, in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
         secrets: What must not be repeated from the response, should the server echo it.
     """
 
@@ -118,18 +123,37 @@ def interpret_response(
     return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
 
 
-def retry_after(value: str | None, *, now: float) -> float | None:
-    """Return how many seconds a ``Retry-After`` header asks for; ``None`` if it is missing or makes no sense.
+def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Return how many seconds ``Retry-After`` asks for; ``None`` if it is missing or makes no sense.
+
+    Each hop between here and the server may have added a value of its own, in a header of its own or in a list. The
+    longest is waited for: it suits all of them.
 
     Args:
-        value: Whole seconds or an HTTP-date. A date in the past is 0 seconds away; at most `MAX_RETRY_AFTER` is
-            returned.
-        now: The time, in seconds since 1970.
+        headers: The response's headers, their names in lower case. A value is whole seconds or an HTTP-date. A date
+            counts from the response's own ``Date`` where that can be read, as the two clocks need not agree; one that
+            is over is 0 seconds away. At most `MAX_RETRY_AFTER` is returned.
+        now: The time, in seconds since 1970, for a response without a ``Date``.
     """
-    value = (value or "").strip()
+    sent = next((moment for value in _listed(headers.get("date")) if (moment := _http_date(value)) is not None), now)
+    waits = [wait for value in _listed(headers.get("retry-after")) if (wait := _seconds_until(value, sent)) is not None]
+    return max(waits, default=None)
+
+
+def _listed(value: str | None) -> Iterator[str]:
+    """Yield the first members of a list. httpx joins headers of the same name with commas as well."""
+    return (member[0].strip() for member in islice(_MEMBER.finditer(value or ""), _MAX_MEMBERS))
+
+
+def _seconds_until(value: str, sent: float) -> float | None:
     if re.fullmatch(r"[0-9]+", value):
         # Not by int(), which refuses thousands of digits; so many are a year as well.
         return min(float(value), MAX_RETRY_AFTER)
+    moment = _http_date(value)
+    return None if moment is None else min(max(moment - sent, 0.0), MAX_RETRY_AFTER)
+
+
+def _http_date(value: str) -> float | None:
     # Every form of HTTP-date begins with the day of the week and has the time in it. The library reads more than
     # that ("5 1 1"), none of which a server means as a date.
     if not re.match(r"[A-Za-z]{3,9},? .*:", value[:64]):
@@ -137,10 +161,9 @@ def retry_after(value: str | None, *, now: float) -> float | None:
     try:
         moment = parsedate_to_datetime(value[:64])
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        seconds = moment.timestamp() - now
+        return moment.timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
 def _status_line(status: int) -> str:
@@ -250,7 +273,7 @@ def _target(location: str) -> str:
 
 
 def _try_later(response: Response) -> TryLater:
-    after = retry_after(response.headers.get("retry-after"), now=response.now)
+    after = retry_after(response.headers, now=response.now)
     return TryLater(response.reason, after=after, status_code=response.status)
 
 
@@ -272,7 +295,12 @@ RULES: tuple[Rule, ...] = (
         _delivered,
     ),
     Rule("3xx is not followed: credentials would go along", range(300, 400), Refused, _not_followed),
-    Rule("429, 502, 503 and 504 are retried, after Retry-After if given", (429, 502, 503, 504), TryLater, _try_later),
+    Rule(
+        "429, 502, 503 and 504 are retried, after the longest Retry-After if any is given",
+        (429, 502, 503, 504),
+        TryLater,
+        _try_later,
+    ),
     Rule(
         "400, 413 and 422 are never repeated as they are; a part of the batch may be to blame",
         (400, 413, 422),
