@@ -233,7 +233,7 @@ def test_any_bytes_of_a_body_are_collected_within_the_limit(encoding: str, limit
     for piece in data.draw(pieces(raw)):
         body.feed(piece)
     assert body.content is None or len(body.content) <= limit
-    assert encoding != "br" or body.content is None
+    assert encoding != "br" or body.content is None or raw == b""
     if encoding == "":
         assert body.exceeded == (len(raw) > limit)
 

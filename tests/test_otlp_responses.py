@@ -336,6 +336,8 @@ def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
     [
         (PROTOBUF, rpc_status("bad span"), "bad span"),
         (PROTOBUF, b"\xff\xff", ""),
+        (PROTOBUF, b'{"message": "bad span"}', "bad span"),
+        (PROTOBUF, b"<html><title>502 Bad Gateway</title>", "502 Bad Gateway"),
         (PROTOBUF, rpc_status("bad span").replace(b"bad", b"b\xffd"), "b\ufffdd span"),
         (JSON, b'{"error_code": "NOT_FOUND", "message": "no such id"}', "NOT_FOUND: no such id"),
         (JSON, b'{"error_code": "NOT_FOUND"}', "NOT_FOUND"),

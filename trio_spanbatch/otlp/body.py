@@ -77,9 +77,10 @@ class BoundedBody:
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
-        encoding = encoding.strip().lower()
+        codings = [name for part in encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
+        encoding = ", ".join(codings)
         self.exceeded: bool = False
-        self.readable: bool = encoding in ("", "identity", "gzip", "x-gzip", "deflate")
+        self.readable: bool = encoding in ("", "gzip", "x-gzip", "deflate")
         self.limit = limit
         self._received = 0
         # One buffer, not a list of pieces: a server that sends two bytes at a time would fill memory with objects.
@@ -94,8 +95,8 @@ class BoundedBody:
 
     @property
     def content(self) -> bytes | None:
-        """What was collected; ``None`` if it is not readable."""
-        return bytes(self._collected) if self.readable else None
+        """What was collected; ``None`` if there is something that is not readable."""
+        return bytes(self._collected) if self.readable or self._received == 0 else None
 
     @property
     def cut_off(self) -> bool:

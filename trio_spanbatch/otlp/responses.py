@@ -8,7 +8,6 @@ page stores no spans.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC
@@ -19,13 +18,10 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
-from google.protobuf import json_format
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from .._results import Delivered, ExportResult, Refused, TryLater
-from .lenient import TraceServiceResponse
-from .messages import MAX_MESSAGE_BYTES, is_bounded_json, media_type, server_message, short_text
+from .answers import read_answer
+from .messages import media_type, server_message, short_text
 
 __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
 
@@ -39,9 +35,11 @@ _MAX_MEMBERS = 100
 
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 
-# Types that say little: what such a body begins with tells more, behind comments and an XML declaration.
+# What a body begins with tells more than a type, behind comments and an XML declaration. Where the type says little, it
+# may be a part of a page; XML has elements of these names too.
 _VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
-_HTML_TAG = re.compile(rb"<(!doctype\s+html|html|head|body|title|script)(?=[\s>/])", re.IGNORECASE)
+_PAGE = re.compile(rb"<(!doctype\s+html|html)(?=[\s>/])", re.IGNORECASE)
+_PART_OF_A_PAGE = re.compile(rb"<(!doctype\s+html|html|head|body|title|script)(?=[\s>/])", re.IGNORECASE)
 _BEFORE_HTML = {b"<!--": b"-->", b"<?xml": b"?>"}
 # Bytes of a body that are looked at.
 _BEGINNING = 4096
@@ -175,9 +173,8 @@ def _status_line(status: int) -> str:
 
 def _is_html(response: Response) -> bool:
     kind = media_type(response.headers)
-    if kind not in _VAGUE:
-        return kind in _HTML
-    return _HTML_TAG.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
+    tag = _PART_OF_A_PAGE if kind in _VAGUE else _PAGE
+    return kind in _HTML or tag.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
 
 
 def _without_preamble(text: bytes) -> bytes:
@@ -197,58 +194,22 @@ def _login_page(response: Response) -> Refused:
     )
 
 
+def _has_no_body(response: Response) -> bool:
+    return response.body == b""
+
+
 def _without_a_body(_response: Response) -> Delivered:
     return Delivered()
 
 
 def _delivered(response: Response) -> Delivered:
     """Read the partial success. What cannot be read is at most a warning: the status said that all is well."""
-    kind = media_type(response.headers)
     if response.body is None:
         encoding = response.headers.get("content-encoding", "")
         message = f"the answer's body could not be decompressed (content-encoding: {encoding})"
         return Delivered(0, short_text(message, response.secrets))
-    try:
-        if "protobuf" in kind:
-            rejected, said = _answer_from_protobuf(response.body)
-        elif "json" in kind and response.body.strip():
-            rejected, said = _answer_from_json(response.body)
-        else:
-            return Delivered()
-    except ValueError as error:
-        # Not the content type as it is: it is in lower case, where a secret in it would not be found.
-        form = "application/x-protobuf" if "protobuf" in kind else "application/json"
-        return Delivered(0, short_text(f"the answer's body cannot be read as {form}: {error}", response.secrets))
-    return Delivered(max(rejected, 0), short_text(_bounded_message(said), response.secrets))
-
-
-def _bounded_message(message: bytes) -> str:
-    # As a str, four megabytes may take sixteen.
-    size = len(message)
-    return message.decode("utf-8", "replace") if size <= MAX_MESSAGE_BYTES else f"(a message of {size} bytes)"
-
-
-def _answer_from_protobuf(body: bytes) -> tuple[int, bytes]:
-    """Return how many spans were rejected, and the message."""
-    try:
-        partial = TraceServiceResponse.FromString(body).partial_success
-    except DecodeError:
-        raise ValueError("it does not parse") from None
-    return partial.rejected_spans, partial.error_message
-
-
-def _answer_from_json(body: bytes) -> tuple[int, bytes]:
-    if not is_bounded_json(body):
-        raise ValueError("it is too long")
-    try:
-        # A byte that is no UTF-8, or half of a surrogate pair, must not cost the number beside it.
-        document = json.loads(body.decode("utf-8-sig", "replace"))
-        text = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
-        answer = json_format.Parse(text, ExportTraceServiceResponse(), ignore_unknown_fields=True)
-    except (ValueError, RecursionError, json_format.ParseError):
-        # The parser's own words repeat the text.
-        raise ValueError("it does not parse") from None
-    return answer.partial_success.rejected_spans, answer.partial_success.error_message.encode("utf-8")
+    rejected, message = read_answer(response.status, response.headers, response.body, response.secrets)
+    return Delivered(rejected, short_text(message, response.secrets))
 
 
 def _not_followed(response: Response) -> Refused:
@@ -286,10 +247,17 @@ def _refused(response: Response) -> Refused:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("204 and 205 have no body: delivered", (204, 205), Delivered, _without_a_body),
+    Rule(
+        "204 and 205 without a body: delivered, whatever type it would have",
+        (204, 205),
+        Delivered,
+        _without_a_body,
+        _has_no_body,
+    ),
     Rule("a 2xx that is a web page is a login page, not a delivery", range(200, 300), Refused, _login_page, _is_html),
     Rule(
-        "any other 2xx is a delivery; its partial success is counted and never retried",
+        "any other 2xx is a delivery; its partial success is counted and never retried, whatever its content type; an "
+        "error in its body is a warning",
         range(200, 300),
         Delivered,
         _delivered,
