@@ -156,9 +156,11 @@ async def test_rejected_spans_are_counted_whatever_the_content_type_of_the_answe
     headers += [("Content-Encoding", "identity, GZIP")] if compressed else []
     body = gzip.compress(said.body) if compressed else said.body
     losses: list[Loss] = []
-    async with OTLPReceiver(answers=[Answer(200, headers=headers, body=body, store=False)]) as receiver:
-        async with batcher_to(receiver, on_loss=losses.append) as batcher:
-            batcher.add_spans_nowait("a", make_spans(3))
-            report = await batcher.flush()
+    async with (
+        OTLPReceiver(answers=[Answer(200, headers=headers, body=body, store=False)]) as receiver,
+        batcher_to(receiver, on_loss=losses.append) as batcher,
+    ):
+        batcher.add_spans_nowait("a", make_spans(3))
+        report = await batcher.flush()
     assert (report.delivered, report.rejected) == (1, 2)
     assert "too old" in losses[0].reason
