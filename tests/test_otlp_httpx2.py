@@ -51,6 +51,7 @@ def bring(request: pytest.FixtureRequest, package: Any) -> Bring:
 
     @contextlib.asynccontextmanager
     async def transport(verify: Any = False) -> AsyncIterator[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
         yield {"transport": package.AsyncHTTPTransport(verify=verify, trust_env=False)}
 
     return {"client": client, "transport": transport}[request.param]
@@ -277,7 +278,7 @@ async def test_an_auth_function_may_use_either_package(package: Any) -> None:
 
 
 async def test_a_client_that_was_given_is_not_closed_and_keeps_its_settings(package: Any) -> None:
-    class OwnClient(package.AsyncClient):  # type: ignore[misc,name-defined]  # of which package, the fixture knows
+    class OwnClient(package.AsyncClient):  # type: ignore[misc]  # of which package, the fixture knows
         pass
 
     async with OTLPReceiver() as receiver, OwnClient(headers={"x-own": "1"}, cookies={"c": "d"}) as client:
@@ -298,7 +299,7 @@ async def test_a_client_that_was_closed_is_reported_as_closed(package: Any) -> N
 async def test_a_transport_is_closed_with_the_exporter(package: Any) -> None:
     closed: list[bool] = []
 
-    class OwnTransport(package.AsyncBaseTransport):  # type: ignore[misc,name-defined]  # as above
+    class OwnTransport(package.AsyncBaseTransport):  # type: ignore[misc]  # as above
         async def handle_async_request(self, request: Any) -> Any:
             return package.Response(200, content=partial_success(1, "too old").body, request=request)
 
@@ -326,6 +327,22 @@ async def test_an_asgi_application_takes_batches(package: Any) -> None:
     async with exporting(ENDPOINT, {"transport": package.ASGITransport(app)}) as exporter:
         assert await exporter.export(batch) == Delivered()
     assert b"".join(bodies) == batch.to_request()
+
+
+def test_type_checkers_know_which_clients_and_transports_are_taken() -> None:
+    # mypy looks at this file too, and says so where an "ignore" is not needed.
+    OTLPExporter(ENDPOINT, client=httpx.AsyncClient())
+    OTLPExporter(ENDPOINT, client=httpx2.AsyncClient())
+    OTLPExporter(ENDPOINT, transport=httpx.AsyncHTTPTransport())
+    OTLPExporter(ENDPOINT, transport=httpx2.MockTransport(lambda _: httpx2.Response(200)))
+    with pytest.raises(TypeError):
+        OTLPExporter(ENDPOINT, client=httpx.Client())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        OTLPExporter(ENDPOINT, client=httpx2.Client())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        OTLPExporter(ENDPOINT, transport=httpx.HTTPTransport())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        OTLPExporter(ENDPOINT, transport=httpx2.HTTPTransport())  # type: ignore[arg-type]
 
 
 class Session:
