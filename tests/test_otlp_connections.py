@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import httpcore
+import httpcore2
 import httpx
 import httpx2
 import pytest
@@ -121,6 +123,31 @@ async def test_connections_are_not_used_again_where_httpcore_does_not_tell_what_
             for _ in range(3):
                 assert await exporter.export(batch_of()) == Delivered(status_code=200)
             assert server.requests == [1, 1, 1]
+
+
+class BrokenStream:
+    """A connection with TLS that breaks when something is read from it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def read(self, _max_bytes: int, _timeout: float | None) -> bytes:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        raise self._error
+
+    def get_extra_info(self, info: str) -> object:
+        return self if info == "ssl_object" else None
+
+
+@pytest.mark.parametrize("error", [httpcore.ReadError(), httpcore2.ReadError()], ids=["httpcore", "httpcore2"])
+async def test_a_connection_that_breaks_after_its_response_is_not_used_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = BrokenStream(error)
+    response = httpx.Response(200, extensions={"network_stream": stream})
+    monkeypatch.setattr(connection, "_left_in_h11", lambda _: b"")
+    await connection.retire_if_more_was_sent(response)
+    assert stream.get_extra_info("is_readable") is True
 
 
 # Tens of thousands of chunks or responses fit into what httpcore would read at once.

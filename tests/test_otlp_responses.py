@@ -158,6 +158,9 @@ def test_an_answer_that_cannot_be_decompressed_is_a_delivery_with_a_warning() ->
         b"<!-- a proxy --><!DOCTYPE html><html><title>Sign in</title>",
         b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><title>Sign in</title>',
         b"<HEAD><title>Sign in</title>",
+        b"<meta http-equiv='refresh' content='0; url=/login'><title>Sign in</title>",
+        b"<h1>Sign in</h1>",
+        b"<form action='/login'>Sign in",
     ],
 )
 def test_a_200_that_is_a_web_page_is_a_failure_that_says_login_page(headers: dict[str, str], body: bytes) -> None:

@@ -32,7 +32,7 @@ _BEGINNING = 4096
 # Keys under which servers say that something failed, in lower case and without what stands between words; and how the
 # name of a count of what failed begins.
 _ERRORS = re.compile(
-    r"err(?:ors?)?(?:codes?|no|messages?|msg|description|details)?|exceptions?|faults?(?:string)?|failures?"
+    r"err(?:ors?)?(?:codes?|no|messages?|msg|description|details|counts?)?|exceptions?|faults?(?:string)?|failures?"
 )
 _FAILED_COUNTS = ("rejected", "failed", "dropped")
 # Keys under which they say how it went, and words for that. A status of HTTP may stand there as well.

@@ -39,7 +39,9 @@ _HTML = frozenset({"text/html", "application/xhtml+xml"})
 # may be a part of a page; XML has elements of these names too.
 _VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
 _PAGE = re.compile(rb"<(!doctype\s+html|html)(?=[\s>/])", re.IGNORECASE)
-_PART_OF_A_PAGE = re.compile(rb"<(!doctype\s+html|html|head|body|title|script)(?=[\s>/])", re.IGNORECASE)
+_PART_OF_A_PAGE = re.compile(
+    rb"<(!doctype\s+html|html|head|body|title|script|noscript|style|meta|link|form|iframe|h1)(?=[\s>/])", re.IGNORECASE
+)
 _BEFORE_HTML = {b"<!--": b"-->", b"<?xml": b"?>"}
 # Bytes of a body that are looked at.
 _BEGINNING = 4096
