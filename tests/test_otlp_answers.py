@@ -283,6 +283,8 @@ def test_a_protobuf_status_without_a_message_is_named_and_one_that_is_ok_is_none
         (b"HTTP/1.1 503 busy", "HTTP/1.1 503 busy"),
         (b"404 Not Found\nno such table", "404 Not Found no such table"),
         (b"\xef\xbb\xbferror: no such table", "error: no such table"),
+        # It parses as protobuf, with fields that are not known.
+        (b"error: and then thirty-two characters!!", "characters!!"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/json", "application/x-protobuf"])
@@ -347,6 +349,7 @@ def test_a_verdict_of_grpc_in_the_headers_of_a_200_is_a_warning() -> None:
     said = warning(b"", "application/grpc", grpc_status="12", grpc_message="no such method")
     assert said == "the answer says grpc-status 12: no such method"
     assert interpret(b"", "application/grpc", grpc_status="0") == Delivered()
+    assert "grpc-status 12" in warning(b"{}", "application/json", grpc_status="12")
 
 
 # Bodies where there should be none, and pages.

@@ -83,7 +83,12 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, secrets: C
         body: The response's body, decompressed.
         secrets: What must not be repeated, where a text is cut off.
     """
-    kind, problem = media_type(headers), ""
+    rejected, message = _from_body(status, media_type(headers), body, secrets)
+    return rejected, message or _error_in_headers(headers)
+
+
+def _from_body(status: int, kind: str, body: bytes, secrets: Collection[str]) -> tuple[int, str]:
+    problem = ""
     beginning = body[:_BEGINNING].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if beginning in (b"{", b"[") or ("json" in kind and beginning):
         try:
@@ -91,18 +96,19 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, secrets: C
         except ValueError as error:
             problem = f"the answer's body cannot be read as application/json: {error}" if "json" in kind else ""
     answer = _from_protobuf(body, declared="protobuf" in kind)
+    if answer is not None and any(answer):
+        return answer
+    # A text may be called protobuf too, and happen to parse as fields that are not known.
+    words = _error_in_xml(body, secrets) if beginning == b"<" else _error_in_text_of(body, secrets)
+    if words:
+        return 0, _error(words)
     if answer is not None:
-        return answer[0], answer[1] or _error_in_headers(headers)
+        return answer
     if "protobuf" in kind:
         problem = "the answer's body cannot be read as application/x-protobuf: it does not parse"
-    if beginning == b"<":
-        words = _error_in_xml(body, secrets)
-    else:
-        is_error = bool(_error_in_text(body[:_BEGINNING].decode("utf-8-sig", "replace")))
-        words = server_message(_PLAIN, body, secrets) if is_error else ""
-        if status == HTTPStatus.MULTI_STATUS and beginning:
-            problem = problem or f"the answer is a 207 Multi-Status: {server_message(_PLAIN, body, secrets)}"
-    return 0, _error(words) if words else problem or _error_in_headers(headers)
+    elif status == HTTPStatus.MULTI_STATUS and beginning not in (b"", b"<"):
+        problem = problem or f"the answer is a 207 Multi-Status: {server_message(_PLAIN, body, secrets)}"
+    return 0, problem
 
 
 def _error(words: str) -> str:
@@ -274,6 +280,11 @@ def _error_in_text(text: str) -> str:
     """Return ``text`` if it begins as an error does: with a failure's status line, or with a word and a colon."""
     error = _ERROR_TEXT.match(text)
     return text if _is_failed_status(text) or (error is not None and _is_something(error[1])) else ""
+
+
+def _error_in_text_of(body: bytes, secrets: Collection[str]) -> str:
+    is_error = _error_in_text(body[:_BEGINNING].decode("utf-8-sig", "replace"))
+    return server_message(_PLAIN, body, secrets) if is_error else ""
 
 
 def _is_failed_status(text: str, *, or_only_number: bool = False) -> bool:

@@ -91,7 +91,7 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
     kind = media_type(headers)
     if "protobuf" in kind:
         message = _status_message(body)
-        if message or body.lstrip()[:1] not in (b"{", b"<"):
+        if message or body[:_TEXT_PREFIX].lstrip()[:1] not in (b"{", b"<"):
             return short_text(message, secrets)
     if "json" in kind or body.lstrip()[:1] in (b"{", b"["):
         found = _json_message(body)
