@@ -150,7 +150,7 @@ def test_a_header_value_that_cannot_be_sent_is_refused_by_the_headers_name(value
         ({"max_response_bytes": 1.5}, TypeError, "max_response_bytes is 1.5"),
         ({"auth": ("user", SECRET)}, TypeError, "client="),
         ({"client": 5}, TypeError, "client is of type int; it must be an httpx.AsyncClient"),
-        ({"client": httpx.Client()}, TypeError, "client is of type Client; it must be an httpx.AsyncClient"),
+        ({"client": httpx.Client()}, TypeError, "Client; it must be an httpx.AsyncClient or an httpx2"),
         ({"client": httpx.AsyncClient(params={"key": SECRET})}, ValueError, "client has params= (not shown)"),
         ({"transport": httpx.HTTPTransport()}, TypeError, "it must be an httpx.AsyncBaseTransport, such as"),
     ],

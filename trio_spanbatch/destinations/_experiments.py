@@ -23,6 +23,7 @@ from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
 from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json
+from ..otlp.packages import classes
 from ..otlp.responses import Response, interpret_response, retry_after
 from ..otlp.tls import TLSAdvice
 
@@ -83,7 +84,7 @@ def experiment_in(response: Response, name: str) -> Found:
         name: The experiment's name.
     """
     if response.status == 429 or response.status >= 500:
-        after = retry_after(response.headers.get("retry-after"), now=response.now)
+        after = retry_after(response.headers, now=response.now)
         return TryLater(response.reason, after=after, status_code=response.status)
     if response.status == 404 and NO_EXPERIMENT in response.message:
         return Refused(
@@ -218,7 +219,7 @@ class ExperimentNames:
     async def _exchange(self, name: str, attempt: Attempt) -> Found:
         request = self._client.build_request(
             "GET",
-            self._url,
+            str(self._url),
             params={"experiment_name": name},
             headers=list(self._headers.items()),
             timeout=None,
@@ -229,7 +230,7 @@ class ExperimentNames:
         try:
             with hidden_in_logs(lambda: attempt.secrets):
                 response, body = await self._send_and_read(request, attempt)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except classes("RequestError", "InvalidURL") as error:
             return self._failure(error, attempt)
         if body.exceeded:
             return Refused(

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
-import httpx
 
 from .._batch import SpanBatch
 from .._errors import InvalidLocationError
 from .._results import ExportResult, Refused
+from ..otlp.clients import AsyncClient, AsyncTransport
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import has_userinfo
 from ..otlp.tls import TLSSettings
@@ -52,8 +52,8 @@ def mlflow(
     token: str | None = None,
     timeout: float = TIMEOUT,
     compression: str | None = "gzip",
-    client: httpx.AsyncClient | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    client: AsyncClient | None = None,
+    transport: AsyncTransport | None = None,
     certificate: _File | None = None,
     client_certificate: _File | None = None,
     client_key: _File | None = None,

@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 
 import attrs
-import httpx
 
 from .._batch import SpanBatch
 from .._errors import InvalidLocationError
 from .._results import ExportResult, Refused
+from ..otlp.clients import AsyncClient, AsyncTransport
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint, has_userinfo
 from ..otlp.tls import TLSSettings
@@ -54,8 +54,8 @@ def unity_catalog(
     headers: Mapping[str, str] | None = None,
     timeout: float = 20.0,
     compression: str | None = None,
-    client: httpx.AsyncClient | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    client: AsyncClient | None = None,
+    transport: AsyncTransport | None = None,
 ) -> OTLPExporter:
     """Return an exporter that sends to tables of Unity Catalog; a location is ``<catalog>.<schema>.<table>``.
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterator
+from functools import cache
+from typing import Any
 
 import httpx
 import trio
 
-__all__ = ["BoundedBody", "PiecewiseStream", "gzip_compress", "read_bounded"]
+from .packages import package_of
+
+__all__ = ["BoundedBody", "gzip_compress", "piecewise_stream", "read_bounded"]
 
 # The most that is compressed or decompressed without a checkpoint: less than a millisecond of work.
 PIECE = 64 * 1024
@@ -43,12 +47,25 @@ async def gzip_compress(body: bytes) -> bytes:
     return b"".join(compressed)
 
 
-class PiecewiseStream(httpx.AsyncByteStream):
-    """A request body that is written in pieces: TLS encrypts what it is given in one go, and in memory.
+def piecewise_stream(body: bytes, like: object) -> httpx.AsyncByteStream:
+    """Return a request body that is written in pieces: TLS encrypts what it is given in one go, and in memory.
 
     It iterates without a generator: httpx drops one half-way when the connection breaks, and trio warns of that.
-    """
 
+    Args:
+        body: What to write.
+        like: The stream that it replaces. Both are of the same package: httpx takes only its own, and so does httpx2.
+    """
+    stream: httpx.AsyncByteStream = _stream_class(package_of(like, "AsyncByteStream"))(body)
+    return stream
+
+
+@cache
+def _stream_class(package: Any) -> Any:
+    return type("PiecewiseStream", (_PiecewiseStream, package.AsyncByteStream), {})
+
+
+class _PiecewiseStream:
     def __init__(self, body: bytes) -> None:
         self._body = body
 
@@ -77,9 +94,10 @@ class BoundedBody:
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
-        encoding = encoding.strip().lower()
+        codings = [name for part in encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
+        encoding = ", ".join(codings)
         self.exceeded: bool = False
-        self.readable: bool = encoding in ("", "identity", "gzip", "x-gzip", "deflate")
+        self.readable: bool = encoding in ("", "gzip", "x-gzip", "deflate")
         self.limit = limit
         self._received = 0
         # One buffer, not a list of pieces: a server that sends two bytes at a time would fill memory with objects.
@@ -94,8 +112,8 @@ class BoundedBody:
 
     @property
     def content(self) -> bytes | None:
-        """What was collected; ``None`` if it is not readable."""
-        return bytes(self._collected) if self.readable else None
+        """What was collected; ``None`` if there is something that is not readable."""
+        return bytes(self._collected) if self.readable or self._received == 0 else None
 
     @property
     def cut_off(self) -> bool:

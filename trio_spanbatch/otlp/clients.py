@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.cookiejar
 import os
 import ssl
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
-__all__ = ["KEEPALIVE_EXPIRY", "check_client", "check_transport", "make_client"]
+from .packages import classes, package_of
+
+__all__ = ["KEEPALIVE_EXPIRY", "AsyncClient", "AsyncTransport", "check_client", "check_transport", "make_client"]
 
 # Seconds that an idle connection is kept, so that it outlives the delay between two batches. Servers close idle
 # connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
@@ -17,6 +19,30 @@ KEEPALIVE_EXPIRY = 30.0
 
 _PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
 _CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class AsyncClient(Protocol):
+    """An ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``, for type checkers."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+
+    async def send(self, request: Any, *, stream: bool = ..., follow_redirects: Any = ...) -> Any:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class AsyncTransport(Protocol):
+    """An ``httpx.AsyncBaseTransport`` or an ``httpx2.AsyncBaseTransport``, for type checkers."""
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close it."""
 
 
 class _NoCookies(http.cookiejar.CookieJar):
@@ -29,26 +55,28 @@ class _NoCookies(http.cookiejar.CookieJar):
         """Leave ``request`` as it is."""
 
 
-def make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
-    """Return a client that keeps nothing but connections.
+def make_client(transport: AsyncTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
+    """Return a client that keeps nothing but connections. It is of the package that ``transport`` is of.
 
     Raises:
         ValueError: A variable for proxies or CAs, which httpx reads, cannot be used. Its value is not shown.
     """
+    package = httpx if transport is None else package_of(transport, "AsyncBaseTransport")
     # An exception that is raised from within ``except`` would have httpx's as its context, and that shows a part of
     # a proxy's URL.
     try:
-        return httpx.AsyncClient(
+        client: httpx.AsyncClient = package.AsyncClient(
             verify=True if context is None else context,
             transport=transport,
             cookies=_NoCookies(),
             timeout=None,
             # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
             # connection within their timeout.
-            limits=httpx.Limits(
+            limits=package.Limits(
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY
             ),
         )
+        return client
     except ImportError:
         problem = 'a SOCKS proxy needs another package: pip install "httpx[socks]"'
     except (httpx.InvalidURL, ValueError):
@@ -62,23 +90,42 @@ def make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLCont
     raise ValueError(f"a proxy variable ({_proxy_variables()}; not shown) cannot be used: {problem}")
 
 
-def check_client(client: object) -> None:
-    """Raise if ``client`` is no client that requests can be sent with, or has parameters, which logs show."""
-    if not isinstance(client, httpx.AsyncClient):
-        raise TypeError(f"client is of type {type(client).__name__}; it must be an httpx.AsyncClient")
-    if client.params:
+def check_client(client: object) -> httpx.AsyncClient:
+    """Return ``client``; raise if it is none that requests can be sent with, or has parameters, which logs show."""
+    package = package_of(client, "AsyncClient")
+    if package is None:
+        raise TypeError(
+            f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
+        )
+    own: httpx.AsyncClient = client  # type: ignore[assignment]  # httpx2's has the same interface
+    # Private, as nobody else tells. Where a later version has them elsewhere, the first request fails in the client.
+    transports = [getattr(own, "_transport", None), *getattr(own, "_mounts", {}).values()]
+    for transport in transports:
+        other = None if transport is None else package_of(transport, "AsyncBaseTransport")
+        if False:
+            raise TypeError(
+                f"client is an {package.__name__}.AsyncClient with a transport of {other.__name__} "
+                f"({type(transport).__name__}); httpx and httpx2 do not work together: take both from one package"
+            )
+    if own.params:
         raise ValueError(
             "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
         )
+    return own
 
 
 def check_transport(transport: object) -> None:
     """Raise `TypeError` if ``transport`` is none that is async."""
-    if not isinstance(transport, httpx.AsyncBaseTransport):
+    if not isinstance(transport, classes("AsyncBaseTransport")):
         raise TypeError(
-            f"transport is of type {type(transport).__name__}; it must be an httpx.AsyncBaseTransport, such as "
-            "httpx.AsyncHTTPTransport()"
+            f"transport is of type {_name_of_type(transport)}; it must be an httpx.AsyncBaseTransport, such as "
+            "httpx.AsyncHTTPTransport(), or an httpx2.AsyncBaseTransport"
         )
+
+
+def _name_of_type(thing: object) -> str:
+    kind = type(thing)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _proxy_variables() -> str:

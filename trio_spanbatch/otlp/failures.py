@@ -6,16 +6,15 @@ import os
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 
-import httpx
-
 from .._results import ExportResult, Refused, TryLater
 from .messages import short_text
+from .packages import classes
 from .tls import TLSAdvice
 
 __all__ = ["failure_result"]
 
 # Nothing was sent with these. A request that was written may have arrived with any other.
-_BEFORE_THE_REQUEST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_BEFORE_THE_REQUEST = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
 
 # What OpenSSL calls an answer that is no TLS: bytes of another protocol where a record was expected.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
@@ -41,7 +40,7 @@ def failure_result(
     write_error: BaseException | None = None,
     secrets: Collection[str] = (),
 ) -> ExportResult:
-    """Return what an exception of httpx means for the batch.
+    """Return what an exception of httpx or httpx2 means for the batch.
 
     Args:
         error: The exception.
@@ -52,14 +51,14 @@ def failure_result(
         write_error: What went wrong before, while the request was written.
         secrets: What must not be shown.
     """
-    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL):
+    if isinstance(error, classes("LocalProtocolError", "UnsupportedProtocol", "InvalidURL")):
         # Its text may show a header's value.
         return Refused(f"the request cannot be sent: {type(error).__name__}")
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
-    may_have_arrived, remedy = not isinstance(error, _BEFORE_THE_REQUEST), ""
-    if isinstance(error, httpx.ProxyError):
+    may_have_arrived, remedy = not isinstance(error, classes(*_BEFORE_THE_REQUEST)), ""
+    if isinstance(error, classes("ProxyError")):
         reason = f"the proxy {peer} does not connect: {words}"
     elif isinstance(tls, ssl.SSLCertVerificationError):
         reason = f"the certificate of {peer} is not trusted: certificate verify failed: {tls.verify_message}"

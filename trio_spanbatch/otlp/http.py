@@ -24,9 +24,9 @@ from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import BoundedBody, PiecewiseStream, gzip_compress, read_bounded
+from .body import BoundedBody, gzip_compress, piecewise_stream, read_bounded
 from .checks import shown
-from .clients import check_client, check_transport, make_client
+from .clients import AsyncClient, AsyncTransport, check_client, check_transport, make_client
 from .disabled import DisabledExporter
 from .failures import failure_result
 from .http_headers import (
@@ -38,6 +38,7 @@ from .http_headers import (
 )
 from .log_filter import hidden_in_logs, install_log_filter
 from .messages import short_text
+from .packages import classes
 from .tls import TLSSettings, client_context, tls_advice
 
 __all__ = ["USER_AGENT", "OTLPExporter"]
@@ -70,10 +71,10 @@ class OTLPExporter:
         timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
             to the last of the response; `math.inf` for none.
         compression: ``"gzip"``, or ``None`` for none.
-        client: A client of your own. It is not closed, and its settings (TLS, proxies, cookies, limits) are yours. It
-            has no ``params``, which logs show.
-        transport: A transport for the exporter's own client, for instance `OTLPReceiver.memory_transport`. It is
-            closed with the exporter.
+        client: A client of your own, an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``. It is not closed, and its
+            settings (TLS, proxies, cookies, limits) are yours. It has no ``params``, which logs show.
+        transport: A transport for the exporter's own client, of httpx or httpx2, for instance
+            `OTLPReceiver.memory_transport`. It is closed with the exporter.
         certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of those that
             ``SSL_CERT_FILE`` names or certifi has.
         client_certificate: The file with the certificate that the server is shown (PEM).
@@ -102,8 +103,8 @@ class OTLPExporter:
         auth: Auth | AuthFunction | None = None,
         timeout: float = 10.0,
         compression: str | None = None,
-        client: httpx.AsyncClient | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        client: AsyncClient | None = None,
+        transport: AsyncTransport | None = None,
         certificate: str | os.PathLike[str] | None = None,
         client_certificate: str | os.PathLike[str] | None = None,
         client_key: str | os.PathLike[str] | None = None,
@@ -128,12 +129,10 @@ class OTLPExporter:
                 "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
                 "its TLS too"
             )
-        if client is not None:
-            check_client(client)
         if transport is not None:
             check_transport(transport)
         self._owns_client = client is None
-        self._client = make_client(transport, context) if client is None else client
+        self._client = make_client(transport, context) if client is None else check_client(client)
         own_tls = client is None and transport is None
         self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
         agent = self._headers.pop(b"user-agent", b"")
@@ -153,8 +152,8 @@ class OTLPExporter:
         location_header: str | None = None,
         headers: Mapping[str, str] | None = None,
         auth: Auth | AuthFunction | None = None,
-        client: httpx.AsyncClient | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        client: AsyncClient | None = None,
+        transport: AsyncTransport | None = None,
     ) -> Self | DisabledExporter:
         """Return an exporter that is configured as ``OTEL_EXPORTER_OTLP_*`` says.
 
@@ -308,7 +307,7 @@ class OTLPExporter:
         try:
             with hidden_in_logs(lambda: attempt.secrets):
                 await self._send_and_read(request, attempt)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except classes("RequestError", "InvalidURL") as error:
             return attempt.known_failure() or failure_result(
                 error,
                 peer=attempt.peer,
@@ -340,13 +339,13 @@ class OTLPExporter:
             headers[self._location_header] = location.encode("ascii")
         request = self._client.build_request(
             "POST",
-            self._url,
+            str(self._url),
             headers=list(headers.items()),
             content=body,
             timeout=None,
             extensions={"trace": attempt.trace},
         )
-        request.stream = PiecewiseStream(body)
+        request.stream = piecewise_stream(body, request.stream)
         return request
 
     def _timed_out(self, attempt: Attempt) -> ExportResult:
@@ -378,7 +377,7 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
     except AuthError as error:
         reason = short_text(f"no credentials: {error.reason}")
         return TryLater(reason) if error.retry else Refused(reason)
-    except (httpx.HTTPError, OSError, trio.TooSlowError) as error:
+    except (*classes("HTTPError"), OSError, trio.TooSlowError) as error:
         # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
         return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
 
