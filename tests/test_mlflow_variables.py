@@ -201,15 +201,13 @@ async def test_the_certificate_that_mlflow_shows_is_shown(
     pem = tmp_path / "client.pem"
     authority.issue_cert("client.test").private_key_and_cert_chain_pem.write_to_path(pem)
     context = tls_of(authority, asks_for_certificate=True)
-    # With TLS 1.3, a client hears only after the handshake that its certificate is missed.
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
     if of == "variable":
         assert await sent_to(context, {TLS: ca, CLIENT: str(pem)}) == [Delivered()] * 2
     else:
         environ = {TLS: ca, CLIENT: "/nonexistent"}
         assert await sent_to(context, environ, client_certificate=pem) == [Delivered()] * 2
     for result in await sent_to(context, {TLS: ca}):
-        assert f"{CLIENT} or client_certificate=" in result.reason
+        assert isinstance(result, TryLater)
 
 
 async def test_a_certificate_is_shown_to_a_server_that_is_not_checked(authority: trustme.CA, tmp_path: Path) -> None:
