@@ -241,6 +241,7 @@ async def test_mlflows_lookups_of_names_are_signed_too(example: ModuleType) -> N
         assert isinstance(await exporter.export(batch_of(1, "agents & more")), TryLater)
         assert await exporter.export(batch_of(1, "agents & more")) == Delivered()
     assert [request.method for request in server.seen] == ["GET", "GET", "POST"]
+    assert server.seen[0].target.endswith("get-by-name?experiment_name=agents%20%26%20more")
 
 
 async def test_the_example_runs_as_it_stands() -> None:

@@ -76,6 +76,9 @@ class SigV4(httpx.Auth):
         request.headers["x-amz-date"] = moment
         if credentials.session_token is not None:
             request.headers["x-amz-security-token"] = credentials.session_token
+        if request.url.query:
+            # httpx writes a space as +, which is a plus sign for AWS.
+            request.url = request.url.copy_with(query=request.url.query.replace(b"+", b"%20"))
         names = sorted({name.lower() for name in request.headers} - UNSIGNED)
         canonical = canonical_request(request, names)
         scope = f"{moment[:8]}/{self._region}/{self._service}/aws4_request"
