@@ -19,7 +19,8 @@ from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 PROJECT = Path(__file__).parent.parent
-MLFLOW = PROJECT / ".venv-mlflow" / "bin" / "mlflow"
+# Another version's environment is named like this: TEST_MLFLOW_VENV=.venv-mlflow-3.18.
+MLFLOW = PROJECT / os.environ.get("TEST_MLFLOW_VENV", ".venv-mlflow") / "bin" / "mlflow"
 
 # Seconds. It starts in 5 to 10; a busy machine takes its time.
 START_TIMEOUT = 180
@@ -34,7 +35,7 @@ class MLflowServer:
 
     def __init__(self, directory: Path) -> None:
         if not MLFLOW.exists():
-            raise FileNotFoundError(f"{MLFLOW.relative_to(PROJECT)} is not there: `make test` makes it")
+            raise FileNotFoundError(f"{MLFLOW} is not there: `make test` makes it")
         self._directory = directory
         self._log = directory / "server.log"
         self._port = _free_port()

@@ -7,6 +7,7 @@ import logging
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -184,6 +185,13 @@ def test_socks_5_is_httpxs_where_its_package_is_there(monkeypatch: pytest.Monkey
     assert isinstance(proxy_for(httpx.URL("http://a.test")), MissingProxySupport)
 
 
+@pytest.mark.parametrize("no_proxy", ["*", "a.test"])
+def test_a_proxy_that_is_not_needed_need_not_be_one(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://[")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert proxy_for(httpx.URL("http://a.test")) is None
+
+
 @pytest.mark.parametrize("value", [" ", "\t"])
 def test_a_blank_proxy_variable_is_an_unset_one(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", value)
@@ -223,7 +231,7 @@ def tagged(tag: int, content: bytes) -> bytes:
     return bytes([tag, len(content)]) + content
 
 
-def text_of(name: x509.NameAttribute[str]) -> bytes:
+def text_of(name: x509.NameAttribute[Any]) -> bytes:
     return str(name.value).lower().encode()
 
 

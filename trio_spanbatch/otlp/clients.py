@@ -51,7 +51,7 @@ def make_client(
     """
     proxy = proxy_for(url) if transport is None else None
     if isinstance(proxy, MissingProxySupport):
-        proxy, transport = None, _Unconnected(proxy.problem)
+        transport, proxy = _Unconnected(proxy.problem), None
     elif proxy is not None and proxy.url.scheme == "https":
         proxy.ssl_context = default_context()
     return httpx.AsyncClient(

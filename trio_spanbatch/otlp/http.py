@@ -171,8 +171,8 @@ class OTLPExporter:
             transport: As for the class; the same holds.
 
         Raises:
-            ValueError: The environment asks for what cannot be done: another protocol, credentials in a URL, a file
-                that cannot be read.
+            ValueError: The environment asks for what cannot be done: credentials in a URL, a header that cannot be
+                sent, a file that cannot be read.
         """
         environ = os.environ if environ is None else environ
         if sdk_disabled(environ):

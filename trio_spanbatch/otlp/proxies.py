@@ -62,12 +62,12 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | MissingProxySupport | None:
         ValueError: A variable has no URL of a proxy. Its value is not shown.
     """
     settings = getproxies()
+    if _is_excluded(url, settings.get("no", "")):
+        return None
     given = {scheme: value for scheme in _SCHEMES if (value := settings.get(scheme, "").strip())}
     # All of them, so that a mistake is found whichever the endpoint is.
     proxies = {scheme: _parsed(value, scheme) for scheme, value in given.items()}
     proxy = proxies.get(url.scheme, proxies.get("all"))
-    if _is_excluded(url, settings.get("no", "")) or proxy is None:
-        return None
     if isinstance(proxy, MissingProxySupport):
         warn_once(f"no span can be sent to {url.host}: {proxy.problem}")
     return proxy
