@@ -20,6 +20,7 @@ from support import make_spans
 
 from trio_spanbatch import Delivered, OTLPExporter, SpanBatcher, TryLater
 from trio_spanbatch.otlp.proxies import MissingProxySupport, proxy_for
+from trio_spanbatch.otlp.tls import default_context
 from trio_spanbatch.testing import OTLPReceiver
 
 SECRET = "dapi-0123456789abcdef"
@@ -254,6 +255,7 @@ async def test_a_file_of_cas_that_cannot_be_used_stops_nothing_and_makes_no_serv
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{variable} is '{path}', which cannot be used (")
     assert record.getMessage().endswith("): no https server is trusted")
+    assert default_context().get_ca_certs() == []
     async with OTLPReceiver() as plain, OTLPReceiver(ssl_context=tls_of(authority)) as encrypted:
         exporter = OTLPExporter(plain.url)
         assert await exporter.export(batch_of()) == Delivered()
@@ -315,3 +317,20 @@ async def test_keys_are_logged_where_the_environment_says(
         assert await exporter.export(batch_of()) == Delivered()
         await exporter.aclose()
     assert "CLIENT_" in log.read_text()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_proxy_that_speaks_tls_is_trusted_as_servers_are(
+    trusted: bool, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority.cert_pem.write_to_path(ca := tmp_path / "ca.pem")
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys.log"))
+    async with OTLPReceiver(ssl_context=tls_of(authority), path=None) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"https://127.0.0.1:{proxy.port}")
+        exporter = OTLPExporter("http://collector.test/v1/traces")
+        result = await exporter.export(batch_of())
+        await exporter.aclose()
+        assert [request.target for request in proxy.requests] == ["http://collector.test/v1/traces"] * trusted
+    assert isinstance(result, Delivered if trusted else TryLater)
