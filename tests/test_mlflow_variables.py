@@ -220,10 +220,12 @@ async def test_a_certificate_is_shown_to_a_server_that_is_not_checked(authority:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({TLS: "/nonexistent"}, f"{TLS} '/nonexistent' cannot be read: No such file"),
-        ({CLIENT: "/nonexistent"}, f"{CLIENT} '/nonexistent' cannot be read: No such file"),
+        ({TLS: "/nonexistent"}, f"{TLS}: certificate '/nonexistent' cannot be read: No such file"),
+        ({CLIENT: "/nonexistent"}, f"{CLIENT}: client_certificate '/nonexistent' cannot be read: No such file"),
+        ({TLS: __file__}, f"{TLS}: certificate '.*' holds no certificates"),
+        ({CLIENT: __file__}, f"{CLIENT}: client_certificate '.*' and client_key .* are no certificate"),
         ({TLS: "/nonexistent", INSECURE: "true"}, f"{INSECURE} is true, and {TLS} is set as well; unset"),
-        ({CLIENT: f"-----BEGIN PRIVATE KEY-----{SECRET}"}, f"{CLIENT} .not shown. is a PEM"),
+        ({CLIENT: f"-----BEGIN PRIVATE KEY-----{SECRET}"}, f"{CLIENT}: client_certificate .not shown. is a PEM"),
     ],
 )
 def test_files_that_cannot_be_used_are_told_by_their_variable(environ: dict[str, str], message: str) -> None:

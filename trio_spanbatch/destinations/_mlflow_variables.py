@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import attrs
 
 from .._environment import warn_once
-from ..otlp.tls import check_readable
+from ..otlp.tls import client_context
 
 __all__ = ["TLSVariables", "tls_variables", "warn_of_credentials_file", "warn_of_what_is_not_read", "workspace"]
 
@@ -81,14 +81,18 @@ def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> 
             f"{_INSECURE} is true, and {_SERVER_CERTIFICATE} is set as well; unset the first to have the server's "
             "certificate checked, or the second"
         )
-    # A directory is taken, as requests takes one.
-    if certificate is not None and not os.path.isdir(certificate):  # noqa: PTH112  # see otlp.tls
-        check_readable(_SERVER_CERTIFICATE, certificate)
-    if client_certificate is not None:
-        check_readable(_CLIENT_CERTIFICATE, client_certificate)
+    _check(_SERVER_CERTIFICATE, certificate=certificate)
+    _check(_CLIENT_CERTIFICATE, client_certificate=client_certificate)
     if insecure:
         warn_once(f"{_INSECURE} is true: whether the server is MLflow is not checked, credentials may go to others")
     return TLSVariables(certificate, client_certificate, not insecure)
+
+
+def _check(variable: str, *, certificate: str | None = None, client_certificate: str | None = None) -> None:
+    try:
+        client_context(certificate, client_certificate, None)
+    except ValueError as error:
+        raise ValueError(f"{variable}: {error}") from None
 
 
 def workspace(environ: Mapping[str, str]) -> str | None:

@@ -54,8 +54,9 @@ def make_client(
         transport, proxy = _Unconnected(proxy.problem), None
     elif proxy is not None and proxy.url.scheme == "https":
         proxy.ssl_context = default_context()
+    # A transport has its own TLS.
     return httpx.AsyncClient(
-        verify=default_context() if context is None else context,
+        verify=context or (transport is not None) or default_context(),
         proxy=proxy,
         transport=transport,
         # What httpx would read there was read above.

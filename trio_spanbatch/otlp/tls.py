@@ -13,7 +13,7 @@ import certifi
 
 from .._environment import warn_once
 
-__all__ = ["TLSAdvice", "TLSSettings", "check_readable", "client_context", "default_context", "tls_advice"]
+__all__ = ["TLSAdvice", "TLSSettings", "client_context", "default_context", "tls_advice"]
 
 _File = str | os.PathLike[str]
 
@@ -91,9 +91,9 @@ def client_context(
         return None
     context = _trusting(certificate) if verify else _trusting_everybody()
     if client_certificate is not None:
-        check_readable("client_certificate", client_certificate)
+        _check_readable("client_certificate", client_certificate)
         if client_key is not None:
-            check_readable("client_key", client_key)
+            _check_readable("client_key", client_key)
         try:
             context.load_cert_chain(client_certificate, client_key, password=_no_password)
         except (ssl.SSLError, ValueError):
@@ -134,7 +134,7 @@ def _trusting(certificate: _File | None) -> ssl.SSLContext:
     if os.path.isdir(certificate):  # noqa: PTH112
         context.load_verify_locations(capath=certificate)
         return context
-    check_readable("certificate", certificate)
+    _check_readable("certificate", certificate)
     if _load(context, cafile=certificate) is not None:
         raise ValueError(f"certificate {_shown(certificate)} holds no certificates (PEM)")
     return context
@@ -172,8 +172,7 @@ def _load(context: ssl.SSLContext, *, cafile: _File | None = None, capath: _File
     return None
 
 
-def check_readable(what: str, path: _File) -> None:
-    """Raise `ValueError` if the file ``path``, which ``what`` names, cannot be read."""
+def _check_readable(what: str, path: _File) -> None:
     if "-----BEGIN " in str(path):
         raise ValueError(f"{what} (not shown) is a PEM; it must be the name of a file")
     # An exception that is raised from within ``except`` would have the file's name in its context.
