@@ -105,7 +105,7 @@ def test_every_otel_variable_that_is_read_is_there_and_no_other() -> None:
 
 
 def test_every_mlflow_variable_that_is_read_is_there_and_no_other() -> None:
-    environ = Variables(MLFLOW_TRACKING_URI="http://mlflow.test")
+    environ = Variables(MLFLOW_TRACKING_URI="https://mlflow.test")
     mlflow(environ=environ)
     assert variables((row[0] for row in rows("Environment")), "MLFLOW_") == environ.asked
 

@@ -58,8 +58,8 @@ class OTLPExporter:
     """Sends batches to an OTLP/HTTP server, as protobuf. A `SpanExporter`.
 
     It can be made outside of trio. Several exports may run at once, each on a connection of its own; connections are
-    kept alive. Redirects are not followed and cookies are not kept. Proxies are used as httpx uses them
-    (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``).
+    kept alive. Redirects are not followed and cookies are not kept. ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and
+    ``NO_PROXY`` say which proxy is used.
 
     Args:
         endpoint: The URL to send to, as it is: no path is added. It has no user name, password or query.
@@ -83,8 +83,7 @@ class OTLPExporter:
         max_response_bytes: A response that is larger after decompression is not read to its end, and refused.
 
     Raises:
-        ValueError: An argument, or a variable for proxies or CAs, cannot be used. Credentials are never in the
-            message.
+        ValueError: An argument, or a variable for proxies, cannot be used. Credentials are never in the message.
         TypeError: An argument is of the wrong type.
     """
 
@@ -93,6 +92,9 @@ class OTLPExporter:
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "certificate="),
         "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY or client_certificate= and client_key= name its files",
     )
+
+    # Whether the server's certificate is checked.
+    _verify = True
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class OTLPExporter:
         self._gzip = compression == "gzip"
         self._max_request_bytes = _checked_size("max_request_bytes", max_request_bytes)
         self._max_response_bytes = _checked_size("max_response_bytes", max_response_bytes)
-        context = client_context(certificate, client_certificate, client_key)
+        context = client_context(certificate, client_certificate, client_key, verify=self._verify)
         if [client is not None, transport is not None, context is not None].count(True) > 1:
             raise ValueError(
                 "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
@@ -132,7 +134,7 @@ class OTLPExporter:
         if transport is not None:
             check_transport(transport)
         self._owns_client = client is None
-        self._client = make_client(transport, context) if client is None else check_client(client)
+        self._client = make_client(self._url, transport, context) if client is None else check_client(client)
         own_tls = client is None and transport is None
         self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
         agent = self._headers.pop(b"user-agent", b"")
@@ -168,8 +170,8 @@ class OTLPExporter:
             transport: As for the class; the same holds.
 
         Raises:
-            ValueError: The environment asks for what cannot be done: another protocol, credentials in a URL, a file
-                that cannot be read.
+            ValueError: The environment asks for what cannot be done: credentials in a URL, a header that cannot be
+                sent, a file that cannot be read.
         """
         environ = os.environ if environ is None else environ
         if sdk_disabled(environ):
