@@ -9,7 +9,7 @@ import pickle
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -132,6 +132,22 @@ async def test_a_span_that_a_finalizer_ends_goes_where_it_started(autojump_clock
     places, _ = await places_of(program)
     assert places.pop("of initech") == places.pop("child of initech") == "initech"
     assert places == {f"of acme {number}": "acme" for number in range(50)}
+
+
+async def test_no_number_of_spans_that_finalizers_end_in_one_collection_is_too_large(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(location_module, "MAX_GONE", 3)
+    monkeypatch.setattr(location_module, "MAX_TRACES", 3)
+
+    def program(tracer: Tracer) -> None:
+        for number in range(50):
+            with use_location(f"tenant {number}"):
+                EndedByFinalizer(tracer.start_span(f"{number}"), end)
+        collect_as("globex")
+
+    places, _ = await places_of(program)
+    assert places == {f"{number}": f"tenant {number}" for number in range(50)}
 
 
 async def test_a_span_with_a_remote_parent_that_a_finalizer_ends_goes_where_it_started(autojump_clock: object) -> None:
@@ -719,10 +735,14 @@ def test_a_context_that_was_left_is_not_kept_alive() -> None:
     class Request:
         pass
 
+    current_request: ContextVar[Request | None] = ContextVar("current_request", default=None)
+
     def handle() -> Any:
         request = Request()
+        current_request.set(request)
         with use_location(location):
             task = copy_context()
+        task.run(current_request.set, None)
         assert task.run(used_location) == location
         return weakref.ref(request), task
 
