@@ -7,12 +7,13 @@ import ssl
 from collections.abc import Collection, Iterator, Sequence
 
 import httpx
+import trio
 
 from .._results import ExportResult, Refused, TryLater
 from .messages import short_text
 from .tls import TLSAdvice
 
-__all__ = ["failure_result"]
+__all__ = ["cause_of", "failure_result"]
 
 # Nothing was sent with these. A request that was written may have arrived with any other.
 _BEFORE_THE_REQUEST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -29,6 +30,12 @@ _SIGNS_OF_TLS = (
     "Connection reset by peer",
     "Broken pipe",
 )
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what kind of failure ``error`` is, in a word."""
+    is_timeout = isinstance(error, httpx.TimeoutException | TimeoutError | trio.TooSlowError)
+    return "timeout" if is_timeout else type(error).__name__
 
 
 def failure_result(
@@ -54,7 +61,7 @@ def failure_result(
     """
     if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL):
         # Its text may show a header's value.
-        return Refused(f"the request cannot be sent: {type(error).__name__}")
+        return Refused(f"the request cannot be sent: {type(error).__name__}", cause=cause_of(error))
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
@@ -79,7 +86,8 @@ def failure_result(
         if connected and not https and _looks_like_tls(causes):
             remedy = "if it speaks TLS, the endpoint begins with https://"
     # The remedy stays whole, however long the words are.
-    return TryLater("; ".join(filter(None, (short_text(reason, secrets), remedy))), ambiguous=may_have_arrived)
+    reason = "; ".join(filter(None, (short_text(reason, secrets), remedy)))
+    return TryLater(reason, ambiguous=may_have_arrived, cause=cause_of(error))
 
 
 def _is_about_client_certificate(code: str) -> bool:
