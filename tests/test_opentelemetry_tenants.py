@@ -6,14 +6,17 @@ import copy
 import gc
 import logging
 import pickle
+import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from cli_support import run_command
 from opentelemetry import baggage, context, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -35,6 +38,8 @@ from trio_spanbatch.opentelemetry import _location as location_module
 from trio_spanbatch.opentelemetry import _tally as tally_module
 from trio_spanbatch.opentelemetry._use_location import used_location
 from trio_spanbatch.testing import InMemoryExporter
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 class EndedByFinalizer:
@@ -174,18 +179,15 @@ async def test_a_span_that_a_finalizer_ends_goes_where_baggage_said_when_it_star
 
 
 async def test_children_that_a_finalizer_starts_belong_where_their_parent_does(autojump_clock: object) -> None:
-    def finalize(span: trace.Span) -> None:
-        with trace.use_span(span, end_on_exit=True):
-            tracer_here.start_span("close of acme").end()
-
     def program(tracer: Tracer) -> None:
-        nonlocal tracer_here
-        tracer_here = tracer
+        def finalize(span: trace.Span) -> None:
+            with trace.use_span(span, end_on_exit=True):
+                tracer.start_span("close of acme").end()
+
         with use_location("acme"):
             EndedByFinalizer(tracer.start_span("of acme"), finalize)
         collect_as("globex")
 
-    tracer_here: Tracer = trace.NoOpTracer()
     places, _ = await places_of(program)
     assert places == {"of acme": "acme", "close of acme": "acme"}
 
@@ -198,6 +200,7 @@ async def test_an_abandoned_async_generator_in_a_cycle_ends_its_span_where_it_st
 
         async def stream(cycle: list[Any]) -> AsyncGenerator[int]:
             span = tracer.start_span("of acme")
+            await trio.lowlevel.checkpoint()
             try:
                 yield len(cycle)
             finally:
@@ -301,8 +304,8 @@ async def test_a_processor_that_passes_spans_on_later_changes_nothing(autojump_c
 
 async def test_a_span_whose_context_takes_no_attributes_goes_where_it_started(autojump_clock: object) -> None:
     class Bare(SpanContext):
-        @property
-        def __dict__(self) -> Any:
+        @property  # type: ignore[misc]
+        def __dict__(self) -> Any:  # type: ignore[override]
             raise AttributeError("__dict__")
 
     async with watched_batcher(exporter := InMemoryExporter()) as batcher:
@@ -457,8 +460,9 @@ async def leave_early(tracer: Tracer, tenant: str = "acme") -> None:
     """Leave the span and the location of an async generator behind in the current context, and have it closed."""
 
     async def tokens() -> AsyncGenerator[int]:
+        await trio.lowlevel.checkpoint()
         with use_location(tenant), tracer.start_as_current_span(f"stream of {tenant}"):
-            yield 1
+            yield 1  # noqa: ASYNC119  # the fault that is tested
 
     await abandon(tokens())
 
@@ -659,9 +663,10 @@ async def test_a_task_that_a_generator_started_keeps_its_location_when_the_gener
                     tracer.start_span(f"background {number}", context=Context()).end()
 
             async def tokens() -> AsyncGenerator[int]:
+                await trio.lowlevel.checkpoint()
                 with use_location("acme"):
                     nursery.start_soon(background)
-                    yield 1
+                    yield 1  # noqa: ASYNC119  # the fault that is tested
 
             with use_location("globex"):
                 await abandon(tokens())
@@ -752,6 +757,15 @@ def test_a_context_that_was_left_is_not_kept_alive() -> None:
     assert task.run(used_location) == location
 
 
+async def test_the_documented_way_to_stream_keeps_tenants_apart() -> None:
+    page = (DOCS / "opentelemetry.md").read_text()
+    assert "{literalinclude} examples/streaming.py" in page
+    ended = await run_command(program=[sys.executable, "-W", "error", str(DOCS / "examples" / "streaming.py")])
+    assert (ended.exit_code, ended.err) == (0, "")
+    expected = page.partition("<!-- streaming: compared by tests/test_opentelemetry_tenants.py -->\n```text\n")[2]
+    assert ended.out == expected.partition("```")[0]
+
+
 # -- strings that are something else -----------------------------------------------------------------------------
 
 
@@ -822,7 +836,7 @@ def test_the_location_of_a_batch_is_plain_text() -> None:
 
 async def test_what_only_claims_to_be_a_str_is_refused_everywhere(autojump_clock: object) -> None:
     class Claims:
-        @property
+        @property  # type: ignore[misc]
         def __class__(self) -> Any:
             return str
 
