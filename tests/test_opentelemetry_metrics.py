@@ -40,6 +40,7 @@ from trio_spanbatch import (
 )
 from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
+from trio_spanbatch.otlp.auth import AuthError
 from trio_spanbatch.testing import Answer, Hang, InMemoryExporter, OTLPReceiver, partial_success
 
 QUEUE_SIZE = "otel.sdk.processor.span.queue.size"
@@ -432,6 +433,26 @@ async def test_the_error_type_of_an_exporter_that_returns_nothing_is_a_type_erro
         BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
         batcher.add_span_nowait("default", make_span())
     assert metrics.by_error(EXPORTED) == {"TypeError": 1}
+
+
+@pytest.mark.parametrize(("failure", "error_type"), [(AuthError("no token"), "AuthError"), (None, "timeout")])
+async def test_the_error_type_of_an_export_without_credentials_says_so(
+    autojump_clock: MockClock, failure: Exception | None, error_type: str
+) -> None:
+    async def auth(_: str) -> dict[str, str]:
+        if failure is None:
+            await trio.sleep_forever()
+        assert failure is not None
+        await trio.lowlevel.checkpoint()
+        raise failure
+
+    metrics = Metrics()
+    exporter = OTLPExporter("http://collector.test/v1/traces", auth=auth, transport=Broken(None), timeout=5)
+    async with watched_batcher(exporter, retry=RetryPolicy(max_elapsed=3)) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        batcher.add_span_nowait("default", make_span())
+        await batcher.flush()
+    assert metrics.by_error(EXPORTED) == {error_type: 1}
 
 
 async def test_an_attempt_that_the_drain_cuts_short_is_a_timeout_and_one_before_it_keeps_its_cause(

@@ -304,7 +304,7 @@ async def test_a_processor_that_passes_spans_on_later_changes_nothing(autojump_c
 
 async def test_a_span_whose_context_takes_no_attributes_goes_where_it_started(autojump_clock: object) -> None:
     class Bare(SpanContext):
-        @property  # type: ignore[misc]
+        @property
         def __dict__(self) -> Any:  # type: ignore[override]
             raise AttributeError("__dict__")
 
@@ -691,6 +691,18 @@ def test_a_generator_that_is_closed_inside_anothers_use_location_does_not_end_th
         initech.close()
         assert used_location() == "globex"
     assert used_location() is None
+
+
+def test_tasks_do_not_inherit_what_a_closed_generator_left_behind_once_it_was_noticed() -> None:
+    def tokens() -> Generator[int]:
+        with use_location("acme"):
+            yield 1
+
+    generator = tokens()
+    next(generator)
+    copy_context().run(generator.close)
+    assert used_location() is None
+    assert copy_context().run(used_location) is None
 
 
 def test_generators_that_are_left_early_make_no_chain() -> None:

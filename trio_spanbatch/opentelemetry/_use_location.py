@@ -46,7 +46,11 @@ def use_location(location: str) -> AbstractContextManager[None]:
 
 def used_location() -> str | None:
     """Return the location of the innermost `use_location` that the caller is in."""
-    use = _skip_left(_innermost.get())
+    innermost = _innermost.get()
+    use = _skip_left(innermost)
+    if use is not innermost:
+        # Tasks that are started from now on do not inherit it: they could not tell that it was left.
+        _innermost.set(use)
     return None if use is None else use.location
 
 
