@@ -34,8 +34,9 @@ _SIGNS_OF_TLS = (
 
 def cause_of(error: BaseException) -> str:
     """Return what kind of failure ``error`` is, in a word."""
-    is_timeout = isinstance(error, httpx.TimeoutException | TimeoutError | trio.TooSlowError)
-    return "timeout" if is_timeout else type(error).__name__
+    # By name, since a client may come from a fork of httpx.
+    is_timeout = any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__)
+    return "timeout" if is_timeout or isinstance(error, TimeoutError | trio.TooSlowError) else type(error).__name__
 
 
 def failure_result(
