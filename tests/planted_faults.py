@@ -95,8 +95,8 @@ FAULTS = (
     PlantedFault(
         "an attempt that took too long is taken for one that did not arrive",
         "_delivery.py",
-        'return TryLater(f"no answer within {timeout:g} s", ambiguous=True)',
-        'return TryLater(f"no answer within {timeout:g} s")',
+        'return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")',
+        'return TryLater(f"no answer within {timeout:g} s", cause="timeout")',
     ),
     # -- losses ----------------------------------------------------------------------------------------------------
     PlantedFault(
@@ -356,8 +356,8 @@ FAULTS = (
     PlantedFault(
         "a request that timed out is taken for one that did not arrive",
         "otlp/http.py",
-        'within {self._timeout:g} s", ambiguous=True)',
-        'within {self._timeout:g} s")',
+        'return TryLater(reason, ambiguous=True, cause="timeout")',
+        'return TryLater(reason, cause="timeout")',
     ),
     PlantedFault(
         "a broken exchange is taken for one that did not begin",

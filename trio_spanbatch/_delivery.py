@@ -34,9 +34,9 @@ class _ExporterBug(Exception):
 class _GaveUp(Exception):
     """There is no other attempt. The message says why."""
 
-    def __init__(self, reason: str, status_code: int | None) -> None:
+    def __init__(self, reason: str, last: TryLater | None = None) -> None:
         super().__init__(reason)
-        self.status_code = status_code
+        self.status_code = None if last is None else last.status_code
 
 
 class Delivery:
@@ -68,7 +68,8 @@ class Delivery:
                 self._lane.account.refuses_everything = True
         finally:
             for lease in tuple(self._open):
-                self._settle(lease, Settlement(undelivered=len(lease), reason=self._shared.stop_reason))
+                reason = self._shared.stop_reason
+                self._settle(lease, Settlement(undelivered=len(lease), reason=reason, cause=self._cause()))
             self._tell_observers()
 
     # -- parts -------------------------------------------------------------------------------------------------
@@ -102,16 +103,25 @@ class Delivery:
         for observer in self._shared.observers:
             observer.ended(self._seconds, status_code, self._last_loss)
 
+    def _cause(self) -> str:
+        """Return in a word what the last attempt failed with."""
+        if self._first_attempt_at is None or isinstance(self._last_result, Delivered):
+            return ""
+        if self._last_result is None:
+            return self._shared.stop_cause
+        return self._last_result.cause or str(self._last_result.status_code or "")
+
     async def _deliver(self, part: Lease) -> list[Verdict]:
         """Send a part until the server says yes or no. Return what is known about spans then."""
         try:
             result = await self._answer(part)
         except _GaveUp as why:
             return self._isolation.given_up(
-                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code)
+                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code, cause=self._cause())
             )
         except _ExporterBug as bug:
-            return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug)))
+            cause = type(bug.__cause__ or bug).__name__
+            return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug), cause=cause))
         if isinstance(result, Refused):
             return self._isolation.refused(result, give_up=self._lane.account.refuses_everything)
         if result.message and result.rejected <= 0:
@@ -132,7 +142,7 @@ class Delivery:
     async def _get_slot(self, part: Lease) -> None:
         """Have a slot: the one from the beginning, the one that came with the end of a wait, or another one."""
         if not self._has_slot and not await self._lane.wait_for_turn(part, self._give_up_at):
-            raise _GaveUp(self._why_no_turn(), None)
+            raise _GaveUp(self._why_no_turn())
         self._has_slot = True
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
@@ -140,7 +150,7 @@ class Delivery:
         is_in_time = asked_again_at <= self._give_up_at
         self._has_slot = is_in_time and await self._lane.wait_for_turn(part, self._give_up_at)
         if not self._has_slot:
-            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result.status_code)
+            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result)
 
     @property
     def _give_up_at(self) -> float:
@@ -180,10 +190,11 @@ class Delivery:
             self._sort_out(exc, part)
             raise
         if scope.cancelled_caught:
-            return TryLater(f"no answer within {timeout:g} s", ambiguous=True)
+            return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
         if not isinstance(result, Delivered | TryLater | Refused):
             self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
-            raise _ExporterBug(f"the exporter returned {type(result).__name__}, which is no ExportResult")
+            message = f"the exporter returned {type(result).__name__}, which is no ExportResult"
+            raise _ExporterBug(message) from TypeError(message)
         return result
 
     def _sort_out(self, exc: BaseException, part: Lease) -> None:

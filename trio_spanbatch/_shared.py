@@ -49,6 +49,7 @@ class Shared:
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
         stop_reason: Why deliveries are being stopped, for the spans that they hand back.
+        stop_cause: The same in a word, for metrics.
         feeders: Who brings in spans from outside.
         observers: Who watches deliveries.
         lanes: The live locations.
@@ -70,6 +71,7 @@ class Shared:
     draining: bool = False
     drain_deadline: float = math.inf
     stop_reason: str = "the batcher was stopped"
+    stop_cause: str = "Cancelled"
     feeders: list[Feeder] = attrs.Factory(list)
     observers: list[DeliveryObserver] = attrs.Factory(list)
     lanes: Lanes = attrs.field(init=False)

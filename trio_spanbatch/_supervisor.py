@@ -207,7 +207,7 @@ class Supervisor:
         self._shield.deadline = trio.current_time() + self.shutdown_timeout
         self._work.deadline = self.shared.drain_deadline = self._shield.deadline - self._reserve
         self.shared.draining = True
-        self.shared.stop_reason = "the shutdown deadline passed"
+        self.shared.stop_reason, self.shared.stop_cause = "the shutdown deadline passed", "timeout"
         self._closing.set()
         for lane in self.shared.lanes:
             lane.close()
@@ -227,7 +227,7 @@ class Supervisor:
 
     def _interrupt(self) -> None:
         self._interrupted = True
-        self.shared.stop_reason = "Ctrl-C during the drain"
+        self.shared.stop_reason, self.shared.stop_cause = "Ctrl-C during the drain", "KeyboardInterrupt"
         self._work.cancel()
         self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
 

@@ -210,7 +210,8 @@ class ExperimentNames:
                 with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                     await attempt.close_unused_connection()
         if answer is None:
-            answer = TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s")
+            reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
+            answer = TryLater(reason, cause="timeout")
         if isinstance(answer, str):
             return answer
         # Not shortened as a whole: what to do stands at the end.

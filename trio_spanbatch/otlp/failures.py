@@ -6,12 +6,14 @@ import os
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 
+import trio
+
 from .._results import ExportResult, Refused, TryLater
 from .messages import short_text
 from .packages import classes
 from .tls import TLSAdvice
 
-__all__ = ["failure_result"]
+__all__ = ["cause_of", "failure_result"]
 
 # Nothing was sent with these. A request that was written may have arrived with any other.
 _BEFORE_THE_REQUEST = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
@@ -28,6 +30,13 @@ _SIGNS_OF_TLS = (
     "Connection reset by peer",
     "Broken pipe",
 )
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what kind of failure ``error`` is, in a word."""
+    # By name, since a client may come from a fork of httpx.
+    is_timeout = any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__)
+    return "timeout" if is_timeout or isinstance(error, TimeoutError | trio.TooSlowError) else type(error).__name__
 
 
 def failure_result(
@@ -53,7 +62,7 @@ def failure_result(
     """
     if isinstance(error, classes("LocalProtocolError", "UnsupportedProtocol", "InvalidURL")):
         # Its text may show a header's value.
-        return Refused(f"the request cannot be sent: {type(error).__name__}")
+        return Refused(f"the request cannot be sent: {type(error).__name__}", cause=cause_of(error))
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
@@ -78,7 +87,8 @@ def failure_result(
         if connected and not https and _looks_like_tls(causes):
             remedy = "if it speaks TLS, the endpoint begins with https://"
     # The remedy stays whole, however long the words are.
-    return TryLater("; ".join(filter(None, (short_text(reason, secrets), remedy))), ambiguous=may_have_arrived)
+    reason = "; ".join(filter(None, (short_text(reason, secrets), remedy)))
+    return TryLater(reason, ambiguous=may_have_arrived, cause=cause_of(error))
 
 
 def _is_about_client_certificate(code: str) -> bool:

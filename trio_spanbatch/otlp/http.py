@@ -28,7 +28,7 @@ from .body import BoundedBody, gzip_compress, piecewise_stream, read_bounded
 from .checks import shown
 from .clients import AsyncClient, AsyncTransport, check_client, check_transport, make_client
 from .disabled import DisabledExporter
-from .failures import failure_result
+from .failures import cause_of, failure_result
 from .http_headers import (
     check_endpoint,
     check_header_location,
@@ -300,7 +300,7 @@ class OTLPExporter:
         try:
             credential_headers = encoded_headers(credentials)
         except (TypeError, ValueError) as error:
-            return Refused(f"auth: {error}")
+            return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
         request = self._request(location, body, credential_headers, attempt)
         # Besides those that are given here, a client of the user's own has headers.
@@ -353,15 +353,17 @@ class OTLPExporter:
     def _timed_out(self, attempt: Attempt) -> ExportResult:
         # First, as there may have been a 401 to the credentials before.
         if attempt.waits_for:
-            return TryLater(f"no credentials within {self._timeout:g} s: {attempt.waits_for} did not return")
+            reason = f"no credentials within {self._timeout:g} s: {attempt.waits_for} did not return"
+            return TryLater(reason, cause="timeout")
         known = attempt.known_failure()
         if known is not None:
             return known
         if attempt.may_have_arrived:
-            return TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s", ambiguous=True)
+            reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
+            return TryLater(reason, ambiguous=True, cause="timeout")
         if attempt.handed_over:
-            return TryLater(f"no connection to {attempt.peer} within {self._timeout:g} s")
-        return TryLater(f"no time to compress within {self._timeout:g} s")
+            return TryLater(f"no connection to {attempt.peer} within {self._timeout:g} s", cause="timeout")
+        return TryLater(f"no time to compress within {self._timeout:g} s", cause="timeout")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -378,10 +380,10 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
         return credentials
     except AuthError as error:
         reason = short_text(f"no credentials: {error.reason}")
-        return TryLater(reason) if error.retry else Refused(reason)
+        return TryLater(reason, cause=cause_of(error)) if error.retry else Refused(reason, cause=cause_of(error))
     except (*classes("HTTPError"), OSError, trio.TooSlowError) as error:
         # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
-        return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
+        return TryLater(f"no credentials: {type(error).__name__} while they were fetched", cause=cause_of(error))
 
 
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
