@@ -191,6 +191,9 @@ class Lane:
                     self._use_slot()
                 else:
                     await self._sleep_until(wake_at)
+        except BaseException as exc:
+            self._shared.task_failed(exc)
+            raise
         finally:
             self._end()
 
@@ -442,6 +445,6 @@ class Lane:
     def _hand_back_queue(self, reason: str) -> None:
         while self.account.queued:
             lease = self._seal()
-            for observer in self._shared.observers:
-                observer.handed_back(len(lease))
-            self.settle(lease, Settlement(undelivered=len(lease), reason=reason))
+            count = len(lease)
+            self._shared.tell_observers(lambda observer, count=count: observer.handed_back(count))
+            self.settle(lease, Settlement(undelivered=count, reason=reason))
