@@ -98,6 +98,12 @@ FAULTS = (
         'return TryLater(f"no answer within {timeout:g} s", ambiguous=True)',
         'return TryLater(f"no answer within {timeout:g} s")',
     ),
+    PlantedFault(
+        "a Cancelled that the exporter has kept is taken for one of the batcher's own",
+        "_exceptions.py",
+        "return trio.current_effective_deadline() == -math.inf",
+        "return True",
+    ),
     # -- losses ----------------------------------------------------------------------------------------------------
     PlantedFault(
         "on_loss is not told of what the drain hands back",
