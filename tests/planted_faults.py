@@ -339,8 +339,8 @@ FAULTS = (
     PlantedFault(
         "the body's exception leaves in a group",
         "_supervisor.py",
-        "            await self._manager.__aexit__(None, None, None)\n        finally:",
-        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        finally:",
+        "            await self._manager.__aexit__(None, None, None)\n        except BaseExceptionGroup as",
+        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        except KeyError as",
         first="cancel everywhere",
         scenario="quiet",
     ),

@@ -397,6 +397,13 @@ async def cancels_the_nursery_that_it_runs_in() -> None:
     await trio.sleep_forever()
 
 
+async def closes_the_scope_of_the_nursery_that_it_runs_in() -> None:
+    await trio.sleep(0.5)
+    nursery = trio.lowlevel.current_task().parent_nursery
+    assert nursery is not None
+    nursery.cancel_scope.__exit__(None, None, None)
+
+
 class IntakeWatch(trio.abc.Instrument):
     """Looks after each step whether a batcher lets spans in though its tasks are being cancelled."""
 
@@ -418,6 +425,7 @@ ENDINGS: list[Callable[[], Awaitable[None]]] = [
     leaves_a_nursery_open,
     leaves_a_task_in_a_nursery,
     cancels_the_nursery_that_it_runs_in,
+    closes_the_scope_of_the_nursery_that_it_runs_in,
 ]
 
 

@@ -287,6 +287,9 @@ class Supervisor:
             await self._wait_until_done()
             # The supervisor has ended. The body's exception is not told, so that it cannot be wrapped in a group.
             await self._manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:  # noqa: ASYNC103  # no Cancelled: what it waits for is shielded
+            # Trio complains about the supervisor itself: somebody has closed a scope of ours.
+            self._note_failure("its supervisor failed", group, is_bug=True)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
             self._tell_feeders()
