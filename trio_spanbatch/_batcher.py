@@ -65,8 +65,9 @@ class SpanBatcher:
             batcher.add_span_nowait("main.agents.spans", span)
 
     When the ``async with`` ends, for whatever reason and within ``shutdown_timeout``, each accepted span is delivered,
-    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible from the trio
-    thread only, inside the ``async with``.
+    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible inside the
+    ``async with``, in the trio run in which it was entered: in another one, and in a forked child, it is a
+    `RuntimeError`. The batcher is left by the task that entered it.
 
     Args:
         exporter: What sends the batches; by default `OTLPExporter.from_env`. The batcher closes it at the end.
@@ -79,7 +80,7 @@ class SpanBatcher:
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
         on_loss: Called at once, in the trio thread, with each `Loss`. It is synchronous and may add spans. What it
-            raises is logged.
+            raises is logged; a `SystemExit` or the like is also raised when the batcher is left.
         rng: Where the jitter of backoffs comes from, to make a run repeatable.
         logger: Where messages go; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about locations that fail and recover. Lost spans and bugs are errors.
