@@ -28,14 +28,17 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not fo
 
 async def add_span_nowait(batcher: SpanBatcher, location: str) -> None:
     batcher.add_span_nowait(location, make_span())
+    await trio.lowlevel.checkpoint()
 
 
 async def add_spans_nowait(batcher: SpanBatcher, location: str) -> None:
     batcher.add_spans_nowait(location, make_spans(2))
+    await trio.lowlevel.checkpoint()
 
 
 async def add_no_spans_nowait(batcher: SpanBatcher, location: str) -> None:
     batcher.add_spans_nowait(location, [])
+    await trio.lowlevel.checkpoint()
 
 
 async def add_span(batcher: SpanBatcher, location: str) -> None:
@@ -60,6 +63,7 @@ async def flush_location(batcher: SpanBatcher, location: str) -> None:
 
 async def statistics(batcher: SpanBatcher, location: str) -> None:
     batcher.statistics()
+    await trio.lowlevel.checkpoint()
 
 
 async def leave(batcher: SpanBatcher, location: str) -> None:
@@ -131,6 +135,7 @@ def use_in_two_runs() -> None:
         batcher.add_span_nowait("a", make_span())
 
     async def in_the_next_run_of_this_thread() -> None:
+        await trio.lowlevel.checkpoint()
         with pytest.raises(trio.ClosedResourceError):
             batcher.add_span_nowait("a", make_span())
 
@@ -342,22 +347,26 @@ async def test_leaving_a_batcher_whose_entering_was_cancelled_says_that_it_was_l
 async def test_leaving_a_batcher_in_another_task_is_refused_and_the_batcher_stays_open(
     autojump_clock: MockClock,
 ) -> None:
-    async def leave_elsewhere(match: str) -> None:
-        with pytest.raises(RuntimeError, match=match):
+    batcher = SpanBatcher(InMemoryExporter(delay=5), batch=ONE)
+    entered, refused = trio.Event(), trio.Event()
+
+    async def use() -> None:
+        async with batcher:
+            entered.set()
+            await refused.wait()
+            batcher.add_span_nowait("a", make_span())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(use)
+        await entered.wait()
+        with pytest.raises(RuntimeError, match="by the task that entered it"):
             await batcher.__aexit__(None, None, None)
-
-    async with trio.open_nursery() as nursery, watched_batcher(InMemoryExporter(delay=5), ONE) as batcher:
-        async with trio.open_nursery() as inner:
-            inner.start_soon(leave_elsewhere, "by the task that entered it")
-        batcher.add_span_nowait("a", make_span())
-        nursery.start_soon(leave_elsewhere_later, batcher, leave_elsewhere)
+        refused.set()
+        await wait_all_tasks_blocked()
+        assert batcher._shared.draining
+        with pytest.raises(RuntimeError, match="is being left"):
+            await batcher.__aexit__(None, None, None)
     assert batcher.statistics().delivered == 1
-
-
-async def leave_elsewhere_later(batcher: SpanBatcher, leave_elsewhere: Callable[[str], Awaitable[None]]) -> None:
-    await wait_all_tasks_blocked()
-    assert batcher._shared.draining
-    await leave_elsewhere("is being left")
 
 
 # -- exporters that are closed -----------------------------------------------------------------------------------------
@@ -407,11 +416,11 @@ async def test_entering_with_an_exporter_that_a_batcher_has_closed_names_it_and_
 async def test_entering_with_an_otlp_exporter_that_is_closed_raises_and_does_not_close_it_again() -> None:
     async with OTLPReceiver(listen=False) as server:
         exporter = OTLPExporter(server.url, transport=server.memory_transport())
-        assert not exporter.closed
+        closed = [exporter.closed]
         async with SpanBatcher(exporter, batch=ONE) as batcher:
             batcher.add_span_nowait("a", make_span())
         assert batcher.statistics().delivered == 1
-        assert exporter.closed
+        assert [*closed, exporter.closed] == [False, True]
         with pytest.raises(trio.ClosedResourceError, match="the OTLPExporter is closed"):
             async with SpanBatcher(exporter):
                 pytest.fail("was entered")

@@ -28,6 +28,7 @@ import math
 from collections import OrderedDict
 from contextlib import suppress
 from http import HTTPStatus
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import trio
@@ -445,6 +446,5 @@ class Lane:
     def _hand_back_queue(self, reason: str) -> None:
         while self.account.queued:
             lease = self._seal()
-            count = len(lease)
-            self._shared.tell_observers(lambda observer, count=count: observer.handed_back(count))
-            self.settle(lease, Settlement(undelivered=count, reason=reason))
+            self._shared.tell_observers(methodcaller("handed_back", len(lease)))
+            self.settle(lease, Settlement(undelivered=len(lease), reason=reason))

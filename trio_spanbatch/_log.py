@@ -40,7 +40,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
         try:
             super().log(level, msg, *args, **kwargs)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103  # logging is synchronous: no Cancelled of ours comes out of it
             # In code that is not protected, the caller is the program: it has been interrupted, or exits by itself.
             if fatal_part(exc) is not None and not (self.is_running and currently_ki_protected()):
                 raise

@@ -83,7 +83,7 @@ class Shared:
         for feeder in self.feeders:
             try:
                 feeder.feed()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
                 self.logger.caught(exc, "SpanBatcher: letting in spans from outside failed")
 
     def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
@@ -91,7 +91,7 @@ class Shared:
         for observer in self.observers:
             try:
                 tell(observer)
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
                 self.logger.caught(exc, "SpanBatcher: an observer of deliveries failed")
 
     def stop(self, reason: str) -> None:

@@ -236,7 +236,7 @@ class Supervisor:
     async def _close_exporter(self) -> None:
         try:
             # In a task of its own, so that what it leaves open is not trio's complaint about ours.
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # see above
                 nursery.start_soon(self._call_aclose, name="trio_spanbatch closing the exporter")
         except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
             cancelled, failure = split_cancelled(exc)
@@ -249,7 +249,7 @@ class Supervisor:
     async def _call_aclose(self) -> None:
         try:
             await self.shared.exporter.aclose()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
             if is_cancelled_here():
                 raise
             # Also a Cancelled, which is an error like any other then.
@@ -319,7 +319,7 @@ class Supervisor:
         for feeder in self.shared.feeders:
             try:
                 feeder.ended()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
                 self.shared.logger.caught(exc, "SpanBatcher: telling of the end failed")
 
     async def _wait_until_done(self) -> None:

@@ -128,7 +128,7 @@ class Intake:
                 return
             try:
                 drop = self.add(*entry)
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103  # adding is synchronous: no Cancelled comes out of it
                 # A SystemExit out of a policy function, for instance, leaves when the batcher is left.
                 drop = Drop("invalid", shown(error))
                 if not isinstance(error, Exception):

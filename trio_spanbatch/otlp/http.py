@@ -393,7 +393,7 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
             raise
         # Callers that share one fetch share its end too: here the fetch of another attempt that was cancelled.
         forget_traceback(error)
-        return TryLater("no credentials: auth raised Cancelled, though this attempt was not cancelled")
+        return TryLater("no credentials: auth raised Cancelled, though this attempt was not cancelled")  # noqa: ASYNC104
 
 
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
