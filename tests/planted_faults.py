@@ -98,6 +98,12 @@ FAULTS = (
         'return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")',
         'return TryLater(f"no answer within {timeout:g} s", cause="timeout")',
     ),
+    PlantedFault(
+        "a Cancelled that the exporter has kept is taken for one of the batcher's own",
+        "_exceptions.py",
+        "return trio.current_effective_deadline() == -math.inf",
+        "return True",
+    ),
     # -- losses ----------------------------------------------------------------------------------------------------
     PlantedFault(
         "on_loss is not told of what the drain hands back",
@@ -333,8 +339,8 @@ FAULTS = (
     PlantedFault(
         "the body's exception leaves in a group",
         "_supervisor.py",
-        "            await self._manager.__aexit__(None, None, None)\n        finally:",
-        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        finally:",
+        "            await self._manager.__aexit__(None, None, None)\n        except BaseExceptionGroup as",
+        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        except KeyError as",
         first="cancel everywhere",
         scenario="quiet",
     ),

@@ -6,11 +6,11 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Sized
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import in_trio_run
 
 from ._admission import Admission
 from ._arguments import (
@@ -27,6 +27,7 @@ from ._batch import EncodedSpan
 from ._cost import cost_after, cost_of
 from ._environment import default_resource
 from ._errors import InvalidSpanError
+from ._exporter import is_closed
 from ._flush import Flush
 from ._health_log import HealthLog
 from ._lane import Lane
@@ -38,7 +39,7 @@ from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._shared import Shared
 from ._slots import ExportSlots
 from ._statistics import FlushReport, Loss, SpanBatcherStatistics
-from ._supervisor import Supervisor
+from ._supervisor import IN_A_FORKED_CHILD, Supervisor
 from .otlp.encoding import SpanEncoder
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from ._records import SpanLike
 
 __all__ = ["SpanBatcher"]
+
+_NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as batcher:`"
 
 # ``add_spans`` lets other tasks run after so many spans: encoding one takes 10 to 20 us.
 _SPANS_A_CHECKPOINT = 64
@@ -62,8 +65,9 @@ class SpanBatcher:
             batcher.add_span_nowait("main.agents.spans", span)
 
     When the ``async with`` ends, for whatever reason and within ``shutdown_timeout``, each accepted span is delivered,
-    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible from the trio
-    thread only, inside the ``async with``.
+    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible inside the
+    ``async with``, in the trio run in which it was entered: in another one, and in a forked child, it is a
+    `RuntimeError`. The batcher is left by the task that entered it.
 
     Args:
         exporter: What sends the batches; by default `OTLPExporter.from_env`. The batcher closes it at the end.
@@ -76,7 +80,7 @@ class SpanBatcher:
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
         on_loss: Called at once, in the trio thread, with each `Loss`. It is synchronous and may add spans. What it
-            raises is logged.
+            raises is logged; a `SystemExit` or the like is also raised when the batcher is left.
         rng: Where the jitter of backoffs comes from, to make a run repeatable.
         logger: Where messages go; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about locations that fail and recover. Lost spans and bugs are errors.
@@ -144,7 +148,7 @@ class SpanBatcher:
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
-        if not self._admission.is_open or not in_trio_run():
+        if get_ident() != self._admission.thread_id:
             self._check_open()
         encoded = self._encoder.encode(span)
         if not self._try_admit(location, encoded):
@@ -238,12 +242,17 @@ class SpanBatcher:
 
     def _check_open(self) -> None:
         if self._admission.is_open:
-            if not in_trio_run():
-                raise RuntimeError("spans are added in the trio thread; elsewhere use trio.from_thread.run_sync")
+            if not self._supervisor.is_here():
+                raise RuntimeError(
+                    "a batcher is used in the trio run in which it was entered; in a thread of that run use "
+                    "trio.from_thread.run_sync, with the trio_token of that run where the thread has another run"
+                )
             return
+        if self._supervisor.is_forked:
+            raise RuntimeError(IN_A_FORKED_CHILD)
         if self._entered:
             raise trio.ClosedResourceError("the batcher is closed")
-        raise RuntimeError("the batcher is not entered: use `async with SpanBatcher(...) as batcher:`")
+        raise RuntimeError(_NOT_ENTERED)
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit(self, location: str, span: EncodedSpan) -> bool:
@@ -310,7 +319,18 @@ class SpanBatcher:
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:
-        """Return a snapshot of all counts. Takes time in proportion to the number of locations."""
+        """Return a snapshot of all counts. Takes time in proportion to the number of locations.
+
+        It can be read before, in and after the ``async with``; while there are locations, in the batcher's trio run.
+
+        Raises:
+            RuntimeError: This is a thread, or another trio run.
+        """
+        if self._live and not self._supervisor.is_here():
+            raise RuntimeError(
+                "statistics() is read in the batcher's trio run until the batcher was left; in a thread use "
+                "trio.from_thread.run_sync(batcher.statistics)"
+            )
         live = {lane.location: lane for lane in self._lanes}
         locations = {
             location: live[location].statistics() if location in live else account.statistics()
@@ -332,13 +352,20 @@ class SpanBatcher:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise trio.BusyResourceError("a SpanBatcher is entered once; make another one")
+        if is_closed(exporter := self._shared.exporter):
+            raise trio.ClosedResourceError(
+                f"the {type(exporter).__name__} is closed, as a batcher closes its exporter when it is left; "
+                "make an exporter for each batcher"
+            )
         self._entered = True
         await self._supervisor.open()
-        self._admission.is_open = True
         return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._entered:
+            raise RuntimeError(_NOT_ENTERED)
+        self._supervisor.check_may_close()
         await self._supervisor.close(exc)  # noqa: ASYNC102  # shielded inside, with the drain's deadline

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._exceptions import split_cancelled
+from ._exceptions import fatal_part, is_cancelled_here, split_cancelled
+from ._exporter import is_closed
 from ._isolation import Isolation, Verdict
 from ._ledger import Lease, Settlement
 from ._results import Delivered, ExportResult, Refused, TryLater
@@ -52,8 +53,7 @@ class Delivery:
         self._last_result: ExportResult | None = None
         self._last_loss: Settlement | None = None
         self._seconds = 0.0
-        for observer in shared.observers:
-            observer.began(len(lease))
+        shared.tell_observers(lambda observer: observer.began(len(lease)))
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -66,6 +66,9 @@ class Delivery:
                     self._settle(*verdict)
             if self._isolation.refused_everything:
                 self._lane.account.refuses_everything = True
+        except BaseException as exc:
+            self._shared.task_failed(exc)
+            raise
         finally:
             for lease in tuple(self._open):
                 reason = self._shared.stop_reason
@@ -94,14 +97,12 @@ class Delivery:
         if settlement.delivered < len(lease):
             self._last_loss = settlement
         # Told before the lane, whose on_loss may run for long.
-        for observer in self._shared.observers:
-            observer.settled(settlement)
+        self._shared.tell_observers(lambda observer: observer.settled(settlement))
         self._lane.settle(lease, settlement)
 
     def _tell_observers(self) -> None:
         status_code = None if self._last_result is None else self._last_result.status_code
-        for observer in self._shared.observers:
-            observer.ended(self._seconds, status_code, self._last_loss)
+        self._shared.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
 
     def _cause(self) -> str:
         """Return in a word what the last attempt failed with."""
@@ -199,10 +200,28 @@ class Delivery:
 
     def _sort_out(self, exc: BaseException, part: Lease) -> None:
         """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
-        cancelled, failure = split_cancelled(exc)
-        if failure is None or not isinstance(failure, Exception):
+        if isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_run():
+            # The run is over, and this coroutine is being thrown away.
             return
-        self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=failure)
-        if cancelled is not None:
-            raise cancelled from None
-        raise _ExporterBug(f"the exporter raised {type(failure).__name__}") from failure
+        if (fatal := fatal_part(exc)) is not None:
+            # Before the attempt is accounted for, as that tells on_loss and wakes others.
+            self._shared.stop(f"the exporter raised {type(fatal).__name__}")
+            if fatal is not exc:
+                self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
+            raise fatal
+        cancelled, failure = split_cancelled(exc)
+        # One that is not for us would end all tasks of the batcher.
+        ours = cancelled if is_cancelled_here() else None
+        bug = exc if ours is None else failure
+        if bug is not None:
+            self._shared.logger.caught(bug, "the exporter raised for %r", part.batch)
+        if ours is not None:
+            raise ours from None
+        raise _ExporterBug(self._name_bug(failure)) from exc
+
+    def _name_bug(self, failure: BaseException | None) -> str:
+        if failure is None:
+            return "the exporter raised Cancelled, though its attempt was not cancelled"
+        if isinstance(failure, trio.ClosedResourceError) and is_closed(self._shared.exporter):
+            return "the exporter is closed; make an exporter for each batcher"
+        return f"the exporter raised {type(failure).__name__}"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ._batch import SpanHeaders
-from ._log import AnyLogger
+from ._log import Log
 from ._statistics import Loss
 
 __all__ = ["Losses"]
@@ -19,17 +19,13 @@ _INTERVAL = 30.0
 
 
 class Losses:
-    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told.
-
-    Attributes:
-        fatal: What ``on_loss`` raised that must end the program.
-    """
+    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told."""
 
     def __init__(
         self,
         on_loss: Callable[[Loss], object] | None,
         max_kept_bytes: int,
-        logger: AnyLogger,
+        logger: Log,
         clock: Callable[[], float],
     ) -> None:
         self._on_loss = on_loss
@@ -43,7 +39,6 @@ class Losses:
         self._not_kept = 0
         self._said_at = -math.inf
         self._reasons: Counter[tuple[str, str]] = Counter()
-        self.fatal: BaseException | None = None
 
     @property
     def kept(self) -> tuple[Loss, ...]:
@@ -58,11 +53,9 @@ class Losses:
             return
         try:
             self._on_loss(loss)
-        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled comes out of it
-            # Accounting goes on, whatever happens. What is no Exception (a SystemExit) is raised at the end.
-            self._logger.exception("on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
-            if not isinstance(exc, Exception):
-                self.fatal = self.fatal or exc
+        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled of ours comes out of it
+            # Accounting goes on, whatever happens.
+            self._logger.caught(exc, "on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
 
     def summary(self, outcome: str) -> str:
         """Return the reasons of one outcome, each with its number of spans."""

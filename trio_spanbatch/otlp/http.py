@@ -20,6 +20,7 @@ import trio
 
 from .._batch import SpanBatch
 from .._environment import exporter_options, sdk_disabled
+from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
 from .attempt import Attempt
@@ -207,6 +208,11 @@ class OTLPExporter:
         """The URL that is sent to."""
         return str(self._url)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the exporter, or the client that it was given, is closed."""
+        return self._closed or self._client.is_closed
+
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` cannot be sent.
 
@@ -384,6 +390,14 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
     except (*classes("HTTPError"), OSError, trio.TooSlowError) as error:
         # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
         return TryLater(f"no credentials: {type(error).__name__} while they were fetched", cause=cause_of(error))
+    except (trio.Cancelled, BaseExceptionGroup) as error:  # noqa: ASYNC103  # what cancels this attempt is raised again
+        _, failure = split_cancelled(error)
+        if failure is not None or is_cancelled_here():
+            raise
+        # Callers that share one fetch share its end too: here the fetch of another attempt that was cancelled.
+        forget_traceback(error)
+        reason = "no credentials: auth raised Cancelled, though this attempt was not cancelled"
+        return TryLater(reason, cause="Cancelled")  # noqa: ASYNC104
 
 
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
