@@ -7,6 +7,7 @@ import math
 import pickle
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -167,10 +168,8 @@ async def add_until_the_place_is_lost() -> tuple[int, int] | None:
 
     async def take_the_place() -> None:
         while True:
-            try:
+            with suppress(TooManyLocationsError, trio.WouldBlock):
                 batcher.add_span_nowait("b", make_span())
-            except (TooManyLocationsError, trio.WouldBlock):
-                pass
             await trio.lowlevel.checkpoint()
 
     batch = BatchPolicy(max_spans=1)
@@ -312,7 +311,7 @@ async def test_an_exception_that_is_raised_again_says_the_number_of_the_last_cal
 async def test_an_exception_that_says_a_number_can_be_copied_and_pickled() -> None:
     for error in (KeyError("x"), InvalidSpanError("x"), NoSetter("x")):
         tell_accepted(error, 3)
-        for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):  # noqa: S301  # our own bytes
+        for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
             assert getattr(again, "accepted", None) == getattr(error, "accepted", None)
             tell_accepted(again, 5)
             assert getattr(again, "accepted", None) == (406 if isinstance(error, NoSetter) else 5)
