@@ -142,7 +142,7 @@ class SpanBatcher:
         """Accept a span, if there is room for it now.
 
         Args:
-            location: Where the span belongs.
+            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
@@ -196,7 +196,7 @@ class SpanBatcher:
         the span was not accepted.
 
         Args:
-            location: Where the span belongs.
+            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:

@@ -40,7 +40,7 @@ class InvalidSpanError(ValueError):
 
 
 class InvalidLocationError(ValueError):
-    """A location cannot be sent to.
+    """A location cannot be sent to: the exporter has no way, or it is no str of 1 to 1,024 characters.
 
     Attributes:
         accepted: How many spans of the same ``add_spans`` call were accepted before. Other calls accepted nothing.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from ._errors import InvalidLocationError, TooManyLocationsError
 from ._exporter import LocationChecker
 from ._lane import Lane
+from ._location_name import plain_location
 from ._policy import BatchPolicy
 from ._shared import Shared
 
@@ -92,13 +93,7 @@ class Lanes:
             self._empty[lane] = None
 
     def _checked(self, location: str) -> str:
-        """Return ``location`` as a plain str: a subclass may compare, hash and show itself as it likes."""
-        # By its type, as isinstance() also asks the object itself for its class, and an unbound proxy raises then.
-        if not issubclass(type(location), str):
-            raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
-        location = str.__str__(location)
-        if not location:
-            raise InvalidLocationError("a location is a str that is not empty")
+        location = plain_location(location)
         if self._checker is not None:
             self._checker.check_location(location)
         return location

@@ -12,6 +12,7 @@ import trio
 from .._batcher import SpanBatcher
 from .._errors import InvalidLocationError, InvalidSpanError
 from .._exporter import SpanExporter
+from .._location_name import plain_location
 from .._policy import BatchPolicy, Limits, RetryPolicy
 from .._records import Span
 from .._statistics import SpanBatcherStatistics
@@ -76,6 +77,7 @@ class LocationOf:
 
         Raises:
             NoLocation: It has no such attribute, or one that is no location.
+            InvalidLocationError: The attribute's value is too long for a location.
         """
         if self.attribute is None:
             return self.name
@@ -83,7 +85,7 @@ class LocationOf:
         if value is None and span.resource is not None:
             value = span.resource.attributes.get(self.attribute)
         if isinstance(value, str) and value:
-            return value
+            return plain_location(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)  # MLflow's experiment ids are numbers
         if value is None:

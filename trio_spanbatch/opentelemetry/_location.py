@@ -38,6 +38,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from .._errors import InvalidLocationError
+from .._location_name import plain_location as checked_location
 from ..otlp.checks import shown
 
 __all__ = ["LocationFunction", "Locations", "NoLocation", "use_location"]
@@ -59,8 +60,8 @@ def use_location(location: str) -> AbstractContextManager[None]:
             nursery.start_soon(agent)
 
     Raises:
-        InvalidLocationError: ``location`` is no string, or empty. What the exporter cannot send is found when a span
-            ends there, and counted as ``invalid``.
+        InvalidLocationError: ``location`` is no string, empty, or has more than 1,024 characters. What the exporter
+            cannot send is found when a span ends there, and counted as ``invalid``.
     """
     return _UsedLocation(checked_location(location))
 
@@ -177,16 +178,3 @@ class Locations:
         if len(self._traces) > MAX_TRACES:
             # Another thread may have made it shorter meanwhile, but not empty.
             self._traces.popitem(last=False)
-
-
-def checked_location(location: object) -> str:
-    """Return ``location`` if it can be one, as a plain string.
-
-    Raises:
-        InvalidLocationError: It is no string, or empty.
-    """
-    if not isinstance(location, str):
-        raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
-    if not location:
-        raise InvalidLocationError("a location is a str that is not empty")
-    return str.__str__(location)
