@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
@@ -185,7 +186,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     )
     with interrupt.absorb():
         async with trio.open_nursery() as nursery:
-            await nursery.start(interrupt.watch)
+            await nursery.start(interrupt.watch, signal.SIGTERM)
             nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
             with progress:
                 if progress.is_shown:
@@ -193,7 +194,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
                 else:
                     nursery.start_soon(_tell_of_troubles, watched, screen)
                 async with batcher:
-                    with interrupt.scope:
+                    with interrupt.body(), interrupt.scope:
                         await _Sender(batcher, settings, tally, screen, progress).send_all()
                         progress.read_whole = True
                         await batcher.flush()
