@@ -334,6 +334,7 @@ async def test_location_may_be_a_function_of_the_started_span_and_its_parent_con
         (lambda *_: None, "location() returned None: a location is a str, not NoneType"),
         (lambda *_: b"bytes", "location() returned b'bytes': a location is a str, not bytes"),
         (lambda *_: "", "location() returned '': a location is a str that is not empty"),
+        (lambda *_: "x" * 1025, "has 1025 characters; at most 1024 are allowed"),
     ],
 )
 async def test_what_a_location_function_does_wrong_never_reaches_the_program(

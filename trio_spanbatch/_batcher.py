@@ -10,6 +10,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from ._admission import Admission
@@ -26,7 +27,7 @@ from ._arguments import (
 from ._batch import EncodedSpan
 from ._cost import cost_after, cost_of
 from ._environment import default_resource
-from ._errors import InvalidSpanError
+from ._errors import tell_accepted
 from ._exporter import is_closed
 from ._flush import Flush
 from ._health_log import HealthLog
@@ -54,6 +55,13 @@ _NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as 
 
 # ``add_spans`` lets other tasks run after so many spans: encoding one takes 10 to 20 us.
 _SPANS_A_CHECKPOINT = 64
+
+
+@attrs.define
+class _Progress:
+    """How many spans an ``add_spans`` has accepted."""
+
+    accepted: int = 0
 
 
 class SpanBatcher:
@@ -138,7 +146,7 @@ class SpanBatcher:
         """Accept a span, if there is room for it now.
 
         Args:
-            location: Where the span belongs.
+            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
@@ -192,7 +200,7 @@ class SpanBatcher:
         the span was not accepted.
 
         Args:
-            location: Where the span belongs.
+            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
@@ -210,33 +218,36 @@ class SpanBatcher:
     async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
         """Accept spans one after the other, waiting for room.
 
-        What was accepted when it raises is a prefix of ``spans``, as with ``SendStream.send_all``. Spans are encoded
-        just before they are accepted. Other adders may come in between. Always a checkpoint.
+        What was accepted when it raises is a prefix of ``spans``, as with ``SendStream.send_all``. Whatever it raises,
+        `trio.Cancelled` and exceptions of ``spans`` itself included, says how many that were: in an attribute
+        ``accepted``, or in a note if the exception takes no attribute. Spans are encoded just before they are accepted.
+        Other adders may come in between. Always a checkpoint.
 
         Raises:
-            InvalidSpanError: A span cannot be encoded. Its ``accepted`` says how many were accepted before it.
-            trio.ClosedResourceError: The batcher is closed. Its ``accepted`` says how many were accepted before.
+            InvalidSpanError: A span cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            trio.ClosedResourceError: The batcher is closed.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        accepted = 0
-        waited = False
+        progress = _Progress()
         try:
-            self._check_open()
-            for span in spans:
-                if accepted and accepted % _SPANS_A_CHECKPOINT == 0:
-                    await trio.lowlevel.checkpoint()
-                # Again for each span: the batcher may have been closed by whoever ran meanwhile.
-                self._check_open()
-                encoded = self._encoder.encode(span)
-                waited = await self._admit(location, encoded)
-                accepted += 1
-            if not accepted:
-                self._lanes.check(location)
-        except (InvalidSpanError, trio.ClosedResourceError) as exc:
-            exc.accepted = accepted  # type: ignore[union-attr]  # trio's error has no such field of its own
+            await self._add_spans(location, spans, progress)
+        except BaseException as exc:
+            tell_accepted(exc, progress.accepted)
             raise
+
+    async def _add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan], progress: _Progress) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        waited = False
+        for span in spans:
+            if progress.accepted and progress.accepted % _SPANS_A_CHECKPOINT == 0:
+                await trio.lowlevel.checkpoint()
+            # Again for each span: the batcher may have been closed by whoever ran meanwhile.
+            self._check_open()
+            waited = await self._admit_next(location, self._encoder.encode(span), progress)
+        if not progress.accepted:
+            self._lanes.check(location)
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -284,6 +295,13 @@ class SpanBatcher:
         assert lane is not None, "the lane was found or opened just now"
         await self._admission.wait(lane, span)
         return True
+
+    @trio.lowlevel.enable_ki_protection
+    async def _admit_next(self, location: str, span: EncodedSpan, progress: _Progress) -> bool:
+        """Do the same, and count the span before a Ctrl-C can come."""
+        waited = await self._admit(location, span)
+        progress.accepted += 1
+        return waited
 
     # -- flushing and counting ---------------------------------------------------------------------------------
 

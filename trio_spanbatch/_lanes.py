@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from ._errors import InvalidLocationError, TooManyLocationsError
+from ._errors import TooManyLocationsError
 from ._exporter import LocationChecker
 from ._lane import Lane
-from ._location_name import plain_location
+from ._location_name import checked_location, plain_location
 from ._policy import BatchPolicy
 from ._shared import Shared
 
@@ -89,9 +89,7 @@ class Lanes:
             self._empty[lane] = None
 
     def _checked(self, location: str) -> str:
-        location = plain_location(location)
-        if not location:
-            raise InvalidLocationError("a location is a str that is not empty")
+        location = checked_location(location)
         if self._checker is not None:
             self._checker.check_location(location)
         return location

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ._batch import SpanHeaders
+from ._errors import OTHER_REASONS
 from ._log import Log
 from ._statistics import Loss
 
@@ -57,9 +58,13 @@ class Losses:
             # Accounting goes on, whatever happens.
             self._logger.caught(exc, "on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
 
+    def reasons(self, outcome: str) -> dict[str, int]:
+        """Return the reasons of one outcome with their numbers of spans, the most frequent one first."""
+        return {reason: count for (of, reason), count in self._reasons.most_common() if of == outcome}
+
     def summary(self, outcome: str) -> str:
         """Return the reasons of one outcome, each with its number of spans."""
-        reasons = [f"{reason}: {count}" for (of, reason), count in self._reasons.most_common() if of == outcome]
+        reasons = [f"{reason}: {count}" for reason, count in self.reasons(outcome).items()]
         if self._not_kept and outcome == "undelivered":
             reasons.append(f"{self._not_kept} of them beyond max_pending_bytes and not kept")
         return "; ".join(reasons)
@@ -67,7 +72,7 @@ class Losses:
     def _count(self, loss: Loss) -> None:
         key = (loss.outcome, loss.reason)
         if key not in self._reasons and len(self._reasons) >= _MAX_REASONS:
-            key = (loss.outcome, "other reasons")
+            key = (loss.outcome, OTHER_REASONS)
         self._reasons[key] += loss.count
 
     def _keep(self, loss: Loss) -> None:

@@ -373,7 +373,12 @@ class Supervisor:
         await trio.lowlevel.checkpoint_if_cancelled()
         total = self.shared.ledger.total()
         if self.strict and (total.rejected or total.undelivered):
-            raise UndeliveredSpansError(total.rejected, total.undelivered)
+            reasons = self.shared.losses.reasons
+            raise UndeliveredSpansError(
+                total.rejected,
+                total.undelivered,
+                {"rejected": reasons("rejected"), "undelivered": reasons("undelivered")},
+            )
 
     def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
         self._troubles.append(message)

@@ -18,7 +18,7 @@ import trio
 
 from .._errors import InvalidLocationError
 from .._results import Refused, TryLater
-from ..otlp.attempt import Attempt
+from ..otlp.attempt import Attempt, close_at_once
 from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
 from ..otlp.log_filter import hidden_in_logs
@@ -43,9 +43,6 @@ MAX_ANSWER_BYTES = 1024 * 1024
 # Seconds for which an id is used without asking again. It is one small request besides those with spans, and so long
 # may spans go into an experiment that was deleted.
 _LIFE = 300.0
-
-# Seconds that closing a response or a connection may take, as in OTLPExporter.
-_CLOSE_TIMEOUT = 1.0
 
 # Ids are SQL integers. Zeros in front would make two locations of one experiment.
 _ID = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -207,8 +204,7 @@ class ExperimentNames:
             try:
                 answer = await self._exchange(name, attempt)
             finally:
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await attempt.close_unused_connection()
+                await attempt.close_unused_connection()
         if answer is None:
             reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
             answer = TryLater(reason, cause="timeout")
@@ -248,9 +244,8 @@ class ExperimentNames:
             body = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER_BYTES)
             await read_bounded(response, body)
         finally:
-            # This does nothing unless reading ended with an exception that httpx has not seen.
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await response.aclose()
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)
         return response, body
 
     def _failure(self, error: Exception, attempt: Attempt) -> Refused | TryLater:

@@ -43,8 +43,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from .._errors import InvalidLocationError
+from .._location_name import checked_location
 from ..otlp.checks import shown
-from ._use_location import checked_location, used_location
+from ._use_location import used_location
 
 __all__ = ["LocationFunction", "Locations", "NoLocation"]
 

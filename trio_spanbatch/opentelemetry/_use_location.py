@@ -15,10 +15,9 @@ from contextvars import ContextVar, Token
 from typing import Final
 from weakref import WeakSet
 
-from .._errors import InvalidLocationError
-from .._location_name import plain_location
+from .._location_name import checked_location
 
-__all__ = ["checked_location", "use_location", "used_location"]
+__all__ = ["use_location", "used_location"]
 
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
 # Tokens of this variable tell in which context something happened. Its value means nothing.
@@ -38,8 +37,8 @@ def use_location(location: str) -> AbstractContextManager[None]:
     code that iterates over the generator would be inside too.
 
     Raises:
-        InvalidLocationError: ``location`` is not a string, or is empty. What the exporter cannot send is found when a
-            span ends there, and counted as ``invalid``.
+        InvalidLocationError: ``location`` is not a string, is empty or has more than 1,024 characters. What the
+            exporter cannot send is found when a span ends there, and counted as ``invalid``.
     """
     return _UsedLocation(checked_location(location))
 
@@ -52,18 +51,6 @@ def used_location() -> str | None:
         # Tasks that are started from now on do not inherit it: they could not tell that it was left.
         _innermost.set(use)
     return None if use is None else use.location
-
-
-def checked_location(location: object) -> str:
-    """Return ``location`` as a plain string.
-
-    Raises:
-        InvalidLocationError: It is not a string, or is empty.
-    """
-    plain = plain_location(location)
-    if not plain:
-        raise InvalidLocationError("a location is a str that is not empty")
-    return plain
 
 
 class _Use:

@@ -23,9 +23,9 @@ from .._environment import exporter_options, sdk_disabled
 from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
-from .attempt import Attempt
+from .attempt import Attempt, close_at_once
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import BoundedBody, gzip_compress, piecewise_stream, read_bounded
+from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, read_bounded
 from .checks import shown
 from .clients import AsyncClient, AsyncTransport, check_client, check_transport, make_client
 from .disabled import DisabledExporter
@@ -49,10 +49,6 @@ MIB = 1024 * 1024
 # https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent asks for the exporter, its language and
 # its version.
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
-
-# Seconds that closing a response, a connection or the client may take. Connections are closed without a word, so it
-# takes none; this is for the streams of a backend of the user's own.
-_CLOSE_TIMEOUT = 1.0
 
 
 class OTLPExporter:
@@ -252,18 +248,18 @@ class OTLPExporter:
             try:
                 return await self._attempt(batch, attempt)
             finally:
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await attempt.close_unused_connection()
+                await attempt.close_unused_connection()
         return self._timed_out(attempt)
 
     async def aclose(self) -> None:
         """Close the client and its connections, unless the client was given. No export may be under way.
 
-        If it is cancelled, they are closed all the same.
+        If it is cancelled, they are closed all the same. A transport of your own has a second for it, and none once
+        this is cancelled.
         """
         self._closed = True
         if self._owns_client:
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            with trio.move_on_after(CLOSE_TIMEOUT):
                 await self._client.aclose()
         await trio.lowlevel.checkpoint()
 
@@ -335,9 +331,8 @@ class OTLPExporter:
             attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
             await read_bounded(response, attempt.body)
         finally:
-            # This does nothing unless reading ended with an exception that httpx has not seen.
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await response.aclose()
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)
 
     def _request(
         self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
