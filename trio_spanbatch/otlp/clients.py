@@ -102,7 +102,7 @@ def check_client(client: object) -> httpx.AsyncClient:
     transports = [getattr(own, "_transport", None), *getattr(own, "_mounts", {}).values()]
     for transport in transports:
         other = None if transport is None else package_of(transport, "AsyncBaseTransport")
-        if False:
+        if other not in (None, package):
             raise TypeError(
                 f"client is an {package.__name__}.AsyncClient with a transport of {other.__name__} "
                 f"({type(transport).__name__}); httpx and httpx2 do not work together: take both from one package"
