@@ -1,10 +1,13 @@
 """What may stand in a span's fields, and how an `InvalidSpanError` says that something else was there.
 
 The message names the field, as a path into the span, and the value, shortened: ``events[2].timestamp is -1: ...``.
+
+A ``RecursionError`` says nothing about a span if the caller's own stack was nearly full: see `pass_on`.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from reprlib import Repr
 from typing import Any, Final
@@ -17,10 +20,12 @@ __all__ = [
     "TIME_END",
     "TRACE_ID_END",
     "checked_int",
-    "checked_text",
+    "checked_number",
     "failed",
     "invalid",
+    "pass_on",
     "shown",
+    "text_of",
     "utf8",
     "within",
 ]
@@ -31,6 +36,8 @@ TIME_END: Final = 1 << 64
 COUNT_END: Final = 1 << 32
 
 _SHOWN_LENGTH: Final = 120
+# The deepest value takes 140 frames of the encoder, and what it is made of needs a few of its own.
+_FRAMES: Final = 250
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -89,6 +96,26 @@ def within(path: str, error: InvalidSpanError) -> InvalidSpanError:
     return outer
 
 
+def pass_on(error: Exception) -> None:
+    """Raise ``error`` again if it is a ``RecursionError`` that comes from the caller's deep stack, not from a value.
+
+    With more room on the stack the same span would have been encoded. So neither it nor an attribute is to blame.
+    """
+    if isinstance(error, RecursionError) and not _has_room():
+        raise error
+
+
+def _has_room() -> bool:
+    try:
+        return _reach(_FRAMES)
+    except RecursionError:
+        return False
+
+
+def _reach(frames: int) -> bool:
+    return frames == 0 or _reach(frames - 1)
+
+
 def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> int:
     """Return ``value`` as a plain int if it is one from ``first`` to ``end - 1``.
 
@@ -103,15 +130,38 @@ def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> i
     raise invalid(field, value, f"{meaning} is an int from {first} to {end - 1:#x}")
 
 
-def checked_text(value: Any, field: str) -> bytes:
-    """Return the text ``value`` in UTF-8.
+def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
+    """Return ``value`` as a plain int if it is a whole number from 0 to ``end - 1``, by ``__index__`` too.
 
     Raises:
-        InvalidSpanError: It is no string.
+        InvalidSpanError: It is something else; a bool is not a number here, and a float is never rounded.
     """
-    if isinstance(value, str):
-        return utf8(value)
-    raise invalid(field, value, "it has to be a str")
+    problem = f"{meaning} is an int from 0 to {end - 1:#x}"
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except Exception as error:
+        pass_on(error)
+        if type(value) is float:
+            problem += "; round a float with int() first, and get times from time.time_ns()"
+        raise invalid(field, value, problem) from error
+    if 0 <= number < end:
+        return number
+    raise invalid(field, value, problem)
+
+
+def text_of(value: Any) -> bytes:
+    """Return the text that ``value`` stands for, in UTF-8.
+
+    A string stands for itself, None for no text, and anything else for its ``str``. If that raises, there is no text:
+    a span is not lost for the lack of a name.
+    """
+    if value is None:
+        return b""
+    try:
+        return utf8(value if isinstance(value, str) else str(value))
+    except Exception as error:
+        pass_on(error)
+        return b""
 
 
 def utf8(text: str) -> bytes:
