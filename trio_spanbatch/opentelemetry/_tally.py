@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
+from .._hashing import hash_of_record
 from .._log import AnyLogger
 
 __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
@@ -59,6 +60,8 @@ class SpanProcessorStatistics:
     accepted: int
     handed_over: int
     dropped: Mapping[str, int]
+
+    __hash__ = hash_of_record
 
 
 class Tally:

@@ -25,7 +25,7 @@ from numbers import Integral, Rational, Real
 from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidSpanError
-from .checks import failed, invalid, pass_on, utf8
+from .checks import failed, invalid, pass_on, str_of, utf8
 from .fields import delimited
 from .wire import TABLE_SIZE, VARINTS, varint
 
@@ -148,7 +148,7 @@ def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
         return _int(int(value))
     if isinstance(value, Real) and not isinstance(value, Rational):
         return _float(float(value))
-    return _text(str(value))
+    return _text(str_of(value))
 
 
 def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
@@ -271,7 +271,7 @@ def _readable_items(attributes: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any]
 
 def _text_key(key: Any) -> str:
     # str() returns what ``__str__`` returns, which may be of a subclass again.
-    return str.__str__(key if isinstance(key, str) else str(key))
+    return str.__str__(key if isinstance(key, str) else str_of(key))
 
 
 def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "invalid",
     "pass_on",
     "shown",
+    "str_of",
     "text_of",
     "utf8",
     "within",
@@ -38,6 +39,9 @@ COUNT_END: Final = 1 << 32
 _SHOWN_LENGTH: Final = 120
 # The deepest value takes 140 frames of the encoder, and what it is made of needs a few of its own.
 _FRAMES: Final = 250
+# Python writes these out part by part, and a part that occurs twice twice.
+_CONTAINERS: Final = (list, tuple, dict, set, frozenset)
+_MAX_STR_SIZE: Final = 1024 * 1024
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -158,10 +162,32 @@ def text_of(value: Any) -> bytes:
     if value is None:
         return b""
     try:
-        return utf8(value if isinstance(value, str) else str(value))
+        return utf8(value if isinstance(value, str) else str_of(value))
     except Exception as error:
         pass_on(error)
         return b""
+
+
+def str_of(value: Any) -> str:
+    """Return ``str(value)``.
+
+    Raises:
+        InvalidSpanError: It would fill memory: a list that holds the same list twice, which holds the same list twice,
+            and so on.
+    """
+    parts, room = [value], _MAX_STR_SIZE
+    while parts:
+        part = parts.pop()
+        kind = type(part)
+        room -= 1 + (len(part) if kind is str or kind is bytes else 0)
+        if room < 0:
+            raise InvalidSpanError(f"its str has more than {_MAX_STR_SIZE} characters")
+        for container in _CONTAINERS:
+            if issubclass(kind, container):
+                parts += container.__iter__(part)
+                if container is dict:
+                    parts += dict.values(part)
+    return str(value)
 
 
 def utf8(text: str) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from .._batch import SpanHeaders
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
-from .checks import failed, pass_on
+from .checks import failed, pass_on, text_of
 from .fields import count_field, delimited, text_field
 
 __all__ = ["HeaderEncoder"]
@@ -44,6 +44,12 @@ _SCHEMA_URL: Final = b"\x1a"
 # Fields of Resource, and of InstrumentationScope.
 _RESOURCE_ATTRIBUTES: Final = b"\x0a"
 _RESOURCE_DROPPED_ATTRIBUTES: Final = b"\x10"
+_RESOURCE_ENTITY_REFS: Final = b"\x1a"
+# Fields of EntityRef.
+_ENTITY_SCHEMA_URL: Final = b"\x0a"
+_ENTITY_TYPE: Final = b"\x12"
+_ENTITY_ID_KEYS: Final = b"\x1a"
+_ENTITY_DESCRIPTION_KEYS: Final = b"\x22"
 _SCOPE_NAME: Final = b"\x0a"
 _SCOPE_VERSION: Final = b"\x12"
 _SCOPE_ATTRIBUTES: Final = b"\x1a"
@@ -129,6 +135,8 @@ class HeaderEncoder:
         fields: list[bytes] = []
         lost = self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
         fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes", lost))
+        # OpenTelemetry's resources have none.
+        fields += map(_entity_ref, getattr(resource, "entity_refs", ()))
         return _header(fields, resource.schema_url)
 
     def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:
@@ -191,6 +199,14 @@ def _is_constant(value: Any) -> bool:
     if type(value) is tuple:
         return all(map(_is_constant, value))
     return type(value) in _CONSTANTS or (type(value) is MappingProxyType and _cannot_change(value))
+
+
+def _entity_ref(entity: Any) -> bytes:
+    fields = [text_field(_ENTITY_SCHEMA_URL, entity.schema_url), text_field(_ENTITY_TYPE, entity.type)]
+    # Unlike a field of its own, an item of a repeated field is there even if it is empty.
+    fields += [delimited(_ENTITY_ID_KEYS, text_of(key)) for key in entity.id_keys]
+    fields += [delimited(_ENTITY_DESCRIPTION_KEYS, text_of(key)) for key in entity.description_keys]
+    return delimited(_RESOURCE_ENTITY_REFS, b"".join(fields))
 
 
 def _header(fields: list[bytes], schema_url: Any) -> bytes:
