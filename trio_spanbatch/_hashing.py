@@ -7,6 +7,7 @@ that can be hashed and equal nothing that cannot.
 
 from __future__ import annotations
 
+from collections import UserString
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -15,7 +16,9 @@ __all__ = ["hash_of_record"]
 
 def hash_of_record(record: Any) -> int:
     """Return a hash of an attrs record that is consistent with its equality. It serves as ``__hash__``."""
-    return hash((type(record), *(_hash_of(getattr(record, field.name)) for field in record.__attrs_attrs__ if field.eq)))
+    return hash(
+        (type(record), *(_hash_of(getattr(record, field.name)) for field in record.__attrs_attrs__ if field.eq))
+    )
 
 
 def _hash_of(value: Any) -> int:
@@ -31,7 +34,7 @@ def _hash_of(value: Any) -> int:
 
 def _hash_of_item(value: Any) -> int:
     # Containers hold more of the same, and text is the one sequence that equals nothing that cannot be hashed.
-    if isinstance(value, Mapping | Set) or (isinstance(value, Sequence) and not isinstance(value, str)):
+    if isinstance(value, Mapping | Set) or (isinstance(value, Sequence) and not isinstance(value, str | UserString)):
         return 0
     try:
         return hash(value)

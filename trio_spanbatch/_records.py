@@ -57,8 +57,12 @@ class StatusCode(Enum):
 def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if mapping is None:
         return MappingProxyType({})
-    # What is no mapping is kept as it is: the encoder says what is wrong with it.
-    return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
+    # What is no mapping is kept as it is: the encoder says what is wrong with it. So is one that raises: the encoder
+    # takes what can be read of it.
+    try:
+        return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
+    except Exception:
+        return mapping
 
 
 def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str | Mapping[str, str]:

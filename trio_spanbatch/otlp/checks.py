@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import deque
 from reprlib import Repr
+from types import MappingProxyType
 from typing import Any, Final
 
 from .._errors import InvalidSpanError
@@ -40,7 +42,11 @@ _SHOWN_LENGTH: Final = 120
 # The deepest value takes 140 frames of the encoder, and what it is made of needs a few of its own.
 _FRAMES: Final = 250
 # Python writes these out part by part, and a part that occurs twice twice.
-_CONTAINERS: Final = (list, tuple, dict, set, frozenset)
+_MAPPINGS: Final[tuple[Any, ...]] = (dict, MappingProxyType)
+_CONTAINERS: Final[tuple[Any, ...]] = (
+    *(list, tuple, set, frozenset, deque, *_MAPPINGS),
+    *(type({}.keys()), type({}.values()), type({}.items())),
+)
 _MAX_STR_SIZE: Final = 1024 * 1024
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -185,8 +191,8 @@ def str_of(value: Any) -> str:
         for container in _CONTAINERS:
             if issubclass(kind, container):
                 parts += container.__iter__(part)
-                if container is dict:
-                    parts += dict.values(part)
+                if container in _MAPPINGS:
+                    parts += container.values(part)
     return str(value)
 
 
