@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -216,10 +217,8 @@ def test_a_full_stack_of_the_caller_is_a_recursion_error_and_drops_nothing() -> 
     outcomes: list[object] = []
 
     def descend() -> None:
-        try:
+        with contextlib.suppress(RecursionError):
             descend()
-        except RecursionError:
-            pass
         try:
             outcomes.append(encoder.encode(span).payload)
         except RecursionError:

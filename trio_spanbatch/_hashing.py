@@ -8,7 +8,8 @@ that can be hashed and equal nothing that cannot.
 from __future__ import annotations
 
 from collections import UserString
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 __all__ = ["hash_of_record"]
@@ -34,7 +35,9 @@ def _hash_of(value: Any) -> int:
 
 def _hash_of_item(value: Any) -> int:
     # Containers hold more of the same, and text is the one sequence that equals nothing that cannot be hashed.
-    if isinstance(value, Mapping | Set) or (isinstance(value, Sequence) and not isinstance(value, str | UserString)):
+    if isinstance(value, Mapping | AbstractSet):
+        return 0
+    if isinstance(value, Sequence) and not isinstance(value, str | UserString):
         return 0
     try:
         return hash(value)
