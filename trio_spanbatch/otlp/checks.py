@@ -47,7 +47,10 @@ _CONTAINERS: Final[tuple[Any, ...]] = (
     *(list, tuple, set, frozenset, deque, *_MAPPINGS),
     *(type({}.keys()), type({}.values()), type({}.items())),
 )
-_MAX_STR_SIZE: Final = 1024 * 1024
+_MAX_STR_SIZE: Final = 16 * 1024 * 1024
+# What a part counts for beside its text. Looking at a container takes long, and thousands of them are no name.
+_PART_SIZE: Final = 16
+_CONTAINER_SIZE: Final = 1024
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -185,14 +188,15 @@ def str_of(value: Any) -> str:
     while parts:
         part = parts.pop()
         kind = type(part)
-        room -= 1 + (len(part) if kind is str or kind is bytes else 0)
+        room -= _PART_SIZE + (len(part) if kind is str or kind is bytes else 0)
+        if issubclass(kind, _CONTAINERS):
+            container = next(base for base in _CONTAINERS if issubclass(kind, base))
+            room -= _CONTAINER_SIZE
+            parts += container.__iter__(part)
+            if container in _MAPPINGS:
+                parts += container.values(part)
         if room < 0:
             raise InvalidSpanError(f"its str has more than {_MAX_STR_SIZE} characters")
-        for container in _CONTAINERS:
-            if issubclass(kind, container):
-                parts += container.__iter__(part)
-                if container in _MAPPINGS:
-                    parts += container.values(part)
     return str(value)
 
 
