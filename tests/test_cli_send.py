@@ -724,3 +724,15 @@ async def test_progress_tells_of_rejected_spans(lines: Path) -> None:
 
     await send(settings_for([lines], batch=BatchPolicy(max_spans=3)), Exporter(err, "3 rejected"), screen)
     assert "0 of 6 delivered, 3 rejected" in err.getvalue()
+
+
+async def test_send_keeps_the_entity_refs_of_a_resource(tmp_path: Path) -> None:
+    document = request_document(span_document(1))
+    refs = [{"type": "service", "idKeys": ["service.name"], "descriptionKeys": [], "schemaUrl": ""}]
+    document["resourceSpans"][0].setdefault("resource", {})["entityRefs"] = refs
+    path = tmp_path / "spans.json"
+    path.write_text(json.dumps(document))
+    exporter = InMemoryExporter()
+    await send_files(exporter, path)
+    (batch,) = exporter.batches
+    assert b"\x1a\x17\x12\x07service\x1a\x0cservice.name" in batch.to_request()

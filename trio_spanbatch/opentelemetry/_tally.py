@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
+from .._hashing import hash_of_record
 from .._log import AnyLogger
 
 __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
@@ -65,6 +66,8 @@ class SpanProcessorStatistics:
     handed_over: int
     dropped: Mapping[str, int]
     overruled: int = 0
+
+    __hash__ = hash_of_record
 
 
 class Tally:
