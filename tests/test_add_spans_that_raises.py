@@ -179,7 +179,7 @@ async def add_until_the_place_is_lost() -> tuple[int, int] | None:
         try:
             await batcher.add_spans("a", make_spans(200))
         except TooManyLocationsError as error:
-            return error.accepted, accepted()
+            return error.accepted, accepted()  # noqa: ASYNC121  # the nursery's only task is cancelled
         finally:
             nursery.cancel_scope.cancel()
     return None
@@ -308,7 +308,7 @@ async def test_an_exception_that_is_raised_again_says_the_number_of_the_last_cal
         assert error.__notes__ == ["of the program itself", "SpanBatcher.add_spans: 5 spans were accepted before"]
 
 
-async def test_an_exception_that_says_a_number_can_be_copied_and_pickled() -> None:
+def test_an_exception_that_says_a_number_can_be_copied_and_pickled() -> None:
     for error in (KeyError("x"), InvalidSpanError("x"), NoSetter("x")):
         tell_accepted(error, 3)
         for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
