@@ -7,6 +7,7 @@ import signal
 import pytest
 from hypothesis import settings
 from long_tests import MARKER, LongTests
+from orphans import Watcher
 
 from trio_spanbatch._environment import forget_warnings
 
@@ -27,3 +28,4 @@ def nothing_was_warned_of() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARKER}: runs a command that takes long, and comes before all other tests")
     config.pluginmanager.register(LongTests(), MARKER)
+    config.add_cleanup(Watcher().end)

@@ -7,12 +7,11 @@ the end they would be waited for by processes with nothing to do.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from process_support import untraced_environment
+from process_support import run_to_end
 
 __all__ = ["MARKER", "SAID", "LongTests", "run_long"]
 
@@ -39,15 +38,6 @@ class LongTests:
 
 def run_long(*arguments: object) -> str:
     """Run ``python <arguments>`` in the folder of the tests, without coverage. Return what it says."""
-    ended = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=Path(__file__).parent,
-        env=untraced_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    ended = run_to_end([sys.executable, *arguments], folder=Path(__file__).parent, together=True)
     assert ended.returncode == 0, ended.stdout[-20_000:]
     return ended.stdout.strip()

@@ -14,22 +14,13 @@ from typing import Any
 import pytest
 from long_tests import run_long
 from planting import plant
-from process_support import untraced_environment
+from process_support import run_to_end
 
 MACHINE = Path(__file__).with_name("cancel_everywhere.py")
-# What is started here takes seconds of a processor.
-LONG_ENOUGH = 280
 
 
 def start(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(MACHINE), *arguments],
-        env=environ or untraced_environment(),
-        capture_output=True,
-        text=True,
-        timeout=LONG_ENOUGH,
-        check=False,
-    )
+    return run_to_end([sys.executable, MACHINE, *arguments], environ=environ)
 
 
 def rows(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
