@@ -26,6 +26,6 @@ def nothing_was_warned_of() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{MARKER}: runs a command that takes long, and comes before all other tests")
+    config.addinivalue_line("markers", f"{MARKER}: takes long, so that only make test-all runs it, before all other tests")
     config.pluginmanager.register(LongTests(), MARKER)
     config.add_cleanup(Watcher().end)

@@ -1,7 +1,7 @@
 """``python matrix.py``: runs ``make test`` on every CPython from 3.11 on that it finds, and says what came of it.
 
-It looks on PATH for ``python3.11``, ``python3.12`` and so on, and among the versions that pyenv has installed, which its
-commands on PATH do not run unless they are selected. Each gets an environment of its own: ``.venv-3.12``.
+It looks on PATH for ``python3.11``, ``python3.12`` and so on, and among the versions that pyenv has installed: pyenv's
+commands on PATH only run those that are selected. Each gets an environment of its own: ``.venv-3.12``.
 """
 
 from __future__ import annotations
