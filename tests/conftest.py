@@ -26,6 +26,6 @@ def nothing_was_warned_of() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{MARKER}: takes long, so that only make test-all runs it, before all other tests")
+    config.addinivalue_line("markers", f"{MARKER}: make test leaves it out; make test-all runs it before all others")
     config.pluginmanager.register(LongTests(), MARKER)
     config.add_cleanup(Watcher().end)

@@ -1,8 +1,8 @@
 """Tests that take long: they come first, and what they record as ``said`` is shown at the end.
 
-``make test`` leaves them out. ``make test-all`` runs the tests in several processes, by pytest-xdist. It gives each process a share of them in their
-order, and a process that has done its share takes over some of another's. So the ones that take longest come first: at
-the end they would be waited for by processes with nothing to do.
+``make test`` leaves them out. ``make test-all`` runs the tests in several processes, by pytest-xdist. It gives each
+process a share of them in their order, and a process that has done its share takes over some of another's. So the ones
+that take longest come first: at the end they would be waited for by processes with nothing to do.
 """
 
 from __future__ import annotations
