@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -29,3 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARKER}: make test leaves it out; make test-all runs it before all others")
     config.pluginmanager.register(LongTests(), MARKER)
     config.add_cleanup(Watcher().end)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, which some tests call, a look at all modules and tests each time."""
+    gc.collect()
+    gc.freeze()
