@@ -44,6 +44,7 @@ def test_a_cancel_after_any_step_of_any_scenario_loses_nothing_and_leaves_nothin
     assert all(row["runs"] > 5 * row["steps"] for row in twice)
 
 
+@pytest.mark.long
 def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> None:
     ended = start("--http", "--json", "--scenario", "closing_hangs", "--scope", "everything", "--scope", "body")
     assert ended.returncode == 0, ended.stderr

@@ -34,6 +34,7 @@ def test_a_planted_fault_is_found(tmp_path: Path, fault: PlantedFault) -> None:
     assert searches[-1].failure is not None, searches
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_copy_without_a_fault_passes(tmp_path: Path, machine: Machine) -> None:
     environ = copy_of_package(tmp_path)

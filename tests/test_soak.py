@@ -88,6 +88,7 @@ async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
     assert any(not row.endswith("  at rest") for row in rows[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make_exporter", "objection"),
     [
