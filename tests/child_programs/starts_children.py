@@ -19,7 +19,7 @@ async def test_that_does_not_end() -> None:
     program = [sys.executable, *arguments]
     async with child(*arguments), trio.open_nursery() as nursery:
         nursery.start_soon(partial(run_command, program=program))
-        nursery.start_soon(trio.to_thread.run_sync, run_to_end, program)
+        nursery.start_soon(partial(trio.to_thread.run_sync, run_to_end, program))
         with subprocess.Popen(program, start_new_session=True):  # noqa: ASYNC220  # it takes a moment
             (folder / f"pytest {os.getpid()}").touch()
             await trio.sleep_forever()
