@@ -53,6 +53,7 @@ def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> Non
     assert [row["runs"] > 50 for row in report["rows"]] == [True, True]
 
 
+@pytest.mark.long
 def test_a_failure_shows_the_command_that_repeats_it(tmp_path: Path) -> None:
     environ = plant(
         tmp_path,

@@ -42,6 +42,7 @@ def test_a_seed_repeats_in_another_process_whose_hashes_differ() -> None:
     assert f"digest {run_seed(7).digest:x}" in said.pop()
 
 
+@pytest.mark.long
 def test_a_failing_seed_is_shown_with_its_last_events_and_the_command_that_replays_it(
     tmp_path: Path,
 ) -> None:
