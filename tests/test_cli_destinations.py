@@ -181,6 +181,27 @@ def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.Monke
     assert attempt_timeout(typed("otlp")) == 7
 
 
+async def test_a_password_in_the_endpoint_of_the_environment_goes_nowhere_else(spans: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://user:s3cr3t@127.0.0.1:{receiver.port}"}
+        assert (await send(spans, **environ)).exit_code == 0
+        assert (await send(spans, "--endpoint", receiver.url, **environ)).exit_code == 0
+    assert [request.header("authorization") is None for request in receiver.requests] == [False, True]
+
+
+async def test_an_endpoint_that_cannot_be_read_is_not_shown_where_grpc_is_asked_for(spans: Path) -> None:
+    ended = await send(spans, "--endpoint", "http://me:s3cr3t", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    assert ended.exit_code != 0
+    assert "--endpoint (not shown) is no URL" in ended.err
+    assert "s3cr3t" not in ended.err
+
+
+async def test_files_for_tls_in_the_environment_do_not_matter_for_plain_http(spans: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        ended = await send(spans, "--endpoint", receiver.url, OTEL_EXPORTER_OTLP_CERTIFICATE="/nowhere.pem")
+    assert (ended.exit_code, ended.err) == (0, "")
+
+
 def typed(to: str, timeout: float | None = None) -> Destination:
     return Destination(
         to=to,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .._batch import SpanBatch
-from .._environment import export_timeout, exporter_options, sdk_disabled
+from .._environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
 from .._exporter import LocationChecker, SpanExporter
 from .._results import ExportResult, Refused
 from ..destinations import mlflow, unity_catalog
@@ -116,7 +116,7 @@ def attempt_timeout(destination: Destination) -> float:
         return destination.timeout + 1.0
     if destination.to in _TIMEOUTS:
         return max(export_timeout(os.environ), _TIMEOUTS[destination.to] + 1.0)
-    exporters = 0.0 if sdk_disabled(os.environ) else exporter_options(os.environ).get("timeout", 0.0)
+    exporters = 0.0 if sdk_disabled(os.environ) else _options(destination).get("timeout", 0.0)
     return export_timeout(os.environ, max(30.0, exporters + 1.0))
 
 
@@ -147,13 +147,15 @@ def in_words_of_options(message: str) -> str:
     return message
 
 
+def _options(destination: Destination) -> ExporterOptions:
+    return exporter_options(os.environ, endpoint=destination.endpoint)
+
+
 def _otlp(destination: Destination) -> SpanExporter:
-    options = exporter_options(os.environ)
+    options = _options(destination)
     own = {name.lower() for name in destination.headers}
     inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
     options["headers"] = {**inherited, **destination.headers}
-    if destination.endpoint is not None:
-        options["endpoint"] = destination.endpoint
     if destination.timeout is not None:
         options["timeout"] = destination.timeout
     if destination.compression is not None:
