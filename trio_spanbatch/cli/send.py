@@ -13,7 +13,7 @@ import trio
 from .._batcher import SpanBatcher
 from .._errors import InvalidLocationError, InvalidSpanError
 from .._exporter import SpanExporter
-from .._location_name import plain_location
+from .._location_name import checked_location
 from .._policy import BatchPolicy, Limits, RetryPolicy
 from .._records import Span
 from .._statistics import SpanBatcherStatistics
@@ -86,7 +86,7 @@ class LocationOf:
         if value is None and span.resource is not None:
             value = span.resource.attributes.get(self.attribute)
         if isinstance(value, str) and value:
-            return plain_location(value)
+            return checked_location(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)  # MLflow's experiment ids are numbers
         if value is None:
