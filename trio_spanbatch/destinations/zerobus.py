@@ -266,9 +266,7 @@ def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
     url = check_endpoint(given if "://" in given else f"https://{given}")
     shown = f"{url.scheme}://{url.netloc.decode('ascii')}"
     if url.path.rstrip("/") not in ("", TRACES_PATH):
-        raise ValueError(
-            f"endpoint must be Zerobus' host alone, as in {shown}; what follows it (not shown) is too much"
-        )
+        raise ValueError(f"endpoint must be a host alone, as in {shown}; what follows it (not shown) is too much")
     if url.scheme != "https" and not may_be_http and not _is_this_machine(url.host):
         raise ValueError(f"endpoint {shown} must begin with https://: a token is sent there")
     return shown + TRACES_PATH
