@@ -87,16 +87,16 @@ class FakeWorkspace:
     issued: list[str] = attrs.Factory(list)
     token_requests: list[dict[str, str]] = attrs.Factory(list)
     traces: Callable[[ReceivedRequest], Outcome | None] = lambda request: None
-    token_answer: Answer | None = None
+    token_answer: Outcome | None = None
     known: bool = True
     secret: str = CLIENT_SECRET
     token_prefix: str = "token-0123456789-"
     workspace_id: str = "12345"
     tells_id: bool = True
-    metastore: dict[str, object] | Answer = attrs.Factory(lambda: dict(METASTORE))
+    metastore: dict[str, object] | Outcome = attrs.Factory(lambda: dict(METASTORE))
     summaries: int = 0
     scopes: dict[str, str] = attrs.Factory(dict)
-    table_answers: dict[str, Answer] = attrs.Factory(dict)
+    table_answers: dict[str, Outcome] = attrs.Factory(dict)
     receiver: OTLPReceiver = attrs.field(init=False)
 
     @property
@@ -133,7 +133,7 @@ class FakeWorkspace:
             return json_answer(401, {"error_code": "401", "message": "Credential was not sent or is not valid"})
         if request.header("x-databricks-workspace-id") != self.workspace_id:
             return json_answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "no such workspace"})
-        return self.metastore if isinstance(self.metastore, Answer) else json_answer(200, self.metastore)
+        return json_answer(200, self.metastore) if isinstance(self.metastore, dict) else self.metastore
 
     def _give_token(self, request: ReceivedRequest) -> Outcome | None:
         form = {key: values[0] for key, values in parse_qs(request.body.decode()).items()}

@@ -33,11 +33,9 @@ TRACES_PATH = "/v1/traces"
 
 _SUMMARY_PATH = "/api/2.1/unity-catalog/metastore_summary"
 
+# A token is sent to no host outside of these domains because a server says so.
 _DOMAINS = {"aws": "cloud.databricks.com", "azure": "azuredatabricks.net", "gcp": "gcp.databricks.com"}
-
-# The only hosts to which a token is sent because a server says so.
-_LABEL = "[0-9a-z](?:[0-9a-z-]{0,61}[0-9a-z])?"
-_HOST = re.compile(rf"{_LABEL}\.zerobus\.{_LABEL}(?:\.staging)?\.(?:{'|'.join(map(re.escape, _DOMAINS.values()))})")
+_LABEL = re.compile("[0-9a-z](?:[0-9a-z-]{0,61}[0-9a-z])?")
 
 
 def zerobus(
@@ -244,10 +242,12 @@ def _host_in(summary: Answer, workspace_id: str, *, staging: bool) -> str | None
     """Return the host of Zerobus for a metastore, or None if there is none that a token may be sent to."""
     # A global id is <cloud>:<region>:<id>.
     cloud, _, rest = summary.text("global_metastore_id").partition(":")
-    cloud = (summary.text("cloud") or cloud).lower()
+    domain = _DOMAINS.get((summary.text("cloud") or cloud).lower())
     region = (summary.text("region") or rest.partition(":")[0]).lower()
-    host = f"{workspace_id}.zerobus.{region}.{'staging.' if staging else ''}{_DOMAINS.get(cloud, '')}".lower()
-    return host if _HOST.fullmatch(host) else None
+    # Neither can have a dot in it, or what ends the name of a host.
+    if domain is None or not _LABEL.fullmatch(region) or not _LABEL.fullmatch(workspace_id.lower()):
+        return None
+    return f"{workspace_id.lower()}.zerobus.{region}.{'staging.' if staging else ''}{domain}"
 
 
 def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
