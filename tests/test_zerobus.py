@@ -170,7 +170,7 @@ async def test_a_personal_access_token_is_told_to_be_the_wrong_kind(monkeypatch:
             found = await exporter.export(batch_of(1, TABLE))
     reason = (
         "Zerobus takes service principals only, and databricks-sdk found pat: set DATABRICKS_CLIENT_ID and "
-        "DATABRICKS_CLIENT_SECRET, or use unity_catalog()"
+        "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
     )
     assert given == Refused(f"no credentials: {reason}")
     assert found == Refused(f"no endpoint of Zerobus: {reason}")

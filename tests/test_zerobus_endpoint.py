@@ -48,8 +48,8 @@ async def test_exports_that_begin_at_once_share_one_look_up_and_its_failure(
             for number in range(64):
                 nursery.start_soon(one, number)
         reason = (
-            f"no endpoint of Zerobus: https://{WORKSPACE} answered 503 when asked for its metastore; give endpoint= or "
-            "set ZEROBUS_ENDPOINT"
+            f"no endpoint of Zerobus: https://{WORKSPACE} answered 503 when asked for its metastore; set "
+            "ZEROBUS_ENDPOINT, or give the endpoint"
         )
         assert results == [TryLater(reason)] * 64
         assert setup.workspace.summaries == 1
@@ -78,22 +78,22 @@ async def test_a_look_up_that_failed_is_made_again_and_the_batcher_delivers(
         (
             json_answer(404, {"error_code": "METASTORE_DOES_NOT_EXIST"}),
             Refused(
-                f"no endpoint of Zerobus: https://{WORKSPACE} answered 404 when asked for its metastore; give "
-                "endpoint= or set ZEROBUS_ENDPOINT"
+                f"no endpoint of Zerobus: https://{WORKSPACE} answered 404 when asked for its metastore; set "
+                "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
         (
             json_answer(401, {}),
             Refused(
-                f"no endpoint of Zerobus: https://{WORKSPACE} answered 401 when asked for its metastore; give "
-                "endpoint= or set ZEROBUS_ENDPOINT"
+                f"no endpoint of Zerobus: https://{WORKSPACE} answered 401 when asked for its metastore; set "
+                "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
         (
             Answer(302, headers=[("location", "https://evil.example")]),
             Refused(
-                f"no endpoint of Zerobus: https://{WORKSPACE} answered 302 when asked for its metastore; give "
-                "endpoint= or set ZEROBUS_ENDPOINT"
+                f"no endpoint of Zerobus: https://{WORKSPACE} answered 302 when asked for its metastore; set "
+                "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
         (Hang(), TryLater(f"no endpoint of Zerobus: https://{WORKSPACE} was asked in vain: no complete answer within")),
@@ -180,7 +180,7 @@ async def test_no_credential_leaves_for_a_host_that_is_not_one_of_zerobus(
     async with setup_of(metastore=summary) as setup:
         assert await setup.export(batch_of(1, TABLE)) == Refused(
             f"no endpoint of Zerobus: what https://{WORKSPACE} says of its metastore's cloud and region names no host "
-            "of Zerobus; give endpoint= or set ZEROBUS_ENDPOINT"
+            "of Zerobus; set ZEROBUS_ENDPOINT, or give the endpoint"
         )
         assert set(setup.transport.asked) == {WORKSPACE}
         # Nor is a token for the table asked for.

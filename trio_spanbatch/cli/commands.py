@@ -137,8 +137,8 @@ def cli() -> None:
     callback=_not_empty,
     help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, "
     "else http://localhost:4318/v1/traces. For mlflow it is the tracking URI, by default MLFLOW_TRACKING_URI; "
-    "for unity-catalog the workspace, by default DATABRICKS_HOST; for zerobus its endpoint, by default the one that the "
-    "workspace in DATABRICKS_HOST has.",
+    "for unity-catalog the workspace, by default DATABRICKS_HOST; for zerobus its endpoint, by default the one of the "
+    "workspace in DATABRICKS_HOST.",
 )
 @click.option(
     "--location",

@@ -116,7 +116,7 @@ class _Session:
             found = f"databricks-sdk found {way}" if _AUTH_TYPE.fullmatch(way) else "databricks-sdk found none"
             raise AuthError(
                 f"Zerobus takes service principals only, and {found}: set DATABRICKS_CLIENT_ID and "
-                "DATABRICKS_CLIENT_SECRET, or use unity_catalog()",
+                "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus",
                 retry=False,
             )
         workspace_id = _text_of(config, "workspace_id")

@@ -215,15 +215,15 @@ class Zerobus:
         answer = await self._ask_for_summary(workspace_id)
         if answer.status != 200:
             raise AuthError(
-                f"{self._workspace.url} answered {answer.status} when asked for its metastore; give endpoint= or set "
-                "ZEROBUS_ENDPOINT",
+                f"{self._workspace.url} answered {answer.status} when asked for its metastore; set ZEROBUS_ENDPOINT, "
+                "or give the endpoint",
                 retry=answer.may_change,
             )
         found = _host_in(answer, workspace_id, staging=".staging." in self._workspace.url)
         if found is None:
             raise AuthError(
-                f"what {self._workspace.url} says of its metastore's cloud and region names no host of Zerobus; give "
-                "endpoint= or set ZEROBUS_ENDPOINT",
+                f"what {self._workspace.url} says of its metastore's cloud and region names no host of Zerobus; set "
+                "ZEROBUS_ENDPOINT, or give the endpoint",
                 retry=False,
             )
         return self._exporter_for(f"https://{found}{TRACES_PATH}")
