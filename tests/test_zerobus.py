@@ -251,15 +251,19 @@ async def test_an_unknown_table_is_refused_with_what_to_do() -> None:
     )
 
 
+@pytest.mark.parametrize("prefer", [False, True])
 @pytest.mark.parametrize("debug_headers", [False, True])
 async def test_no_secret_is_in_any_log_result_repr_or_exception(
-    debug_headers: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    debug_headers: bool, prefer: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if debug_headers:
         monkeypatch.setenv("DATABRICKS_DEBUG_HEADERS", "true")
     caplog.set_level(logging.DEBUG)
     shown: list[object] = []
     async with servers() as (workspace, service), exporter_of(workspace, service) as exporter:
+        if prefer:
+            monkeypatch.setenv("ZEROBUS_ENDPOINT", service.endpoint)
+            exporter = unity_catalog(workspace.host, prefer_zerobus=True, timeout=60)
         parts = exporter._zerobus  # type: ignore[attr-defined]
 
         async def try_it(table: str = TABLE) -> None:
@@ -291,6 +295,8 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         ):
             workspace.token_answer = answer
             await try_it(OTHER_TABLE)
+        if prefer:
+            await exporter.aclose()
     text = caplog.text + " ".join(map(repr, shown))
     assert len(workspace.issued) >= 2
     for secret in (CLIENT_SECRET, *workspace.issued):

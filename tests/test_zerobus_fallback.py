@@ -186,6 +186,19 @@ async def test_spans_that_zerobus_rejects_in_part_are_rejected_and_not_sent_the_
         assert where(setup) == (1, 0)
 
 
+async def test_more_rejected_spans_than_were_sent_leave_the_outcome_unknown(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with both_ways() as setup:
+        setup.zerobus.answers = lambda request: partial_success(7, "what?")
+        batch = batch_of(3, TABLE)
+        assert await setup.export(batch) == TryLater(
+            "Zerobus says that it rejected 7 of 3 spans", ambiguous=True, status_code=200
+        )
+        assert await setup.export(batch) == Delivered()
+        assert where(setup) == (1, 1)
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 async def test_a_5xx_is_repeated_at_zerobus_and_does_not_go_the_other_way(
     status: int, autojump_clock: trio.testing.MockClock
@@ -197,6 +210,9 @@ async def test_a_5xx_is_repeated_at_zerobus_and_does_not_go_the_other_way(
         assert isinstance(result, TryLater)
         assert (result.status_code, result.ambiguous) == (status, status == 500)
         assert where(setup) == (1, 0)
+        setup.zerobus.answers = lambda request: None
+        assert await setup.export(batch) == Delivered()
+        assert where(setup) == (2, 0)
 
 
 @pytest.mark.parametrize("outcome", [Hang(store=True), Reset(store=True), Hang(), Reset()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -11,10 +12,12 @@ import trio.testing
 from databricks_support import CLIENT_SECRET, TABLE, json_answer
 from exporter_support import batch_of
 from support import make_spans
-from zerobus_support import OTHER_TABLE, Setup, setup_of
+from zerobus_support import OTHER_TABLE, FakeAuth, Setup, setup_of
 
-from trio_spanbatch import Delivered, Refused, SpanBatcher, TryLater
+from trio_spanbatch import Delivered, InvalidLocationError, Refused, SpanBatcher, TryLater
 from trio_spanbatch.destinations import zerobus_auth
+from trio_spanbatch.destinations.zerobus import ZerobusExporter
+from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 from trio_spanbatch.otlp.auth import Auth, AuthError
 from trio_spanbatch.testing import Answer, Hang, Outcome, ReceivedRequest, Reset
 
@@ -345,3 +348,43 @@ async def test_a_secret_that_the_workspace_does_not_know_is_read_again_before_th
         assert isinstance(result, Refused)
         # The same again is not sent twice.
         assert len(setup.workspace.token_requests) == 4
+
+
+async def test_a_token_of_the_workspace_that_cannot_be_sent_is_told_without_being_shown(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def headers(self: Any, location: str) -> Any:
+        return {"Authorization": "Bearer s3cret-\u20ac"}
+
+    monkeypatch.setattr(FakeAuth, "headers", headers)
+    async with setup_of() as setup:
+        result = await export(setup)
+    assert isinstance(result, Refused)
+    assert "the value of header 'Authorization' (not shown)" in result.reason
+    assert "s3cret" not in repr(result)
+
+
+async def test_a_secret_that_is_no_utf8_is_sent_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
+    async with setup_of(endpoint=ENDPOINT) as setup:
+        setup.auth.secret = "dose-\udcff-0123456789"
+        result = await export(setup)
+        assert isinstance(result, Refused)
+        assert "invalid_client" in result.reason
+        (request, *_) = setup.workspace.receiver.requests
+        basic = base64.b64decode((request.header("authorization") or "").removeprefix("Basic "))
+        assert basic.endswith(b":dose-\xff-0123456789")
+
+
+@pytest.mark.parametrize("kind", [ZerobusExporter, ZerobusFirst])
+async def test_a_bad_table_a_closed_exporter_and_an_empty_batch_send_nothing(
+    kind: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with setup_of(kind) as setup:
+        with pytest.raises(InvalidLocationError):
+            await export(setup, "agents.spans")
+        with trio.testing.assert_checkpoints():
+            assert await setup.exporter.export(batch_of(0, TABLE)) == Delivered()
+        await setup.exporter.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await export(setup)
+        assert setup.transport.asked == []

@@ -15,6 +15,7 @@ from ..otlp.auth import AuthError
 from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
 from ..otlp.http import OTLPExporter
+from ..otlp.http_headers import encoded_headers
 from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json
 
@@ -72,8 +73,17 @@ class Workspace:
         Raises:
             AuthError: There is no complete answer. The reason holds no credentials.
         """
+        try:
+            encoded = encoded_headers(headers)
+        except (TypeError, ValueError) as error:
+            # Its message shows no value.
+            raise AuthError(f"{self.url} cannot be asked: {error}", retry=False) from None
         request = self._client.build_request(
-            method, self.url + path, headers={"Accept": "application/json", **headers}, data=form, timeout=None
+            method,
+            self.url + path,
+            headers=[(b"accept", b"application/json"), *encoded.items()],
+            data=form,
+            timeout=None,
         )
         attempt = Attempt(request.url.netloc.decode("ascii"))
         request.extensions["trace"] = attempt.trace

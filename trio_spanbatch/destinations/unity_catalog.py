@@ -18,7 +18,7 @@ import trio
 
 from .._batch import SpanBatch
 from .._errors import InvalidLocationError
-from .._results import ExportResult, Refused
+from .._results import Delivered, ExportResult, Refused
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint, has_userinfo
 from ..otlp.tls import TLSSettings
@@ -144,9 +144,14 @@ class TableExporter(OTLPExporter):
 
     async def export(self, batch: SpanBatch) -> ExportResult:
         """Make one attempt at sending ``batch``; see `OTLPExporter`."""
+        self._check_open()
+        self.check_location(batch.location)
+        if not batch.spans:
+            await trio.lowlevel.checkpoint()
+            return Delivered()
         began = trio.current_time()
         sent = await decoded(batch) if self._decodes else batch
-        return await self._send(batch, sent, self.timeout - (trio.current_time() - began))
+        return await self._send(batch, sent, max(self.timeout - (trio.current_time() - began), 0.0))
 
     async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
         """Make one attempt at sending ``sent``, which is what became of ``batch``."""

@@ -103,11 +103,9 @@ class ZerobusExporter(TableExporter):
         return super().endpoint if found is None else found.endpoint
 
     async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
-        self._check_open()
-        self.check_location(sent.location)
         began = trio.current_time()
         exporter = None
-        with trio.move_on_after(max(seconds, 0.0)):
+        with trio.move_on_after(seconds):
             try:
                 exporter = await self._zerobus.find()
             except AuthError as error:
@@ -115,7 +113,7 @@ class ZerobusExporter(TableExporter):
                 return TryLater(reason) if error.retry else Refused(reason)
         if exporter is None:
             return TryLater(f"no endpoint of Zerobus within {seconds:g} s: {self.endpoint} does not tell it")
-        return await exporter._send(batch, sent, seconds - (trio.current_time() - began))
+        return await exporter._send(batch, sent, max(seconds - (trio.current_time() - began), 0.0))
 
     async def aclose(self) -> None:
         """Close the clients and their connections, unless the client was given; see `OTLPExporter`."""

@@ -112,7 +112,9 @@ class TableTokens:
         raise self._failure(answer)
 
     async def _ask(self, table: str, principal: ServicePrincipal) -> Answer:
-        basic = base64.b64encode(f"{principal.client_id}:{principal.client_secret}".encode()).decode("ascii")
+        # What an environment variable has that is no UTF-8 is sent as it is.
+        pair = f"{principal.client_id}:{principal.client_secret}".encode("utf-8", "surrogateescape")
+        basic = base64.b64encode(pair).decode("ascii")
         form = {
             "grant_type": "client_credentials",
             "scope": "all-apis",

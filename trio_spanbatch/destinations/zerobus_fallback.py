@@ -77,7 +77,7 @@ class ZerobusFirst(UnityCatalogExporter):
                 self._trying = False
         self._note(result, goes, is_trial)
         if goes is _Goes.NOTHING:
-            if isinstance(result, TryLater) and result.ambiguous:
+            if isinstance(result, TryLater) and result.ambiguous and not _is_ill(result):
                 self._for_workspace.add(batch)
             return result
         left = seconds - (trio.current_time() - began)
@@ -87,7 +87,7 @@ class ZerobusFirst(UnityCatalogExporter):
         return await super()._send(batch, sent, left)
 
     def _is_for_zerobus(self, batch: SpanBatch) -> bool:
-        if batch in self._for_workspace or not batch.spans:
+        if batch in self._for_workspace:
             return False
         # Once the hour is over, one batch at a time finds out.
         return self._back_at is None or (self._back_at <= trio.current_time() and not self._trying)
@@ -108,13 +108,16 @@ class ZerobusFirst(UnityCatalogExporter):
                     return TryLater(reason), _Goes.EVERYTHING
         if exporter is None or not has_token:
             return TryLater(reason), _Goes.THIS_BATCH
-        result = await exporter._send(sent, sent, seconds - (trio.current_time() - began))
+        result = await exporter._send(sent, sent, max(seconds - (trio.current_time() - began), 0.0))
         return self._judged(result, sent)
 
     def _judged(self, result: ExportResult, sent: SpanBatch) -> tuple[ExportResult, _Goes]:
         status = result.status_code
         if isinstance(result, Delivered):
-            return result, _Goes.EVERYTHING if result.rejected >= len(sent.spans) else _Goes.NOTHING
+            if result.rejected > len(sent.spans):
+                reason = f"Zerobus says that it rejected {result.rejected} of {len(sent.spans)} spans"
+                return TryLater(reason, ambiguous=True, status_code=status), _Goes.NOTHING
+            return result, _Goes.EVERYTHING if result.rejected == len(sent.spans) else _Goes.NOTHING
         if status in _ABOUT_A_BATCH:
             return result, _Goes.THIS_BATCH
         if isinstance(result, Refused):
@@ -147,6 +150,11 @@ class ZerobusFirst(UnityCatalogExporter):
             level = logging.DEBUG if self._has_told else logging.WARNING
             self._has_told = True
             logger.log(level, "Zerobus did not take a batch (%s): it goes to %s", _reason(result), self.endpoint)
+
+
+def _is_ill(result: TryLater) -> bool:
+    """Whether Zerobus itself says that it cannot take anything now."""
+    return result.status_code is not None and result.status_code >= 500
 
 
 def _reason(result: ExportResult) -> str:

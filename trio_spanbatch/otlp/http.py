@@ -244,7 +244,7 @@ class OTLPExporter:
             )
         location_header = () if self._location_header is None else (self._location_header,)
         attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
-        with trio.move_on_after(max(seconds, 0.0)):
+        with trio.move_on_after(seconds):
             try:
                 return await self._attempt(batch, attempt)
             finally:
