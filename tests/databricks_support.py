@@ -21,7 +21,12 @@ PERSONAL_TOKEN = "dapi-0123456789abcdef0123456789abcdef"
 TABLE = "main.agents.demo_otel_spans"
 TRACES_PATH = "/api/2.0/otel/v1/traces"
 SUMMARY_PATH = "/api/2.1/unity-catalog/metastore_summary"
-METASTORE = {"metastore_id": "6f2a", "cloud": "aws", "region": "us-west-2", "global_metastore_id": "aws:us-west-2:6f2a"}
+METASTORE: dict[str, object] = {
+    "metastore_id": "6f2a",
+    "cloud": "aws",
+    "region": "us-west-2",
+    "global_metastore_id": "aws:us-west-2:6f2a",
+}
 
 # databricks-sdk leaves its connections to the garbage collector, which warns of those that are open.
 JSON = [("content-type", "application/json"), ("connection", "close")]
@@ -93,7 +98,7 @@ class FakeWorkspace:
     token_prefix: str = "token-0123456789-"
     workspace_id: str = "12345"
     tells_id: bool = True
-    metastore: dict[str, object] | Outcome = attrs.Factory(lambda: dict(METASTORE))
+    metastore: dict[str, object] | Outcome = attrs.Factory(lambda: {**METASTORE})
     summaries: int = 0
     scopes: dict[str, str] = attrs.Factory(dict)
     table_answers: dict[str, Outcome] = attrs.Factory(dict)

@@ -139,7 +139,7 @@ async def test_what_is_nested_as_deep_as_servers_read_is_decoded_and_the_request
 async def test_only_attributes_of_spans_that_are_strings_are_decoded() -> None:
     message = SpanMessage(trace_id=b"t" * 16, span_id=b"s" * 8, name="1")
     message.attributes.add(key="bytes", value=AnyValue(bytes_value=b"1"))
-    message.attributes.add(key="list", value=AnyValue(array_value={"values": [AnyValue(string_value="1")]}))
+    message.attributes.add(key="list").value.array_value.values.add(string_value="1")
     message.attributes.add(key="number", value=AnyValue(int_value=1))
     message.attributes.add(key="none")
     message.status.message = "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trustme
 from databricks_support import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -22,8 +24,9 @@ from databricks_support import (
     workspace_of,
 )
 from exporter_support import batch_of
+from proxy import running_proxy
 from support import make_spans
-from zerobus_support import HEADER, OTHER_TABLE, Zerobus, zerobus_for
+from zerobus_support import HEADER, HOST, OTHER_TABLE, Zerobus, zerobus_for
 
 from trio_spanbatch import (
     Delivered,
@@ -109,6 +112,34 @@ async def test_an_endpoint_that_is_given_is_used_and_the_workspace_is_not_asked_
     assert len(workspace.token_requests) == 1
 
 
+async def test_the_endpoint_is_found_through_the_workspace_and_reached_over_tls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(HOST).configure_cert(context)
+    async with (
+        workspace_of() as workspace,
+        zerobus_for(workspace, ssl_context=context) as service,
+        running_proxy() as proxy,
+    ):
+        # Nothing leaves this machine: the name leads here.
+        proxy.ports[HOST] = service.receiver.port
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        async with SpanBatcher(zerobus(workspace.host, timeout=60), shutdown_timeout=600) as batcher:
+            await batcher.add_spans(TABLE, make_spans(3))
+            await batcher.flush()
+            await batcher.add_spans(TABLE, make_spans(3))
+    assert batcher.statistics().delivered == 6
+    assert (service.stored(), workspace.summaries) == (6, 1)
+    # One connection, which is kept.
+    assert proxy.asked == [f"CONNECT {HOST}:443 HTTP/1.1"]
+    # A token of the workspace for the question, and one for the table.
+    assert [form.get("resource", "")[-21:] for form in workspace.token_requests] == ["", "zerobusDirectWriteApi"]
+
+
 async def test_spans_that_zerobus_rejects_are_counted_and_not_sent_again() -> None:
     async with servers() as (workspace, service):
         service.answers = lambda request: partial_success(2, "a column is missing")
@@ -174,7 +205,7 @@ async def test_a_personal_access_token_is_told_to_be_the_wrong_kind(monkeypatch:
     )
     assert given == Refused(f"no credentials: {reason}")
     assert found == Refused(f"no endpoint of Zerobus: {reason}")
-    assert workspace.token_requests == service.receiver.requests == []
+    assert (workspace.token_requests, service.receiver.requests) == ([], [])
 
 
 async def test_without_credentials_it_says_which_variables_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,6 +354,7 @@ async def test_a_token_of_the_workspace_that_cannot_be_sent_is_told_without_bein
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def headers(self: Any, location: str) -> Any:
+        await trio.lowlevel.checkpoint()
         return {"Authorization": "Bearer s3cret-\u20ac"}
 
     monkeypatch.setattr(FakeAuth, "headers", headers)

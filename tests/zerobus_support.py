@@ -159,7 +159,7 @@ class Setup:
     zerobus: Zerobus
     auth: FakeAuth
     transport: RoutedTransport
-    exporter: ZerobusExporter
+    exporter: ZerobusExporter | ZerobusFirst
 
     async def export(self, batch: SpanBatch) -> Any:
         return await self.exporter.export(batch)
@@ -196,12 +196,12 @@ async def setup_of(
                 HOST: zerobus.receiver.memory_transport(),
             }
         )
-        auth = FakeAuth(workspace)
+        auth: Any = FakeAuth(workspace)
         options = Options(headers=headers, timeout=seconds, compression=None, client=None, transport=transport)
         if kind is ZerobusFirst:
-            exporter = kind(WORKSPACE, auth, decode, options)
+            exporter: Any = ZerobusFirst(WORKSPACE, auth, decode, options)
         else:
-            exporter = kind(WORKSPACE, auth, endpoint, decode, options)
+            exporter = ZerobusExporter(WORKSPACE, auth, endpoint, decode, options)
         try:
             yield Setup(workspace, zerobus, auth, transport, exporter)
         finally:
