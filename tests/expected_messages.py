@@ -92,7 +92,7 @@ def span_message(span: Span) -> trace_pb2.Span:
         span_id=span.context.span_id.to_bytes(8, "big"),
         trace_state=_trace_state(span.context),
         parent_span_id=b"" if span.parent is None else span.parent.span_id.to_bytes(8, "big"),
-        flags=_remote_flags(span.parent) if span.flags is None else span.flags,
+        flags=_remote_flags(span.parent) | span.context.trace_flags if span.flags is None else span.flags,
         name=text(span.name),
         kind=trace_pb2.Span.SpanKind.Value(f"SPAN_KIND_{span.kind.name}"),
         start_time_unix_nano=span.start_time,

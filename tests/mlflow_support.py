@@ -19,7 +19,8 @@ from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 PROJECT = Path(__file__).parent.parent
-MLFLOW = PROJECT / ".venv-mlflow" / "bin" / "mlflow"
+# Another version's environment is named like this: TEST_MLFLOW_VENV=.venv-mlflow-3.18.
+MLFLOW = PROJECT / os.environ.get("TEST_MLFLOW_VENV", ".venv-mlflow") / "bin" / "mlflow"
 
 # Seconds. It starts in 5 to 10; a busy machine takes its time.
 START_TIMEOUT = 180
@@ -34,7 +35,7 @@ class MLflowServer:
 
     def __init__(self, directory: Path) -> None:
         if not MLFLOW.exists():
-            raise FileNotFoundError(f"{MLFLOW.relative_to(PROJECT)} is not there: `make test` makes it")
+            raise FileNotFoundError(f"{MLFLOW} is not there: `make test` makes it")
         self._directory = directory
         self._log = directory / "server.log"
         self._port = _free_port()
@@ -61,6 +62,8 @@ class MLflowServer:
         environ |= {
             "HOME": str(self._directory),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # What names none is in the workspace "default".
+            "MLFLOW_ENABLE_WORKSPACES": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         # Whatever coverage sets for child processes is for ours.
@@ -96,19 +99,25 @@ class MLflowServer:
         except httpx.TransportError:
             return False
 
-    def create_experiment(self, name: str) -> str:
+    def create_workspace(self, name: str) -> None:
+        """Create a workspace, in which experiments can be."""
+        self._call("POST", "api/3.0/mlflow/workspaces", json={"name": name})
+
+    def create_experiment(self, name: str, workspace: str = "default") -> str:
         """Create an experiment and return its id."""
-        answer = self._call("POST", "api/2.0/mlflow/experiments/create", json={"name": name})
+        headers = {"X-MLFLOW-WORKSPACE": workspace}
+        answer = self._call("POST", "api/2.0/mlflow/experiments/create", json={"name": name}, headers=headers)
         return str(answer["experiment_id"])
 
     def delete_experiment(self, experiment_id: str) -> None:
         """Move an experiment to MLflow's trash."""
         self._call("POST", "api/2.0/mlflow/experiments/delete", json={"experiment_id": experiment_id})
 
-    def trace(self, trace_id: int) -> dict[str, Any]:
+    def trace(self, trace_id: int, workspace: str = "default") -> dict[str, Any]:
         """Return what MLflow has of a trace."""
+        headers = {"X-MLFLOW-WORKSPACE": workspace}
         params = {"trace_id": f"tr-{trace_id:032x}"}
-        trace: dict[str, Any] = self._call("GET", "api/3.0/mlflow/traces/get", params=params)["trace"]
+        trace: dict[str, Any] = self._call("GET", "api/3.0/mlflow/traces/get", params=params, headers=headers)["trace"]
         return trace
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:

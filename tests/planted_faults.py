@@ -95,8 +95,14 @@ FAULTS = (
     PlantedFault(
         "an attempt that took too long is taken for one that did not arrive",
         "_delivery.py",
-        'return TryLater(f"no answer within {timeout:g} s", ambiguous=True)',
-        'return TryLater(f"no answer within {timeout:g} s")',
+        'return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")',
+        'return TryLater(f"no answer within {timeout:g} s", cause="timeout")',
+    ),
+    PlantedFault(
+        "a Cancelled that the exporter has kept is taken for one of the batcher's own",
+        "_exceptions.py",
+        "return trio.current_effective_deadline() == -math.inf",
+        "return True",
     ),
     # -- losses ----------------------------------------------------------------------------------------------------
     PlantedFault(
@@ -333,8 +339,8 @@ FAULTS = (
     PlantedFault(
         "the body's exception leaves in a group",
         "_supervisor.py",
-        "            await self._manager.__aexit__(None, None, None)\n        finally:",
-        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        finally:",
+        "            await self._manager.__aexit__(None, None, None)\n        except BaseExceptionGroup as",
+        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        except KeyError as",
         first="cancel everywhere",
         scenario="quiet",
     ),
@@ -356,8 +362,8 @@ FAULTS = (
     PlantedFault(
         "a request that timed out is taken for one that did not arrive",
         "otlp/http.py",
-        'within {self._timeout:g} s", ambiguous=True)',
-        'within {self._timeout:g} s")',
+        'return TryLater(reason, ambiguous=True, cause="timeout")',
+        'return TryLater(reason, cause="timeout")',
     ),
     PlantedFault(
         "a broken exchange is taken for one that did not begin",

@@ -355,7 +355,8 @@ async def test_an_unknown_ca_of_mlflow_is_one_line_whose_advice_helps(
         arguments = ("--to", "mlflow", "--endpoint", f"https://127.0.0.1:{receiver.port}", "--location", "3")
         ended = await send(spans, *arguments)
         assert f"the certificate of 127.0.0.1:{receiver.port} is not trusted: " in only_line(ended)
-        assert "; SSL_CERT_FILE or certificate= names the file with its CA" in only_line(ended)
+        advice = "; SSL_CERT_FILE, MLFLOW_TRACKING_SERVER_CERT_PATH or certificate= names the file with its CA"
+        assert advice in only_line(ended)
         advised = await send(spans, *arguments, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
         assert (advised.exit_code, advised.err) == (0, "")
 

@@ -343,6 +343,17 @@ async def test_a_location_that_cannot_be_sent_makes_the_span_invalid(tmp_path: P
     assert list(receiver.stored) == ["a"]
 
 
+async def test_an_attribute_that_is_too_long_for_a_location_is_left_out_and_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(request_line(span_document(1, tenant="x" * 1_000_000)))
+    exporter = OTLPExporter("http://127.0.0.1:1/v1/traces")
+    result, err = await send_files(exporter, path, location_of=LocationOf(attribute="tenant"))
+    assert "has 1000000 characters; at most 1024 are allowed" in err
+    assert "it is the attribute 'tenant'" in err
+    assert len(err) < 1000
+    assert len(repr(counts_of(result))) < 1000
+
+
 async def test_an_attribute_that_is_no_location_is_named_and_the_location_is_no_row_without_a_name(
     tmp_path: Path,
 ) -> None:
@@ -713,3 +724,15 @@ async def test_progress_tells_of_rejected_spans(lines: Path) -> None:
 
     await send(settings_for([lines], batch=BatchPolicy(max_spans=3)), Exporter(err, "3 rejected"), screen)
     assert "0 of 6 delivered, 3 rejected" in err.getvalue()
+
+
+async def test_send_keeps_the_entity_refs_of_a_resource(tmp_path: Path) -> None:
+    document = request_document(span_document(1))
+    refs = [{"type": "service", "idKeys": ["service.name"], "descriptionKeys": [], "schemaUrl": ""}]
+    document["resourceSpans"][0].setdefault("resource", {})["entityRefs"] = refs
+    path = tmp_path / "spans.json"
+    path.write_text(json.dumps(document))
+    exporter = InMemoryExporter()
+    await send_files(exporter, path)
+    (batch,) = exporter.batches
+    assert b"\x1a\x17\x12\x07service\x1a\x0cservice.name" in batch.to_request()

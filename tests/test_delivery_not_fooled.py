@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 
 import hostile_servers
@@ -12,7 +13,7 @@ from receiver_support import nothing_leaks
 from support import make_spans
 
 from trio_spanbatch import Loss, RetryPolicy
-from trio_spanbatch.testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
+from trio_spanbatch.testing import Answer, OTLPReceiver, Outcome, ReceivedRequest, partial_success
 
 HTML = [("content-type", "text/html; charset=utf-8")]
 PROTOBUF = [("content-type", "application/x-protobuf")]
@@ -117,3 +118,49 @@ async def test_a_protobuf_200_that_does_not_parse_is_a_delivery_with_a_warning(
     assert (report.delivered, len(receiver.requests)) == (3, 1)
     warning = "the server for 'a' took a batch, with a warning: the answer's body cannot be read as"
     assert any(record.getMessage().startswith(warning) for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(200, headers=[("content-type", "application/json")], body=b'{"error": "no such table"}'),
+        Answer(207, body=b'[{"status": 200}, {"status": 404, "message": "no such table"}]'),
+        Answer(200, headers=PROTOBUF, body=b"\x08\x05\x12\x0dno such table"),
+    ],
+    ids=["JSON", "207", "google.rpc.Status"],
+)
+async def test_an_error_in_the_body_of_a_2xx_is_a_delivery_that_is_warned_about_once(
+    answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses: list[Loss] = []
+    async with OTLPReceiver(answers=[answer] * 3) as receiver:
+        async with batcher_to(receiver, on_loss=losses.append) as batcher:
+            for _ in range(3):
+                batcher.add_spans_nowait("a", make_spans(3))
+                await batcher.flush()
+        assert (batcher.statistics().delivered, batcher.statistics().rejected) == (9, 0)
+    assert losses == []
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the server for 'a' took a batch, with a warning: the answer's body says an error: ")
+    assert "no such table" in warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain; charset=utf-8", "application/octet-stream", None])
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_rejected_spans_are_counted_whatever_the_content_type_of_the_answer(
+    kind: str | None, compressed: bool
+) -> None:
+    said = partial_success(2, "too old")
+    headers = [] if kind is None else [("content-type", kind)]
+    headers += [("Content-Encoding", "identity, GZIP")] if compressed else []
+    body = gzip.compress(said.body) if compressed else said.body
+    losses: list[Loss] = []
+    async with (
+        OTLPReceiver(answers=[Answer(200, headers=headers, body=body, store=False)]) as receiver,
+        batcher_to(receiver, on_loss=losses.append) as batcher,
+    ):
+        batcher.add_spans_nowait("a", make_spans(3))
+        report = await batcher.flush()
+    assert (report.delivered, report.rejected) == (1, 2)
+    assert "too old" in losses[0].reason

@@ -68,6 +68,27 @@ async def test_retry_after_is_waited_for_as_seconds_and_as_http_date(
         assert (report.delivered, times(receiver)) == (3, [0, 17])
 
 
+@pytest.mark.parametrize("ahead", [-3600, -1, 0, 1, 3600])
+async def test_a_retry_after_as_a_date_is_waited_for_whatever_our_clock_says(
+    ahead: float, autojump_clock: MockClock
+) -> None:
+    answer = Answer(503, headers=[("date", http_date(ahead)), ("retry-after", http_date(ahead + 17))])
+    async with in_memory(answer) as receiver:
+        async with batcher_to(receiver, retry=RetryPolicy()) as batcher:
+            batcher.add_spans_nowait("a", make_spans(3))
+            report = await batcher.flush()
+        assert (report.delivered, times(receiver)) == (3, [0, 17])
+
+
+async def test_of_two_retry_after_headers_the_longer_one_is_waited_for(autojump_clock: MockClock) -> None:
+    answer = Answer(503, headers=[("retry-after", "5"), ("retry-after", "17")])
+    async with in_memory(answer) as receiver:
+        async with batcher_to(receiver, retry=RetryPolicy()) as batcher:
+            batcher.add_spans_nowait("a", make_spans(3))
+            report = await batcher.flush()
+        assert (report.delivered, times(receiver)) == (3, [0, 17])
+
+
 async def test_retry_after_is_waited_for_on_tcp_too(mock_clock: MockClock) -> None:
     async with OTLPReceiver(answers=[busy("17")]) as receiver, batcher_to(receiver, retry=RetryPolicy()) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import expected_messages as expected
@@ -89,6 +90,23 @@ def test_flags_tell_whether_the_parent_is_remote() -> None:
     assert encode(parent=SpanContext(1, 2)).to_message().flags == 0x100
     assert encode(parent=SpanContext(1, 2, is_remote=True)).to_message().flags == 0x300
     assert encode(flags=0, parent=SpanContext(1, 2, is_remote=True)).to_message().flags == 0
+
+
+def test_flags_carry_the_spans_own_w3c_trace_flags_beside_what_is_known_of_its_parent() -> None:
+    context = SpanContext(1, 2, is_remote=True, trace_flags=3)
+    assert encode(context=context).to_message().flags == 0x103
+    assert encode(context=context, parent=SpanContext(1, 2, trace_flags=0xFF)).to_message().flags == 0x103
+    assert encode(context=context, parent=SpanContext(1, 2, is_remote=True)).to_message().flags == 0x303
+    assert encode(context=SpanContext(1, 2, trace_flags=0x1FF)).to_message().flags == 0x1FF
+    assert encode(context=context, flags=0).to_message().flags == 0
+
+
+def test_a_context_without_trace_flags_has_none_set() -> None:
+    nothing: Any = None
+    bare: Any = SimpleNamespace(trace_id=1, span_id=2, is_remote=False, trace_state="")
+    for context in (SpanContext(1, 2, trace_flags=nothing), bare):
+        message = encode(context=context, links=[SpanLink(context)]).to_message()
+        assert (message.flags, message.links[0].flags) == (0x100, 0x100)
 
 
 def test_a_link_is_sent_with_its_trace_state_and_trace_flags() -> None:

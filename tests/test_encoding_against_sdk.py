@@ -155,8 +155,9 @@ def run(*programs: Program, resource: Resource, limits: SpanLimits | None = None
 
 
 def without_what_the_sdk_leaves_out(request: ExportTraceServiceRequest) -> ExportTraceServiceRequest:
-    """Clear the trace state and trace flags of links, which OpenTelemetry's encoder does not send."""
+    """Clear trace flags, and the trace state of links, which OpenTelemetry's encoder does not send."""
     for span in spans_of(request):
+        span.flags &= 0x300
         for link in span.links:
             link.ClearField("trace_state")
             link.flags &= 0x300

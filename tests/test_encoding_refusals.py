@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -41,8 +41,6 @@ WRONG_TRACE_IDS: list[Any] = [0, -1, 2**128, "ab" * 16, b"\x01" * 16, None, True
 WRONG_SPAN_IDS: list[Any] = [0, -1, 2**64, "ab" * 8, b"\x01" * 8, None, True, 1.0]
 WRONG_TIMES: list[Any] = [-1, 2**64, "1", 1.5, True, [1]]
 WRONG_COUNTS: list[Any] = [-1, 2**32, None, "1", 0.5, True]
-WRONG_TEXTS: list[Any] = [None, 5, b"bytes", ["text"]]
-
 WRONG_CODES: list[Any] = [None, 1, "OK", Color.RED, SpanKind.SERVER]
 FIVE: Any = 5
 NOTHING: Any = None
@@ -70,21 +68,13 @@ INVALID: list[tuple[str, object, Any]] = [
         ("links[0].dropped_attributes", value, {"links": [SpanLink(CONTEXT, dropped_attributes=value)]})
         for value in WRONG_COUNTS
     ),
-    *(("name", value, {"name": value}) for value in WRONG_TEXTS),
-    *(("events[0].name", value, {"events": [SpanEvent(value, 1)]}) for value in WRONG_TEXTS),
-    *(("status.description", value, {"status": Status(StatusCode.ERROR, value)}) for value in WRONG_TEXTS[1:]),
-    *(("context.trace_state", value, {"context": context(trace_state=value)}) for value in WRONG_TEXTS[1:]),
     *(("kind", value, {"kind": value}) for value in [None, 1, "SERVER", Color.RED, StatusCode.OK, SpanKind]),
     *(("status.status_code", value, {"status": Status(value)}) for value in WRONG_CODES),
     *(("attributes", value, {"attributes": value}) for value in [5, "text", ["a"], [("a", 1)]]),
     ("events[0].attributes", 5, {"events": [SpanEvent("e", 1, FIVE)]}),
     ("links[0].attributes", 5, {"links": [SpanLink(CONTEXT, FIVE)]}),
     ("resource.attributes", 5, {"resource": Resource(FIVE)}),
-    ("resource.schema_url", 5, {"resource": Resource({}, FIVE)}),
     ("resource.dropped_attributes", -1, {"resource": Resource({}, "", -1)}),
-    ("instrumentation_scope.name", 5, {"instrumentation_scope": InstrumentationScope(FIVE)}),
-    ("instrumentation_scope.version", 5, {"instrumentation_scope": InstrumentationScope("s", FIVE)}),
-    ("instrumentation_scope.schema_url", 5, {"instrumentation_scope": InstrumentationScope("s", "", FIVE)}),
     (
         "instrumentation_scope.dropped_attributes",
         2**32,
@@ -98,8 +88,9 @@ INVALID: list[tuple[str, object, Any]] = [
     ),
     *(
         ("links[0].context.trace_flags", value, {"links": [SpanLink(context(trace_flags=value))]})
-        for value in [-1, None, "1"]
+        for value in [-1, "1", 2**32]
     ),
+    *(("context.trace_flags", value, {"context": context(trace_flags=value)}) for value in [-1, "1", 2**32]),
     ("context", None, {"context": None}),
     ("links[0].context", None, {"links": [SpanLink(NOTHING)]}),
     ("end_time", None, {"end_time": None}),
@@ -156,37 +147,13 @@ class Raising:
         raise Broken(name)
 
 
-class RaisingMapping(Mapping[str, object]):
-    def __getitem__(self, key: str) -> object:
-        raise Broken(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(["key"])
-
-    def __len__(self) -> int:
-        return 1
-
-
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
-        (r"attributes\['key'\]", {"attributes": {"fine": 1, "key": Raising()}}),
-        (r"attributes\['key'\]", {"attributes": {"key": [{"deep": Raising()}]}}),
-        (r"attributes\['key'\]", {"attributes": {"key": {Raising(): 1}}}),
-        (r"attributes\['key'\]", {"attributes": {"key": RaisingMapping()}}),
-        (r"attributes", {"attributes": {Raising(): 1}}),
-        (r"attributes", {"attributes": RaisingMapping()}),
-        (r"events\[1\]\.attributes\['key'\]", {"events": [SpanEvent("e", 1), SpanEvent("e", 1, {"key": Raising()})]}),
-        (r"links\[0\]\.attributes\['key'\]", {"links": [SpanLink(CONTEXT, {"key": Raising()})]}),
         (r"events\[0\]", {"events": [Raising()]}),
         (r"links\[0\]", {"links": [Raising()]}),
         (r"resource", {"resource": Raising()}),
-        (r"resource\.attributes\['key'\]", {"resource": Resource({"key": Raising()})}),
         (r"instrumentation_scope", {"instrumentation_scope": Raising()}),
-        (
-            r"instrumentation_scope\.attributes",
-            {"instrumentation_scope": InstrumentationScope("s", attributes={"a": Raising()})},
-        ),
         (r"the span", {"status": Raising()}),
         (r"the span", {"parent": Raising()}),
         (r"the span", {"events": Raising()}),
@@ -255,8 +222,8 @@ def test_what_is_only_called_a_set_is_not_sorted_to_be_shown() -> None:
         raise AssertionError("it was read to its end")
 
     misnamed: Any = type("set", (), {"__iter__": count_on, "__len__": lambda self: 5, "__repr__": lambda self: "odd"})
-    with pytest.raises(InvalidSpanError, match=r"^name is odd: "):
-        SpanEncoder().encode(span_like(name=misnamed()))
+    with pytest.raises(InvalidSpanError, match=r"^start_time is odd: "):
+        SpanEncoder().encode(span_like(start_time=misnamed()))
 
 
 @pytest.mark.parametrize("name", [field for field in attrs.fields_dict(Span) if field != "flags"])

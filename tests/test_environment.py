@@ -91,7 +91,21 @@ def test_the_endpoint_for_traces_is_used_as_it_is_and_wins(own: str) -> None:
 
 @pytest.mark.parametrize(
     "nonsense",
-    ["collector:4318", "nonsense", "ftp://collector", "http://", "http://h:port", "http://h:0", "http://[::"],
+    [
+        "collector:4318",
+        "nonsense",
+        "ftp://collector",
+        "http://",
+        "http://h:port",
+        "http://h:0",
+        "http://h:65536",
+        "http://[::",
+        "http://a b",
+        "http://col\r\nlector",
+        "http://collector/\x00",
+        f"http://{'a' * 300}",
+        "http://\udcff",
+    ],
 )
 def test_an_endpoint_that_is_no_url_is_warned_about_and_ignored(
     nonsense: str, caplog: pytest.LogCaptureFixture
@@ -105,7 +119,7 @@ def test_an_endpoint_that_is_no_url_is_warned_about_and_ignored(
 
 
 @pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
-@pytest.mark.parametrize("url", [f"http://user:{SECRET}@collector", f"http://collector?key={SECRET}"])
+@pytest.mark.parametrize("url", [f"http://user:{SECRET}@collector", f"http://user:{SECRET}?x@collector"])
 def test_credentials_in_an_endpoint_are_an_error_that_does_not_show_them(
     variable: str, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,11 +129,57 @@ def test_credentials_in_an_endpoint_are_an_error_that_does_not_show_them(
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("variable", "url", "used"),
+    [
+        ("ENDPOINT", f"http://collector/otlp?key={SECRET}", "http://collector/otlp/v1/traces"),
+        ("ENDPOINT", f"http://collector?key={SECRET}", "http://collector/v1/traces"),
+        ("ENDPOINT", f"http://collector/#{SECRET}", "http://collector/v1/traces"),
+        ("TRACES_ENDPOINT", f"http://collector/spans?key={SECRET}#x", "http://collector/spans"),
+        ("TRACES_ENDPOINT", f"http://collector/spans#{SECRET}?", "http://collector/spans"),
+        ("TRACES_ENDPOINT", "http://collector/spans?", "http://collector/spans"),
+    ],
+)
+def test_a_query_or_fragment_of_an_endpoint_is_warned_about_once_and_ignored(
+    variable: str, url: str, used: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert OTLPExporter.from_env({f"{PREFIX}{variable}": url}).endpoint == used  # type: ignore[union-attr]
+    assert endpoint(**{variable: url}) == used
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{PREFIX}{variable} has a query or fragment (not shown), which an endpoint does not have: it is ignored"
+    ]
+    assert SECRET not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["PROTOCOL", "TRACES_PROTOCOL"])
-@pytest.mark.parametrize("protocol", ["grpc", "http/json", "HTTP/JSON"])
-def test_another_protocol_is_a_clear_error(name: str, protocol: str) -> None:
-    with pytest.raises(ValueError, match=f"{PREFIX}{name} is '{protocol}'; http/protobuf is the only"):
-        OTLPExporter.from_env({f"{PREFIX}{name}": protocol})
+@pytest.mark.parametrize("protocol", ["grpc", "http/json", "HTTP/JSON", "carrier pigeon", "é", "a\r\nb", "x" * 10_000])
+def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
+    name: str, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        assert exporter_options({f"{PREFIX}{name}": protocol}) == exporter_options({})
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{PREFIX}{name} is '{protocol[:1]}")
+    assert "which is ignored: http/protobuf is sent" in record.getMessage()
+    assert len(record.getMessage()) < 300
+    assert "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"PROTOCOL": "grpc", "ENDPOINT": "http://collector:4317"}, True),
+        ({"PROTOCOL": "GRPC", "TRACES_ENDPOINT": "http://collector:4317"}, True),
+        ({"PROTOCOL": "grpc", "ENDPOINT": "http://collector:4318"}, False),
+        ({"PROTOCOL": "grpc", "TRACES_ENDPOINT": "http://[::1]:4318", "ENDPOINT": "http://collector:4317"}, False),
+        ({"PROTOCOL": "http/json", "ENDPOINT": "http://collector:4317"}, False),
+    ],
+)
+def test_an_endpoint_with_the_port_of_grpc_is_told_where_grpc_was_asked_for(
+    variables: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint(**variables)
+    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == told
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "HTTP/PROTOBUF", "HTTP/Protobuf"])
@@ -328,6 +388,40 @@ def test_a_list_of_attributes_with_a_mistake_in_it_is_ignored_as_a_whole(
 ) -> None:
     assert default_resource({"OTEL_RESOURCE_ATTRIBUTES": value}) is None
     assert "OTEL_RESOURCE_ATTRIBUTES is no list of key=value pairs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value", ["a=%zz", "good=1,a=100%", "a=%f", "a=%FF", "good=1,a=%C3%28", "%E2%82=b", "a=\udcff", "a=%ED%B3%BF"]
+)
+def test_attributes_that_cannot_be_percent_decoded_are_ignored_as_a_whole_with_a_warning(
+    value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    resource = default_resource({"OTEL_RESOURCE_ATTRIBUTES": value, "OTEL_SERVICE_NAME": "agents"})
+    assert resource is not None
+    assert resource.attributes == {"service.name": "agents"}
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "OTEL_RESOURCE_ATTRIBUTES cannot be percent-decoded as UTF-8 (a percent sign itself is written %25): it is "
+        "ignored"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "attributes"),
+    [
+        ("a=100%25", {"a": "100%"}),
+        ("a=%E2%82%AC,b=€", {"a": "€", "b": "€"}),
+        ("a=%0D%0A", {"a": "\r\n"}),
+        ("k%2C=v%3D", {"k,": "v="}),
+    ],
+)
+def test_attributes_are_percent_decoded(
+    value: str, attributes: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    resource = default_resource({"OTEL_RESOURCE_ATTRIBUTES": value})
+    assert resource is not None
+    assert resource.attributes == attributes
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("value", ["true", "True", "TRUE", " true "])

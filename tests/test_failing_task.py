@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import trio
-from support import make_spans, watched_batcher
-from trio.testing import MockClock
+from support import make_span, make_spans, watched_batcher
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_spanbatch import BatchPolicy, ExportResult, Loss, SpanBatch
+from trio_spanbatch import BatchPolicy, ExportResult, Limits, Loss, SpanBatch, SpanBatcher
+from trio_spanbatch._delivery import Delivery
+from trio_spanbatch._lane import Lane
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
 
@@ -43,3 +47,51 @@ async def test_nothing_is_accepted_while_the_other_tasks_hand_back_what_they_hol
     # One was in flight, one was queued.
     assert refused == ["a", "a"]
     assert batcher.statistics().accepted == batcher.statistics().undelivered == 4
+
+
+class InternalError(Exception):
+    """A bug of the batcher's own."""
+
+
+@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize(
+    ("task", "method"), [(Lane, "_use_slot"), (Lane, "_sleep_until"), (Delivery, "_answer"), (Delivery, "_next_part")]
+)
+async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken(
+    task: type, method: str, attempt: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: Counter[str] = Counter()
+    works = getattr(task, method)
+
+    def fail_for_b(self: Lane | Delivery, *args: object) -> object:
+        lane = self if isinstance(self, Lane) else self._lane
+        if lane.location == "b" and trio.current_time() >= 5:
+            raise InternalError
+        return works(self, *args)
+
+    async def add(batcher: SpanBatcher, location: str) -> None:
+        try:
+            await batcher.add_span(location, make_span(size=100))
+            ends["accepted"] += 1
+        except trio.ClosedResourceError:
+            ends["closed"] += 1
+
+    async def use() -> None:
+        limits = Limits(max_pending_bytes=400, max_queued_spans=1)
+        exporter = InMemoryExporter(delay=5)
+        async with watched_batcher(exporter, BatchPolicy(max_spans=1), limits=limits) as batcher:
+            for location in "abc" * 6:
+                beside.start_soon(add, batcher, location)
+            await wait_all_tasks_blocked()
+            monkeypatch.setattr(task, method, fail_for_b)
+            await trio.sleep(100)
+            statistics = batcher.statistics()
+            assert statistics.accepted == ends["accepted"] == statistics.delivered + statistics.undelivered
+            assert "a task of the batcher failed with InternalError" in {loss.reason for loss in batcher.undelivered}
+
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as beside:
+            with pytest.raises(InternalError):
+                await use()
+    assert ends.total() == 18
+    assert ends["closed"] > 0

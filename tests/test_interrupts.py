@@ -221,33 +221,181 @@ def test_ctrl_c_in_the_last_step_of_the_drain_is_raised_again() -> None:
     assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 3, 0, []]])
 
 
-async def test_a_handler_that_somebody_put_back_passes_the_signal_on() -> None:
-    seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda signum, frame: seen.append(signum))
-    try:
+async def test_a_handler_that_somebody_put_back_passes_the_signal_on_and_takes_itself_out() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    watch = InterruptWatch.of_this_run()
+    stopped: list[bool] = []
+
+    def stop() -> None:
+        stopped.append(True)
+
+    watch.add(stop)
+    ours = signal.getsignal(signal.SIGINT)
+    assert ours != before
+    assert not watch.remove(stop)
+    assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, ours)
+    # A handler that is in place already is not taken for the one to pass signals on to.
+    watch.add(stop)
+    signal.raise_signal(signal.SIGINT)
+    assert watch.remove(stop)
+    signal.signal(signal.SIGINT, ours)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    # What comes after a stop was removed is none of its business, though it was asked for before.
+    await trio.lowlevel.checkpoint()
+    assert stopped == []
+
+
+def test_a_handler_that_is_put_back_after_the_end_of_the_run_gives_way_to_pythons_own() -> None:
+    async def main() -> Any:
         watch = InterruptWatch.of_this_run()
-        stopped: list[bool] = []
-
-        def stop() -> None:
-            stopped.append(True)
-
-        watch.add(stop)
+        watch.add(main_stop)
         ours = signal.getsignal(signal.SIGINT)
-        assert not watch.remove(stop)
-        signal.signal(signal.SIGINT, ours)
+        watch.remove(main_stop)
+        return ours
+
+    def main_stop() -> None: ...
+
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, trio.run(main))
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-        assert (seen, stopped) == ([signal.SIGINT], [])
-        # A handler that is in place already is not taken for the one to pass signals on to.
-        watch.add(stop)
-        signal.raise_signal(signal.SIGINT)
-        assert watch.remove(stop)
-        signal.raise_signal(signal.SIGINT)
-        assert seen == [signal.SIGINT] * 2
-        # What comes after a stop was removed is none of its business, though it was asked for before.
-        await trio.lowlevel.checkpoint()
-        assert stopped == []
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+OWN_HANDLERS = {
+    "before the run": """
+        signal.signal(signal.SIGINT, lambda *_: seen.append("own"))
+
+        async def main():
+            await use()
+    """,
+    "in the run": """
+        async def main():
+            signal.signal(signal.SIGINT, lambda *_: seen.append("own"))
+            await use()
+    """,
+    "a receiver": """
+        async def main():
+            with trio.open_signal_receiver(signal.SIGINT) as signals:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receive, signals)
+                    await use()
+                    nursery.cancel_scope.cancel()
+
+        async def receive(signals):
+            async for _ in signals:
+                seen.append("own")
+    """,
+    "a callable object": """
+        class Handler:
+            def __call__(self, *_):
+                seen.append("own")
+
+        signal.signal(signal.SIGINT, Handler())
+
+        async def main():
+            await use()
+    """,
+    "set during the drain": """
+        async def set_later():
+            await sending.wait()
+            signal.signal(signal.SIGINT, lambda *_: seen.append("own"))
+            ready.set()
+
+        async def main():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(set_later)
+                await use()
+    """,
+}
+
+
+@pytest.mark.parametrize("how", OWN_HANDLERS)
+def test_a_programs_own_handler_is_called_in_the_drain_and_the_drain_goes_on(how: str) -> None:
+    result = run_child(
+        """
+        seen = []
+        sending, ready = trio.Event(), trio.Event()
+
+        class Slow(InMemoryExporter):
+            async def export(self, batch):
+                sending.set()
+                if SET_LATER:
+                    await ready.wait()
+                say("exporting")
+                while not seen:
+                    await trio.sleep(0.001)
+                return await super().export(batch)
+
+        batchers = [SpanBatcher(Slow(), batch=BatchPolicy(max_delay=math.inf), shutdown_timeout=math.inf)]
+
+        async def use():
+            before = signal.getsignal(signal.SIGINT)
+            async with batchers[0]:
+                batchers[0].add_spans_nowait("a", make_spans(3))
+            assert SET_LATER or signal.getsignal(signal.SIGINT) is before
+        """.replace("SET_LATER", repr(how == "set during the drain"))
+        + OWN_HANDLERS[how]
+        + """
+        trio.run(main)
+        assert seen == ["own"]
+        conclude(batchers, None)
+        """,
+        ["exporting"],
+    )
+    assert result == {"error": "NoneType", "counts": [[3, 3, 0, []]], "notes": []}
+
+
+def documented_host() -> str:
+    """Return the code of `docs/signals.md` that hosts trio in asyncio."""
+    page = (Path(__file__).parent.parent / "docs" / "signals.md").read_text(encoding="utf-8")
+    return page.partition("### Under asyncio")[2].partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("where", ["in the body", "exporting"])
+def test_under_an_asyncio_host_a_ctrl_c_is_asyncios_and_nothing_is_lost(where: str) -> None:
+    program = """
+        import asyncio
+
+        class Slow(InMemoryExporter):
+            async def export(self, batch):
+                say("exporting")
+                while "cancelled" not in events:
+                    await trio.sleep(0.001)
+                return await super().export(batch)
+
+        batcher = SpanBatcher(Slow(), batch=BatchPolicy(max_delay=math.inf), shutdown_timeout=math.inf)
+        events = []
+
+        async def watch_for_the_cancel():
+            try:
+                await trio.sleep_forever()
+            finally:
+                events.append("cancelled")
+
+        async def main():
+            handler = signal.getsignal(signal.SIGINT)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch_for_the_cancel)
+                async with batcher:
+                    batcher.add_spans_nowait("a", make_spans(3))
+                    say("in the body")
+                    if IN_THE_BODY:
+                        await trio.sleep_forever()
+                assert signal.getsignal(signal.SIGINT) is handler
+    """.replace("IN_THE_BODY", str(where == "in the body"))
+    end = """
+        try:
+            asyncio.run(host())
+        except BaseException as error:
+            conclude([batcher], error)
+    """
+    program = "\n".join([textwrap.dedent(program), documented_host(), textwrap.dedent(end)])
+    result = run_child(program, [where])
+    assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 3, 0, []]])
 
 
 def test_ctrl_c_while_an_exporter_hangs_in_aclose_cuts_it_short() -> None:

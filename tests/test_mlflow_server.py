@@ -91,6 +91,26 @@ async def test_an_experiment_is_found_by_its_name(server: MLflowServer) -> None:
         assert_all_stored(server, experiment, sent)
 
 
+async def test_the_workspace_of_the_environment_says_which_experiment_of_a_name_is_meant(server: MLflowServer) -> None:
+    server.create_workspace("team-a")
+    experiments = {workspace: server.create_experiment("agents", workspace) for workspace in ("default", "team-a")}
+    assert len(set(experiments.values())) == 2
+    for number, (workspace, experiment) in enumerate(experiments.items()):
+        traces = TraceMaker(10 + number).traces(2)
+        exporter = mlflow(server.uri, experiments="name", environ={"MLFLOW_WORKSPACE": workspace})
+        async with SpanBatcher(exporter, retry=RETRY) as batcher:
+            await batcher.add_spans("agents", all_of(traces))
+        assert batcher.statistics().rejected == 0
+        for spans in traces:
+            trace = server.trace(spans[0].context.trace_id, workspace)
+            assert experiment_of(trace) == experiment
+            assert_stored(stored_spans(trace), spans)
+    # By its id, an experiment of another workspace is not there.
+    async with SpanBatcher(mlflow(server.uri, environ={}), retry=RETRY) as batcher:
+        await batcher.add_spans(experiments["team-a"], all_of(traces))
+    assert batcher.statistics().rejected == len(all_of(traces))
+
+
 async def test_default_is_the_experiment_of_the_environment(server: MLflowServer) -> None:
     experiment = server.create_experiment("of the environment")
     traces = TraceMaker(5).traces(2)

@@ -31,6 +31,7 @@ from support import watched_batcher
 from trio_spanbatch import InvalidLocationError, OTLPExporter, SpanBatcher
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
 from trio_spanbatch.opentelemetry import _location as location_module
+from trio_spanbatch.opentelemetry._use_location import used_location
 from trio_spanbatch.testing import InMemoryExporter
 
 
@@ -82,7 +83,7 @@ async def test_a_span_belongs_where_it_started_wherever_it_ends(autojump_clock: 
     assert places == {"span": "start"}
 
 
-async def test_a_parent_that_has_ended_lends_its_location(autojump_clock: object) -> None:
+async def test_a_parent_that_has_ended_lends_its_location_where_nobody_says_another_one(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("parents"):
             parent = tracer.start_span("parent")
@@ -253,9 +254,9 @@ def test_use_location_is_left_after_an_exception_and_can_be_entered_again() -> N
     used = use_location("a")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), used, used:
-            assert location_module._innermost.get() == "a"
+            assert used_location() == "a"
             raise ZeroDivisionError
-        assert location_module._innermost.get() is None
+        assert used_location() is None
     assert repr(used) == "use_location('a')"
 
 
@@ -333,6 +334,7 @@ async def test_location_may_be_a_function_of_the_started_span_and_its_parent_con
         (lambda *_: None, "location() returned None: a location is a str, not NoneType"),
         (lambda *_: b"bytes", "location() returned b'bytes': a location is a str, not bytes"),
         (lambda *_: "", "location() returned '': a location is a str that is not empty"),
+        (lambda *_: "x" * 1025, "has 1025 characters; at most 1024 are allowed"),
     ],
 )
 async def test_what_a_location_function_does_wrong_never_reaches_the_program(
@@ -405,17 +407,27 @@ async def test_spans_that_are_never_ended_leak_nothing(autojump_clock: object) -
         assert processor.statistics().ended == 0
 
 
-async def test_a_span_that_started_before_the_processor_was_added_is_placed_when_it_ends(
-    autojump_clock: object,
+@pytest.mark.parametrize("location", ["given", lambda *_: str(baggage.get_baggage("tenant"))])
+async def test_a_span_that_was_not_seen_starting_is_invalid_and_never_guessed(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture, location: Any
 ) -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         provider = provider_of()
         tracer = provider.get_tracer("tests")
-        span = tracer.start_span("early")
-        provider.add_span_processor(BatcherSpanProcessor(batcher, lambda span, _: f"for {span.name}"))
-        span.end()
-    assert delivered_places(exporter) == {"early": "for early"}
+        early = tracer.start_span("early")
+        server = start_remote(tracer, "remote")
+        processor = BatcherSpanProcessor(batcher, location)
+        provider.add_span_processor(processor)
+        with use_location("used"):
+            early.end()
+            server.end()
+            tracer.start_span("seen").end()
+    assert_all_counted(processor, batcher)
+    assert delivered_places(exporter) == {"seen": "used"}
+    assert drops(processor) == {"invalid": 2}
+    assert "not seen starting" in caplog.text
+    assert "add the processor to the TracerProvider before spans start" in caplog.text
 
 
 async def test_two_processors_place_the_same_span_each_by_its_own_rules(autojump_clock: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import threading
 import weakref
@@ -10,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import httpx
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Meter, MeterProvider
 from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader, Metric, NumberDataPoint, Sum
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.semconv._incubating.attributes import otel_attributes
 from opentelemetry.semconv._incubating.metrics import otel_metrics
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
@@ -37,6 +40,7 @@ from trio_spanbatch import (
 )
 from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
+from trio_spanbatch.otlp.auth import AuthError
 from trio_spanbatch.testing import Answer, Hang, InMemoryExporter, OTLPReceiver, partial_success
 
 QUEUE_SIZE = "otel.sdk.processor.span.queue.size"
@@ -247,7 +251,7 @@ async def test_spans_handed_back_out_of_the_queue_are_processed_as_undelivered_a
         batcher.add_spans_nowait("waits", make_spans(3))
     assert batcher.statistics().undelivered == 5
     assert metrics.by_error(PROCESSED) == {None: 2, "undelivered": 3}
-    assert metrics.by_error(EXPORTED) == {"undelivered": 2}
+    assert metrics.by_error(EXPORTED) == {"timeout": 2}
     metrics.assert_conserved(ended=5)
 
 
@@ -347,10 +351,171 @@ async def test_an_operation_without_a_response_has_no_status(autojump_clock: Moc
         batcher.add_span_nowait("default", make_span())
         await batcher.flush()
         batcher.add_span_nowait("default", make_span())
+    bug, hang = metrics.points(DURATION)
+    assert bug.attributes == {**MEMORY, "error.type": "OSError"}
+    assert (bug.count, bug.max) == (1, 0)
+    assert hang.attributes == {**MEMORY, "error.type": "timeout"}
+    assert (hang.count, hang.max) == (1, 9)
+    assert metrics.by_error(EXPORTED) == {"OSError": 1, "timeout": 1}
+
+
+class Broken(httpx.AsyncBaseTransport):
+    """A server that does not answer, in some way or other."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._error is None:
+            await trio.sleep_forever()
+        assert self._error is not None
+        await trio.lowlevel.checkpoint()
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (httpx.ConnectError("refused"), "ConnectError"),
+        (httpx.ReadError("reset"), "ReadError"),
+        (httpx.RemoteProtocolError("no HTTP"), "RemoteProtocolError"),
+        (httpx.LocalProtocolError("a header"), "LocalProtocolError"),
+        (httpx.ConnectTimeout("slow"), "timeout"),
+        (None, "timeout"),
+    ],
+)
+async def test_the_error_type_of_an_export_is_the_cause_of_the_last_attempt(
+    autojump_clock: MockClock, error: Exception | None, error_type: str
+) -> None:
+    metrics = Metrics()
+    exporter = OTLPExporter("http://collector.test/v1/traces", transport=Broken(error), timeout=5)
+    async with watched_batcher(exporter, retry=RetryPolicy(max_elapsed=3)) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        batcher.add_span_nowait("default", make_span())
+        await batcher.flush()
+    assert metrics.by_error(EXPORTED) == {error_type: 1}
+    assert [error_of(point) for point in metrics.points(DURATION)] == [error_type]
+
+
+@pytest.mark.parametrize(
+    ("results", "error_type"),
+    [
+        ([TryLater("busy", status_code=503), TryLater("refused", cause="ConnectError")], "ConnectError"),
+        ([TryLater("refused", cause="ConnectError"), TryLater("busy", status_code=503)], "503"),
+        ([TryLater("refused", cause="ConnectError"), Hang()], "timeout"),
+        ([TryLater("refused", cause="ConnectError"), OSError("a bug")], "OSError"),
+        ([TryLater("refused", cause="ConnectError"), Refused("no", 403)], "403"),
+        ([TryLater("refused", cause="ConnectError"), Refused("no", cause="AuthError")], "AuthError"),
+        ([TryLater("refused", cause="ConnectError"), TryLater("an exporter that says nothing")], "undelivered"),
+    ],
+)
+async def test_of_several_attempts_the_last_one_gives_the_error_type(
+    autojump_clock: MockClock, results: list[Any], error_type: str
+) -> None:
+    first, then = results
+    metrics = Metrics()
+    exporter = InMemoryExporter(itertools.chain([first], itertools.repeat(then)))
+    retry = RetryPolicy(initial=1, max_elapsed=4, attempt_timeout=10)
+    async with watched_batcher(exporter, retry=retry) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        batcher.add_span_nowait("default", make_span())
+        await batcher.flush()
+    assert metrics.by_error(EXPORTED) == {error_type: 1}
+
+
+async def test_the_error_type_of_an_exporter_that_returns_nothing_is_a_type_error(autojump_clock: MockClock) -> None:
+    class ReturnsNothing(InMemoryExporter):
+        async def export(self, batch: SpanBatch) -> Any:
+            await trio.lowlevel.checkpoint()
+
+    metrics = Metrics()
+    async with watched_batcher(ReturnsNothing()) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        batcher.add_span_nowait("default", make_span())
+    assert metrics.by_error(EXPORTED) == {"TypeError": 1}
+
+
+@pytest.mark.parametrize(("failure", "error_type"), [(AuthError("no token"), "AuthError"), (None, "timeout")])
+async def test_the_error_type_of_an_export_without_credentials_says_so(
+    autojump_clock: MockClock, failure: Exception | None, error_type: str
+) -> None:
+    async def auth(_: str) -> dict[str, str]:
+        if failure is None:
+            await trio.sleep_forever()
+        assert failure is not None
+        await trio.lowlevel.checkpoint()
+        raise failure
+
+    metrics = Metrics()
+    exporter = OTLPExporter("http://collector.test/v1/traces", auth=auth, transport=Broken(None), timeout=5)
+    async with watched_batcher(exporter, retry=RetryPolicy(max_elapsed=3)) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        batcher.add_span_nowait("default", make_span())
+        await batcher.flush()
+    assert metrics.by_error(EXPORTED) == {error_type: 1}
+
+
+async def test_an_attempt_that_the_drain_cuts_short_is_a_timeout_and_one_before_it_keeps_its_cause(
+    autojump_clock: MockClock,
+) -> None:
+    steps: list[tuple[Any, str]] = [
+        (Hang(), "timeout"),
+        (TryLater("refused", after=100, cause="ConnectError"), "ConnectError"),
+    ]
+    for step, error_type in steps:
+        metrics = Metrics()
+        async with watched_batcher(InMemoryExporter([step]), shutdown_timeout=1) as batcher:
+            BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+            batcher.add_spans_nowait("default", make_spans(2))
+        assert metrics.by_error(EXPORTED) == {error_type: 2}
+
+
+async def test_what_exporters_say_makes_no_more_than_a_hundred_error_types(autojump_clock: MockClock) -> None:
+    metrics = Metrics()
+    exporter = InMemoryExporter([Refused("no", cause=f"{number} {'x' * 1000}") for number in range(200)])
+    async with watched_batcher(exporter) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        for _ in range(200):
+            batcher.add_span_nowait("default", make_span())
+            await batcher.flush()
+    found = metrics.by_error(EXPORTED)
+    assert len(found) == 100
+    assert found["_OTHER"] > 100
+    assert sum(found.values()) == 200
+    assert max(len(str(error)) for error in found) <= 100
+
+
+async def test_durations_have_no_buckets_but_those_that_a_view_asks_for(autojump_clock: MockClock) -> None:
+    for views, boundaries in (
+        ((), ()),
+        ((View(instrument_name=DURATION, aggregation=ExplicitBucketHistogramAggregation([1, 2])),), (1, 2)),
+    ):
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader], shutdown_on_exit=False, views=views)
+        async with watched_batcher(InMemoryExporter()) as batcher:
+            BatcherSpanProcessor(batcher, meter_provider=provider)
+            batcher.add_span_nowait("default", make_span())
+        data: Any = reader.get_metrics_data()
+        found = {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+        (point,) = found[DURATION].data.data_points
+        assert tuple(point.explicit_bounds) == boundaries
+
+
+async def test_a_meter_that_knows_no_advice_about_buckets_has_durations_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Meter.create_histogram
+
+    def create_histogram(self: Meter, name: str, unit: str = "", description: str = "") -> Any:
+        return create(self, name, unit, description)
+
+    monkeypatch.setattr(Meter, "create_histogram", create_histogram)
+    metrics = Metrics()
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
+        batcher.add_span_nowait("default", make_span())
     (point,) = metrics.points(DURATION)
-    assert point.attributes == {**MEMORY, "error.type": "undelivered"}
-    assert (point.count, point.min, point.max) == (2, 0, 9)
-    assert metrics.by_error(EXPORTED) == {"undelivered": 2}
+    assert point.count == 1
 
 
 async def test_a_meter_that_fails_does_not_disturb_a_delivery(

@@ -333,7 +333,7 @@ def test_a_run_that_ends_while_a_thread_hands_over_is_counted(monkeypatch: pytes
             pass
 
     trio.run(main)
-    monkeypatch.setattr(batcher._admission, "is_open", True)
+    monkeypatch.setattr(batcher._admission, "thread_id", 1)
     end_spans(tracer, 2)
     assert drops(processor) == {"already_shutdown": 2}
     assert_all_counted(processor, batcher)

@@ -50,6 +50,20 @@ def test_a_body_that_cannot_be_decompressed_is_not_readable(encoding: str, data:
     assert not body.readable
 
 
+@pytest.mark.parametrize("encoding", ["br", "gzip", "gzip, gzip", "nonsense"])
+def test_no_body_at_all_is_readable_in_whatever_encoding(encoding: str) -> None:
+    body = BoundedBody(encoding, 1000)
+    body.feed(b"")
+    assert (body.content, body.cut_off) == (b"", False)
+
+
+@pytest.mark.parametrize("encoding", ["identity, gzip", "gzip,identity", " , gzip,", "IDENTITY,GZIP"])
+def test_the_encoding_that_changes_nothing_is_skipped_in_a_list(encoding: str) -> None:
+    body = BoundedBody(encoding, 1000)
+    body.feed(gzip.compress(b"abc"))
+    assert body.content == b"abc"
+
+
 ENCODED = {
     "one member": ("gzip", gzip.compress(b"abcdef")),
     "two members": ("gzip", gzip.compress(b"abc") + gzip.compress(b"def")),

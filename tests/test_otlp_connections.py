@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import httpcore
+import httpcore2
+import httpx
+import httpx2
 import pytest
 import trio
 from delivery_support import AT_ONCE, BIG
@@ -28,7 +32,14 @@ SURPLUS = {
     "bytes after the last chunk": [CHUNKED + b"0\r\n\r\n", OK],
 }
 
-NETWORKS = {"memory": (False, False), "memory, TLS": (False, True), "TCP": (True, False), "TCP, TLS": (True, True)}
+NETWORKS = {
+    "memory": (False, False, httpx),
+    "memory, TLS": (False, True, httpx),
+    "TCP": (True, False, httpx),
+    "TCP, TLS": (True, True, httpx),
+    "TCP, httpx2": (True, False, httpx2),
+    "TCP, TLS, httpx2": (True, True, httpx2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +52,10 @@ def tls() -> Tls:
 async def test_what_comes_after_a_response_is_never_the_answer_to_the_next_request(
     pieces: list[bytes], network: str, tls: Tls
 ) -> None:
-    tcp, with_tls = NETWORKS[network]
+    tcp, with_tls, package = NETWORKS[network]
     status = 204 if b"204" in pieces[0] else 200
     with nothing_leaks():
-        async with wire_server([pieces], tcp=tcp, tls=tls if with_tls else None) as (server, exporter):
+        async with wire_server([pieces], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
             assert await exporter.export(batch_of()) == Delivered(status_code=status)
             # At once: nothing of it waits for the garbage collector, or for the next request.
             await server.wait_closed(0)
@@ -58,9 +69,9 @@ async def test_what_comes_after_a_response_is_never_the_answer_to_the_next_reque
 async def test_what_comes_between_two_requests_is_not_the_answer_to_the_second(
     late: bytes, network: str, tls: Tls
 ) -> None:
-    tcp, with_tls = NETWORKS[network]
+    tcp, with_tls, package = NETWORKS[network]
     with nothing_leaks():
-        async with wire_server([], tcp=tcp, tls=tls if with_tls else None) as (server, exporter):
+        async with wire_server([], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
             assert await exporter.export(batch_of()) == Delivered(status_code=200)
             await server.send_unasked(late)
             assert await exporter.export(batch_of()) == Delivered(status_code=200)
@@ -69,9 +80,9 @@ async def test_what_comes_between_two_requests_is_not_the_answer_to_the_second(
 
 @pytest.mark.parametrize("network", NETWORKS)
 async def test_a_connection_with_nothing_left_on_it_is_used_again(network: str, tls: Tls) -> None:
-    tcp, with_tls = NETWORKS[network]
+    tcp, with_tls, package = NETWORKS[network]
     answers = [[OK], [CHUNKED, chunk(b"")], [UNAUTHORIZED], [b"HTTP/1.1 204 No Content\r\n\r\n"]]
-    async with wire_server(answers, tcp=tcp, tls=tls if with_tls else None) as (server, exporter):
+    async with wire_server(answers, tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
         for _ in range(6):
             await exporter.export(batch_of())
         assert server.requests == [6]
@@ -112,6 +123,31 @@ async def test_connections_are_not_used_again_where_httpcore_does_not_tell_what_
             for _ in range(3):
                 assert await exporter.export(batch_of()) == Delivered(status_code=200)
             assert server.requests == [1, 1, 1]
+
+
+class BrokenStream:
+    """A connection with TLS that breaks when something is read from it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def read(self, _max_bytes: int, _timeout: float | None) -> bytes:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        raise self._error
+
+    def get_extra_info(self, info: str) -> object:
+        return self if info == "ssl_object" else None
+
+
+@pytest.mark.parametrize("error", [httpcore.ReadError(), httpcore2.ReadError()], ids=["httpcore", "httpcore2"])
+async def test_a_connection_that_breaks_after_its_response_is_not_used_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = BrokenStream(error)
+    response = httpx.Response(200, extensions={"network_stream": stream})
+    monkeypatch.setattr(connection, "_left_in_h11", lambda _: b"")
+    await connection.retire_if_more_was_sent(response)
+    assert stream.get_extra_info("is_readable") is True
 
 
 # Tens of thousands of chunks or responses fit into what httpcore would read at once.

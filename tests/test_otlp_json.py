@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from json_support import DOCUMENTS, document_with, read, read_span, read_value, span_json
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 from span_strategies import WELL_FORMED_TEXTS
 
 from trio_spanbatch._batch import SpanBatch
 from trio_spanbatch._records import Span, SpanKind, Status, StatusCode
 from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch.otlp.json import read_request
 
 IDS = ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id")
 
@@ -302,3 +304,46 @@ def test_values_are_read(value: dict[str, Any], wanted: object) -> None:
 def test_lone_surrogates_out_of_json_are_replaced_when_they_are_encoded() -> None:
     span = read_span(**json.loads('{"name": "a\\ud800b"}'))
     assert SpanEncoder().encode(span).to_message().name == "a\ufffdb"
+
+
+ENTITY = {
+    "schemaUrl": "https://schema",
+    "type": "service",
+    "idKeys": ["service.name", "service.namespace"],
+    "descriptionKeys": ["service.version"],
+}
+
+
+def with_entities(*entities: object, name: str = "entityRefs") -> dict[str, Any]:
+    document = document_with(span_json())
+    document["resourceSpans"][0]["resource"] = {name: list(entities)}
+    return document
+
+
+@pytest.mark.parametrize("name", ["entityRefs", "entity_refs"])
+def test_entity_refs_of_a_resource_are_kept(name: str) -> None:
+    (span,) = read(with_entities(ENTITY, {}, name=name))
+    # Not as messages: the oldest opentelemetry-proto that is allowed does not know the field.
+    first = b"\x0a\x0ehttps://schema\x12\x07service\x1a\x0cservice.name\x1a\x11service.namespace"
+    first += b"\x22\x0fservice.version"
+    refs = b"\x1a" + bytes([len(first)]) + first + b"\x1a\x00"
+    assert SpanEncoder().encode(span).headers.resource == b"\x0a" + bytes([len(refs)]) + refs
+    if "entity_refs" in ResourceMessage.DESCRIPTOR.fields_by_name:
+        assert request_of([span]) == read_by_protobuf(with_entities(ENTITY, {}))
+
+
+@pytest.mark.parametrize("entity", [5, {"type": 5}, {"idKeys": "a"}, {"idKeys": [5]}, {"descriptionKeys": {}}])
+def test_entity_refs_that_are_wrong_are_told(entity: object) -> None:
+    (problem,) = read_request(with_entities(entity))
+    assert "resource.entityRefs[0]" in str(problem)
+
+
+def test_an_attribute_nested_too_deep_is_dropped_and_counted_and_the_span_arrives() -> None:
+    for depth in (48, 60, 100_000):
+        value: dict[str, Any] = {"intValue": 1}
+        for _ in range(depth):
+            value = {"arrayValue": {"values": [value]}}
+        span = read_span(attributes=[{"key": "deep", "value": value}, {"key": "fine", "value": {"intValue": 1}}])
+        message = SpanEncoder().encode(span).to_message()
+        assert [attribute.key for attribute in message.attributes] == ["fine"]
+        assert message.dropped_attributes_count == 1

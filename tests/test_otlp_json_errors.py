@@ -116,8 +116,6 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("attributes[0].value.arrayValue.values[1]", attribute({"arrayValue": {"values": [{}, None]}})),
     ("attributes[0].value.kvlistValue.values[0].value", attribute({"kvlistValue": {"values": [{"value": 5}]}})),
     ("attributes[0].value.intValue stands beside stringValue", attribute({"stringValue": "", "intValue": 1})),
-    ("attributes[0].value.", attribute(nested(100))),
-    ("attributes[0].value.", attribute(nested(100_000))),
 ]
 
 

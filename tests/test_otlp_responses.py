@@ -7,6 +7,8 @@ import math
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
+import httpx
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,6 +158,9 @@ def test_an_answer_that_cannot_be_decompressed_is_a_delivery_with_a_warning() ->
         b"<!-- a proxy --><!DOCTYPE html><html><title>Sign in</title>",
         b'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><title>Sign in</title>',
         b"<HEAD><title>Sign in</title>",
+        b"<meta http-equiv='refresh' content='0; url=/login'><title>Sign in</title>",
+        b"<h1>Sign in</h1>",
+        b"<form action='/login'>Sign in",
     ],
 )
 def test_a_200_that_is_a_web_page_is_a_failure_that_says_login_page(headers: dict[str, str], body: bytes) -> None:
@@ -252,25 +257,80 @@ def http_date(seconds_from_now: float) -> str:
     ],
 )
 def test_retry_after_is_seconds_or_an_http_date(value: str, seconds: float) -> None:
-    assert retry_after(value, now=NOW) == seconds
+    assert retry_after({"retry-after": value}, now=NOW) == seconds
     assert interpret(503, {"retry-after": value}) == TryLater("503 Service Unavailable", after=seconds, status_code=503)
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        None, "", " ", "-1", "+1", "1.5", "1e3", "nan", "inf", "0x10", "soon", "5, 10", "٣", "5 1 1",
+        None, "", " ", "-1", "+1", "1.5", "1e3", "nan", "inf", "0x10", "soon", "soon, later", "-1, 1.5", ",", "٣",
         "Sat, 99 Aug 2026 12:00:00 GMT", "Sat, 01 Aug 99999 12:00:00 GMT", "Sat, 01 Aug 2026 12:00:00 +99999999999",
-        "Sat, :",
+        "Sat, :", "Sat", "Sat,", "120s", "120 (restarting)", "5 1 1",
     ],
 )  # fmt: skip
 def test_a_retry_after_that_makes_no_sense_is_no_retry_after(value: str | None) -> None:
-    assert retry_after(value, now=NOW) is None
+    assert retry_after({} if value is None else {"retry-after": value}, now=NOW) is None
+
+
+@pytest.mark.parametrize("ahead", [0, 600, -600, 86_400 * 365, -NOW])
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"])
+def test_a_date_counts_from_the_responses_own_date_whatever_the_two_clocks_say(form: str, ahead: float) -> None:
+    sent = datetime.fromtimestamp(NOW + ahead, UTC)
+    headers = {"date": sent.strftime(form), "retry-after": http_date(ahead + 90)}
+    assert retry_after(headers, now=NOW) == 90
+    assert retry_after({**headers, "retry-after": http_date(ahead - 90)}, now=NOW) == 0
+    assert retry_after({**headers, "retry-after": "7"}, now=NOW) == 7
+
+
+@pytest.mark.parametrize(
+    "date", ["", "soon", "0", "Sat, 99 Aug 2026 12:00:00 GMT", "Sat,", "Sat, 01 Aug 99999 12:00:00 GMT"]
+)
+def test_a_date_counts_from_our_clock_where_the_responses_own_date_cannot_be_read(date: str) -> None:
+    assert retry_after({"date": date, "retry-after": http_date(90)}, now=NOW) == 90
+
+
+def test_a_date_counts_from_the_first_of_several_dates_that_can_be_read() -> None:
+    headers = {"date": f"soon, {http_date(600)}, {http_date(0)}", "retry-after": http_date(690)}
+    assert retry_after(headers, now=NOW) == 90
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120, 60", 120),
+        ("60,120", 120),
+        ("5, soon", 5),
+        ("soon, 5", 5),
+        (", 5,,", 5),
+        ("-1, 5, 1.5", 5),
+        (f"5, {http_date(90)}", 90),
+        (f"{http_date(90)}, 5", 90),
+        (f"{http_date(90)},{http_date(120)}", 120),
+        ("Saturday, 01-Aug-26 12:01:30 GMT, Sat Aug  1 12:02:00 2026", 120),
+        (f"{http_date(-90)}, 5", 5),
+        ("5, 99999999999999999999", MAX_RETRY_AFTER),
+        ("5," * 50_000, 5),
+    ],
+)
+def test_of_a_list_or_a_repeated_retry_after_the_longest_counts(value: str, seconds: float) -> None:
+    assert retry_after({"retry-after": value}, now=NOW) == seconds
+
+
+def test_a_retry_after_that_was_sent_twice_is_a_list() -> None:
+    for package in (httpx, httpx2):
+        headers = package.Headers([("Retry-After", "60"), ("retry-after", http_date(120)), ("RETRY-AFTER", "soon")])
+        assert retry_after(headers, now=NOW) == 120
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 408, 413, 500, 501])
+def test_a_retry_after_does_not_make_a_status_retryable(status: int) -> None:
+    assert interpret(status, {"retry-after": "5"}) == interpret(status)
 
 
 @given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, [0-9: A-Za-z+-]*", fullmatch=True))
 def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
-    seconds = retry_after(value, now=NOW)
+    seconds = retry_after({"retry-after": value}, now=NOW)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 
 
@@ -279,6 +339,8 @@ def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
     [
         (PROTOBUF, rpc_status("bad span"), "bad span"),
         (PROTOBUF, b"\xff\xff", ""),
+        (PROTOBUF, b'{"message": "bad span"}', "bad span"),
+        (PROTOBUF, b"<html><title>502 Bad Gateway</title>", "502 Bad Gateway"),
         (PROTOBUF, rpc_status("bad span").replace(b"bad", b"b\xffd"), "b\ufffdd span"),
         (JSON, b'{"error_code": "NOT_FOUND", "message": "no such id"}', "NOT_FOUND: no such id"),
         (JSON, b'{"error_code": "NOT_FOUND"}', "NOT_FOUND"),

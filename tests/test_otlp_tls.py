@@ -106,11 +106,11 @@ def trusts_nobody(receiver: OTLPReceiver) -> httpx.AsyncBaseTransport:
         (lambda r: OTLPExporter(r.url, transport=trusts_nobody(r)), "the client or transport that the exporter was"),
         (
             lambda r: mlflow(f"https://127.0.0.1:{r.port}", environ={}),
-            "; SSL_CERT_FILE or certificate= names the file ",
+            "; SSL_CERT_FILE, MLFLOW_TRACKING_SERVER_CERT_PATH or certificate= names the file ",
         ),
         (
             lambda r: mlflow(f"https://127.0.0.1:{r.port}", environ={}, experiments="name"),
-            "; SSL_CERT_FILE or certificate= names the file with its CA",
+            "; SSL_CERT_FILE, MLFLOW_TRACKING_SERVER_CERT_PATH or certificate= names the file with its CA",
         ),
     ],
     ids=["transport", "mlflow", "mlflow, names"],

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserString
 from collections.abc import Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from span_strategies import SPANS
 
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    EncodedSpan,
+    FlushCounts,
+    FlushReport,
+    Limits,
+    LocationStatistics,
+    Loss,
+    Refused,
+    RetryPolicy,
+    SpanBatch,
+    SpanBatcherStatistics,
+    TryLater,
+)
 from trio_spanbatch._records import (
+    EntityRef,
     InstrumentationScope,
     Resource,
     Span,
@@ -20,6 +40,8 @@ from trio_spanbatch._records import (
     Status,
     StatusCode,
 )
+from trio_spanbatch.opentelemetry._tally import SpanProcessorStatistics
+from trio_spanbatch.testing import Answer, Drip, Hang, Reset
 
 CONTEXT = SpanContext(1, 2)
 
@@ -89,6 +111,98 @@ def test_records_do_not_change() -> None:
     span = make_span()
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         span.name = "other"  # type: ignore[misc]  # on purpose
+
+
+def test_a_mapping_that_raises_is_kept_for_the_encoder_to_read_what_can_be_read() -> None:
+    class Broken(dict[str, int]):
+        def keys(self) -> Any:
+            raise OSError("gone")
+
+        __iter__ = keys
+
+    broken = Broken(a=1)
+    assert make_span(attributes=broken).attributes is broken
+
+
+RECORDS: list[Any] = [
+    Span(
+        "work",
+        SpanContext(1, 2, trace_state={"a": "1"}),
+        start_time=1,
+        end_time=2,
+        parent=CONTEXT,
+        attributes={"list": [1, {}], "map": {"a": []}, "bytes": bytearray(b"x")},
+        events=[SpanEvent("event", 1, {"list": []})],
+        links=[SpanLink(CONTEXT, {"list": []})],
+        resource=Resource({"list": []}, entity_refs=[EntityRef("service", ["a"])]),
+        instrumentation_scope=InstrumentationScope("scope", attributes={"list": []}),
+    ),
+    SpanContext(1, 2, trace_state={"a": "1"}),
+    SpanEvent("event", 1, {"list": []}),
+    SpanLink(CONTEXT, {"map": {}}),
+    Status(),
+    Resource({"set": {1}}),
+    EntityRef("service", ["service.name"]),
+    InstrumentationScope("scope", attributes={"list": []}),
+    SpanBatcherStatistics(locations={"a": LocationStatistics()}),
+    FlushReport(locations={"a": FlushCounts()}),
+    LocationStatistics(),
+    FlushCounts(),
+    Loss("here", SpanBatch("here", []), "rejected", "reason"),
+    SpanBatch("here", []),
+    EncodedSpan(b""),
+    Delivered(1, "message"),
+    TryLater("reason"),
+    Refused("reason"),
+    BatchPolicy(),
+    Limits(),
+    RetryPolicy(),
+    SpanProcessorStatistics(ended=1, accepted=0, handed_over=0, dropped={"invalid": 1}),
+    Answer(headers=[("a", "b")], rejected_spans=[]),
+    Hang(),
+    Reset(),
+    Drip([b"x"]),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_every_frozen_record_can_be_hashed(record: Any) -> None:
+    assert hash(record) == hash(record)
+    same = record if type(record) in (SpanBatch, EncodedSpan) else attrs.evolve(record)
+    assert same == record
+    assert hash(same) == hash(record)
+    assert len({record, same}) == 1
+
+
+EQUAL_VALUES: list[tuple[Any, Any]] = [
+    (1, 1.0),
+    (1, True),
+    (1, Decimal(1)),
+    (b"x", bytearray(b"x")),
+    (b"x", memoryview(b"x")),
+    ((b"x",), (bytearray(b"x"),)),
+    ({1}, frozenset({1})),
+    ("x", UserString("x")),
+    ({"a": 1, "b": 2}, OrderedDict(a=1, b=2)),
+    ({"a": 1}, MappingProxyType({"a": 1})),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), EQUAL_VALUES, ids=repr)
+def test_records_that_are_equal_have_the_same_hash(one: Any, other: Any) -> None:
+    first, second = Resource({"key": one, "more": 1}), Resource({"more": 1, "key": other})
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+@given(SPANS)
+def test_the_hash_of_any_span_is_that_of_its_copy(span: Span) -> None:
+    assert hash(attrs.evolve(span)) == hash(span)
+
+
+def test_records_with_other_values_mostly_have_another_hash() -> None:
+    assert len({hash(Resource({"service.instance.id": f"{number}"})) for number in range(1000)}) > 990
+    assert hash(Status()) != hash(FlushCounts())
 
 
 def test_records_are_equal_by_value() -> None:

@@ -66,7 +66,11 @@ def test_each_of_the_17_requirements_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "title", ["Requirements", "Delivery", "Environment", "Destinations", "The batcher's own metrics"]
+    "title",
+    [
+        *("Requirements", "Delivery", "Environment", "Destinations", "The batcher's own metrics"),
+        "What differs from the specification on purpose",
+    ],
 )
 def test_each_row_names_tests(title: str) -> None:
     assert rows(title)
@@ -105,7 +109,7 @@ def test_every_otel_variable_that_is_read_is_there_and_no_other() -> None:
 
 
 def test_every_mlflow_variable_that_is_read_is_there_and_no_other() -> None:
-    environ = Variables(MLFLOW_TRACKING_URI="http://mlflow.test")
+    environ = Variables(MLFLOW_TRACKING_URI="https://mlflow.test")
     mlflow(environ=environ)
     assert variables((row[0] for row in rows("Environment")), "MLFLOW_") == environ.asked
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import attrs
 import httpx
@@ -140,20 +141,27 @@ async def _request_was_read(stream: trio.abc.Stream) -> bool:
 
 @asynccontextmanager
 async def wire_server(
-    answers: Iterable[Iterable[bytes]], *, tcp: bool = False, tls: Tls | None = None, max_connections: int = 100
+    answers: Iterable[Iterable[bytes]],
+    *,
+    tcp: bool = False,
+    tls: Tls | None = None,
+    max_connections: int = 100,
+    package: Any = httpx,
 ) -> AsyncIterator[tuple[WireServer, OTLPExporter]]:
-    """Run such a server, with an exporter to it that is closed at the end."""
+    """Run such a server, with an exporter to it that is closed at the end.
+
+    Over TCP its transport may be of another ``package`` than httpx.
+    """
     server = WireServer(answers)
     serve = partial(server.serve, tls.server if tls else None)
     # An idle connection is kept, however slow the machine is.
-    limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=None)
-    transport: httpx.AsyncHTTPTransport
+    limits = package.Limits(max_connections=max_connections, keepalive_expiry=None)
     async with trio.open_nursery() as nursery:
         if tcp:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             await nursery.start(partial(trio.serve_listeners, serve, listeners))
             port = listeners[0].socket.getsockname()[1]
-            transport = httpx.AsyncHTTPTransport(verify=tls.client if tls else False, limits=limits, trust_env=False)
+            transport = package.AsyncHTTPTransport(verify=tls.client if tls else False, limits=limits, trust_env=False)
         else:
             port = 4318
 

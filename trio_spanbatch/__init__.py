@@ -12,6 +12,7 @@ from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsErr
 from ._exporter import LimitsItsAttempts, LocationChecker, SpanExporter
 from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._records import (
+    EntityRef,
     InstrumentationScope,
     Resource,
     Span,
@@ -31,6 +32,7 @@ __all__ = [
     "BatchPolicy",
     "Delivered",
     "EncodedSpan",
+    "EntityRef",
     "ExportResult",
     "FlushCounts",
     "FlushReport",

@@ -45,7 +45,8 @@ class Admission:
     """Admits spans, at once or later.
 
     Attributes:
-        is_open: Whether spans are let in. It is up to the callers to look.
+        thread_id: Of the thread whose trio run may add spans; None while nothing is let in. It is up to the callers to
+            look.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -57,7 +58,12 @@ class Admission:
         self._max_lane_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
         self._byte_line: OrderedDict[Lane, None] = OrderedDict()
         self._pressed: set[Lane] = set()
-        self.is_open: bool = False
+        self.thread_id: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether spans are let in."""
+        return self.thread_id is not None
 
     # -- adding ------------------------------------------------------------------------------------------------
 
@@ -125,7 +131,9 @@ class Admission:
 
     def close(self) -> None:
         """Let nothing in any more. Wakes everybody who waits with ``trio.ClosedResourceError``."""
-        self.is_open = False
+        if self.thread_id is None:
+            return
+        self.thread_id = None
         self._byte_line.clear()
         for lane in self._shared.lanes:
             while lane.waiting:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from ._location_name import plain_location
 from .otlp.wire import TABLE_SIZE, VARINTS, varint, varint_size
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class SpanBatch:
         size: The exact size of the request in bytes, before compression.
     """
 
-    location: str
+    location: str = attrs.field(converter=plain_location)
     spans: tuple[EncodedSpan, ...] = attrs.field(converter=_as_tuple)
     size: int = attrs.field(kw_only=True)
 

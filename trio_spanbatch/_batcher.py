@@ -6,11 +6,12 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Sized
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
-from trio.lowlevel import in_trio_run
 
 from ._admission import Admission
 from ._arguments import (
@@ -26,7 +27,8 @@ from ._arguments import (
 from ._batch import EncodedSpan
 from ._cost import cost_after, cost_of
 from ._environment import default_resource
-from ._errors import InvalidSpanError
+from ._errors import tell_accepted
+from ._exporter import is_closed
 from ._flush import Flush
 from ._health_log import HealthLog
 from ._lane import Lane
@@ -38,7 +40,7 @@ from ._policy import BatchPolicy, Limits, RetryPolicy
 from ._shared import Shared
 from ._slots import ExportSlots
 from ._statistics import FlushReport, Loss, SpanBatcherStatistics
-from ._supervisor import Supervisor
+from ._supervisor import IN_A_FORKED_CHILD, Supervisor
 from .otlp.encoding import SpanEncoder
 
 if TYPE_CHECKING:
@@ -49,8 +51,17 @@ if TYPE_CHECKING:
 
 __all__ = ["SpanBatcher"]
 
+_NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as batcher:`"
+
 # ``add_spans`` lets other tasks run after so many spans: encoding one takes 10 to 20 us.
 _SPANS_A_CHECKPOINT = 64
+
+
+@attrs.define
+class _Progress:
+    """How many spans an ``add_spans`` has accepted."""
+
+    accepted: int = 0
 
 
 class SpanBatcher:
@@ -62,8 +73,9 @@ class SpanBatcher:
             batcher.add_span_nowait("main.agents.spans", span)
 
     When the ``async with`` ends, for whatever reason and within ``shutdown_timeout``, each accepted span is delivered,
-    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible from the trio
-    thread only, inside the ``async with``.
+    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible inside the
+    ``async with``, in the trio run in which it was entered: in another one, and in a forked child, it is a
+    `RuntimeError`. The batcher is left by the task that entered it.
 
     Args:
         exporter: What sends the batches; by default `OTLPExporter.from_env`. The batcher closes it at the end.
@@ -76,7 +88,7 @@ class SpanBatcher:
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
         on_loss: Called at once, in the trio thread, with each `Loss`. It is synchronous and may add spans. What it
-            raises is logged.
+            raises is logged; a `SystemExit` or the like is also raised when the batcher is left.
         rng: Where the jitter of backoffs comes from, to make a run repeatable.
         logger: Where messages go; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about locations that fail and recover. Lost spans and bugs are errors.
@@ -134,7 +146,7 @@ class SpanBatcher:
         """Accept a span, if there is room for it now.
 
         Args:
-            location: Where the span belongs.
+            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
@@ -144,7 +156,7 @@ class SpanBatcher:
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
-        if not self._admission.is_open or not in_trio_run():
+        if get_ident() != self._admission.thread_id:
             self._check_open()
         encoded = self._encoder.encode(span)
         if not self._try_admit(location, encoded):
@@ -188,7 +200,7 @@ class SpanBatcher:
         the span was not accepted.
 
         Args:
-            location: Where the span belongs.
+            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
@@ -206,52 +218,58 @@ class SpanBatcher:
     async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
         """Accept spans one after the other, waiting for room.
 
-        What was accepted when it raises is a prefix of ``spans``, as with ``SendStream.send_all``. Spans are encoded
-        just before they are accepted. Other adders may come in between. Always a checkpoint.
+        What was accepted when it raises is a prefix of ``spans``, as with ``SendStream.send_all``. Whatever it raises,
+        `trio.Cancelled` and exceptions of ``spans`` itself included, says how many that were: in an attribute
+        ``accepted``, or in a note if the exception takes no attribute. Spans are encoded just before they are accepted.
+        Other adders may come in between. Always a checkpoint.
 
         Raises:
-            InvalidSpanError: A span cannot be encoded. Its ``accepted`` says how many were accepted before it.
-            trio.ClosedResourceError: The batcher is closed. Its ``accepted`` says how many were accepted before.
+            InvalidSpanError: A span cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            trio.ClosedResourceError: The batcher is closed.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        accepted = 0
-        waited = False
+        progress = _Progress()
         try:
-            self._check_open()
-            for span in spans:
-                if accepted and accepted % _SPANS_A_CHECKPOINT == 0:
-                    await trio.lowlevel.checkpoint()
-                # Again for each span: the batcher may have been closed by whoever ran meanwhile.
-                self._check_open()
-                encoded = self._encoder.encode(span)
-                waited = await self._admit(location, encoded)
-                accepted += 1
-            if not accepted:
-                self._lanes.check(location)
-        except (InvalidSpanError, trio.ClosedResourceError) as exc:
-            exc.accepted = accepted  # type: ignore[union-attr]  # trio's error has no such field of its own
+            await self._add_spans(location, spans, progress)
+        except BaseException as exc:
+            tell_accepted(exc, progress.accepted)
             raise
+
+    async def _add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan], progress: _Progress) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        waited = False
+        for span in spans:
+            if progress.accepted and progress.accepted % _SPANS_A_CHECKPOINT == 0:
+                await trio.lowlevel.checkpoint()
+            # Again for each span: the batcher may have been closed by whoever ran meanwhile.
+            self._check_open()
+            waited = await self._admit_next(location, self._encoder.encode(span), progress)
+        if not progress.accepted:
+            self._lanes.check(location)
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _check_open(self) -> None:
         if self._admission.is_open:
-            if not in_trio_run():
-                raise RuntimeError("spans are added in the trio thread; elsewhere use trio.from_thread.run_sync")
+            if not self._supervisor.is_here():
+                raise RuntimeError(
+                    "a batcher is used in the trio run in which it was entered; in a thread of that run use "
+                    "trio.from_thread.run_sync, with the trio_token of that run where the thread has another run"
+                )
             return
+        if self._supervisor.is_forked:
+            raise RuntimeError(IN_A_FORKED_CHILD)
         if self._entered:
             raise trio.ClosedResourceError("the batcher is closed")
-        raise RuntimeError("the batcher is not entered: use `async with SpanBatcher(...) as batcher:`")
+        raise RuntimeError(_NOT_ENTERED)
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit(self, location: str, span: EncodedSpan) -> bool:
-        try:
-            # In place of `Lanes.get`, as each call here takes a twentieth of the time of accepting a span.
-            lane = self._live.get(location)
-        except Exception:
-            lane = self._lanes.get(location)
+        # In place of `Lanes.get`, as each call here takes a twentieth of the time of accepting a span. But not for a
+        # subclass of str, which might be found as another location, by an equality of its own.
+        lane = self._live.get(location) if type(location) is str else self._lanes.get(location)
         if lane is not None and self._admission.try_admit(lane, span):
             return True
         return self._try_admit_first(location, lane, span)
@@ -273,11 +291,17 @@ class SpanBatcher:
         """Admit a span, waiting if need be. Return whether this was a checkpoint."""
         if self._try_admit(location, span):
             return False
-        # Under its plain form, as a subclass of str may have a hash of its own.
-        lane = self._lanes.get(str.__str__(location))
+        lane = self._lanes.get(location)
         assert lane is not None, "the lane was found or opened just now"
         await self._admission.wait(lane, span)
         return True
+
+    @trio.lowlevel.enable_ki_protection
+    async def _admit_next(self, location: str, span: EncodedSpan, progress: _Progress) -> bool:
+        """Do the same, and count the span before a Ctrl-C can come."""
+        waited = await self._admit(location, span)
+        progress.accepted += 1
+        return waited
 
     # -- flushing and counting ---------------------------------------------------------------------------------
 
@@ -313,7 +337,18 @@ class SpanBatcher:
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:
-        """Return a snapshot of all counts. Takes time in proportion to the number of locations."""
+        """Return a snapshot of all counts. Takes time in proportion to the number of locations.
+
+        It can be read before, in and after the ``async with``; while there are locations, in the batcher's trio run.
+
+        Raises:
+            RuntimeError: This is a thread, or another trio run.
+        """
+        if self._live and not self._supervisor.is_here():
+            raise RuntimeError(
+                "statistics() is read in the batcher's trio run until the batcher was left; in a thread use "
+                "trio.from_thread.run_sync(batcher.statistics)"
+            )
         live = {lane.location: lane for lane in self._lanes}
         locations = {
             location: live[location].statistics() if location in live else account.statistics()
@@ -335,13 +370,20 @@ class SpanBatcher:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise trio.BusyResourceError("a SpanBatcher is entered once; make another one")
+        if is_closed(exporter := self._shared.exporter):
+            raise trio.ClosedResourceError(
+                f"the {type(exporter).__name__} is closed, as a batcher closes its exporter when it is left; "
+                "make an exporter for each batcher"
+            )
         self._entered = True
         await self._supervisor.open()
-        self._admission.is_open = True
         return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._entered:
+            raise RuntimeError(_NOT_ENTERED)
+        self._supervisor.check_may_close()
         await self._supervisor.close(exc)  # noqa: ASYNC102  # shielded inside, with the drain's deadline

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._exceptions import split_cancelled
+from ._exceptions import fatal_part, is_cancelled_here, split_cancelled
+from ._exporter import is_closed
 from ._isolation import Isolation, Verdict
 from ._ledger import Lease, Settlement
 from ._results import Delivered, ExportResult, Refused, TryLater
@@ -34,9 +35,9 @@ class _ExporterBug(Exception):
 class _GaveUp(Exception):
     """There is no other attempt. The message says why."""
 
-    def __init__(self, reason: str, status_code: int | None) -> None:
+    def __init__(self, reason: str, last: TryLater | None = None) -> None:
         super().__init__(reason)
-        self.status_code = status_code
+        self.status_code = None if last is None else last.status_code
 
 
 class Delivery:
@@ -52,8 +53,7 @@ class Delivery:
         self._last_result: ExportResult | None = None
         self._last_loss: Settlement | None = None
         self._seconds = 0.0
-        for observer in shared.observers:
-            observer.began(len(lease))
+        shared.tell_observers(lambda observer: observer.began(len(lease)))
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -66,9 +66,13 @@ class Delivery:
                     self._settle(*verdict)
             if self._isolation.refused_everything:
                 self._lane.account.refuses_everything = True
+        except BaseException as exc:
+            self._shared.task_failed(exc)
+            raise
         finally:
             for lease in tuple(self._open):
-                self._settle(lease, Settlement(undelivered=len(lease), reason=self._shared.stop_reason))
+                reason = self._shared.stop_reason
+                self._settle(lease, Settlement(undelivered=len(lease), reason=reason, cause=self._cause()))
             self._tell_observers()
 
     # -- parts -------------------------------------------------------------------------------------------------
@@ -93,14 +97,20 @@ class Delivery:
         if settlement.delivered < len(lease):
             self._last_loss = settlement
         # Told before the lane, whose on_loss may run for long.
-        for observer in self._shared.observers:
-            observer.settled(settlement)
+        self._shared.tell_observers(lambda observer: observer.settled(settlement))
         self._lane.settle(lease, settlement)
 
     def _tell_observers(self) -> None:
         status_code = None if self._last_result is None else self._last_result.status_code
-        for observer in self._shared.observers:
-            observer.ended(self._seconds, status_code, self._last_loss)
+        self._shared.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
+
+    def _cause(self) -> str:
+        """Return in a word what the last attempt failed with."""
+        if self._first_attempt_at is None or isinstance(self._last_result, Delivered):
+            return ""
+        if self._last_result is None:
+            return self._shared.stop_cause
+        return self._last_result.cause or str(self._last_result.status_code or "")
 
     async def _deliver(self, part: Lease) -> list[Verdict]:
         """Send a part until the server says yes or no. Return what is known about spans then."""
@@ -108,10 +118,11 @@ class Delivery:
             result = await self._answer(part)
         except _GaveUp as why:
             return self._isolation.given_up(
-                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code)
+                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code, cause=self._cause())
             )
         except _ExporterBug as bug:
-            return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug)))
+            cause = type(bug.__cause__ or bug).__name__
+            return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug), cause=cause))
         if isinstance(result, Refused):
             return self._isolation.refused(result, give_up=self._lane.account.refuses_everything)
         if result.message and result.rejected <= 0:
@@ -132,7 +143,7 @@ class Delivery:
     async def _get_slot(self, part: Lease) -> None:
         """Have a slot: the one from the beginning, the one that came with the end of a wait, or another one."""
         if not self._has_slot and not await self._lane.wait_for_turn(part, self._give_up_at):
-            raise _GaveUp(self._why_no_turn(), None)
+            raise _GaveUp(self._why_no_turn())
         self._has_slot = True
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
@@ -140,7 +151,7 @@ class Delivery:
         is_in_time = asked_again_at <= self._give_up_at
         self._has_slot = is_in_time and await self._lane.wait_for_turn(part, self._give_up_at)
         if not self._has_slot:
-            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result.status_code)
+            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result)
 
     @property
     def _give_up_at(self) -> float:
@@ -180,18 +191,37 @@ class Delivery:
             self._sort_out(exc, part)
             raise
         if scope.cancelled_caught:
-            return TryLater(f"no answer within {timeout:g} s", ambiguous=True)
+            return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
         if not isinstance(result, Delivered | TryLater | Refused):
             self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
-            raise _ExporterBug(f"the exporter returned {type(result).__name__}, which is no ExportResult")
+            message = f"the exporter returned {type(result).__name__}, which is no ExportResult"
+            raise _ExporterBug(message) from TypeError(message)
         return result
 
     def _sort_out(self, exc: BaseException, part: Lease) -> None:
         """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
-        cancelled, failure = split_cancelled(exc)
-        if failure is None or not isinstance(failure, Exception):
+        if isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_run():
+            # The run is over, and this coroutine is being thrown away.
             return
-        self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=failure)
-        if cancelled is not None:
-            raise cancelled from None
-        raise _ExporterBug(f"the exporter raised {type(failure).__name__}") from failure
+        if (fatal := fatal_part(exc)) is not None:
+            # Before the attempt is accounted for, as that tells on_loss and wakes others.
+            self._shared.stop(f"the exporter raised {type(fatal).__name__}")
+            if fatal is not exc:
+                self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
+            raise fatal
+        cancelled, failure = split_cancelled(exc)
+        # One that is not for us would end all tasks of the batcher.
+        ours = cancelled if is_cancelled_here() else None
+        bug = exc if ours is None else failure
+        if bug is not None:
+            self._shared.logger.caught(bug, "the exporter raised for %r", part.batch)
+        if ours is not None:
+            raise ours from None
+        raise _ExporterBug(self._name_bug(failure)) from exc
+
+    def _name_bug(self, failure: BaseException | None) -> str:
+        if failure is None:
+            return "the exporter raised Cancelled, though its attempt was not cancelled"
+        if isinstance(failure, trio.ClosedResourceError) and is_closed(self._shared.exporter):
+            return "the exporter is closed; make an exporter for each batcher"
+        return f"the exporter raised {type(failure).__name__}"

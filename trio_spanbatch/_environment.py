@@ -17,7 +17,7 @@ from typing import Required, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from ._records import Resource
-from .otlp.http_headers import check_header_name
+from .otlp.http_headers import check_endpoint, check_header_name, has_userinfo
 
 __all__ = [
     "BatchOptions",
@@ -30,12 +30,14 @@ __all__ = [
     "forget_warnings",
     "queue_options",
     "sdk_disabled",
+    "warn_once",
 ]
 
 Environ = Mapping[str, str]
 
 DEFAULT_ENDPOINT = "http://localhost:4318"
 TRACES_PATH = "v1/traces"
+_GRPC_PORT = 4317
 
 # Milliseconds. The largest number of OpenTelemetry's tables that can be meant: nobody waits for a century.
 _MAX_MILLISECONDS = 100 * 365 * 24 * 3600 * 1000
@@ -111,6 +113,10 @@ def default_resource(environ: Environ) -> Resource | None:
         pairs, malformed = _pairs(listed)
         if malformed:
             _ignored("OTEL_RESOURCE_ATTRIBUTES", "is no list of key=value pairs, separated by commas")
+        elif not _is_percent_encoded(listed):
+            _ignored(
+                "OTEL_RESOURCE_ATTRIBUTES", "cannot be percent-decoded as UTF-8 (a percent sign itself is written %25)"
+            )
         else:
             attributes.update(pairs)
     service_name = _get(environ, "OTEL_SERVICE_NAME")
@@ -128,13 +134,9 @@ def sdk_disabled(environ: Environ) -> bool:
 
 
 def exporter_options(environ: Environ) -> ExporterOptions:
-    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included.
-
-    Raises:
-        ValueError: A protocol is asked for that is not spoken here.
-    """
-    _check_protocol(environ)
+    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included."""
     options = ExporterOptions(endpoint=_endpoint(environ))
+    _check_protocol(environ, options["endpoint"])
     headers = _headers(environ)
     if headers is not None:
         options["headers"] = headers
@@ -156,23 +158,42 @@ def exporter_options(environ: Environ) -> ExporterOptions:
     return options
 
 
-def _check_protocol(environ: Environ) -> None:
-    protocol = _signal(environ, "PROTOCOL")
-    if protocol is not None and protocol[1].lower() != "http/protobuf":
-        raise ValueError(f"{protocol[0]} is {protocol[1]!r}; http/protobuf is the only protocol that is supported")
+def _check_protocol(environ: Environ, endpoint: str) -> None:
+    found = _signal(environ, "PROTOCOL")
+    if found is None or found[1].lower() == "http/protobuf":
+        return
+    variable, protocol = found
+    port = ""
+    if protocol.lower() == "grpc" and urlsplit(endpoint).port == _GRPC_PORT:
+        port = f" (to port {_GRPC_PORT}, where gRPC is usually spoken; for HTTP it is 4318)"
+    warn_once(
+        f"{variable} is {_shortened(protocol)}, which is ignored: http/protobuf is sent, the only protocol that is "
+        f"supported{port}"
+    )
 
 
 def _endpoint(environ: Environ) -> str:
-    own = _get(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    own = _url(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     if own is not None:
-        if _is_http_url(own):
-            return own
-        _ignored("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "is no URL that begins with http:// or https:// and a host")
-    base = _get(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
-    if base is not None and not _is_http_url(base):
-        _ignored("OTEL_EXPORTER_OTLP_ENDPOINT", "is no URL that begins with http:// or https:// and a host")
-        base = None
-    return _with_traces_path(base or DEFAULT_ENDPOINT)
+        return own
+    return _with_traces_path(_url(environ, "OTEL_EXPORTER_OTLP_ENDPOINT") or DEFAULT_ENDPOINT)
+
+
+def _url(environ: Environ, variable: str) -> str | None:
+    """Return the URL in ``variable``, without a query or fragment, if it is one that can be sent to.
+
+    One with a user name or password is returned as it is, for the exporter to refuse: without them, it is another URL.
+    """
+    value = _get(environ, variable)
+    if value is None or has_userinfo(value):
+        return value
+    url = re.split("[?#]", value, maxsplit=1)[0]
+    if not _is_http_url(url):
+        _ignored(variable, "is no URL that begins with http:// or https:// and a host")
+        return None
+    if url != value:
+        _ignored(variable, "has a query or fragment (not shown), which an endpoint does not have")
+    return url
 
 
 def _with_traces_path(base: str) -> str:
@@ -181,10 +202,10 @@ def _with_traces_path(base: str) -> str:
 
 def _is_http_url(url: str) -> bool:
     try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        check_endpoint(url)
     except ValueError:
         return False
+    return True
 
 
 def _headers(environ: Environ) -> dict[str, str] | None:
@@ -212,7 +233,7 @@ def _otlp_timeout(environ: Environ) -> float | None:
         if timeout is None:
             continue
         if timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
-            _warn_once(
+            warn_once(
                 f"{variable} is {timeout * 1000:g}: that is milliseconds, as the specification has it (OpenTelemetry "
                 "Python reads seconds here)"
             )
@@ -229,7 +250,7 @@ def _compression(environ: Environ) -> str | None:
             return "gzip"
         if value.lower() == "none":
             return None
-        _ignored(variable, f"is {value!r}, neither gzip nor none")
+        _ignored(variable, f"is {_shortened(value)}, neither gzip nor none")
     return None
 
 
@@ -284,15 +305,25 @@ def _pairs(text: str) -> tuple[dict[str, str], int]:
     return pairs, malformed
 
 
+def _is_percent_encoded(text: str) -> bool:
+    if re.search("%(?![0-9A-Fa-f]{2})", text):
+        return False
+    try:
+        unquote(text, errors="strict").encode()
+    except UnicodeError:
+        return False
+    return True
+
+
 def _shortened(value: str) -> str:
     return repr(value if len(value) <= 40 else value[:40] + "…")
 
 
 def _ignored(variable: str, problem: str, what: str = "it is") -> None:
-    _warn_once(f"{variable} {problem}: {what} ignored")
+    warn_once(f"{variable} {problem}: {what} ignored")
 
 
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     """Log what was not logged before: every batcher reads the same variables, and a process may make many."""
     if message in _warned:
         return

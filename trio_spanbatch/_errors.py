@@ -6,12 +6,27 @@ Everything else that can be raised is trio's own: ``trio.WouldBlock`` when there
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal
+
+import trio
+
 __all__ = [
+    "OTHER_REASONS",
     "InvalidLocationError",
     "InvalidSpanError",
     "TooManyLocationsError",
     "UndeliveredSpansError",
+    "tell_accepted",
 ]
+
+# So many reasons, and so much of each, stand in a message.
+_MAX_REASONS_SHOWN = 5
+_MAX_REASON_LENGTH = 300
+
+# What reasons are counted as once there are too many different ones.
+OTHER_REASONS = "other reasons"
 
 
 class InvalidSpanError(ValueError):
@@ -25,28 +40,121 @@ class InvalidSpanError(ValueError):
 
 
 class InvalidLocationError(ValueError):
-    """A location cannot be sent to. Raised before anything is accepted."""
+    """A location cannot be sent to: the exporter has no way, or it is no str of 1 to 1,024 characters.
+
+    Attributes:
+        accepted: How many spans of the same ``add_spans`` call were accepted before. Other calls accepted nothing.
+    """
+
+    accepted: int = 0
 
 
 class TooManyLocationsError(ValueError):
-    """``Limits.max_locations`` locations all hold spans. Raised before anything is accepted."""
+    """``Limits.max_locations`` locations all hold spans.
+
+    Attributes:
+        accepted: How many spans of the same ``add_spans`` call were accepted before: its location can come to an end
+            between two of them, and another one take its place. Other calls accepted nothing.
+    """
+
+    accepted: int = 0
 
 
 class UndeliveredSpansError(Exception):
-    """Raised at the end of a strict batcher when spans were rejected or handed back.
+    """Raised at the end of a strict batcher when spans were rejected or handed back. Its text has the reasons.
 
     Attributes:
         rejected: How many spans servers rejected.
         undelivered: How many spans were handed back.
+        reasons: For ``"rejected"`` and ``"undelivered"``, each reason with its number of spans, the most frequent one
+            first. Reasons beyond the first 20 are counted together, as ``"other reasons"``.
     """
 
-    def __init__(self, rejected: int, undelivered: int) -> None:
-        super().__init__(rejected, undelivered)
+    def __init__(
+        self,
+        rejected: int,
+        undelivered: int,
+        reasons: Mapping[Literal["rejected", "undelivered"], Mapping[str, int]] | None = None,
+    ) -> None:
+        super().__init__(rejected, undelivered, reasons)
         self.rejected = rejected
         self.undelivered = undelivered
+        self.reasons = {"rejected": {}, "undelivered": {}} if reasons is None else reasons
 
     def __str__(self) -> str:
-        return (
-            f"{self.rejected} spans were rejected and {self.undelivered} were handed back undelivered; "
-            "on_loss, SpanBatcher.undelivered and the log have the reasons"
-        )
+        why_rejected = _reasons_text(self.reasons["rejected"])
+        why_handed_back = _reasons_text(self.reasons["undelivered"])
+        if not self.undelivered:
+            return f"{_count(self.rejected)} rejected{why_rejected and f': {why_rejected}'}"
+        if not self.rejected:
+            return f"{_count(self.undelivered)} handed back undelivered{why_handed_back and f': {why_handed_back}'}"
+        was = "was" if self.undelivered == 1 else "were"
+        both = f"{_count(self.rejected)} rejected and {self.undelivered} {was} handed back undelivered"
+        if not why_rejected and not why_handed_back:
+            return both
+        return f"{both}; rejected: {why_rejected}; handed back: {why_handed_back}"
+
+
+def _count(spans: int) -> str:
+    return "1 span was" if spans == 1 else f"{spans} spans were"
+
+
+def _reasons_text(reasons: Mapping[str, int]) -> str:
+    """Return the most frequent reasons, each with its number of spans, on one line."""
+    named = [reason for reason in reasons if reason != OTHER_REASONS]
+    parts = [f"{_on_one_line(reason)} ({reasons[reason]})" for reason in named[:_MAX_REASONS_SHOWN]]
+    others = sum(reasons.values()) - sum(reasons[reason] for reason in named[:_MAX_REASONS_SHOWN])
+    if others:
+        number = len(named) - _MAX_REASONS_SHOWN
+        # Nobody has counted how many different ones there are beyond those that have a name.
+        how_many = f"more than {number}" if OTHER_REASONS in reasons else f"{number}"
+        parts.append(f"and {how_many} other reason{'' if how_many == '1' else 's'} ({others})")
+    return ", ".join(parts)
+
+
+def _on_one_line(reason: str) -> str:
+    # Somebody else's words: they must look neither like several messages nor like a terminal's control sequences.
+    line = " ".join("".join(character if character.isprintable() else " " for character in reason[:2000]).split())
+    return line if len(line) <= _MAX_REASON_LENGTH else f"{line[:_MAX_REASON_LENGTH]}…"
+
+
+class _Accepted(int):
+    """A number that `tell_accepted` has set, unlike an attribute of that name that the exception has by itself."""
+
+
+class _AcceptedNote(str):
+    """A note that `tell_accepted` has added."""
+
+    __slots__ = ()
+
+
+@trio.lowlevel.enable_ki_protection
+def tell_accepted(exc: BaseException, accepted: int) -> None:
+    """Let an exception that leaves ``add_spans`` say how many spans the call had accepted.
+
+    In its attribute ``accepted``. If it takes none, or has one that means something else, in a note. If it takes no
+    note either, it stays as it is. An exception that is raised again says the number of the last call.
+    """
+    if not _set_accepted(exc, accepted):
+        _add_accepted_note(exc, accepted)
+
+
+def _set_accepted(exc: BaseException, accepted: int) -> bool:
+    # Exceptions are anybody's classes: looking at an attribute or setting it may raise, or have no effect.
+    try:
+        ours = isinstance(exc, InvalidSpanError | InvalidLocationError | TooManyLocationsError)
+        if not ours and type(getattr(exc, "accepted", _Accepted())) is not _Accepted:
+            return False
+        value = _Accepted(accepted)
+        exc.accepted = value  # type: ignore[attr-defined]  # what is not ours has no such field
+        return exc.accepted is value  # type: ignore[attr-defined]
+    except Exception:
+        return False
+
+
+def _add_accepted_note(exc: BaseException, accepted: int) -> None:
+    with suppress(Exception):
+        notes = getattr(exc, "__notes__", None)
+        if isinstance(notes, list):
+            notes[:] = [note for note in notes if type(note) is not _AcceptedNote]
+        exc.add_note(_AcceptedNote(f"SpanBatcher.add_spans: {_count(accepted)} accepted before"))

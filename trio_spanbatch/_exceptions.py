@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import trio
 
-__all__ = ["leaves", "split_cancelled"]
+__all__ = ["fatal_part", "forget_traceback", "is_cancelled_here", "leaves", "split_cancelled"]
 
 
 def split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -21,3 +24,41 @@ def leaves(exc: BaseException) -> list[BaseException]:
     if not isinstance(exc, BaseExceptionGroup):
         return [exc]
     return [leaf for part in exc.exceptions for leaf in leaves(part)]
+
+
+def is_cancelled_here() -> bool:
+    """Return whether a scope around the caller is cancelled, so that a `trio.Cancelled` may be for the caller.
+
+    If none is, somebody has kept it, or got it from code that shares a result, and no scope would catch it.
+    """
+    return trio.current_effective_deadline() == -math.inf
+
+
+def fatal_part(exc: BaseException) -> BaseException | None:
+    """Return the first exception in ``exc`` that has to end the program: a `SystemExit` or its like.
+
+    An `Exception` is none of these, nor is what ends only a task or a generator. Whoever raises that without being
+    cancelled or closed has a bug.
+    """
+    return next((leaf for leaf in leaves(exc) if not isinstance(leaf, Exception) and not _ends_a_task(leaf)), None)
+
+
+def forget_traceback(exc: BaseException) -> None:
+    """Drop the tracebacks of an exception that was logged.
+
+    Code that keeps an exception and raises it again would make its traceback longer each time, and keep all the frames
+    in it alive.
+    """
+    # Not by assignment, as a frozen exception would refuse that.
+    exc.with_traceback(None)
+    if isinstance(exc, BaseExceptionGroup):
+        for part in exc.exceptions:
+            forget_traceback(part)
+
+
+def _ends_a_task(exc: BaseException) -> bool:
+    if isinstance(exc, trio.Cancelled | GeneratorExit):
+        return True
+    # Not imported for this: if nobody has, there is no such exception.
+    asyncio = sys.modules.get("asyncio.exceptions")
+    return asyncio is not None and isinstance(exc, asyncio.CancelledError)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from ._batch import SpanBatch
 from ._results import ExportResult
 
-__all__ = ["LimitsItsAttempts", "LocationChecker", "SpanExporter"]
+__all__ = ["LimitsItsAttempts", "LocationChecker", "SpanExporter", "is_closed"]
 
 
 class SpanExporter(Protocol):
@@ -24,7 +24,11 @@ class SpanExporter(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close what the exporter has opened. Called once, at the end of the drain."""
+        """Close what the exporter has opened. Called once, at the end of the drain.
+
+        An exporter that cannot be used after that may have an attribute ``closed``, which is then ``True``: the next
+        batcher that is given it says so when it is entered.
+        """
         ...
 
 
@@ -52,3 +56,9 @@ class LocationChecker(Protocol):
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
         ...
+
+
+def is_closed(exporter: SpanExporter) -> bool:
+    """Return whether an exporter says that it is closed."""
+    # Nothing else than True: somebody else's ``closed`` may be a method, or anything.
+    return getattr(exporter, "closed", False) is True

@@ -142,7 +142,12 @@ class Isolation:
             return [(part.lease, _rejected(part.lease, refusal)) for part in rest]
         reason = f"isolation budget: {refusal.reason}"
         return [
-            (part.lease, Settlement(undelivered=len(part.lease), reason=reason, status_code=refusal.status_code))
+            (
+                part.lease,
+                Settlement(
+                    undelivered=len(part.lease), reason=reason, status_code=refusal.status_code, cause=refusal.cause
+                ),
+            )
             for part in rest
         ]
 
@@ -175,4 +180,4 @@ def _delivered(lease: Lease, result: Delivered) -> Settlement:
 
 
 def _rejected(lease: Lease, refusal: Refused) -> Settlement:
-    return Settlement(rejected=len(lease), reason=refusal.reason, status_code=refusal.status_code)
+    return Settlement(rejected=len(lease), reason=refusal.reason, status_code=refusal.status_code, cause=refusal.cause)

@@ -28,6 +28,7 @@ import math
 from collections import OrderedDict
 from contextlib import suppress
 from http import HTTPStatus
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import trio
@@ -191,6 +192,9 @@ class Lane:
                     self._use_slot()
                 else:
                     await self._sleep_until(wake_at)
+        except BaseException as exc:
+            self._shared.task_failed(exc)
+            raise
         finally:
             self._end()
 
@@ -442,6 +446,5 @@ class Lane:
     def _hand_back_queue(self, reason: str) -> None:
         while self.account.queued:
             lease = self._seal()
-            for observer in self._shared.observers:
-                observer.handed_back(len(lease))
+            self._shared.tell_observers(methodcaller("handed_back", len(lease)))
             self.settle(lease, Settlement(undelivered=len(lease), reason=reason))

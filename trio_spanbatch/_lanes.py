@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from ._errors import InvalidLocationError, TooManyLocationsError
+from ._errors import TooManyLocationsError
 from ._exporter import LocationChecker
 from ._lane import Lane
+from ._location_name import checked_location, plain_location
 from ._policy import BatchPolicy
 from ._shared import Shared
 
@@ -40,11 +41,7 @@ class Lanes:
 
     def get(self, location: str) -> Lane | None:
         """Return the lane of a location that is live."""
-        try:
-            return self.by_location.get(location)
-        except Exception:
-            # What cannot be hashed raises a TypeError, or whatever its own ``__hash__`` raises.
-            raise InvalidLocationError(f"a location is a str, not {type(location).__name__}") from None
+        return self.by_location.get(plain_location(location))
 
     def check(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
@@ -92,13 +89,7 @@ class Lanes:
             self._empty[lane] = None
 
     def _checked(self, location: str) -> str:
-        """Return ``location`` as a plain str: a subclass may compare, hash and show itself as it likes."""
-        # By its type, as isinstance() also asks the object itself for its class, and an unbound proxy raises then.
-        if not issubclass(type(location), str):
-            raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
-        location = str.__str__(location)
-        if not location:
-            raise InvalidLocationError("a location is a str that is not empty")
+        location = checked_location(location)
         if self._checker is not None:
             self._checker.check_location(location)
         return location

@@ -118,13 +118,18 @@ class Lease:
 
 @attrs.frozen
 class Settlement:
-    """What became of the spans of one lease. The three counts add up to its length."""
+    """What became of the spans of one lease. The three counts add up to its length.
+
+    Attributes:
+        cause: What kind of failure the last attempt ended with if there was no response, in a word.
+    """
 
     delivered: int = 0
     rejected: int = 0
     undelivered: int = 0
     reason: str = ""
     status_code: int | None = None
+    cause: str = ""
 
 
 @attrs.define(eq=False)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from ._batch import SpanHeaders
-from ._log import AnyLogger
+from ._errors import OTHER_REASONS
+from ._log import Log
 from ._statistics import Loss
 
 __all__ = ["Losses"]
@@ -19,17 +20,13 @@ _INTERVAL = 30.0
 
 
 class Losses:
-    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told.
-
-    Attributes:
-        fatal: What ``on_loss`` raised that must end the program.
-    """
+    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told."""
 
     def __init__(
         self,
         on_loss: Callable[[Loss], object] | None,
         max_kept_bytes: int,
-        logger: AnyLogger,
+        logger: Log,
         clock: Callable[[], float],
     ) -> None:
         self._on_loss = on_loss
@@ -43,7 +40,6 @@ class Losses:
         self._not_kept = 0
         self._said_at = -math.inf
         self._reasons: Counter[tuple[str, str]] = Counter()
-        self.fatal: BaseException | None = None
 
     @property
     def kept(self) -> tuple[Loss, ...]:
@@ -58,15 +54,17 @@ class Losses:
             return
         try:
             self._on_loss(loss)
-        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled comes out of it
-            # Accounting goes on, whatever happens. What is no Exception (a SystemExit) is raised at the end.
-            self._logger.exception("on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
-            if not isinstance(exc, Exception):
-                self.fatal = self.fatal or exc
+        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled of ours comes out of it
+            # Accounting goes on, whatever happens.
+            self._logger.caught(exc, "on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
+
+    def reasons(self, outcome: str) -> dict[str, int]:
+        """Return the reasons of one outcome with their numbers of spans, the most frequent one first."""
+        return {reason: count for (of, reason), count in self._reasons.most_common() if of == outcome}
 
     def summary(self, outcome: str) -> str:
         """Return the reasons of one outcome, each with its number of spans."""
-        reasons = [f"{reason}: {count}" for (of, reason), count in self._reasons.most_common() if of == outcome]
+        reasons = [f"{reason}: {count}" for reason, count in self.reasons(outcome).items()]
         if self._not_kept and outcome == "undelivered":
             reasons.append(f"{self._not_kept} of them beyond max_pending_bytes and not kept")
         return "; ".join(reasons)
@@ -74,7 +72,7 @@ class Losses:
     def _count(self, loss: Loss) -> None:
         key = (loss.outcome, loss.reason)
         if key not in self._reasons and len(self._reasons) >= _MAX_REASONS:
-            key = (loss.outcome, "other reasons")
+            key = (loss.outcome, OTHER_REASONS)
         self._reasons[key] += loss.count
 
     def _keep(self, loss: Loss) -> None:

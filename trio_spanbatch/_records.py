@@ -2,10 +2,11 @@
 
 They have the attribute names of OpenTelemetry Python's ``ReadableSpan`` and its parts, so that one encoder serves
 both, and nobody needs OpenTelemetry's SDK to make a span. Three fields are ours, for what OTLP can say and
-``ReadableSpan`` cannot: `SpanKind.UNSPECIFIED`, ``flags`` and the ``dropped_attributes`` of a resource or scope.
+``ReadableSpan`` cannot: `SpanKind.UNSPECIFIED`, ``flags`` and the ``dropped_attributes`` of a resource or scope. So
+are the ``entity_refs`` of a resource.
 
 A record holds what it is given. Mappings are copied and become read-only, sequences become tuples; whether the
-values make a valid span is found out when the span is encoded, once.
+values make a valid span is found out when the span is encoded, once. Records can be hashed, whatever they hold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any, Protocol, cast
 
 import attrs
 
+from ._hashing import hash_of_record
+
 __all__ = [
+    "EntityRef",
     "InstrumentationScope",
     "Resource",
     "Span",
@@ -53,8 +57,12 @@ class StatusCode(Enum):
 def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if mapping is None:
         return MappingProxyType({})
-    # What is no mapping is kept as it is: the encoder says what is wrong with it.
-    return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
+    # What is no mapping is kept as it is: the encoder says what is wrong with it. So is one that raises: the encoder
+    # takes what can be read of it.
+    try:
+        return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
+    except Exception:
+        return mapping
 
 
 def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
@@ -75,6 +83,8 @@ class Status:
     status_code: StatusCode = StatusCode.UNSET
     description: str | None = None
 
+    __hash__ = hash_of_record
+
 
 @attrs.frozen
 class SpanContext:
@@ -94,6 +104,8 @@ class SpanContext:
     trace_flags: int = 0
     trace_state: str | Mapping[str, str] = attrs.field(default="", converter=_read_only_trace_state)
 
+    __hash__ = hash_of_record
+
 
 @attrs.frozen
 class SpanEvent:
@@ -110,6 +122,8 @@ class SpanEvent:
     timestamp: int
     attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
     dropped_attributes: int = 0
+
+    __hash__ = hash_of_record
 
 
 @attrs.frozen
@@ -128,6 +142,37 @@ class SpanLink:
     dropped_attributes: int = 0
     flags: int | None = None
 
+    __hash__ = hash_of_record
+
+
+def _texts(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(texts)
+
+
+def _entity_refs(refs: Iterable[EntityRef]) -> tuple[EntityRef, ...]:
+    return tuple(refs)
+
+
+@attrs.frozen
+class EntityRef:
+    """Names the attributes of a resource that identify and describe one thing: a service, a host (in development).
+
+    https://opentelemetry.io/docs/specs/otel/entities/data-model/
+
+    Attributes:
+        type: What kind of thing it is, such as ``"service"``.
+        id_keys: The keys of the attributes that identify it.
+        description_keys: The keys of the attributes that describe it.
+        schema_url: The schema that the type and the keys follow.
+    """
+
+    type: str
+    id_keys: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    description_keys: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    schema_url: str = ""
+
+    __hash__ = hash_of_record
+
 
 @attrs.frozen
 class Resource:
@@ -137,11 +182,15 @@ class Resource:
         attributes: What is known about it, see `Span.attributes`.
         schema_url: The schema that the names of the attributes follow.
         dropped_attributes: How many attributes were left out.
+        entity_refs: Which of the attributes identify what.
     """
 
     attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
     schema_url: str = ""
     dropped_attributes: int = 0
+    entity_refs: tuple[EntityRef, ...] = attrs.field(default=(), converter=_entity_refs)
+
+    __hash__ = hash_of_record
 
 
 @attrs.frozen
@@ -162,6 +211,8 @@ class InstrumentationScope:
     attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
     dropped_attributes: int = 0
 
+    __hash__ = hash_of_record
+
 
 # A generic converter, such as ``tuple`` itself, leaves type checkers without the type of the items.
 def _events(events: Iterable[SpanEvent]) -> tuple[SpanEvent, ...]:
@@ -181,14 +232,17 @@ class Span:
         Span("chat", SpanContext(trace_id, span_id), start_time=started, end_time=time.time_ns())
 
     Attributes:
-        name: What the operation is called.
+        name: What the operation is called. None is no name; what is not a string is sent as its ``str``. The same
+            goes for the other texts of a span.
         context: The span's ids.
         start_time: Nanoseconds since the Unix epoch.
         end_time: Nanoseconds since the Unix epoch. It may lie before ``start_time``: clocks step.
         kind: Its part in a conversation between processes.
         parent: The context of the parent span, None for the root of a trace.
         attributes: Strings, bools, ints, floats, bytes, None, and sequences and mappings of those. An int beyond
-            64 bits is sent as decimal digits, a value of another type as its ``str``.
+            64 bits is sent as decimal digits, a value of another type as its ``str``. One that cannot be expressed
+            (it is nested too deep, contains itself, has more than 16 MiB, raises) is left out, and counted in
+            ``dropped_attributes_count``.
         events: What happened during the span.
         links: Other spans it has to do with.
         status: How it ended. None leaves the status out of the message.
@@ -197,7 +251,7 @@ class Span:
         dropped_attributes: How many attributes were left out.
         dropped_events: How many events were left out.
         dropped_links: How many links were left out.
-        flags: OTLP's flags, 32 bits, just as they shall be sent; None: made of ``parent``.
+        flags: OTLP's flags, 32 bits, just as they shall be sent; None: made of ``context`` and ``parent``.
     """
 
     name: str
@@ -216,6 +270,8 @@ class Span:
     dropped_events: int = attrs.field(default=0, kw_only=True)
     dropped_links: int = attrs.field(default=0, kw_only=True)
     flags: int | None = attrs.field(default=None, kw_only=True)
+
+    __hash__ = hash_of_record
 
 
 class SpanLike(Protocol):

@@ -60,12 +60,15 @@ class TryLater:
         ambiguous: Whether the server may have taken the batch all the same: a connection that broke after
             the request was sent, a timeout.
         status_code: The HTTP status code, where there was a response.
+        cause: What kind of failure it was if there was no response: ``timeout``, or an exception's name. Metrics have
+            it as ``error.type``, so there should be few different ones. It does not count when two are compared.
     """
 
     reason: str = attrs.field(validator=_of_type(str))
     after: float | None = attrs.field(default=None, validator=_seconds)
     ambiguous: bool = attrs.field(default=False, validator=_of_type(bool))
     status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
+    cause: str = attrs.field(default="", validator=_of_type(str), eq=False, kw_only=True)
 
 
 @attrs.frozen
@@ -76,11 +79,13 @@ class Refused:
         reason: What the server said, in a few words, without credentials.
         status_code: The HTTP status code, where there is one.
         isolate: Whether a part of the batch may be to blame, so that the rest is worth another request.
+        cause: What kind of failure it was if there was no response, as in `TryLater`.
     """
 
     reason: str = attrs.field(validator=_of_type(str))
     status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
     isolate: bool = attrs.field(default=False, validator=_of_type(bool))
+    cause: str = attrs.field(default="", validator=_of_type(str), eq=False, kw_only=True)
 
 
 ExportResult: TypeAlias = Delivered | TryLater | Refused

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from ._exceptions import leaves, split_cancelled
 from ._exporter import SpanExporter
 from ._health_log import HealthLog
 from ._hooks import DeliveryObserver, Feeder
@@ -37,7 +38,7 @@ class Shared:
         limits: What may wait and run at once.
         retry: How often an attempt is repeated.
         rng: Where jitter comes from.
-        logger: Where messages go. It raises no `Exception`.
+        logger: Where messages go.
         ledger: The accounts.
         losses: Told of spans that were not delivered.
         health: Told of how locations fare.
@@ -48,7 +49,9 @@ class Shared:
         start: Starts a task that lives until the drain ends, in the batcher's own context.
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
+        stopped: Whether the work ends without a drain.
         stop_reason: Why deliveries are being stopped, for the spans that they hand back.
+        stop_cause: The same in a word, for metrics.
         feeders: Who brings in spans from outside.
         observers: Who watches deliveries.
         lanes: The live locations.
@@ -69,7 +72,9 @@ class Shared:
     crowded_out: dict[Lane, None] = attrs.Factory(dict)
     draining: bool = False
     drain_deadline: float = math.inf
+    stopped: bool = False
     stop_reason: str = "the batcher was stopped"
+    stop_cause: str = "Cancelled"
     feeders: list[Feeder] = attrs.Factory(list)
     observers: list[DeliveryObserver] = attrs.Factory(list)
     lanes: Lanes = attrs.field(init=False)
@@ -78,7 +83,31 @@ class Shared:
     def feed(self) -> None:
         """Let in what is on its way from outside."""
         for feeder in self.feeders:
-            feeder.feed()
+            try:
+                feeder.feed()
+            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
+                self.logger.caught(exc, "SpanBatcher: letting in spans from outside failed")
+
+    def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
+        """Tell all observers of something. What they raise is logged, so that it cannot end a delivery."""
+        for observer in self.observers:
+            try:
+                tell(observer)
+            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
+                self.logger.caught(exc, "SpanBatcher: an observer of deliveries failed")
+
+    def stop(self, reason: str) -> None:
+        """Let nothing in any more: all tasks are about to end, and hand back what they hold."""
+        if not self.stopped:
+            self.stopped, self.stop_reason = True, reason
+        self.admission.close()
+
+    def task_failed(self, exc: BaseException) -> None:
+        """Stop, because of what is about to end one of the tasks. To be called before it hands back what it holds."""
+        _, failure = split_cancelled(exc)
+        if failure is not None:
+            self.stop(f"a task of the batcher failed with {type(leaves(failure)[0]).__name__}")
+        self.admission.close()
 
     def has_slot_to_spare(self, *, taken: bool = False) -> bool:
         """Return whether a location that has an export running may begin another one.

@@ -8,6 +8,7 @@ from typing import Literal
 import attrs
 
 from ._batch import SpanBatch
+from ._hashing import hash_of_record
 
 __all__ = ["FlushCounts", "FlushReport", "LocationStatistics", "Loss", "SpanBatcherStatistics"]
 
@@ -86,6 +87,8 @@ class SpanBatcherStatistics:
     splits: int = 0
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
 
+    __hash__ = hash_of_record
+
 
 @attrs.frozen(kw_only=True)
 class FlushCounts:
@@ -114,6 +117,8 @@ class FlushReport:
     rejected: int = 0
     undelivered: int = 0
     locations: Mapping[str, FlushCounts] = attrs.field(factory=dict)
+
+    __hash__ = hash_of_record
 
 
 @attrs.frozen

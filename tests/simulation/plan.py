@@ -60,6 +60,7 @@ class Plan:
         request_limit: The largest request that the server takes, when it limits them.
         is_always_limited: Whether it limits them in any weather.
         poison: How likely a span is one that the server refuses.
+        keeps_cancelled: How likely the exporter raises, in an attempt, a Cancelled that it has kept from another one.
         heals_at: When all faults end, in seconds of the mock clock, `math.inf` for never.
         end: How the body ends.
         ends_at: When it is told to, if its tasks have not ended before.
@@ -82,6 +83,7 @@ class Plan:
     request_limit: int
     is_always_limited: bool
     poison: float
+    keeps_cancelled: float
     heals_at: float
     end: End
     ends_at: float
@@ -116,6 +118,7 @@ def draw_plan(seed: int) -> Plan:
         request_limit=rng.choice([2 * MIB, 8 * MIB]) if large else rng.choice([150, 400, 1000]),
         is_always_limited=rng.random() < 0.2,
         poison=rng.choice([0, 0, 0.05, 0.3]),
+        keeps_cancelled=rng.choice([0, 0, 0, 0, 0, 0, 0.05, 0.3]),
         heals_at=rng.choice([0, 10, 30, math.inf]),
         end=rng.choice(["end", "end", "raise", "cancel the body", "cancel in the drain", "calm"]),
         ends_at=rng.uniform(0, 15),

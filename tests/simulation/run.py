@@ -153,7 +153,12 @@ class Run:
             transport=self._server.transport(),
         )
         self._oracle.batcher = batcher = SpanBatcher(
-            _Counted(self._oracle.observe(exporter), self._active, self._refused, self._tell),
+            _Counted(
+                self._oracle.observe(_Keeps(exporter, await _kept_cancelled(), self._raises_it)),
+                self._active,
+                self._refused,
+                self._tell,
+            ),
             batch=plan.policies.__getitem__,
             limits=plan.limits,
             retry=plan.retry,
@@ -320,6 +325,14 @@ class Run:
 
     # -- what is watched ---------------------------------------------------------------------------------------
 
+    def _raises_it(self) -> bool:
+        """Return whether the exporter raises the Cancelled that it has kept, instead of making an attempt."""
+        plan = self._plan
+        raises = trio.current_time() < plan.heals_at and self._rng.random() < plan.keeps_cancelled
+        if raises:
+            self._server.injected("a kept Cancelled")
+        return raises
+
     def _cancel_something(self) -> None:
         name = self._rng.choice(sorted(self._scopes)) if self._scopes else None
         if name is not None:
@@ -330,7 +343,7 @@ class Run:
         """Expect that a loss had to be."""
         if loss.outcome == "undelivered":
             had_to_be = self._drain_began < math.inf or loss.reason.startswith(
-                ("retries exhausted", "isolation budget")
+                ("retries exhausted", "isolation budget", "the exporter raised Cancelled")
             )
             self._expect(had_to_be, f"handed back before the drain: {loss.reason}")
         elif loss.status_code is not None and loss.status_code >= HTTPStatus.BAD_REQUEST:
@@ -367,7 +380,38 @@ class Run:
         in_time = "cut short" not in record.getMessage() or not self._plan.shutdown_timeout
         self._expect(in_time, "the drain left no time for closing the exporter")
         error = record.exc_info[1] if record.exc_info else None
-        self._expect(error is None or isinstance(error, PlannedError), f"logged: {record.getMessage()}: {error!r}")
+        is_planned = isinstance(error, PlannedError | trio.Cancelled)
+        self._expect(error is None or is_planned, f"logged: {record.getMessage()}: {error!r}")
+
+
+async def _kept_cancelled() -> trio.Cancelled:
+    """Return what a cancelled task raised, when nothing is cancelled any more."""
+    kept: list[trio.Cancelled] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as cancelled:
+            kept.append(cancelled)
+            raise
+    return kept[0]
+
+
+class _Keeps:
+    """An exporter with a bug: now and then it raises a Cancelled that it has kept."""
+
+    def __init__(self, exporter: OTLPExporter, kept: trio.Cancelled, raises_it: Callable[[], bool]) -> None:
+        self._exporter = exporter
+        self._kept = kept
+        self._raises_it = raises_it
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        if self._raises_it():
+            raise self._kept
+        return await self._exporter.export(batch)
+
+    async def aclose(self) -> None:
+        await self._exporter.aclose()
 
 
 class _Counted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
@@ -182,7 +183,7 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
                     keep=False,
                 ) as receiver,
             ):
-                await nursery.start(interrupt.watch)
+                await nursery.start(interrupt.watch, signal.SIGTERM)
                 screen.say(f"receiver on {receiver.url}, {len(LOCATIONS)} locations")
                 await _run_program(receiver.url, server, interrupt, tracers, losses, screen)
                 nursery.cancel_scope.cancel()
@@ -221,7 +222,8 @@ async def _run_program(
             # A second Ctrl-C ends the drain, and what is known then is shown all the same.
             with interrupt.absorb(), interrupt.scope:
                 async with batcher:
-                    await _run_agents(tracers)
+                    with interrupt.body():
+                        await _run_agents(tracers)
             observers.cancel_scope.cancel()
         progress.say(f"left the batcher {trio.current_time() - (server.cancelled or server.began):.1f} s later")
     show(batcher, exporter, tracers, screen)

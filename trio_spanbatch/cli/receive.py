@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -49,7 +50,7 @@ async def receive(settings: ReceiveSettings, screen: Screen) -> None:
     failure: OSError | sqlite3.Error | None = None
     collector = Collector(None, screen.warn)
     async with trio.open_nursery() as nursery:
-        await nursery.start(interrupt.watch)
+        await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
         with interrupt.scope:
             try:
                 await _serve(settings, collector, screen)

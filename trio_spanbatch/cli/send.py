@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
@@ -12,6 +13,7 @@ import trio
 from .._batcher import SpanBatcher
 from .._errors import InvalidLocationError, InvalidSpanError
 from .._exporter import SpanExporter
+from .._location_name import plain_location
 from .._policy import BatchPolicy, Limits, RetryPolicy
 from .._records import Span
 from .._statistics import SpanBatcherStatistics
@@ -76,6 +78,7 @@ class LocationOf:
 
         Raises:
             NoLocation: It has no such attribute, or one that is no location.
+            InvalidLocationError: The attribute's value is too long for a location.
         """
         if self.attribute is None:
             return self.name
@@ -83,7 +86,7 @@ class LocationOf:
         if value is None and span.resource is not None:
             value = span.resource.attributes.get(self.attribute)
         if isinstance(value, str) and value:
-            return value
+            return plain_location(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)  # MLflow's experiment ids are numbers
         if value is None:
@@ -183,7 +186,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     )
     with interrupt.absorb():
         async with trio.open_nursery() as nursery:
-            await nursery.start(interrupt.watch)
+            await nursery.start(interrupt.watch, signal.SIGTERM)
             nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
             with progress:
                 if progress.is_shown:
@@ -191,7 +194,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
                 else:
                     nursery.start_soon(_tell_of_troubles, watched, screen)
                 async with batcher:
-                    with interrupt.scope:
+                    with interrupt.body(), interrupt.scope:
                         await _Sender(batcher, settings, tally, screen, progress).send_all()
                         progress.read_whole = True
                         await batcher.flush()

@@ -12,8 +12,6 @@ import trio
 
 __all__ = ["Interrupt"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 @attrs.define
 class Interrupt:
@@ -27,16 +25,38 @@ class Interrupt:
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     signal: signal.Signals | None = None
 
-    async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def watch(self, *numbers: signal.Signals, task_status: trio.TaskStatus[None]) -> None:
         """Wait for signals until cancelled. They come to the main thread; in another one it waits for nothing."""
         if threading.current_thread() is not threading.main_thread():
             task_status.started()
             await trio.sleep_forever()
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
+        with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async for number in signals:
-                self.signal = signal.Signals(number)
-                self.scope.cancel()
+                self._note(signal.Signals(number))
+
+    @contextmanager
+    def body(self) -> Iterator[None]:
+        """Have Ctrl-C cancel ``scope`` in here, the body of a batcher.
+
+        Not in the drain that follows: a batcher leaves SIGINT to a handler that somebody has set, and ends its drain at
+        once only if there is none.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        token = trio.lowlevel.current_trio_token()
+        before = signal.signal(
+            signal.SIGINT, lambda *_: token.run_sync_soon(self._note, signal.SIGINT, idempotent=True)
+        )
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note(self, number: signal.Signals) -> None:
+        self.signal = number
+        self.scope.cancel()
 
     @contextmanager
     def absorb(self) -> Iterator[None]:

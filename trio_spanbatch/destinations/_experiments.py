@@ -18,11 +18,12 @@ import trio
 
 from .._errors import InvalidLocationError
 from .._results import Refused, TryLater
-from ..otlp.attempt import Attempt
+from ..otlp.attempt import Attempt, close_at_once
 from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
 from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json
+from ..otlp.packages import classes
 from ..otlp.responses import Response, interpret_response, retry_after
 from ..otlp.tls import TLSAdvice
 
@@ -42,9 +43,6 @@ MAX_ANSWER_BYTES = 1024 * 1024
 # Seconds for which an id is used without asking again. It is one small request besides those with spans, and so long
 # may spans go into an experiment that was deleted.
 _LIFE = 300.0
-
-# Seconds that closing a response or a connection may take, as in OTLPExporter.
-_CLOSE_TIMEOUT = 1.0
 
 # Ids are SQL integers. Zeros in front would make two locations of one experiment.
 _ID = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -83,7 +81,7 @@ def experiment_in(response: Response, name: str) -> Found:
         name: The experiment's name.
     """
     if response.status == 429 or response.status >= 500:
-        after = retry_after(response.headers.get("retry-after"), now=response.now)
+        after = retry_after(response.headers, now=response.now)
         return TryLater(response.reason, after=after, status_code=response.status)
     if response.status == 404 and NO_EXPERIMENT in response.message:
         return Refused(
@@ -206,10 +204,10 @@ class ExperimentNames:
             try:
                 answer = await self._exchange(name, attempt)
             finally:
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await attempt.close_unused_connection()
+                await attempt.close_unused_connection()
         if answer is None:
-            answer = TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s")
+            reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
+            answer = TryLater(reason, cause="timeout")
         if isinstance(answer, str):
             return answer
         # Not shortened as a whole: what to do stands at the end.
@@ -218,7 +216,7 @@ class ExperimentNames:
     async def _exchange(self, name: str, attempt: Attempt) -> Found:
         request = self._client.build_request(
             "GET",
-            self._url,
+            str(self._url),
             params={"experiment_name": name},
             headers=list(self._headers.items()),
             timeout=None,
@@ -229,7 +227,7 @@ class ExperimentNames:
         try:
             with hidden_in_logs(lambda: attempt.secrets):
                 response, body = await self._send_and_read(request, attempt)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except classes("RequestError", "InvalidURL") as error:
             return self._failure(error, attempt)
         if body.exceeded:
             return Refused(
@@ -246,9 +244,8 @@ class ExperimentNames:
             body = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER_BYTES)
             await read_bounded(response, body)
         finally:
-            # This does nothing unless reading ended with an exception that httpx has not seen.
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await response.aclose()
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)
         return response, body
 
     def _failure(self, error: Exception, attempt: Attempt) -> Refused | TryLater:

@@ -10,7 +10,7 @@ import attrs
 import httpx
 import trio
 
-from ..otlp.attempt import Attempt
+from ..otlp.attempt import Attempt, close_at_once
 from ..otlp.auth import AuthError
 from ..otlp.body import BoundedBody, read_bounded
 from ..otlp.failures import failure_result
@@ -18,13 +18,12 @@ from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import encoded_headers
 from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json
+from ..otlp.packages import classes
 
 __all__ = ["Answer", "Workspace"]
 
 # Seconds for one question. An attempt at sending spans has 20, so that there is time left for another way.
 _TIMEOUT = 10.0
-# Seconds that closing a response or a connection may take, as in OTLPExporter.
-_CLOSE_TIMEOUT = 1.0
 # A token has some 2,000 bytes, the summary of a metastore less.
 _MAX_BYTES = 256 * 1024
 
@@ -93,11 +92,10 @@ class Workspace:
             try:
                 with hidden_in_logs(lambda: attempt.secrets):
                     return await self._send_and_read(request)
-            except (httpx.RequestError, httpx.InvalidURL) as error:
+            except classes("RequestError", "InvalidURL") as error:
                 failure = self._reason(error, attempt)
             finally:
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await attempt.close_unused_connection()
+                await attempt.close_unused_connection()
         # Out of the ``except``, so that httpx's exception, which may show a header, is not its context.
         raise AuthError(f"{self.url} was asked in vain: {failure}")
 
@@ -108,9 +106,8 @@ class Workspace:
             body = BoundedBody(response.headers.get("content-encoding", ""), _MAX_BYTES)
             await read_bounded(response, body)
         finally:
-            # This does nothing unless reading ended with an exception that httpx has not seen.
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await response.aclose()
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)
         return Answer(response.status_code, {} if body.exceeded else _object(body.content))
 
     def _reason(self, error: Exception, attempt: Attempt) -> str:

@@ -11,20 +11,28 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
-import httpx
 
 from .._batch import SpanBatch
 from .._errors import InvalidLocationError
 from .._results import ExportResult, Refused
+from ..otlp.clients import AsyncClient, AsyncTransport
 from ..otlp.http import OTLPExporter
-from ..otlp.http_headers import has_userinfo
+from ..otlp.http_headers import checked_headers, has_userinfo
 from ..otlp.tls import TLSSettings
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
+from ._mlflow_variables import (
+    TLSVariables,
+    tls_variables,
+    warn_of_credentials_file,
+    warn_of_what_is_not_read,
+    workspace,
+)
 
 __all__ = ["mlflow"]
 
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 RUN_HEADER = "x-mlflow-run-id"
+WORKSPACE_HEADER = "x-mlflow-workspace"
 
 # The location of spans whose program leaves it to its settings which experiment they belong to.
 DEFAULT_LOCATION = "default"
@@ -50,10 +58,11 @@ def mlflow(
     username: str | None = None,
     password: str | None = None,
     token: str | None = None,
+    headers: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT,
     compression: str | None = "gzip",
-    client: httpx.AsyncClient | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    client: AsyncClient | None = None,
+    transport: AsyncTransport | None = None,
     certificate: _File | None = None,
     client_certificate: _File | None = None,
     client_key: _File | None = None,
@@ -83,12 +92,16 @@ def mlflow(
         password: For Basic authentication, by default ``MLFLOW_TRACKING_PASSWORD``.
         token: For Bearer authentication, by default ``MLFLOW_TRACKING_TOKEN``. There is a token, or a user name and
             password, not both; an argument for the one makes the variables for the other unseen.
+        headers: Headers for every request, the lookup of names included, for instance for a gateway in front of
+            MLflow. They go before the variables: ``Authorization`` before those for credentials,
+            ``X-MLFLOW-WORKSPACE`` before ``MLFLOW_WORKSPACE``.
         timeout: Seconds for a whole attempt, and as many for the lookup of a name.
         compression: ``"gzip"``, or ``None`` for none.
         client: As for `OTLPExporter`.
         transport: As for `OTLPExporter`.
-        certificate: As for `OTLPExporter`.
-        client_certificate: As for `OTLPExporter`.
+        certificate: As for `OTLPExporter`, by default ``MLFLOW_TRACKING_SERVER_CERT_PATH``. If
+            ``MLFLOW_TRACKING_INSECURE_TLS`` is true instead, the server's certificate is not checked.
+        client_certificate: As for `OTLPExporter`, by default ``MLFLOW_TRACKING_CLIENT_CERT_PATH``.
         client_key: As for `OTLPExporter`.
         environ: The variables; by default those of the process. An empty one is an unset one.
 
@@ -102,21 +115,28 @@ def mlflow(
         raise ValueError(f"experiments is {experiments!r}; a location is an experiment's 'id' or its 'name'")
     if experiments == "name" and experiment_id is not None:
         raise ValueError("experiment_id is given with experiments='name', where every location is a name")
+    headers = checked_headers(headers)
+    warn_of_what_is_not_read(environ, authenticated=client is not None or _has(headers, "authorization"))
+    root = _tracking_root(tracking_uri, environ)
+    tls = TLSVariables()
+    # A file that nothing is read from may be gone.
+    if client is None and transport is None and root.lower().startswith("https:"):
+        tls = tls_variables(
+            environ, server=certificate is None, client=client_certificate is None and client_key is None
+        )
     return _MLflowExporter(
-        _tracking_root(tracking_uri, environ),
+        root,
         by_name=experiments == "name",
         default=_default_experiment(experiment_id, environ) if experiments == "id" else None,
+        verify=tls.verify,
         location_header=EXPERIMENT_HEADER,
-        headers={
-            **_authorization(username, password, token, environ),
-            **({RUN_HEADER: run_id} if run_id is not None else {}),
-        },
+        headers=_all_headers(headers, run_id, username, password, token, environ),
         timeout=timeout,
         compression=compression,
         client=client,
         transport=transport,
-        certificate=certificate,
-        client_certificate=client_certificate,
+        certificate=certificate if tls.certificate is None else tls.certificate,
+        client_certificate=client_certificate if tls.client_certificate is None else tls.client_certificate,
         client_key=client_key,
     )
 
@@ -128,19 +148,24 @@ class _MLflowExporter(OTLPExporter):
         root: The tracking URI, without a slash at its end.
         by_name: Whether locations are names.
         default: What the location ``"default"`` stands for, if they are ids.
+        verify: Whether the server's certificate is checked.
         options: Those of `OTLPExporter`.
     """
 
-    _tls_settings = TLSSettings(("certificate=",), "client_certificate= and client_key= name its files")
+    _tls_settings = TLSSettings(
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "certificate="),
+        "MLFLOW_TRACKING_CLIENT_CERT_PATH or client_certificate= and client_key= name its files",
+    )
 
-    def __init__(self, root: str, *, by_name: bool, default: str | None, **options: Any) -> None:
+    def __init__(self, root: str, *, by_name: bool, default: str | None, verify: bool, **options: Any) -> None:
+        self._verify = verify
         super().__init__(f"{root}/v1/traces", **options)
         self._default = default
         self._names: ExperimentNames | None = None
         if by_name:
-            credentials = {name: self._headers[name] for name in (b"authorization",) if name in self._headers}
+            headers = {name: value for name, value in self._headers.items() if name != RUN_HEADER.encode("ascii")}
             agent = {b"user-agent": self._headers_always[b"user-agent"], b"accept-encoding": b"gzip, deflate"}
-            self._names = ExperimentNames(root, self._client, {**agent, **credentials}, self._timeout, self._tls_advice)
+            self._names = ExperimentNames(root, self._client, {**agent, **headers}, self._timeout, self._tls_advice)
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` is no id, or no name, of an experiment."""
@@ -205,7 +230,7 @@ def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
         shown = f"begins with {scheme[:20]!r}" if separator and _SCHEME.fullmatch(scheme) else "has no scheme"
         raise ValueError(
             f"{what} {shown}; it must be the URL of a tracking server, as in http://localhost:5000 (for Databricks "
-            "there is unity_catalog)"
+            "there is unity_catalog; for files or a database, run `mlflow server` with them)"
         )
     if has_userinfo(uri):
         raise ValueError(
@@ -229,6 +254,35 @@ def _default_experiment(argument: str | None, environ: Mapping[str, str]) -> str
     return variable or None
 
 
+def _all_headers(
+    headers: Mapping[str, str],
+    run_id: str | None,
+    username: str | None,
+    password: str | None,
+    token: str | None,
+    environ: Mapping[str, str],
+) -> dict[str, str]:
+    if _has(headers, EXPERIMENT_HEADER):
+        raise ValueError(f"headers has {EXPERIMENT_HEADER}; a batch's location says which experiment it is for")
+    if run_id is not None and _has(headers, RUN_HEADER):
+        raise ValueError(f"run_id is given, and headers has {RUN_HEADER} as well")
+    authorized = _has(headers, "authorization")
+    if authorized and (username, password, token) != (None, None, None):
+        raise ValueError("username, password or token is given, and headers has Authorization as well")
+    others = {} if authorized else _authorization(username, password, token, environ)
+    if run_id is not None:
+        others[RUN_HEADER] = run_id
+    name = None if _has(headers, WORKSPACE_HEADER) else workspace(environ)
+    if name is not None:
+        others[WORKSPACE_HEADER] = name
+    return {**others, **headers}
+
+
+def _has(headers: Mapping[str, str], name: str) -> bool:
+    # A key that is no str is refused later, with the others' names and values.
+    return any(str(given).lower() == name for given in headers)
+
+
 def _authorization(
     username: str | None, password: str | None, token: str | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
@@ -247,7 +301,11 @@ def _authorization(
                 )
     if token is not None:
         return _bearer(token)
-    return {} if username is None and password is None else _basic(username, password)
+    if username is None and password is None:
+        if environ is os.environ:
+            warn_of_credentials_file()
+        return {}
+    return _basic(username, password)
 
 
 def _bearer(token: object) -> dict[str, str]:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import ClassVar, TypedDict
 
 import attrs
-import httpx
 import trio
 
 from .._batch import SpanBatch
 from .._errors import InvalidLocationError
 from .._results import Delivered, ExportResult, Refused
+from ..otlp.clients import AsyncClient, AsyncTransport
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint, has_userinfo
 from ..otlp.tls import TLSSettings
@@ -73,8 +73,8 @@ def unity_catalog(
     headers: Mapping[str, str] | None = None,
     timeout: float = 20.0,
     compression: str | None = None,
-    client: httpx.AsyncClient | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    client: AsyncClient | None = None,
+    transport: AsyncTransport | None = None,
 ) -> OTLPExporter:
     """Return an exporter that sends to tables of Unity Catalog; a location is ``<catalog>.<schema>.<table>``.
 
@@ -125,8 +125,8 @@ class Options(TypedDict):
     headers: Mapping[str, str] | None
     timeout: float
     compression: str | None
-    client: httpx.AsyncClient | None
-    transport: httpx.AsyncBaseTransport | None
+    client: AsyncClient | None
+    transport: AsyncTransport | None
 
 
 class TableExporter(OTLPExporter):

@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-import httpx
 import trio
 
 from .._batch import SpanBatch
 from .._results import ExportResult, Refused, TryLater
 from ..otlp.auth import AuthError
+from ..otlp.clients import AsyncClient, AsyncTransport
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
@@ -47,8 +47,8 @@ def zerobus(
     headers: Mapping[str, str] | None = None,
     timeout: float = 20.0,
     compression: str | None = None,
-    client: httpx.AsyncClient | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    client: AsyncClient | None = None,
+    transport: AsyncTransport | None = None,
 ) -> OTLPExporter:
     """Return an exporter that sends to tables of Unity Catalog through Zerobus; a location is a table.
 
@@ -112,7 +112,8 @@ class ZerobusExporter(TableExporter):
                 reason = f"no endpoint of Zerobus: {error.reason}"
                 return TryLater(reason) if error.retry else Refused(reason)
         if exporter is None:
-            return TryLater(f"no endpoint of Zerobus within {seconds:g} s: {self.endpoint} does not tell it")
+            reason = f"no endpoint of Zerobus within {seconds:g} s: {self.endpoint} does not tell it"
+            return TryLater(reason, cause="timeout")
         return await exporter._send(batch, sent, max(seconds - (trio.current_time() - began), 0.0))
 
     async def aclose(self) -> None:
@@ -224,7 +225,11 @@ class Zerobus:
                 "ZEROBUS_ENDPOINT, or give the endpoint",
                 retry=False,
             )
-        return self._exporter_for(f"https://{found}{TRACES_PATH}")
+        try:
+            return self._exporter_for(f"https://{found}{TRACES_PATH}")
+        except ValueError as error:
+            # A variable for proxies that counts for this host.
+            raise AuthError(str(error), retry=False) from None
 
     async def _ask_for_summary(self, workspace_id: str) -> Answer:
         headers = await self._auth.headers("")

@@ -18,7 +18,7 @@ except ModuleNotFoundError as _error:
         name=_error.name,
     ) from _error
 
-from ._location import use_location
 from ._processor import BatcherSpanProcessor
+from ._use_location import use_location
 
 __all__ = ["BatcherSpanProcessor", "use_location"]

@@ -128,8 +128,11 @@ class Intake:
                 return
             try:
                 drop = self.add(*entry)
-            except Exception as error:
+            except BaseException as error:  # noqa: ASYNC103  # adding is synchronous: no Cancelled comes out of it
+                # A SystemExit out of a policy function, for instance, leaves when the batcher is left.
                 drop = Drop("invalid", shown(error))
+                if not isinstance(error, Exception):
+                    self._batcher._shared.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
             self._account(drop)
 
     def ended(self) -> None:

@@ -1,35 +1,40 @@
-"""Where a span belongs: fixed when it starts, kept until it ends, and as long as it may become somebody's parent.
+"""Where a span belongs: fixed when it starts.
 
-The rules, the first that applies: the location of the local parent; the innermost `use_location`; what the processor
-was given; ``"default"``, which is what it is given if it is given nothing.
+The rules, the first that applies: the location of the local parent, if that has not ended; the innermost
+`use_location`; the function ``location=``; the location of the local parent that has ended; the string ``location=``.
 
-Why a span is found again by its ids
+A parent that has ended does not bind anybody: a generator that is left early leaves its span behind as the current one,
+for whatever runs in that context next, perhaps for another tenant. It only decides where nobody says anything.
+
+Where the location of a span is kept
 ------------------------------------
-The SDK calls ``on_start`` with the span and ``on_end`` with another object, a ``ReadableSpan`` made on the spot. A
-parent, too, may be known by its ids only: programs carry a ``NonRecordingSpan(context)`` to another thread or task. So
-the place of a span stands under its trace id and span id, in an entry that goes away with the span object itself. A
-span that is never ended leaks nothing, and one that has ended still lends its location to children for as long as
-anybody can name it as their parent, which takes a context that holds it.
+The SDK calls ``on_start`` with the span and ``on_end`` with a ``ReadableSpan`` made on the spot, perhaps from a
+finalizer of cyclic garbage, when all weak references to the span are dead. Both objects have the same ``SpanContext``,
+and so has a ``NonRecordingSpan`` that carries the parent to another task. So the location is stored in the attributes
+of that object, and lives as long as it does: a span that is never ended leaks nothing.
+
+A context that was made again from the ids leads there too, by a table. If the original is gone and the span has not
+ended, the table remembers it all the same, for the last `MAX_GONE` spans. Ids that two spans have at once lead nowhere.
+A span that is not found was not seen starting, and has no location: it is dropped, since any guess could be wrong.
 
 Local parents that are not known
 --------------------------------
-A parent that is local, and of which this processor has seen nothing, was not recorded (a sampler dropped it), or is a
-bare context that has outlived its span. Its location is that of its trace, if this process has fixed one: otherwise a
-grandchild of a recorded root could go elsewhere than the root. Traces are remembered for that, the last
+A parent that is local, and of which this processor has seen nothing, was not recorded: a sampler dropped it. Its
+location is that of its trace, if this process has fixed one: otherwise a grandchild of a recorded root could go
+elsewhere than the root. It counts as ended when all spans of the trace have. Traces are remembered for that, the last
 `MAX_TRACES`. Where a trace has come in twice from outside (a client and a server in one process, two tenants), there is
 no such thing as the location of the trace in this process, and the other rules apply: they know the tenant.
 
-A span whose location cannot be told (``location()`` raised) is dropped when it ends, and so are its local children:
-each of them might be put elsewhere, and a trace is never split.
+A span whose location cannot be told (``location()`` raised) is dropped when it ends, and so are the children that
+start before that: each of them might be put elsewhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
-from contextvars import ContextVar, Token
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -38,48 +43,18 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from .._errors import InvalidLocationError
+from .._location_name import checked_location
 from ..otlp.checks import shown
+from ._use_location import used_location
 
-__all__ = ["LocationFunction", "Locations", "NoLocation", "use_location"]
+__all__ = ["LocationFunction", "Locations", "NoLocation"]
 
 LocationFunction: TypeAlias = Callable[[ReadableSpan, Context], str]
 
 MAX_TRACES: Final = 10_000
+MAX_GONE: Final = 10_000
 
-_innermost: Final[ContextVar[str | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
-
-
-def use_location(location: str) -> AbstractContextManager[None]:
-    """Have spans that start inside of the ``with`` belong to ``location``, unless they have a local parent.
-
-    Tasks that are started inside inherit it (it is a context variable), whether by trio or by anyio, and so do the
-    threads of ``trio.to_thread``. The innermost one counts::
-
-        with use_location("main.agents.spans"):
-            nursery.start_soon(agent)
-
-    Raises:
-        InvalidLocationError: ``location`` is no string, or empty. What the exporter cannot send is found when a span
-            ends there, and counted as ``invalid``.
-    """
-    return _UsedLocation(checked_location(location))
-
-
-class _UsedLocation(AbstractContextManager[None]):
-    def __init__(self, location: str) -> None:
-        self._location = location
-        self._tokens: list[Token[str | None]] = []
-
-    def __enter__(self) -> None:
-        self._tokens.append(_innermost.set(self._location))
-
-    def __exit__(self, *_: object) -> None:
-        # An async generator may be closed in another context than it ran in. There is nothing to put back there.
-        with suppress(ValueError):
-            _innermost.reset(self._tokens.pop())
-
-    def __repr__(self) -> str:
-        return f"use_location({self._location!r})"
+_numbers: Final = itertools.count()
 
 
 @attrs.frozen
@@ -96,13 +71,61 @@ class NoLocation:
 _Place: TypeAlias = "str | NoLocation"
 _Key: TypeAlias = tuple[int, int]
 
+_UNSEEN: Final = NoLocation(
+    "it was not seen starting, and its location is unknown: add the processor to the TracerProvider before spans start"
+)
+_SAME_IDS: Final = NoLocation("another span with the same ids belongs to another location")
 
-class _Started(weakref.ref[Any]):
-    """A span that has started, and its place."""
 
-    __slots__ = ("key", "place")
-    key: _Key
+@attrs.define(eq=False)
+class _Trace:
+    """A trace that has been seen.
+
+    Attributes:
+        place: Where its spans belong; None if it has come in twice, to different places.
+        open: Its spans that have not ended.
+    """
+
+    place: _Place | None
+    open: set[_Started] = attrs.Factory(set)
+
+
+@attrs.define(eq=False)
+class _Started:
+    """A span that has started."""
+
     place: _Place
+    trace: _Trace
+    # Asked whether the span still records: another processor may keep its end from us.
+    span: Callable[[], Any]
+    has_ended: bool = False
+
+    def is_live(self) -> bool:
+        if self.has_ended:
+            return False
+        # A finalizer may start children of a span that weak references do not lead to any more.
+        return (span := self.span()) is None or bool(span.is_recording())
+
+
+class _Mark:
+    """Stands in the attributes of a ``SpanContext``, and lives as long as that does."""
+
+    __slots__ = ("__weakref__", "started")
+
+    def __init__(self, started: _Started) -> None:
+        self.started = started
+
+    def __reduce__(self) -> tuple[type[bool], tuple[()]]:
+        # A context may be pickled, for a process that knows nothing of this module.
+        return bool, ()
+
+
+class _Reference(weakref.ref[_Mark]):
+    """The way from the ids of a span to what is known about it."""
+
+    __slots__ = ("key", "started")
+    key: _Key
+    started: _Started
 
 
 class Locations:
@@ -110,58 +133,78 @@ class Locations:
 
     Called in any thread, and inside of itself (by a finalizer or a signal handler that traces): everything that it
     remembers is read and written in single steps, and there is no lock.
+
+    Args:
+        location: A location, or a function that returns one.
+        overruled: Called with the location of a `use_location` and the one of the live local parent, where they differ.
     """
 
-    def __init__(self, location: str | LocationFunction) -> None:
+    def __init__(self, location: str | LocationFunction, overruled: Callable[[str, str], None]) -> None:
         self._location = location if callable(location) else checked_location(location)
-        self._started: dict[_Key, _Started] = {}
-        # None for a trace that has come in twice, to different places.
-        self._traces: OrderedDict[int, _Place | None] = OrderedDict()
-        started = self._started
+        self._overruled = overruled
+        # The name of the attribute that marks are stored as: each processor has its own.
+        self._name = f"_trio_spanbatch_{next(_numbers)}"
+        self._by_ids: dict[_Key, _Reference] = {}
+        self._gone: OrderedDict[_Key, _Started] = OrderedDict()
+        self._traces: OrderedDict[int, _Trace] = OrderedDict()
+        # Not as globals, which are gone when a span outlives them at the end of the program.
+        by_ids, gone, most = self._by_ids, self._gone, MAX_GONE
 
-        def forget(entry: _Started) -> None:
-            if started.get(entry.key) is entry:
-                started.pop(entry.key, None)
+        def forget(reference: _Reference) -> None:
+            started = reference.started
+            if by_ids.get(reference.key) is reference:
+                by_ids.pop(reference.key, None)
+                if not started.has_ended:
+                    gone[reference.key] = started
+                    if len(gone) > most:
+                        gone.popitem(last=False)
+            started.trace.open.discard(started)
 
         self._forget = forget
 
     def __len__(self) -> int:
-        return len(self._started)
+        return len(self._by_ids)
 
     def start(self, span: ReadableSpan, parent_context: Context | None) -> None:
         """Fix the location of a span that starts now."""
-        context = span.context
-        entry = _Started(span, self._forget)
-        entry.key = context.trace_id, context.span_id
-        entry.place = self._place(span, parent_context)
-        self._started[entry.key] = entry
-
-    def of(self, span: ReadableSpan) -> _Place:
-        """Return where a span that has ended belongs.
-
-        One that had started before the processor was there is placed now.
-        """
-        context = span.context
-        entry = self._started.get((context.trace_id, context.span_id))
-        return self._place(span, None) if entry is None else entry.place
-
-    def _place(self, span: ReadableSpan, parent_context: Context | None) -> _Place:
+        wanted = used_location()
         parent = span.parent
-        if parent is not None and not parent.is_remote:
-            place = self._place_of_parent(parent)
-            if place is not None:
-                return place
-        place = _innermost.get() or self._given(span, parent_context)
-        self._remember_trace(span.context.trace_id, place)
-        return place
+        place, trace, is_live = (None, None, False) if parent is None or parent.is_remote else self._parent(parent)
+        if not is_live:
+            place, trace = wanted or self._said(span, parent_context) or place, None
+        if place is None:
+            assert isinstance(self._location, str), "a function always says something"
+            place = self._location
+        self._remember(span, place, trace or self._trace(span.context.trace_id, place))
+        if wanted is not None and isinstance(place, str) and place != wanted:
+            self._overruled(wanted, place)
 
-    def _place_of_parent(self, parent: SpanContext) -> _Place | None:
-        entry = self._started.get((parent.trace_id, parent.span_id))
-        return self._traces.get(parent.trace_id) if entry is None else entry.place
+    def end(self, span: ReadableSpan) -> _Place:
+        """Return where a span that has ended belongs."""
+        started = self._find(span.context)
+        if started is None:
+            return _UNSEEN
+        started.has_ended = True
+        started.trace.open.discard(started)
+        self._gone.pop(_key(span.context), None)
+        return started.place
 
-    def _given(self, span: ReadableSpan, parent_context: Context | None) -> _Place:
+    # -- the rules ---------------------------------------------------------------------------------------------
+
+    def _parent(self, parent: SpanContext) -> tuple[_Place | None, _Trace | None, bool]:
+        """Return where a local parent belongs, if that is known, its trace, and whether it is live."""
+        started = self._find(parent)
+        if started is not None:
+            return started.place, started.trace, started.is_live()
+        trace = self._traces.get(parent.trace_id)
+        if trace is None:
+            return None, None, False
+        return trace.place, trace, trace.place is not None and bool(trace.open)
+
+    def _said(self, span: ReadableSpan, parent_context: Context | None) -> _Place | None:
+        """Return what the function says, if there is one."""
         if not callable(self._location):
-            return self._location
+            return None
         try:
             location = self._location(span, get_current() if parent_context is None else parent_context)
         except Exception as error:
@@ -171,22 +214,58 @@ class Locations:
         except InvalidLocationError as error:
             return NoLocation(f"location() returned {shown(location)}: {error}")
 
-    def _remember_trace(self, trace_id: int, place: _Place) -> None:
-        if self._traces.setdefault(trace_id, place) != place:
-            self._traces[trace_id] = None
+    # -- what is remembered ------------------------------------------------------------------------------------
+
+    def _find(self, context: SpanContext) -> _Started | None:
+        if (mark := self._mark(context)) is not None:
+            return mark.started
+        reference = self._by_ids.get(_key(context))
+        return self._gone.get(_key(context)) if reference is None else reference.started
+
+    def _mark(self, context: SpanContext) -> _Mark | None:
+        mark = getattr(context, self._name, None)
+        # Of a context that was unpickled, it is something else.
+        return mark if isinstance(mark, _Mark) else None
+
+    def _remember(self, span: ReadableSpan, place: _Place, trace: _Trace) -> None:
+        context = span.context
+        started = by_ids = _Started(place, trace, _weakly(span))
+        twin = self._find(context)
+        if twin is not None and not twin.has_ended and twin.place != place:
+            by_ids = _Started(_SAME_IDS, trace, started.span)
+            if self._mark(context) is not None:
+                # They even share the context, and nothing tells one from the other.
+                started = by_ids
+        if started is by_ids:
+            trace.open.add(started)
+        mark = _Mark(started)
+        reference = _Reference(mark, self._forget)
+        reference.key, reference.started = _key(context), by_ids
+        self._by_ids[reference.key] = reference
+        self._gone.pop(reference.key, None)
+        # If it has no attributes, the mark is gone at once.
+        getattr(context, "__dict__", {})[self._name] = mark
+
+    def _trace(self, trace_id: int, place: _Place) -> _Trace:
+        trace = self._traces.setdefault(trace_id, _Trace(place))
+        if trace.place != place:
+            trace.place = None
         if len(self._traces) > MAX_TRACES:
             # Another thread may have made it shorter meanwhile, but not empty.
             self._traces.popitem(last=False)
+        return trace
 
 
-def checked_location(location: object) -> str:
-    """Return ``location`` if it can be one, as a plain string.
+def _key(context: SpanContext) -> _Key:
+    return context.trace_id, context.span_id
 
-    Raises:
-        InvalidLocationError: It is no string, or empty.
-    """
-    if not isinstance(location, str):
-        raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
-    if not location:
-        raise InvalidLocationError("a location is a str that is not empty")
-    return str.__str__(location)
+
+def _weakly(span: ReadableSpan) -> Callable[[], Any]:
+    try:
+        return weakref.ref(span)
+    except TypeError:
+        return _nothing
+
+
+def _nothing() -> None:
+    return None

@@ -12,7 +12,9 @@ thread of its own. Everything that it gets is one number, or a dict that is copi
 counted first, so that no difference is ever negative. The histogram of durations is recorded in the trio thread, once
 a delivery.
 
-``error.type`` is the status code of the last response, or a word: cardinality stays low. So there is no location.
+``error.type`` says what the last attempt failed with: a status code, ``timeout``, or an exception's name, where the
+exporter tells any of these. There is no location, as cardinality stays low; of what exporters say, at most
+`MAX_ERROR_TYPES` are told apart.
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ DURATION: Final = "otel.sdk.exporter.operation.duration"
 
 ERROR_TYPE: Final = "error.type"
 STATUS_CODE: Final = "http.response.status_code"
+
+# The conventions' word for an error that has no other.
+_OTHER: Final = "_OTHER"
+MAX_ERROR_TYPES: Final = 100
 
 # What the conventions call an exporter of OTLP over HTTP in protobuf. For all else they want its name in the language.
 _OTLP_TYPE: Final = "otlp_http_span_exporter"
@@ -96,9 +102,13 @@ class _Instruments:
             ),
         ):
             create(name, [partial(self._observe, observe)], "{span}", description)
-        self.duration = meter.create_histogram(
-            DURATION, "s", "How long exporting a batch took, with all attempts and the time between them."
-        )
+        description = "How long exporting a batch took, with all attempts and the time between them."
+        try:
+            # The conventions ask for no buckets: a count and a sum.
+            self.duration = meter.create_histogram(DURATION, "s", description, explicit_bucket_boundaries_advisory=[])
+        except TypeError:
+            # Older versions of OpenTelemetry's API know no advice.
+            self.duration = meter.create_histogram(DURATION, "s", description)
 
     def add(self, member: BatcherMetrics) -> None:
         """Ask for another batcher's counts too."""
@@ -151,9 +161,9 @@ class BatcherMetrics:
         """Count spans that are accounted for."""
         self._exported[None] += settlement.delivered
         if settlement.rejected:
-            self._exported[_error_type(settlement, "rejected")] += settlement.rejected
+            self._exported[self._error_type(settlement, "rejected")] += settlement.rejected
         if settlement.undelivered:
-            self._exported[_error_type(settlement, "undelivered")] += settlement.undelivered
+            self._exported[self._error_type(settlement, "undelivered")] += settlement.undelivered
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:
         """Record how long a delivery took."""
@@ -161,12 +171,17 @@ class BatcherMetrics:
         if status_code is not None:
             attributes[STATUS_CODE] = status_code
         if loss is not None:
-            attributes[ERROR_TYPE] = _error_type(loss, "rejected" if loss.rejected else "undelivered")
+            attributes[ERROR_TYPE] = self._error_type(loss, "rejected" if loss.rejected else "undelivered")
         try:
             self._duration.record(seconds, attributes)
         except Exception:
             # Of whoever made the instrument. It must not end a delivery.
             _logger.exception("recording %s failed", DURATION)
+
+    def _error_type(self, settlement: Settlement, outcome: str) -> str:
+        status = settlement.status_code
+        error = settlement.cause[:100] or outcome if status is None else str(status)
+        return error if error in self._exported or len(self._exported) < MAX_ERROR_TYPES else _OTHER
 
     def handed_back(self, spans: int) -> None:
         """Count spans that were handed back without having been passed to the exporter."""
@@ -201,10 +216,6 @@ class BatcherMetrics:
         """Yield how many spans of deliveries are accounted for, by ``error.type``."""
         for error, count in self._exported.copy().items():
             yield Observation(count, self._exporter if error is None else {**self._exporter, ERROR_TYPE: error})
-
-
-def _error_type(settlement: Settlement, outcome: str) -> str:
-    return outcome if settlement.status_code is None else str(settlement.status_code)
 
 
 def _type_and_name(exporter: object) -> tuple[str, str]:

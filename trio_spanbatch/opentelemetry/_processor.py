@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -43,12 +44,14 @@ class BatcherSpanProcessor(SpanProcessor):
     end before that, or after the batcher was left, are dropped.
 
     The location of a span is fixed where it starts, by the first of these that applies: the location of its local
-    parent, so that a trace is never split over two locations; the innermost `use_location`; ``location``.
+    parent, as long as that has not ended; the innermost `use_location`; ``location``. A `use_location` that a live
+    parent at another location overrules is warned about, once for each pair of locations.
 
     A span that ends is never waited for, and nothing is raised into the program. What the batcher does not take is
     dropped and counted: ``queue_full``; ``already_shutdown`` (the batcher is not entered, or closed, or the processor
-    was shut down); ``invalid`` (the span or its location cannot be sent, or there are more locations than
-    ``Limits.max_locations``). A warning says how many, at most every 30 seconds; the rest is said at the end.
+    was shut down); ``invalid`` (the span or its location cannot be sent, the span started before the processor was
+    added, or there are more locations than ``Limits.max_locations``). A warning says how many, at most every 30
+    seconds; the rest is said at the end.
 
     Spans may end in any thread. In another one than trio's they are encoded there and handed over. A forked process
     has no trio loop that could send anything: spans that end there are dropped as ``already_shutdown``.
@@ -80,8 +83,8 @@ class BatcherSpanProcessor(SpanProcessor):
         self._batcher = batcher
         self._supervisor = batcher._supervisor
         self._logger = batcher._shared.logger
-        self._locations = Locations(location)
         self._tally = Tally(self._logger, clock)
+        self._locations = Locations(location, self._tally.overruled)
         self._intake = Intake(batcher, self._tally)
         self._is_shut_down = self._is_in_child = False
         self._has_said_to_await = False
@@ -105,7 +108,7 @@ class BatcherSpanProcessor(SpanProcessor):
         return self._tally.statistics().dropped
 
     def statistics(self) -> SpanProcessorStatistics:
-        """Return a snapshot of all counts, in any thread: ``ended``, ``accepted``, ``handed_over`` and ``dropped``.
+        """Return a snapshot of all counts, in any thread.
 
         At every instant ``ended == accepted + handed_over + sum(dropped.values())``.
         """
@@ -118,14 +121,20 @@ class BatcherSpanProcessor(SpanProcessor):
         try:
             self._locations.start(span, parent_context)
         except Exception:
-            # Then it is placed when it ends.
+            # Then it is dropped when it ends.
             self._logger.exception("SpanBatcher: the location of a span could not be fixed when it started")
 
     def on_end(self, span: ReadableSpan) -> None:
         """Put ``span`` into the batcher if it is sampled, or drop it. Neither blocks nor raises."""
         context = span.context
-        if context is not None and context.trace_flags.sampled:
+        if context is None:
+            return
+        if context.trace_flags.sampled:
             self._take(span, directly=self._intake.may_add_here())
+        else:
+            # It may have children that are sampled.
+            with suppress(Exception):
+                self._locations.end(span)
 
     @trio.lowlevel.enable_ki_protection
     def _take(self, span: ReadableSpan, *, directly: bool) -> None:
@@ -146,9 +155,9 @@ class BatcherSpanProcessor(SpanProcessor):
             self._tally.accepted()
 
     def _put(self, span: ReadableSpan, *, directly: bool) -> Drop | None:
+        location = self._locations.end(span)
         if (closed := self._why_closed()) is not None:
             return Drop("already_shutdown", closed)
-        location = self._locations.of(span)
         if isinstance(location, NoLocation):
             return Drop("invalid", location.why)
         return self._intake.add(location, span) if directly else self._intake.hand_over(location, span)

@@ -18,12 +18,16 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
+from .._hashing import hash_of_record
 from .._log import AnyLogger
 
 __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
 
 Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
 REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid")
+
+# Pairs of locations that a warning is given about.
+MAX_PAIRS: Final = 10_000
 
 # Seconds from one warning about dropped spans to the next.
 WARNING_INTERVAL: Final = 30.0
@@ -53,12 +57,17 @@ class SpanProcessorStatistics:
         accepted: Spans that the batcher accepted, and accounts for.
         handed_over: Spans on their way from another thread into the batcher.
         dropped: Spans that were dropped, by reason: ``queue_full``, ``already_shutdown`` and ``invalid``.
+        overruled: Spans that started in a `use_location`, but belong to another location, that of a live local parent.
+            They are counted when they start.
     """
 
     ended: int
     accepted: int
     handed_over: int
     dropped: Mapping[str, int]
+    overruled: int = 0
+
+    __hash__ = hash_of_record
 
 
 class Tally:
@@ -68,7 +77,8 @@ class Tally:
         self._logger = logger
         self._clock = clock
         self.renew_lock()
-        self._ended = self._on_their_way = self._accepted = 0
+        self._ended = self._on_their_way = self._accepted = self._overruled = 0
+        self._pairs: set[tuple[str, str]] = set()
         self._dropped: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._said: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._details: dict[Reason, str] = {}
@@ -104,6 +114,23 @@ class Tally:
         if is_time:
             self.say_rest()
 
+    def overruled(self, wanted: str, parents: str) -> None:
+        """A span started in a `use_location`, and belongs to another location, that of its parent."""
+        pair = wanted, parents
+        with self._lock:
+            self._overruled += 1
+            is_new = pair not in self._pairs and len(self._pairs) < MAX_PAIRS
+            if is_new:
+                self._pairs.add(pair)
+        if is_new:
+            self._logger.warning(
+                "SpanBatcher: a span that started in use_location(%.300r) goes to %.300r, where its parent belongs, "
+                "which has not ended: start it with context=Context() for a trace of its own; if the parent is of a "
+                "generator that was left early, close that first (told once for these two locations)",
+                wanted,
+                parents,
+            )
+
     def say_rest(self) -> None:
         """Warn of the spans that no warning has told of yet, if there are any. Never raises, whoever handles logs."""
         with self._lock:
@@ -133,4 +160,5 @@ class Tally:
                 accepted=self._accepted,
                 handed_over=self._on_their_way,
                 dropped=MappingProxyType(dropped),
+                overruled=self._overruled,
             )

@@ -10,7 +10,7 @@ With a transport that is not httpcore's there is no trace, and every outcome of 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import httpx
@@ -22,11 +22,22 @@ from .connection import read_in_small_pieces, retire_if_more_was_sent
 from .responses import interpret_response
 from .secrets import secrets_of
 
-__all__ = ["Attempt"]
+__all__ = ["Attempt", "close_at_once"]
 
 
 class _Closable(Protocol):
     async def aclose(self) -> None: ...
+
+
+async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
+    """Close something in a scope that is cancelled already, as `trio.aclose_forcefully` does it.
+
+    What is well-behaved closes all the same; what would wait cannot, so that neither the drain nor an export slot waits
+    for it. The shield is there to leave an exception that is on its way alone: a cancel from outside would replace it.
+    """
+    with trio.CancelScope(shield=True) as scope:
+        scope.cancel()
+        await aclose()
 
 
 class Attempt:
@@ -150,4 +161,4 @@ class Attempt:
     async def close_unused_connection(self) -> None:
         """Close the connection that was made for this attempt if the attempt ended before it was used."""
         if self._connection is not None and not self._written:
-            await self._connection.aclose()
+            await close_at_once(self._connection.aclose)

@@ -9,24 +9,27 @@ written out where attributes are appended; everything else goes through a table 
 Subclasses are taken for what they derive from. ``bytearray`` and ``memoryview`` are bytes, every other sequence is an
 array. Numbers that only say they are some (``numbers.Integral``, ``numbers.Real``: NumPy's) are converted. Sets,
 enums, dates, decimals and everything else become their ``str``. Keys that are no strings become their ``str`` too.
+
+What cannot be expressed so is left out and counted, each attribute by itself: a value that is nested too deep, contains
+itself or is too large, and one that raises when it is read or when its ``str`` is asked for.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import UserString
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
 from numbers import Integral, Rational, Real
 from typing import Any, Final, TypeAlias
 
 from .._errors import InvalidSpanError
-from .checks import failed, invalid, shown, utf8
+from .checks import failed, invalid, pass_on, str_of, utf8
 from .fields import delimited
 from .wire import TABLE_SIZE, VARINTS, varint
 
-__all__ = ["AttributeEncoder"]
+__all__ = ["AttributeEncoder", "snapshot"]
 
 # Parsers refuse what is nested deeper than 100 messages below the request (protobuf's own default), and with it
 # the whole request. The AnyValue of an event's attribute is at level 6. A list takes two levels more (ArrayValue
@@ -40,6 +43,8 @@ _MAPPING_LEVELS: Final = 3
 # by default, and no server takes that much in one request.
 _MAX_CONTAINER_SIZE: Final = 16 * 1024 * 1024
 _MIN_ITEM_SIZE: Final = 2  # a tag and a length
+# How much of a mapping is looked at that is no dict. What it says of its own length may be anything.
+_MAX_ITEMS: Final = 1024 * 1024
 
 # Keys are few and come again and again; that there are more is data taken for keys. What is remembered of keys and
 # values takes 6 MiB at most in each of the four places where attributes stand.
@@ -143,7 +148,7 @@ def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
         return _int(int(value))
     if isinstance(value, Real) and not isinstance(value, Rational):
         return _float(float(value))
-    return _text(str(value))
+    return _text(str_of(value))
 
 
 def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
@@ -176,7 +181,7 @@ def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) ->
     content = b"".join(
         [
             delimited(b"\x0a", _key_head(key) + _any_value(item, levels, ancestors))
-            for key, item in _with_text_keys(_snapshot(value)).items()
+            for key, item in _with_text_keys(snapshot(value)).items()
         ]
     )
     return _container(b"\x32", content)
@@ -222,21 +227,56 @@ def _key_head(key: str) -> bytes:
     return delimited(b"\x0a", utf8(key)) + b"\x12" if key else b"\x12"
 
 
-def _snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return the attributes as a dict of our own, which nobody changes while it is being read."""
+def snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the attributes as a dict of our own, which nobody changes while it is being read.
+
+    Raises:
+        InvalidSpanError: They go on and on.
+    """
     try:
         # OpenTelemetry's own mapping, a proxy of it and dicts all have this: one call in C instead of two calls
         # in Python for each key.
         copied = attributes.copy()  # type: ignore[attr-defined]  # Mapping has none
     except AttributeError:
         copied = None
-    return copied if type(copied) is dict else dict(attributes.items())
+    if type(copied) is dict:
+        return copied
+    most = min(len(attributes), _MAX_ITEMS) if hasattr(attributes, "__len__") else _MAX_ITEMS
+    items = list(islice(attributes.items(), most + 1))
+    if len(items) > most:
+        raise InvalidSpanError(f"it goes on after the {most} items that are its length")
+    return dict(items)
+
+
+def _readable_items(attributes: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any]], int]:
+    """Return what can be read of a mapping of which not everything can, and how many items cannot."""
+    items: list[tuple[Any, Any]] = []
+    unread = found = most = 0
+    try:
+        most = min(len(attributes), _MAX_ITEMS)
+        for key in attributes:
+            if found == most:
+                return items, unread + 1
+            found += 1
+            try:
+                items.append((key, attributes[key]))
+            except Exception as error:
+                pass_on(error)
+                unread += 1
+    except Exception as error:
+        pass_on(error)
+        return items, unread + max(1, most - found)
+    return items, unread
+
+
+def _text_key(key: Any) -> str:
+    # str() returns what ``__str__`` returns, which may be of a subclass again.
+    return str.__str__(key if isinstance(key, str) else str_of(key))
 
 
 def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
     """Return the attributes under keys that are plain strings; of two that are the same as strings the later counts."""
-    # str() returns what ``__str__`` returns, which may be of a subclass again.
-    return {str.__str__(key if isinstance(key, str) else str(key)): value for key, value in attributes.items()}
+    return {_text_key(key): value for key, value in attributes.items()}
 
 
 class AttributeEncoder:
@@ -253,8 +293,8 @@ class AttributeEncoder:
         # By the tag of the field of attributes, and by key.
         self._keys: dict[bytes, dict[str, _Key]] = {}
 
-    def append_fields(self, fields: list[bytes], tag: bytes, attributes: Mapping[Any, Any] | None, field: str) -> None:
-        """Append each attribute to ``fields``: ``tag``, a length and a KeyValue.
+    def append_fields(self, fields: list[bytes], tag: bytes, attributes: Mapping[Any, Any] | None, field: str) -> int:
+        """Append each attribute to ``fields``: ``tag``, a length and a KeyValue. Return how many could not be.
 
         Args:
             fields: The fields of a message so far.
@@ -263,62 +303,87 @@ class AttributeEncoder:
             field: The name of the field, for messages.
 
         Raises:
-            InvalidSpanError: ``attributes`` is no mapping, or one of them cannot be encoded.
+            InvalidSpanError: ``attributes`` is no mapping.
         """
         if attributes is None:
-            return
+            return 0
         start = len(fields)
+        copied = None
         try:
-            snapshot = _snapshot(attributes)
-            if not self._append_all(fields, tag, snapshot, field):
+            copied = snapshot(attributes)
+            if not self._append_all(fields, tag, copied):
                 del fields[start:]
-                self._append_all(fields, tag, _with_text_keys(snapshot), field)
-        except InvalidSpanError:
-            raise
+                self._append_all(fields, tag, _with_text_keys(copied))
         except Exception as error:
+            pass_on(error)
+            del fields[start:]
+            if copied is not None:
+                return self._append_each(fields, tag, copied.items())
             # Looked at here only, as it would take longer than reading them.
-            if not isinstance(attributes, Mapping):
+            if not _is_mapping(attributes, field):
                 raise invalid(field, attributes, "attributes are a mapping") from None
-            raise failed(field, error) from error
+            items, unread = _readable_items(attributes)
+            return unread + self._append_each(fields, tag, items)
+        return 0
 
-    def _append_all(self, fields: list[bytes], tag: bytes, attributes: dict[Any, Any], field: str) -> bool:
+    def _append_each(self, fields: list[bytes], tag: bytes, items: Iterable[tuple[Any, Any]]) -> int:
+        """Append what can be expressed, each attribute by itself. Return how many cannot."""
+        lost = 0
+        under_texts: dict[str, Any] = {}
+        for key, value in items:
+            try:
+                under_texts[_text_key(key)] = value
+            except Exception as error:
+                pass_on(error)
+                lost += 1
+        for attribute in under_texts.items():
+            try:
+                self._append_all(fields, tag, dict((attribute,)))
+            except Exception as error:
+                pass_on(error)
+                lost += 1
+        return lost
+
+    def _append_all(self, fields: list[bytes], tag: bytes, attributes: dict[Any, Any]) -> bool:
         """Append the attributes; return False, with some left out, if there is a key that is not a plain string."""
-        key = value = None
         keys = self._keys.get(tag)
         if keys is None:
             keys = self._keys[tag] = {}
-        try:
-            for key, value in attributes.items():
-                known = keys.get(key)
-                if known is None:
-                    if type(key) is not str:
-                        return False
-                    known = _note_key(keys, key)
-                head, seen = known
-                kind = type(value)
-                if seen is not None and (kind is int or (kind is str and len(value) <= _SHORT_TEXT)):
-                    # Exact types only, of which no two values are equal and yet not the same, as 0.0, -0.0 and 0 are.
-                    attribute = seen.get(value)
-                    fields.append(_noted(keys, key, known, tag, value) if attribute is None else attribute)
-                elif kind is str:
-                    try:
-                        data = value.encode()
-                    except UnicodeEncodeError:
-                        data = utf8(value)
-                    size = len(data)
-                    text_head = _TEXT_HEADS[size] if size < TABLE_SIZE else _head(_TEXT, size)
-                    size += len(head) + len(text_head)
-                    fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, text_head, data)
-                else:
-                    encode = _OUTER_VALUES.get(kind)
-                    encoded = encode(value) if encode is not None else _any_value(value, _VALUE_LEVELS, ())
-                    size = len(head) + len(encoded)
-                    fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, encoded)
-        except InvalidSpanError as error:
-            raise InvalidSpanError(f"{field}[{shown(key)}] is {shown(value)}: {error}") from error.__cause__
-        except Exception as error:
-            raise failed(f"{field}[{shown(key)}]", error) from error
+        for key, value in attributes.items():
+            known = keys.get(key)
+            if known is None:
+                if type(key) is not str:
+                    return False
+                known = _note_key(keys, key)
+            head, seen = known
+            kind = type(value)
+            if seen is not None and (kind is int or (kind is str and len(value) <= _SHORT_TEXT)):
+                # Exact types only, of which no two values are equal and yet not the same, as 0.0, -0.0 and 0 are.
+                attribute = seen.get(value)
+                fields.append(_noted(keys, key, known, tag, value) if attribute is None else attribute)
+            elif kind is str:
+                try:
+                    data = value.encode()
+                except UnicodeEncodeError:
+                    data = utf8(value)
+                size = len(data)
+                text_head = _TEXT_HEADS[size] if size < TABLE_SIZE else _head(_TEXT, size)
+                size += len(head) + len(text_head)
+                fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, text_head, data)
+            else:
+                encode = _OUTER_VALUES.get(kind)
+                encoded = encode(value) if encode is not None else _any_value(value, _VALUE_LEVELS, ())
+                size = len(head) + len(encoded)
+                fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, encoded)
         return True
+
+
+def _is_mapping(attributes: object, field: str) -> bool:
+    try:
+        return isinstance(attributes, Mapping)
+    except Exception as error:
+        pass_on(error)
+        raise failed(field, error) from error
 
 
 def _note_key(keys: dict[str, _Key], key: str) -> _Key:

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import http.cookiejar
-import os
 import ssl
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
+import trio
 
-__all__ = ["KEEPALIVE_EXPIRY", "check_client", "check_transport", "make_client"]
+from .packages import classes, package_of
+from .proxies import MissingProxySupport, proxy_for
+from .tls import default_context
+
+__all__ = ["KEEPALIVE_EXPIRY", "AsyncClient", "AsyncTransport", "check_client", "check_transport", "make_client"]
 
 # Seconds that an idle connection is kept, so that it outlives the delay between two batches. Servers close idle
 # connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
 KEEPALIVE_EXPIRY = 30.0
 
-_PROXY_VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})
-_CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+class AsyncClient(Protocol):
+    """An ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``, for type checkers."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+
+    async def send(self, request: Any, *, stream: bool = ..., follow_redirects: Any = ...) -> Any:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class AsyncTransport(Protocol):
+    """An ``httpx.AsyncBaseTransport`` or an ``httpx2.AsyncBaseTransport``, for type checkers."""
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close it."""
 
 
 class _NoCookies(http.cookiejar.CookieJar):
@@ -29,58 +54,79 @@ class _NoCookies(http.cookiejar.CookieJar):
         """Leave ``request`` as it is."""
 
 
-def make_client(transport: httpx.AsyncBaseTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
-    """Return a client that keeps nothing but connections.
+class _Unconnected(httpx.AsyncBaseTransport):
+    """Connects to nothing, in the place of a proxy that must not be bypassed."""
+
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Fail, after a checkpoint as with any other transport."""
+        await trio.lowlevel.checkpoint()
+        raise httpx.ConnectError(self._problem, request=request)
+
+
+def make_client(url: httpx.URL, transport: AsyncTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
+    """Return a client for ``url`` that keeps nothing but connections. It is of the package that ``transport`` is of.
 
     Raises:
-        ValueError: A variable for proxies or CAs, which httpx reads, cannot be used. Its value is not shown.
+        ValueError: A variable for proxies cannot be used. Its value is not shown.
     """
-    # An exception that is raised from within ``except`` would have httpx's as its context, and that shows a part of
-    # a proxy's URL.
-    try:
-        return httpx.AsyncClient(
-            verify=True if context is None else context,
-            transport=transport,
-            cookies=_NoCookies(),
-            timeout=None,
-            # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
-            # connection within their timeout.
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY
-            ),
-        )
-    except ImportError:
-        problem = 'a SOCKS proxy needs another package: pip install "httpx[socks]"'
-    except (httpx.InvalidURL, ValueError):
-        # What stands in front of ``@`` ends at a ``/``, ``?`` or ``#``.
-        problem = (
-            "a proxy is http://, https:// or socks5:// with a host and a port; in its user name and password, other "
-            "characters than letters and digits are percent-encoded"
-        )
-    except OSError as error:
-        raise ValueError(f"{' or '.join(_CA_VARIABLES)} cannot be used: {error.strerror or error}") from None
-    raise ValueError(f"a proxy variable ({_proxy_variables()}; not shown) cannot be used: {problem}")
+    package = httpx if transport is None else package_of(transport, "AsyncBaseTransport")
+    proxy = proxy_for(url) if transport is None else None
+    if isinstance(proxy, MissingProxySupport):
+        transport, proxy = _Unconnected(proxy.problem), None
+    elif proxy is not None and proxy.url.scheme == "https":
+        proxy.ssl_context = default_context()
+    client: httpx.AsyncClient = package.AsyncClient(
+        # A transport has its own TLS.
+        verify=context or (transport is not None) or default_context(),
+        proxy=proxy,
+        transport=transport,
+        # What httpx would read there was read above.
+        trust_env=False,
+        cookies=_NoCookies(),
+        timeout=None,
+        # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
+        # connection within their timeout.
+        limits=package.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY),
+    )
+    return client
 
 
-def check_client(client: object) -> None:
-    """Raise if ``client`` is no client that requests can be sent with, or has parameters, which logs show."""
-    if not isinstance(client, httpx.AsyncClient):
-        raise TypeError(f"client is of type {type(client).__name__}; it must be an httpx.AsyncClient")
-    if client.params:
+def check_client(client: object) -> httpx.AsyncClient:
+    """Return ``client``; raise if it is none that requests can be sent with, or has parameters, which logs show."""
+    package = package_of(client, "AsyncClient")
+    if package is None:
+        raise TypeError(
+            f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
+        )
+    own: httpx.AsyncClient = client  # type: ignore[assignment]  # httpx2's has the same interface
+    # Private, as nobody else tells. Where a later version has them elsewhere, the first request fails in the client.
+    transports = [getattr(own, "_transport", None), *getattr(own, "_mounts", {}).values()]
+    for transport in transports:
+        other = None if transport is None else package_of(transport, "AsyncBaseTransport")
+        if other not in (None, package):
+            raise TypeError(
+                f"client is an {package.__name__}.AsyncClient with a transport of {other.__name__} "
+                f"({type(transport).__name__}); httpx and httpx2 do not work together: take both from one package"
+            )
+    if own.params:
         raise ValueError(
             "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
         )
+    return own
 
 
 def check_transport(transport: object) -> None:
     """Raise `TypeError` if ``transport`` is none that is async."""
-    if not isinstance(transport, httpx.AsyncBaseTransport):
+    if not isinstance(transport, classes("AsyncBaseTransport")):
         raise TypeError(
-            f"transport is of type {type(transport).__name__}; it must be an httpx.AsyncBaseTransport, such as "
-            "httpx.AsyncHTTPTransport()"
+            f"transport is of type {_name_of_type(transport)}; it must be an httpx.AsyncBaseTransport, such as "
+            "httpx.AsyncHTTPTransport(), or an httpx2.AsyncBaseTransport"
         )
 
 
-def _proxy_variables() -> str:
-    given = sorted(name for name, value in os.environ.items() if value and name.lower() in _PROXY_VARIABLES)
-    return ", ".join(given) or "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY"
+def _name_of_type(thing: object) -> str:
+    kind = type(thing)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -18,9 +18,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-import httpcore
 import httpx
 import trio
+
+from .packages import classes
 
 __all__ = ["READ_AT_ONCE", "read_in_small_pieces", "retire_if_more_was_sent"]
 
@@ -79,7 +80,7 @@ async def _has_more(stream: Any) -> bool:
     """
     with trio.CancelScope(shield=True) as scope:
         trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
-        with suppress(httpcore.NetworkError):
+        with suppress(*classes("NetworkError", package="httpcore")):
             await stream.read(1, None)
         return True
     return False

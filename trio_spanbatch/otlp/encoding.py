@@ -15,15 +15,17 @@ from typing import Any, Final
 from .._batch import EncodedSpan
 from .._errors import InvalidSpanError
 from .._records import SpanLike
-from .attributes import AttributeEncoder
+from .attributes import AttributeEncoder, snapshot
 from .checks import (
     COUNT_END,
     SPAN_ID_END,
     TIME_END,
     TRACE_ID_END,
     checked_int,
+    checked_number,
     failed,
     invalid,
+    pass_on,
     shown,
     within,
 )
@@ -87,8 +89,11 @@ _LINK_FLAGS: Final = 0x35
 _TRACE_FLAGS_MASK: Final = 0xFF
 _HAS_IS_REMOTE: Final = 0x100
 _IS_REMOTE: Final = 0x200
-_NO_REMOTE_PARENT: Final = _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE)
-_REMOTE_PARENT: Final = _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE)
+# By the trace flags of the span, or of the linked span.
+_NO_REMOTE_PARENT: Final = {own: _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | own) for own in range(256)}
+_REMOTE_PARENT: Final = {own: _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE | own) for own in range(256)}
+_LOCAL_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | own) for own in range(256)}
+_REMOTE_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE | own) for own in range(256)}
 
 # What is asked of a span, in the order in which it is asked.
 _FIELDS: Final = (
@@ -126,33 +131,37 @@ class SpanEncoder:
         self._default_resource = default_resource
         self._attributes = AttributeEncoder()
         self._headers = HeaderEncoder(self._attributes)
-        self._names = TextFields(_NAME, "name")
-        self._event_names = TextFields(_EVENT_NAME, "name")
+        self._names = TextFields(_NAME)
+        self._event_names = TextFields(_EVENT_NAME)
 
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
         """Return ``span`` encoded. What is encoded already is returned as it is.
 
+        An attribute that cannot be expressed is left out and counted in ``dropped_attributes_count``.
+
         Raises:
             InvalidSpanError: A field has a value that OTLP cannot express, or the span has not ended. The message
                 names the field and the value. An object that is no span at all is refused in the same way.
+            RecursionError: The caller's stack is nearly full. It says nothing about the span.
         """
         try:
             return span if type(span) is EncodedSpan else self._encode(span)
         except InvalidSpanError:
             raise
         except Exception as error:
+            pass_on(error)
             raise _failed_span(span, error) from error
 
     def _encode(self, span: Any) -> EncodedSpan:
-        parent = span.parent
-        fields = _context(span.context)
+        parent, context = span.parent, span.context
+        fields = _context(context)
         if parent is not None:
             fields += (_PARENT_SPAN_ID, _parent_span_id(parent.span_id))
         fields += (self._names.field(span.name), _kind(span.kind), _times(span.start_time, span.end_time))
-        self._attributes.append_fields(fields, _ATTRIBUTES, span.attributes, "attributes")
+        lost = self._attributes.append_fields(fields, _ATTRIBUTES, span.attributes, "attributes")
         dropped = span.dropped_attributes
-        if dropped is not _ZERO:
-            fields.append(count_field(_DROPPED_ATTRIBUTES, dropped, "dropped_attributes"))
+        if lost or dropped is not _ZERO:
+            fields.append(count_field(_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
         events = span.events
         if events is not _NOTHING:
             for index, event in enumerate(events):
@@ -167,7 +176,18 @@ class SpanEncoder:
         dropped = span.dropped_links
         if dropped is not _ZERO:
             fields.append(count_field(_DROPPED_LINKS, dropped, "dropped_links"))
-        fields += (_status(span.status), _span_flags(getattr(span, "flags", None), parent))
+        flags = getattr(span, "flags", None)
+        if flags is None:
+            # The span's own trace flags, and whether its parent is remote.
+            flag_fields = _REMOTE_PARENT if parent is not None and parent.is_remote else _NO_REMOTE_PARENT
+            try:
+                flags_field = flag_fields[context.trace_flags]
+            except (AttributeError, LookupError, TypeError):
+                flags_field = flag_fields[_trace_flags(context)]
+        else:
+            flags = checked_number(flags, COUNT_END, "flags", "a set of flags")
+            flags_field = _pack_span_flags(_SPAN_FLAGS, flags) if flags else b""
+        fields += (_status(span.status), flags_field)
         resource = span.resource
         return EncodedSpan(
             b"".join(fields),
@@ -177,55 +197,69 @@ class SpanEncoder:
     def _event(self, index: int, event: Any) -> bytes:
         try:
             fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), self._event_names.field(event.name)]
-            self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
+            lost = self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
             dropped = event.dropped_attributes
-            if dropped is not _ZERO:
-                fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, dropped, "dropped_attributes"))
+            if lost or dropped is not _ZERO:
+                fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
         except InvalidSpanError as error:
             raise within(f"events[{index}]", error) from error.__cause__
         except Exception as error:
+            pass_on(error)
             raise failed(f"events[{index}]", error) from error
         return delimited(_EVENTS, b"".join(fields))
 
     def _link(self, index: int, link: Any) -> bytes:
         try:
             context = link.context
-            fields = _context(context, first_id=0 if _says_something(link) else 1)
-            self._attributes.append_fields(fields, _LINK_ATTRIBUTES, link.attributes, "attributes")
-            fields.append(count_field(_LINK_DROPPED_ATTRIBUTES, link.dropped_attributes, "dropped_attributes"))
+            fields = _context(context, link)
+            lost = self._attributes.append_fields(fields, _LINK_ATTRIBUTES, link.attributes, "attributes")
+            dropped = link.dropped_attributes
+            if lost or dropped is not _ZERO:
+                fields.append(count_field(_LINK_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
             fields.append(_link_flags(getattr(link, "flags", None), context))
         except InvalidSpanError as error:
             raise within(f"links[{index}]", error) from error.__cause__
         except Exception as error:
+            pass_on(error)
             raise failed(f"links[{index}]", error) from error
         return delimited(_LINKS, b"".join(fields))
 
 
-def _says_something(link: Any) -> bool:
-    """Return whether a link is recorded though it leads nowhere (its ids are zero).
+def _first_id(link: Any) -> int:
+    """Return the smallest number that an id may be: 0 for a link that says something, else 1.
 
-    https://opentelemetry.io/docs/specs/otel/trace/api/#add-link
+    Such a link is recorded though it leads nowhere: https://opentelemetry.io/docs/specs/otel/trace/api/#add-link
     """
-    return bool(link.attributes or link.dropped_attributes or (link.context is not None and link.context.trace_state))
+    if link is None:
+        return 1
+    try:
+        return 0 if link.attributes or link.dropped_attributes or link.context.trace_state else 1
+    except Exception as error:
+        pass_on(error)
+        return 0  # something that cannot be read
 
 
-def _context(context: Any, *, first_id: int = 1) -> list[bytes]:
+def _context(context: Any, link: Any = None) -> list[bytes]:
     """Return trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link.
 
     Args:
         context: The ids, and more.
-        first_id: The smallest that an id may be.
+        link: The link that they are of, if they are.
     """
     if context is None:
         raise InvalidSpanError("context is None: it holds the ids, which every span and link has")
     trace_id, span_id, trace_state = context.trace_id, context.span_id, context.trace_state
     if type(trace_id) is not int or not 0 < trace_id < TRACE_ID_END:
-        trace_id = checked_int(trace_id, first_id, TRACE_ID_END, "context.trace_id", "a trace id")
+        trace_id = checked_int(trace_id, _first_id(link), TRACE_ID_END, "context.trace_id", "a trace id")
     if type(span_id) is not int or not 0 < span_id < SPAN_ID_END:
-        span_id = checked_int(span_id, first_id, SPAN_ID_END, "context.span_id", "a span id")
+        span_id = checked_int(span_id, _first_id(link), SPAN_ID_END, "context.span_id", "a span id")
     fields = [_TRACE_ID, trace_id.to_bytes(16), _SPAN_ID, span_id.to_bytes(8)]
-    if trace_state:
-        fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state), "context.trace_state"))
+    try:
+        if trace_state:
+            fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state)))
+    except Exception as error:
+        # As with the text of a name.
+        pass_on(error)
     return fields
 
 
@@ -239,7 +273,7 @@ def _parent_span_id(span_id: Any) -> bytes:
 def _trace_state_text(trace_state: Any) -> Any:
     if not isinstance(trace_state, Mapping):
         return trace_state
-    return ",".join(f"{key}={value}" for key, value in trace_state.items())
+    return ",".join(f"{key}={value}" for key, value in snapshot(trace_state).items())
 
 
 def _kind(kind: Any) -> bytes:
@@ -260,7 +294,7 @@ def _times(start: Any, end: Any) -> bytes:
 
 def _time(tag: int, time: Any, field: str) -> bytes:
     if type(time) is not int or not 0 <= time < TIME_END:
-        time = checked_int(time, 0, TIME_END, field, "a time in nanoseconds")
+        time = checked_number(time, TIME_END, field, "a time in nanoseconds")
     return _pack_time(tag, time) if time else b""
 
 
@@ -276,24 +310,23 @@ def _status(status: Any) -> bytes:
         raise invalid("status.status_code", code, "it has to be a StatusCode")
     if description is None:
         return _STATUSES[name]
-    return delimited(_STATUS, text_field(_STATUS_MESSAGE, description, "status.description") + _STATUS_CODES[name])
-
-
-def _span_flags(flags: Any, parent: Any) -> bytes:
-    """Return the flags given, or else what OpenTelemetry's own encoder says: whether the parent is remote."""
-    if flags is None:
-        return _REMOTE_PARENT if parent is not None and parent.is_remote else _NO_REMOTE_PARENT
-    flags = checked_int(flags, 0, COUNT_END, "flags", "a set of flags")
-    return _pack_span_flags(_SPAN_FLAGS, flags) if flags else b""
+    return delimited(_STATUS, text_field(_STATUS_MESSAGE, description) + _STATUS_CODES[name])
 
 
 def _link_flags(flags: Any, context: Any) -> bytes:
     """Return the flags given, or else the trace flags of the linked span and whether it is remote."""
     if flags is None:
-        trace_flags = checked_int(context.trace_flags, 0, COUNT_END, "context.trace_flags", "a set of flags")
-        flags = trace_flags & _TRACE_FLAGS_MASK | _HAS_IS_REMOTE | (_IS_REMOTE if context.is_remote else 0)
-    flags = checked_int(flags, 0, COUNT_END, "flags", "a set of flags")
+        return (_REMOTE_LINK if context.is_remote else _LOCAL_LINK)[_trace_flags(context)]
+    flags = checked_number(flags, COUNT_END, "flags", "a set of flags")
     return _pack_link_flags(_LINK_FLAGS, flags) if flags else b""
+
+
+def _trace_flags(context: Any) -> int:
+    """Return the W3C trace flags of a context, 8 bits. None are set in one that does not have them."""
+    flags = getattr(context, "trace_flags", None)
+    if flags is None:
+        return 0
+    return checked_number(flags, COUNT_END, "context.trace_flags", "a set of flags") & _TRACE_FLAGS_MASK
 
 
 def _failed_span(span: object, error: Exception) -> InvalidSpanError:

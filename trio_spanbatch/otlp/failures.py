@@ -6,16 +6,17 @@ import os
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 
-import httpx
+import trio
 
 from .._results import ExportResult, Refused, TryLater
 from .messages import short_text
+from .packages import classes
 from .tls import TLSAdvice
 
-__all__ = ["failure_result"]
+__all__ = ["cause_of", "failure_result"]
 
 # Nothing was sent with these. A request that was written may have arrived with any other.
-_BEFORE_THE_REQUEST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_BEFORE_THE_REQUEST = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
 
 # What OpenSSL calls an answer that is no TLS: bytes of another protocol where a record was expected.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
@@ -31,6 +32,13 @@ _SIGNS_OF_TLS = (
 )
 
 
+def cause_of(error: BaseException) -> str:
+    """Return what kind of failure ``error`` is, in a word."""
+    # By name, since a client may come from a fork of httpx.
+    is_timeout = any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__)
+    return "timeout" if is_timeout or isinstance(error, TimeoutError | trio.TooSlowError) else type(error).__name__
+
+
 def failure_result(
     error: Exception,
     *,
@@ -41,7 +49,7 @@ def failure_result(
     write_error: BaseException | None = None,
     secrets: Collection[str] = (),
 ) -> ExportResult:
-    """Return what an exception of httpx means for the batch.
+    """Return what an exception of httpx or httpx2 means for the batch.
 
     Args:
         error: The exception.
@@ -52,14 +60,14 @@ def failure_result(
         write_error: What went wrong before, while the request was written.
         secrets: What must not be shown.
     """
-    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL):
+    if isinstance(error, classes("LocalProtocolError", "UnsupportedProtocol", "InvalidURL")):
         # Its text may show a header's value.
-        return Refused(f"the request cannot be sent: {type(error).__name__}")
+        return Refused(f"the request cannot be sent: {type(error).__name__}", cause=cause_of(error))
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
-    may_have_arrived, remedy = not isinstance(error, _BEFORE_THE_REQUEST), ""
-    if isinstance(error, httpx.ProxyError):
+    may_have_arrived, remedy = not isinstance(error, classes(*_BEFORE_THE_REQUEST)), ""
+    if isinstance(error, classes("ProxyError")):
         reason = f"the proxy {peer} does not connect: {words}"
     elif isinstance(tls, ssl.SSLCertVerificationError):
         reason = f"the certificate of {peer} is not trusted: certificate verify failed: {tls.verify_message}"
@@ -79,7 +87,8 @@ def failure_result(
         if connected and not https and _looks_like_tls(causes):
             remedy = "if it speaks TLS, the endpoint begins with https://"
     # The remedy stays whole, however long the words are.
-    return TryLater("; ".join(filter(None, (short_text(reason, secrets), remedy))), ambiguous=may_have_arrived)
+    reason = "; ".join(filter(None, (short_text(reason, secrets), remedy)))
+    return TryLater(reason, ambiguous=may_have_arrived, cause=cause_of(error))
 
 
 def _is_about_client_certificate(code: str) -> bool:

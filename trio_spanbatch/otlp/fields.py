@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from .checks import COUNT_END, checked_int, checked_text
+from .checks import COUNT_END, checked_number, text_of
 from .wire import TABLE_SIZE, VARINTS, varint
 
 __all__ = ["TextFields", "count_field", "delimited", "text_field"]
@@ -24,25 +24,26 @@ def delimited(tag: bytes, content: bytes) -> bytes:
     return tag + (VARINTS[size] if size < TABLE_SIZE else varint(size)) + content
 
 
-def text_field(tag: bytes, text: Any, field: str) -> bytes:
-    """Return a field of text; nothing if it is empty.
+def text_field(tag: bytes, text: Any) -> bytes:
+    """Return a field of text (see `text_of`); nothing if it is empty."""
+    content = text_of(text)
+    return delimited(tag, content) if content else b""
+
+
+def count_field(tag: bytes, count: Any, field: str, more: int = 0) -> bytes:
+    """Return a field of type uint32 with the sum of two counts, or with the largest number if that is too much for it.
+
+    Args:
+        tag: The field's tag.
+        count: What a span says. Nothing is returned if the sum is 0.
+        field: The field's name, for messages.
+        more: What is added to it.
 
     Raises:
-        InvalidSpanError: ``text`` is no string; ``field`` is its name.
+        InvalidSpanError: ``count`` is not a whole number of 32 bits.
     """
-    return delimited(tag, checked_text(text, field)) if text or type(text) is not str else b""
-
-
-def count_field(tag: bytes, count: Any, field: str) -> bytes:
-    """Return a field of type uint32; nothing if it is 0.
-
-    Raises:
-        InvalidSpanError: ``count`` is no int of 32 bits; ``field`` is its name.
-    """
-    if type(count) is int and count == 0:
-        return b""
-    count = checked_int(count, 0, COUNT_END, field, "a count")
-    return tag + varint(count) if count else b""
+    total = checked_number(count, COUNT_END, field, "a count") + more
+    return tag + varint(min(total, COUNT_END - 1)) if total else b""
 
 
 class TextFields:
@@ -50,27 +51,21 @@ class TextFields:
 
     Args:
         tag: The field's tag.
-        field: Its name, for messages.
     """
 
-    __slots__ = ("_field", "_known", "_tag")
+    __slots__ = ("_known", "_tag")
 
-    def __init__(self, tag: bytes, field: str) -> None:
+    def __init__(self, tag: bytes) -> None:
         self._tag = tag
-        self._field = field
         self._known: dict[str, bytes] = {}
 
     def field(self, text: Any) -> bytes:
-        """Return the field with ``text``; nothing if it is empty.
-
-        Raises:
-            InvalidSpanError: ``text`` is no string.
-        """
+        """Return the field with ``text`` (see `text_of`); nothing if it is empty."""
         known = self._known.get(text) if type(text) is str else None
         return self._made(text) if known is None else known
 
     def _made(self, text: Any) -> bytes:
-        made = text_field(self._tag, text, self._field)
+        made = text_field(self._tag, text)
         if type(text) is str and len(text) <= _LONGEST_REMEMBERED:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from .._batch import SpanHeaders
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
-from .checks import failed
+from .checks import failed, pass_on, text_of
 from .fields import count_field, delimited, text_field
 
 __all__ = ["HeaderEncoder"]
@@ -44,6 +44,12 @@ _SCHEMA_URL: Final = b"\x1a"
 # Fields of Resource, and of InstrumentationScope.
 _RESOURCE_ATTRIBUTES: Final = b"\x0a"
 _RESOURCE_DROPPED_ATTRIBUTES: Final = b"\x10"
+_RESOURCE_ENTITY_REFS: Final = b"\x1a"
+# Fields of EntityRef.
+_ENTITY_SCHEMA_URL: Final = b"\x0a"
+_ENTITY_TYPE: Final = b"\x12"
+_ENTITY_ID_KEYS: Final = b"\x1a"
+_ENTITY_DESCRIPTION_KEYS: Final = b"\x22"
 _SCOPE_NAME: Final = b"\x0a"
 _SCOPE_VERSION: Final = b"\x12"
 _SCOPE_ATTRIBUTES: Final = b"\x1a"
@@ -102,6 +108,7 @@ class HeaderEncoder:
         except InvalidSpanError:
             raise
         except Exception as error:
+            pass_on(error)
             raise failed("resource", error) from error
         self._remember(self._resources, resource, attributes, header)
         return header
@@ -119,24 +126,24 @@ class HeaderEncoder:
         except InvalidSpanError:
             raise
         except Exception as error:
+            pass_on(error)
             raise failed("instrumentation_scope", error) from error
         self._remember(self._scopes, scope, attributes, header)
         return header
 
     def _resource(self, resource: Any, attributes: Mapping[str, Any]) -> bytes:
         fields: list[bytes] = []
-        self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
-        fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes"))
-        return _header(fields, resource.schema_url, "resource.schema_url")
+        lost = self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
+        fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes", lost))
+        # OpenTelemetry's resources have none.
+        fields += map(_entity_ref, getattr(resource, "entity_refs", ()))
+        return _header(fields, resource.schema_url)
 
     def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:
-        fields = [
-            _optional_text(_SCOPE_NAME, scope.name, "instrumentation_scope.name"),
-            _optional_text(_SCOPE_VERSION, scope.version, "instrumentation_scope.version"),
-        ]
-        self._attributes.append_fields(fields, _SCOPE_ATTRIBUTES, attributes, "instrumentation_scope.attributes")
-        fields.append(_dropped(_SCOPE_DROPPED_ATTRIBUTES, scope, "instrumentation_scope.dropped_attributes"))
-        return _header(fields, scope.schema_url, "instrumentation_scope.schema_url")
+        fields = [text_field(_SCOPE_NAME, scope.name), text_field(_SCOPE_VERSION, scope.version)]
+        lost = self._attributes.append_fields(fields, _SCOPE_ATTRIBUTES, attributes, "instrumentation_scope.attributes")
+        fields.append(_dropped(_SCOPE_DROPPED_ATTRIBUTES, scope, "instrumentation_scope.dropped_attributes", lost))
+        return _header(fields, scope.schema_url)
 
     def _intern(self, header: bytes) -> bytes:
         known = self._headers.get(header)
@@ -194,14 +201,18 @@ def _is_constant(value: Any) -> bool:
     return type(value) in _CONSTANTS or (type(value) is MappingProxyType and _cannot_change(value))
 
 
-def _header(fields: list[bytes], schema_url: Any, field: str) -> bytes:
-    return delimited(_CONTENT, b"".join(fields)) + _optional_text(_SCHEMA_URL, schema_url, field)
+def _entity_ref(entity: Any) -> bytes:
+    fields = [text_field(_ENTITY_SCHEMA_URL, entity.schema_url), text_field(_ENTITY_TYPE, entity.type)]
+    # Unlike a field of its own, an item of a repeated field is there even if it is empty.
+    fields += [delimited(_ENTITY_ID_KEYS, text_of(key)) for key in entity.id_keys]
+    fields += [delimited(_ENTITY_DESCRIPTION_KEYS, text_of(key)) for key in entity.description_keys]
+    return delimited(_RESOURCE_ENTITY_REFS, b"".join(fields))
 
 
-def _optional_text(tag: bytes, value: Any, field: str) -> bytes:
-    return b"" if value is None else text_field(tag, value, field)
+def _header(fields: list[bytes], schema_url: Any) -> bytes:
+    return delimited(_CONTENT, b"".join(fields)) + text_field(_SCHEMA_URL, schema_url)
 
 
-def _dropped(tag: bytes, owner: object, field: str) -> bytes:
+def _dropped(tag: bytes, owner: object, field: str, lost: int) -> bytes:
     # OpenTelemetry's resources and scopes do not say how many.
-    return count_field(tag, getattr(owner, "dropped_attributes", 0), field)
+    return count_field(tag, getattr(owner, "dropped_attributes", 0), field, lost)

@@ -20,15 +20,16 @@ import trio
 
 from .._batch import SpanBatch
 from .._environment import exporter_options, sdk_disabled
+from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
-from .attempt import Attempt
+from .attempt import Attempt, close_at_once
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import BoundedBody, PiecewiseStream, gzip_compress, read_bounded
+from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, read_bounded
 from .checks import shown
-from .clients import check_client, check_transport, make_client
+from .clients import AsyncClient, AsyncTransport, check_client, check_transport, make_client
 from .disabled import DisabledExporter
-from .failures import failure_result
+from .failures import cause_of, failure_result
 from .http_headers import (
     check_endpoint,
     check_header_location,
@@ -38,6 +39,7 @@ from .http_headers import (
 )
 from .log_filter import hidden_in_logs, install_log_filter
 from .messages import short_text
+from .packages import classes
 from .tls import TLSSettings, client_context, tls_advice
 
 __all__ = ["USER_AGENT", "OTLPExporter"]
@@ -48,17 +50,13 @@ MIB = 1024 * 1024
 # its version.
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
 
-# Seconds that closing a response, a connection or the client may take. Connections are closed without a word, so it
-# takes none; this is for the streams of a backend of the user's own.
-_CLOSE_TIMEOUT = 1.0
-
 
 class OTLPExporter:
     """Sends batches to an OTLP/HTTP server, as protobuf. A `SpanExporter`.
 
     It can be made outside of trio. Several exports may run at once, each on a connection of its own; connections are
-    kept alive. Redirects are not followed and cookies are not kept. Proxies are used as httpx uses them
-    (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``).
+    kept alive. Redirects are not followed and cookies are not kept. ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and
+    ``NO_PROXY`` say which proxy is used.
 
     Args:
         endpoint: The URL to send to, as it is: no path is added. It has no user name, password or query.
@@ -70,10 +68,10 @@ class OTLPExporter:
         timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
             to the last of the response; `math.inf` for none.
         compression: ``"gzip"``, or ``None`` for none.
-        client: A client of your own. It is not closed, and its settings (TLS, proxies, cookies, limits) are yours. It
-            has no ``params``, which logs show.
-        transport: A transport for the exporter's own client, for instance `OTLPReceiver.memory_transport`. It is
-            closed with the exporter.
+        client: A client of your own, an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``. It is not closed, and its
+            settings (TLS, proxies, cookies, limits) are yours. It has no ``params``, which logs show.
+        transport: A transport for the exporter's own client, of httpx or httpx2, for instance
+            `OTLPReceiver.memory_transport`. It is closed with the exporter.
         certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of those that
             ``SSL_CERT_FILE`` names or certifi has.
         client_certificate: The file with the certificate that the server is shown (PEM).
@@ -82,8 +80,7 @@ class OTLPExporter:
         max_response_bytes: A response that is larger after decompression is not read to its end, and refused.
 
     Raises:
-        ValueError: An argument, or a variable for proxies or CAs, cannot be used. Credentials are never in the
-            message.
+        ValueError: An argument, or a variable for proxies, cannot be used. Credentials are never in the message.
         TypeError: An argument is of the wrong type.
     """
 
@@ -92,6 +89,9 @@ class OTLPExporter:
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "certificate="),
         "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY or client_certificate= and client_key= name its files",
     )
+
+    # Whether the server's certificate is checked.
+    _verify = True
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class OTLPExporter:
         auth: Auth | AuthFunction | None = None,
         timeout: float = 10.0,
         compression: str | None = None,
-        client: httpx.AsyncClient | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        client: AsyncClient | None = None,
+        transport: AsyncTransport | None = None,
         certificate: str | os.PathLike[str] | None = None,
         client_certificate: str | os.PathLike[str] | None = None,
         client_key: str | os.PathLike[str] | None = None,
@@ -122,18 +122,16 @@ class OTLPExporter:
         self._gzip = compression == "gzip"
         self._max_request_bytes = _checked_size("max_request_bytes", max_request_bytes)
         self._max_response_bytes = _checked_size("max_response_bytes", max_response_bytes)
-        context = client_context(certificate, client_certificate, client_key)
+        context = client_context(certificate, client_certificate, client_key, verify=self._verify)
         if [client is not None, transport is not None, context is not None].count(True) > 1:
             raise ValueError(
                 "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
                 "its TLS too"
             )
-        if client is not None:
-            check_client(client)
         if transport is not None:
             check_transport(transport)
         self._owns_client = client is None
-        self._client = make_client(transport, context) if client is None else client
+        self._client = make_client(self._url, transport, context) if client is None else check_client(client)
         own_tls = client is None and transport is None
         self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
         agent = self._headers.pop(b"user-agent", b"")
@@ -153,8 +151,8 @@ class OTLPExporter:
         location_header: str | None = None,
         headers: Mapping[str, str] | None = None,
         auth: Auth | AuthFunction | None = None,
-        client: httpx.AsyncClient | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        client: AsyncClient | None = None,
+        transport: AsyncTransport | None = None,
     ) -> Self | DisabledExporter:
         """Return an exporter that is configured as ``OTEL_EXPORTER_OTLP_*`` says.
 
@@ -169,8 +167,8 @@ class OTLPExporter:
             transport: As for the class; the same holds.
 
         Raises:
-            ValueError: The environment asks for what cannot be done: another protocol, credentials in a URL, a file
-                that cannot be read.
+            ValueError: The environment asks for what cannot be done: credentials in a URL, a header that cannot be
+                sent, a file that cannot be read.
         """
         environ = os.environ if environ is None else environ
         if sdk_disabled(environ):
@@ -205,6 +203,11 @@ class OTLPExporter:
     def endpoint(self) -> str:
         """The URL that is sent to."""
         return str(self._url)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the exporter, or the client that it was given, is closed."""
+        return self._closed or self._client.is_closed
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` cannot be sent.
@@ -248,18 +251,18 @@ class OTLPExporter:
             try:
                 return await self._attempt(batch, attempt)
             finally:
-                with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await attempt.close_unused_connection()
+                await attempt.close_unused_connection()
         return self._timed_out(attempt, seconds)
 
     async def aclose(self) -> None:
         """Close the client and its connections, unless the client was given. No export may be under way.
 
-        If it is cancelled, they are closed all the same.
+        If it is cancelled, they are closed all the same. A transport of your own has a second for it, and none once
+        this is cancelled.
         """
         self._closed = True
         if self._owns_client:
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            with trio.move_on_after(CLOSE_TIMEOUT):
                 await self._client.aclose()
         await trio.lowlevel.checkpoint()
 
@@ -302,7 +305,7 @@ class OTLPExporter:
         try:
             credential_headers = encoded_headers(credentials)
         except (TypeError, ValueError) as error:
-            return Refused(f"auth: {error}")
+            return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
         request = self._request(location, body, credential_headers, attempt)
         # Besides those that are given here, a client of the user's own has headers.
@@ -311,7 +314,7 @@ class OTLPExporter:
         try:
             with hidden_in_logs(lambda: attempt.secrets):
                 await self._send_and_read(request, attempt)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except classes("RequestError", "InvalidURL") as error:
             return attempt.known_failure() or failure_result(
                 error,
                 peer=attempt.peer,
@@ -331,9 +334,8 @@ class OTLPExporter:
             attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
             await read_bounded(response, attempt.body)
         finally:
-            # This does nothing unless reading ended with an exception that httpx has not seen.
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await response.aclose()
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)
 
     def _request(
         self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
@@ -343,27 +345,29 @@ class OTLPExporter:
             headers[self._location_header] = location.encode("ascii")
         request = self._client.build_request(
             "POST",
-            self._url,
+            str(self._url),
             headers=list(headers.items()),
             content=body,
             timeout=None,
             extensions={"trace": attempt.trace},
         )
-        request.stream = PiecewiseStream(body)
+        request.stream = piecewise_stream(body, request.stream)
         return request
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
         # First, as there may have been a 401 to the credentials before.
         if attempt.waits_for:
-            return TryLater(f"no credentials within {seconds:g} s: {attempt.waits_for} did not return")
+            reason = f"no credentials within {seconds:g} s: {attempt.waits_for} did not return"
+            return TryLater(reason, cause="timeout")
         known = attempt.known_failure()
         if known is not None:
             return known
         if attempt.may_have_arrived:
-            return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", ambiguous=True)
+            reason = f"no complete answer from {attempt.peer} within {seconds:g} s"
+            return TryLater(reason, ambiguous=True, cause="timeout")
         if attempt.handed_over:
-            return TryLater(f"no connection to {attempt.peer} within {seconds:g} s")
-        return TryLater(f"no time to compress within {seconds:g} s")
+            return TryLater(f"no connection to {attempt.peer} within {seconds:g} s", cause="timeout")
+        return TryLater(f"no time to compress within {seconds:g} s", cause="timeout")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -380,10 +384,18 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
         return credentials
     except AuthError as error:
         reason = short_text(f"no credentials: {error.reason}")
-        return TryLater(reason) if error.retry else Refused(reason)
-    except (httpx.HTTPError, OSError, trio.TooSlowError) as error:
+        return TryLater(reason, cause=cause_of(error)) if error.retry else Refused(reason, cause=cause_of(error))
+    except (*classes("HTTPError"), OSError, trio.TooSlowError) as error:
         # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
-        return TryLater(f"no credentials: {type(error).__name__} while they were fetched")
+        return TryLater(f"no credentials: {type(error).__name__} while they were fetched", cause=cause_of(error))
+    except (trio.Cancelled, BaseExceptionGroup) as error:  # noqa: ASYNC103  # what cancels this attempt is raised again
+        _, failure = split_cancelled(error)
+        if failure is not None or is_cancelled_here():
+            raise
+        # Callers that share one fetch share its end too: here the fetch of another attempt that was cancelled.
+        forget_traceback(error)
+        reason = "no credentials: auth raised Cancelled, though this attempt was not cancelled"
+        return TryLater(reason, cause="Cancelled")  # noqa: ASYNC104
 
 
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -17,6 +17,7 @@ import attrs
 
 from .._errors import InvalidSpanError
 from .._records import (
+    EntityRef,
     InstrumentationScope,
     Resource,
     Span,
@@ -55,7 +56,7 @@ _STATUS_CODES: Final = MappingProxyType({code.value: code for code in StatusCode
 _TRACE_FLAGS_MASK: Final = 0xFF
 _IS_REMOTE: Final = 0x200
 
-# One more than the encoder takes, which knows the exact limit and its reason.
+# More than the encoder takes, which drops what is nested that deep and counts it.
 _MAX_DEPTH: Final = 48
 
 
@@ -238,7 +239,21 @@ def _resource(message: JSONObject) -> Resource | None:
         _inside("resource", _attributes, resource),
         schema_url,
         _inside("resource", int_field, resource, "droppedAttributesCount", COUNT_END),
+        _inside("resource", _items, resource, "entityRefs", _entity_ref),
     )
+
+
+def _entity_ref(message: JSONObject) -> EntityRef:
+    return EntityRef(
+        text_field(message, "type"),
+        _texts(message, "idKeys"),
+        _texts(message, "descriptionKeys"),
+        text_field(message, "schemaUrl"),
+    )
+
+
+def _texts(message: JSONObject, name: str) -> list[str]:
+    return [as_text(text, f"{name}[{index}]") for index, text in enumerate(list_field(message, name))]
 
 
 def _scope(message: JSONObject) -> InstrumentationScope | None:
@@ -295,7 +310,7 @@ def _mapping(value: object, name: str, depth: int) -> Mapping[str, Any]:
 
 def _values(value: object, name: str, depth: int, read: Callable[[JSONObject, int], _Part]) -> list[_Part]:
     if depth == _MAX_DEPTH:
-        raise invalid(name, value, "it is nested too deep")
+        return []
     return _inside(name, _items, as_object(value, name), "values", lambda item: read(item, depth + 1))
 
 

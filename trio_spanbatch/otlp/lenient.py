@@ -3,7 +3,7 @@
 protobuf refuses a whole message for one byte in a ``string`` that is no UTF-8, such as that of a text that was cut
 off in the middle of a character: the number of rejected spans beside it would be lost, and they would count as
 delivered. A ``bytes`` field is the same on the wire and holds anything. So these are the messages of
-``trace_service.proto``, as far as they are read, with ``bytes`` in place of ``string``.
+``trace_service.proto`` and ``google/rpc/status.proto``, as far as they are read, with ``bytes`` in place of ``string``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
-__all__ = ["PartialSuccess", "TraceServiceResponse"]
+__all__ = ["PartialSuccess", "Status", "TraceServiceResponse"]
 
 _PACKAGE = "trio_spanbatch.lenient"
 
@@ -32,6 +32,12 @@ def _file() -> FileDescriptorProto:
         type_name=f".{_PACKAGE}.PartialSuccess",
         label=optional,
     )
+    # google.rpc.Status, which the specification has for errors; its details are not looked into.
+    status = file.message_type.add(name="Status")
+    status.field.add(name="code", number=1, type=FieldDescriptorProto.TYPE_INT32, label=optional)
+    status.field.add(name="message", number=2, type=FieldDescriptorProto.TYPE_BYTES, label=optional)
+    repeated = FieldDescriptorProto.LABEL_REPEATED
+    status.field.add(name="details", number=3, type=FieldDescriptorProto.TYPE_BYTES, label=repeated)
     return file
 
 
@@ -40,6 +46,7 @@ _pool = descriptor_pool.DescriptorPool()
 _pool.AddSerializedFile(_file().SerializeToString())
 
 # Classes without static types, as they are made here.
+Status: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.Status"))
 PartialSuccess: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.PartialSuccess"))
 TraceServiceResponse: Any = message_factory.GetMessageClass(
     _pool.FindMessageTypeByName(f"{_PACKAGE}.TraceServiceResponse")

@@ -1,4 +1,4 @@
-"""Keeping credentials out of the logs of httpx and httpcore.
+"""Keeping credentials out of the logs of httpx and httpcore, and of httpx2 and httpcore2.
 
 They do not log what we send. But at DEBUG httpcore logs the head of each response, and httpx logs its reason phrase at
 INFO; a server that echoes a token there (in a ``Location``, a ``Set-Cookie``) would have it written to the program's
@@ -20,12 +20,12 @@ from .secrets import redacted
 __all__ = ["hidden_in_logs", "install_log_filter"]
 
 _LOGGERS = (
-    "httpx",
-    "httpcore.connection",
-    "httpcore.http11",
-    "httpcore.http2",
-    "httpcore.proxy",
-    "httpcore.socks",
+    *("httpx", "httpx2"),
+    *(
+        f"{package}.{part}"
+        for package in ("httpcore", "httpcore2")
+        for part in ("connection", "http11", "http2", "proxy", "socks")
+    ),
     "hpack.hpack",
     "hpack.table",
 )

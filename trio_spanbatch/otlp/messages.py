@@ -15,10 +15,18 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from .lenient import PartialSuccess
+from .lenient import Status
 from .secrets import redacted
 
-__all__ = ["MAX_MESSAGE_BYTES", "MAX_MESSAGE_LENGTH", "is_bounded_json", "media_type", "server_message", "short_text"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "MAX_MESSAGE_LENGTH",
+    "is_bounded_json",
+    "json_words",
+    "media_type",
+    "server_message",
+    "short_text",
+]
 
 MAX_MESSAGE_LENGTH = 200
 
@@ -82,7 +90,9 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
     """
     kind = media_type(headers)
     if "protobuf" in kind:
-        return short_text(_status_message(body), secrets)
+        message = _status_message(body)
+        if message or body[:_TEXT_PREFIX].lstrip()[:1] not in (b"{", b"<"):
+            return short_text(message, secrets)
     if "json" in kind or body.lstrip()[:1] in (b"{", b"["):
         found = _json_message(body)
         if found:
@@ -94,12 +104,10 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
 
 
 def _status_message(body: bytes) -> str:
-    # google.rpc.Status is {int32 code = 1; string message = 2; ...}: a partial success has the same two fields on the
-    # wire (an integer, a string), so it reads the message without another dependency.
     if len(body) > MAX_MESSAGE_BYTES:
         return ""
     try:
-        message: bytes = PartialSuccess.FromString(body).error_message
+        message: bytes = Status.FromString(body).message
     except DecodeError:
         return ""
     return message.decode("utf-8", "replace")
@@ -112,6 +120,15 @@ def _json_message(body: bytes) -> str:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return ""
+    return _json_words(document)
+
+
+def json_words(value: dict[str, Any]) -> str:
+    """Return what an error in a JSON document says: its message, or else the whole of it."""
+    return _json_words(value) or json.dumps(value, ensure_ascii=False)
+
+
+def _json_words(document: Any) -> str:
     message = _message_in(document)
     code = next((document[key] for key in _CODE_KEYS if key in document), "") if isinstance(document, dict) else ""
     if not isinstance(code, str) or not code:

@@ -8,35 +8,40 @@ page stores no spans.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
-from google.protobuf import json_format
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from .._results import Delivered, ExportResult, Refused, TryLater
-from .lenient import TraceServiceResponse
-from .messages import MAX_MESSAGE_BYTES, is_bounded_json, media_type, server_message, short_text
+from .answers import read_answer
+from .messages import media_type, server_message, short_text
 
 __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
 
 # Seconds. Whoever asks for more than a year did not mean it; what is left of it is clipped by the batcher anyway.
 MAX_RETRY_AFTER = 365 * 24 * 3600.0
 
+# A member of a list of numbers and HTTP-dates, two of whose three forms have a comma after the day of the week; and
+# how many members are looked at.
+_MEMBER = re.compile(r"(?:\s*(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},)?[^,]+", re.IGNORECASE)
+_MAX_MEMBERS = 100
+
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 
-# Types that say little: what such a body begins with tells more, behind comments and an XML declaration.
+# What a body begins with tells more than a type, behind comments and an XML declaration. Where the type says little, it
+# may be a part of a page; XML has elements of these names too.
 _VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
-_HTML_TAG = re.compile(rb"<(!doctype\s+html|html|head|body|title|script)(?=[\s>/])", re.IGNORECASE)
+_PAGE = re.compile(rb"<(!doctype\s+html|html)(?=[\s>/])", re.IGNORECASE)
+_PART_OF_A_PAGE = re.compile(
+    rb"<(!doctype\s+html|html|head|body|title|script|noscript|style|meta|link|form|iframe|h1)(?=[\s>/])", re.IGNORECASE
+)
 _BEFORE_HTML = {b"<!--": b"-->", b"<?xml": b"?>"}
 # Bytes of a body that are looked at.
 _BEGINNING = 4096
@@ -50,7 +55,7 @@ class Response:
         status: The status code.
         headers: Header names in lower case to values.
         body: The body, decompressed; ``None`` if it could not be decompressed.
-        now: The time, in seconds since 1970, to which an HTTP-date in ``Retry-After`` is compared.
+        now: The time, in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
         secrets: What must not be repeated from the response, should the server echo it.
     """
 
@@ -118,18 +123,37 @@ def interpret_response(
     return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
 
 
-def retry_after(value: str | None, *, now: float) -> float | None:
-    """Return how many seconds a ``Retry-After`` header asks for; ``None`` if it is missing or makes no sense.
+def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Return how many seconds ``Retry-After`` asks for; ``None`` if it is missing or makes no sense.
+
+    Each hop between here and the server may have added a value of its own, in a header of its own or in a list. The
+    longest is waited for: it suits all of them.
 
     Args:
-        value: Whole seconds or an HTTP-date. A date in the past is 0 seconds away; at most `MAX_RETRY_AFTER` is
-            returned.
-        now: The time, in seconds since 1970.
+        headers: The response's headers, their names in lower case. A value is whole seconds or an HTTP-date. A date
+            counts from the response's own ``Date`` where that can be read, as the two clocks need not agree; one that
+            is over is 0 seconds away. At most `MAX_RETRY_AFTER` is returned.
+        now: The time, in seconds since 1970, for a response without a ``Date``.
     """
-    value = (value or "").strip()
+    sent = next((moment for value in _listed(headers.get("date")) if (moment := _http_date(value)) is not None), now)
+    waits = [wait for value in _listed(headers.get("retry-after")) if (wait := _seconds_until(value, sent)) is not None]
+    return max(waits, default=None)
+
+
+def _listed(value: str | None) -> Iterator[str]:
+    """Yield the first members of a list. httpx joins headers of the same name with commas as well."""
+    return (member[0].strip() for member in islice(_MEMBER.finditer(value or ""), _MAX_MEMBERS))
+
+
+def _seconds_until(value: str, sent: float) -> float | None:
     if re.fullmatch(r"[0-9]+", value):
         # Not by int(), which refuses thousands of digits; so many are a year as well.
         return min(float(value), MAX_RETRY_AFTER)
+    moment = _http_date(value)
+    return None if moment is None else min(max(moment - sent, 0.0), MAX_RETRY_AFTER)
+
+
+def _http_date(value: str) -> float | None:
     # Every form of HTTP-date begins with the day of the week and has the time in it. The library reads more than
     # that ("5 1 1"), none of which a server means as a date.
     if not re.match(r"[A-Za-z]{3,9},? .*:", value[:64]):
@@ -137,10 +161,9 @@ def retry_after(value: str | None, *, now: float) -> float | None:
     try:
         moment = parsedate_to_datetime(value[:64])
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        seconds = moment.timestamp() - now
+        return moment.timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
 def _status_line(status: int) -> str:
@@ -152,9 +175,8 @@ def _status_line(status: int) -> str:
 
 def _is_html(response: Response) -> bool:
     kind = media_type(response.headers)
-    if kind not in _VAGUE:
-        return kind in _HTML
-    return _HTML_TAG.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
+    tag = _PART_OF_A_PAGE if kind in _VAGUE else _PAGE
+    return kind in _HTML or tag.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
 
 
 def _without_preamble(text: bytes) -> bytes:
@@ -174,58 +196,22 @@ def _login_page(response: Response) -> Refused:
     )
 
 
+def _has_no_body(response: Response) -> bool:
+    return response.body == b""
+
+
 def _without_a_body(_response: Response) -> Delivered:
     return Delivered()
 
 
 def _delivered(response: Response) -> Delivered:
     """Read the partial success. What cannot be read is at most a warning: the status said that all is well."""
-    kind = media_type(response.headers)
     if response.body is None:
         encoding = response.headers.get("content-encoding", "")
         message = f"the answer's body could not be decompressed (content-encoding: {encoding})"
         return Delivered(0, short_text(message, response.secrets))
-    try:
-        if "protobuf" in kind:
-            rejected, said = _answer_from_protobuf(response.body)
-        elif "json" in kind and response.body.strip():
-            rejected, said = _answer_from_json(response.body)
-        else:
-            return Delivered()
-    except ValueError as error:
-        # Not the content type as it is: it is in lower case, where a secret in it would not be found.
-        form = "application/x-protobuf" if "protobuf" in kind else "application/json"
-        return Delivered(0, short_text(f"the answer's body cannot be read as {form}: {error}", response.secrets))
-    return Delivered(max(rejected, 0), short_text(_bounded_message(said), response.secrets))
-
-
-def _bounded_message(message: bytes) -> str:
-    # As a str, four megabytes may take sixteen.
-    size = len(message)
-    return message.decode("utf-8", "replace") if size <= MAX_MESSAGE_BYTES else f"(a message of {size} bytes)"
-
-
-def _answer_from_protobuf(body: bytes) -> tuple[int, bytes]:
-    """Return how many spans were rejected, and the message."""
-    try:
-        partial = TraceServiceResponse.FromString(body).partial_success
-    except DecodeError:
-        raise ValueError("it does not parse") from None
-    return partial.rejected_spans, partial.error_message
-
-
-def _answer_from_json(body: bytes) -> tuple[int, bytes]:
-    if not is_bounded_json(body):
-        raise ValueError("it is too long")
-    try:
-        # A byte that is no UTF-8, or half of a surrogate pair, must not cost the number beside it.
-        document = json.loads(body.decode("utf-8-sig", "replace"))
-        text = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
-        answer = json_format.Parse(text, ExportTraceServiceResponse(), ignore_unknown_fields=True)
-    except (ValueError, RecursionError, json_format.ParseError):
-        # The parser's own words repeat the text.
-        raise ValueError("it does not parse") from None
-    return answer.partial_success.rejected_spans, answer.partial_success.error_message.encode("utf-8")
+    rejected, message = read_answer(response.status, response.headers, response.body, response.secrets)
+    return Delivered(rejected, short_text(message, response.secrets))
 
 
 def _not_followed(response: Response) -> Refused:
@@ -250,7 +236,7 @@ def _target(location: str) -> str:
 
 
 def _try_later(response: Response) -> TryLater:
-    after = retry_after(response.headers.get("retry-after"), now=response.now)
+    after = retry_after(response.headers, now=response.now)
     return TryLater(response.reason, after=after, status_code=response.status)
 
 
@@ -263,16 +249,28 @@ def _refused(response: Response) -> Refused:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("204 and 205 have no body: delivered", (204, 205), Delivered, _without_a_body),
+    Rule(
+        "204 and 205 without a body: delivered, whatever type it would have",
+        (204, 205),
+        Delivered,
+        _without_a_body,
+        _has_no_body,
+    ),
     Rule("a 2xx that is a web page is a login page, not a delivery", range(200, 300), Refused, _login_page, _is_html),
     Rule(
-        "any other 2xx is a delivery; its partial success is counted and never retried",
+        "any other 2xx is a delivery; its partial success is counted and never retried, whatever its content type; an "
+        "error in its body is a warning",
         range(200, 300),
         Delivered,
         _delivered,
     ),
     Rule("3xx is not followed: credentials would go along", range(300, 400), Refused, _not_followed),
-    Rule("429, 502, 503 and 504 are retried, after Retry-After if given", (429, 502, 503, 504), TryLater, _try_later),
+    Rule(
+        "429, 502, 503 and 504 are retried, after the longest Retry-After if any is given",
+        (429, 502, 503, 504),
+        TryLater,
+        _try_later,
+    ),
     Rule(
         "400, 413 and 422 are never repeated as they are; a part of the batch may be to blame",
         (400, 413, 422),

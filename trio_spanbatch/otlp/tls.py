@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
-import httpx
+import certifi
 
-__all__ = ["TLSAdvice", "TLSSettings", "client_context", "tls_advice"]
+from .._environment import warn_once
+
+__all__ = ["TLSAdvice", "TLSSettings", "client_context", "default_context", "tls_advice"]
 
 _File = str | os.PathLike[str]
 
@@ -65,7 +68,11 @@ def _any(names: Sequence[str]) -> str:
 
 
 def client_context(
-    certificate: _File | None, client_certificate: _File | None, client_key: _File | None
+    certificate: _File | None,
+    client_certificate: _File | None,
+    client_key: _File | None,
+    *,
+    verify: bool = True,
 ) -> ssl.SSLContext | None:
     """Return the context for these files, or ``None`` if none is given.
 
@@ -73,15 +80,16 @@ def client_context(
         certificate: CAs to trust, instead of the usual ones.
         client_certificate: The certificate to show.
         client_key: Its key; by default it is in the same file.
+        verify: Whether the server's certificate is checked at all.
 
     Raises:
         ValueError: A file cannot be read or has the wrong content, or there is a key without a certificate.
     """
     if client_key is not None and client_certificate is None:
         raise ValueError("client_key is given without client_certificate")
-    if certificate is None and client_certificate is None:
+    if certificate is None and client_certificate is None and verify:
         return None
-    context = _trusting(certificate)
+    context = _trusting(certificate) if verify else _trusting_everybody()
     if client_certificate is not None:
         _check_readable("client_certificate", client_certificate)
         if client_key is not None:
@@ -96,15 +104,72 @@ def client_context(
     return context
 
 
+def default_context() -> ssl.SSLContext:
+    """Return a context that trusts what httpx trusts: ``SSL_CERT_FILE``, else ``SSL_CERT_DIR``, else certifi's list.
+
+    Other programs read these variables too, and conda leaves them set to files that are gone, so a file that cannot be
+    read stops no program. Nor does it make a server trusted that the file might not have: nobody is trusted then.
+    """
+    file, directory = (os.environ.get(variable, "") for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+    context = _new_context()
+    problem = None
+    if file:
+        problem = _problem_with(file) or _load(context, cafile=file)
+    elif directory:
+        found = any(map(os.path.isdir, directory.split(os.pathsep)))
+        problem = _load(context, capath=directory) if found else "no such directory"
+    else:
+        context.load_verify_locations(certifi.where())
+    if problem is not None:
+        variable, path = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", directory)
+        warn_once(f"{variable} is {_shown(path)}, which cannot be used ({problem}): no https server is trusted")
+    return context
+
+
 def _trusting(certificate: _File | None) -> ssl.SSLContext:
     if certificate is None:
-        # What httpx trusts: SSL_CERT_FILE, SSL_CERT_DIR or certifi's list.
-        return httpx.create_ssl_context()
+        return default_context()
+    context = _new_context()
+    # Path.is_dir raises on a name that is too long, as a PEM is.
+    if os.path.isdir(certificate):  # noqa: PTH112
+        context.load_verify_locations(capath=certificate)
+        return context
     _check_readable("certificate", certificate)
+    if _load(context, cafile=certificate) is not None:
+        raise ValueError(f"certificate {_shown(certificate)} holds no certificates (PEM)")
+    return context
+
+
+def _trusting_everybody() -> ssl.SSLContext:
+    context = _new_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _new_context() -> ssl.SSLContext:
+    """Return what `ssl.create_default_context` does, without CAs, also if ``SSLKEYLOGFILE`` cannot be written."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if sys.version_info >= (3, 13):
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+    key_log = os.environ.get("SSLKEYLOGFILE")
+    if key_log and not sys.flags.ignore_environment:
+        try:
+            context.keylog_filename = key_log
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or type(error).__name__
+            warn_once(f"SSLKEYLOGFILE is {_shown(key_log)}, which cannot be written ({problem}): it is ignored")
+    return context
+
+
+def _load(context: ssl.SSLContext, *, cafile: _File | None = None, capath: _File | None = None) -> str | None:
+    """Load CAs, or return what is wrong with them."""
     try:
-        return ssl.create_default_context(cafile=certificate)
-    except ssl.SSLError:
-        raise ValueError(f"certificate {_shown(certificate)} holds no certificates (PEM)") from None
+        context.load_verify_locations(cafile, capath)
+    except (OSError, ValueError):
+        # `ssl.SSLError` is an OSError.
+        return "it has no certificates (PEM)"
+    return None
 
 
 def _check_readable(what: str, path: _File) -> None:

@@ -10,6 +10,8 @@ import attrs
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
+from .._hashing import hash_of_record
+
 __all__ = ["Answer", "Drip", "Hang", "Outcome", "Reset", "partial_success"]
 
 PROTOBUF = "application/x-protobuf"
@@ -54,6 +56,8 @@ class Answer:
     store: bool | None = attrs.field(default=None, kw_only=True)
     rejected: int = attrs.field(default=0, kw_only=True)
     rejected_spans: Sequence[SpanMessage] | None = attrs.field(default=None, kw_only=True)
+
+    __hash__ = hash_of_record
 
     @property
     def stores(self) -> bool:
@@ -109,6 +113,8 @@ class Drip:
     chunks: Iterable[bytes]
     interval: float = attrs.field(default=0.0, validator=_not_negative)
     store: bool = False
+
+    __hash__ = hash_of_record
 
 
 Outcome: TypeAlias = Answer | Reset | Hang | Drip

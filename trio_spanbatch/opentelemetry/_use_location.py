@@ -1,0 +1,127 @@
+"""`use_location`, and which one applies in the current context.
+
+What a ``with use_location(...)`` sets is an element of a chain, from the innermost to the outermost one. A context
+variable alone would not do, since a generator may leave its ``with`` at any time and anywhere. Trio closes an abandoned
+async generator in a task of its own, where the variable of the context that the ``with`` was entered in cannot be put
+back; a generator that the garbage collector closes may put it back in the middle of somebody else's ``with``. So
+leaving marks the element, and elements that were left are skipped. But only in the context that they were entered in:
+tasks that were started inside have a copy of it, and keep their location for as long as they run.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from typing import Final
+from weakref import WeakSet
+
+from .._location_name import checked_location
+
+__all__ = ["use_location", "used_location"]
+
+_innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
+# Tokens of this variable tell in which context something happened. Its value means nothing.
+_here: Final[ContextVar[None]] = ContextVar("trio_spanbatch.opentelemetry.here", default=None)
+
+
+def use_location(location: str) -> AbstractContextManager[None]:
+    """Have spans that start inside of the ``with`` belong to ``location``, unless they have a live local parent.
+
+    Tasks that are started inside inherit it (it is a context variable), whether by trio or by anyio, and so do the
+    threads of ``trio.to_thread``. The innermost one counts::
+
+        with use_location("main.agents.spans"):
+            nursery.start_soon(agent)
+
+    Do not ``yield`` inside of it, except in a function for ``contextlib.asynccontextmanager`` or ``contextmanager``:
+    code that iterates over the generator would be inside too.
+
+    Raises:
+        InvalidLocationError: ``location`` is not a string, is empty or has more than 1,024 characters. What the
+            exporter cannot send is found when a span ends there, and counted as ``invalid``.
+    """
+    return _UsedLocation(checked_location(location))
+
+
+def used_location() -> str | None:
+    """Return the location of the innermost `use_location` that the caller is in."""
+    innermost = _innermost.get()
+    use = _skip_left(innermost)
+    if use is not innermost:
+        # Tasks that are started from now on do not inherit it: they could not tell that it was left.
+        _innermost.set(use)
+    return None if use is None else use.location
+
+
+class _Use:
+    """One ``with use_location(...)`` that was entered."""
+
+    __slots__ = ("__weakref__", "_entered_here", "has_left", "location", "outer", "owner")
+
+    def __init__(self, owner: _UsedLocation, location: str, outer: _Use | None) -> None:
+        self.owner = owner
+        self.location = location
+        self.outer = outer
+        self.has_left = False
+        self._entered_here: Token[None] | None = _here.set(None)
+
+    def was_entered_here(self) -> bool:
+        """Return whether this is the context that it was entered in, and not a copy."""
+        if self._entered_here is None:
+            return False
+        try:
+            # Possible in its own context only, and once.
+            _here.reset(self._entered_here)
+        except (ValueError, RuntimeError):
+            return False
+        self._entered_here = _here.set(None)
+        return True
+
+    def forget_where(self) -> None:
+        """Let go of the context that it was entered in, where nothing leads to it any more."""
+        self._entered_here = None
+
+
+class _UsedLocation(AbstractContextManager[None]):
+    """What `use_location` returns. It may be entered many times, also by several tasks at once."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._uses: WeakSet[_Use] = WeakSet()
+
+    def __enter__(self) -> None:
+        outer = _skip_left(_innermost.get())
+        if outer is not None:
+            # A loop over generators that are left early would make the chain longer each time.
+            outer.outer = _skip_left(outer.outer)
+        use = _Use(self, self._location, outer)
+        self._uses.add(use)
+        _innermost.set(use)
+
+    def __exit__(self, *_: object) -> None:
+        use = innermost = _innermost.get()
+        while use is not None and not (use.owner is self and not use.has_left and use.was_entered_here()):
+            use = use.outer
+        if use is None:
+            self._leave_from_elsewhere()
+            return
+        use.has_left = True
+        self._uses.discard(use)
+        if use is innermost:
+            _innermost.set(_skip_left(use.outer))
+            use.forget_where()
+
+    def _leave_from_elsewhere(self) -> None:
+        """Leave in another context than it was entered in, unless nobody can know which one that was."""
+        uses = [use for use in tuple(self._uses) if not use.has_left]
+        if len(uses) == 1:
+            uses[0].has_left = True
+
+    def __repr__(self) -> str:
+        return f"use_location({self._location!r})"
+
+
+def _skip_left(use: _Use | None) -> _Use | None:
+    while use is not None and use.has_left and use.was_entered_here():
+        use = use.outer
+    return use
