@@ -20,11 +20,15 @@ ASYNC_DISABLED := ASYNC127,ASYNC9
 # Functions that are to be started with nursery.start, and call task_status.started().
 ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
-.PHONY: help demo test cancel-everywhere simulate soak bench check docs format clean
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+.PHONY: help demo test test-all test-matrix about-test about-test-all about-environments cancel-everywhere simulate soak bench check docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
-	@echo "make test    the tests, with branch coverage"
+	@echo "make test    the tests without the long ones, in about two minutes; ARGS=... is given to pytest"
+	@echo "make test-all   all tests, with branch coverage"
+	@echo "make test-matrix   make test on every CPython from 3.11 on that is found, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   a cancel at every step of small programs, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make soak MINUTES=10   real clock, real sockets, faults of all kinds: memory, tasks, sockets and lanes stay flat"
@@ -57,8 +61,26 @@ $(MLFLOW_READY): constraints-mlflow.txt
 demo: $(READY)
 	@$(BIN)/trio-spanbatch demo
 
-test: $(READY) $(MLFLOW_READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=term-missing $(ARGS)
+about-environments:
+	@test -e $(READY) || echo "before: installing trio-spanbatch and what its tests need in $(VENV), about 100 packages: a minute or two"
+	@test -e $(MLFLOW_READY) || echo "before: installing MLflow's server in $(MLFLOW_VENV), about 80 packages: a minute or two"
+
+about-test: about-environments
+	@echo "make test: about 4,000 tests in a process for each core; about two minutes on two idle cores"
+	@echo "(those that take longer are in make test-all)"
+
+about-test-all: about-environments
+	@echo "make test-all: about 4,000 tests, those that take long as well, with branch coverage, in a process for each core;"
+	@echo "about eight minutes on two idle cores"
+
+test: about-test $(READY) $(MLFLOW_READY)
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-all: about-test-all $(READY) $(MLFLOW_READY)
+	$(PYTEST) --cov --cov-report=term-missing $(ARGS)
+
+test-matrix:
+	@$(PYTHON) tests/matrix.py "$(MAKE)" "$(ARGS)"
 
 cancel-everywhere: $(READY)
 	@$(BIN)/python tests/cancel_everywhere.py --http $(ARGS)
@@ -95,4 +117,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(MLFLOW_VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* $(MLFLOW_VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

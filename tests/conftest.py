@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
 from hypothesis import settings
 from long_tests import MARKER, LongTests
+from orphans import Watcher
 
 from trio_spanbatch._environment import forget_warnings
 
@@ -25,5 +27,12 @@ def nothing_was_warned_of() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{MARKER}: runs a command that takes long, and comes before all other tests")
+    config.addinivalue_line("markers", f"{MARKER}: make test leaves it out; make test-all runs it before all others")
     config.pluginmanager.register(LongTests(), MARKER)
+    config.add_cleanup(Watcher().end)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, which some tests call, a look at all modules and tests each time."""
+    gc.collect()
+    gc.freeze()

@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+from process_support import DEADLINE
 
 from trio_spanbatch import EncodedSpan, OTLPExporter, SpanBatch
 from trio_spanbatch.testing import OTLPReceiver
@@ -37,7 +38,7 @@ def batch_of(count: int = 1, location: str = "tenant-1", name: str = "step") -> 
 
 async def no_connections_left(receiver: OTLPReceiver) -> None:
     """Return once the receiver has noticed that all its clients are gone, which the kernel tells it."""
-    with trio.fail_after(60):
+    with trio.fail_after(DEADLINE):
         for _ in itertools.count():
             await trio.lowlevel.checkpoint()
             if not receiver.open_connections:

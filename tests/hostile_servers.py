@@ -2,8 +2,8 @@
 
     python tests/hostile_servers.py NAME [tcp|memory]
 
-prints one JSON document: what the exports ended with, how long they took on trio's clock (over memory: a mock clock),
-and by how many bytes the process has grown at its peak.
+prints one JSON document: what the exports ended with, how long the longest took on a mock clock if it ends with the
+timeout, how much work it was for the processor, and by how many bytes the process has grown at its peak.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import gc
 import gzip
 import itertools
 import json
+import math
 import os
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,19 +25,22 @@ from pathlib import Path
 import attrs
 import trio
 import trio.lowlevel
-import trio.testing
 from exporter_support import batch_of, no_connections_left
+from process_support import DEADLINE
+from trio.testing import MockClock
 
-from trio_spanbatch import OTLPExporter
+from trio_spanbatch import ExportResult, OTLPExporter
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, Reset, partial_success
 
-__all__ = ["FAST", "RESTLESS", "SLOW", "TCP_TIMEOUT", "TIMEOUT"]
+__all__ = ["FAST", "RESTLESS", "SLOW", "TIMEOUT"]
 
 PIECE = 64 * 1024
 
-# Seconds: the exporter's own default; and what is waited for where a server has to be waited for on a real clock.
+# Seconds on a mock clock: the exporter's own default.
 TIMEOUT = 10.0
-TCP_TIMEOUT = 0.5
+# Real seconds without anything happening, until the mock clock jumps to what is next. The kernel is no task of trio's,
+# but what one socket of this process is given, the other has long before.
+IDLE = 0.05
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
@@ -57,6 +62,16 @@ def gzip_bomb(status: int) -> Answer:
 def endless(head: bytes, piece: bytes) -> Iterator[bytes]:
     yield head
     yield from itertools.repeat(piece)
+
+
+def ticking(head: bytes, piece: bytes) -> Iterator[bytes]:
+    """Yield ``piece`` for ever, and let a second of the mock clock pass with each."""
+    yield head
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, MockClock)
+    while True:
+        clock.jump(1)
+        yield piece
 
 
 def endless_gzip() -> Iterator[bytes]:
@@ -96,7 +111,7 @@ def million_lists() -> Answer:
     return Answer(headers=[("content-type", "application/json")], body=body)
 
 
-# What ends by itself, on TCP.
+# What ends by itself, on TCP and a real clock, whatever the timeout.
 FAST: dict[str, Callable[[], Outcome]] = {
     "a gzip bomb": lambda: gzip_bomb(200),
     "a gzip bomb in an error": lambda: gzip_bomb(400),
@@ -122,23 +137,23 @@ FAST: dict[str, Callable[[], Outcome]] = {
     "a response that breaks": lambda: Reset("mid_response"),
 }
 
-# What neither pauses nor exceeds a limit before the timeout, on TCP: a mock clock would stand still.
+# What neither pauses nor exceeds a limit before the timeout, on TCP.
 RESTLESS: dict[str, Callable[[], Outcome]] = {
-    "an endless body in chunks of one byte": lambda: Drip(endless(CHUNKED, chunk(b"x") * 10_000)),
+    "an endless body in chunks of one byte": lambda: Drip(ticking(CHUNKED, chunk(b"x") * 10_000)),
     "interim responses as fast as they can be sent": lambda: Drip(
-        itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n" * 2000)
+        ticking(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 2000)
     ),
     "a head of interim responses with headers": lambda: Drip(
-        itertools.repeat((b"HTTP/1.1 103 Early Hints\r\n" + b"link: </x>\r\n" * 500 + b"\r\n") * 10)
+        ticking(b"", (b"HTTP/1.1 103 Early Hints\r\n" + b"link: </x>\r\n" * 500 + b"\r\n") * 10)
     ),
 }
 
-# What ends with the timeout: on the mock clock, and on TCP with a timeout that is soon over.
+# What ends with the timeout, over memory and on TCP.
 SLOW: dict[str, Callable[[], Outcome]] = {
     "a body of one byte a second": lambda: slowly(HEAD + b"content-length: 1000000\r\n\r\n", b"x"),
     "an error of one byte a second": lambda: slowly(b"HTTP/1.1 503 No\r\ncontent-length: 1000000\r\n\r\n", b"x"),
     "a head of one byte a second": lambda: slowly(b"HTTP/1.1 200 ", b"x"),
-    "interim responses for ever": lambda: Drip(itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n"), 0.1),
+    "interim responses for ever": lambda: Drip(itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n"), 1.0),
     "no answer at all": Hang,
 }
 
@@ -152,41 +167,68 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-async def attack(outcomes: list[Outcome], *, tcp: bool, timeout: float) -> dict[str, object]:  # noqa: ASYNC109 - theirs
+def work_done() -> float:
+    """Return the processor's seconds of this process."""
+    return time.process_time()
+
+
+def measure_of_work() -> float:
+    """Return how many of the processor's seconds a loop takes, to compare others with on whatever machine."""
+    began = work_done()
+    assert sum(number & 1 for number in range(1_000_000)) == 500_000
+    return work_done() - began
+
+
+async def export(exporter: OTLPExporter, receiver: OTLPReceiver, number: int, clock: MockClock | None) -> ExportResult:
+    """Export to the receiver, as its request ``number``. A mock clock stands still until the request is there."""
+
+    async def let_time_pass() -> None:
+        await receiver.wait_for_requests(number)
+        assert clock is not None
+        clock.autojump_threshold = IDLE
+
+    async with trio.open_nursery() as nursery:
+        if clock is not None and clock.autojump_threshold > 0:
+            clock.autojump_threshold = math.inf
+            nursery.start_soon(let_time_pass)
+        result = await exporter.export(batch_of())
+        nursery.cancel_scope.cancel()
+    return result
+
+
+async def attack(outcomes: list[Outcome], *, tcp: bool, clock: MockClock | None) -> dict[str, object]:
     async with OTLPReceiver(answers=[None, *outcomes], listen=tcp, keep=False) as receiver:
         transport = None if tcp else receiver.memory_transport()
-        exporter = OTLPExporter(receiver.url, transport=transport, timeout=timeout)
-        await exporter.export(batch_of())
+        exporter = OTLPExporter(receiver.url, transport=transport, timeout=DEADLINE if clock is None else TIMEOUT)
+        await export(exporter, receiver, 1, clock)
         gc.collect()
         before = resident_bytes()
-        results, seconds = [], []
-        for _ in outcomes:
-            began = trio.current_time()
-            results.append(await exporter.export(batch_of()))
+        results, seconds, work = [], [], []
+        for number, _ in enumerate(outcomes, 2):
+            began, worked = trio.current_time(), work_done()
+            results.append(await export(exporter, receiver, number, clock))
             seconds.append(trio.current_time() - began)
+            work.append(work_done() - worked)
         grown = peak_bytes() - before
         await exporter.aclose()
         del exporter
         gc.collect()
-        if tcp:
+        if clock is None:
             await no_connections_left(receiver)
         else:
-            await trio.sleep(2)  # A server that drips notices with its next byte that its client is gone.
+            # A server that drips notices with its next bytes that its client is gone.
+            with trio.move_on_after(TIMEOUT):
+                while receiver.open_connections:  # noqa: ASYNC110  # the receiver tells nobody
+                    await trio.sleep(1)
         left = receiver.open_connections
     return {
         "results": [type(result).__name__ for result in results],
         "reasons": [getattr(result, "reason", "") or getattr(result, "message", "") for result in results],
-        "seconds": max(seconds),
+        "seconds": 0.0 if clock is None else max(seconds),
+        "work": max(work) / measure_of_work(),
         "grown": grown,
         "open_connections": left,
     }
-
-
-def hurried(outcome: Outcome) -> Outcome:
-    """Return ``outcome`` so that it happens within the shorter timeout what would happen within the other."""
-    if isinstance(outcome, Drip):
-        return attrs.evolve(outcome, interval=outcome.interval * TCP_TIMEOUT / TIMEOUT)
-    return outcome
 
 
 def main(name: str, network: str) -> None:
@@ -195,12 +237,8 @@ def main(name: str, network: str) -> None:
         warnings.simplefilter("always")
         tcp = network == "tcp"
         outcomes = [(FAST | SLOW | RESTLESS)[name]() for _ in range(3)]
-        if name not in FAST and tcp:
-            outcomes = [hurried(outcome) for outcome in outcomes]
-        timeout = TCP_TIMEOUT if name not in FAST and tcp else TIMEOUT
-        # The kernel is no task of trio's, so a clock that jumps would jump ahead of it.
-        clock = None if tcp else trio.testing.MockClock(autojump_threshold=0)
-        report = trio.run(functools.partial(attack, outcomes, tcp=tcp, timeout=timeout), clock=clock)
+        clock = None if name in FAST else MockClock(autojump_threshold=IDLE if tcp else 0)
+        report = trio.run(functools.partial(attack, outcomes, tcp=tcp, clock=clock), clock=clock)
         gc.collect()
     json.dump({**report, "warnings": [str(warning.message) for warning in caught]}, sys.stdout)
 

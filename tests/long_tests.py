@@ -1,18 +1,17 @@
-"""Tests that run a long command: they come first, and what they record as ``said`` is shown at the end.
+"""Tests that take long: they come first, and what they record as ``said`` is shown at the end.
 
-``make test`` runs the tests in several processes, by pytest-xdist. It gives each process a share of them in their
-order, and a process that has done its share takes over some of another's. So the ones that take longest come first: at
-the end they would be waited for by processes with nothing to do.
+``make test`` leaves them out. ``make test-all`` runs the tests in several processes, by pytest-xdist. It gives each
+process a share of them in their order, and a process that has done its share takes over some of another's. So the ones
+that take longest come first: at the end they would be waited for by processes with nothing to do.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from process_support import untraced_environment
+from process_support import run_to_end
 
 __all__ = ["MARKER", "SAID", "LongTests", "run_long"]
 
@@ -39,15 +38,6 @@ class LongTests:
 
 def run_long(*arguments: object) -> str:
     """Run ``python <arguments>`` in the folder of the tests, without coverage. Return what it says."""
-    ended = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=Path(__file__).parent,
-        env=untraced_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    ended = run_to_end([sys.executable, *arguments], folder=Path(__file__).parent, together=True)
     assert ended.returncode == 0, ended.stdout[-20_000:]
     return ended.stdout.strip()

@@ -18,13 +18,11 @@ from pathlib import Path
 
 import attrs
 from planted_faults import Machine
+from process_support import run_to_end
 
 __all__ = ["MACHINES", "Search"]
 
 TESTS = Path(__file__).parent
-
-# Seconds that a child may take that neither finds anything nor ends; some times more than on a busy machine.
-_TIMEOUT = 600.0
 
 # Runs `state_machine` until it fails. Tells how many sequences there were, and how it failed.
 _STATE_MACHINE = """
@@ -98,16 +96,9 @@ MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     try:
-        return subprocess.run(
-            command,
-            env=dict(environ),
-            cwd=TESTS,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no end within {_TIMEOUT:g} s")
+        return run_to_end(command, folder=TESTS, environ=environ)
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(command, 1, "", f"no end within {error.timeout:g} s")
 
 
 def _read(ended: subprocess.CompletedProcess[str]) -> Search:

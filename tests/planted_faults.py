@@ -234,6 +234,8 @@ FAULTS = (
         "_lane.py",
         "        self._sleep = None\n        self._shared.crowded_out.pop",
         "        self._shared.crowded_out.pop",
+        first="cancel everywhere",
+        scenario="drain_in_progress",
     ),
     PlantedFault(
         "a lane that ends keeps the slot that it was given",

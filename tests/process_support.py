@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import trio
 
-# Seconds that whatever a test waits for may take. Nothing takes long; a machine may.
-DEADLINE = 120.0
+# Seconds that whatever a test waits for may take. Nothing takes long; a machine may. This only ends what hangs, before
+# pytest's own limit ends all tests.
+DEADLINE = 600.0
 # Seconds between two looks at what cannot tell by itself that it has changed: a file, the state of a process.
 _INTERVAL = 0.005
 
@@ -28,6 +29,49 @@ def untraced_environment() -> dict[str, str]:
     leaves the lock taken, and the child hangs for ever.
     """
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
+
+
+def run_to_end(
+    arguments: Sequence[object],
+    *,
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    together: bool = False,
+    timeout: float = DEADLINE,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and return what it wrote.
+
+    It runs in a session of its own, so that whatever ends this early, it is killed together with what it started.
+
+    Args:
+        arguments: The command.
+        folder: Where it runs.
+        environ: Its environment; by default that of `untraced_environment`.
+        together: What it writes on its standard error stands among what it writes on its standard output.
+        timeout: Seconds.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer.
+    """
+    command = [*map(str, arguments)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if together else subprocess.PIPE,
+        cwd=folder,
+        env=untraced_environment() if environ is None else dict(environ),
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

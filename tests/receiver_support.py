@@ -11,6 +11,7 @@ import httpx
 import trio
 import trio.testing
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from process_support import DEADLINE
 
 from trio_spanbatch.testing import OTLPReceiver
 
@@ -122,7 +123,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Let other tasks and the kernel work until ``condition`` holds."""
-    with trio.fail_after(60):
+    with trio.fail_after(DEADLINE):
         while True:
             await trio.lowlevel.checkpoint()
             if condition():

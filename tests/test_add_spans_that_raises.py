@@ -172,6 +172,7 @@ async def add_until_the_place_is_lost() -> tuple[int, int] | None:
                 batcher.add_span_nowait("b", make_span())
             await trio.lowlevel.checkpoint()
 
+    told: tuple[int, int] | None = None
     batch = BatchPolicy(max_spans=1)
     limits = Limits(max_locations=1, max_queued_spans=1)
     async with SpanBatcher(InMemoryExporter(), batch=batch, limits=limits) as batcher, trio.open_nursery() as nursery:
@@ -179,10 +180,10 @@ async def add_until_the_place_is_lost() -> tuple[int, int] | None:
         try:
             await batcher.add_spans("a", make_spans(200))
         except TooManyLocationsError as error:
-            return error.accepted, accepted()
+            told = error.accepted, accepted()
         finally:
             nursery.cancel_scope.cancel()
-    return None
+    return told
 
 
 def test_a_location_that_loses_its_place_between_two_spans_says_how_many_were_accepted() -> None:
@@ -308,7 +309,7 @@ async def test_an_exception_that_is_raised_again_says_the_number_of_the_last_cal
         assert error.__notes__ == ["of the program itself", "SpanBatcher.add_spans: 5 spans were accepted before"]
 
 
-async def test_an_exception_that_says_a_number_can_be_copied_and_pickled() -> None:
+def test_an_exception_that_says_a_number_can_be_copied_and_pickled() -> None:
     for error in (KeyError("x"), InvalidSpanError("x"), NoSetter("x")):
         tell_accepted(error, 3)
         for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):

@@ -20,7 +20,7 @@ from pathlib import Path
 import attrs
 import pytest
 from child_programs.bench_case import CASE, CRASHED, ROUNDS
-from process_support import DEADLINE, untraced_environment
+from process_support import DEADLINE, run_to_end
 
 from bench.cases import CASES
 from bench.harness import Case, in_turns
@@ -312,15 +312,7 @@ def test_a_side_that_is_killed_between_rounds_ends_the_run(receiver: Receiver) -
 
 def bench(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run the benchmark's command."""
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=folder,
-        env=untraced_environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    return run_to_end([sys.executable, "-m", "bench", *arguments], folder=folder)
 
 
 def test_the_command_says_that_every_span_arrived_and_shows_no_goals_for_a_quick_run() -> None:

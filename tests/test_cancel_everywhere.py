@@ -14,22 +14,13 @@ from typing import Any
 import pytest
 from long_tests import run_long
 from planting import plant
-from process_support import untraced_environment
+from process_support import run_to_end
 
 MACHINE = Path(__file__).with_name("cancel_everywhere.py")
-# What is started here takes seconds of a processor.
-LONG_ENOUGH = 280
 
 
 def start(*arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(MACHINE), *arguments],
-        env=environ or untraced_environment(),
-        capture_output=True,
-        text=True,
-        timeout=LONG_ENOUGH,
-        check=False,
-    )
+    return run_to_end([sys.executable, MACHINE, *arguments], environ=environ)
 
 
 def rows(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -53,6 +44,7 @@ def test_a_cancel_after_any_step_of_any_scenario_loses_nothing_and_leaves_nothin
     assert all(row["runs"] > 5 * row["steps"] for row in twice)
 
 
+@pytest.mark.long
 def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> None:
     ended = start("--http", "--json", "--scenario", "closing_hangs", "--scope", "everything", "--scope", "body")
     assert ended.returncode == 0, ended.stderr
@@ -61,6 +53,7 @@ def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> Non
     assert [row["runs"] > 50 for row in report["rows"]] == [True, True]
 
 
+@pytest.mark.long
 def test_a_failure_shows_the_command_that_repeats_it(tmp_path: Path) -> None:
     environ = plant(
         tmp_path,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 
 import hostile_servers
 import pytest
 from delivery_support import batcher_to, clear_environment
 from exporter_support import no_connections_left
+from process_support import DEADLINE
 from receiver_support import nothing_leaks
 from support import make_spans
 
@@ -27,18 +29,21 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 # Bounds.
 
 
+@pytest.mark.long
 async def test_no_hostile_server_loses_a_span_in_silence_or_disturbs_another_location(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def answer(request: ReceivedRequest) -> Outcome | None:
         return hostile_servers.FAST[request.location]() if request.location != "well" else None
 
-    # One attempt each: the second would not be any different.
-    retry = RetryPolicy(initial=3600, maximum=3600, max_elapsed=1e-6)
+    # One attempt each: the second would not be any different. All at once are work for some seconds of a processor, so
+    # that the usual timeouts would be too short on a busy machine.
+    retry = RetryPolicy(initial=3600, maximum=3600, max_elapsed=1e-6, attempt_timeout=math.inf)
     losses: list[Loss] = []
     with nothing_leaks():
         async with OTLPReceiver(location_header="x-tenant", answers=answer, keep=False) as receiver:
-            async with batcher_to(receiver, retry=retry, on_loss=losses.append) as batcher:
+            options = {"timeout": DEADLINE}
+            async with batcher_to(receiver, retry=retry, exporter=options, on_loss=losses.append) as batcher:
                 for location in [*hostile_servers.FAST, "well"]:
                     batcher.add_spans_nowait(location, make_spans(3))
                 report = await batcher.flush()

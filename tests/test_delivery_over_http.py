@@ -14,6 +14,7 @@ from delivery_support import (
     refusing,
     stored_ids,
 )
+from process_support import DEADLINE
 from receiver_support import wait_until
 from support import ids_of, make_span, make_spans, span_ids
 
@@ -100,7 +101,7 @@ async def test_a_retry_after_that_is_garbage_or_past_leaves_our_own_backoff(valu
         batcher_to(receiver) as batcher,
     ):
         batcher.add_spans_nowait("a", make_spans(3))
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE):
             report = await batcher.flush()
     assert (report.delivered, batcher.statistics().requests) == (3, 2)
 

@@ -14,6 +14,7 @@ import expected_messages as expected
 import pytest
 from encoding_support import encode, make_span
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
+from process_support import DEADLINE
 
 from trio_spanbatch._batch import EncodedSpan, SpanHeaders
 from trio_spanbatch._records import (
@@ -161,4 +162,4 @@ from trio_spanbatch._records import Span, SpanContext
 from trio_spanbatch.otlp.encoding import SpanEncoder
 SpanEncoder().encode(Span("x", SpanContext(1, 2), start_time=1, end_time=2, attributes={"a": [1]}))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=DEADLINE)

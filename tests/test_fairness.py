@@ -108,6 +108,7 @@ COURSES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
 async def test_locations_that_hang_do_not_slow_healthy_ones_down(course: Course, autojump_clock: MockClock) -> None:
     alone = await run(0, course)

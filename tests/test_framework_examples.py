@@ -33,6 +33,7 @@ async def spans_of(example: str) -> dict[str, list[SpanMessage]]:
     return receiver.stored
 
 
+@pytest.mark.long
 async def test_every_example_says_what_it_needs() -> None:
     async def say(example: str) -> None:
         ended = await run_example(example, None)

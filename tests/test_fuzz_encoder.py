@@ -186,6 +186,7 @@ def test_an_encoder_holds_no_more_after_more_of_the_same_garbage(things: list[Bo
     assert_no_growth(run)
 
 
+@pytest.mark.long
 def test_an_encoder_that_meets_100_000_resources_scopes_and_keys_holds_no_more_than_after_6_000() -> None:
     encoder, span = SpanEncoder(), span_like()
     for number in range(100_000):

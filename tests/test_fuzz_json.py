@@ -270,6 +270,7 @@ def test_any_json_is_no_request_or_one_with_spans_or_reasons(value: Any, data: s
     spans_of([Document(1, document)])
 
 
+@pytest.mark.long
 @fuzz(3, shrink=False)
 @given(st.lists(LINES.map(lambda line: line.replace(b"\n", b" ")), min_size=5, max_size=15))
 def test_a_file_without_end_takes_no_more_memory(lines: list[bytes]) -> None:

@@ -254,6 +254,7 @@ def test_a_handler_that_is_put_back_after_the_end_of_the_run_gives_way_to_python
         watch.add(main_stop)
         ours = signal.getsignal(signal.SIGINT)
         watch.remove(main_stop)
+        await trio.lowlevel.checkpoint()
         return ours
 
     def main_stop() -> None: ...

@@ -35,6 +35,7 @@ def span(number: int) -> EncodedSpan:
     return EncodedSpan(message.SerializeToString())
 
 
+@pytest.mark.long
 async def test_of_100_spans_with_three_bad_ones_97_are_stored_and_three_rejected_with_their_reasons(
     server: MLflowServer,
 ) -> None:

@@ -54,6 +54,7 @@ async def test_traces_in_two_experiments_are_stored_span_for_span(server: MLflow
         assert_all_stored(server, experiment, traces)
 
 
+@pytest.mark.long
 async def test_nothing_is_lost_when_the_server_is_killed_and_restarted_half_way(server: MLflowServer) -> None:
     experiments = [server.create_experiment("killed"), server.create_experiment("killed too")]
     maker = TraceMaker(2)

@@ -286,6 +286,7 @@ SCOPES = st.lists(
 RESOURCES = st.builds(Resource, ATTRIBUTES.map(lambda attributes: attributes or {}), st.text(max_size=5))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @settings(max_examples=60)
 @given(st.lists(PLANNED, max_size=6), SCOPES, RESOURCES, SPAN_LIMITS)

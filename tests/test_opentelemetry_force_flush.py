@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 from opentelemetry_support import delivered_names, end_spans, in_thread, provider_of, tasks_named, tracer_of
+from process_support import DEADLINE
 from receiver_support import wait_until
 from support import watched_batcher
 
@@ -74,7 +75,7 @@ async def test_it_returns_false_when_its_time_is_over_and_the_spans_are_delivere
         end_spans(tracer_of(processor), 1)
         elapsed = Elapsed()
         assert not await trio.to_thread.run_sync(elapsed.of, lambda: processor.force_flush(50))
-        assert 0.05 <= elapsed.seconds < 20
+        assert 0.05 <= elapsed.seconds < DEADLINE
         await trio.testing.wait_all_tasks_blocked()
         # Nobody waits for that flush any more.
         assert tasks_named("force_flush") == []
@@ -192,7 +193,7 @@ async def test_in_the_trio_thread_it_returns_false_at_once_and_says_once_what_to
         end_spans(provider.get_tracer("tests"), 1)
         elapsed = Elapsed()
         assert not elapsed.of(provider.force_flush)
-        assert elapsed.seconds < 20
+        assert elapsed.seconds < DEADLINE
         assert not processor.force_flush()
         (said,) = [message for message in caplog.messages if "force_flush" in message]
         assert "returns False there: use `await batcher.flush()`" in said
@@ -233,12 +234,12 @@ def test_in_guest_mode_it_does_not_wait_in_the_hosts_loop() -> None:
 
     trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=run_soon, done_callback=done.append)
     while not done:
-        assert ready.acquire(timeout=60)
+        assert ready.acquire(timeout=DEADLINE)
         todo.pop(0)()
         if batcher.statistics().accepted and not flushed:
             elapsed = Elapsed()
             flushed.append(elapsed.of(processor.force_flush))
-            assert elapsed.seconds < 20
+            assert elapsed.seconds < DEADLINE
             opened.set()
     assert flushed == [False]
     assert batcher.statistics().delivered == 1

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry_support import in_thread, provider_of
+from process_support import DEADLINE
 from support import make_span, watched_batcher
 
 from trio_spanbatch import BatchPolicy, ExportResult, Loss, OTLPExporter, Refused, SpanBatch, SpanBatcher
@@ -224,7 +225,7 @@ sys.meta_path.insert(0, NotThere())
 
 def run_without(missing: tuple[str, ...], program: str) -> subprocess.CompletedProcess[str]:
     source = WITHOUT.format(missing=missing) + program
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=DEADLINE)
 
 
 def test_without_opentelemetrys_api_a_batcher_works() -> None:

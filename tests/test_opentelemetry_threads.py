@@ -26,6 +26,7 @@ from opentelemetry_support import (
     in_thread,
     tracer_of,
 )
+from process_support import DEADLINE
 from receiver_support import wait_until
 from support import Watched, make_span, make_spans, watched_batcher
 
@@ -536,7 +537,7 @@ def what_a_child_finds(processor: BatcherSpanProcessor, tracer: Tracer) -> int:
     """Return 0 if all is well. It must not return to the parent's frames."""
     # It would be stuck if it waited for a lock of the parent's.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(20)
+    signal.alarm(int(DEADLINE))
     try:
         end_spans(tracer, 3)
         flushed = processor.force_flush()

@@ -112,7 +112,7 @@ async def test_the_same_holds_with_a_client_of_the_users_own(
             try:
                 yield request
             finally:
-                await trio.sleep_forever()
+                await trio.sleep_forever()  # noqa: ASYNC102  # that is what is tested
 
     client = httpx.AsyncClient(transport=transport, auth=Auth())
     took, statistics = await drain(OTLPExporter(ENDPOINT, client=client), shutdown_timeout)
@@ -139,7 +139,7 @@ async def test_the_same_holds_while_credentials_are_fetched(
         try:
             await trio.sleep_forever()
         finally:
-            await trio.sleep_forever()
+            await trio.sleep_forever()  # noqa: ASYNC102  # that is what is tested
 
     took, statistics = await drain(OTLPExporter(ENDPOINT, auth=auth, transport=transport), shutdown_timeout)
     assert took <= shutdown_timeout + 1e-6

@@ -251,6 +251,7 @@ async def test_the_documented_service_ends_with_143_and_everything_delivered() -
 # -- servers that are killed and stopped ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_everything_is_delivered_by_way_of_servers_that_are_killed(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
@@ -298,8 +299,8 @@ async def test_a_server_that_is_killed_in_the_drain_and_comes_back_gets_everythi
 async def test_what_a_stopped_server_takes_later_is_stored_twice_and_counted_as_ambiguous(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
-        # An attempt may take half a second, and takes that as long as the server is stopped.
-        async with server_process(port, file) as to, agent(url_of(port), timeout=0.5, left_out=11) as program:
+        # An attempt may take two seconds, and takes that as long as the server is stopped.
+        async with server_process(port, file) as to, agent(url_of(port), timeout=2.0, left_out=11) as program:
             await program.tell("keep adding")
             await wait_for_stored(file, 200)
             await to.stop()
@@ -347,7 +348,7 @@ async def test_a_server_that_stays_stopped_holds_nobody_up_beyond_the_drains_dea
 
 
 async def test_a_program_that_is_stopped_for_longer_than_an_attempt_may_take_loses_nothing() -> None:
-    attempt = 0.2
+    attempt = 1.0
     async with server(delay=0.02) as to, agent(to.url, timeout=attempt, left_out=11, poison=61) as program:
         await program.tell("keep adding")
         for _ in range(3):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from long_tests import SAID, run_long
 from planting import plant
-from process_support import untraced_environment
+from process_support import run_to_end, untraced_environment
 from simulation.run import run_seed
 
 TESTS = Path(__file__).parent
@@ -18,13 +18,8 @@ SEEDS = 2000
 
 
 def simulate(*arguments: object, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "simulation", *map(str, arguments)],
-        cwd=TESTS,
-        env={**untraced_environment(), **(environ or {})},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "simulation", *arguments]
+    return run_to_end(command, folder=TESTS, environ={**untraced_environment(), **(environ or {})})
 
 
 @pytest.mark.long
@@ -47,6 +42,7 @@ def test_a_seed_repeats_in_another_process_whose_hashes_differ() -> None:
     assert f"digest {run_seed(7).digest:x}" in said.pop()
 
 
+@pytest.mark.long
 def test_a_failing_seed_is_shown_with_its_last_events_and_the_command_that_replays_it(
     tmp_path: Path,
 ) -> None:

@@ -13,6 +13,7 @@ import attrs
 import httpx
 import trio
 import trustme
+from process_support import DEADLINE
 
 from trio_spanbatch import OTLPExporter
 from trio_spanbatch.testing._network import MemoryNetwork, MemoryTransport
@@ -66,7 +67,7 @@ class WireServer:
 
     async def wait_closed(self, connection: int) -> None:
         """Return once the client has closed this connection."""
-        with trio.fail_after(20):
+        with trio.fail_after(DEADLINE):
             await self._closed[connection].wait()
 
     async def serve(self, context: ssl.SSLContext | None, transport: trio.abc.Stream) -> None:

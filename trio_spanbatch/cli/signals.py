@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from signal import Signals
 
 import attrs
 import trio
@@ -23,9 +24,9 @@ class Interrupt:
     """
 
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    signal: signal.Signals | None = None
+    signal: Signals | None = None
 
-    async def watch(self, *numbers: signal.Signals, task_status: trio.TaskStatus[None]) -> None:
+    async def watch(self, *numbers: Signals, task_status: trio.TaskStatus[None]) -> None:
         """Wait for signals until cancelled. They come to the main thread; in another one it waits for nothing."""
         if threading.current_thread() is not threading.main_thread():
             task_status.started()
@@ -33,7 +34,7 @@ class Interrupt:
         with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async for number in signals:
-                self._note(signal.Signals(number))
+                self._note(Signals(number))
 
     @contextmanager
     def body(self) -> Iterator[None]:
@@ -54,7 +55,7 @@ class Interrupt:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _note(self, number: signal.Signals) -> None:
+    def _note(self, number: Signals) -> None:
         self.signal = number
         self.scope.cancel()
 

@@ -204,7 +204,7 @@ class ExperimentNames:
             try:
                 answer = await self._exchange(name, attempt)
             finally:
-                await attempt.close_unused_connection()
+                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
         if answer is None:
             reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
             answer = TryLater(reason, cause="timeout")
@@ -245,7 +245,7 @@ class ExperimentNames:
             await read_bounded(response, body)
         finally:
             # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)
+            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
         return response, body
 
     def _failure(self, error: Exception, attempt: Attempt) -> Refused | TryLater:

@@ -251,7 +251,7 @@ class OTLPExporter:
             try:
                 return await self._attempt(batch, attempt)
             finally:
-                await attempt.close_unused_connection()
+                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
         return self._timed_out(attempt, seconds)
 
     async def aclose(self) -> None:
@@ -335,7 +335,7 @@ class OTLPExporter:
             await read_bounded(response, attempt.body)
         finally:
             # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)
+            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
 
     def _request(
         self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt

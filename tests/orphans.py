@@ -1,0 +1,89 @@
+"""No process of the tests outlives the one that started it, not even one that was killed with SIGKILL.
+
+A process that is killed cannot clean up. So each process that runs tests has a watcher beside it, a small process that
+waits for its end, and then kills what it started: its children, their children, and those in other sessions too. The
+watcher knows them by a variable in their environment, which processes inherit.
+
+That needs Linux's /proc; elsewhere, tests that are interrupted or fail still end their children, only SIGKILL leaves
+some. A process that was forked and never called exec has its parent's environment and is not found: a test that forks
+has to limit its life by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["Watcher"]
+
+_PROC = Path("/proc")
+_VARIABLE = "TRIO_SPANBATCH_TESTS_STARTED_BY"
+# A process that is between fork and exec has its parent's environment still. It is looked for once more, several times.
+_LOOKS = 5
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+
+class Watcher:
+    """Kills what this process starts from now on, once this process has ended or says that it is about to."""
+
+    def __init__(self) -> None:
+        # The watcher itself must not be killed by the watcher of the process that started this one.
+        environ = {name: value for name, value in os.environ.items() if name != _VARIABLE}
+        self._outer = os.environ.get(_VARIABLE)
+        own = os.environ[_VARIABLE] = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, own],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environ,
+            # A Ctrl-C is not for it.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        # The watcher waits until nobody holds the other end of this pipe. A forked child would hold it as well.
+        os.register_at_fork(after_in_child=self._process.stdin.close)
+
+    def end(self) -> None:
+        """Have everything killed that is left, and wait until it is."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        if self._outer is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = self._outer
+
+
+def started_by(name: str) -> Iterator[int]:
+    """Yield the ids of the processes that run and were started by the process with this watcher."""
+    wanted = f"{_VARIABLE}={name}".encode()
+    for folder in _PROC.iterdir():
+        # A process that has just ended, or somebody else's.
+        with suppress(OSError):
+            if folder.name.isdecimal() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                yield int(folder.name)
+
+
+def kill_what_was_started_by(name: str) -> None:
+    looks = 0
+    while looks < _LOOKS:
+        looks += 1
+        for process in started_by(name):
+            looks = 0
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    if _PROC.is_dir():
+        kill_what_was_started_by(sys.argv[1])
