@@ -6,8 +6,10 @@ On the mock clock: the workspace and Zerobus are two receivers without sockets.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import pytest
@@ -417,3 +419,51 @@ async def test_closing_closes_a_transport_once(autojump_clock: trio.testing.Mock
         assert await export(setup) == Delivered()
         await setup.exporter.aclose()
         assert setup.transport.closed == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_fails_every_span_is_stored_once_or_counted_as_ambiguous(
+    seed: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    random = Random(seed)
+
+    def failure() -> Any:
+        stores = random.random() < 0.5
+        page = Answer(200, headers=[("content-type", "text/html")], body=b"<html>", store=stores)
+        status = random.choice([400, 401, 403, 404, 408, 413, 429, 502, 503, 504])
+        outcomes: list[Any] = [
+            Answer(status),
+            Answer(status, delay=random.uniform(0, 25)),
+            Answer(500, store=stores),
+            page,
+        ]
+        outcomes += [Hang(store=stores), Reset(store=stores), partial_success(1, "bad"), partial_success(10**6)]
+        return random.choice(outcomes)
+
+    tables = [f"main.agents.spans_{number}" for number in range(4)]
+    async with both_ways(tables=set(tables)) as setup:
+        setup.zerobus.answers = lambda request: failure() if random.random() < 0.5 else None
+        setup.workspace.traces = lambda request: (
+            random.choice([Answer(429), Answer(503), Reset(store=True), Hang()]) if random.random() < 0.3 else None
+        )
+        async with SpanBatcher(
+            setup.exporter, retry=RetryPolicy(max_elapsed=1e6, attempt_timeout=30), shutdown_timeout=1e6
+        ) as batcher:
+            for _ in range(12):
+                for table in tables:
+                    count = random.randint(1, 5)
+                    if random.random() < 0.3:
+                        setup.workspace.table_answers[table] = random.choice([Answer(503), Answer(403), Hang()])
+                    else:
+                        setup.workspace.table_answers.pop(table, None)
+                    await batcher.add_spans(table, make_spans(count))
+                await trio.sleep(random.choice([1, 30, HOUR]))
+        statistics = batcher.statistics()
+    stored: Counter[tuple[str, bytes]] = Counter()
+    for receiver in (setup.zerobus.receiver, setup.workspace.receiver):
+        for table, spans in receiver.stored.items():
+            stored.update((table, span.span_id) for span in spans)
+    assert statistics.accepted == statistics.delivered + statistics.rejected + statistics.undelivered
+    assert sum(count > 1 for count in stored.values()) <= statistics.ambiguous
+    assert statistics.delivered <= len(stored) <= statistics.accepted
+    assert statistics.accepted - len(stored) <= statistics.rejected + statistics.undelivered

@@ -294,13 +294,11 @@ HOST = "https://dbc-1.cloud.databricks.com"
         ),
         (
             Reset(),
-            TryLater(
-                f"no credentials: {HOST} was asked in vain: the exchange with dbc-1.cloud.databricks.com:80 broke"
-            ),
+            TryLater(f"no credentials: {HOST}: the exchange with dbc-1.cloud.databricks.com:80 broke"),
         ),
         (
             Hang(),
-            TryLater(f"no credentials: {HOST} was asked in vain: no complete answer within 10 s"),
+            TryLater(f"no credentials: {HOST}: no complete answer within 10 s"),
         ),
     ],
 )

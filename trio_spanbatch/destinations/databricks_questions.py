@@ -1,4 +1,4 @@
-"""Questions to a Databricks workspace that are not about spans: one request, one answer in JSON, both bounded."""
+"""Requests to a Databricks workspace that carry no spans, with bounded time and a bounded answer in JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Answer:
 
     @property
     def may_change(self) -> bool:
-        """Whether the same question may be answered otherwise a little later."""
+        """Whether the same request may succeed later."""
         return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= 500
 
     def text(self, name: str) -> str:
@@ -52,11 +52,11 @@ class Answer:
 
 
 class Workspace:
-    """Asks a workspace. Redirects are not followed: credentials would go along.
+    """Sends requests to a workspace. Redirects are not followed, since credentials would be sent along.
 
     Args:
         url: The workspace, as ``https://...``, without a slash at its end.
-        exporter: An exporter for the workspace, whose client asks.
+        exporter: An exporter for the workspace, whose client is used.
     """
 
     def __init__(self, url: str, exporter: OTLPExporter) -> None:
@@ -97,7 +97,7 @@ class Workspace:
             finally:
                 await attempt.close_unused_connection()
         # Out of the ``except``, so that httpx's exception, which may show a header, is not its context.
-        raise AuthError(f"{self.url} was asked in vain: {failure}")
+        raise AuthError(f"{self.url}: {failure}")
 
     async def _send_and_read(self, request: httpx.Request) -> Answer:
         # A client of the user's own may have credentials of its own, which are for spans.

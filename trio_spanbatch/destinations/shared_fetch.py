@@ -1,4 +1,4 @@
-"""One fetch at a time for all tasks that want the same."""
+"""A cached value that is fetched by one task at a time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 class SharedFetch(Generic[T]):
-    """What an async function returns, kept for as long as it is good.
+    """Cache the value that an async function returns, for as long as it is valid.
 
-    Tasks that ask at the same time share one call, and its failure too. Failures are not kept. If the task that makes
-    the call is cancelled, the next one that waits makes its own.
+    Tasks that need the value at the same time share one call of the function, including its failure. Failures are not
+    cached. If the task that makes the call is cancelled, the next waiting task makes its own call.
 
     Args:
-        fetch: Returns it, or raises `AuthError`.
-        is_good: Whether what was fetched can still be used.
+        fetch: Returns the value, or raises `AuthError`.
+        is_good: Whether a cached value is still valid.
 
     Attributes:
-        kept: What was fetched last; None if that failed or was forgotten.
+        kept: The cached value; None if the last call failed or the value was forgotten.
     """
 
     def __init__(self, fetch: Callable[[], Awaitable[T]], is_good: Callable[[T], bool]) -> None:
@@ -38,14 +38,14 @@ class SharedFetch(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """Whether a task is fetching."""
+        """Whether a call is under way."""
         return self._fetching.locked()
 
     async def get(self) -> T:
-        """Return what is kept, or fetch it.
+        """Return the cached value, or fetch it.
 
         Raises:
-            AuthError: It was fetched, by this task or another, and there is none.
+            AuthError: The call failed, whether this task made it or another one.
         """
         kept = self.kept
         if kept is not None and self._is_good(kept):
@@ -63,7 +63,7 @@ class SharedFetch(Generic[T]):
         return kept
 
     def forget(self) -> None:
-        """Fetch again the next time."""
+        """Drop the cached value, so that the next call of `get` fetches it."""
         self.kept = None
 
     async def _call(self) -> None:

@@ -18,6 +18,7 @@ from .._batch import SpanBatch
 from .._results import ExportResult, Refused, TryLater
 from ..otlp.auth import AuthError
 from ..otlp.clients import AsyncClient, AsyncTransport
+from ..otlp.failures import cause_of
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
@@ -82,9 +83,9 @@ def zerobus(
 
 
 class ZerobusExporter(TableExporter):
-    """Sends to tables of Unity Catalog through Zerobus, once it is known where that is.
+    """Sends to tables of Unity Catalog through Zerobus, whose endpoint may have to be found first.
 
-    Its own client is for the workspace, which it asks; spans are sent by another exporter.
+    Its own client is used to ask the workspace. Spans are sent by an `EndpointExporter`.
     """
 
     _advice: ClassVar = {}
@@ -110,7 +111,8 @@ class ZerobusExporter(TableExporter):
                 exporter = await self._zerobus.find()
             except AuthError as error:
                 reason = f"no endpoint of Zerobus: {error.reason}"
-                return TryLater(reason) if error.retry else Refused(reason)
+                cause = cause_of(error)
+                return TryLater(reason, cause=cause) if error.retry else Refused(reason, cause=cause)
         if exporter is None:
             reason = f"no endpoint of Zerobus within {seconds:g} s: {self.endpoint} does not tell it"
             return TryLater(reason, cause="timeout")
@@ -129,7 +131,7 @@ class ZerobusExporter(TableExporter):
 
 
 class EndpointExporter(TableExporter):
-    """Sends to Zerobus, whose endpoint is known."""
+    """Sends to a known endpoint of Zerobus."""
 
     _advice: ClassVar = {
         401: "Zerobus does not take this token, also not a fresh one: is the endpoint that of the workspace?",
@@ -147,17 +149,17 @@ class EndpointExporter(TableExporter):
 
 
 class Zerobus:
-    """Where Zerobus is, with a token for each table.
+    """Finds Zerobus' endpoint, makes the exporter for it, and has the tokens for tables.
 
     Args:
         workspace: The workspace, as ``https://...``.
-        asking: An exporter for the workspace, whose client asks.
+        asking: An exporter for the workspace. Its client is used to ask the workspace.
         auth: Knows the service principal.
         endpoint: As for `zerobus`.
         options: For the exporter that sends to it.
 
     Attributes:
-        exporter: That exporter; None as long as the endpoint is not known.
+        exporter: The exporter for the endpoint; None until the endpoint is known.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class Zerobus:
         """Return the exporter that sends to Zerobus.
 
         Raises:
-            AuthError: It is not known where that is, now or ever.
+            AuthError: The endpoint could not be found; ``retry`` says whether that may change.
         """
         if self.exporter is None:
             self.exporter = await self._found.get()

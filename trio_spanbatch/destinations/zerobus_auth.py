@@ -1,4 +1,4 @@
-"""Tokens for Zerobus: one for each table, which allows writing to that table and nothing else.
+"""Tokens for Zerobus: one for each table, which allows writing to that table only.
 
 https://docs.databricks.com/aws/en/ingestion/opentelemetry/configure. What a token is to allow is said by
 ``authorization_details`` (https://www.rfc-editor.org/rfc/rfc9396).
@@ -78,7 +78,7 @@ class TableTokens:
             shared.forget()
 
     def has_token(self, location: str) -> bool:
-        """Whether there is a token for ``location`` that nothing is known against."""
+        """Return whether a token for ``location`` is cached and was not invalidated."""
         shared = self._tokens.get(location)
         return shared is not None and shared.kept is not None
 

@@ -1,8 +1,8 @@
 """Zerobus first, and the workspace for what Zerobus does not take.
 
-One call of `export` makes one exchange with Zerobus and, if Zerobus surely does not have the batch, one with the
-workspace, in the time of one attempt; for the batcher it is one request. Where the time that is left is too short, or
-the outcome is unknown, the batch is to be tried later, and then it goes to the workspace.
+One call of `export` sends the batch to Zerobus and, if Zerobus certainly did not store it, to the workspace, within the
+timeout of one attempt. The batcher counts that as one request. If too little time is left, or the outcome is unknown,
+the result is `TryLater`, and the next attempt goes to the workspace.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ZerobusFirst(UnityCatalogExporter):
         left = seconds - (trio.current_time() - began)
         if left < seconds * _FOR_ANOTHER:
             self._for_workspace.add(batch)
-            return TryLater(_reason(result))
+            return TryLater(_reason(result), status_code=None if isinstance(result, Delivered) else result.status_code)
         return await super()._send(batch, sent, left)
 
     def _is_for_zerobus(self, batch: SpanBatch) -> bool:
