@@ -95,7 +95,7 @@ class Workspace:
             except classes("RequestError", "InvalidURL") as error:
                 failure = self._reason(error, attempt)
             finally:
-                await attempt.close_unused_connection()
+                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
         # Out of the ``except``, so that httpx's exception, which may show a header, is not its context.
         raise AuthError(f"{self.url}: {failure}")
 
@@ -107,7 +107,7 @@ class Workspace:
             await read_bounded(response, body)
         finally:
             # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)
+            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
         return Answer(response.status_code, {} if body.exceeded else _object(body.content))
 
     def _reason(self, error: Exception, attempt: Attempt) -> str:
