@@ -22,7 +22,7 @@ from zerobus_support import HOST, OTHER_TABLE, Setup, setup_of, status_of
 
 from trio_spanbatch import Delivered, Refused, RetryPolicy, SpanBatcher, TryLater
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
-from trio_spanbatch.testing import Answer, Hang, Reset, partial_success
+from trio_spanbatch.testing import Answer, Hang, Outcome, Reset, partial_success
 
 LOGGER = "trio_spanbatch.destinations.zerobus_fallback"
 HOUR = 3600.0
@@ -443,9 +443,9 @@ async def test_whatever_fails_every_span_is_stored_once_or_counted_as_ambiguous(
     tables = [f"main.agents.spans_{number}" for number in range(4)]
     async with both_ways(tables=set(tables)) as setup:
         setup.zerobus.answers = lambda request: failure() if random.random() < 0.5 else None
-        setup.workspace.traces = lambda request: (
-            random.choice([Answer(429), Answer(503), Reset(store=True), Hang()]) if random.random() < 0.3 else None
-        )
+        ill: list[Outcome] = [Answer(429), Answer(503), Reset(store=True), Hang()]
+        setup.workspace.traces = lambda request: random.choice(ill) if random.random() < 0.3 else None
+        no_token: list[Outcome] = [Answer(503), Answer(403), Hang()]
         async with SpanBatcher(
             setup.exporter, retry=RetryPolicy(max_elapsed=1e6, attempt_timeout=30), shutdown_timeout=1e6
         ) as batcher:
@@ -453,7 +453,7 @@ async def test_whatever_fails_every_span_is_stored_once_or_counted_as_ambiguous(
                 for table in tables:
                     count = random.randint(1, 5)
                     if random.random() < 0.3:
-                        setup.workspace.table_answers[table] = random.choice([Answer(503), Answer(403), Hang()])
+                        setup.workspace.table_answers[table] = random.choice(no_token)
                     else:
                         setup.workspace.table_answers.pop(table, None)
                     await batcher.add_spans(table, make_spans(count))
