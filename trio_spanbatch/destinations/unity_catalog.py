@@ -170,7 +170,8 @@ class UnityCatalogExporter(TableExporter):
     """Sends to tables of Unity Catalog through the workspace."""
 
     _advice: ClassVar = {
-        401: "the workspace does not take these credentials, also not fresh ones: are they for this workspace?",
+        401: "the workspace does not take these credentials, also not fresh ones: are they for this workspace? Where "
+        "several have one host, DATABRICKS_WORKSPACE_ID says which one is meant",
         403: "these credentials need USE CATALOG, USE SCHEMA, SELECT and MODIFY for the table",
         404: "is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?",
     }
