@@ -96,7 +96,7 @@ async def test_a_look_up_that_failed_is_made_again_and_the_batcher_delivers(
                 "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
-        (Hang(), TryLater(f"no endpoint of Zerobus: https://{WORKSPACE}: no complete answer within")),
+        (Hang(), TryLater(f"no endpoint of Zerobus: https://{WORKSPACE}: no complete answer from")),
     ],
 )
 async def test_a_workspace_that_does_not_tell_its_metastore_is_told(

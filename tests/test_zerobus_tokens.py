@@ -276,7 +276,7 @@ HOST = "https://dbc-1.cloud.databricks.com"
             TryLater(f"no credentials: the token endpoint of {HOST} answered 200, without a token"),
         ),
         (
-            Answer(200, headers=[("content-type", "application/json")], body=b"[" * 300_000),
+            Answer(200, headers=[("content-type", "application/json")], body=b"[" * 100_000),
             TryLater(f"no credentials: the token endpoint of {HOST} answered 200, without a token"),
         ),
         (
@@ -298,7 +298,7 @@ HOST = "https://dbc-1.cloud.databricks.com"
         ),
         (
             Hang(),
-            TryLater(f"no credentials: {HOST}: no complete answer within 10 s"),
+            TryLater(f"no credentials: {HOST}: no complete answer from dbc-1.cloud.databricks.com"),
         ),
     ],
 )

@@ -7,18 +7,14 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 import attrs
-import httpx
-import trio
 
-from ..otlp.attempt import Attempt, close_at_once
+from .._results import TryLater
 from ..otlp.auth import AuthError
-from ..otlp.body import BoundedBody, read_bounded
-from ..otlp.failures import failure_result
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import encoded_headers
-from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json
-from ..otlp.packages import classes
+from ..otlp.questions import ask
+from ..otlp.responses import Response
 
 __all__ = ["Answer", "Workspace"]
 
@@ -84,46 +80,13 @@ class Workspace:
             data=form,
             timeout=None,
         )
-        attempt = Attempt(request.url.netloc.decode("ascii"))
-        request.extensions["trace"] = attempt.trace
-        attempt.hide(request.headers.raw)
-        failure = f"no complete answer within {_TIMEOUT:g} s"
-        with trio.move_on_after(_TIMEOUT):
-            try:
-                with hidden_in_logs(lambda: attempt.secrets):
-                    return await self._send_and_read(request)
-            except classes("RequestError", "InvalidURL") as error:
-                failure = self._reason(error, attempt)
-            finally:
-                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        # Out of the ``except``, so that httpx's exception, which may show a header, is not its context.
-        raise AuthError(f"{self.url}: {failure}")
-
-    async def _send_and_read(self, request: httpx.Request) -> Answer:
         # A client of the user's own may have credentials of its own, which are for spans.
-        response = await self._client.send(request, stream=True, follow_redirects=False, auth=None)
-        try:
-            body = BoundedBody(response.headers.get("content-encoding", ""), _MAX_BYTES)
-            await read_bounded(response, body)
-        finally:
-            # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
-        return Answer(response.status_code, {} if body.exceeded else _object(body.content))
-
-    def _reason(self, error: Exception, attempt: Attempt) -> str:
-        return getattr(
-            failure_result(
-                error,
-                peer=attempt.peer,
-                connected=attempt.connected,
-                https=self.url.startswith("https:"),
-                advice=self._tls_advice,
-                write_error=attempt.write_error,
-                secrets=attempt.secrets,
-            ),
-            "reason",
-            "",
+        answer = await ask(
+            self._client, request, seconds=_TIMEOUT, max_bytes=_MAX_BYTES, advice=self._tls_advice, auth=None
         )
+        if not isinstance(answer, Response):
+            raise AuthError(f"{self.url}: {answer.reason}", retry=isinstance(answer, TryLater))
+        return Answer(answer.status, _object(answer.body))
 
 
 def _object(body: bytes | None) -> Mapping[str, object]:
