@@ -44,10 +44,3 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector, which some tests call, a look at all modules and tests each time."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse names with addresses in them: each worker would have other tests."""
-    named_by_address = [item.nodeid for item in session.items if re.search(r"0x[0-9a-f]{6,}", item.nodeid)]
-    if named_by_address:
-        raise pytest.UsageError(f"names of tests with addresses in memory: {named_by_address}")
