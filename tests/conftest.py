@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 
 import pytest
@@ -30,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARKER}: make test leaves it out; make test-all runs it before all others")
     config.pluginmanager.register(LongTests(), MARKER)
     config.add_cleanup(Watcher().end)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names with addresses in them: each worker would have other tests."""
+    named_by_address = [item.nodeid for item in items if re.search(r"0x[0-9a-f]{6,}", item.nodeid)]
+    if named_by_address:
+        raise pytest.UsageError(f"names of tests with addresses in memory: {named_by_address}")
 
 
 def pytest_collection_finish() -> None:

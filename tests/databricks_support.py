@@ -20,6 +20,13 @@ CLIENT_SECRET = "dose-0123456789abcdef0123456789abcdef"
 PERSONAL_TOKEN = "dapi-0123456789abcdef0123456789abcdef"
 TABLE = "main.agents.demo_otel_spans"
 TRACES_PATH = "/api/2.0/otel/v1/traces"
+SUMMARY_PATH = "/api/2.1/unity-catalog/metastore_summary"
+METASTORE: dict[str, object] = {
+    "metastore_id": "6f2a",
+    "cloud": "aws",
+    "region": "us-west-2",
+    "global_metastore_id": "aws:us-west-2:6f2a",
+}
 
 # databricks-sdk leaves its connections to the garbage collector, which warns of those that are open.
 JSON = [("content-type", "application/json"), ("connection", "close")]
@@ -27,6 +34,35 @@ JSON = [("content-type", "application/json"), ("connection", "close")]
 
 def json_answer(status: int, document: object, *headers: tuple[str, str]) -> Answer:
     return Answer(status, headers=[*JSON, *headers], body=json.dumps(document).encode())
+
+
+def bearer_of(request: ReceivedRequest) -> str:
+    return (request.header("authorization") or "").removeprefix("Bearer ")
+
+
+def table_of(form: dict[str, str], workspace_id: str) -> str | None:
+    """The table that a token for Zerobus is asked for; None if it is not asked for as the documents say."""
+    try:
+        details = json.loads(form["authorization_details"])
+        table = str(details[2]["object_full_path"])
+        catalog, schema, _ = table.split(".")
+    except (KeyError, ValueError, IndexError, TypeError):
+        return None
+    objects = [
+        ("CATALOG", catalog, ["USE CATALOG"]),
+        ("SCHEMA", f"{catalog}.{schema}", ["USE SCHEMA"]),
+        ("TABLE", table, ["SELECT", "MODIFY"]),
+    ]
+    expected = {
+        "grant_type": "client_credentials",
+        "scope": "all-apis",
+        "resource": f"api://databricks/workspaces/{workspace_id}/zerobusDirectWriteApi",
+        "authorization_details": [
+            {"type": "unity_catalog_privileges", "object_type": kind, "object_full_path": path, "privileges": rights}
+            for kind, path, rights in objects
+        ],
+    }
+    return table if {**form, "authorization_details": details} == expected else None
 
 
 @attrs.define
@@ -42,6 +78,12 @@ class FakeWorkspace:
         traces: What the OTLP endpoint answers to requests that it would take; None: ``200 OK``.
         token_answer: What the token endpoint answers instead of a token.
         known: Whether the workspace tells where tokens come from.
+        workspace_id: Its id; requests for its metastore have to name it.
+        tells_id: Whether it tells its id by itself.
+        metastore: What it says of its metastore: a document, or an answer of another kind.
+        summaries: How often it was asked for that.
+        scopes: For each token that is for Zerobus, the table that it is for.
+        table_answers: For some tables, what the token endpoint answers instead of a token.
     """
 
     tables: set[str] = attrs.Factory(lambda: {TABLE})
@@ -50,10 +92,16 @@ class FakeWorkspace:
     issued: list[str] = attrs.Factory(list)
     token_requests: list[dict[str, str]] = attrs.Factory(list)
     traces: Callable[[ReceivedRequest], Outcome | None] = lambda request: None
-    token_answer: Answer | None = None
+    token_answer: Outcome | None = None
     known: bool = True
     secret: str = CLIENT_SECRET
     token_prefix: str = "token-0123456789-"
+    workspace_id: str = "12345"
+    tells_id: bool = True
+    metastore: dict[str, object] | Outcome = attrs.Factory(lambda: {**METASTORE})
+    summaries: int = 0
+    scopes: dict[str, str] = attrs.Factory(dict)
+    table_answers: dict[str, Outcome] = attrs.Factory(dict)
     receiver: OTLPReceiver = attrs.field(init=False)
 
     @property
@@ -70,7 +118,10 @@ class FakeWorkspace:
         if request.target == "/oidc/v1/token":
             return self._give_token(request)
         if request.target == "/.well-known/databricks-config" and self.known:
-            return json_answer(200, {"oidc_endpoint": f"{self.host}/oidc", "workspace_id": "12345", "cloud": "AWS"})
+            told = {"workspace_id": self.workspace_id} if self.tells_id else {}
+            return json_answer(200, {"oidc_endpoint": f"{self.host}/oidc", "cloud": "AWS", **told})
+        if request.target == SUMMARY_PATH:
+            return self._tell_metastore(request)
         if request.target == "/oidc/.well-known/oauth-authorization-server":
             return json_answer(
                 200,
@@ -81,21 +132,36 @@ class FakeWorkspace:
             )
         return json_answer(404, {"error_code": "ENDPOINT_NOT_FOUND", "message": "no such thing"})
 
+    def _tell_metastore(self, request: ReceivedRequest) -> Outcome:
+        self.summaries += 1
+        if bearer_of(request) not in self.issued:
+            return json_answer(401, {"error_code": "401", "message": "Credential was not sent or is not valid"})
+        if request.header("x-databricks-workspace-id") != self.workspace_id:
+            return json_answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "no such workspace"})
+        return json_answer(200, self.metastore) if isinstance(self.metastore, dict) else self.metastore
+
     def _give_token(self, request: ReceivedRequest) -> Outcome | None:
-        self.token_requests.append({key: values[0] for key, values in parse_qs(request.body.decode()).items()})
+        form = {key: values[0] for key, values in parse_qs(request.body.decode()).items()}
+        self.token_requests.append(form)
         if self.token_answer is not None:
             return self.token_answer
         basic = base64.b64encode(f"{CLIENT_ID}:{self.secret}".encode()).decode()
         if request.header("authorization") != f"Basic {basic}":
             return json_answer(401, {"error": "invalid_client", "error_description": f"not {self.secret}"})
-        self.issued.append(f"{self.token_prefix}{len(self.issued) + 1}")
-        return json_answer(
-            200, {"access_token": self.issued[-1], "token_type": "Bearer", "expires_in": self.expires_in}
-        )
+        token = f"{self.token_prefix}{len(self.issued) + 1}"
+        if "resource" in form:
+            table = table_of(form, self.workspace_id)
+            if table is None:
+                return json_answer(400, {"error": "invalid_request", "error_description": request.body.decode()})
+            if table in self.table_answers:
+                return self.table_answers[table]
+            self.scopes[token] = table
+        self.issued.append(token)
+        return json_answer(200, {"access_token": token, "token_type": "Bearer", "expires_in": self.expires_in})
 
     def _take_traces(self, request: ReceivedRequest) -> Outcome | None:
         accepted = {*self.issued, PERSONAL_TOKEN} if self.accepted is None else self.accepted
-        if (request.header("authorization") or "").removeprefix("Bearer ") not in accepted:
+        if bearer_of(request) not in accepted or bearer_of(request) in self.scopes:
             return json_answer(401, {"error_code": "401", "message": "Credential was not sent or is not valid"})
         if request.location not in self.tables:
             return json_answer(

@@ -20,10 +20,12 @@ class Proxy:
     Attributes:
         url: What ``HTTP_PROXY`` and the others are set to.
         asked: The first line of each connection's first request, ``CONNECT host:443 HTTP/1.1``.
+        ports: Names that lead to a port of this machine, whatever else they stand for.
     """
 
     url: str
     asked: list[str] = attrs.Factory(list)
+    ports: dict[str, int] = attrs.Factory(dict)
 
     async def serve(self, client: trio.SocketStream) -> None:
         """Serve one connection, which has one tunnel or one request."""
@@ -47,6 +49,8 @@ class Proxy:
             await self._join(client, host, int(port), first, tunnel=method == b"CONNECT")
 
     async def _join(self, client: trio.SocketStream, host: str, port: int, first: bytes, *, tunnel: bool) -> None:
+        if host in self.ports:
+            host, port = "127.0.0.1", self.ports[host]
         async with await trio.open_tcp_stream(host, port) as server:
             if tunnel:
                 await client.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")

@@ -58,9 +58,8 @@ async def test_nowait_lists_are_accepted_whole_or_not_at_all(autojump_clock: Moc
         batcher.add_spans_nowait("a", make_spans(3))
         with pytest.raises(trio.WouldBlock):
             batcher.add_spans_nowait("a", make_spans(3))
-        no_name: Any = 7
-        bad = Span(no_name, make_span().context, start_time=1, end_time=2)
-        with pytest.raises(InvalidSpanError, match="name"):
+        bad = Span("x", make_span().context, start_time=-1, end_time=2)
+        with pytest.raises(InvalidSpanError, match="start_time"):
             batcher.add_spans_nowait("a", [make_span(), bad])
         assert batcher.statistics().accepted == 3
         batcher.add_spans_nowait("b", [])

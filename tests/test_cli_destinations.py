@@ -173,6 +173,7 @@ def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.Monke
     assert attempt_timeout(typed("otlp")) == 30
     assert attempt_timeout(typed("mlflow")) == 61
     assert attempt_timeout(typed("unity-catalog")) == 30
+    assert attempt_timeout(typed("zerobus")) == 30
     assert attempt_timeout(typed("mlflow", timeout=5)) == 6
     for milliseconds, seconds in (("5000", 30), ("60000", 61), ("0", math.inf)):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", milliseconds)
@@ -215,7 +216,7 @@ def typed(to: str, timeout: float | None = None) -> Destination:
     )
 
 
-@pytest.mark.parametrize("to", ["otlp", "mlflow", "unity-catalog"])
+@pytest.mark.parametrize("to", ["otlp", "mlflow", "unity-catalog", "zerobus"])
 def test_nothing_is_sent_anywhere_where_telemetry_is_switched_off(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert isinstance(make_exporter(typed(to)), DisabledExporter)
@@ -230,7 +231,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("--to", "otpl"), "'otpl' is not one of 'otlp', 'mlflow', 'unity-catalog'"),
+        (("--to", "otpl"), "'otpl' is not one of 'otlp', 'mlflow', 'unity-catalog', 'zerobus'"),
         ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "exclude each other"),
         ((*MLFLOW, "--location-header", "X-A"), "--location-header does not go with --to mlflow"),
         ((*MLFLOW, "--header", "Authorization=Bearer s3cret"), "--header does not go with --to mlflow: MLFLOW_TRACK"),

@@ -32,7 +32,7 @@ from support import watched_batcher
 import trio_spanbatch
 from trio_spanbatch import BatchPolicy, Limits, OTLPExporter, RetryPolicy, SpanBatcher
 from trio_spanbatch._environment import batch_options, export_timeout, exporter_options, queue_options
-from trio_spanbatch.destinations import mlflow
+from trio_spanbatch.destinations import mlflow, unity_catalog
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor
 from trio_spanbatch.opentelemetry._tally import REASONS
 from trio_spanbatch.testing import InMemoryExporter, OTLPReceiver
@@ -242,6 +242,17 @@ def test_what_the_tables_name_here_is_there_with_the_default_that_they_say() -> 
             found.append(parameters(OURS[made])[argument].default)
         if row.defaults_here or inspect.Parameter.empty not in found:
             assert [value(default) for default in row.defaults_here] == found, row.here
+
+
+def test_mlflows_two_variables_for_zerobus_are_there_with_ours() -> None:
+    row = r"^\| `(MLFLOW_\w*DATABRICKS_OTEL_COLLECTOR_\w+(?:=\w+)?)`.*? \| `(.*?)`"
+    found = dict(re.findall(row, MIGRATING, re.MULTILINE))
+    assert found == {
+        "MLFLOW_ENABLE_DATABRICKS_OTEL_COLLECTOR_EXPORT=true": "unity_catalog(prefer_zerobus=True)",
+        "MLFLOW_ENABLE_DATABRICKS_OTEL_COLLECTOR_EXPORT=false": "unity_catalog()",
+        "MLFLOW_DATABRICKS_OTEL_COLLECTOR_ENDPOINT": "zerobus(endpoint=...)",
+    }
+    assert parameters(unity_catalog)["prefer_zerobus"].default is False
 
 
 def our_names(page: str) -> Iterator[tuple[str, ...]]:

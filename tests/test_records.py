@@ -188,7 +188,9 @@ EQUAL_VALUES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), EQUAL_VALUES, ids=repr)
+@pytest.mark.parametrize(
+    ("one", "other"), EQUAL_VALUES, ids=[f"{one}-{type(other).__name__}" for one, other in EQUAL_VALUES]
+)
 def test_records_that_are_equal_have_the_same_hash(one: Any, other: Any) -> None:
     first, second = Resource({"key": one, "more": 1}), Resource({"more": 1, "key": other})
     assert first == second

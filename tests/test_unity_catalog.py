@@ -84,6 +84,49 @@ async def test_spans_go_to_the_table_that_the_header_names_with_a_token_of_the_s
     assert {table: len(spans) for table, spans in workspace.receiver.stored.items()} == {TABLE: 2, "main.b.spans": 2}
 
 
+@pytest.mark.parametrize("by", ["workspace", "variable", "profile", "configuration"])
+async def test_requests_name_the_workspace_by_the_id_that_databricks_sdk_knows(
+    by: str, personal_token: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from databricks.sdk.core import Config
+
+    options: dict[str, Any] = {}
+    async with workspace_of(workspace_id="777", tells_id=by == "workspace") as workspace:
+        if by == "variable":
+            monkeypatch.setenv("DATABRICKS_WORKSPACE_ID", "777")
+        elif by == "profile":
+            monkeypatch.delenv("DATABRICKS_TOKEN")
+            (tmp_path / "databrickscfg").write_text(f"[prod]\ntoken = {PERSONAL_TOKEN}\nworkspace_id = 777\n")
+            options["make_config"] = functools.partial(Config, host=workspace.host, profile="prod")
+        elif by == "configuration":
+            options["make_config"] = functools.partial(Config, host=workspace.host, workspace_id="777")
+        async with exporter_for(workspace, **options) as exporter:
+            assert await export(exporter) == Delivered()
+    assert workspace.trace_requests[0].header("x-databricks-workspace-id") == "777"
+
+
+async def test_the_id_of_the_workspace_is_sent_again_after_a_401(service_principal: None) -> None:
+    async with workspace_of() as workspace, exporter_for(workspace) as exporter:
+        assert await export(exporter) == Delivered()
+        workspace.accepted = {"token-0123456789-2"}
+        assert await export(exporter) == Delivered()
+    assert [request.header("x-databricks-workspace-id") for request in workspace.trace_requests] == ["12345"] * 3
+
+
+async def test_no_workspace_is_named_where_databricks_sdk_knows_no_id(personal_token: None) -> None:
+    async with workspace_of(tells_id=False) as workspace, exporter_for(workspace) as exporter:
+        assert await export(exporter) == Delivered()
+    assert workspace.trace_requests[0].header("x-databricks-workspace-id") is None
+
+
+@pytest.mark.parametrize("name", ["X-Databricks-Org-Id", "x-databricks-workspace-id"])
+async def test_a_workspace_that_the_user_names_in_a_header_is_not_named_again(name: str, personal_token: None) -> None:
+    async with workspace_of() as workspace, exporter_for(workspace, headers={name: "42"}) as exporter:
+        assert await export(exporter) == Delivered()
+    headers = workspace.trace_requests[0].headers
+    assert [value for name, value in headers if name in ("x-databricks-org-id", "x-databricks-workspace-id")] == ["42"]
+
+
 async def test_a_personal_access_token_is_sent_as_it_is(personal_token: None) -> None:
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Delivered()

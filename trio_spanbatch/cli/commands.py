@@ -137,14 +137,15 @@ def cli() -> None:
     callback=_not_empty,
     help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, "
     "else http://localhost:4318/v1/traces. For mlflow it is the tracking URI, by default MLFLOW_TRACKING_URI; "
-    "for unity-catalog the workspace, by default DATABRICKS_HOST.",
+    "for unity-catalog the workspace, by default DATABRICKS_HOST; for zerobus its endpoint, by default the one of the "
+    "workspace in DATABRICKS_HOST.",
 )
 @click.option(
     "--location",
     metavar="NAME",
     callback=_not_empty,
     help="The location of all spans. For mlflow it is an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID; "
-    "for unity-catalog a table. [default: default]",
+    "for unity-catalog and zerobus a table. [default: default]",
 )
 @click.option(
     "--location-attribute",

@@ -14,9 +14,10 @@ from .._batch import SpanBatch
 from .._environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
 from .._exporter import LocationChecker, SpanExporter
 from .._results import ExportResult, Refused
-from ..destinations import mlflow, unity_catalog
+from ..destinations import mlflow, unity_catalog, zerobus
 from ..destinations._experiments import is_experiment_id
 from ..destinations.unity_catalog import LOCATION_HEADER
+from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
 from ..otlp.checks import shown
 from ..otlp.disabled import DisabledExporter
 from ..otlp.http import OTLPExporter
@@ -33,21 +34,22 @@ __all__ = [
     "server_of",
 ]
 
-DESTINATIONS = ("otlp", "mlflow", "unity-catalog")
+DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 
 # Seconds that an attempt may take unless --timeout says otherwise.
-_TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0}
+_TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0, "zerobus": 20.0}
 
 _NOBODY_THERE = {
     "otlp": NOBODY_THERE,
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
+    "zerobus": "name the right workspace with DATABRICKS_HOST, or Zerobus' endpoint with --endpoint",
 }
 
 # The library's messages name its arguments: what these are called here, the first that applies.
 _WORDS = (
     (r"headers= or auth=", "--header"),
-    (r"\bendpoint (?='|\(not shown)", "--endpoint "),
+    (r"\bendpoint (?='|\(not shown|must be a host|http)", "--endpoint "),
     (r"\blocation_header (?=')", "--location-header "),
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\bgive host=", "give --endpoint"),
@@ -71,7 +73,7 @@ class Destination:
 
     Attributes:
         to: One of `DESTINATIONS`.
-        endpoint: ``--endpoint``: a URL, MLflow's tracking URI, or a workspace.
+        endpoint: ``--endpoint``: a URL, MLflow's tracking URI, a workspace, or Zerobus' endpoint.
         location: ``--location``.
         location_attribute: ``--location-attribute``.
         location_header: ``--location-header``.
@@ -102,7 +104,7 @@ def make_exporter(destination: Destination) -> SpanExporter:
         raise OptionError("--location and --location-attribute exclude each other")
     if sdk_disabled(os.environ):
         return DisabledExporter()
-    make = {"otlp": _otlp, "mlflow": _mlflow, "unity-catalog": _unity_catalog}[destination.to]
+    make = {"otlp": _otlp, "mlflow": _mlflow, "unity-catalog": _unity_catalog, "zerobus": _zerobus}[destination.to]
     exporter = make(destination)
     if destination.location_attribute is None and isinstance(exporter, LocationChecker):
         # Else every span would be told to be invalid.
@@ -201,24 +203,43 @@ def _check_mlflows_variables(destination: Destination) -> None:
 
 
 def _unity_catalog(destination: Destination) -> SpanExporter:
-    _refuse(destination.location_header is not None, "--location-header", destination, f"it is {LOCATION_HEADER}")
-    _refuse(
-        any(name.lower() == "authorization" for name in destination.headers),
-        "--header Authorization=",
-        destination,
-        "databricks-sdk authenticates, for instance with DATABRICKS_TOKEN",
-    )
-    if destination.location is None and destination.location_attribute is None:
-        raise OptionError(
-            "--to unity-catalog needs a table: name it with --location <catalog>.<schema>.<table>, or name with "
-            "--location-attribute what attribute has it"
-        )
+    _check_options_for_tables(destination, LOCATION_HEADER)
     return unity_catalog(
         destination.endpoint,
         headers=destination.headers,
         timeout=destination.timeout or _TIMEOUTS["unity-catalog"],
         compression="gzip" if destination.compression == "gzip" else None,
     )
+
+
+def _zerobus(destination: Destination) -> SpanExporter:
+    _check_options_for_tables(destination, ZEROBUS_HEADER)
+    if not os.environ.get("DATABRICKS_HOST", "").strip():
+        raise OptionError(
+            "--to zerobus needs a workspace, where tokens come from: set DATABRICKS_HOST, as in "
+            "https://dbc-a1b2c3d4-e5f6.cloud.databricks.com"
+        )
+    return zerobus(
+        endpoint=destination.endpoint,
+        headers=destination.headers,
+        timeout=destination.timeout or _TIMEOUTS["zerobus"],
+        compression="gzip" if destination.compression == "gzip" else None,
+    )
+
+
+def _check_options_for_tables(destination: Destination, header: str) -> None:
+    _refuse(destination.location_header is not None, "--location-header", destination, f"it is {header}")
+    _refuse(
+        any(name.lower() == "authorization" for name in destination.headers),
+        "--header Authorization=",
+        destination,
+        "databricks-sdk authenticates, for instance with DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET",
+    )
+    if destination.location is None and destination.location_attribute is None:
+        raise OptionError(
+            f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name with "
+            "--location-attribute what attribute has it"
+        )
 
 
 def _refuse(given: bool, option: str, destination: Destination, reason: str) -> None:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .mlflow import mlflow
 from .unity_catalog import unity_catalog
+from .zerobus import zerobus
 
-__all__ = ["mlflow", "unity_catalog"]
+__all__ = ["mlflow", "unity_catalog", "zerobus"]

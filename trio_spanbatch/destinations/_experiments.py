@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import unicodedata
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -18,12 +17,8 @@ import trio
 
 from .._errors import InvalidLocationError
 from .._results import Refused, TryLater
-from ..otlp.attempt import Attempt, close_at_once
-from ..otlp.body import BoundedBody, read_bounded
-from ..otlp.failures import failure_result
-from ..otlp.log_filter import hidden_in_logs
 from ..otlp.messages import is_bounded_json
-from ..otlp.packages import classes
+from ..otlp.questions import ask
 from ..otlp.responses import Response, interpret_response, retry_after
 from ..otlp.tls import TLSAdvice
 
@@ -198,66 +193,18 @@ class ExperimentNames:
         return answer
 
     async def _ask(self, name: str) -> Found:
-        attempt = Attempt(self._url.netloc.decode("ascii"))
-        answer: Found | None = None
-        with trio.move_on_after(self._timeout):
-            try:
-                answer = await self._exchange(name, attempt)
-            finally:
-                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        if answer is None:
-            reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
-            answer = TryLater(reason, cause="timeout")
-        if isinstance(answer, str):
-            return answer
-        # Not shortened as a whole: what to do stands at the end.
-        return attrs.evolve(answer, reason=f"looking up the experiment {_shown(name)}: {answer.reason}")
-
-    async def _exchange(self, name: str, attempt: Attempt) -> Found:
         request = self._client.build_request(
             "GET",
             str(self._url),
             params={"experiment_name": name},
             headers=list(self._headers.items()),
             timeout=None,
-            extensions={"trace": attempt.trace},
         )
-        attempt.hide(request.headers.raw)
-        attempt.handed_over = True
-        try:
-            with hidden_in_logs(lambda: attempt.secrets):
-                response, body = await self._send_and_read(request, attempt)
-        except classes("RequestError", "InvalidURL") as error:
-            return self._failure(error, attempt)
-        if body.exceeded:
-            return Refused(
-                f"{response.status_code}: the answer is larger than {body.limit} bytes", response.status_code
-            )
-        return experiment_in(
-            Response(response.status_code, response.headers, body.content, time.time(), attempt.secrets), name
+        answer = await ask(
+            self._client, request, seconds=self._timeout, max_bytes=MAX_ANSWER_BYTES, advice=self._tls_advice
         )
-
-    async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> tuple[httpx.Response, BoundedBody]:
-        response = await self._client.send(request, stream=True, follow_redirects=False)
-        try:
-            attempt.hide(response.request.headers.raw)
-            body = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER_BYTES)
-            await read_bounded(response, body)
-        finally:
-            # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
-        return response, body
-
-    def _failure(self, error: Exception, attempt: Attempt) -> Refused | TryLater:
-        failure = failure_result(
-            error,
-            peer=attempt.peer,
-            connected=attempt.connected,
-            https=self._url.scheme == "https",
-            advice=self._tls_advice,
-            write_error=attempt.write_error,
-            secrets=attempt.secrets,
-        )
-        assert isinstance(failure, Refused | TryLater)
-        # No span was sent, so nothing is in doubt.
-        return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
+        found = experiment_in(answer, name) if isinstance(answer, Response) else answer
+        if isinstance(found, str):
+            return found
+        # Not shortened as a whole: what to do stands at the end.
+        return attrs.evolve(found, reason=f"looking up the experiment {_shown(name)}: {found.reason}")

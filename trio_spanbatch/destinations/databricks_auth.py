@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 import trio
 
 from ..otlp.auth import AuthError
 from .databricks_failures import auth_error
+from .shared_fetch import SharedFetch
 
-__all__ = ["DatabricksAuth", "DatabricksConfig", "MakeConfig"]
+__all__ = ["WORKSPACE_HEADER", "DatabricksAuth", "DatabricksConfig", "MakeConfig", "ServicePrincipal"]
+
+# Which workspace is meant where several have one host. databricks-sdk sends it with its own requests.
+WORKSPACE_HEADER = "X-Databricks-Workspace-Id"
 
 # Seconds for which a token is used without asking the SDK whether it still would be.
 _RECHECK = 30.0
@@ -57,6 +62,20 @@ class DatabricksConfig(Protocol):
 
 MakeConfig: TypeAlias = Callable[[], DatabricksConfig]
 
+T = TypeVar("T")
+
+# A name of databricks-sdk's for a way to authenticate; anything else is not shown.
+_AUTH_TYPE = re.compile(r"[a-z0-9-]{1,40}")
+
+
+@attrs.frozen
+class ServicePrincipal:
+    """A service principal's OAuth credentials, and the workspace that they are for."""
+
+    client_id: str
+    client_secret: str = attrs.field(repr=False)
+    workspace_id: str
+
 
 @attrs.frozen
 class _Credentials:
@@ -69,6 +88,7 @@ class _Session:
     """One ``Config``, which is made and used in a thread; the SDK keeps the token in it."""
 
     make_config: MakeConfig
+    names_workspace: bool
     threads: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(1))
     started: float = math.inf
     _config: DatabricksConfig | None = None
@@ -80,10 +100,34 @@ class _Session:
 
     def fetch(self) -> tuple[dict[str, str], float | None]:
         """Return headers, and how many seconds they last if that is known. Blocks."""
+        config = self._made_config()
+        headers = dict(config.authenticate())
+        seconds_left = 0.0 if self._short_lived else self._seconds_left(config, headers)
+        if self.names_workspace and (workspace_id := _text_of(config, "workspace_id")):
+            headers[WORKSPACE_HEADER] = workspace_id
+        return headers, seconds_left
+
+    def service_principal(self) -> ServicePrincipal:
+        """Return what the ``Config`` knows of a service principal. Blocks."""
+        config = self._made_config()
+        client_id, client_secret = _text_of(config, "client_id"), _text_of(config, "client_secret")
+        way = _text_of(config, "auth_type")
+        if not (client_id and client_secret) or way not in ("", "oauth-m2m"):
+            found = f"databricks-sdk found {way}" if _AUTH_TYPE.fullmatch(way) else "databricks-sdk found none"
+            raise AuthError(
+                f"Zerobus takes service principals only, and {found}: set DATABRICKS_CLIENT_ID and "
+                "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus",
+                retry=False,
+            )
+        workspace_id = _text_of(config, "workspace_id")
+        if not workspace_id:
+            raise AuthError("the workspace does not say what its id is: set DATABRICKS_WORKSPACE_ID", retry=False)
+        return ServicePrincipal(client_id, client_secret, workspace_id)
+
+    def _made_config(self) -> DatabricksConfig:
         if self._config is None:
             self._config = self.make_config()
-        headers = dict(self._config.authenticate())
-        return headers, 0.0 if self._short_lived else self._seconds_left(self._config, headers)
+        return self._config
 
     def _seconds_left(self, config: DatabricksConfig, headers: Mapping[str, str]) -> float | None:
         try:
@@ -107,14 +151,15 @@ class DatabricksAuth:
     Args:
         make_config: Makes a ``Config``; called in a thread, for the first token and after a 401.
         host: The workspace, as ``https://...``: credentials for another one are not sent to it.
+        names_workspace: Whether the headers have the workspace's id, where databricks-sdk knows it.
     """
 
-    def __init__(self, make_config: MakeConfig, host: str) -> None:
+    def __init__(self, make_config: MakeConfig, host: str, *, names_workspace: bool = True) -> None:
         self._make_config = make_config
         self._host = host
-        self._refreshing = trio.Lock()
-        self._refreshes = 0
-        self._outcome: _Credentials | AuthError | None = None
+        self._names_workspace = names_workspace
+        self._credentials = SharedFetch(self._fetch_credentials, _lasts)
+        self._principal = SharedFetch(self._fetch_principal, lambda principal: True)
         self._session = self._new_session()
         self._left_behind: list[_Session] = []
 
@@ -126,48 +171,58 @@ class DatabricksAuth:
         Raises:
             AuthError: There are none. The reason never has the SDK's own words, which may hold credentials.
         """
-        outcome = self._outcome
-        if isinstance(outcome, _Credentials) and trio.current_time() < outcome.good_until:
-            await trio.lowlevel.checkpoint()
-            return outcome.headers
-        seen = self._refreshes
-        async with self._refreshing:
-            if self._refreshes == seen or self._outcome is None:
-                self._outcome = await self._refresh()
-                self._refreshes += 1
-            outcome = self._outcome
-        if isinstance(outcome, AuthError):
-            raise AuthError(outcome.reason, retry=outcome.retry)
-        return outcome.headers
+        return (await self._credentials.get()).headers
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
         """Forget ``headers`` and the SDK's token, so that the next call of `headers` authenticates anew."""
-        if isinstance(self._outcome, _Credentials) and self._outcome.headers == headers:
-            self._outcome = None
+        kept = self._credentials.kept
+        if kept is not None and kept.headers == headers:
+            self._credentials.forget()
+            self._replace_session()
+
+    async def service_principal(self) -> ServicePrincipal:
+        """Return the service principal, without fetching a token.
+
+        Raises:
+            AuthError: There is none.
+        """
+        return await self._principal.get()
+
+    def forget_principal(self, principal: ServicePrincipal) -> None:
+        """Read variables and files again the next time: ``principal`` is not known to the workspace."""
+        if self._principal.kept is principal:
+            self._principal.forget()
             self._replace_session()
 
     def __repr__(self) -> str:
         return f"<DatabricksAuth for {self._host}>"
 
-    async def _refresh(self) -> _Credentials | AuthError:
+    async def _fetch_credentials(self) -> _Credentials:
+        headers, seconds_left = await self._ask(_Session.fetch)
+        return _Credentials(headers, trio.current_time() + _good_for(seconds_left))
+
+    async def _fetch_principal(self) -> ServicePrincipal:
+        return await self._ask(_Session.service_principal)
+
+    async def _ask(self, question: Callable[[_Session], T]) -> T:
         while True:
             session = self._usable_session()
             if not session.busy:
                 session.started = trio.current_time()
             try:
-                headers, seconds_left = await trio.to_thread.run_sync(
-                    session.fetch, abandon_on_cancel=True, limiter=session.threads
+                answer = await trio.to_thread.run_sync(
+                    question, session, abandon_on_cancel=True, limiter=session.threads
                 )
             except Exception as error:
                 failure = auth_error(error, self._host)
             else:
                 if session is self._session:
-                    return _Credentials(headers, trio.current_time() + _good_for(seconds_left))
+                    return answer
                 # A 401 came in the meantime: this may be the very token that the server does not want.
                 continue
             # What was configured may be mended by the next time, so nothing of it is kept.
             self._replace_session()
-            return failure
+            raise failure
 
     def _usable_session(self) -> _Session:
         self._left_behind = [session for session in self._left_behind if session.busy]
@@ -182,7 +237,7 @@ class DatabricksAuth:
         self._session = self._new_session()
 
     def _new_session(self) -> _Session:
-        return _Session(self._checked_config)
+        return _Session(self._checked_config, self._names_workspace)
 
     def _checked_config(self) -> DatabricksConfig:
         config = self._make_config()
@@ -190,6 +245,16 @@ class DatabricksAuth:
         if host and host != self._host:
             raise AuthError(f"databricks-sdk has credentials for another workspace than {self._host}", retry=False)
         return config
+
+
+def _lasts(credentials: _Credentials) -> bool:
+    return trio.current_time() < credentials.good_until
+
+
+def _text_of(config: DatabricksConfig, name: str) -> str:
+    """Return an attribute of ``config`` that not every one has; empty if it has none."""
+    value = getattr(config, name, None)
+    return str(value).strip() if isinstance(value, str | int) else ""
 
 
 def _good_for(seconds_left: float | None) -> float:

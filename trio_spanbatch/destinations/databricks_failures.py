@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ..otlp.auth import AuthError
 
-__all__ = ["MISSING_EXTRA", "auth_error"]
+__all__ = ["MISSING_EXTRA", "OAUTH_REFUSALS", "auth_error"]
 
 MISSING_EXTRA = 'databricks-sdk is not installed; get it with: pip install "trio-spanbatch[databricks]"'
 
@@ -20,17 +20,20 @@ _SET_CREDENTIALS = (
     "set DATABRICKS_TOKEN, or DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET, or DATABRICKS_CONFIG_PROFILE"
 )
 
-# https://www.rfc-editor.org/rfc/rfc6749#section-5.2 and https://www.rfc-editor.org/rfc/rfc6749#section-4.1.2.1
-_OAUTH_REFUSALS = (
+# https://www.rfc-editor.org/rfc/rfc6749#section-5.2, https://www.rfc-editor.org/rfc/rfc6749#section-4.1.2.1,
+# https://www.rfc-editor.org/rfc/rfc9396#section-5 and https://www.rfc-editor.org/rfc/rfc8707#section-2
+OAUTH_REFUSALS = (
     "access_denied",
+    "invalid_authorization_details",
     "invalid_client",
     "invalid_grant",
     "invalid_request",
     "invalid_scope",
+    "invalid_target",
     "unauthorized_client",
     "unsupported_grant_type",
 )
-_OAUTH_REFUSAL = re.compile(rf"(?:^|[ :])({'|'.join(_OAUTH_REFUSALS)})\b")
+_OAUTH_REFUSAL = re.compile(rf"(?:^|[ :])({'|'.join(OAUTH_REFUSALS)})\b")
 _TWO_WAYS = re.compile(r"more than one authorization method configured: ([a-z -]{1,100})")
 _NO_PROFILE = re.compile(r"has no ([\w-]{1,100}) profile configured")
 

@@ -10,22 +10,39 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
+from typing import ClassVar, TypedDict
 
 import attrs
+import trio
 
 from .._batch import SpanBatch
 from .._errors import InvalidLocationError
-from .._results import ExportResult, Refused
+from .._results import Delivered, ExportResult, Refused
 from ..otlp.clients import AsyncClient, AsyncTransport
 from ..otlp.http import OTLPExporter
 from ..otlp.http_headers import check_endpoint, has_userinfo
 from ..otlp.tls import TLSSettings
-from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
+from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, DatabricksConfig, MakeConfig
 from .databricks_failures import MISSING_EXTRA
+from .json_attributes import decoded
 
-__all__ = ["LOCATION_HEADER", "TRACES_PATH", "check_table_name", "unity_catalog", "workspace_url"]
+__all__ = [
+    "LOCATION_HEADER",
+    "TRACES_PATH",
+    "Options",
+    "TableExporter",
+    "UnityCatalogExporter",
+    "check_table_name",
+    "checked_workspace",
+    "default_config",
+    "unity_catalog",
+    "workspace_url",
+]
 
 LOCATION_HEADER = "X-Databricks-UC-Table-Name"
+
+# These name the workspace; the second is the name that the first had before.
+_NAMES_OF_WORKSPACE = (WORKSPACE_HEADER.lower(), "x-databricks-org-id")
 TRACES_PATH = "/api/2.0/otel/v1/traces"
 
 # https://docs.databricks.com/aws/en/sql/language-manual/sql-ref-names: names have at most 255 characters, and no
@@ -50,7 +67,9 @@ _SDK_RETRY_TIMEOUT = 1
 def unity_catalog(
     host: str | None = None,
     *,
+    prefer_zerobus: bool = False,
     make_config: MakeConfig | None = None,
+    decode_json_attributes: bool = False,
     headers: Mapping[str, str] | None = None,
     timeout: float = 20.0,
     compression: str | None = None,
@@ -62,21 +81,112 @@ def unity_catalog(
     It needs the extra ``databricks``. Credentials are those that databricks-sdk finds: ``DATABRICKS_TOKEN``,
     ``DATABRICKS_CLIENT_ID`` and ``DATABRICKS_CLIENT_SECRET``, ``DATABRICKS_CONFIG_PROFILE``, the ways of the clouds.
     They are looked for when the first batch is sent, in a thread; a token is kept, replaced before it ends, and
-    replaced once when the server answers 401.
+    replaced once when the server answers 401. Requests name the workspace by its id, where databricks-sdk knows it,
+    unless ``headers`` does.
 
     Args:
         host: The workspace, e.g. ``https://dbc-a1b2c3d4-e5f6.cloud.databricks.com``; by default ``DATABRICKS_HOST``.
+        prefer_zerobus: Whether to send through Zerobus first, as `zerobus` does, and through the workspace what
+            Zerobus does not take: a batch for which Zerobus answers 408, 413 or 429 or there is no token, and for an
+            hour everything once it answers any other 4xx, cannot be connected to, or rejects all of a batch. A batch
+            whose outcome there is unknown is counted as ambiguous and repeated through the workspace.
         make_config: Makes the ``databricks.sdk.core.Config`` that authenticates, for instance
             ``lambda: Config(profile="production")``. Called in a thread, for the first token and after a 401.
+        decode_json_attributes: Whether attributes of spans that are JSON texts, as MLflow keeps them, are sent as the
+            values that they stand for.
         headers: Headers for every request, without ``Authorization``.
-        timeout: Seconds for a whole attempt. The first one includes databricks-sdk's import and its first token.
+        timeout: Seconds for a whole attempt, also one that goes both ways. The first one includes databricks-sdk's
+            import and its first token.
         compression: ``"gzip"``, or ``None`` for none.
-        client: As for `OTLPExporter`.
-        transport: As for `OTLPExporter`.
+        client: As for `OTLPExporter`. With ``prefer_zerobus``, tokens are fetched with it too.
+        transport: As for `OTLPExporter`; the same holds.
 
     Raises:
         ModuleNotFoundError: databricks-sdk is not installed.
         ValueError: There is no host, or it is more than a host; ``headers`` authenticate; or see `OTLPExporter`.
+    """
+    workspace = checked_workspace(host, headers)
+    names = {str(name).lower() for name in headers or ()}
+    auth = DatabricksAuth(
+        make_config or default_config(workspace), workspace, names_workspace=names.isdisjoint(_NAMES_OF_WORKSPACE)
+    )
+    options = Options(headers=headers, timeout=timeout, compression=compression, client=client, transport=transport)
+    if not prefer_zerobus:
+        return UnityCatalogExporter(workspace, auth, decode_json_attributes, options)
+    # It needs this module.
+    from .zerobus_fallback import ZerobusFirst
+
+    return ZerobusFirst(workspace, auth, decode_json_attributes, options)
+
+
+class Options(TypedDict):
+    """Arguments of `OTLPExporter` that are the user's."""
+
+    headers: Mapping[str, str] | None
+    timeout: float
+    compression: str | None
+    client: AsyncClient | None
+    transport: AsyncTransport | None
+
+
+class TableExporter(OTLPExporter):
+    """Sends to tables of Unity Catalog."""
+
+    _tls_settings = TLSSettings((), "a client certificate is given with client=")
+
+    # What to do about a failure, where Databricks' own words do not say that.
+    _advice: ClassVar[Mapping[int | None, str]]
+    _decodes: bool = False
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if ``location`` is no three-part name of a table."""
+        check_table_name(location)
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``; see `OTLPExporter`."""
+        self._check_open()
+        self.check_location(batch.location)
+        if not batch.spans:
+            await trio.lowlevel.checkpoint()
+            return Delivered()
+        began = trio.current_time()
+        sent = await decoded(batch) if self._decodes else batch
+        return await self._send(batch, sent, max(self.timeout - (trio.current_time() - began), 0.0))
+
+    async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
+        """Make one attempt at sending ``sent``, which is what became of ``batch``."""
+        return self._advised(await self._export_within(sent, seconds))
+
+    def _advised(self, result: ExportResult) -> ExportResult:
+        if not isinstance(result, Refused) or result.status_code not in self._advice:
+            return result
+        advice = self._advice[result.status_code]
+        if result.status_code == 404 and _ABOUT_A_NAME.search(result.reason):
+            advice = "create the table, or correct its name"
+        return attrs.evolve(result, reason=f"{result.reason}; {advice}")
+
+
+class UnityCatalogExporter(TableExporter):
+    """Sends to tables of Unity Catalog through the workspace."""
+
+    _advice: ClassVar = {
+        401: "the workspace does not take these credentials, also not fresh ones: are they for this workspace? Where "
+        "several have one host, DATABRICKS_WORKSPACE_ID says which one is meant",
+        403: "these credentials need USE CATALOG, USE SCHEMA, SELECT and MODIFY for the table",
+        404: "is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?",
+    }
+
+    def __init__(self, workspace: str, auth: DatabricksAuth, decodes: bool, options: Options) -> None:
+        super().__init__(workspace + TRACES_PATH, location_header=LOCATION_HEADER, auth=auth, **options)
+        self._decodes = decodes
+
+
+def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> str:
+    """Return the workspace of an exporter that databricks-sdk authenticates.
+
+    Raises:
+        ModuleNotFoundError: databricks-sdk is not installed.
+        ValueError: There is no workspace, or ``headers`` authenticate.
     """
     if not _has_sdk():
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
@@ -86,45 +196,7 @@ def unity_catalog(
             "headers has Authorization (not shown), but databricks-sdk authenticates: give DATABRICKS_TOKEN or "
             "make_config=, or make an OTLPExporter"
         )
-    return _UnityCatalogExporter(
-        workspace + TRACES_PATH,
-        location_header=LOCATION_HEADER,
-        headers=headers,
-        auth=DatabricksAuth(make_config or _default_config(workspace), workspace),
-        timeout=timeout,
-        compression=compression,
-        client=client,
-        transport=transport,
-    )
-
-
-class _UnityCatalogExporter(OTLPExporter):
-    _tls_settings = TLSSettings((), "a client certificate is given with client=")
-
-    def check_location(self, location: str) -> None:
-        """Raise `InvalidLocationError` if ``location`` is no three-part name of a table."""
-        check_table_name(location)
-
-    async def export(self, batch: SpanBatch) -> ExportResult:
-        """Make one attempt at sending ``batch``; see `OTLPExporter`."""
-        return _advised(await super().export(batch))
-
-
-def _advised(result: ExportResult) -> ExportResult:
-    """Return ``result`` with what to do about it, where Databricks' own words do not say that."""
-    if not isinstance(result, Refused):
-        return result
-    if result.status_code == 401:
-        advice = "the workspace does not take these credentials, also not fresh ones: are they for this workspace?"
-    elif result.status_code == 403:
-        advice = "these credentials need USE CATALOG, USE SCHEMA, SELECT and MODIFY for the table"
-    elif result.status_code == 404 and _ABOUT_A_NAME.search(result.reason):
-        advice = "create the table, or correct its name"
-    elif result.status_code == 404:
-        advice = "is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?"
-    else:
-        return result
-    return attrs.evolve(result, reason=f"{result.reason}; {advice}")
+    return workspace
 
 
 def check_table_name(location: str) -> None:
@@ -182,7 +254,9 @@ def _has_sdk() -> bool:
         return False
 
 
-def _default_config(workspace: str) -> MakeConfig:
+def default_config(workspace: str) -> MakeConfig:
+    """Return the function that makes the ``Config`` of databricks-sdk for ``workspace``."""
+
     def make_config() -> DatabricksConfig:
         # Its import takes a second, so it happens here, in the thread.
         from databricks.sdk.core import Config

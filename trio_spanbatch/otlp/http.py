@@ -227,6 +227,9 @@ class OTLPExporter:
             trio.ClosedResourceError: The exporter, or the client that it was given, is closed.
             InvalidLocationError: See `check_location`.
         """
+        return await self._export_within(batch, self._timeout)
+
+    async def _export_within(self, batch: SpanBatch, seconds: float) -> ExportResult:
         self._check_open()
         self.check_location(batch.location)
         if not batch.spans:
@@ -244,12 +247,12 @@ class OTLPExporter:
             )
         location_header = () if self._location_header is None else (self._location_header,)
         attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
-        with trio.move_on_after(self._timeout):
+        with trio.move_on_after(seconds):
             try:
                 return await self._attempt(batch, attempt)
             finally:
                 await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        return self._timed_out(attempt)
+        return self._timed_out(attempt, seconds)
 
     async def aclose(self) -> None:
         """Close the client and its connections, unless the client was given. No export may be under way.
@@ -351,20 +354,20 @@ class OTLPExporter:
         request.stream = piecewise_stream(body, request.stream)
         return request
 
-    def _timed_out(self, attempt: Attempt) -> ExportResult:
+    def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
         # First, as there may have been a 401 to the credentials before.
         if attempt.waits_for:
-            reason = f"no credentials within {self._timeout:g} s: {attempt.waits_for} did not return"
+            reason = f"no credentials within {seconds:g} s: {attempt.waits_for} did not return"
             return TryLater(reason, cause="timeout")
         known = attempt.known_failure()
         if known is not None:
             return known
         if attempt.may_have_arrived:
-            reason = f"no complete answer from {attempt.peer} within {self._timeout:g} s"
+            reason = f"no complete answer from {attempt.peer} within {seconds:g} s"
             return TryLater(reason, ambiguous=True, cause="timeout")
         if attempt.handed_over:
-            return TryLater(f"no connection to {attempt.peer} within {self._timeout:g} s", cause="timeout")
-        return TryLater(f"no time to compress within {self._timeout:g} s", cause="timeout")
+            return TryLater(f"no connection to {attempt.peer} within {seconds:g} s", cause="timeout")
+        return TryLater(f"no time to compress within {seconds:g} s", cause="timeout")
 
     def _check_open(self) -> None:
         if self._closed:
