@@ -168,6 +168,20 @@ async def test_server_and_experiment_may_be_in_mlflows_variables(spans: Path, ml
     assert request.header("content-encoding") is None
 
 
+async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_go_before_its_variables(
+    spans: Path, mlflow_server: OTLPReceiver
+) -> None:
+    async with mlflow_server:
+        ended = await send(
+            *(spans, "--to", "mlflow", "--endpoint", base_of(mlflow_server), "--location", "support agent"),
+            *("--header", "X-Gateway=g", "--header", "Authorization=Bearer mine"),
+            MLFLOW_TRACKING_TOKEN="theirs",
+        )
+    assert (ended.exit_code, ended.err) == (0, "")
+    sent = [(request.header("x-gateway"), request.header("authorization")) for request in mlflow_server.requests]
+    assert sent == [("g", "Bearer mine")] * 2
+
+
 def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_BSP_EXPORT_TIMEOUT", raising=False)
     assert attempt_timeout(typed("otlp")) == 30
@@ -234,7 +248,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (("--to", "otpl"), "'otpl' is not one of 'otlp', 'mlflow', 'unity-catalog', 'zerobus'"),
         ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "exclude each other"),
         ((*MLFLOW, "--location-header", "X-A"), "--location-header does not go with --to mlflow"),
-        ((*MLFLOW, "--header", "Authorization=Bearer s3cret"), "--header does not go with --to mlflow: MLFLOW_TRACK"),
+        ((*MLFLOW, "--header", "X-MLflow-Experiment-Id=4"), "--header has x-mlflow-experiment-id; a batch's location"),
         (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or give an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),

@@ -49,6 +49,7 @@ _NOBODY_THERE = {
 # The library's messages name its arguments: what these are called here, the first that applies.
 _WORDS = (
     (r"headers= or auth=", "--header"),
+    (r"\bheaders has ", "--header has "),
     (r"\bendpoint (?='|\(not shown|must be a host|http)", "--endpoint "),
     (r"\blocation_header (?=')", "--location-header "),
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
@@ -169,18 +170,13 @@ def _otlp(destination: Destination) -> SpanExporter:
 
 def _mlflow(destination: Destination) -> SpanExporter:
     _refuse(destination.location_header is not None, "--location-header", destination, "MLflow's is known")
-    _refuse(
-        bool(destination.headers),
-        "--header",
-        destination,
-        "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, have the credentials",
-    )
     _check_mlflows_variables(destination)
     location = destination.location or "default"
     by_name = location != "default" and re.fullmatch(r"[0-9]+", location) is None
     return mlflow(
         destination.endpoint,
         experiments="name" if by_name else "id",
+        headers=destination.headers,
         timeout=destination.timeout or _TIMEOUTS["mlflow"],
         compression=None if destination.compression == "none" else "gzip",
     )
