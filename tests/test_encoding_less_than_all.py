@@ -7,6 +7,7 @@ import decimal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -273,6 +274,11 @@ def test_trace_flags_are_the_lowest_8_bits_of_a_number_for_a_span_and_a_link_ali
         context = SpanContext(1, 2, trace_flags=flags)  # type: ignore[arg-type]  # on purpose
         message = encode(context=context, links=[SpanLink(context)]).to_message()
         assert (message.flags, message.links[0].flags) == (0x100 | sent, 0x100 | sent)
+
+
+def test_a_resource_may_say_that_it_has_no_entities_with_none() -> None:
+    resource: Any = SimpleNamespace(attributes={"a": 1}, schema_url="", entity_refs=None)
+    assert ResourceSpans.FromString(encode(resource=resource).headers.resource).resource.attributes[0].key == "a"
 
 
 def test_bytes_of_a_class_with_a_conversion_of_its_own_are_the_bytes_that_they_are() -> None:
