@@ -172,7 +172,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
         options["compression"] = compression
     if endpoint[:6].lower() == "https:":
         # Elsewhere nothing is read from these files, so they may be gone.
-        options.update(_files(environ))
+        return {**options, **_files(environ)}
     return options
 
 
