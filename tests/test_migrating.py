@@ -287,7 +287,9 @@ def test_each_variable_sets_here_what_the_tables_say() -> None:
                 text, wanted = SAMPLES[argument]
                 environ = {variable: text}
                 options: dict[str, object] = {**batch_options(environ), **queue_options(environ)}
-                options |= {**exporter_options(environ), "attempt_timeout": export_timeout(environ)}
+                # Files for TLS count where the endpoint is https.
+                options |= {**exporter_options(environ, endpoint="https://collector"), **exporter_options(environ)}
+                options |= {"attempt_timeout": export_timeout(environ)}
                 assert options[argument] == wanted, variable
                 seen += 1
     assert seen == 4 + 2 * 6
