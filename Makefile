@@ -22,7 +22,7 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-matrix about-test about-test-all about-environments cancel-everywhere simulate soak bench check docs format clean
+.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate soak bench check docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
@@ -61,19 +61,19 @@ $(MLFLOW_READY): constraints-mlflow.txt
 demo: $(READY)
 	@$(BIN)/trio-spanbatch demo
 
-about-environments:
-	@test -e $(READY) || echo "before: installing trio-spanbatch and what its tests need in $(VENV), about 100 packages: a minute or two"
-	@test -e $(MLFLOW_READY) || echo "before: installing MLflow's server in $(MLFLOW_VENV), about 80 packages: a minute or two"
+about-environment:
+	@test -e $(READY) || echo "first: installing trio-spanbatch and what its tests need in $(VENV), about 100 packages: a minute or two"
 
-about-test: about-environments
-	@echo "make test: about 4,000 tests in a process for each core; about two minutes on two idle cores"
-	@echo "(those that take longer are in make test-all)"
+about-test: about-environment
+	@echo "make test: about 6,200 tests in a process for each core, in about two minutes on two idle cores; the tests that"
+	@echo "start programs and servers of their own, and others that take long, are in make test-all"
 
-about-test-all: about-environments
-	@echo "make test-all: about 4,000 tests, those that take long as well, with branch coverage, in a process for each core;"
-	@echo "about eight minutes on two idle cores"
+about-test-all: about-environment
+	@test -e $(MLFLOW_READY) || echo "first: installing MLflow's server in $(MLFLOW_VENV), about 80 packages: a minute or two"
+	@echo "make test-all: all tests, about 6,500, with branch coverage, in a process for each core; about ten minutes on two"
+	@echo "idle cores"
 
-test: about-test $(READY) $(MLFLOW_READY)
+test: about-test $(READY)
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-all: about-test-all $(READY) $(MLFLOW_READY)

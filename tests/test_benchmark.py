@@ -30,6 +30,8 @@ from bench.spans import SPANS, agent_spans
 from trio_spanbatch import InstrumentationScope, Resource, Span, SpanBatch, SpanContext, SpanLike
 from trio_spanbatch.otlp.encoding import SpanEncoder
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 GZIP = "content-encoding: gzip"
 HANGING = "x-location: hanging"

@@ -34,6 +34,8 @@ from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.otlp.encoding import SpanEncoder
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
+pytestmark = pytest.mark.long
+
 ONE, TWO = ("a", "01", "02"), ("a", "01", "03")
 
 

@@ -11,6 +11,8 @@ from databricks_support import CLIENT_ID, CLIENT_SECRET, FakeWorkspace, bearer_o
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from zerobus_support import Zerobus, status_of, zerobus_for
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "destinations"
 TABLES = ["main.agents.a_otel_spans", "main.agents.b_otel_spans"]
 

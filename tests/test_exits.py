@@ -299,6 +299,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body", ["pass", "scope.cancel(); await trio.sleep(0)", "raise ValueError('of the body')"])
 @pytest.mark.parametrize(
     "options",

@@ -19,6 +19,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from trio_spanbatch.testing import OTLPReceiver
 
+pytestmark = pytest.mark.long
+
 PROGRAMS = ["agents_trio.py", "agents_anyio.py", "mcp_two_tenants.py", "web_service.py"]
 
 
@@ -33,7 +35,6 @@ async def spans_of(example: str) -> dict[str, list[SpanMessage]]:
     return receiver.stored
 
 
-@pytest.mark.long
 async def test_every_example_says_what_it_needs() -> None:
     async def say(example: str) -> None:
         ended = await run_example(example, None)

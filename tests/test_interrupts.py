@@ -23,6 +23,8 @@ from process_support import untraced_environment
 
 from trio_spanbatch._interrupts import InterruptWatch
 
+pytestmark = pytest.mark.long
+
 PRELUDE = """
     import json, math, signal, sys
     import trio

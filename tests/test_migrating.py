@@ -178,6 +178,7 @@ def test_the_timeout_is_seconds_there_and_milliseconds_here(
     assert "milliseconds" in caplog.text
 
 
+@pytest.mark.long
 def test_the_versions_that_the_pages_speak_of_are_those_that_are_tested() -> None:
     for package in ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"):
         assert version(package) == "1.45.2", f"read the pages again with {package} {version(package)}"
@@ -192,7 +193,7 @@ def test_the_versions_that_the_pages_speak_of_are_those_that_are_tested() -> Non
 
 def mlflow_package() -> Path:
     if not MLFLOW.exists():
-        raise FileNotFoundError(f"{MLFLOW} is not there: `make test` makes it")
+        raise FileNotFoundError(f"{MLFLOW} is not there: `make test-all` makes it")
     (package,) = (MLFLOW.parent.parent / "lib").glob("python*/site-packages/mlflow")
     return package
 
@@ -208,6 +209,7 @@ def mlflow_variables() -> dict[str, object]:
     return found
 
 
+@pytest.mark.long
 def test_every_variable_of_mlflows_span_batcher_is_in_its_table_with_its_default() -> None:
     variables = mlflow_variables()
     export = mlflow_package() / "tracing" / "export"
@@ -222,6 +224,7 @@ def test_every_variable_of_mlflows_span_batcher_is_in_its_table_with_its_default
     assert {row.there[0]: value(row.default_there) for row in table} == {name: variables[name] for name in names(table)}
 
 
+@pytest.mark.long
 def test_every_method_of_mlflows_span_batcher_is_in_its_table_with_ours() -> None:
     tree = ast.parse((mlflow_package() / "tracing" / "export" / "span_batcher.py").read_text())
     (batcher,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
@@ -330,6 +333,7 @@ async def test_the_program_that_came_from_the_span_processor_sends_its_spans() -
     assert [span.name for span in receiver.stored["default"]] == ["work"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("example", "sent", "traces"),
     [

@@ -11,6 +11,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from trio_spanbatch import BatchPolicy, EncodedSpan, Loss, RetryPolicy, SpanBatcher
 from trio_spanbatch.destinations import mlflow
 
+pytestmark = pytest.mark.long
+
 TRACE_ID = 0x90150
 # Each breaks another rule of OTLP, and none of them can be made with our encoder.
 POISON = {17: {"span_id": b"\x01" * 9}, 18: {"trace_id": b""}, 83: {"trace_id": b"\x02" * 17}}
@@ -35,7 +37,6 @@ def span(number: int) -> EncodedSpan:
     return EncodedSpan(message.SerializeToString())
 
 
-@pytest.mark.long
 async def test_of_100_spans_with_three_bad_ones_97_are_stored_and_three_rejected_with_their_reasons(
     server: MLflowServer,
 ) -> None:

@@ -18,6 +18,8 @@ from trio_spanbatch import BatchPolicy, Delivered, Loss, Refused, RetryPolicy, S
 from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.otlp.responses import interpret_response
 
+pytestmark = pytest.mark.long
+
 _TRACE_IDS = itertools.count(1)
 RETRY = RetryPolicy(initial=0.2, maximum=1.0, attempt_timeout=60)
 
@@ -54,7 +56,6 @@ async def test_traces_in_two_experiments_are_stored_span_for_span(server: MLflow
         assert_all_stored(server, experiment, traces)
 
 
-@pytest.mark.long
 async def test_nothing_is_lost_when_the_server_is_killed_and_restarted_half_way(server: MLflowServer) -> None:
     experiments = [server.create_experiment("killed"), server.create_experiment("killed too")]
     maker = TraceMaker(2)

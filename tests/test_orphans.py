@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from process_support import DEADLINE, child, run_to_end, wait_until
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent
 STAYS = TESTS / "child_programs" / "stays.py"
 STARTS_CHILDREN = TESTS / "child_programs" / "starts_children.py"

@@ -11,6 +11,8 @@ from cli_support import run_command
 
 from trio_spanbatch.testing import Answer, OTLPReceiver
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).parent.parent / "docs" / "phoenix.md"
 KEY = "px-0123456789abcdef"
 

@@ -29,6 +29,8 @@ from process_support import Child, child, reserved_port, wait_until
 
 from trio_spanbatch.testing import OTLPReceiver
 
+pytestmark = pytest.mark.long
+
 # What a process ends with that was ended by SIGTERM, as a shell says it.
 TERMINATED = 128 + signal.SIGTERM
 
@@ -251,7 +253,6 @@ async def test_the_documented_service_ends_with_143_and_everything_delivered() -
 # -- servers that are killed and stopped ---------------------------------------------------------------------------
 
 
-@pytest.mark.long
 async def test_everything_is_delivered_by_way_of_servers_that_are_killed(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:

@@ -30,6 +30,8 @@ from soak_program import Load, MakeExporter, send_over_http
 from trio_spanbatch import Delivered, ExportResult, SpanBatch, SpanBatcher, SpanExporter
 from trio_spanbatch.testing import InMemoryExporter
 
+pytestmark = pytest.mark.long
+
 SHORT = Plan(
     seconds=3600.0,
     spans=500,
@@ -73,7 +75,6 @@ class Raises(Wrapped):
 # -- whole runs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
     rows: list[str] = []
     # It rests once its patience is over, which is long enough for the server on any machine.
@@ -89,7 +90,6 @@ async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
     assert any(not row.endswith("  at rest") for row in rows[1:])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("make_exporter", "objection"),
     [

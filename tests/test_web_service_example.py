@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 import httpx
+import pytest
 import trio
 from framework_support import (
     EXAMPLES,
@@ -24,6 +25,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from process_support import DEADLINE, Child, child, wait_until
 
 from trio_spanbatch.testing import OTLPReceiver
+
+pytestmark = pytest.mark.long
 
 RUNNING = re.compile(r"Running on http://127\.0\.0\.1:(\d+) ")
 # As many requests are answered before the SIGTERM comes, and so many clients keep on sending.
