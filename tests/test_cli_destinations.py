@@ -168,6 +168,20 @@ async def test_server_and_experiment_may_be_in_mlflows_variables(spans: Path, ml
     assert request.header("content-encoding") is None
 
 
+async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_go_before_its_variables(
+    spans: Path, mlflow_server: OTLPReceiver
+) -> None:
+    async with mlflow_server:
+        ended = await send(
+            *(spans, "--to", "mlflow", "--endpoint", base_of(mlflow_server), "--location", "support agent"),
+            *("--header", "X-Gateway=g", "--header", "Authorization=Bearer mine"),
+            MLFLOW_TRACKING_TOKEN="theirs",
+        )
+    assert (ended.exit_code, ended.err) == (0, "")
+    sent = [(request.header("x-gateway"), request.header("authorization")) for request in mlflow_server.requests]
+    assert sent == [("g", "Bearer mine")] * 2
+
+
 def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_BSP_EXPORT_TIMEOUT", raising=False)
     assert attempt_timeout(typed("otlp")) == 30
@@ -180,6 +194,27 @@ def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.Monke
         assert attempt_timeout(typed("otlp")) == seconds
     monkeypatch.setenv("OTEL_BSP_EXPORT_TIMEOUT", "7000")
     assert attempt_timeout(typed("otlp")) == 7
+
+
+async def test_a_password_in_the_endpoint_of_the_environment_goes_nowhere_else(spans: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://user:s3cr3t@127.0.0.1:{receiver.port}"}
+        assert (await send(spans, **environ)).exit_code == 0
+        assert (await send(spans, "--endpoint", receiver.url, **environ)).exit_code == 0
+    assert [request.header("authorization") is None for request in receiver.requests] == [False, True]
+
+
+async def test_an_endpoint_that_cannot_be_read_is_not_shown_where_grpc_is_asked_for(spans: Path) -> None:
+    ended = await send(spans, "--endpoint", "http://me:s3cr3t", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    assert ended.exit_code != 0
+    assert "--endpoint (not shown) is no URL" in ended.err
+    assert "s3cr3t" not in ended.err
+
+
+async def test_files_for_tls_in_the_environment_do_not_matter_for_plain_http(spans: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        ended = await send(spans, "--endpoint", receiver.url, OTEL_EXPORTER_OTLP_CERTIFICATE="/nowhere.pem")
+    assert (ended.exit_code, ended.err) == (0, "")
 
 
 def typed(to: str, timeout: float | None = None) -> Destination:
@@ -213,7 +248,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (("--to", "otpl"), "'otpl' is not one of 'otlp', 'mlflow', 'unity-catalog', 'zerobus'"),
         ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "exclude each other"),
         ((*MLFLOW, "--location-header", "X-A"), "--location-header does not go with --to mlflow"),
-        ((*MLFLOW, "--header", "Authorization=Bearer s3cret"), "--header does not go with --to mlflow: MLFLOW_TRACK"),
+        ((*MLFLOW, "--header", "X-MLflow-Experiment-Id=4"), "--header has x-mlflow-experiment-id; a batch's location"),
         (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or give an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import ssl
 from pathlib import Path
@@ -16,7 +17,7 @@ from support import make_span, make_spans
 from trio.testing import MockClock
 
 from trio_spanbatch import OTLPExporter, Resource, Span, SpanBatcher, SpanContext
-from trio_spanbatch.testing import Hang, OTLPReceiver
+from trio_spanbatch.testing import Answer, Hang, OTLPReceiver
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_"
@@ -383,14 +384,14 @@ async def test_credentials_of_a_proxy_are_sent_to_it_and_shown_nowhere(
 @pytest.mark.parametrize(
     "variables",
     [
-        {f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@collector.test"},
-        {f"{TRACES}ENDPOINT": f"http://{SECRET}@collector.test/v1/traces"},
+        {f"{PREFIX}ENDPOINT": f"http://user:{SECRET}/@collector.test"},
+        {f"{TRACES}ENDPOINT": f"http://{SECRET}?@collector.test/v1/traces"},
         {f"{PREFIX}HEADERS": f"authorization=Bearer%20{SECRET}%0A"},
         {f"{TRACES}HEADERS": f"authorization=Bearer%20{SECRET}%0D%0Ax-admin%3A1"},
     ],
     ids=["userinfo", "user", "newline", "CR LF"],
 )
-def test_credentials_in_the_url_and_a_token_with_a_newline_are_refused_when_the_batcher_is_made_and_not_shown(
+def test_a_url_with_an_unclear_password_and_a_token_with_a_newline_are_refused_when_the_batcher_is_made_and_not_shown(
     variables: dict[str, str], env: Environment, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -400,3 +401,18 @@ def test_credentials_in_the_url_and_a_token_with_a_newline_are_refused_when_the_
     for error in (caught.value, caught.value.__cause__, caught.value.__context__):
         assert SECRET not in repr(error)
     assert SECRET not in caplog.text
+
+
+async def test_a_password_in_the_endpoint_arrives_as_basic_authentication_and_is_shown_nowhere(
+    env: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    echo = f"no spans of {SECRET} are taken".encode()
+    async with OTLPReceiver(answers=[Answer(403, body=echo)]) as receiver:
+        env.set(**{f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@127.0.0.1:{receiver.port}"})
+        batcher = await send()
+    authorization = receiver.requests[0].header("authorization")
+    assert authorization == f"Basic {base64.b64encode(f'user:{SECRET}'.encode()).decode()}"
+    assert batcher.statistics().rejected == 3
+    assert SECRET not in f"{caplog.text}{batcher!r}"
+    assert authorization.partition(" ")[2] not in caplog.text

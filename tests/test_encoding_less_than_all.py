@@ -7,6 +7,7 @@ import decimal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,6 +251,49 @@ def test_times_counts_and_flags_that_are_ints_by_index_are_taken() -> None:
     assert (event.dropped_attributes_count, link.dropped_attributes_count) == (1, 2)
     assert (message.dropped_attributes_count, message.dropped_events_count, message.dropped_links_count) == (3, 4, 0)
     assert (message.flags, link.flags, other.flags) == (0x301, 0x101, 9)
+
+
+class BrokenFlags:
+    trace_id, span_id, is_remote, trace_state = 1, 2, False, ""
+
+    @property
+    def trace_flags(self) -> int:
+        raise ValueError("no flags")
+
+
+@pytest.mark.parametrize("flags", [-1, "1", 1.5, [1], Mute(), Index(-1)], ids=range(6))
+def test_no_span_is_lost_for_the_trace_flags_of_a_context(flags: Any) -> None:
+    context = SpanContext(1, 2, trace_flags=flags)
+    for odd in (context, BrokenFlags()):
+        message = encode(context=odd, links=[SpanLink(odd)]).to_message()  # type: ignore[arg-type]  # on purpose
+        assert (message.flags, message.links[0].flags) == (0x100, 0x100)
+
+
+def test_trace_flags_are_the_lowest_8_bits_of_a_number_for_a_span_and_a_link_alike() -> None:
+    for flags, sent in ((0x1FF, 0xFF), (2**32 + 3, 3), (True, 1), (Index(2**70 + 1), 1)):
+        context = SpanContext(1, 2, trace_flags=flags)  # type: ignore[arg-type]  # on purpose
+        message = encode(context=context, links=[SpanLink(context)]).to_message()
+        assert (message.flags, message.links[0].flags) == (0x100 | sent, 0x100 | sent)
+
+
+def test_a_resource_may_say_that_it_has_no_entities_with_none() -> None:
+    resource: Any = SimpleNamespace(attributes={"a": 1}, schema_url="", entity_refs=None)
+    assert ResourceSpans.FromString(encode(resource=resource).headers.resource).resource.attributes[0].key == "a"
+
+
+def test_bytes_of_a_class_with_a_conversion_of_its_own_are_the_bytes_that_they_are() -> None:
+    class Bytes(bytes):
+        def __bytes__(self) -> bytes:
+            raise ValueError("no bytes")
+
+    class Array(bytearray):
+        def __bytes__(self) -> bytes:
+            raise ValueError("no bytes")
+
+    message = encode(attributes={"a": Bytes(b"x"), "b": Array(b"y"), "c": [Bytes(b"z")]}).to_message()
+    assert message.dropped_attributes_count == 0
+    assert [attribute.value.bytes_value for attribute in message.attributes] == [b"x", b"y", b""]
+    assert message.attributes[2].value.array_value.values[0].bytes_value == b"z"
 
 
 def test_a_float_is_refused_as_a_time_with_the_remedy() -> None:

@@ -86,11 +86,6 @@ INVALID: list[tuple[str, object, Any]] = [
         for value in WRONG_COUNTS
         if value is not None
     ),
-    *(
-        ("links[0].context.trace_flags", value, {"links": [SpanLink(context(trace_flags=value))]})
-        for value in [-1, "1", 2**32]
-    ),
-    *(("context.trace_flags", value, {"context": context(trace_flags=value)}) for value in [-1, "1", 2**32]),
     ("context", None, {"context": None}),
     ("links[0].context", None, {"links": [SpanLink(NOTHING)]}),
     ("end_time", None, {"end_time": None}),

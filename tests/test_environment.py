@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import math
 from importlib.metadata import version
@@ -118,15 +119,78 @@ def test_an_endpoint_that_is_no_url_is_warned_about_and_ignored(
     ]
 
 
+def basic(credentials: str) -> str:
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "credentials"),
+    [
+        (f"user:{SECRET}", f"user:{SECRET}"),
+        (SECRET, f"{SECRET}:"),
+        (f":{SECRET}", f":{SECRET}"),
+        ("us%40er:p%2Fa%3As%25:s%C3%A9", "us@er:p/a:s%:sé"),
+    ],
+)
+@pytest.mark.parametrize("variable", [f"{PREFIX}ENDPOINT", f"{TRACES}ENDPOINT"])
+def test_a_user_name_and_password_in_an_endpoint_are_sent_as_basic_authentication(
+    variable: str, userinfo: str, credentials: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = exporter_options({variable: f"HTTPS://{userinfo}@collector:4318/otlp?x", f"{PREFIX}HEADERS": "k=v"})
+    path = "/v1/traces" if variable == f"{PREFIX}ENDPOINT" else ""
+    assert options["endpoint"] == f"HTTPS://collector:4318/otlp{path}"
+    assert options.get("headers") == {"k": "v", "Authorization": basic(credentials)}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{variable} has a query or fragment (not shown), which an endpoint does not have: it is ignored"
+    ]
+    exporter = OTLPExporter.from_env({variable: f"http://{userinfo}@collector"})
+    assert not isinstance(exporter, DisabledExporter)
+    assert exporter.endpoint == f"http://collector{path}"
+    assert SECRET not in f"{exporter!r}{exporter.endpoint}{caplog.text}"
+
+
+def test_an_authorization_among_the_headers_goes_before_the_password_in_an_endpoint() -> None:
+    for name in ("Authorization", "authorization"):
+        environ = {f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@collector", f"{PREFIX}HEADERS": f"{name}=Bearer%20x"}
+        assert exporter_options(environ).get("headers") == {name: "Bearer x"}
+
+
+def test_credentials_go_with_the_endpoint_that_they_stand_in_only() -> None:
+    environ = {
+        f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@collector",
+        f"{TRACES}ENDPOINT": "http://elsewhere/v1/traces",
+    }
+    assert exporter_options(environ) == {"endpoint": "http://elsewhere/v1/traces"}
+    assert exporter_options({f"{PREFIX}ENDPOINT": environ[f"{PREFIX}ENDPOINT"]}, endpoint="http://given/") == {
+        "endpoint": "http://given/"
+    }
+    assert exporter_options({f"{PREFIX}ENDPOINT": "http://@collector", f"{PREFIX}HEADERS": ""}) == {
+        "endpoint": "http://collector/v1/traces"
+    }
+
+
 @pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
-@pytest.mark.parametrize("url", [f"http://user:{SECRET}@collector", f"http://user:{SECRET}?x@collector"])
-def test_credentials_in_an_endpoint_are_an_error_that_does_not_show_them(
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://user:{SECRET}?x@collector",
+        f"http://user:{SECRET}/x@collector",
+        f"http://user:{SECRET}@x@collector",
+        f"http://user:{SECRET}\\@collector",
+        f"http://user:{SECRET}^@collector",
+        f"http://user:{SECRET}%4@collector",
+        f"http://user:{SECRET}%40collector",
+        f"http://a:b@collector?{SECRET}@x",
+        f"user:{SECRET}@collector",
+        f"ftp://user:{SECRET}@collector",
+    ],
+)
+def test_what_may_be_credentials_in_an_endpoint_is_an_error_that_does_not_show_them(
     variable: str, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ValueError, match="endpoint") as caught:
+    with pytest.raises(ValueError, match=f"^the endpoint in {variable} .not shown. has an @ that may end") as caught:
         OTLPExporter.from_env({variable: url})
-    assert SECRET not in str(caught.value)
-    assert SECRET not in caplog.text
+    assert SECRET not in f"{caught.value!r}{caught.value.__context__!r}{caplog.text}"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +257,26 @@ def test_the_protocol_for_traces_wins() -> None:
 
 
 # With what.
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("caf%C3%A9", b"caf\xe9"),
+        ("caf\u00e9", b"caf\xe9"),
+        ("%E2%82%AC", b"\xe2\x82\xac"),
+        ("\u20ac%20x", b"\xe2\x82\xac x"),
+        ("%FF", b"\xff"),
+        ("\udcff", b"\xff"),
+        ("100%", b"100%"),
+        ("%20spaces around%20", b"spaces around"),
+        ("b;meta=1", b"b;meta=1"),
+        ("", b""),
+    ],
+)
+def test_any_value_of_a_header_is_sent_as_latin_1_or_else_as_the_bytes_that_it_has(value: str, sent: bytes) -> None:
+    assert headers(f"k={value}")["k"].encode("latin-1") == sent
+    OTLPExporter.from_env({f"{PREFIX}HEADERS": f"k={value},,k2=v2,"})
 
 
 def headers(value: str) -> dict[str, str]:
@@ -362,13 +446,34 @@ def test_compression_for_traces_wins_and_what_is_unknown_is_warned_about(caplog:
 def test_files_for_traces_win() -> None:
     names = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
     environ = {f"{PREFIX}{name}": "general" for name in names} | {f"{TRACES}{name}": "own" for name in names}
-    options = exporter_options(environ)
+    options = exporter_options({**environ, f"{PREFIX}ENDPOINT": "https://collector"})
     assert [options.get(name.lower()) for name in names] == ["own"] * 3
 
 
-def test_a_file_that_is_not_there_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match=r"certificate '/nowhere\.pem' cannot be read"):
-        OTLPExporter.from_env({f"{PREFIX}CERTIFICATE": "/nowhere.pem"})
+@pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_CERTIFICATE"])
+@pytest.mark.parametrize("prefix", [PREFIX, TRACES])
+def test_a_file_that_is_not_there_is_an_error_that_names_it_and_its_variable(name: str, prefix: str) -> None:
+    environ = {f"{PREFIX}ENDPOINT": "HTTPS://collector", f"{prefix}{name}": "/nowhere.pem"}
+    with pytest.raises(ValueError, match=rf"^{prefix}{name}: {name.lower()} '/nowhere\.pem' cannot be read: No such"):
+        OTLPExporter.from_env(environ)
+
+
+@pytest.mark.parametrize("names", [("CERTIFICATE",), ("CLIENT_CERTIFICATE", "CLIENT_KEY"), ("CLIENT_KEY",)])
+def test_files_for_tls_do_not_matter_where_the_endpoint_is_plain_http(
+    names: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    for endpoint_of in ("http://collector", "HTTP://collector", ""):
+        environ = {f"{PREFIX}ENDPOINT": endpoint_of} | {f"{PREFIX}{name}": "/nowhere.pem" for name in names}
+        OTLPExporter.from_env(environ)
+    assert not caplog.records
+
+
+def test_a_client_key_without_a_certificate_is_warned_about_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {f"{PREFIX}ENDPOINT": "https://collector", f"{PREFIX}CLIENT_KEY": "/nowhere.pem"}
+    OTLPExporter.from_env(environ)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{PREFIX}CLIENT_KEY is set without {PREFIX}CLIENT_CERTIFICATE, which it is the key of: it is ignored"
+    ]
 
 
 # Whose spans, and whether at all.

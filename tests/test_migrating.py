@@ -288,9 +288,11 @@ def test_each_variable_sets_here_what_the_tables_say() -> None:
         for variable in row.variables:
             if argument in SAMPLES:
                 text, wanted = SAMPLES[argument]
-                environ = {variable: text}
+                # A key counts only with its certificate, and files only where the endpoint is https.
+                environ = {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "c.pem", variable: text}
                 options: dict[str, object] = {**batch_options(environ), **queue_options(environ)}
-                options |= {**exporter_options(environ), "attempt_timeout": export_timeout(environ)}
+                options |= {**exporter_options(environ, endpoint="https://collector"), **exporter_options(environ)}
+                options |= {"attempt_timeout": export_timeout(environ)}
                 assert options[argument] == wanted, variable
                 seen += 1
     assert seen == 4 + 2 * 6

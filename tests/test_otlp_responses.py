@@ -172,6 +172,24 @@ def test_a_200_that_is_a_web_page_is_a_failure_that_says_login_page(headers: dic
     assert "Sign in" in result.reason
 
 
+@pytest.mark.parametrize("status", [200, 201, 202])
+@pytest.mark.parametrize("body", [b"", b"\r\n", b"\n\x00", b"{}", b'{"partialSuccess": {}}'])
+def test_an_empty_body_or_an_answer_is_no_page_though_it_has_the_type_of_one(status: int, body: bytes) -> None:
+    # Flask's ``return ""`` and ``return json.dumps(...)``.
+    assert interpret(status, HTML, body) == Delivered(status_code=status)
+
+
+def test_a_partial_success_is_counted_though_it_has_the_type_of_a_page() -> None:
+    in_json = b'\xef\xbb\xbf\n{"partialSuccess": {"rejectedSpans": "3", "errorMessage": "too old"}}'
+    for body in (partial(3, "too old"), in_json):
+        assert interpret(200, HTML, body) == Delivered(3, "too old", status_code=200)
+
+
+@pytest.mark.parametrize("body", [b"OK", b"Sign in", b"{{ title }}", b"[sign in]", b"<p>{}", b"\x0a\x00 Sign in"])
+def test_any_other_body_with_the_type_of_a_page_is_a_login_page(body: bytes) -> None:
+    assert isinstance(interpret(200, HTML, body), Refused)
+
+
 def test_an_undecodable_web_page_is_still_a_web_page() -> None:
     assert isinstance(interpret(200, HTML, None), Refused)
 

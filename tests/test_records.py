@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import OrderedDict, UserString
 from collections.abc import Mapping
 from decimal import Decimal
@@ -216,3 +218,24 @@ def test_what_is_no_mapping_is_kept_for_the_encoder_to_refuse() -> None:
     not_a_mapping: Any = ["a"]
     assert Resource(not_a_mapping).attributes is not_a_mapping
     assert SpanContext(1, 2, trace_state=not_a_mapping).trace_state is not_a_mapping
+
+
+def test_records_can_be_copied_and_pickled_with_what_they_hold() -> None:
+    nested = MappingProxyType({"a": ({"b": [1]}, MappingProxyType({"c": b"d"}))})
+    context = SpanContext(1, 2, trace_state={"a": "b"})
+    span = make_span(
+        attributes={"nested": nested},
+        events=[SpanEvent("event", 1, {"k": nested})],
+        links=[SpanLink(context, {"k": [nested["a"][0]]}, flags=1)],
+        resource=Resource({"k": nested}, entity_refs=[EntityRef("service", ["k"])]),
+        instrumentation_scope=InstrumentationScope("scope", attributes={"k": 1}),
+        parent=context,
+        status=Status(StatusCode.ERROR, "no"),
+    )
+    for record in (span, context, *span.events, *span.links, span.resource, span.instrumentation_scope):
+        for other in (copy.copy(record), copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+            assert other == record
+            assert hash(other) == hash(record)
+    changed = copy.deepcopy(span).attributes
+    with pytest.raises(TypeError):
+        changed["key"] = 1  # type: ignore[index]  # on purpose

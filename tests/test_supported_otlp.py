@@ -100,6 +100,8 @@ def test_the_table_of_responses_is_the_one_in_the_code() -> None:
 def test_every_otel_variable_that_is_read_is_there_and_no_other() -> None:
     environ = Variables()
     environment.exporter_options(environ)
+    # Files for TLS are looked for where they are used.
+    environment.exporter_options(environ, endpoint="https://collector")
     environment.batch_options(environ)
     environment.queue_options(environ)
     environment.export_timeout(environ)

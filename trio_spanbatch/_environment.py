@@ -9,12 +9,13 @@ also for headers: they are not merged.
 
 from __future__ import annotations
 
+import base64
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Required, TypedDict
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 
 from ._records import Resource
 from .otlp.http_headers import check_endpoint, check_header_name, has_userinfo
@@ -23,6 +24,7 @@ __all__ = [
     "BatchOptions",
     "ExporterOptions",
     "QueueOptions",
+    "TLSFiles",
     "batch_options",
     "default_resource",
     "export_timeout",
@@ -30,6 +32,7 @@ __all__ = [
     "forget_warnings",
     "queue_options",
     "sdk_disabled",
+    "variable_of",
     "warn_once",
 ]
 
@@ -44,6 +47,9 @@ _MAX_MILLISECONDS = 100 * 365 * 24 * 3600 * 1000
 _MAX_COUNT = 2**31 - 1
 # Below this many milliseconds, a timeout was probably meant in seconds.
 _SUSPICIOUS_MILLISECONDS = 100
+
+# What stands before the ``@`` of a URL, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1.
+_USERINFO = re.compile(r"https?://(?P<userinfo>(?:[-._~!$&'()*+,;=:0-9A-Za-z]|%[0-9A-Fa-f]{2})*)@", re.IGNORECASE)
 
 _logger = logging.getLogger("trio_spanbatch")
 
@@ -65,16 +71,21 @@ class QueueOptions(TypedDict, total=False):
     max_queued_spans: int
 
 
-class ExporterOptions(TypedDict, total=False):
+class TLSFiles(TypedDict, total=False):
+    """Arguments for `OTLPExporter` that are names of files."""
+
+    certificate: str
+    client_certificate: str
+    client_key: str
+
+
+class ExporterOptions(TLSFiles, total=False):
     """Arguments for `OTLPExporter`."""
 
     endpoint: Required[str]
     headers: dict[str, str]
     timeout: float
     compression: str
-    certificate: str
-    client_certificate: str
-    client_key: str
 
 
 def batch_options(environ: Environ) -> BatchOptions:
@@ -133,11 +144,24 @@ def sdk_disabled(environ: Environ) -> bool:
     return value == "true"
 
 
-def exporter_options(environ: Environ) -> ExporterOptions:
-    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included."""
-    options = ExporterOptions(endpoint=_endpoint(environ))
-    _check_protocol(environ, options["endpoint"])
+def exporter_options(environ: Environ, *, endpoint: str | None = None) -> ExporterOptions:
+    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included.
+
+    Args:
+        environ: The variables.
+        endpoint: An endpoint in place of theirs, which are then not looked at.
+
+    Raises:
+        ValueError: A variable with an endpoint may have a password in it, and it cannot be said where that ends.
+    """
+    authorization = None
+    if endpoint is None:
+        endpoint, authorization = _endpoint(environ)
+    options = ExporterOptions(endpoint=endpoint)
+    _check_protocol(environ, endpoint)
     headers = _headers(environ)
+    if authorization is not None and "authorization" not in {name.lower() for name in headers or ()}:
+        headers = {**(headers or {}), "Authorization": authorization}
     if headers is not None:
         options["headers"] = headers
     timeout = _otlp_timeout(environ)
@@ -146,16 +170,26 @@ def exporter_options(environ: Environ) -> ExporterOptions:
     compression = _compression(environ)
     if compression is not None:
         options["compression"] = compression
+    if endpoint[:6].lower() == "https:":
+        # Elsewhere nothing is read from these files, so they may be gone.
+        return {**options, **_files(environ)}
+    return options
+
+
+def _files(environ: Environ) -> TLSFiles:
+    files = TLSFiles()
     certificate = _signal(environ, "CERTIFICATE")
     if certificate is not None:
-        options["certificate"] = certificate[1]
+        files["certificate"] = certificate[1]
     client_certificate = _signal(environ, "CLIENT_CERTIFICATE")
-    if client_certificate is not None:
-        options["client_certificate"] = client_certificate[1]
     client_key = _signal(environ, "CLIENT_KEY")
-    if client_key is not None:
-        options["client_key"] = client_key[1]
-    return options
+    if client_certificate is not None:
+        files["client_certificate"] = client_certificate[1]
+        if client_key is not None:
+            files["client_key"] = client_key[1]
+    elif client_key is not None:
+        _ignored(client_key[0], "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, which it is the key of")
+    return files
 
 
 def _check_protocol(environ: Environ, endpoint: str) -> None:
@@ -164,7 +198,8 @@ def _check_protocol(environ: Environ, endpoint: str) -> None:
         return
     variable, protocol = found
     port = ""
-    if protocol.lower() == "grpc" and urlsplit(endpoint).port == _GRPC_PORT:
+    # By a pattern: an option may have anything in place of a port, and urlsplit shows it.
+    if protocol.lower() == "grpc" and re.search(rf":{_GRPC_PORT}(?:/|\Z)", endpoint):
         port = f" (to port {_GRPC_PORT}, where gRPC is usually spoken; for HTTP it is 4318)"
     warn_once(
         f"{variable} is {_shortened(protocol)}, which is ignored: http/protobuf is sent, the only protocol that is "
@@ -172,28 +207,53 @@ def _check_protocol(environ: Environ, endpoint: str) -> None:
     )
 
 
-def _endpoint(environ: Environ) -> str:
-    own = _url(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+def _endpoint(environ: Environ) -> tuple[str, str | None]:
+    """Return the URL to send to, and the ``Authorization`` that stood in it."""
+    own, authorization = _url(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     if own is not None:
-        return own
-    return _with_traces_path(_url(environ, "OTEL_EXPORTER_OTLP_ENDPOINT") or DEFAULT_ENDPOINT)
+        return own, authorization
+    base, authorization = _url(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return _with_traces_path(base or DEFAULT_ENDPOINT), authorization
 
 
-def _url(environ: Environ, variable: str) -> str | None:
-    """Return the URL in ``variable``, without a query or fragment, if it is one that can be sent to.
+def _url(environ: Environ, variable: str) -> tuple[str | None, str | None]:
+    """Return the URL in ``variable``, without user name, password, query and fragment, if it is one to send to.
 
-    One with a user name or password is returned as it is, for the exporter to refuse: without them, it is another URL.
+    A user name and password become the value of a header, which neither logs nor messages show.
+
+    Raises:
+        ValueError: It may have a password in it, and it cannot be said where that ends.
     """
     value = _get(environ, variable)
-    if value is None or has_userinfo(value):
-        return value
+    if value is None:
+        return None, None
+    authorization = None
+    match = _USERINFO.match(value)
+    if match is not None:
+        value = value[: match.start("userinfo")] + value[match.end() :]
+        authorization = _basic(match["userinfo"])
+    if has_userinfo(value):
+        raise ValueError(
+            f"the endpoint in {variable} (not shown) has an @ that may end a user name or password. In these, other "
+            "characters than letters and digits are percent-encoded, as is an @ in a path (%40); or give them in "
+            "OTEL_EXPORTER_OTLP_HEADERS"
+        )
     url = re.split("[?#]", value, maxsplit=1)[0]
     if not _is_http_url(url):
         _ignored(variable, "is no URL that begins with http:// or https:// and a host")
-        return None
+        return None, None
     if url != value:
         _ignored(variable, "has a query or fragment (not shown), which an endpoint does not have")
-    return url
+    return url, authorization
+
+
+def _basic(userinfo: str) -> str | None:
+    """Return the value of ``Authorization`` for what stands before the ``@`` of a URL."""
+    if not userinfo.strip(":"):
+        return None
+    username, _, password = userinfo.partition(":")
+    credentials = b":".join((unquote_to_bytes(username), unquote_to_bytes(password)))
+    return f"Basic {base64.b64encode(credentials).decode('ascii')}"
 
 
 def _with_traces_path(base: str) -> str:
@@ -213,7 +273,7 @@ def _headers(environ: Environ) -> dict[str, str] | None:
     if found is None:
         return None
     variable, value = found
-    pairs, malformed = _pairs(value)
+    pairs, malformed = _pairs(value, _as_sent)
     if malformed:
         _ignored(variable, f"has {malformed} parts that are no key=value pair (values are not shown)", "they are")
     # Not shown either: what stands for a name by mistake may be a credential.
@@ -224,7 +284,18 @@ def _headers(environ: Environ) -> dict[str, str] | None:
             del pairs[name]
             problem = "is no header's name, or one that the exporter sets itself"
             _ignored(variable, f"has a pair, number {number}, whose key (not shown) {problem}")
-    return pairs
+    return {name: value.strip(" \t") for name, value in pairs.items()}
+
+
+def _as_sent(text: str) -> str:
+    """Return the value of a header, percent-decoded. If it is beyond Latin-1, each of its bytes is a character."""
+    data = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
+    try:
+        value = data.decode()
+        value.encode("latin-1")
+    except UnicodeError:
+        return data.decode("latin-1")
+    return value
 
 
 def _otlp_timeout(environ: Environ) -> float | None:
@@ -252,6 +323,12 @@ def _compression(environ: Environ) -> str | None:
             return None
         _ignored(variable, f"is {_shortened(value)}, neither gzip nor none")
     return None
+
+
+def variable_of(environ: Environ, name: str) -> str:
+    """Return which variable counts for ``name``, such as ``CERTIFICATE``: the one for traces, or for all signals."""
+    found = _signal(environ, name)
+    return f"OTEL_EXPORTER_OTLP_{name}" if found is None else found[0]
 
 
 def _signal(environ: Environ, name: str) -> tuple[str, str] | None:
@@ -289,7 +366,7 @@ def _integer(environ: Environ, variable: str, *, minimum: int, maximum: int) -> 
     return number
 
 
-def _pairs(text: str) -> tuple[dict[str, str], int]:
+def _pairs(text: str, decode: Callable[[str], str] = unquote) -> tuple[dict[str, str], int]:
     """Return the pairs of a list like ``k=v,k2=v2``, percent-decoded, and how many parts of it are none."""
     pairs: dict[str, str] = {}
     malformed = 0
@@ -299,7 +376,7 @@ def _pairs(text: str) -> tuple[dict[str, str], int]:
         key, equals, value = part.partition("=")
         key = unquote(key.strip())
         if equals and key:
-            pairs[key] = unquote(value.strip())
+            pairs[key] = decode(value.strip())
         else:
             malformed += 1
     return pairs, malformed

@@ -6,7 +6,8 @@ both, and nobody needs OpenTelemetry's SDK to make a span. Three fields are ours
 are the ``entity_refs`` of a resource.
 
 A record holds what it is given. Mappings are copied and become read-only, sequences become tuples; whether the
-values make a valid span is found out when the span is encoded, once. Records can be hashed, whatever they hold.
+values make a valid span is found out when the span is encoded, once. Records can be hashed, whatever they hold, and
+copied and pickled if that can be.
 """
 
 from __future__ import annotations
@@ -71,6 +72,22 @@ def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str |
     return "" if trace_state is None else trace_state
 
 
+def _plain(value: Any) -> Any:
+    if type(value) is MappingProxyType:
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
+
+
+def _reduced(record: Any) -> tuple[Any, ...]:
+    """Serve as ``__reduce__`` of a record: Python copies and pickles no read-only mappings, so they are made again."""
+    fields = {field.name: _plain(getattr(record, field.name)) for field in record.__attrs_attrs__}
+    return _made_again, (type(record), fields)
+
+
+def _made_again(kind: Any, fields: Mapping[str, Any]) -> Any:
+    return kind(**fields)
+
+
 @attrs.frozen
 class Status:
     """How an operation ended.
@@ -84,6 +101,7 @@ class Status:
     description: str | None = None
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 @attrs.frozen
@@ -105,6 +123,7 @@ class SpanContext:
     trace_state: str | Mapping[str, str] = attrs.field(default="", converter=_read_only_trace_state)
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 @attrs.frozen
@@ -124,6 +143,7 @@ class SpanEvent:
     dropped_attributes: int = 0
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 @attrs.frozen
@@ -143,6 +163,7 @@ class SpanLink:
     flags: int | None = None
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 def _texts(texts: Iterable[str]) -> tuple[str, ...]:
@@ -172,6 +193,7 @@ class EntityRef:
     schema_url: str = ""
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 @attrs.frozen
@@ -191,6 +213,7 @@ class Resource:
     entity_refs: tuple[EntityRef, ...] = attrs.field(default=(), converter=_entity_refs)
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 @attrs.frozen
@@ -212,6 +235,7 @@ class InstrumentationScope:
     dropped_attributes: int = 0
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 # A generic converter, such as ``tuple`` itself, leaves type checkers without the type of the items.
@@ -272,6 +296,7 @@ class Span:
     flags: int | None = attrs.field(default=None, kw_only=True)
 
     __hash__ = hash_of_record
+    __reduce__ = _reduced
 
 
 class SpanLike(Protocol):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .._batch import SpanBatch
-from .._environment import export_timeout, exporter_options, sdk_disabled
+from .._environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
 from .._exporter import LocationChecker, SpanExporter
 from .._results import ExportResult, Refused
 from ..destinations import mlflow, unity_catalog, zerobus
@@ -49,6 +49,7 @@ _NOBODY_THERE = {
 # The library's messages name its arguments: what these are called here, the first that applies.
 _WORDS = (
     (r"headers= or auth=", "--header"),
+    (r"\bheaders has ", "--header has "),
     (r"\bendpoint (?='|\(not shown|must be a host|http)", "--endpoint "),
     (r"\blocation_header (?=')", "--location-header "),
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
@@ -118,7 +119,7 @@ def attempt_timeout(destination: Destination) -> float:
         return destination.timeout + 1.0
     if destination.to in _TIMEOUTS:
         return max(export_timeout(os.environ), _TIMEOUTS[destination.to] + 1.0)
-    exporters = 0.0 if sdk_disabled(os.environ) else exporter_options(os.environ).get("timeout", 0.0)
+    exporters = 0.0 if sdk_disabled(os.environ) else _options(destination).get("timeout", 0.0)
     return export_timeout(os.environ, max(30.0, exporters + 1.0))
 
 
@@ -149,13 +150,15 @@ def in_words_of_options(message: str) -> str:
     return message
 
 
+def _options(destination: Destination) -> ExporterOptions:
+    return exporter_options(os.environ, endpoint=destination.endpoint)
+
+
 def _otlp(destination: Destination) -> SpanExporter:
-    options = exporter_options(os.environ)
+    options = _options(destination)
     own = {name.lower() for name in destination.headers}
     inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
     options["headers"] = {**inherited, **destination.headers}
-    if destination.endpoint is not None:
-        options["endpoint"] = destination.endpoint
     if destination.timeout is not None:
         options["timeout"] = destination.timeout
     if destination.compression is not None:
@@ -167,18 +170,13 @@ def _otlp(destination: Destination) -> SpanExporter:
 
 def _mlflow(destination: Destination) -> SpanExporter:
     _refuse(destination.location_header is not None, "--location-header", destination, "MLflow's is known")
-    _refuse(
-        bool(destination.headers),
-        "--header",
-        destination,
-        "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, have the credentials",
-    )
     _check_mlflows_variables(destination)
     location = destination.location or "default"
     by_name = location != "default" and re.fullmatch(r"[0-9]+", location) is None
     return mlflow(
         destination.endpoint,
         experiments="name" if by_name else "id",
+        headers=destination.headers,
         timeout=destination.timeout or _TIMEOUTS["mlflow"],
         compression=None if destination.compression == "none" else "gzip",
     )

@@ -24,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from .lenient import Status, TraceServiceResponse
 from .messages import MAX_MESSAGE_BYTES, is_bounded_json, json_words, media_type, server_message
 
-__all__ = ["read_answer"]
+__all__ = ["is_answer", "read_answer"]
 
 # Bytes of a body that tell what it is, and whether a text begins as an error does.
 _BEGINNING = 4096
@@ -85,6 +85,15 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, secrets: C
     """
     rejected, message = _from_body(status, media_type(headers), body, secrets)
     return rejected, message or _error_in_headers(headers)
+
+
+def is_answer(body: bytes) -> bool:
+    """Return whether a body is empty, a JSON object or a partial success in protobuf, whatever its type says."""
+    return _begins_as_json_object(body) or _from_protobuf(body, declared=False) is not None
+
+
+def _begins_as_json_object(body: bytes) -> bool:
+    return re.match(rb"(?:\xef\xbb\xbf)?\s*\{\s*[\"}]", body) is not None
 
 
 def _from_body(status: int, kind: str, body: bytes, secrets: Collection[str]) -> tuple[int, str]:

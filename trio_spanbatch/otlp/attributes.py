@@ -138,7 +138,10 @@ def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
         return _int(int.__int__(value))
     if isinstance(value, float):
         return _float(float.__float__(value))
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, bytes | bytearray):
+        # A subclass may have a ``__bytes__`` of its own.
+        return _bytes(b"".join((value,)))
+    if isinstance(value, memoryview):
         return _bytes(value)
     if isinstance(value, Mapping):
         return _mapping(value, levels, ancestors)

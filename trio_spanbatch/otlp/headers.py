@@ -136,7 +136,7 @@ class HeaderEncoder:
         lost = self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
         fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes", lost))
         # OpenTelemetry's resources have none.
-        fields += map(_entity_ref, getattr(resource, "entity_refs", ()))
+        fields += map(_entity_ref, getattr(resource, "entity_refs", None) or ())
         return _header(fields, resource.schema_url)
 
     def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ import httpx
 import trio
 
 from .._batch import SpanBatch
-from .._environment import exporter_options, sdk_disabled
+from .._environment import ExporterOptions, TLSFiles, exporter_options, sdk_disabled, variable_of
 from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._results import Delivered, ExportResult, Refused, TryLater
 from .._version import __version__
@@ -156,7 +156,9 @@ class OTLPExporter:
     ) -> Self | DisabledExporter:
         """Return an exporter that is configured as ``OTEL_EXPORTER_OTLP_*`` says.
 
-        With ``OTEL_SDK_DISABLED=true`` it is one that refuses every batch and sends nothing.
+        With ``OTEL_SDK_DISABLED=true`` it is one that refuses every batch and sends nothing. A user name and password
+        in the endpoint's URL are sent as Basic authentication, unless the headers have an ``Authorization``. Files for
+        TLS are looked at only if the endpoint is https.
 
         Args:
             environ: The variables; by default those of the process.
@@ -167,8 +169,8 @@ class OTLPExporter:
             transport: As for the class; the same holds.
 
         Raises:
-            ValueError: The environment asks for what cannot be done: credentials in a URL, a header that cannot be
-                sent, a file that cannot be read.
+            ValueError: The environment asks for what cannot be done: a URL with an ``@`` that may end a password, a
+                header with a line break, a file that cannot be read.
         """
         environ = os.environ if environ is None else environ
         if sdk_disabled(environ):
@@ -189,9 +191,7 @@ class OTLPExporter:
             compression=options.get("compression"),
             client=client,
             transport=transport,
-            certificate=options.get("certificate") if own_tls else None,
-            client_certificate=options.get("client_certificate") if own_tls else None,
-            client_key=options.get("client_key") if own_tls else None,
+            **(_checked_files(options, environ) if own_tls else TLSFiles()),
         )
 
     @property
@@ -374,6 +374,27 @@ class OTLPExporter:
             raise trio.ClosedResourceError("the exporter is closed")
         if self._client.is_closed:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
+
+
+def _checked_files(options: ExporterOptions, environ: Mapping[str, str]) -> TLSFiles:
+    """Return the files for TLS that the environment names; what is wrong with one is told by its variable."""
+    files = TLSFiles()
+    variable = "CERTIFICATE"
+    try:
+        if "certificate" in options:
+            files["certificate"] = options["certificate"]
+            client_context(files["certificate"], None, None)
+        variable = "CLIENT_CERTIFICATE"
+        if "client_certificate" in options:
+            files["client_certificate"] = options["client_certificate"]
+            if "client_key" in options:
+                files["client_key"] = options["client_key"]
+            client_context(None, files["client_certificate"], files.get("client_key"))
+    except ValueError as error:
+        if str(error).startswith("client_key "):
+            variable = "CLIENT_KEY"
+        raise ValueError(f"{variable_of(environ, variable)}: {error}") from None
+    return files
 
 
 async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[str, str] | TryLater | Refused:

@@ -27,6 +27,9 @@ _NAME = re.compile(r"[0-9a-z._-]+")
 _BRACKETED = re.compile(r"\[([^\[\]]+)\](/[0-9]+)?(?::([0-9]+))?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+# The length of ::ffff:0:0, under which IPv6 has the addresses of IPv4.
+_MAPPED_PREFIX = 96
+
 # As many unusable entries of NO_PROXY are shown, and as many characters of each.
 _MAX_SHOWN = 3
 _LONGEST_SHOWN = 40
@@ -157,7 +160,9 @@ def _matches(entry: str, endpoint: _Endpoint) -> bool:
 def _split(text: str) -> tuple[_Network | str, int | None]:
     bracketed = _BRACKETED.fullmatch(text)
     if bracketed is not None:
-        network = ipaddress.ip_network(f"{bracketed[1]}{bracketed[2] or ''}", strict=False)
+        network = _network(f"{bracketed[1]}{bracketed[2] or ''}")
+        if network is None:
+            raise ValueError(text)
         return network, _port(bracketed[3]) if bracketed[3] else None
     network_or_none = _network(text)
     if network_or_none is not None:
@@ -169,9 +174,14 @@ def _split(text: str) -> tuple[_Network | str, int | None]:
 
 def _network(text: str) -> _Network | None:
     try:
-        return ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         return None
+    # Of IPv4 addresses in their IPv6 form: the endpoint's has the shorter one too.
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is None or network.prefixlen < _MAPPED_PREFIX:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_PREFIX))
 
 
 def _name(text: str) -> str:

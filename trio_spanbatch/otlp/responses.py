@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from .._results import Delivered, ExportResult, Refused, TryLater
-from .answers import read_answer
+from .answers import is_answer, read_answer
 from .messages import media_type, server_message, short_text
 
 __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
@@ -175,8 +175,11 @@ def _status_line(status: int) -> str:
 
 def _is_html(response: Response) -> bool:
     kind = media_type(response.headers)
+    if kind in _HTML:
+        # Flask's type for whatever a function returns, so an empty body or an answer of OTLP may have it too.
+        return response.body is None or not (response.body.isspace() or is_answer(response.body))
     tag = _PART_OF_A_PAGE if kind in _VAGUE else _PAGE
-    return kind in _HTML or tag.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
+    return tag.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
 
 
 def _without_preamble(text: bytes) -> bytes:
@@ -256,7 +259,14 @@ RULES: tuple[Rule, ...] = (
         _without_a_body,
         _has_no_body,
     ),
-    Rule("a 2xx that is a web page is a login page, not a delivery", range(200, 300), Refused, _login_page, _is_html),
+    Rule(
+        "a 2xx that is a web page, or has the type of one and is neither empty nor JSON nor a partial success, is a "
+        "login page, not a delivery",
+        range(200, 300),
+        Refused,
+        _login_page,
+        _is_html,
+    ),
     Rule(
         "any other 2xx is a delivery; its partial success is counted and never retried, whatever its content type; an "
         "error in its body is a warning",
