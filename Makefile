@@ -66,7 +66,7 @@ about-environment:
 
 about-test: about-environment
 	@echo "make test: about 6,200 tests in a process for each core, in about two minutes on two idle cores; the tests that"
-	@echo "start programs and servers of their own, and others that take long, are in make test-all"
+	@echo "start programs and servers of their own, others that take long, and more examples of properties are in make test-all"
 
 about-test-all: about-environment
 	@test -e $(MLFLOW_READY) || echo "first: installing MLflow's server in $(MLFLOW_VENV), about 80 packages: a minute or two"

@@ -15,6 +15,7 @@ from trio_spanbatch._environment import forget_warnings
 
 # How long an example takes says nothing on a busy machine; what matters is that runs repeat.
 settings.register_profile("default", deadline=None, derandomize=True)
+settings.register_profile("short", settings.get_profile("default"), max_examples=25)
 settings.load_profile("default")
 
 # A shell that runs the tests in the background has them ignore SIGINT, and a child inherits that from them.
@@ -30,6 +31,8 @@ def nothing_was_warned_of() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARKER}: make test leaves it out; make test-all runs it before all others")
     config.pluginmanager.register(LongTests(), MARKER)
+    if config.option.markexpr == f"not {MARKER}":
+        settings.load_profile("short")
     config.add_cleanup(Watcher().end)
 
 
