@@ -731,6 +731,78 @@ def length_of_chain() -> int:
     return length
 
 
+def test_a_generator_of_a_task_that_is_gone_ends_no_use_location_of_another_task() -> None:
+    acme = use_location("acme")
+
+    def tokens() -> Generator[int]:
+        with acme:
+            yield 1
+
+    generator = tokens()
+    copy_context().run(next, generator)
+    gc.collect()
+    with use_location("globex"), acme:
+        copy_context().run(generator.close)
+        assert used_location() == "acme"
+
+
+def test_a_use_location_that_several_generators_share_does_not_count_once_all_of_them_are_closed() -> None:
+    acme = use_location("acme")
+
+    def tokens() -> Generator[int]:
+        with acme:
+            yield 1
+
+    generators = [tokens(), tokens(), tokens()]
+    for generator in generators:
+        next(generator)
+    for generator in generators:
+        assert used_location() == "acme"
+        copy_context().run(generator.close)
+    assert used_location() is None
+    with acme:
+        assert used_location() == "acme"
+    assert used_location() is None
+
+
+def test_no_collection_while_a_use_location_is_entered_or_left_changes_the_location_afterwards() -> None:
+    def tokens() -> Generator[int]:
+        with use_location("acme"):
+            yield 1
+
+    def location_after(allocations: int) -> str | None:
+        generator = tokens()
+        next(generator)
+        EndedByFinalizer(trace.INVALID_SPAN, lambda _, generator=generator: generator.close())  # type: ignore[misc]
+        del generator
+        thresholds = gc.get_threshold()
+        try:
+            gc.set_threshold(gc.get_count()[0] + allocations, 1, 1)
+            gc.enable()
+            with use_location("globex"):
+                pass
+        finally:
+            gc.disable()
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        return used_location()
+
+    assert {copy_context().run(location_after, allocations) for allocations in range(1, 30)} == {None}
+
+
+def test_tasks_that_start_the_next_one_inside_of_a_use_location_make_no_chain() -> None:
+    task = copy_context()
+
+    def work() -> Any:
+        with use_location("acme"):
+            return copy_context()
+
+    for _ in range(100):
+        task = task.run(work)
+    assert task.run(used_location) == "acme"
+    assert task.run(length_of_chain) == 1
+
+
 async def test_one_use_location_may_be_entered_by_many_tasks_at_once(autojump_clock: object) -> None:
     acme = use_location("acme")
 
