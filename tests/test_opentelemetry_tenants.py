@@ -571,6 +571,79 @@ async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_
     assert places == {"of globex": "globex"}
 
 
+@pytest.mark.parametrize("known_by", ["context", "ids"])
+async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_is_gone(
+    autojump_clock: object, known_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Filter(Wrapper):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name != "filtered":
+                self.inner.on_end(span)
+
+    def program(tracer: Tracer) -> None:
+        with use_location("acme"):
+            parent = tracer.start_span("filtered")
+        parent.end()
+        context = parent.get_span_context()
+        del parent
+        gc.collect()
+        stale = NonRecordingSpan(context if known_by == "context" else made_again(context))
+        del context
+        with use_location("globex"):
+            tracer.start_span("of globex", context=trace.set_span_in_context(stale)).end()
+        tracer.start_span("where nobody says anything", context=trace.set_span_in_context(stale)).end()
+
+    places, processor = await places_of(program, wrapper=Filter)
+    assert places == {"of globex": "globex", "where nobody says anything": "acme"}
+    assert processor.statistics().overruled == 0
+    assert caplog.text == ""
+
+
+async def test_siblings_under_a_root_that_was_not_sampled_go_each_where_it_started(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(tracer: Tracer) -> None:
+        with tracer.start_as_current_span("drop: the loop of a worker"):
+            with use_location("acme"):
+                job = tracer.start_span("job of acme")
+            with use_location("globex"):
+                tracer.start_span("job of globex").end()
+            tracer.start_span("of nobody").end()
+            with trace.use_span(job, end_on_exit=True):
+                tracer.start_span("child of acme").end()
+            tracer.start_span("of nobody, later").end()
+
+    places, processor = await places_of(program, sampler=SampleByName())
+    assert places == {
+        "job of acme": "acme",
+        "job of globex": "globex",
+        "of nobody": "default",
+        "child of acme": "acme",
+        "of nobody, later": "default",
+    }
+    assert processor.statistics().overruled == 0
+    assert caplog.text == ""
+
+
+async def test_a_span_that_is_not_sampled_is_not_warned_about(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(tracer: Tracer) -> None:
+        acme, globex = use_location("acme"), use_location("globex")
+        with acme, tracer.start_as_current_span("root of acme"), globex, tracer.start_as_current_span("record"):
+            assert processor_of(tracer).statistics().overruled == 0
+            tracer.start_span("child of acme").end()
+
+    def processor_of(tracer: Any) -> BatcherSpanProcessor:
+        processor = tracer.span_processor._span_processors[0]
+        assert isinstance(processor, BatcherSpanProcessor)
+        return processor
+
+    places, processor = await places_of(program, sampler=SampleByName())
+    assert places == {"root of acme": "acme", "child of acme": "acme"}
+    assert processor.statistics().overruled == len(caplog.records) == 1
+
+
 async def test_whoever_loses_a_location_to_a_live_parent_is_warned_once_for_each_pair(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,8 +22,9 @@ __all__ = ["use_location", "used_location"]
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
 # Tokens of this variable tell in which context something happened. Its value means nothing.
 _here: Final[ContextVar[None]] = ContextVar("trio_spanbatch.opentelemetry.here", default=None)
-# Threads that are just entering or leaving. A finalizer that leaves another one then must not let go of where that was
-# entered, as what it interrupts may put it back into the chain, and then has to skip it.
+# Threads that are just changing the context. A finalizer that leaves a `use_location` then does not change it too: what
+# it interrupts may put the other one back into the chain, and CPython 3.11, which may collect garbage in the middle of
+# setting a variable, crashes if a finalizer sets another one of the same context. It is marked as left, and skipped.
 _changing: Final[set[int]] = set()
 
 
@@ -48,7 +49,16 @@ def use_location(location: str) -> AbstractContextManager[None]:
 
 def used_location() -> str | None:
     """Return the location of the innermost `use_location` that the caller is in."""
-    use = _innermost_use()
+    use = _innermost.get()
+    if use is not None and use.has_left():
+        thread = get_ident()
+        interrupts = thread in _changing
+        _changing.add(thread)
+        try:
+            use = _innermost_use()
+        finally:
+            if not interrupts:
+                _changing.discard(thread)
     return None if use is None else use.location
 
 
@@ -122,24 +132,27 @@ class _UsedLocation(AbstractContextManager[None]):
         interrupts = thread in _changing
         _changing.add(thread)
         try:
-            use = innermost = _innermost.get()
-            while use is not None and not (use.owner is self and not use.has_left() and use.was_entered_here()):
-                use = use.outer
-            # If it is not found, it is left in another context than it was entered in. If it was entered several
-            # times, nobody can know which one is left, before all of them are.
+            if not interrupts:
+                self._leave_here()
+            # Whatever has not been found is left in another context than it was entered in. If it was entered several
+            # times, nobody can know which one is left before all of them are.
             self._inside -= 1
             if not self._inside:
                 self.round += 1
-            if use is None:
-                return
-            use.is_left = True
-            if use is innermost:
-                _innermost.set(_skip_left(use.outer))
-                if not interrupts:
-                    use.forget_where()
         finally:
             if not interrupts:
                 _changing.discard(thread)
+
+    def _leave_here(self) -> None:
+        use = innermost = _innermost.get()
+        while use is not None and not (use.owner is self and not use.has_left() and use.was_entered_here()):
+            use = use.outer
+        if use is None:
+            return
+        use.is_left = True
+        if use is innermost:
+            _innermost.set(_skip_left(use.outer))
+            use.forget_where()
 
     def __repr__(self) -> str:
         return f"use_location({self._location!r})"
@@ -147,8 +160,6 @@ class _UsedLocation(AbstractContextManager[None]):
 
 def _innermost_use() -> _Use | None:
     innermost = _innermost.get()
-    if innermost is None:
-        return None
     use = _skip_left(innermost)
     if use is not innermost:
         # Tasks that are started from now on do not inherit it: they could not tell that it was left.
