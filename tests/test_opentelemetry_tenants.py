@@ -666,6 +666,23 @@ async def test_whoever_loses_a_location_to_a_live_parent_is_warned_once_for_each
     assert processor.statistics().overruled == 4
 
 
+@pytest.mark.parametrize("closed_by", ["leaving", "shutdown"])
+async def test_a_processor_whose_spans_are_dropped_anyway_does_not_warn_of_their_locations(
+    autojump_clock: object, closed_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A provider keeps the processors of batchers that were left."""
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        processor = BatcherSpanProcessor(batcher)
+        if closed_by == "shutdown":
+            processor.shutdown()
+    tracer = tracer_of(processor)
+    with use_location("acme"), tracer.start_as_current_span("root"), use_location("globex"):
+        tracer.start_span("child").end()
+    assert drops(processor) == {"already_shutdown": 2}
+    assert processor.statistics().overruled == 0
+    assert "use_location" not in caplog.text
+
+
 async def test_pairs_that_are_warned_about_are_bounded(
     autojump_clock: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
