@@ -503,7 +503,8 @@ class Interrupted(dict[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
-        self._read()
+        if key == "already_shutdown":
+            self._read()
         return value
 
     def copy(self) -> dict[Any, Any]:
