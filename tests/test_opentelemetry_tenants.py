@@ -36,6 +36,7 @@ from trio_spanbatch import BatchPolicy, InvalidLocationError, SpanBatch, SpanBat
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
 from trio_spanbatch.opentelemetry import _location as location_module
 from trio_spanbatch.opentelemetry import _tally as tally_module
+from trio_spanbatch.opentelemetry import _use_location as use_location_module
 from trio_spanbatch.opentelemetry._use_location import used_location
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -878,6 +879,38 @@ def test_no_collection_while_a_use_location_is_entered_or_left_changes_the_locat
         return used_location()
 
     assert {copy_context().run(location_after, allocations) for allocations in range(1, 30)} == {None}
+
+
+def test_a_handler_that_interrupts_the_question_for_the_location_gets_the_right_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a signal handler may, or a finalizer, anywhere."""
+
+    class Interrupted:
+        def __init__(self, variable: ContextVar[None]) -> None:
+            self.variable = variable
+            self.set = variable.set
+            self.is_first = True
+
+        def reset(self, token: Any) -> None:
+            self.variable.reset(token)
+            if self.is_first:
+                self.is_first = False
+                answers.append(used_location())
+
+    def tokens() -> Generator[int]:
+        with use_location("acme"):
+            yield 1
+
+    answers: list[str | None] = []
+    with use_location("globex"):
+        generator = tokens()
+        next(generator)
+        copy_context().run(generator.close)
+        monkeypatch.setattr(use_location_module, "_here", Interrupted(use_location_module._here))
+        assert used_location() == "globex"
+    assert used_location() is None
+    assert answers == ["globex"]
 
 
 def test_tasks_that_start_the_next_one_inside_of_a_use_location_make_no_chain() -> None:

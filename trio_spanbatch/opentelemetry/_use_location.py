@@ -52,12 +52,13 @@ def used_location() -> str | None:
     use = _innermost.get()
     if use is not None and use.has_left():
         thread = get_ident()
-        interrupts = thread in _changing
-        _changing.add(thread)
-        try:
-            use = _innermost_use()
-        finally:
-            if not interrupts:
+        if thread in _changing:
+            use = _skip_left(use)
+        else:
+            _changing.add(thread)
+            try:
+                use = _innermost_use()
+            finally:
                 _changing.discard(thread)
     return None if use is None else use.location
 
@@ -65,7 +66,7 @@ def used_location() -> str | None:
 class _Use:
     """One ``with use_location(...)`` that was entered."""
 
-    __slots__ = ("_entered_here", "_round", "is_left", "location", "outer", "owner")
+    __slots__ = ("_asked_by", "_entered_here", "_round", "is_left", "location", "outer", "owner")
 
     def __init__(self, owner: _UsedLocation, location: str, in_round: int, outer: _Use | None) -> None:
         self.owner = owner
@@ -73,6 +74,7 @@ class _Use:
         self.outer = outer
         self._round = in_round
         self.is_left = False
+        self._asked_by: int | None = None
         self._entered_here: Token[None] | None = _here.set(None)
 
     def has_left(self) -> bool:
@@ -81,15 +83,23 @@ class _Use:
 
     def was_entered_here(self) -> bool:
         """Return whether this is the context that it was entered in, and not a copy."""
-        token = self._entered_here
-        if token is None:
-            return False
+        thread = get_ident()
+        interrupted, self._asked_by = self._asked_by, thread
         try:
+            token = self._entered_here
+            if token is None:
+                return False
             # Possible in its own context only, and once.
             _here.reset(token)
-        except (ValueError, RuntimeError):
+            self._entered_here = _here.set(None)
+        except ValueError:
             return False
-        self._entered_here = _here.set(None)
+        except RuntimeError:
+            # It is just being asked: by this thread, which a signal handler or a finalizer has interrupted in its own
+            # context, or by another one.
+            return interrupted == thread
+        finally:
+            self._asked_by = interrupted
         return True
 
     def forget_where(self) -> None:
