@@ -404,6 +404,16 @@ async def test_the_error_type_of_an_export_is_the_cause_of_the_last_attempt(
         ([TryLater("refused", cause="ConnectError"), TryLater("busy", status_code=503)], "503"),
         ([TryLater("refused", cause="ConnectError"), Hang()], "timeout"),
         ([TryLater("refused", cause="ConnectError"), OSError("a bug")], "OSError"),
+        ([TryLater("refused", cause="ConnectError"), trio.TooSlowError()], "timeout"),
+        ([TryLater("refused", cause="ConnectError"), TimeoutError()], "timeout"),
+        (
+            [TryLater("refused"), ExceptionGroup("a nursery", [ExceptionGroup("another", [OSError("a bug")])])],
+            "OSError",
+        ),
+        (
+            [TryLater("refused"), ExceptionGroup("a nursery", [OSError("a bug"), ValueError("another")])],
+            "ExceptionGroup",
+        ),
         ([TryLater("refused", cause="ConnectError"), Refused("no", 403)], "403"),
         ([TryLater("refused", cause="ConnectError"), Refused("no", cause="AuthError")], "AuthError"),
         ([TryLater("refused", cause="ConnectError"), TryLater("an exporter that says nothing")], "undelivered"),

@@ -36,6 +36,7 @@ from trio_spanbatch import BatchPolicy, InvalidLocationError, SpanBatch, SpanBat
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
 from trio_spanbatch.opentelemetry import _location as location_module
 from trio_spanbatch.opentelemetry import _tally as tally_module
+from trio_spanbatch.opentelemetry import _use_location as use_location_module
 from trio_spanbatch.opentelemetry._use_location import used_location
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -571,6 +572,79 @@ async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_
     assert places == {"of globex": "globex"}
 
 
+@pytest.mark.parametrize("known_by", ["context", "ids"])
+async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_is_gone(
+    autojump_clock: object, known_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Filter(Wrapper):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name != "filtered":
+                self.inner.on_end(span)
+
+    def program(tracer: Tracer) -> None:
+        with use_location("acme"):
+            parent = tracer.start_span("filtered")
+        parent.end()
+        context = parent.get_span_context()
+        del parent
+        gc.collect()
+        stale = NonRecordingSpan(context if known_by == "context" else made_again(context))
+        del context
+        with use_location("globex"):
+            tracer.start_span("of globex", context=trace.set_span_in_context(stale)).end()
+        tracer.start_span("where nobody says anything", context=trace.set_span_in_context(stale)).end()
+
+    places, processor = await places_of(program, wrapper=Filter)
+    assert places == {"of globex": "globex", "where nobody says anything": "acme"}
+    assert processor.statistics().overruled == 0
+    assert caplog.text == ""
+
+
+async def test_siblings_under_a_root_that_was_not_sampled_go_each_where_it_started(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(tracer: Tracer) -> None:
+        with tracer.start_as_current_span("drop: the loop of a worker"):
+            with use_location("acme"):
+                job = tracer.start_span("job of acme")
+            with use_location("globex"):
+                tracer.start_span("job of globex").end()
+            tracer.start_span("of nobody").end()
+            with trace.use_span(job, end_on_exit=True):
+                tracer.start_span("child of acme").end()
+            tracer.start_span("of nobody, later").end()
+
+    places, processor = await places_of(program, sampler=SampleByName())
+    assert places == {
+        "job of acme": "acme",
+        "job of globex": "globex",
+        "of nobody": "default",
+        "child of acme": "acme",
+        "of nobody, later": "default",
+    }
+    assert processor.statistics().overruled == 0
+    assert caplog.text == ""
+
+
+async def test_a_span_that_is_not_sampled_is_not_warned_about(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(tracer: Tracer) -> None:
+        acme, globex = use_location("acme"), use_location("globex")
+        with acme, tracer.start_as_current_span("root of acme"), globex, tracer.start_as_current_span("record"):
+            assert processor_of(tracer).statistics().overruled == 0
+            tracer.start_span("child of acme").end()
+
+    def processor_of(tracer: Any) -> BatcherSpanProcessor:
+        processor = tracer.span_processor._span_processors[0]
+        assert isinstance(processor, BatcherSpanProcessor)
+        return processor
+
+    places, processor = await places_of(program, sampler=SampleByName())
+    assert places == {"root of acme": "acme", "child of acme": "acme"}
+    assert processor.statistics().overruled == len(caplog.records) == 1
+
+
 async def test_whoever_loses_a_location_to_a_live_parent_is_warned_once_for_each_pair(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -591,6 +665,23 @@ async def test_whoever_loses_a_location_to_a_live_parent_is_warned_once_for_each
     assert "use_location('globex') goes to 'acme'" in warnings[0]
     assert "use_location('initech') goes to 'acme'" in warnings[1]
     assert processor.statistics().overruled == 4
+
+
+@pytest.mark.parametrize("closed_by", ["leaving", "shutdown"])
+async def test_a_processor_whose_spans_are_dropped_anyway_does_not_warn_of_their_locations(
+    autojump_clock: object, closed_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A provider keeps the processors of batchers that were left."""
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        processor = BatcherSpanProcessor(batcher)
+        if closed_by == "shutdown":
+            processor.shutdown()
+    tracer = tracer_of(processor)
+    with use_location("acme"), tracer.start_as_current_span("root"), use_location("globex"):
+        tracer.start_span("child").end()
+    assert drops(processor) == {"already_shutdown": 2}
+    assert processor.statistics().overruled == 0
+    assert "use_location" not in caplog.text
 
 
 async def test_pairs_that_are_warned_about_are_bounded(
@@ -729,6 +820,110 @@ def length_of_chain() -> int:
     while use is not None:
         use, length = use.outer, length + 1
     return length
+
+
+def test_a_generator_of_a_task_that_is_gone_ends_no_use_location_of_another_task() -> None:
+    acme = use_location("acme")
+
+    def tokens() -> Generator[int]:
+        with acme:
+            yield 1
+
+    generator = tokens()
+    copy_context().run(next, generator)
+    gc.collect()
+    with use_location("globex"), acme:
+        copy_context().run(generator.close)
+        assert used_location() == "acme"
+
+
+def test_a_use_location_that_several_generators_share_does_not_count_once_all_of_them_are_closed() -> None:
+    acme = use_location("acme")
+
+    def tokens() -> Generator[int]:
+        with acme:
+            yield 1
+
+    generators = [tokens(), tokens(), tokens()]
+    for generator in generators:
+        next(generator)
+    for generator in generators:
+        assert used_location() == "acme"
+        copy_context().run(generator.close)
+    assert used_location() is None
+    with acme:
+        assert used_location() == "acme"
+    assert used_location() is None
+
+
+def test_no_collection_while_a_use_location_is_entered_or_left_changes_the_location_afterwards() -> None:
+    def tokens() -> Generator[int]:
+        with use_location("acme"):
+            yield 1
+
+    def location_after(allocations: int) -> str | None:
+        generator = tokens()
+        next(generator)
+        EndedByFinalizer(trace.INVALID_SPAN, lambda _, generator=generator: generator.close())  # type: ignore[misc]
+        del generator
+        thresholds = gc.get_threshold()
+        try:
+            gc.set_threshold(gc.get_count()[0] + allocations, 1, 1)
+            gc.enable()
+            with use_location("globex"):
+                pass
+        finally:
+            gc.disable()
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        return used_location()
+
+    assert {copy_context().run(location_after, allocations) for allocations in range(1, 30)} == {None}
+
+
+def test_a_handler_that_interrupts_the_question_for_the_location_gets_the_right_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a signal handler may, or a finalizer, anywhere."""
+
+    class Interrupted:
+        def __init__(self, variable: ContextVar[None]) -> None:
+            self.variable = variable
+            self.set = variable.set
+            self.is_first = True
+
+        def reset(self, token: Any) -> None:
+            self.variable.reset(token)
+            if self.is_first:
+                self.is_first = False
+                answers.append(used_location())
+
+    def tokens() -> Generator[int]:
+        with use_location("acme"):
+            yield 1
+
+    answers: list[str | None] = []
+    with use_location("globex"):
+        generator = tokens()
+        next(generator)
+        copy_context().run(generator.close)
+        monkeypatch.setattr(use_location_module, "_here", Interrupted(use_location_module._here))
+        assert used_location() == "globex"
+    assert used_location() is None
+    assert answers == ["globex"]
+
+
+def test_tasks_that_start_the_next_one_inside_of_a_use_location_make_no_chain() -> None:
+    task = copy_context()
+
+    def work() -> Any:
+        with use_location("acme"):
+            return copy_context()
+
+    for _ in range(100):
+        task = task.run(work)
+    assert task.run(used_location) == "acme"
+    assert task.run(length_of_chain) == 1
 
 
 async def test_one_use_location_may_be_entered_by_many_tasks_at_once(autojump_clock: object) -> None:

@@ -490,6 +490,49 @@ def test_spans_that_end_in_a_signal_handler_are_all_accounted_for() -> None:
     assert statistics.accepted == statistics.delivered == len(exporter.delivered["default"])
 
 
+class Interrupted(dict[Any, Any]):
+    """A dict in the middle of whose reading a span ends, as in a signal handler."""
+
+    def interrupt_once(self, interrupt: Callable[[], object]) -> None:
+        self.interrupt: Callable[[], object] | None = interrupt
+
+    def _read(self) -> None:
+        interrupt, self.interrupt = self.interrupt, None
+        if interrupt is not None:
+            interrupt()
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        if key == "already_shutdown":
+            self._read()
+        return value
+
+    def copy(self) -> dict[Any, Any]:
+        copied = dict(self)
+        self._read()
+        return copied
+
+
+async def test_counts_that_are_interrupted_while_they_are_read_add_up(caplog: pytest.LogCaptureFixture) -> None:
+    async with watched_batcher(InMemoryExporter()) as batcher:
+        processor = BatcherSpanProcessor(batcher, clock=lambda: 0.0)
+        tracer = tracer_of(processor)
+        end_spans(tracer, 1)
+        processor.shutdown()
+        end_spans(tracer, 1)
+        processor._tally._dropped = dropped = Interrupted(processor._tally._dropped)
+        dropped.interrupt_once(lambda: end_spans(tracer, 1))
+        counts = processor.statistics()
+        assert counts.ended == counts.accepted + counts.handed_over + sum(counts.dropped.values()) == 3
+        caplog.clear()
+        dropped.interrupt_once(lambda: end_spans(tracer, 1))
+        processor.shutdown()
+        # One that ended meanwhile, and the one of before.
+        assert "2 spans that had ended were dropped" in caplog.text
+        assert processor._tally._said == processor._tally._dropped
+    assert_all_counted(processor, batcher)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 async def test_a_forked_process_counts_its_spans_as_dropped_and_does_not_wait() -> None:

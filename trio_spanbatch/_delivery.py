@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._exceptions import fatal_part, is_cancelled_here, split_cancelled
+from ._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancelled
 from ._exporter import is_closed
 from ._isolation import Isolation, Verdict
 from ._ledger import Lease, Settlement
@@ -121,7 +121,7 @@ class Delivery:
                 Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code, cause=self._cause())
             )
         except _ExporterBug as bug:
-            cause = type(bug.__cause__ or bug).__name__
+            cause = cause_of(bug.__cause__ or bug)
             return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug), cause=cause))
         if isinstance(result, Refused):
             return self._isolation.refused(result, give_up=self._lane.account.refuses_everything)

@@ -7,7 +7,7 @@ import sys
 
 import trio
 
-__all__ = ["fatal_part", "forget_traceback", "is_cancelled_here", "leaves", "split_cancelled"]
+__all__ = ["cause_of", "fatal_part", "forget_traceback", "is_cancelled_here", "leaves", "split_cancelled"]
 
 
 def split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -62,3 +62,14 @@ def _ends_a_task(exc: BaseException) -> bool:
     # Not imported for this: if nobody has, there is no such exception.
     asyncio = sys.modules.get("asyncio.exceptions")
     return asyncio is not None and isinstance(exc, asyncio.CancelledError)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what kind of failure ``error`` is, in a word."""
+    parts = leaves(error)
+    if len(parts) == 1:
+        # A nursery wraps what its task raised.
+        error = parts[0]
+    # By name, since a client may come from a fork of httpx.
+    is_timeout = any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__)
+    return "timeout" if is_timeout or isinstance(error, TimeoutError | trio.TooSlowError) else type(error).__name__

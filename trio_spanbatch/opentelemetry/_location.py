@@ -23,7 +23,9 @@ A parent that is local, and of which this processor has seen nothing, was not re
 location is that of its trace, if this process has fixed one: otherwise a grandchild of a recorded root could go
 elsewhere than the root. It counts as ended when all spans of the trace have. Traces are remembered for that, the last
 `MAX_TRACES`. Where a trace has come in twice from outside (a client and a server in one process, two tenants), there is
-no such thing as the location of the trace in this process, and the other rules apply: they know the tenant.
+no such thing as the location of the trace in this process, and the other rules apply: they know the tenant. Nor is
+there where the processor has not seen how the trace began here: a root that was dropped, such as the loop of a worker,
+may have children of many tenants, and none of them is a parent of another one.
 
 A span whose location cannot be told (``location()`` raised) is dropped when it ends, and so are the children that
 start before that: each of them might be put elsewhere.
@@ -40,7 +42,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 from opentelemetry.context import Context, get_current
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, get_current_span
 
 from .._errors import InvalidLocationError
 from .._location_name import checked_location
@@ -100,11 +102,15 @@ class _Started:
     span: Callable[[], Any]
     has_ended: bool = False
 
-    def is_live(self) -> bool:
+    def is_live(self, context: Context | None) -> bool:
+        """Return whether it has not ended, as far as can be seen by what has it as its parent in ``context``."""
         if self.has_ended:
             return False
-        # A finalizer may start children of a span that weak references do not lead to any more.
-        return (span := self.span()) is None or bool(span.is_recording())
+        span = self.span()
+        if span is None:
+            # A finalizer may start children of a span that weak references do not lead to any more, but the context.
+            span = get_current_span(context)
+        return bool(span.is_recording())
 
 
 class _Mark:
@@ -168,15 +174,26 @@ class Locations:
     def start(self, span: ReadableSpan, parent_context: Context | None) -> None:
         """Fix the location of a span that starts now."""
         wanted = used_location()
+        context = span.context
         parent = span.parent
-        place, trace, is_live = (None, None, False) if parent is None or parent.is_remote else self._parent(parent)
+        place: _Place | None = None
+        trace: _Trace | None = None
+        is_live = is_unknown = False
+        if parent is not None and not parent.is_remote:
+            started = self._find(parent)
+            if started is not None:
+                place, trace, is_live = started.place, started.trace, started.is_live(parent_context)
+            elif (trace := self._traces.get(parent.trace_id)) is not None:
+                place, is_live = trace.place, trace.place is not None and bool(trace.open)
+            else:
+                is_unknown = True
         if not is_live:
             place, trace = wanted or self._said(span, parent_context) or place, None
         if place is None:
             assert isinstance(self._location, str), "a function always says something"
             place = self._location
-        self._remember(span, place, trace or self._trace(span.context.trace_id, place))
-        if wanted is not None and isinstance(place, str) and place != wanted:
+        self._remember(span, context, place, trace or self._trace(context.trace_id, place, is_unknown))
+        if wanted is not None and place != wanted and isinstance(place, str) and context.trace_flags.sampled:
             self._overruled(wanted, place)
 
     def end(self, span: ReadableSpan) -> _Place:
@@ -190,16 +207,6 @@ class Locations:
         return started.place
 
     # -- the rules ---------------------------------------------------------------------------------------------
-
-    def _parent(self, parent: SpanContext) -> tuple[_Place | None, _Trace | None, bool]:
-        """Return where a local parent belongs, if that is known, its trace, and whether it is live."""
-        started = self._find(parent)
-        if started is not None:
-            return started.place, started.trace, started.is_live()
-        trace = self._traces.get(parent.trace_id)
-        if trace is None:
-            return None, None, False
-        return trace.place, trace, trace.place is not None and bool(trace.open)
 
     def _said(self, span: ReadableSpan, parent_context: Context | None) -> _Place | None:
         """Return what the function says, if there is one."""
@@ -219,40 +226,46 @@ class Locations:
     def _find(self, context: SpanContext) -> _Started | None:
         if (mark := self._mark(context)) is not None:
             return mark.started
-        reference = self._by_ids.get(_key(context))
-        return self._gone.get(_key(context)) if reference is None else reference.started
+        return self._find_by_ids(_key(context))
+
+    def _find_by_ids(self, key: _Key) -> _Started | None:
+        reference = self._by_ids.get(key)
+        return self._gone.get(key) if reference is None else reference.started
 
     def _mark(self, context: SpanContext) -> _Mark | None:
         mark = getattr(context, self._name, None)
         # Of a context that was unpickled, it is something else.
         return mark if isinstance(mark, _Mark) else None
 
-    def _remember(self, span: ReadableSpan, place: _Place, trace: _Trace) -> None:
-        context = span.context
+    def _remember(self, span: ReadableSpan, context: SpanContext, place: _Place, trace: _Trace) -> None:
+        key = _key(context)
         started = by_ids = _Started(place, trace, _weakly(span))
-        twin = self._find(context)
+        mark = self._mark(context)
+        twin = self._find_by_ids(key) if mark is None else mark.started
         if twin is not None and not twin.has_ended and twin.place != place:
             by_ids = _Started(_SAME_IDS, trace, started.span)
-            if self._mark(context) is not None:
+            if mark is not None:
                 # They even share the context, and nothing tells one from the other.
                 started = by_ids
         if started is by_ids:
             trace.open.add(started)
         mark = _Mark(started)
         reference = _Reference(mark, self._forget)
-        reference.key, reference.started = _key(context), by_ids
-        self._by_ids[reference.key] = reference
-        self._gone.pop(reference.key, None)
+        reference.key, reference.started = key, by_ids
+        self._by_ids[key] = reference
+        self._gone.pop(key, None)
         # If it has no attributes, the mark is gone at once.
         getattr(context, "__dict__", {})[self._name] = mark
 
-    def _trace(self, trace_id: int, place: _Place) -> _Trace:
-        trace = self._traces.setdefault(trace_id, _Trace(place))
+    def _trace(self, trace_id: int, place: _Place, is_unknown: bool) -> _Trace:
+        trace = self._traces.get(trace_id)
+        if trace is None:
+            trace = self._traces.setdefault(trace_id, _Trace(None if is_unknown else place))
+            if len(self._traces) > MAX_TRACES:
+                # Another thread may have made it shorter meanwhile, but not empty.
+                self._traces.popitem(last=False)
         if trace.place != place:
             trace.place = None
-        if len(self._traces) > MAX_TRACES:
-            # Another thread may have made it shorter meanwhile, but not empty.
-            self._traces.popitem(last=False)
         return trace
 
 

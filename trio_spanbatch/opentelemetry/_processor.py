@@ -34,6 +34,8 @@ from ._tally import Drop, SpanProcessorStatistics, Tally
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
+    from .._supervisor import Supervisor
+
 __all__ = ["BatcherSpanProcessor"]
 
 
@@ -84,7 +86,7 @@ class BatcherSpanProcessor(SpanProcessor):
         self._supervisor = batcher._supervisor
         self._logger = batcher._shared.logger
         self._tally = Tally(self._logger, clock)
-        self._locations = Locations(location, self._tally.overruled)
+        self._locations = Locations(location, _while_it_matters(self._tally.overruled, self._supervisor))
         self._intake = Intake(batcher, self._tally)
         self._is_shut_down = self._is_in_child = False
         self._has_said_to_await = False
@@ -118,6 +120,9 @@ class BatcherSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Fix where ``span`` belongs."""
+        if self._is_shut_down or self._is_in_child:
+            # It is dropped when it ends, wherever it belongs.
+            return
         try:
             self._locations.start(span, parent_context)
         except Exception:
@@ -242,6 +247,16 @@ class BatcherSpanProcessor(SpanProcessor):
     def _lost(self) -> int:
         total = self._batcher._shared.ledger.total()
         return total.rejected + total.undelivered + sum(self.dropped.values())
+
+
+def _while_it_matters(overruled: Callable[[str, str], None], supervisor: Supervisor) -> Callable[[str, str], None]:
+    """Return a function that calls ``overruled`` unless the batcher was left: a provider keeps its processors."""
+
+    def call(wanted: str, parents: str) -> None:
+        if not supervisor.has_ended:
+            overruled(wanted, parents)
+
+    return call
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

@@ -5,7 +5,8 @@ counted by itself, so that the sum can fail and tests can see it.
 
 The lock is an ``RLock``: a finalizer or a signal handler may end a span in the very thread that holds it. What happens
 under it is a few additions in which CPython neither collects garbage nor handles signals, so re-entrance finds the
-counts in order. Nothing is logged under it.
+counts in order. What reads several of them and may be interrupted looks whether it was, and reads again. Nothing is
+logged under it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Tally:
         self._clock = clock
         self.renew_lock()
         self._ended = self._on_their_way = self._accepted = self._overruled = 0
-        self._pairs: set[tuple[str, str]] = set()
+        self._pairs: dict[tuple[str, str], tuple[str, str]] = {}
         self._dropped: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._said: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._details: dict[Reason, str] = {}
@@ -119,9 +120,8 @@ class Tally:
         pair = wanted, parents
         with self._lock:
             self._overruled += 1
-            is_new = pair not in self._pairs and len(self._pairs) < MAX_PAIRS
-            if is_new:
-                self._pairs.add(pair)
+            # Asked and added in one step.
+            is_new = len(self._pairs) < MAX_PAIRS and self._pairs.setdefault(pair, pair) is pair
         if is_new:
             self._logger.warning(
                 "SpanBatcher: a span that started in use_location(%.300r) goes to %.300r, where its parent belongs, "
@@ -133,10 +133,14 @@ class Tally:
 
     def say_rest(self) -> None:
         """Warn of the spans that no warning has told of yet, if there are any. Never raises, whoever handles logs."""
+        no_details: dict[Reason, str] = {}
         with self._lock:
-            counts = {reason: self._dropped[reason] - self._said[reason] for reason in REASONS}
-            self._said = self._dropped.copy()
-            details, self._details = self._details, {}
+            dropped = self._dropped.copy()
+            while dropped != self._dropped:
+                dropped = self._dropped.copy()
+            said, self._said = self._said, dropped
+            details, self._details = self._details, no_details
+        counts = {reason: dropped[reason] - said[reason] for reason in REASONS}
         if not any(counts.values()):
             return
         parts = [f"{count} {reason}" for reason, count in counts.items() if count]
@@ -154,11 +158,16 @@ class Tally:
     def statistics(self) -> SpanProcessorStatistics:
         """Return a snapshot of the counts."""
         with self._lock:
-            dropped: dict[str, int] = {reason: self._dropped[reason] for reason in REASONS}
-            return SpanProcessorStatistics(
-                ended=self._ended,
-                accepted=self._accepted,
-                handed_over=self._on_their_way,
-                dropped=MappingProxyType(dropped),
-                overruled=self._overruled,
-            )
+            while True:
+                ended = self._ended
+                dropped: dict[str, int] = {reason: self._dropped[reason] for reason in REASONS}
+                statistics = SpanProcessorStatistics(
+                    ended=ended,
+                    accepted=self._accepted,
+                    handed_over=self._on_their_way,
+                    dropped=MappingProxyType(dropped),
+                    overruled=self._overruled,
+                )
+                # A finalizer or a signal handler that changes anything has a span that ends.
+                if ended == self._ended:
+                    return statistics

@@ -6,8 +6,7 @@ import os
 import ssl
 from collections.abc import Collection, Iterator, Sequence
 
-import trio
-
+from .._exceptions import cause_of
 from .._results import ExportResult, Refused, TryLater
 from .messages import short_text
 from .packages import classes
@@ -30,13 +29,6 @@ _SIGNS_OF_TLS = (
     "Connection reset by peer",
     "Broken pipe",
 )
-
-
-def cause_of(error: BaseException) -> str:
-    """Return what kind of failure ``error`` is, in a word."""
-    # By name, since a client may come from a fork of httpx.
-    is_timeout = any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__)
-    return "timeout" if is_timeout or isinstance(error, TimeoutError | trio.TooSlowError) else type(error).__name__
 
 
 def failure_result(
