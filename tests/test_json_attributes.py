@@ -17,7 +17,8 @@ from zerobus_support import setup_of, status_of
 
 from trio_spanbatch import Delivered, EncodedSpan, SpanBatch
 from trio_spanbatch.destinations.json_attributes import decoded
-from trio_spanbatch.destinations.unity_catalog import UnityCatalogExporter, unity_catalog
+from trio_spanbatch.destinations.tables import UnityCatalogExporter
+from trio_spanbatch.destinations.unity_catalog import unity_catalog
 from trio_spanbatch.destinations.zerobus import ZerobusExporter, zerobus
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 

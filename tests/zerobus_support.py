@@ -14,7 +14,7 @@ from databricks_support import CLIENT_ID, CLIENT_SECRET, TABLE, FakeWorkspace, b
 
 from trio_spanbatch import SpanBatch
 from trio_spanbatch.destinations.databricks_auth import ServicePrincipal
-from trio_spanbatch.destinations.unity_catalog import Options
+from trio_spanbatch.destinations.tables import Options
 from trio_spanbatch.destinations.zerobus import ZerobusExporter
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 from trio_spanbatch.otlp.auth import AuthError

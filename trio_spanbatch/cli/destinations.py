@@ -16,7 +16,7 @@ from .._exporter import LocationChecker, SpanExporter
 from .._results import ExportResult, Refused
 from ..destinations import mlflow, unity_catalog, zerobus
 from ..destinations._experiments import is_experiment_id
-from ..destinations.unity_catalog import LOCATION_HEADER
+from ..destinations.tables import LOCATION_HEADER
 from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
 from ..otlp.checks import shown
 from ..otlp.disabled import DisabledExporter

@@ -24,7 +24,7 @@ from ..otlp.http_headers import check_endpoint
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .databricks_questions import Answer, Workspace
 from .shared_fetch import SharedFetch
-from .unity_catalog import Options, TableExporter, checked_workspace, default_config
+from .tables import Options, TableExporter, checked_workspace, default_config
 from .zerobus_auth import TableTokens
 
 __all__ = ["LOCATION_HEADER", "TRACES_PATH", "EndpointExporter", "Zerobus", "ZerobusExporter", "zerobus", "zerobus_url"]

@@ -17,7 +17,7 @@ from .._batch import SpanBatch
 from .._results import Delivered, ExportResult, Refused, TryLater
 from ..otlp.auth import AuthError
 from .databricks_auth import DatabricksAuth
-from .unity_catalog import Options, UnityCatalogExporter
+from .tables import Options, UnityCatalogExporter
 from .zerobus import Zerobus
 
 __all__ = ["ZerobusFirst"]
