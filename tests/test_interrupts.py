@@ -24,6 +24,7 @@ from process_support import untraced_environment
 from trio_spanbatch._interrupts import InterruptWatch
 
 PRELUDE = """
+    import functools
     import json, math, signal, sys
     import trio
     from trio_spanbatch import BatchPolicy, SpanBatcher
@@ -298,6 +299,15 @@ OWN_HANDLERS = {
         signal.signal(signal.SIGINT, Handler())
 
         async def main():
+            await use()
+    """,
+    "with the name and the module of the one before": """
+        async def main():
+            @functools.wraps(signal.getsignal(signal.SIGINT))
+            def handler(*_):
+                seen.append("own")
+
+            signal.signal(signal.SIGINT, handler)
             await use()
     """,
     "set during the drain": """
