@@ -19,12 +19,14 @@ ONE = BatchPolicy(max_spans=1)
 @asynccontextmanager
 async def scope() -> AsyncIterator[None]:
     with trio.CancelScope():
+        await trio.lowlevel.checkpoint()
         yield
 
 
 @asynccontextmanager
 async def cancelled_scope() -> AsyncIterator[None]:
     with trio.CancelScope() as scope:
+        await trio.lowlevel.checkpoint()
         scope.cancel()
         yield
 
@@ -50,7 +52,7 @@ async def leave_inside(inside: Inside, batcher: SpanBatcher, error: Exception | 
 
     # In a task of its own: trio complains of it in several places, and again as it ends.
     with suppress(ExceptionGroup):
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # for a task of its own
             nursery.start_soon(use)
     return raised
 
