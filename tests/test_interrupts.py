@@ -26,6 +26,7 @@ from trio_spanbatch._interrupts import InterruptWatch
 pytestmark = pytest.mark.long
 
 PRELUDE = """
+    import functools
     import json, math, signal, sys
     import trio
     from trio_spanbatch import BatchPolicy, SpanBatcher
@@ -300,6 +301,15 @@ OWN_HANDLERS = {
         signal.signal(signal.SIGINT, Handler())
 
         async def main():
+            await use()
+    """,
+    "with the name and the module of the one before": """
+        async def main():
+            @functools.wraps(signal.getsignal(signal.SIGINT))
+            def handler(*_):
+                seen.append("own")
+
+            signal.signal(signal.SIGINT, handler)
             await use()
     """,
     "set during the drain": """

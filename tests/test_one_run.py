@@ -224,6 +224,29 @@ async def test_a_process_forked_by_multiprocessing_gets_a_runtime_error_too() ->
 
 @forks
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_child_that_is_forked_while_the_batcher_is_entered_gets_a_runtime_error_too() -> None:
+    batcher = SpanBatcher(InMemoryExporter(), batch=ONE)
+    told: list[str] = []
+
+    class ForksAtTheFirstStep(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if "_supervise" in task.name and not told:
+                assert not batcher._admission.is_open
+                told.append(errors_in_a_child(lambda: batcher.add_span_nowait("a", make_span())))
+
+    trio.lowlevel.add_instrument(instrument := ForksAtTheFirstStep())
+    try:
+        async with batcher:
+            batcher.add_span_nowait("a", make_span())
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+    assert len(told) == 1
+    assert told[0].startswith("RuntimeError('this is a forked child"), told
+    assert batcher.statistics().delivered == 1
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 async def test_the_counts_can_be_read_in_a_forked_child() -> None:
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
         batcher.add_span_nowait("a", make_span())

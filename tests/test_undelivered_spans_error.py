@@ -64,6 +64,12 @@ def test_one_that_is_made_without_reasons_says_the_counts() -> None:
     assert str(UndeliveredSpansError(0, 2)) == "2 spans were handed back undelivered"
 
 
+def test_one_that_is_made_with_the_reasons_of_one_outcome_only_says_what_is_known() -> None:
+    error = UndeliveredSpansError(1, 2, {"undelivered": {"busy": 2}})
+    assert str(error) == "1 span was rejected and 2 were handed back undelivered; handed back: busy (2)"
+    assert str(UndeliveredSpansError(1, 0, {})) == "1 span was rejected"
+
+
 async def test_reasons_beyond_the_twentieth_are_said_not_to_be_counted() -> None:
     error = await ended_with(InMemoryExporter([Refused(f"reason {number}") for number in range(30)]), 30)
     assert str(error).endswith("and more than 15 other reasons (25)")

@@ -184,11 +184,17 @@ class Delivery:
         """Call the exporter within the time that an attempt may take."""
         timeout = self._shared.retry.attempt_timeout
         result: ExportResult | None = None
+        fatal: BaseException | None = None
         try:
             with trio.move_on_after(timeout) as scope:
-                result = await self._shared.exporter.export(part.batch)
+                try:
+                    result = await self._shared.exporter.export(part.batch)
+                except BaseException as exc:
+                    # Here, as the scope puts a complaint in its place if the exporter left one of its own open.
+                    fatal = fatal_part(exc)
+                    raise
         except BaseException as exc:
-            self._sort_out(exc, part)
+            self._sort_out(exc, fatal, part)
             raise
         if scope.cancelled_caught:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
@@ -198,14 +204,16 @@ class Delivery:
             raise _ExporterBug(message) from TypeError(message)
         return result
 
-    def _sort_out(self, exc: BaseException, part: Lease) -> None:
+    def _sort_out(self, exc: BaseException, fatal: BaseException | None, part: Lease) -> None:
         """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
         if isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_run():
             # The run is over, and this coroutine is being thrown away.
             return
-        if (fatal := fatal_part(exc)) is not None:
+        if fatal is not None:
             # Before the attempt is accounted for, as that tells on_loss and wakes others.
             self._shared.stop(f"the exporter raised {type(fatal).__name__}")
+            # Now, as trio may put another complaint in its place at the end of this task.
+            self._shared.logger.keep_if_fatal(fatal)
             if fatal is not exc:
                 self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
             raise fatal

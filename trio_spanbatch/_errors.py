@@ -82,17 +82,17 @@ class UndeliveredSpansError(Exception):
         self.reasons = {"rejected": {}, "undelivered": {}} if reasons is None else reasons
 
     def __str__(self) -> str:
-        why_rejected = _reasons_text(self.reasons["rejected"])
-        why_handed_back = _reasons_text(self.reasons["undelivered"])
+        why_rejected = _reasons_text(self.reasons.get("rejected", {}))
+        why_handed_back = _reasons_text(self.reasons.get("undelivered", {}))
         if not self.undelivered:
             return f"{_count(self.rejected)} rejected{why_rejected and f': {why_rejected}'}"
         if not self.rejected:
             return f"{_count(self.undelivered)} handed back undelivered{why_handed_back and f': {why_handed_back}'}"
         was = "was" if self.undelivered == 1 else "were"
         both = f"{_count(self.rejected)} rejected and {self.undelivered} {was} handed back undelivered"
-        if not why_rejected and not why_handed_back:
-            return both
-        return f"{both}; rejected: {why_rejected}; handed back: {why_handed_back}"
+        why = [f"rejected: {why_rejected}"] if why_rejected else []
+        why += [f"handed back: {why_handed_back}"] if why_handed_back else []
+        return "; ".join([both, *why])
 
 
 def _count(spans: int) -> str:
@@ -132,8 +132,8 @@ class _AcceptedNote(str):
 def tell_accepted(exc: BaseException, accepted: int) -> None:
     """Let an exception that leaves ``add_spans`` say how many spans the call had accepted.
 
-    In its attribute ``accepted``. If it takes none, or has one that means something else, in a note. If it takes no
-    note either, it stays as it is. An exception that is raised again says the number of the last call.
+    In its attribute ``accepted``. If it takes none, or has one that means something else, in a note. If it has notes of
+    another kind than Python's, it stays as it is. An exception that is raised again says the number of the last call.
     """
     if not _set_accepted(exc, accepted):
         _add_accepted_note(exc, accepted)
@@ -153,8 +153,11 @@ def _set_accepted(exc: BaseException, accepted: int) -> bool:
 
 
 def _add_accepted_note(exc: BaseException, accepted: int) -> None:
+    note = _AcceptedNote(f"SpanBatcher.add_spans: {_count(accepted)} accepted before")
     with suppress(Exception):
         notes = getattr(exc, "__notes__", None)
-        if isinstance(notes, list):
-            notes[:] = [note for note in notes if type(note) is not _AcceptedNote]
-        exc.add_note(_AcceptedNote(f"SpanBatcher.add_spans: {_count(accepted)} accepted before"))
+        if notes is None:
+            # Not by add_note, which sets an attribute as anybody would: a frozen exception refuses or forgets that.
+            object.__setattr__(exc, "__notes__", [note])
+        elif isinstance(notes, list):
+            notes[:] = [*(old for old in notes if type(old) is not _AcceptedNote), note]

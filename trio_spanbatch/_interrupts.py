@@ -103,6 +103,7 @@ class InterruptWatch:
 def _is_replaceable(handler: Any) -> bool:
     """Return whether a handler of SIGINT is Python's default, trio's in its place, or one of a watch, put back."""
     if isinstance(handler, FunctionType):
-        return handler.__module__ == _MODULE_OF_TRIOS_HANDLER
+        # Not by its __module__, which functools.wraps gives to a handler of the program that calls this one.
+        return handler.__globals__.get("__name__") == _MODULE_OF_TRIOS_HANDLER
     owner = getattr(handler, "__self__", None) if isinstance(handler, MethodType) else None
     return handler is signal.default_int_handler or isinstance(owner, InterruptWatch)

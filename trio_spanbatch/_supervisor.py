@@ -46,7 +46,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context, copy_context
 from threading import get_ident
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import attrs
 import trio
@@ -63,6 +63,11 @@ __all__ = ["IN_A_FORKED_CHILD", "Supervisor"]
 IN_A_FORKED_CHILD = (
     "this is a forked child of the process in which the batcher was entered, and shares its sockets; it may only exec "
     "or os._exit"
+)
+
+_MISPLACED = (
+    "the batcher was left inside a nursery or cancel scope that was opened after it; leave in the reverse order of "
+    "entering: use `async with`"
 )
 
 _Exc = TypeVar("_Exc", bound=BaseException)
@@ -148,6 +153,7 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def open(self) -> None:
         """Start. If it raises, nothing is left, and the exporter is closed."""
+        _forks.remember(self)
         self.token = trio.lowlevel.current_trio_token()
         self._thread_id = get_ident()
         self._end_of_run = _EndOfRun(self._run_ended)
@@ -170,7 +176,6 @@ class Supervisor:
             raise
         self._owner = trio.lowlevel.current_task()
         self.shared.admission.thread_id = self._thread_id
-        _forks.remember(self)
 
     def _end(self) -> None:
         self._done.set()
@@ -178,6 +183,7 @@ class Supervisor:
         self.shared.logger.is_running = False
         self._thread_id = None
         trio.lowlevel.remove_instrument(self._end_of_run)
+        _forks.forget(self)
 
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task that lives until the drain ends."""
@@ -187,10 +193,12 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:
-        await async_fn()
-        if trio.lowlevel.current_task().child_nurseries:
-            # Trio complains about that in a moment, by a RuntimeError in place of this task's end.
-            self.shared.stop("the exporter left a nursery open")
+        try:
+            await async_fn()
+        finally:
+            if trio.lowlevel.in_trio_task() and trio.lowlevel.current_task().child_nurseries:
+                self.shared.stop("the exporter left a nursery open")
+                _complain_of_nurseries()
 
     # -- the supervisor ----------------------------------------------------------------------------------------
 
@@ -249,6 +257,8 @@ class Supervisor:
     async def _call_aclose(self) -> None:
         try:
             await self.shared.exporter.aclose()
+            if trio.lowlevel.current_task().child_nurseries:
+                _complain_of_nurseries()
         except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
             if is_cancelled_here():
                 raise
@@ -290,10 +300,14 @@ class Supervisor:
         except BaseExceptionGroup as group:  # noqa: ASYNC103  # no Cancelled: what it waits for is shielded
             # Trio complains about the supervisor itself: somebody has closed a scope of ours.
             self._note_failure("its supervisor failed", group, is_bug=True)
+        except (RuntimeError, AssertionError) as error:
+            # Trio complains about where our nursery is closed. Everything is accounted for by now.
+            misplaced = RuntimeError(_MISPLACED)
+            misplaced.__cause__ = error
+            self._note_failure("leaving it failed", misplaced, is_bug=True)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
             self._tell_feeders()
-            _forks.forget(self)
         try:
             self._conclude(exc)
         finally:
@@ -384,3 +398,15 @@ class Supervisor:
         self._troubles.append(message)
         # What counts lost spans is marked: a program that shows the counts itself can filter it out.
         self.shared.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
+
+
+def _complain_of_nurseries() -> NoReturn:
+    """End the nurseries that the current task leaves open, and raise.
+
+    As trio itself does at a task's exit, but older ones than 0.31 let such a task end, and what runs in its nurseries
+    would go on for ever.
+    """
+    task = trio.lowlevel.current_task()
+    for nursery in task.child_nurseries:
+        nursery.cancel_scope.cancel()
+    raise RuntimeError(f"Nursery stack corrupted: {task.name} ended and left a nursery open")
