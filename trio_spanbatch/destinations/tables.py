@@ -1,4 +1,4 @@
-"""What both ways into Unity Catalog share, a workspace and Zerobus: tables, the workspace, and advice about failures."""
+"""What both ways into Unity Catalog share, a workspace and Zerobus: tables, the workspace, advice about failures."""
 
 from __future__ import annotations
 
