@@ -80,18 +80,18 @@ test-all: about-test-all $(READY) $(MLFLOW_READY)
 	$(PYTEST) --cov --cov-report=term-missing $(ARGS)
 
 test-matrix:
-	@$(PYTHON) tests/matrix.py "$(MAKE)" "$(ARGS)"
+	@$(PYTHON) -m tests.support.matrix "$(MAKE)" "$(ARGS)"
 
 cancel-everywhere: $(READY)
-	@$(BIN)/python tests/cancel_everywhere.py --http $(ARGS)
+	@$(BIN)/python -m tests.cancellation --http $(ARGS)
 
 # SEEDS fresh ones over all cores, or one SEED again with a trace of its events.
 SEEDS ?= 2000
 simulate: $(READY)
-	@PYTHONPATH=tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 soak: $(READY)
-	@$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),10) $(ARGS)
+	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 # All cases in full, and docs/benchmarks.md; with QUICK=1 once and small; with CASES="encoding memory" only those.
 bench: $(BENCH_READY)
@@ -103,7 +103,8 @@ check: $(READY)
 	$(BIN)/flake8-async --disable $(ASYNC_DISABLED) --startable-in-context-manager $(ASYNC_STARTABLE) \
 		$$(find trio_spanbatch tests bench docs -name '*.py')
 	$(BIN)/mypy
-	$(BIN)/mypy tests docs/examples
+	$(BIN)/mypy tests
+	$(BIN)/mypy --no-explicit-package-bases docs/examples
 	$(BIN)/mypy --package bench
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes trio_spanbatch --ignoreexternal
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html

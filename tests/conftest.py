@@ -8,10 +8,10 @@ import signal
 
 import pytest
 from hypothesis import settings
-from long_tests import MARKER, LongTests
-from orphans import Watcher
 
-from trio_spanbatch._environment import forget_warnings
+from tests.support.long_tests import MARKER, LongTests
+from tests.support.orphans import Watcher
+from trio_spanbatch._settings.environment import forget_warnings
 
 # How long an example takes says nothing on a busy machine; what matters is that runs repeat.
 settings.register_profile("default", deadline=None, derandomize=True)

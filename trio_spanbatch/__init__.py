@@ -6,12 +6,15 @@ async with SpanBatcher() as batcher:
 
 from __future__ import annotations
 
-from ._batch import EncodedSpan, SpanBatch
 from ._batcher import SpanBatcher
 from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
-from ._exporter import LimitsItsAttempts, LocationChecker, SpanExporter
-from ._policy import BatchPolicy, Limits, RetryPolicy
-from ._records import (
+from ._exporter import Delivered, ExportResult, LimitsItsAttempts, LocationChecker, Refused, SpanExporter, TryLater
+from ._http.auth import Auth, AuthError
+from ._http.exporter import OTLPExporter
+from ._reporting.statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
+from ._settings.policies import BatchPolicy, Limits, RetryPolicy
+from ._spans.batch import EncodedSpan, SpanBatch
+from ._spans.records import (
     EntityRef,
     InstrumentationScope,
     Resource,
@@ -24,11 +27,10 @@ from ._records import (
     Status,
     StatusCode,
 )
-from ._results import Delivered, ExportResult, Refused, TryLater
-from ._statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
-from .otlp.http import OTLPExporter
 
 __all__ = [
+    "Auth",
+    "AuthError",
     "BatchPolicy",
     "Delivered",
     "EncodedSpan",

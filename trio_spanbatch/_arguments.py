@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from . import _environment as environment
 from ._exporter import LimitsItsAttempts, SpanExporter
-from ._numbers import is_number
-from ._policy import BatchPolicy, Limits, RetryPolicy
-from .otlp.checks import shown
+from ._settings import environment
+from ._settings.policies import BatchPolicy, Limits, RetryPolicy
+from ._spans.checks import shown
+from ._values import is_number
 
 __all__ = [
     "checked",
@@ -65,7 +65,7 @@ def checked_timeout(value: float) -> float:
 def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
     """Return ``exporter``, or the one that the environment describes."""
     if exporter is None:
-        from .otlp.http import OTLPExporter
+        from ._http.exporter import OTLPExporter
 
         return OTLPExporter.from_env()
     # Types say so already; people who do not run a type checker are told here, before a span is lost.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from ._admission import Admission
 from ._arguments import (
     checked,
     checked_function,
@@ -24,30 +23,30 @@ from ._arguments import (
     policy_function,
     retry_or_default,
 )
-from ._batch import EncodedSpan
-from ._cost import cost_after, cost_of
-from ._environment import default_resource
 from ._errors import tell_accepted
 from ._exporter import is_closed
-from ._flush import Flush
-from ._health_log import HealthLog
-from ._lane import Lane
-from ._lanes import Lanes
-from ._ledger import Ledger
-from ._log import Log
-from ._losses import Losses
-from ._policy import BatchPolicy, Limits, RetryPolicy
-from ._shared import Shared
-from ._slots import ExportSlots
-from ._statistics import FlushReport, Loss, SpanBatcherStatistics
-from ._supervisor import IN_A_FORKED_CHILD, Supervisor
-from .otlp.encoding import SpanEncoder
+from ._reporting.health_log import HealthLog
+from ._reporting.log import Log
+from ._reporting.losses import Losses
+from ._reporting.statistics import FlushReport, Loss, SpanBatcherStatistics
+from ._runtime.supervisor import IN_A_FORKED_CHILD, Supervisor
+from ._scheduler.admission import Admission
+from ._scheduler.flush import Flush
+from ._scheduler.ledger import Ledger
+from ._scheduler.location import Lane
+from ._scheduler.locations import Lanes
+from ._scheduler.shared import Shared
+from ._scheduler.slots import ExportSlots
+from ._settings.environment import default_resource
+from ._settings.policies import BatchPolicy, Limits, RetryPolicy
+from ._spans.batch import EncodedSpan, cost_after, cost_of
+from ._spans.encoder import SpanEncoder
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ._exporter import SpanExporter
-    from ._records import SpanLike
+    from ._spans.records import SpanLike
 
 __all__ = ["SpanBatcher"]
 

@@ -2,12 +2,105 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from ._batch import SpanBatch
-from ._results import ExportResult
+import attrs
 
-__all__ = ["LimitsItsAttempts", "LocationChecker", "SpanExporter", "is_closed"]
+from ._spans.batch import SpanBatch
+from ._spans.checks import shown
+from ._values import is_number
+
+__all__ = [
+    "Delivered",
+    "ExportResult",
+    "LimitsItsAttempts",
+    "LocationChecker",
+    "Refused",
+    "SpanExporter",
+    "TryLater",
+    "is_closed",
+]
+
+# What one export ended with. Expected failures are values, not exceptions.
+
+
+def _of_type(*types: type | None) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    names = " or ".join("None" if kind is None else kind.__name__ for kind in types)
+    kinds = tuple(type(None) if kind is None else kind for kind in types)
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError(f"{type(instance).__name__}.{attribute.name} is {value!r}; it must be {names}")
+
+    return check
+
+
+def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if not is_number(value) or not value >= 0:
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} is {shown(value)}; it must be 0 or more seconds, or None"
+        )
+
+
+@attrs.frozen
+class Delivered:
+    """The server has the batch, less the spans that it says it rejected.
+
+    Attributes:
+        rejected: How many spans of the batch the server rejected (OTLP's partial success). They are not
+            sent again. The batcher clips it to 0 and the length of the batch.
+        message: The server's words about them, or a warning where ``rejected`` is 0.
+        status_code: The HTTP status code, where there was a response. It does not count when two are compared: any
+            2xx means the same.
+    """
+
+    rejected: int = attrs.field(default=0, validator=_of_type(int))
+    message: str = attrs.field(default="", validator=_of_type(str))
+    status_code: int | None = attrs.field(default=None, validator=_of_type(int, None), eq=False, kw_only=True)
+
+
+@attrs.frozen
+class TryLater:
+    """The batch was not delivered, as far as anybody knows; the same request may succeed later.
+
+    Attributes:
+        reason: What happened, in a few words, without credentials.
+        after: Seconds to wait at least, where the server said so (``Retry-After``).
+        ambiguous: Whether the server may have taken the batch all the same: a connection that broke after
+            the request was sent, a timeout.
+        status_code: The HTTP status code, where there was a response.
+        cause: What kind of failure it was if there was no response: ``timeout``, or an exception's name. Metrics have
+            it as ``error.type``, so there should be few different ones. It does not count when two are compared.
+    """
+
+    reason: str = attrs.field(validator=_of_type(str))
+    after: float | None = attrs.field(default=None, validator=_seconds)
+    ambiguous: bool = attrs.field(default=False, validator=_of_type(bool))
+    status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
+    cause: str = attrs.field(default="", validator=_of_type(str), eq=False, kw_only=True)
+
+
+@attrs.frozen
+class Refused:
+    """The server will never take this request. Its spans are accounted for as rejected.
+
+    Attributes:
+        reason: What the server said, in a few words, without credentials.
+        status_code: The HTTP status code, where there is one.
+        isolate: Whether a part of the batch may be to blame, so that the rest is worth another request.
+        cause: What kind of failure it was if there was no response, as in `TryLater`.
+    """
+
+    reason: str = attrs.field(validator=_of_type(str))
+    status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
+    isolate: bool = attrs.field(default=False, validator=_of_type(bool))
+    cause: str = attrs.field(default="", validator=_of_type(str), eq=False, kw_only=True)
+
+
+ExportResult: TypeAlias = Delivered | TryLater | Refused
 
 
 class SpanExporter(Protocol):

@@ -16,7 +16,7 @@ from bench.in_memory import KeepsIds
 from bench.limits import ROOM_FOR_ALL
 from bench.spans import agent_spans
 from trio_spanbatch import EncodedSpan, SpanBatch, SpanBatcher
-from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 

@@ -13,8 +13,8 @@ from bench.in_memory import KeepsIds
 from bench.limits import ROOM_FOR_ALL
 from bench.spans import frozen_agent_spans
 from trio_spanbatch import EncodedSpan, OTLPExporter, SpanBatch, SpanBatcher, SpanExporter
-from trio_spanbatch.otlp.body import GZIP_LEVEL
-from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch._http.body import GZIP_LEVEL
+from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, watch
 from bench.spans import SPANS
 from trio_spanbatch import SpanBatch
-from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 

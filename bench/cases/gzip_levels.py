@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, watch
 from trio_spanbatch import EncodedSpan, InvalidSpanError, SpanBatch
-from trio_spanbatch.otlp.body import GZIP_LEVEL
-from trio_spanbatch.otlp.encoding import SpanEncoder
-from trio_spanbatch.otlp.json import read_request
+from trio_spanbatch._http.body import GZIP_LEVEL
+from trio_spanbatch._spans.encoder import SpanEncoder
+from trio_spanbatch.cli.otlp_json import read_request
 
 __all__ = ["CASE"]
 

@@ -16,7 +16,7 @@ from bench.ids import check_ids
 from bench.in_memory import KeepsIds, add_all
 from bench.spans import agent_spans, frozen_agent_spans
 from trio_spanbatch import EncodedSpan, Limits, SpanBatcher
-from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 

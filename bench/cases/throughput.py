@@ -12,7 +12,7 @@ from bench.ids import check_ids
 from bench.in_memory import add_all
 from bench.spans import frozen_agent_spans
 from trio_spanbatch import OTLPExporter, SpanBatch, SpanBatcher
-from trio_spanbatch.otlp.encoding import SpanEncoder
+from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 

@@ -1,4 +1,4 @@
-"""``python -m simulation``: seeds over all cores, or one seed again with a trace of its events.
+"""``python -m tests.simulation``: seeds over all cores, or one seed again with a trace of its events.
 
 Each worker is a process of its own that runs every n-th seed and writes a line for each. A worker that dies has died of
 the seed that it did not report.
@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from queue import Queue
 
 import attrs
@@ -41,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="simulation", description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation", description=__doc__.partition("\n")[0] if __doc__ else None
+    )
     parser.add_argument("--seeds", type=int, default=2000, help="how many seeds to run (%(default)s)")
     parser.add_argument("--first", type=int, help="the first of them; a fresh one by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes (one for each core)")
@@ -96,15 +97,11 @@ def _simulate(seeds: range, jobs: int, replay: str, *, quiet: bool) -> int:
 
 
 def _start_worker(seeds: range, jobs: int, number: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "simulation", "--first", str(seeds.start), "--seeds", str(len(seeds))]
+    command = [sys.executable, "-m", "tests.simulation", "--first", str(seeds.start), "--seeds", str(len(seeds))]
     return subprocess.Popen(
         [*command, "--jobs", str(jobs), "--worker", str(number)],
         stdout=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-        },
     )
 
 

@@ -26,10 +26,10 @@ from http import HTTPStatus
 
 import attrs
 import trio
-from at_rest import AtRest, RestWatch
-from oracle import ObservedExporter, Oracle, OracleWatch
-from seeded_trio import run_seeded
 
+from tests.support.at_rest import AtRest, RestWatch
+from tests.support.oracle import ObservedExporter, Oracle, OracleWatch
+from tests.support.seeded_trio import run_seeded
 from trio_spanbatch import (
     Delivered,
     ExportResult,

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import trio
-from oracle import Oracle
-from support import span_ids
 
+from tests.support.batchers import span_ids
+from tests.support.oracle import Oracle
 from trio_spanbatch import SpanBatch
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, ReceivedRequest, Reset, partial_success
 from trio_spanbatch.testing import Outcome as ServerOutcome

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from .. import InstrumentationScope, Resource, Span, SpanBatcher, SpanContext, SpanEvent, Status
-from .._records import SpanKind, StatusCode
+from .._spans.records import SpanKind, StatusCode
 
 __all__ = ["SPANS_OF_THREE_ANSWERS", "Agent", "Tracer"]
 

@@ -21,10 +21,10 @@ import attrs
 import click
 import trio
 
-from .._environment import batch_options, queue_options
-from .._policy import MIB, BatchPolicy, Limits, RetryPolicy
+from .._settings.environment import batch_options, queue_options
+from .._settings.header_checks import check_header_name
+from .._settings.policies import MIB, BatchPolicy, Limits, RetryPolicy
 from .._version import __version__
-from ..otlp.http_headers import check_header_name
 from .destinations import (
     DESTINATIONS,
     Destination,
@@ -35,8 +35,7 @@ from .destinations import (
     nobody_there,
     server_of,
 )
-from .output import OutputError, check_output, output_errors
-from .screen import LogLines, Screen
+from .screen import LogLines, OutputError, Screen, check_output, output_errors
 
 __all__ = ["cli"]
 

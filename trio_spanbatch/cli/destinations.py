@@ -10,17 +10,15 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from .._batch import SpanBatch
-from .._environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
-from .._exporter import LocationChecker, SpanExporter
-from .._results import ExportResult, Refused
+from .._exporter import ExportResult, LocationChecker, Refused, SpanExporter
+from .._http.exporter import DisabledExporter, OTLPExporter
+from .._settings.environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
+from .._spans.batch import SpanBatch
+from .._spans.checks import shown
 from ..destinations import mlflow, unity_catalog, zerobus
 from ..destinations._experiments import is_experiment_id
 from ..destinations.tables import LOCATION_HEADER
 from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
-from ..otlp.checks import shown
-from ..otlp.disabled import DisabledExporter
-from ..otlp.http import OTLPExporter
 from .send import NOBODY_THERE
 
 __all__ = [

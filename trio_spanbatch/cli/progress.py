@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from .._statistics import SpanBatcherStatistics
+from .._reporting.statistics import SpanBatcherStatistics
 from .input import InputFile
 from .screen import Screen, one_line
 from .watched import Trouble

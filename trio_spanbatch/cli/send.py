@@ -13,14 +13,14 @@ import trio
 from .._batcher import SpanBatcher
 from .._errors import InvalidLocationError, InvalidSpanError
 from .._exporter import SpanExporter
-from .._location_name import checked_location
-from .._policy import BatchPolicy, Limits, RetryPolicy
-from .._records import Span
-from .._statistics import SpanBatcherStatistics
-from ..otlp.checks import shown
-from ..otlp.json import has_old_spans, read_request
+from .._reporting.statistics import SpanBatcherStatistics
+from .._settings.policies import BatchPolicy, Limits, RetryPolicy
+from .._spans.checks import shown
+from .._spans.records import Span
+from .._values import checked_location
 from .documents import Document, DocumentParser, Unreadable
 from .input import InputFile, InputFileError
+from .otlp_json import has_old_spans, read_request
 from .progress import SendProgress
 from .screen import Screen
 from .signals import Interrupt

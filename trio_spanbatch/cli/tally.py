@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from .._statistics import LocationStatistics, Loss, SpanBatcherStatistics
+from .._reporting.statistics import LocationStatistics, Loss, SpanBatcherStatistics
 from .screen import Screen
 from .watched import GIVEN_UP
 

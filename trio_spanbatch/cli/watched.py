@@ -13,9 +13,8 @@ from collections.abc import Iterator
 import attrs
 import trio
 
-from .._batch import SpanBatch
-from .._exporter import LocationChecker, SpanExporter
-from .._results import ExportResult, Refused, TryLater
+from .._exporter import ExportResult, LocationChecker, Refused, SpanExporter, TryLater
+from .._spans.batch import SpanBatch
 
 __all__ = ["GIVEN_UP", "Trouble", "WatchedExporter"]
 

@@ -16,11 +16,11 @@ import httpx
 import trio
 
 from .._errors import InvalidLocationError
-from .._results import Refused, TryLater
-from ..otlp.messages import is_bounded_json
-from ..otlp.questions import ask
-from ..otlp.responses import Response, interpret_response, retry_after
-from ..otlp.tls import TLSAdvice
+from .._exporter import Refused, TryLater
+from .._http.client import TLSAdvice
+from .._http.messages import is_bounded_json
+from .._http.questions import ask
+from .._http.responses import Response, interpret_response, retry_after
 
 __all__ = ["ExperimentNames", "Found", "check_experiment_name", "experiment_in", "is_experiment_id"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import attrs
 
-from .._environment import warn_once
-from ..otlp.tls import client_context
+from .._http.client import client_context
+from .._settings.environment import warn_once
 
 __all__ = ["TLSVariables", "tls_variables", "warn_of_credentials_file", "warn_of_what_is_not_read", "workspace"]
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import attrs
 import trio
 
-from ..otlp.auth import AuthError
+from .._http.auth import AuthError
 from .databricks_failures import auth_error
 from .shared_fetch import SharedFetch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..otlp.auth import AuthError
+from .._http.auth import AuthError
 
 __all__ = ["MISSING_EXTRA", "OAUTH_REFUSALS", "auth_error"]
 

@@ -8,13 +8,13 @@ from http import HTTPStatus
 
 import attrs
 
-from .._results import TryLater
-from ..otlp.auth import AuthError
-from ..otlp.http import OTLPExporter
-from ..otlp.http_headers import encoded_headers
-from ..otlp.messages import is_bounded_json
-from ..otlp.questions import ask
-from ..otlp.responses import Response
+from .._exporter import TryLater
+from .._http.auth import AuthError
+from .._http.exporter import OTLPExporter
+from .._http.messages import is_bounded_json
+from .._http.questions import ask
+from .._http.responses import Response
+from .._settings.header_checks import encoded_headers
 
 __all__ = ["Answer", "Workspace"]
 

@@ -20,7 +20,7 @@ import trio
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from .._batch import EncodedSpan, SpanBatch
+from .._spans.batch import EncodedSpan, SpanBatch
 
 __all__ = ["decoded"]
 

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import attrs
 
-from .._batch import SpanBatch
 from .._errors import InvalidLocationError
-from .._results import ExportResult, Refused
-from ..otlp.clients import AsyncClient, AsyncTransport
-from ..otlp.http import OTLPExporter
-from ..otlp.http_headers import checked_headers, has_userinfo
-from ..otlp.tls import TLSSettings
+from .._exporter import ExportResult, Refused
+from .._http.client import AsyncClient, AsyncTransport, TLSSettings
+from .._http.exporter import OTLPExporter
+from .._settings.header_checks import checked_headers, has_userinfo
+from .._spans.batch import SpanBatch
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
 from ._mlflow_variables import (
     TLSVariables,

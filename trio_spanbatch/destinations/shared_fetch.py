@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ..otlp.auth import AuthError
+from .._http.auth import AuthError
 
 __all__ = ["SharedFetch"]
 

@@ -11,13 +11,12 @@ from typing import ClassVar, TypedDict
 import attrs
 import trio
 
-from .._batch import SpanBatch
 from .._errors import InvalidLocationError
-from .._results import Delivered, ExportResult, Refused
-from ..otlp.clients import AsyncClient, AsyncTransport
-from ..otlp.http import OTLPExporter
-from ..otlp.http_headers import check_endpoint, has_userinfo
-from ..otlp.tls import TLSSettings
+from .._exporter import Delivered, ExportResult, Refused
+from .._http.client import AsyncClient, AsyncTransport, TLSSettings
+from .._http.exporter import OTLPExporter
+from .._settings.header_checks import check_endpoint, has_userinfo
+from .._spans.batch import SpanBatch
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
 from .databricks_failures import MISSING_EXTRA
 from .json_attributes import decoded

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..otlp.clients import AsyncClient, AsyncTransport
-from ..otlp.http import OTLPExporter
+from .._http.client import AsyncClient, AsyncTransport
+from .._http.exporter import OTLPExporter
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .tables import Options, UnityCatalogExporter, check_table_name, checked_workspace, default_config
 from .zerobus_fallback import ZerobusFirst

@@ -14,13 +14,13 @@ from typing import ClassVar
 
 import trio
 
-from .._batch import SpanBatch
-from .._results import ExportResult, Refused, TryLater
-from ..otlp.auth import AuthError
-from ..otlp.clients import AsyncClient, AsyncTransport
-from ..otlp.failures import cause_of
-from ..otlp.http import OTLPExporter
-from ..otlp.http_headers import check_endpoint
+from .._exporter import ExportResult, Refused, TryLater
+from .._http.auth import AuthError
+from .._http.client import AsyncClient, AsyncTransport
+from .._http.exporter import OTLPExporter
+from .._http.failures import cause_of
+from .._settings.header_checks import check_endpoint
+from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .databricks_questions import Answer, Workspace
 from .shared_fetch import SharedFetch

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import attrs
 import trio
 
-from ..otlp.auth import AuthError
+from .._http.auth import AuthError
 from .databricks_auth import DatabricksAuth, ServicePrincipal
 from .databricks_failures import OAUTH_REFUSALS
 from .databricks_questions import Answer, Workspace

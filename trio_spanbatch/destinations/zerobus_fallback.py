@@ -13,9 +13,9 @@ import weakref
 
 import trio
 
-from .._batch import SpanBatch
-from .._results import Delivered, ExportResult, Refused, TryLater
-from ..otlp.auth import AuthError
+from .._exporter import Delivered, ExportResult, Refused, TryLater
+from .._http.auth import AuthError
+from .._spans.batch import SpanBatch
 from .databricks_auth import DatabricksAuth
 from .tables import Options, UnityCatalogExporter
 from .zerobus import Zerobus

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import trio
 
-from .._log import AnyLogger
+from .._reporting.log import AnyLogger
 
 __all__ = ["WaitingFlush"]
 

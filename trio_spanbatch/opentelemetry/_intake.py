@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._batch import EncodedSpan
-from ..otlp.checks import shown
+from .._spans.batch import EncodedSpan
+from .._spans.checks import shown
 from ._tally import Drop, Tally
 
 if TYPE_CHECKING:
     from .._batcher import SpanBatcher
-    from .._records import SpanLike
+    from .._spans.records import SpanLike
 
 __all__ = ["Intake"]
 
@@ -160,7 +160,7 @@ def _globals_of_the_core() -> frozenset[int]:
 
 def _is_core(module: str) -> bool:
     package, _, rest = module.partition(".")
-    return package == "trio" or (package == "trio_spanbatch" and rest.startswith(("_", "otlp", "destinations")))
+    return package == "trio" or (package == "trio_spanbatch" and rest.startswith(("_", "destinations")))
 
 
 def shown_message(error: Exception) -> str:

@@ -45,8 +45,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, get_current_span
 
 from .._errors import InvalidLocationError
-from .._location_name import checked_location
-from ..otlp.checks import shown
+from .._spans.checks import shown
+from .._values import checked_location
 from ._use_location import used_location
 
 __all__ = ["LocationFunction", "Locations", "NoLocation"]

@@ -31,10 +31,10 @@ from weakref import WeakKeyDictionary, ref
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from .._ledger import Settlement
-from .._shared import Shared
+from .._http.exporter import OTLPExporter
+from .._reporting.statistics import Settlement
+from .._scheduler.shared import Shared
 from .._version import __version__
-from ..otlp.http import OTLPExporter
 from ._tally import Tally
 
 __all__ = ["BatcherMetrics"]

@@ -24,7 +24,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from .._batcher import SpanBatcher
-from ..otlp.checks import shown
+from .._spans.checks import shown
 from ._force_flush import WaitingFlush
 from ._intake import Intake
 from ._location import LocationFunction, Locations, NoLocation
@@ -34,7 +34,7 @@ from ._tally import Drop, SpanProcessorStatistics, Tally
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
-    from .._supervisor import Supervisor
+    from .._runtime.supervisor import Supervisor
 
 __all__ = ["BatcherSpanProcessor"]
 

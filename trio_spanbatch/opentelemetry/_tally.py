@@ -19,8 +19,8 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
-from .._hashing import hash_of_record
-from .._log import AnyLogger
+from .._reporting.log import AnyLogger
+from .._spans.hashing import hash_of_record
 
 __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar, Token
 from threading import get_ident
 from typing import Final
 
-from .._location_name import checked_location
+from .._values import checked_location
 
 __all__ = ["use_location", "used_location"]
 

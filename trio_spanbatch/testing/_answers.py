@@ -10,7 +10,7 @@ import attrs
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from .._hashing import hash_of_record
+from .._spans.hashing import hash_of_record
 
 __all__ = ["Answer", "Drip", "Hang", "Outcome", "Reset", "partial_success"]
 

@@ -8,9 +8,8 @@ from typing import TypeAlias
 
 import trio
 
-from trio_spanbatch._batch import EncodedSpan, SpanBatch
-from trio_spanbatch._results import Delivered, ExportResult, Refused, TryLater
-
+from .._exporter import Delivered, ExportResult, Refused, TryLater
+from .._spans.batch import EncodedSpan, SpanBatch
 from ._answers import Hang
 
 __all__ = ["InMemoryExporter"]

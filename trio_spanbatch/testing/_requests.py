@@ -11,8 +11,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from trio_spanbatch.otlp.wire import varint
-
+from .._spans.wire import varint
 from ._answers import PROTOBUF, Answer
 
 __all__ = ["ReceivedRequest", "read_request", "refusal"]

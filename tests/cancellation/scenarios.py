@@ -1,0 +1,169 @@
+"""The scenarios that are run with a cancel after every one of their steps: small programs, and what they run in.
+
+Each program is written once, for every `World`. What a script answers depends on the location and on its spans, not on
+the order in which requests of several locations come, so that a cancel of one adder or flusher changes nothing for the
+others (`Scenario.steady`; where it may, it says so). Spans are made first of all, so that their ids are the same in
+every run. There are at most `MAX_STEPS` scheduling steps with an exporter in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+
+from tests.cancellation import failures as failures
+from tests.cancellation import programs as programs
+from tests.cancellation.support import Script, Settings, World, everything_is_delivered
+from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
+
+__all__ = ["MAX_STEPS", "SCENARIOS", "TWICE", "Scenario"]
+
+MAX_STEPS = 300
+
+NEVER = BatchPolicy(max_spans=100, max_delay=1e6)
+ONE = BatchPolicy(max_spans=1)
+TWO = BatchPolicy(max_spans=2, max_delay=1)
+QUICK_RETRY = RetryPolicy(initial=0.5, maximum=1)
+
+
+@attrs.frozen
+class Scenario:
+    """A program and its server.
+
+    Attributes:
+        program: What happens in the body of the ``async with`` of the batcher.
+        settings: What it happens in.
+        steady: Whether spans have the same outcome when an adder or a flusher is cancelled that they are not of.
+        tracebacks: Parts of log messages that come with a traceback here.
+        forgets_locations: Whether there are more locations than are kept in the statistics.
+    """
+
+    program: Callable[[World], Awaitable[None]]
+    settings: Settings = attrs.field(factory=Settings)
+    steady: bool = True
+    tracebacks: Sequence[str] = ()
+    forgets_locations: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.program.__name__
+
+
+def given(script: Script = everything_is_delivered, *, delay: float = 0.0, **options: Any) -> Settings:
+    """Return settings; ``options`` are the other ones of `Settings`, and those of the batcher."""
+    own = {name: options.pop(name) for name in ("closing_hangs", "shutdown_timeout") if name in options}
+    return Settings(script, delay, batcher=options, **own)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(programs.entering),
+        Scenario(programs.quiet),
+        Scenario(
+            programs.full_queues,
+            given(delay=1.0, batch=TWO, limits=Limits(max_queued_spans=4, max_exports=1)),
+            # What is accepted depends on how full the queues are.
+            steady=False,
+        ),
+        Scenario(
+            programs.waiting_for_the_queue,
+            given(delay=0.25, batch=TWO, limits=Limits(max_queued_spans=2)),
+        ),
+        Scenario(
+            programs.waiting_for_bytes,
+            given(delay=0.25, batch=NEVER, limits=Limits(max_pending_bytes=600, max_exports=2)),
+        ),
+        Scenario(
+            programs.a_long_list,
+            given(
+                delay=0.25,
+                batch=BatchPolicy(max_spans=64),
+                limits=Limits(max_queued_spans=66),
+            ),
+        ),
+        Scenario(programs.flush_in_progress, given(delay=1.0, batch=ONE)),
+        Scenario(
+            programs.drain_in_progress,
+            given(delay=1.0, batch=TWO, limits=Limits(max_queued_spans=6, max_exports=2)),
+            # Those from outside race with the drain.
+            steady=False,
+        ),
+        Scenario(programs.ending_by_idleness, given(batch=ONE, limits=Limits(location_idle_timeout=3))),
+        Scenario(
+            programs.many_locations,
+            given(batch=ONE, limits=Limits(max_locations=3)),
+            forgets_locations=True,
+        ),
+        Scenario(
+            failures.backoff,
+            given(
+                failures.fails_twice,
+                delay=0.25,
+                batch=TWO,
+                limits=Limits(max_queued_spans=3),
+                retry=QUICK_RETRY,
+            ),
+        ),
+        Scenario(failures.retry_after, given(failures.says_when, batch=TWO)),
+        Scenario(failures.broken_connections, given(failures.breaks_first, batch=TWO, retry=QUICK_RETRY)),
+        Scenario(failures.isolation, given(failures.every_fourth_is_bad, delay=0.25, batch=NEVER)),
+        Scenario(failures.refusing_everything, given(failures.a_refuses_everything, delay=0.25, batch=NEVER)),
+        Scenario(failures.too_large, given(failures.takes_two_at_once, delay=0.25, batch=NEVER)),
+        Scenario(
+            failures.hanging,
+            given(failures.one_hangs, batch=TWO, retry=RetryPolicy(attempt_timeout=math.inf)),
+        ),
+        Scenario(
+            failures.timing_out,
+            given(
+                failures.hangs_first,
+                delay=0.25,
+                batch=TWO,
+                limits=Limits(max_exports=1),
+                retry=RetryPolicy(initial=0.5, maximum=1, attempt_timeout=2),
+            ),
+        ),
+        Scenario(
+            failures.one_slot,
+            given(
+                failures.two_fail_first,
+                delay=1.0,
+                batch=TWO,
+                limits=Limits(max_exports=1),
+                retry=QUICK_RETRY,
+            ),
+        ),
+        Scenario(failures.repeated_in_turns, given(failures.fails_later, delay=0.25, batch=ONE)),
+        Scenario(
+            failures.partial_success_of_batches,
+            given(failures.leaves_out_the_last, delay=0.25, batch=NEVER),
+            # Which is the last depends on who else is in the batch.
+            steady=False,
+        ),
+        Scenario(failures.raising, given(failures.one_raises, delay=0.25, batch=TWO), tracebacks=["exporter raised"]),
+        Scenario(
+            failures.adding_again,
+            given(failures.a_is_forbidden, delay=0.25, batch=TWO),
+            # Which spans are added depends on how many batches are lost.
+            steady=False,
+        ),
+        Scenario(failures.closing_hangs, given(delay=0.25, closing_hangs=True, batch=ONE)),
+        Scenario(
+            failures.no_time_at_all,
+            given(delay=0.4, shutdown_timeout=0.5, batch=TWO),
+            steady=False,
+        ),
+    )
+}
+
+# Small ones, in which the drain has something to do, for two cancels in one run: first of the body, then of this.
+TWICE = {
+    "retry_after": "everything",
+    "closing_hangs": "everything",
+    "hanging": "ctrl-c",
+    "no_time_at_all": "ctrl-c",
+}

@@ -1,0 +1,330 @@
+"""The worlds in which a scenario of `cancel_scenarios` happens: the same program, with another server behind it.
+
+A `Script` says what the server makes of each request. In a `MemoryWorld` an `InMemoryExporter` acts it out. In an
+`HTTPWorld` the real exporter sends real requests (gzip, credentials, httpcore's pool, h11) over memory streams to a
+real server, which acts out the same script as HTTP has it: a ``TryLater`` is a 503, or, if its outcome is unknown, a
+connection that breaks.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeAlias
+
+import attrs
+import trio
+
+from tests.support.batchers import span_ids
+from tests.support.deliveries import LOCATION_HEADER, exporter_to, ids_of_messages
+from tests.support.oracle import Oracle
+from trio_spanbatch import (
+    Delivered,
+    ExportResult,
+    Limits,
+    Loss,
+    Refused,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    SpanExporter,
+    TryLater,
+)
+from trio_spanbatch.testing import (
+    Answer,
+    Hang,
+    InMemoryExporter,
+    MemoryTransport,
+    OTLPReceiver,
+    Outcome,
+    ReceivedRequest,
+    Reset,
+    partial_success,
+)
+
+__all__ = ["HTTPWorld", "MemoryWorld", "Script", "Settings", "Step", "World", "everything_is_delivered"]
+
+# What the server makes of a request. An exception is one that the exporter raises, whatever the server did.
+Step: TypeAlias = ExportResult | Hang | Exception
+
+# Location, ids of the spans, and how many requests for the location there were before.
+Script: TypeAlias = Callable[[str, Sequence[int], int], Step]
+
+
+def everything_is_delivered(location: str, ids: Sequence[int], before: int) -> Step:
+    return Delivered()
+
+
+@attrs.frozen
+class Settings:
+    """What a world is made of.
+
+    Attributes:
+        script: What the server makes of each request.
+        delay: Seconds that it takes for it.
+        closing_hangs: Whether closing the exporter never ends by itself.
+        shutdown_timeout: Of the batcher.
+        batcher: More arguments of the batcher.
+    """
+
+    script: Script = everything_is_delivered
+    delay: float = 0.0
+    closing_hangs: bool = False
+    shutdown_timeout: float = 20.0
+    batcher: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+class World(ABC):
+    """A batcher, what it sends to, and the scopes that can be cancelled.
+
+    Attributes:
+        oracle: Knows what became of every span.
+        scopes: By name. All are entered in every run, so that cancelling one is all that differs.
+        outside: A nursery around the ``async with`` of the batcher, for adders and flushers that outlive its body.
+        entered: The scopes that were entered.
+        victims: The ids of the spans of the adder that can be cancelled.
+        when_lost: Called with each `Loss`, if a program wants that.
+        active: How many exports run for each location.
+        limits: The batcher's.
+    """
+
+    outside: trio.Nursery
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.oracle = Oracle()
+        self.scopes = {name: trio.CancelScope() for name in ("everything", "body", "adder", "flusher")}
+        self.entered: set[str] = set()
+        self.victims: set[int] = set()
+        self.when_lost: Callable[[Loss], None] | None = None
+        self._requests: Counter[str] = Counter()
+        self.active: Counter[str] = Counter()
+        self.limits = settings.batcher.get("limits") or Limits()
+        self.oracle.batcher = self.batcher = SpanBatcher(
+            _Counted(self.oracle.observe(self._make_exporter()), self.active, closing_hangs=settings.closing_hangs),
+            **{
+                "on_loss": self._on_loss,
+                "rng": random.Random(1),
+                "shutdown_timeout": settings.shutdown_timeout,
+                "limits": self.limits,
+                **settings.batcher,
+            },
+        )
+
+    # -- what programs do --------------------------------------------------------------------------------------
+
+    def spans(self, count: int, *, size: int = 0) -> list[Span]:
+        """Return new spans. To be called at the beginning, so that ids do not depend on who was cancelled."""
+        return self.oracle.make_spans(count, size=size)
+
+    async def add(self, location: str, spans: Sequence[Span]) -> None:
+        """Add spans, waiting for room; give up when the batcher is closed."""
+        with suppress(trio.ClosedResourceError):
+            await self.oracle.add(location, spans)
+
+    async def add_each(self, location: str, spans: Sequence[Span]) -> None:
+        """Add spans by one call for each."""
+        for span in spans:
+            await self.add(location, [span])
+
+    async def add_as_victim(self, location: str, spans: Sequence[Span]) -> None:
+        """Add spans, each by a call of its own, as the adder that can be cancelled."""
+        self.victims |= {span.context.span_id for span in spans}
+        with self._entered("adder"):
+            await self.add_each(location, spans)
+
+    async def add_list_as_victim(self, location: str, spans: Sequence[Span]) -> None:
+        """Add spans, all in one call, as the adder that can be cancelled."""
+        self.victims |= {span.context.span_id for span in spans}
+        with self._entered("adder"):
+            await self.add(location, spans)
+
+    async def flush(self, location: str | None = None) -> None:
+        """Flush, and check that the barrier held. Give up when the batcher is closed."""
+        statistics = self.batcher.statistics()
+        chosen = statistics if location is None else statistics.locations.get(location)
+        pending = 0 if chosen is None else chosen.queued + chosen.in_flight
+        waited_for = self.oracle.pending(location)
+        with suppress(trio.ClosedResourceError):
+            report = await self.batcher.flush(location)
+            told = report.delivered + report.rejected + report.undelivered
+            assert told == pending, f"flush tells of {told} spans, {pending} were pending"
+            late = waited_for & self.oracle.pending(location)
+            assert not late, f"flush returned, and these are not accounted for: {sorted(late)}"
+
+    async def flush_as_victim(self, location: str | None = None) -> None:
+        """Flush as the flusher that can be cancelled."""
+        with self._entered("flusher"):
+            await self.flush(location)
+
+    def _on_loss(self, loss: Loss) -> None:
+        self.oracle.on_loss(loss)
+        if self.when_lost is not None:
+            self.when_lost(loss)
+
+    def _entered(self, name: str) -> trio.CancelScope:
+        self.entered.add(name)
+        return self.scopes[name]
+
+    # -- what the server does ----------------------------------------------------------------------------------
+
+    def decide(self, location: str, ids: Sequence[int]) -> Step:
+        """Return what the script makes of a request, and tell the oracle what is left out of it."""
+        step = self.settings.script(location, ids, self._requests[location])
+        self._requests[location] += 1
+        if isinstance(step, Delivered) and step.rejected:
+            # The last ones; see InMemoryExporter and Answer.rejected.
+            self.oracle.left_out_of(ids, ids[-step.rejected :])
+        return step
+
+    # -- for whoever runs it -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Have a server."""
+        yield
+
+    @abstractmethod
+    async def come_to_rest(self) -> None:
+        """Wait until the server has ended what its clients have given up."""
+
+    @abstractmethod
+    def stored(self) -> list[tuple[str, int]]:
+        """Return the location and id of each span that the server stored."""
+
+    @abstractmethod
+    def what_the_exporter_left(self) -> list[str]:
+        """Return what of the exporter is open."""
+
+    @abstractmethod
+    def _make_exporter(self) -> SpanExporter: ...
+
+
+class MemoryWorld(World):
+    """A world without a network."""
+
+    _exporter: InMemoryExporter
+
+    async def come_to_rest(self) -> None:
+        """There is no server."""
+
+    def stored(self) -> list[tuple[str, int]]:
+        delivered = self._exporter.delivered.items()
+        return [(location, span_id) for location, spans in delivered for span_id in span_ids(spans)]
+
+    def what_the_exporter_left(self) -> list[str]:
+        return [] if self._exporter.closed else ["the exporter was not closed"]
+
+    def _make_exporter(self) -> SpanExporter:
+        self._exporter = InMemoryExporter(
+            lambda batch: self.decide(batch.location, span_ids(batch.spans)),
+            delay=self.settings.delay,
+        )
+        return self._exporter
+
+
+class HTTPWorld(World):
+    """A world with the whole HTTP path, but for sockets."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._failures: dict[tuple[int, ...], Exception] = {}
+        super().__init__(settings)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        async with self._receiver:
+            yield
+
+    async def come_to_rest(self) -> None:
+        # The server is slow at times, and tells nobody when it is done with a client that is gone.
+        await trio.sleep(10)
+        assert not self._receiver.open_connections
+
+    def stored(self) -> list[tuple[str, int]]:
+        stored = self._receiver.stored.items()
+        return [(location, span_id) for location, spans in stored for span_id in ids_of_messages(spans)]
+
+    def what_the_exporter_left(self) -> list[str]:
+        left = [] if self._exporter._client.is_closed else ["the client was not closed"]
+        return left + [f"a connection is open: {connection}" for connection in self._transport._pool.connections]
+
+    def _make_exporter(self) -> SpanExporter:
+        self._receiver = OTLPReceiver(listen=False, location_header=LOCATION_HEADER, answers=self._answer)
+        self._receiver.network.connect_delay = 0.001
+        self._transport: MemoryTransport = self._receiver.memory_transport()
+        self._exporter = exporter_to(
+            self._receiver,
+            transport=self._transport,
+            timeout=float("inf"),
+            compression="gzip",
+            auth=_credentials,
+        )
+        return _Failing(self._exporter, self._failures)
+
+    def _answer(self, request: ReceivedRequest) -> Outcome:
+        ids = ids_of_messages(request.spans)
+        step = self.decide(request.location, ids)
+        delay = self.settings.delay
+        match step:
+            case Hang():
+                return step
+            case TryLater(ambiguous=True):
+                return Reset(store=True)
+            case TryLater(after=after):
+                return Answer(503, headers=[] if after is None else [("retry-after", f"{after:.0f}")], delay=delay)
+            case Refused(status_code=int(status)):
+                return Answer(status, delay=delay)
+            case Delivered(rejected=rejected, message=message) if rejected or message:
+                return attrs.evolve(partial_success(rejected, message), delay=delay)
+            case Delivered():
+                return attrs.evolve(request.default_answer, delay=delay)
+            case Exception():
+                self._failures[tuple(ids)] = step
+                return attrs.evolve(request.default_answer, delay=delay)
+        raise TypeError(f"HTTP has nothing for {step!r}")
+
+
+async def _credentials(location: str) -> Mapping[str, str]:
+    await trio.lowlevel.checkpoint()
+    return {"authorization": "Bearer token"}
+
+
+@attrs.frozen(eq=False)
+class _Failing:
+    """An exporter that raises what the server's script says, after its request was answered."""
+
+    _exporter: SpanExporter
+    _failures: Mapping[tuple[int, ...], Exception]
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        result = await self._exporter.export(batch)
+        if (failure := self._failures.get(tuple(span_ids(batch.spans)))) is not None:
+            raise failure
+        return result
+
+    async def aclose(self) -> None:
+        await self._exporter.aclose()
+
+
+@attrs.frozen(eq=False)
+class _Counted:
+    """An exporter that counts which exports run, and whose `aclose` may close it and then not return."""
+
+    _exporter: SpanExporter
+    _active: Counter[str]
+    _closing_hangs: bool
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        self._active[batch.location] += 1
+        try:
+            return await self._exporter.export(batch)
+        finally:
+            self._active[batch.location] -= 1
+
+    async def aclose(self) -> None:
+        await self._exporter.aclose()
+        if self._closing_hangs:
+            await trio.sleep_forever()

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import io
+import random
+import re
+import signal
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner
+from rich.console import Console
+
+from tests.cli.support import Lines, run_command, run_in_process, start_command
+from trio_spanbatch import (
+    Limits,
+    LocationStatistics,
+    Loss,
+    OTLPExporter,
+    Span,
+    SpanBatch,
+    SpanBatcher,
+    SpanBatcherStatistics,
+    SpanContext,
+)
+from trio_spanbatch._spans.encoder import SpanEncoder
+from trio_spanbatch.cli import commands
+from trio_spanbatch.cli import demo as demo_module
+from trio_spanbatch.cli.agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
+from trio_spanbatch.cli.demo import DemoResult, MeasuringExporter, handed_back, show
+from trio_spanbatch.cli.demo_progress import DemoProgress
+from trio_spanbatch.cli.screen import Screen
+from trio_spanbatch.testing import Hang, InMemoryExporter
+
+pytestmark = pytest.mark.long
+
+ONE, TWO = ("a", "01", "02"), ("a", "01", "03")
+
+
+async def test_the_demo_loses_nothing_and_shows_it_without_a_terminal(tmp_path: Path) -> None:
+    store = tmp_path / "demo.db"
+    ended = await run_command("demo", "--store", store)
+    assert (ended.exit_code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("receiver on http://127.0.0.1:")
+    assert "the server answers 503 for main.finance.agent_spans from now on" in lines
+    assert any(re.fullmatch(r"  [\d,]+ of [\d,]+ delivered", line) for line in lines)
+    assert any(line.startswith("cancelling the whole program: ") for line in lines)
+    assert f"the store: {store}" in lines
+    table = [line.split() for line in lines if line.startswith("main.")]
+    assert len(table) == 4
+    for _, accepted, delivered, rejected, undelivered, requests, spans, p50, _, p99, _ in table:
+        assert (accepted, rejected, undelivered) == (delivered, "0", "0")
+        assert int(requests) > 0
+        assert float(spans) > 1
+        assert 0 < float(p50) <= float(p99)
+    connection = sqlite3.connect(store)
+    ((rows, locations),) = connection.execute("SELECT count(*), count(DISTINCT location) FROM spans")
+    connection.close()
+    assert rows >= 2000
+    assert locations == 4
+    assert lines[-1] == f"nothing was lost: all {rows:,} accepted spans are in the store, one row each"
+
+
+async def test_a_second_ctrl_c_ends_the_demo_with_its_table_and_what_was_handed_back(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        process = await start_command(nursery, "demo", "--store", tmp_path / "demo.db")
+        lines = Lines(process.stdout)
+        while not (await lines.next()).startswith("the server answers 503"):
+            pass
+        process.send_signal(signal.SIGINT)
+        # This line follows the cancel; so does the drain, which the next one ends.
+        while not (await lines.next()).startswith("cancelling the whole program"):
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = (await lines.rest()).splitlines()
+        assert await process.wait() == 128 + signal.SIGINT
+        assert await Lines(process.stderr).rest() == ""
+    table = [line.split() for line in rest if line.startswith("main.")]
+    undelivered = sum(int(row[4]) for row in table)
+    assert rest[-1].startswith(
+        f"interrupted: {undelivered} spans were handed back undelivered (Ctrl-C during the drain); all others are in"
+        if undelivered
+        # The drain had not begun yet, or the machine was so slow that the server was well again.
+        else "nothing was lost: "
+    )
+
+
+async def test_the_demo_does_not_write_into_a_file_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.db").touch()
+    ended = await run_in_process("demo", "--store", tmp_path / "mine.db")
+    assert ended.exit_code == 1
+    assert ended.err == f"trio-spanbatch: {tmp_path / 'mine.db'} is there already; the demo wants a new file\n"
+
+
+async def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    ended = await run_in_process("demo", "--store", tmp_path / "missing" / "demo.db")
+    assert ended.exit_code == 1
+    assert ended.err.endswith("unable to open database file; name another file with --store\n")
+
+
+def test_without_a_file_the_store_is_a_new_temporary_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stores: list[Path] = []
+
+    async def stub(path: Path, _screen: Screen) -> DemoResult:
+        await trio.lowlevel.checkpoint()
+        stores.append(path)
+        return DemoResult(accepted=[ONE], stored=[ONE], interrupted=0)
+
+    monkeypatch.setattr(demo_module, "demo", stub)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        assert CliRunner().invoke(commands.cli, ["demo"]).exit_code == 0
+    assert len(set(stores)) == 2
+    assert all(path.parent.exists() and not path.exists() for path in stores)
+
+
+async def test_spans_that_were_turned_away_and_silent_locations_are_shown() -> None:
+    out = io.StringIO()
+    batcher = SpanBatcher(InMemoryExporter())
+    tracer = Tracer(batcher, "a", random.Random(1), turned_away=3)
+    exporter = MeasuringExporter(OTLPExporter("http://localhost:4318/v1/traces"))
+    show(batcher, exporter, [tracer], Screen(Console(file=out, width=200), Console(file=io.StringIO())))
+    await exporter.aclose()
+    assert "3 more spans found a full queue and were not accepted" in out.getvalue()
+    assert [line.split()[-3:] for line in out.getvalue().splitlines() if line.startswith("main.")] == [["-"] * 3] * 4
+
+
+@pytest.mark.parametrize(
+    ("accepted", "stored", "exit_code", "verdict"),
+    [
+        ([ONE, TWO], [TWO, ONE], 0, "nothing was lost: all 2 accepted spans are in the store, one row each"),
+        ([ONE, TWO], [ONE], 1, "2 spans accepted, 1 rows, 1 spans missing, 0 rows that nobody sent"),
+        ([ONE], [ONE, TWO], 1, "1 spans accepted, 2 rows, 0 spans missing, 1 rows that nobody sent"),
+        ([ONE], [ONE, ONE], 1, "1 spans accepted, 2 rows, 0 spans missing, 0 rows that nobody sent"),
+    ],
+    ids=["equal", "a span is missing", "a row too many", "a row twice"],
+)
+def test_the_verdict_is_good_only_if_ids_and_rows_are_the_same(
+    accepted: list[tuple[str, str, str]], stored: list[tuple[str, str, str]], exit_code: int, verdict: str
+) -> None:
+    result = DemoResult(accepted=accepted, stored=stored, interrupted=0)
+    assert result.exit_code == exit_code
+    assert result.verdict.endswith(verdict)
+    assert DemoResult(accepted=accepted, stored=stored, interrupted=130).exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("stored", "verdict"),
+    [
+        ([ONE], "1 spans were handed back undelivered (no time); all others are in the store"),
+        ([], "NOT what was promised: 2 spans accepted, 0 rows, 1 spans missing, 0 rows that nobody sent"),
+        ([ONE, ONE], "NOT what was promised: 2 spans accepted, 2 rows, 0 spans missing, 0 rows that nobody sent"),
+    ],
+    ids=["handed back", "another one is missing", "a row twice"],
+)
+def test_what_was_handed_back_is_not_missing(stored: list[tuple[str, str, str]], verdict: str) -> None:
+    result = DemoResult(accepted=[ONE, TWO], stored=stored, handed_back=[TWO], reason="no time", interrupted=0)
+    assert (result.verdict, result.exit_code) == (verdict, 1)
+
+
+async def test_an_agent_makes_as_many_spans_as_planned(autojump_clock: trio.testing.MockClock) -> None:
+    exporter = InMemoryExporter()
+    async with SpanBatcher(exporter) as batcher:
+        tracer = Tracer(batcher, "a", random.Random(1))
+        await Agent(tracer, random.Random(1)).run(6)
+    assert len(tracer.accepted) == len(set(tracer.accepted)) == 2 * SPANS_OF_THREE_ANSWERS
+    assert len(exporter.delivered["a"]) == 2 * SPANS_OF_THREE_ANSWERS
+
+
+async def test_spans_that_a_cancel_ends_are_accepted_and_say_so(autojump_clock: trio.testing.MockClock) -> None:
+    exporter = InMemoryExporter()
+    async with SpanBatcher(exporter) as batcher:
+        tracer = Tracer(batcher, "a", random.Random(1))
+        with trio.move_on_after(1):
+            with tracer.span("outer") as outer, tracer.span("inner", outer):
+                await trio.sleep_forever()
+    inner, outer_span = [span.to_message() for span in exporter.delivered["a"]]
+    assert (inner.name, outer_span.name) == ("inner", "outer")
+    assert inner.parent_span_id == outer_span.span_id
+    assert inner.status.message == "Cancelled"
+    assert inner.events[0].name == "exception"
+
+
+async def test_a_span_that_finds_a_full_queue_is_counted_as_turned_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    limits = Limits(max_queued_spans=1)
+    async with SpanBatcher(InMemoryExporter([Hang()]), limits=limits, shutdown_timeout=1) as batcher:
+        tracer = Tracer(batcher, "a", random.Random(1))
+        for _ in range(5):
+            with tracer.span("step"):
+                pass
+    assert len(tracer.accepted) + tracer.turned_away == 5
+    assert tracer.turned_away > 0
+    assert batcher.statistics().accepted == len(tracer.accepted)
+
+
+async def test_bars_move_on_a_terminal(autojump_clock: trio.testing.MockClock) -> None:
+    out = io.StringIO()
+    screen = Screen(Console(file=out, force_terminal=True, width=100), Console(file=io.StringIO()))
+    async with SpanBatcher(InMemoryExporter()) as batcher:
+        tracer = Tracer(batcher, "main.a.spans", random.Random(1))
+        with DemoProgress(batcher, 100, screen) as progress:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(progress.run)
+                with tracer.span("step"):
+                    await trio.sleep(1)
+                await batcher.flush()
+                progress.say("a line above")
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+    text = out.getvalue()
+    assert "main.a.spans" in text
+    assert "1 of     1 delivered" in text
+    assert "a line above" in text
+
+
+@pytest.mark.parametrize(("width", "has_bars"), [(60, False), (100, True)])
+def test_progress_goes_forward_and_fits_its_terminal(width: int, has_bars: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=width)
+    progress = DemoProgress(SpanBatcher(InMemoryExporter()), 4000, Screen(console, Console(file=io.StringIO())))
+    shares = []
+    for accepted, delivered in ((1000, 600), (2000, 1500), (2000, 1500), (2000, 2000)):
+        counts = LocationStatistics(accepted=accepted, delivered=delivered)
+        name = "main.finance.agent_spans"
+        progress._draw(SpanBatcherStatistics(accepted=accepted, delivered=delivered, locations={name: counts}))
+        shares.append(progress._progress.tasks[0].percentage)
+        if len(shares) == 2:
+            progress.end_plan()
+    assert shares == [15, 37.5, 75, 100]
+    console.print(progress._progress)
+    last = out.getvalue().splitlines()[-1]
+    assert ("━" in last) == has_bars
+    assert re.search(r"2,000 of 2,000 delivered +\d:\d\d:\d\d", last)
+
+
+def test_what_the_server_rejected_was_not_handed_back() -> None:
+    span = SpanEncoder().encode(Span("x", SpanContext(1, 2), start_time=1, end_time=2))
+    losses = [
+        Loss("a", SpanBatch("a", [span]), "rejected", "no"),
+        Loss("b", SpanBatch("b", [span]), "undelivered", "no time"),
+    ]
+    assert list(handed_back(losses)) == [("b", f"{1:032x}", f"{2:016x}")]

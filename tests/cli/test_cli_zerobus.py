@@ -1,0 +1,230 @@
+"""``send --to zerobus``: where things go, and each mistake in one line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from click.testing import CliRunner
+from databricks.sdk._base_client import _BaseClient
+
+from tests.cli.support import Ended, request_line, run_command, run_in_process, span_document
+from tests.destinations.databricks_support import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    PERSONAL_TOKEN,
+    TABLE,
+    FakeWorkspace,
+    forget_databricks,
+    json_answer,
+    workspace_of,
+)
+from tests.destinations.zerobus_support import OTHER_TABLE, Zerobus, status_of, zerobus_for
+from tests.support.processes import reserved_port
+from trio_spanbatch.cli import commands
+from trio_spanbatch.cli.watched import WatchedExporter
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_databricks(monkeypatch, tmp_path)
+    monkeypatch.delenv("ZEROBUS_ENDPOINT", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``send`` gives up after the first failure, and databricks-sdk after its first."""
+
+    async def give_up_after_a_failure(self: WatchedExporter) -> None:
+        while not self.failure:  # noqa: ASYNC110 - nobody tells when it fails
+            await trio.sleep(0.001)
+        self.give_up()
+
+    monkeypatch.setattr(WatchedExporter, "wait_to_give_up", give_up_after_a_failure)
+    monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Path:
+    path = tmp_path / "spans.jsonl"
+    path.write_bytes(
+        request_line(span_document(1, tenant=TABLE), span_document(2, tenant=TABLE))
+        + request_line(span_document(3, tenant=OTHER_TABLE))
+    )
+    return path
+
+
+@asynccontextmanager
+async def servers(**options: Any) -> AsyncIterator[tuple[FakeWorkspace, Zerobus]]:
+    async with (
+        workspace_of(**{"tables": {TABLE, OTHER_TABLE}, **options}) as workspace,
+        zerobus_for(workspace) as zerobus,
+    ):
+        yield workspace, zerobus
+
+
+async def send(
+    spans: Path, workspace: FakeWorkspace, zerobus: Zerobus | None, *arguments: object, **environ: str
+) -> Ended:
+    credentials = {"DATABRICKS_CLIENT_ID": CLIENT_ID, "DATABRICKS_CLIENT_SECRET": CLIENT_SECRET}
+    if not arguments:
+        arguments = ("--location", TABLE)
+    if zerobus is not None:
+        arguments = (*arguments, "--endpoint", zerobus.endpoint)
+    return await run_in_process(
+        *("send", spans, "--to", "zerobus", *arguments),
+        environ={"DATABRICKS_HOST": workspace.host, **(environ or credentials)},
+    )
+
+
+def only_line(ended: Ended) -> str:
+    """The one line on stderr of a command that failed."""
+    assert ended.exit_code == 1
+    (line,) = ended.err.splitlines()
+    assert "Traceback" not in line
+    return line
+
+
+async def test_spans_go_to_tables_through_zerobus(spans: Path) -> None:
+    async with servers() as (workspace, zerobus):
+        ended = await send(
+            *(spans, workspace, zerobus, "--location-attribute", "tenant", "--compression", "gzip", "--json"),
+            *("--header", "X-Team=agents"),
+        )
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert (zerobus.stored(TABLE), zerobus.stored(OTHER_TABLE)) == (2, 1)
+    assert ended.document["delivered"] == 3
+    for request in zerobus.receiver.requests:
+        assert request.header("content-encoding") == "gzip"
+        assert request.header("x-team") == "agents"
+
+
+async def test_the_endpoint_may_be_in_a_variable(spans: Path) -> None:
+    async with servers() as (workspace, zerobus):
+        ended = await run_command(
+            *("send", spans, "--to", "zerobus", "--location", TABLE),
+            environ={
+                "DATABRICKS_HOST": workspace.host,
+                "DATABRICKS_CLIENT_ID": CLIENT_ID,
+                "DATABRICKS_CLIENT_SECRET": CLIENT_SECRET,
+                "ZEROBUS_ENDPOINT": zerobus.endpoint,
+            },
+        )
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert zerobus.stored() == 3
+
+
+ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host", "error"),
+    [
+        (ENDPOINT, "w.com", "--to zerobus needs a table: name it with --location <catalog>.<schema>.<table>, or name"),
+        (("--location", "agents.spans"), "w.com", "location 'agents.spans' is no table of Unity Catalog: it has 2"),
+        (("--location", TABLE), "", "--to zerobus needs a workspace, where tokens come from: set DATABRICKS_HOST"),
+        (("--location", TABLE), "https://w.com/s3cret", "host must be a workspace alone|--endpoint must be a worksp"),
+        (("--location", TABLE, "--location-header", "X"), "w.com", "it is x-databricks-zerobus-table-name"),
+        (("--location", TABLE, "--header", "authorization=s3cret"), "w.com", "databricks-sdk authenticates"),
+        (
+            ("--location", TABLE, "--endpoint", "https://1.zerobus.r.azuredatabricks.net/s3cret"),
+            "w.com",
+            "--endpoint must be a host alone, as in https://1.zerobus.r.azuredatabricks.net; what follows it",
+        ),
+        (
+            ("--location", TABLE, "--endpoint", "http://1.zerobus.r.azuredatabricks.net"),
+            "w.com",
+            "--endpoint http://1.zerobus.r.azuredatabricks.net must begin with https://: a token is sent there",
+        ),
+        (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) has a user"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    arguments: tuple[str, ...], host: str, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABRICKS_HOST", host)
+    result = CliRunner().invoke(commands.cli, ["send", "-", "--to", "zerobus", *arguments], prog_name="trio-spanbatch")
+    assert result.exit_code == 2
+    assert re.search(error, result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+    assert "s3cret" not in result.stderr
+
+
+async def test_a_personal_access_token_is_one_line_that_says_what_to_use_instead(spans: Path) -> None:
+    async with servers() as (workspace, zerobus):
+        ended = await send(spans, workspace, zerobus, DATABRICKS_TOKEN=PERSONAL_TOKEN)
+    assert only_line(ended) == (
+        f"{TABLE}: 3 rejected: no credentials: Zerobus takes service principals only, and databricks-sdk found pat: "
+        "set DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
+    )
+
+
+async def test_a_wrong_client_secret_is_one_line(spans: Path) -> None:
+    async with servers() as (workspace, zerobus):
+        ended = await send(
+            *(spans, workspace, zerobus), DATABRICKS_CLIENT_ID=CLIENT_ID, DATABRICKS_CLIENT_SECRET="s3cret-s3cret"
+        )
+    assert only_line(ended) == (
+        f"{TABLE}: 3 rejected: no credentials: the token endpoint of {workspace.host} answered 401 invalid_client: "
+        "check DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
+    )
+
+
+async def test_no_right_to_a_table_is_one_line(spans: Path) -> None:
+    async with servers(table_answers={TABLE: json_answer(403, {"error": "access_denied"})}) as (workspace, zerobus):
+        ended = await send(spans, workspace, zerobus)
+    assert only_line(ended) == (
+        f"{TABLE}: 3 rejected: no credentials: the token endpoint of {workspace.host} answered 403 access_denied: does "
+        "the table exist, with USE CATALOG, USE SCHEMA, SELECT, MODIFY for the service principal?"
+    )
+
+
+async def test_an_unknown_table_is_one_line(spans: Path) -> None:
+    async with servers(tables=set()) as (workspace, zerobus):
+        ended = await send(spans, workspace, zerobus)
+    assert only_line(ended) == (
+        f"{TABLE}: 3 rejected: 404 Not Found: NOT_FOUND: Table '{TABLE}' not found; create the table, or correct its "
+        "name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "Zerobus does not take this token"),
+        (403, "the service principal needs USE CATALOG"),
+        (404, "is the endpoi"),
+    ],
+)
+async def test_what_zerobus_refuses_is_one_line(status: int, words: str, spans: Path) -> None:
+    async with servers() as (workspace, zerobus):
+        zerobus.answers = status_of(status)
+        ended = await send(spans, workspace, zerobus)
+    assert only_line(ended).startswith(f"{TABLE}: 3 rejected: {status} ")
+    assert words in only_line(ended)
+
+
+async def test_a_metastore_that_names_no_host_of_zerobus_is_one_line(spans: Path) -> None:
+    async with servers(metastore={"cloud": "mars", "region": "r"}) as (workspace, _):
+        ended = await send(spans, workspace, None)
+    assert only_line(ended) == (
+        f"{TABLE}: 3 rejected: no endpoint of Zerobus: what {workspace.host} says of its metastore's cloud and region "
+        "names no host of Zerobus; set ZEROBUS_ENDPOINT, or give the endpoint"
+    )
+
+
+async def test_nobody_at_the_endpoint_is_told_with_what_to_do(spans: Path) -> None:
+    with reserved_port() as port:
+        async with servers() as (workspace, _):
+            ended = await send(
+                *(spans, workspace, None, "--location", TABLE, "--endpoint", f"http://127.0.0.1:{port}"),
+            )
+    assert ended.exit_code == 1
+    assert "Traceback" not in ended.err
+    assert f"cannot connect to 127.0.0.1:{port}" in ended.err
+    assert "name the right workspace with DATABRICKS_HOST, or Zerobus' endpoint with --endpoint" in ended.err

@@ -1,0 +1,71 @@
+"""Which locations are tables of Unity Catalog."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_spanbatch import InvalidLocationError
+from trio_spanbatch._settings.header_checks import check_header_location
+from trio_spanbatch.destinations.unity_catalog import check_table_name
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "main.agents.spans",
+        "Main.Agents.Spans",
+        "dev-eu.team_1.2024-otel_spans",
+        "a.b.c",
+        "$a#.b@c.d(e)",
+        ".".join(["x" * 255] * 3),
+    ],
+)
+def test_three_names_with_periods_between_are_a_table(location: str) -> None:
+    check_table_name(location)
+
+
+@pytest.mark.parametrize(
+    ("location", "problem"),
+    [
+        ("", "it has 1 part"),
+        ("spans", "it has 1 part"),
+        ("agents.spans", "it has 2 parts"),
+        ("main.agents.spans.more", "it has 4 parts"),
+        ("main..spans", "a part of it is empty"),
+        (".agents.spans", "a part of it is empty"),
+        ("main.agents.", "a part of it is empty"),
+        ("..", "a part of it is empty"),
+        ("main.agents." + "x" * 256, "a part of it has 256 characters"),
+        ("main.agents.my spans", "it has ' ' in it"),
+        (" main.agents.spans", "it has ' ' in it"),
+        ("main.agents.spans\r\nX-Evil: 1", "it has '\\r' in it"),
+        ("main.agents.spans\n", "it has '\\n' in it"),
+        ("main.agents.sp\0ans", "it has '\\x00' in it"),
+        ("main.agents.sp\x7fans", "it has '\\x7f' in it"),
+        ("main.agents.a/b", "it has '/' in it"),
+        ("main.agents.`my-spans`", "it has '`' in it"),
+        ("`main`.`agents`.`a.b`", "it has '`' in it"),
+        ("main.agents.späne", "it has 'ä' in it"),
+        ("main.agents.\ud800", "it has '\\ud800' in it"),
+    ],
+)
+def test_anything_else_is_told_with_the_value_and_what_is_allowed(location: str, problem: str) -> None:
+    with pytest.raises(InvalidLocationError) as caught:
+        check_table_name(location)
+    shown = repr(location if len(location) <= 100 else location[:100] + "…")
+    assert str(caught.value) == (
+        f"location {shown} is no table of Unity Catalog: {problem}; it is <catalog>.<schema>.<table>, each of 1 to 255 "
+        "characters of printable ASCII without space, period, slash and backquote"
+    )
+
+
+@given(st.text(alphabet=st.sampled_from("a.`/ \n\x7fä~!")))
+def test_what_passes_can_be_sent_in_a_header(location: str) -> None:
+    try:
+        check_table_name(location)
+    except InvalidLocationError:
+        return
+    check_header_location(location)
+    assert len(location.split(".")) == 3

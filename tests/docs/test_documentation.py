@@ -1,0 +1,129 @@
+"""What stands in the README and in docs/ is true: its code runs, its options and targets are there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.cli.support import run_command
+from tests.support.paths import PROJECT
+from trio_spanbatch.cli.commands import cli
+from trio_spanbatch.testing import OTLPReceiver
+
+PROJECT = PROJECT
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+EXAMPLES = sorted((PROJECT / "docs" / "examples").glob("*.py"))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    return [(f"{page.name}-{number}", code) for page in PAGES for number, code in enumerate(blocks(page, "python"))]
+
+
+async def test_the_readmes_first_example_runs_as_it_stands_and_has_ten_lines() -> None:
+    example = blocks(PROJECT / "README.md", "python")[0]
+    assert len([line for line in example.splitlines() if line]) <= 10
+    async with OTLPReceiver() as receiver:
+        base = receiver.url.removesuffix("/v1/traces")
+        ended = await run_command(
+            program=[sys.executable, "-W", "error", "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
+        )
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert ended.out == "1 span delivered\n"
+    assert [span.name for span in receiver.stored["default"]] == ["chat"]
+
+
+def test_the_readme_is_a_page() -> None:
+    page = (PROJECT / "README.md").read_text().partition("## More")[0]
+    assert len(page.split()) < 520
+    # What stands before is included in the documentation, where relative links lead elsewhere.
+    assert not re.search(r"\]\((?!https?:)", page)
+    before_the_first_section = page.partition("\n## ")[0]
+    assert "$ make demo\n$ make test\n" in before_the_first_section
+
+
+async def test_what_the_readme_says_to_send_is_there_and_arrives_with_its_locations() -> None:
+    (arguments,) = re.findall(r"^\$ trio-spanbatch send (.*)$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    file, *options = arguments.split()
+    async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
+        ended = await run_command("send", PROJECT / file, *options, "--endpoint", receiver.url)
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert len(receiver.stored) == 3
+
+
+async def test_the_readmes_other_examples_run() -> None:
+    async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
+        base = receiver.url.removesuffix("/v1/traces")
+        for example in blocks(PROJECT / "README.md", "python")[1:]:
+            ended = await run_command(
+                program=[sys.executable, "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
+            )
+            assert (ended.exit_code, ended.err) == (0, "")
+    # The example with OpenTelemetry: the location of the task goes before that of the processor.
+    names = {location: sorted(span.name for span in spans) for location, spans in receiver.stored.items()}
+    assert names == {"acme": ["chat"]}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+async def test_examples_run(example: Path) -> None:
+    ended = await run_command(program=[sys.executable, "-W", "error", str(example)])
+    assert ended.exit_code == 0, ended.err
+
+
+@pytest.mark.parametrize(("name", "code"), python_blocks())
+def test_python_blocks_are_python_and_import_what_is_there(name: str, code: str) -> None:
+    tree = compile(code, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio_spanbatch"):
+            module = __import__(node.module or "", fromlist=["*"])
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_documented_counts_add_up() -> None:
+    (block,) = blocks(PROJECT / "docs" / "command-line.md", "json")
+    document = json.loads(block)
+    for counts in (document, *document["locations"].values()):
+        assert counts["read"] == counts["accepted"] + counts["invalid"]
+        assert counts["accepted"] == counts["delivered"] + counts["rejected"] + counts["undelivered"]
+
+
+def test_every_command_and_option_is_documented_and_no_other() -> None:
+    page = (PROJECT / "docs" / "command-line.md").read_text()
+    options = {
+        option
+        for command in cli.commands.values()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    }
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) == options
+    assert {heading.strip() for heading in re.findall(r"^## (.*)$", page, re.MULTILINE)} == cli.commands.keys()
+
+
+def test_the_make_targets_that_are_named_are_there() -> None:
+    makefile = (PROJECT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())}
+    assert {"demo", "test", "check", "docs"} <= targets
+    assert named <= targets
+
+
+def test_links_lead_to_files() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_changelog_has_a_section_for_what_is_not_released() -> None:
+    assert "## [Unreleased]" in (PROJECT / "CHANGELOG.md").read_text()
+    assert tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["name"] == "trio-spanbatch"

@@ -1,0 +1,388 @@
+"""Faults to plant: slips of a line or two that anybody might make, each of which breaks a promise to users.
+
+None of them shows in every run at once: most need a cancel, a full queue or a failing server at the wrong moment. Each
+names the machine that is the quickest to find it, as far as is known; the others are tried after it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import attrs
+
+__all__ = ["FAULTS", "Machine", "PlantedFault"]
+
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine"]
+
+
+@attrs.frozen
+class PlantedFault:
+    """A fault.
+
+    Attributes:
+        name: What is wrong, in a few words.
+        module: The file, relative to the package.
+        right: The code as it is, which is there once.
+        wrong: The code with the fault.
+        first: The machine that is asked first.
+        scenario: Where the first is cancelling everywhere: in which scenario. Asked later, it runs all of them.
+    """
+
+    name: str
+    module: str
+    right: str
+    wrong: str
+    first: Machine = "simulation"
+    scenario: str | None = None
+
+
+FAULTS = (
+    # -- leases and accounting -------------------------------------------------------------------------------------
+    PlantedFault(
+        "a lease is not returned when its delivery is cancelled",
+        "_runtime/delivery.py",
+        "for lease in tuple(self._open):",
+        "for lease in ():",
+    ),
+    PlantedFault(
+        "a lease's bytes are not returned",
+        "_scheduler/location.py",
+        "        self._leased_bytes -= lease.cost\n        self._ledger.settle",
+        "        self._ledger.settle",
+    ),
+    PlantedFault(
+        "the byte budget leaks what is rejected",
+        "_scheduler/ledger.py",
+        "        self.pending_bytes -= lease.cost",
+        "        self.pending_bytes -= 0 if settlement.rejected else lease.cost",
+    ),
+    PlantedFault(
+        "both halves of a batch take the bytes of the whole",
+        "_scheduler/ledger.py",
+        "cost=cost, attempts=0)",
+        "attempts=0)",
+    ),
+    PlantedFault(
+        "the right half of a batch begins where the left one does",
+        "_scheduler/ledger.py",
+        "self._part(right, self.first + at, ",
+        "self._part(right, self.first, ",
+    ),
+    PlantedFault(
+        "a location that comes back begins its account anew",
+        "_scheduler/ledger.py",
+        "return self._accounts.setdefault(location, Account())",
+        "self._accounts[location] = Account()\n        return self._accounts[location]",
+    ),
+    PlantedFault(
+        "what is known of a location that ended long ago is thrown away",
+        "_scheduler/ledger.py",
+        "            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))",
+        "            del self._accounts[oldest]",
+    ),
+    PlantedFault(
+        "an attempt that was cancelled is not ambiguous",
+        "_runtime/delivery.py",
+        "if result is None or (isinstance(result, TryLater) and result.ambiguous):",
+        "if isinstance(result, TryLater) and result.ambiguous:",
+    ),
+    PlantedFault(
+        "an ambiguous span is counted at each attempt",
+        "_scheduler/ledger.py",
+        "            lease.ambiguous = True\n",
+        "",
+    ),
+    PlantedFault(
+        "an attempt that took too long is taken for one that did not arrive",
+        "_runtime/delivery.py",
+        'return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")',
+        'return TryLater(f"no answer within {timeout:g} s", cause="timeout")',
+    ),
+    PlantedFault(
+        "a Cancelled that the exporter has kept is taken for one of the batcher's own",
+        "_exceptions.py",
+        "return trio.current_effective_deadline() == -math.inf",
+        "return True",
+    ),
+    # -- losses ----------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "on_loss is not told of what the drain hands back",
+        "_scheduler/location.py",
+        '            losses.report(Loss(self.location, lease.batch, "undelivered"',
+        '                losses.report(Loss(self.location, lease.batch, "undelivered"',
+    ),
+    PlantedFault(
+        "on_loss is told twice of what the server rejected",
+        "_scheduler/location.py",
+        'losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))',
+        'losses.report(loss := Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))\n'
+        "            losses.report(loss)",
+    ),
+    PlantedFault(
+        "what on_loss raises leaves in the middle of the accounting",
+        "_reporting/losses.py",
+        "except BaseException as exc:",
+        "except ValueError as exc:",
+    ),
+    # -- lanes -----------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a wake-up is cleared too late: after the sleep that it ended",
+        "_scheduler/location.py",
+        "await self._receive.receive()\n        self._sleep = None\n",
+        "await self._receive.receive()\n        self._sleep = None\n        self._pressed = False\n",
+    ),
+    PlantedFault(
+        "a lane looks whether there is something to do, and falls asleep a moment later",
+        "_scheduler/location.py",
+        "        with trio.CancelScope(deadline=time) as self._sleep:\n",
+        "        await trio.lowlevel.checkpoint()\n        with trio.CancelScope(deadline=time) as self._sleep:\n",
+    ),
+    PlantedFault(
+        "a lane is not woken by a batch that got full",
+        "_scheduler/location.py",
+        "        if became_full:\n            self.reconsider()\n",
+        "",
+    ),
+    PlantedFault(
+        "a deadline is restarted by each span",
+        "_scheduler/splitter.py",
+        "        self._count = count + 1\n",
+        "        self._count, self._opened_at = count + 1, self._clock()\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a batch takes one span too many",
+        "_scheduler/splitter.py",
+        "if count + 1 >= self._max_spans or",
+        "if count + 1 > self._max_spans or",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a flush does not make the last span due: its lane's watermark is off by one",
+        "_scheduler/location.py",
+        "self._flush_watermark = self.account.accepted\n",
+        "self._flush_watermark = self.account.accepted - 1\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a lane ends by idleness with a span in it",
+        "_scheduler/location.py",
+        "if self.account.pending or self.waiting:",
+        "if self.account.in_flight or self.waiting:",
+    ),
+    PlantedFault(
+        "a lane that made place for another is not told to end",
+        "_scheduler/locations.py",
+        "        oldest.retire()\n",
+        "",
+        first="state machine",
+    ),
+    # -- admission -------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a span is counted before the enqueue, which then finds the channel full",
+        "_scheduler/admission.py",
+        "account.queued < self._max_queued",
+        "account.queued <= self._max_queued",
+        first="state machine",
+    ),
+    PlantedFault(
+        "add_spans counts a span before it was admitted",
+        "_batcher.py",
+        "                waited = await self._admit(location, encoded)\n                accepted += 1",
+        "                accepted += 1\n                waited = await self._admit(location, encoded)",
+        first="state machine",
+    ),
+    PlantedFault(
+        "add_span can be cancelled after it put its span in",
+        "_batcher.py",
+        "if not await self._admit(location, encoded):\n            await trio.lowlevel.cancel_shielded_checkpoint()",
+        "if not await self._admit(location, encoded):\n            await trio.lowlevel.checkpoint()",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "a span that is added without waiting overtakes those that wait for its lane",
+        "_scheduler/admission.py",
+        "            and not lane.waiting\n            and not self._byte_line\n",
+        "            and not self._byte_line\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "places that a seal frees are not given to those who wait",
+        "_scheduler/admission.py",
+        "        self._pressed.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
+        "        self._pressed.discard(lane)\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "closing wakes only the first adder of each line",
+        "_scheduler/admission.py",
+        "            while lane.waiting:\n                waiter, _",
+        "            if lane.waiting:\n                waiter, _",
+        first="state machine",
+    ),
+    # -- slots, pace, turns ----------------------------------------------------------------------------------------
+    PlantedFault(
+        "a slot that is given back wakes nobody in the line for one",
+        "_scheduler/slots.py",
+        "            lane, _ = self._line.popitem(last=False)\n            lane.take_slot()\n",
+        "            self.free += 1\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a lane that has ended takes a slot",
+        "_scheduler/location.py",
+        "        self._sleep = None\n        self._shared.crowded_out.pop",
+        "        self._shared.crowded_out.pop",
+        first="cancel everywhere",
+        scenario="drain_in_progress",
+    ),
+    PlantedFault(
+        "a lane that ends keeps the slot that it was given",
+        "_scheduler/location.py",
+        "        if self._has_slot:\n            self._has_slot = False\n            self._release_slot()\n",
+        "",
+    ),
+    PlantedFault(
+        "a slot is kept during a backoff",
+        "_scheduler/location.py",
+        "        self._release_export()\n        self.reconsider()\n",
+        "        if not isinstance(result, TryLater):\n            self._release_export()\n        self.reconsider()\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "max_exports is off by one",
+        "_batcher.py",
+        "slots=ExportSlots(limits.max_exports)",
+        "slots=ExportSlots(limits.max_exports + 1)",
+    ),
+    PlantedFault(
+        "max_exports_per_location is off by one",
+        "_scheduler/pace.py",
+        "self.active >= self.allowed else",
+        "self.active > self.allowed else",
+        first="state machine",
+    ),
+    PlantedFault(
+        "the time for repetitions is restarted by each attempt",
+        "_runtime/delivery.py",
+        "        if self._first_attempt_at is None:\n            self._first_attempt_at",
+        "        if True:\n            self._first_attempt_at",
+        first="state machine",
+    ),
+    PlantedFault(
+        "the drain's deadline does not apply to a backoff",
+        "_scheduler/pace.py",
+        "        return math.inf if left < _LAST_MOMENT else min(wait, left / 2)",
+        "        return wait",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a backoff goes on when the drain begins",
+        "_scheduler/location.py",
+        "        self.pace.cut_short(trio.current_time())\n",
+        "",
+        first="state machine",
+    ),
+    # -- flushing --------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a flush is woken too early: it does not wait for what is in flight",
+        "_scheduler/flush.py",
+        "LocationFlush(account.accepted, account.pending)",
+        "LocationFlush(account.accepted, account.queued)",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a flush waits for one location only",
+        "_scheduler/flush.py",
+        "        if not self._open:\n            self._done.set()\n\n    async",
+        "        self._done.set()\n\n    async",
+        first="state machine",
+    ),
+    # -- isolation -------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "isolation sends a half twice",
+        "_scheduler/isolation.py",
+        "self._parts += (_Part(right), _Part(left))",
+        "self._parts += (_Part(left), _Part(right), _Part(left))",
+    ),
+    # -- the drain -------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a drain without a shield",
+        "_runtime/supervisor.py",
+        "factory=lambda: trio.CancelScope(shield=True))",
+        "factory=trio.CancelScope)",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "the body is inside the shield",
+        "_runtime/supervisor.py",
+        "        nursery = await self._manager.__aenter__()\n",
+        "        nursery = await self._manager.__aenter__()\n        nursery.cancel_scope.shield = True\n",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "the drain does not tell the lanes that are empty",
+        "_runtime/supervisor.py",
+        "        for lane in self.shared.lanes:\n            lane.close()",
+        "        for lane in self.shared.lanes:\n            if lane.account.pending:\n                lane.close()",
+        first="state machine",
+    ),
+    PlantedFault(
+        "the exporter is not closed",
+        "_runtime/supervisor.py",
+        "                await self._supervise_work(task_status)\n                await self._close_exporter()\n",
+        "                await self._supervise_work(task_status)\n",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "the body's exception leaves in a group",
+        "_runtime/supervisor.py",
+        "            await self._manager.__aexit__(None, None, None)\n        except BaseExceptionGroup as",
+        "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        except KeyError as",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "a cancel in the drain is swallowed",
+        "_runtime/supervisor.py",
+        "            raise failure\n        await trio.lowlevel.checkpoint_if_cancelled()\n",
+        "            raise failure\n",
+        first="cancel everywhere",
+        scenario="quiet",
+    ),
+    PlantedFault(
+        "strict does not look at what was rejected",
+        "_runtime/supervisor.py",
+        "if self.strict and (total.rejected or total.undelivered):",
+        "if self.strict and total.undelivered:",
+    ),
+    # -- OTLP ------------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "a request that timed out is taken for one that did not arrive",
+        "_http/exporter.py",
+        'return TryLater(reason, ambiguous=True, cause="timeout")',
+        'return TryLater(reason, cause="timeout")',
+    ),
+    PlantedFault(
+        "a broken exchange is taken for one that did not begin",
+        "_http/failures.py",
+        "httpx.PoolTimeout, httpx.ProxyError)",
+        "httpx.PoolTimeout, httpx.ProxyError, httpx.ReadError)",
+    ),
+    PlantedFault(
+        "what a partial success rejected is not counted",
+        "_http/responses.py",
+        "return Delivered(max(rejected, 0),",
+        "return Delivered(0,",
+    ),
+    PlantedFault(
+        "Retry-After is ignored",
+        "_http/responses.py",
+        "    return TryLater(response.reason, after=after, status_code=response.status)",
+        "    return TryLater(response.reason, after=after and 0, status_code=response.status)",
+    ),
+)

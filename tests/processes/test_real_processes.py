@@ -1,0 +1,368 @@
+"""Programs in processes of their own, on the real clock, with real signals, against a real server.
+
+A program (`tests.processes.agent`) traces its work at four locations and gets a signal, or its server is killed or
+stopped. Three that cannot talk it over have to agree then: what the server recorded before it answered, what the
+program says it knows of its spans, and the batcher's statistics. The oracle compares them span by span.
+
+Nothing here waits for time to pass: the test goes on when a program says how far it is, when the server has recorded
+so many spans, or when a process has ended. What a program's own time limits are is said where it matters.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from tests.processes.agent import RECIPE, AgentSettings
+from tests.processes.collector import LOCATION_HEADER, Collector, Record, read_records
+from tests.processes.ended import end_of
+from tests.support.processes import Child, child, reserved_port, wait_until
+from trio_spanbatch.testing import OTLPReceiver
+
+pytestmark = pytest.mark.long
+
+# What a process ends with that was ended by SIGTERM, as a shell says it.
+TERMINATED = 128 + signal.SIGTERM
+
+
+# -- the program ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def agent(url: str, **settings: Any) -> AsyncIterator[Child]:
+    """Run an agent until it is ready."""
+    arguments = AgentSettings(url=url, **settings).to_json()
+    async with child("-m", "tests.processes.agent", arguments) as started:
+        await started.says("ready")
+        yield started
+
+
+# -- the server ----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Server:
+    """A server in the test's own process, that does as its collector says."""
+
+    url: str
+    collector: Collector
+    records: list[Record]
+
+    async def wait_for(self, stored: int) -> None:
+        """Wait until so many spans have been stored since this was called."""
+        before = stored_in(self.records).total()
+        await wait_until(lambda: stored_in(self.records).total() >= before + stored)
+
+
+@asynccontextmanager
+async def server(hanging: Iterable[str] = (), delay: float = 0.0) -> AsyncIterator[Server]:
+    records: list[Record] = []
+    collector = Collector(records.append)
+    collector.hanging = frozenset(hanging)
+    collector.delay = delay
+    async with OTLPReceiver(location_header=LOCATION_HEADER, answers=collector.answer, keep=False) as receiver:
+        yield Server(receiver.url, collector, records)
+
+
+def server_process(port: int, file: Path, answers: int = sys.maxsize) -> AbstractAsyncContextManager[Child]:
+    """A server in a process of its own, that can be killed and stopped, and records in ``file`` what it takes.
+
+    After so many ``answers`` it takes what comes and says so, but does not answer.
+    """
+    return child("-m", "tests.processes.server", port, file, answers)
+
+
+def url_of(port: int) -> str:
+    return f"http://127.0.0.1:{port}/v1/traces"
+
+
+def stored_in(records: Iterable[Record]) -> Counter[int]:
+    """Return how often each span was stored."""
+    return Counter(span_id for record in records for span_id in record.stored)
+
+
+async def wait_for_stored(file: Path, count: int) -> None:
+    """Wait until the server that writes ``file`` has stored so many spans."""
+    await wait_until(lambda: stored_in(read_records(file)).total() >= count)
+
+
+# -- SIGINT --------------------------------------------------------------------------------------------------------
+
+
+async def test_ctrl_c_in_a_busy_body_loses_nothing() -> None:
+    async with server() as to, agent(to.url, left_out=11, poison=61) as program:
+        await program.tell("keep adding")
+        await to.wait_for(stored=500)
+        program.send_signal(signal.SIGINT)
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (-signal.SIGINT, "KeyboardInterrupt")
+    assert not facts.undelivered
+    assert not facts.doubtful
+    assert facts.left_out
+    assert facts.rejected
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [["in the drain"], ["in the drain", "again"], ["in the body", "in the drain"]],
+    ids=["once", "twice", "in the body before"],
+)
+async def test_ctrl_c_in_the_drain_hands_back_what_a_server_hangs_with(signals: list[str]) -> None:
+    async with server(hanging=["c", "d"]) as to, agent(to.url, max_delay=math.inf) as program:
+        await program.does("add 40")
+        if "in the body" in signals:
+            program.send_signal(signal.SIGINT)
+        else:
+            await program.tell("end")
+        # Two locations are answered, the other two have an attempt that hangs.
+        await program.has_said("sending", 4)
+        await program.has_said("answered", 2)
+        program.send_signal(signal.SIGINT)
+        if "again" in signals:
+            await program.says("undelivered")
+            program.send_signal(signal.SIGINT)
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (-signal.SIGINT, "KeyboardInterrupt")
+    assert ended.reasons == {"Ctrl-C during the drain"}
+    assert {facts.accepted[span_id] for span_id in facts.undelivered} == {"c", "d"}
+    assert len(facts.undelivered) == len(facts.doubtful) == 20
+    # What was lost stands in the traceback that the user sees.
+    assert any("20 of 40 spans were handed back undelivered" in note for note in ended.report["notes"])
+
+
+# -- SIGTERM, with the recipe --------------------------------------------------------------------------------------
+
+
+async def test_sigterm_in_a_busy_body_loses_nothing() -> None:
+    async with server() as to, agent(to.url, left_out=11, poison=61) as program:
+        await program.tell("keep adding")
+        await to.wait_for(stored=500)
+        program.send_signal(signal.SIGTERM)
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
+    assert not facts.undelivered
+    assert not facts.doubtful
+    assert facts.left_out
+    assert facts.rejected
+
+
+async def test_sigterm_with_a_server_that_never_answers_ends_at_the_drains_deadline() -> None:
+    async with server(hanging="abcd") as to, agent(to.url, shutdown_timeout=0.5) as program:
+        await program.does("add 40")
+        await program.says("sending")
+        program.send_signal(signal.SIGTERM)
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
+    assert ended.reasons == {"the shutdown deadline passed"}
+    assert facts.accepted.keys() == set(facts.undelivered)
+
+
+async def test_sigterm_in_the_drain_lets_the_drain_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "stored"
+    with reserved_port() as port:
+        async with server_process(port, file) as to, agent(url_of(port), max_delay=math.inf) as program:
+            await to.says("listening")
+            await to.stop()
+            await program.does("add 40")
+            await program.tell("end")
+            await program.says("sending")
+            program.send_signal(signal.SIGTERM)
+            to.go_on()
+            ended = await end_of(program)
+    facts = ended.check(read_records(file))
+    assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
+    assert not facts.undelivered
+    assert not facts.doubtful
+
+
+async def test_ctrl_c_after_a_sigterm_cuts_the_drain_short() -> None:
+    async with server(hanging="abcd") as to, agent(to.url, max_delay=math.inf) as program:
+        await program.does("add 40")
+        program.send_signal(signal.SIGTERM)
+        await program.says("sending")
+        program.send_signal(signal.SIGINT)
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (-signal.SIGINT, "KeyboardInterrupt")
+    assert ended.reasons == {"Ctrl-C during the drain"}
+    assert facts.accepted.keys() == set(facts.undelivered)
+
+
+async def test_sigterm_during_a_call_in_a_thread_waits_for_it_and_takes_what_it_adds() -> None:
+    async with server() as to, agent(to.url) as program:
+        await program.does("add 40")
+        await program.tell("work in a thread kept")
+        await program.says("in the thread")
+        program.send_signal(signal.SIGTERM)
+        await program.says("cancelled")
+        # The thread is still at work; its spans are added to a program that is cancelled.
+        await program.tell("go on")
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
+    assert len(facts.accepted) == 44
+    assert not facts.undelivered
+
+
+async def test_sigterm_during_a_call_in_a_thread_that_may_be_abandoned_does_not_wait_for_it() -> None:
+    async with server() as to, agent(to.url, max_delay=math.inf) as program:
+        await program.does("add 40")
+        await program.tell("work in a thread abandoned")
+        await program.says("in the thread")
+        program.send_signal(signal.SIGTERM)
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
+    assert len(facts.accepted) == 40
+    assert not facts.undelivered
+
+
+def service(url: str) -> AbstractAsyncContextManager[Child]:
+    """The documentation's example, as it stands."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url.removesuffix("/v1/traces"),
+        "OTEL_EXPORTER_OTLP_HEADERS": f"{LOCATION_HEADER}=orders",
+        "OTEL_BSP_SCHEDULE_DELAY": "20",
+    }
+    return child(RECIPE, environ=environ)
+
+
+async def test_the_documented_service_ends_with_143_and_everything_delivered() -> None:
+    async with server() as to, service(to.url) as program:
+        await to.wait_for(stored=5)
+        program.send_signal(signal.SIGTERM)
+        assert await program.wait() == TERMINATED
+        assert program.errors == ""
+    assert stored_in(to.records) == Counter(range(1, stored_in(to.records).total() + 1))
+
+
+# -- servers that are killed and stopped ---------------------------------------------------------------------------
+
+
+async def test_everything_is_delivered_by_way_of_servers_that_are_killed(tmp_path: Path) -> None:
+    file = tmp_path / "stored"
+    with reserved_port() as port:
+        async with agent(url_of(port), left_out=11, poison=61) as program:
+            await program.tell("keep adding")
+            for _ in range(3):
+                async with server_process(port, file, answers=10) as to:
+                    # It is killed between taking a request and answering it.
+                    await to.says("taken without an answer")
+                    await to.kill()
+                await program.does("mark")
+                await program.says("failed")
+            async with server_process(port, file):
+                await program.does("flush")
+                await program.tell("end")
+                ended = await end_of(program)
+    facts = ended.check(read_records(file))
+    assert (ended.exit_code, ended.error) == (0, None)
+    assert not facts.undelivered
+    assert facts.left_out
+    assert facts.rejected
+    assert facts.doubtful
+    assert max(stored_in(read_records(file)).values()) > 1
+
+
+async def test_a_server_that_is_killed_in_the_drain_and_comes_back_gets_everything(tmp_path: Path) -> None:
+    file = tmp_path / "stored"
+    with reserved_port() as port:
+        async with agent(url_of(port), max_delay=math.inf) as program:
+            async with server_process(port, file) as to:
+                await to.says("listening")
+                await to.stop()
+                await program.does("add 40")
+                await program.tell("end")
+                await program.says("sending")
+                await to.kill()
+            await program.says("failed")
+            async with server_process(port, file):
+                ended = await end_of(program)
+    facts = ended.check(read_records(file))
+    assert (ended.exit_code, ended.error) == (0, None)
+    assert not facts.undelivered
+
+
+async def test_what_a_stopped_server_takes_later_is_stored_twice_and_counted_as_ambiguous(tmp_path: Path) -> None:
+    file = tmp_path / "stored"
+    with reserved_port() as port:
+        # An attempt may take two seconds, and takes that as long as the server is stopped.
+        async with server_process(port, file) as to, agent(url_of(port), timeout=2.0, left_out=11) as program:
+            await program.tell("keep adding")
+            await wait_for_stored(file, 200)
+            await to.stop()
+            await program.does("mark")
+            for _ in range(4):
+                await program.says("doubtful")
+            to.go_on()
+            # It finds the requests in its sockets that their sender has given up.
+            await wait_until(lambda: max(stored_in(read_records(file)).values()) > 1)
+            await program.does("flush")
+            await program.tell("end")
+            ended = await end_of(program)
+    facts = ended.check(read_records(file))
+    assert (ended.exit_code, ended.error) == (0, None)
+    assert not facts.undelivered
+    assert facts.doubtful
+    assert facts.left_out
+
+
+async def test_a_server_that_stays_stopped_holds_nobody_up_beyond_the_drains_deadline(tmp_path: Path) -> None:
+    file = tmp_path / "stored"
+    with reserved_port() as port:
+        async with server_process(port, file) as to, agent(url_of(port), shutdown_timeout=1.0) as program:
+            await to.says("listening")
+            await program.does("add 40")
+            await program.does("flush")
+            await to.stop()
+            sent = program.said.count("sending")
+            await program.does("add 40")
+            await program.has_said("sending", sent + 4)
+            await program.tell("end")
+            ended = await end_of(program)
+            facts = ended.check(read_records(file))
+            # Long after the program has ended, its server takes what it finds in its sockets.
+            to.go_on()
+            await wait_for_stored(file, 41)
+    late = ended.check(read_records(file))
+    assert (ended.exit_code, ended.error) == (0, None)
+    assert ended.reasons == {"the shutdown deadline passed"}
+    assert len(facts.undelivered) == len(facts.stored) == 40
+    assert len(late.stored) > 40
+
+
+# -- a program that is stopped -------------------------------------------------------------------------------------
+
+
+async def test_a_program_that_is_stopped_for_longer_than_an_attempt_may_take_loses_nothing() -> None:
+    attempt = 1.0
+    async with server(delay=0.02) as to, agent(to.url, timeout=attempt, left_out=11, poison=61) as program:
+        await program.tell("keep adding")
+        for _ in range(3):
+            await to.wait_for(stored=100)
+            await program.stop()
+            # Time itself is what is tested: the attempts under way must be over their limit.
+            await trio.sleep(attempt + 0.1)
+            program.go_on()
+        await program.does("flush")
+        await program.tell("end")
+        ended = await end_of(program)
+    facts = ended.check(to.records)
+    assert (ended.exit_code, ended.error) == (0, None)
+    assert not facts.undelivered
+    assert facts.left_out
+    assert facts.rejected

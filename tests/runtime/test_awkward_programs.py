@@ -1,0 +1,217 @@
+"""Programs that get in the way: logs that raise, exceptions that take no notes, entering that is cut short."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.support.batchers import make_spans, watched_batcher
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    ExportResult,
+    Limits,
+    Loss,
+    Refused,
+    RetryPolicy,
+    SpanBatcher,
+    TryLater,
+)
+from trio_spanbatch.opentelemetry import BatcherSpanProcessor
+from trio_spanbatch.testing import Hang, InMemoryExporter
+
+FOUR = BatchPolicy(max_spans=4, max_delay=60)
+
+
+class _RaisingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("the log server is gone")
+
+
+def _raising_filter(record: logging.LogRecord) -> bool:
+    raise OSError("the log server is gone")
+
+
+def raising_logger(by: str) -> logging.Logger:
+    logger = logging.Logger("raising")  # noqa: LOG001  # of its own, without a parent to which it propagates
+    if by == "filter":
+        logger.addFilter(_raising_filter)
+    else:
+        logger.addHandler(_RaisingHandler())
+    return logger
+
+
+def _raise(loss: Loss) -> None:
+    raise RuntimeError("on_loss")
+
+
+ANSWERS: dict[str, Callable[[], Any]] = {
+    "busy for a moment": lambda: iter([TryLater("busy"), *[Delivered()] * 20]),
+    "refuses": lambda: lambda batch: Refused("no"),
+    "partial success": lambda: lambda batch: Delivered(1, "one of them"),
+    "warns": lambda: lambda batch: Delivered(0, "do not do that"),
+    "hangs": lambda: lambda batch: Hang(),
+    "is no exporter": lambda: lambda batch: None,
+}
+
+
+@pytest.mark.parametrize("by", ["handler", "filter"])
+@pytest.mark.parametrize("on_loss", [None, _raise])
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_logs_that_raise_lose_no_span_and_disturb_neither_the_body_nor_the_drain(
+    by: str,
+    on_loss: Callable[[Loss], None] | None,
+    answer: str,
+    autojump_clock: MockClock,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exporter = InMemoryExporter(ANSWERS[answer]())
+    failure = ValueError("the body's own")
+    batcher = watched_batcher(exporter, FOUR, logger=raising_logger(by), on_loss=on_loss, shutdown_timeout=3)
+    with pytest.raises(ValueError, match="the body's own") as caught:
+        async with batcher as entered:
+            for location in "ab":
+                entered.add_spans_nowait(location, make_spans(10))
+            await trio.sleep(1)
+            raise failure
+    assert caught.value is failure
+    statistics = entered.statistics()
+    assert (statistics.accepted, statistics.queued, statistics.in_flight) == (20, 0, 0)
+    assert exporter.closed
+    assert "OSError: the log server is gone" in capsys.readouterr().err
+
+
+async def test_logs_that_raise_are_silent_where_logging_is_told_so(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    exporter = InMemoryExporter(lambda batch: Refused("no"))
+    async with watched_batcher(exporter, FOUR, logger=raising_logger("handler")) as batcher:
+        batcher.add_spans_nowait("a", make_spans(4))
+    assert batcher.statistics().rejected == 4
+    assert capsys.readouterr().err == ""
+
+
+async def test_a_message_is_logged_at_the_place_that_logs_it(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched_batcher(InMemoryExporter(lambda batch: Refused("no")), FOUR) as batcher:
+        batcher.add_spans_nowait("a", make_spans(4))
+    assert {record.module for record in caplog.records} == {"_health_log", "_supervisor"}
+
+
+@dataclass(frozen=True)
+class _Frozen(Exception):
+    code: int
+
+
+class _HasOtherNotes(Exception):
+    __notes__: Any = ()
+
+
+class _TakesNoNotes(Exception):
+    def add_note(self, note: str, /) -> None:
+        raise RuntimeError("no notes, please")
+
+
+@pytest.mark.parametrize("failure", [_Frozen(3), _HasOtherNotes(), _TakesNoNotes()], ids=lambda e: type(e).__name__)
+async def test_an_exception_that_takes_no_notes_leaves_as_it_is(failure: Exception, autojump_clock: MockClock) -> None:
+    async def run() -> None:
+        async with watched_batcher(InMemoryExporter(lambda batch: Hang()), shutdown_timeout=1) as batcher:
+            batcher.add_spans_nowait("a", make_spans(1))
+            raise failure
+
+    caught: BaseException | None = None
+    try:
+        await run()
+    except Exception as exc:
+        caught = exc
+    assert caught is failure
+
+
+class _Interrupted(InMemoryExporter):
+    """Closing it is interrupted, as by a Ctrl-C."""
+
+    async def aclose(self) -> None:
+        raise KeyboardInterrupt
+
+
+async def test_a_ctrl_c_while_a_batcher_that_was_never_open_closes_its_exporter_is_not_lost(
+    autojump_clock: MockClock,
+) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(KeyboardInterrupt):
+            async with SpanBatcher(_Interrupted()):
+                raise AssertionError("the body runs")
+
+
+async def test_force_flush_of_a_batcher_that_was_never_open_ends_at_once() -> None:
+    batcher = SpanBatcher(InMemoryExporter())
+    processor = BatcherSpanProcessor(batcher)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with batcher:
+            raise AssertionError("the body runs")
+    # It would be waited for until the test is ended from outside.
+    assert await trio.to_thread.run_sync(processor.force_flush, 10_000_000)
+
+
+async def test_batches_that_are_not_kept_are_told_of_twice_a_minute_at_most(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = InMemoryExporter(itertools.repeat(TryLater("down")))
+    limits = Limits(max_pending_bytes=1000, max_pending_bytes_per_location=1000)
+    options = {"limits": limits, "retry": RetryPolicy(initial=0.01, max_elapsed=0.02)}
+    async with watched_batcher(exporter, BatchPolicy(max_delay=0.1), **options) as batcher:
+        for _ in range(600):
+            await batcher.add_spans("a", make_spans(5))
+            await trio.sleep(0.5)
+    messages = [record.getMessage() for record in caplog.records if "are not kept" in record.getMessage()]
+    assert 5 <= len(messages) <= trio.current_time() / 30 + 1
+    assert "give an on_loss to have them all" in messages[0]
+    assert batcher.statistics().undelivered == 3000
+
+
+def test_arguments_that_cannot_work_are_refused_when_a_batcher_is_made() -> None:
+    async def on_loss(loss: Loss) -> None: ...
+
+    make: Any = SpanBatcher
+    with pytest.raises(TypeError, match=r"on_loss is .*which is async; it must be a synchronous function"):
+        SpanBatcher(InMemoryExporter(), on_loss=on_loss)
+    with pytest.raises(TypeError, match=r"log_level is 'INFO'; it must be an int, for instance logging\.INFO"):
+        make(InMemoryExporter(), log_level="INFO")
+    with pytest.raises(TypeError, match="log_level is True"):
+        SpanBatcher(InMemoryExporter(), log_level=True)
+    with pytest.raises(TypeError, match=r"shutdown_timeout is 1000.*number of seconds"):
+        SpanBatcher(InMemoryExporter(), shutdown_timeout=10**400)
+    with pytest.raises(TypeError, match=r"batch is <class .*; it must be a BatchPolicy, or a function"):
+        make(InMemoryExporter(), batch=BatchPolicy)
+
+
+@pytest.mark.parametrize("value", [True, math.nan, -1, 10**400, "5"])
+def test_a_wait_that_is_no_number_of_seconds_is_named(value: float) -> None:
+    with pytest.raises(ValueError, match=r"TryLater\.after is .*; it must be 0 or more seconds, or None"):
+        TryLater("busy", after=value)
+
+
+def test_results_take_no_bools_for_numbers_and_no_words_for_bools() -> None:
+    number: Any = 5
+    word: Any = "no"
+    results: list[Callable[[], ExportResult]] = [
+        lambda: Delivered(True),
+        lambda: Refused("no", True),
+        lambda: Refused("no", isolate=number),
+        lambda: TryLater("busy", ambiguous=word),
+    ]
+    for make in results:
+        with pytest.raises(TypeError, match="it must be"):
+            make()

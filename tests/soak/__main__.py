@@ -1,0 +1,248 @@
+"""The soak: a program on the real clock, over real sockets, against a server that fails in every way, for minutes.
+
+It is run by ``make soak MINUTES=10``. Every span is followed by identity (``oracle.py``); what the process uses is
+measured every few seconds, printed, and judged at the end (``figures.py`` has the rule). Exit code 1 if a figure
+is not flat or the oracle objects. Ctrl-C ends it early, with the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import attrs
+import trio
+
+from tests.soak.child import running_server
+from tests.soak.figures import AT_REST, SHORTEST, UNDER_WAY, Sample, Verdict, judge, measure
+from tests.soak.oracle import ForgettingOracle
+from tests.soak.program import Load, MakeExporter, Program, send_over_http
+from tests.soak.watch import Watch
+
+__all__ = ["Plan", "Report", "soak"]
+
+Say = Callable[[str], object]
+
+# How many generations of the batcher there would be in a run if there were no rests in between.
+GENERATIONS = 15
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """How a soak is run.
+
+    Attributes:
+        seconds: How long, if it is not ended by ``spans``.
+        spans: After how many accepted spans it ends, None for no number.
+        rests: After how many rests it may end by its number of spans.
+        warm_up: The share of the time that is not judged.
+        every: Seconds between two measurements.
+        patience: Seconds after which the oracle expects nothing more of a span that is accounted for.
+        seed: Of the program's and the server's dice. The order of events is the clock's and the kernel's all the same.
+        load: How much is going on.
+    """
+
+    seconds: float = 600.0
+    spans: int | None = None
+    rests: int = 0
+    warm_up: float = 0.3
+    every: float = 5.0
+    patience: float = 15.0
+    seed: int = 0
+    load: Load = attrs.Factory(Load)
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What a soak found.
+
+    Attributes:
+        samples: What was measured.
+        verdicts: Which figures are flat; none if it was too short to tell.
+        objections: What the oracle says, and what was left of the batchers after their end.
+        faults: Faults injected, by kind.
+        counts: Other figures.
+    """
+
+    samples: Sequence[Sample]
+    verdicts: Sequence[Verdict]
+    objections: Sequence[str]
+    faults: Mapping[str, int]
+    counts: Mapping[str, int]
+
+    @property
+    def failures(self) -> list[str]:
+        """What does not hold, in sentences."""
+        return [
+            f"{verdict.gauge.label} is not flat: {verdict.first:,.0f} in the first half, {verdict.second:,.0f} in the "
+            f"second; at most {verdict.gauge.most(verdict.first):,.0f} would be"
+            for verdict in self.verdicts
+            if not verdict.is_flat
+        ] + list(self.objections)
+
+
+async def soak(plan: Plan, *, say: Say, make_exporter: MakeExporter = send_over_http) -> Report:
+    """Run a soak and return what it found. SIGINT ends it early.
+
+    Args:
+        plan: How it is run.
+        say: Takes lines of the table as they come.
+        make_exporter: Makes the exporter of each batcher, given the server's URL and dice.
+    """
+    rng = random.Random(plan.seed)
+    oracle = ForgettingOracle(patience=plan.patience)
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
+        async with running_server(rng.getrandbits(32), oracle) as server:
+            watch = Watch(oracle, server, say)
+            program = Program(
+                plan.load, oracle, rng, partial(make_exporter, server.url), server.drop_connections, watch.note_rest
+            )
+            before = measure(0.0, server.process.pid, {})
+            stop = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_on_signal, interrupts, stop)
+                nursery.start_soon(_stop_in_time, watch, program, oracle, plan, stop)
+                await program.run(stop)
+                nursery.cancel_scope.cancel()
+            after = measure(0.0, server.process.pid, {})
+            _compare_ends(before, after, oracle)
+    oracle.finish()
+    warm_up = watch.seconds * plan.warm_up
+    return Report(
+        samples=watch.samples,
+        verdicts=[*judge(watch.samples, warm_up, UNDER_WAY), *judge(watch.rests, warm_up, AT_REST)],
+        objections=oracle.objections,
+        faults=dict(server.faults),
+        counts=program.counts | Counter(_counts(program, oracle)),
+    )
+
+
+async def _stop_on_signal(interrupts: AsyncIterator[int], stop: trio.Event) -> None:
+    async for _ in interrupts:
+        stop.set()
+
+
+async def _stop_in_time(watch: Watch, program: Program, oracle: ForgettingOracle, plan: Plan, stop: trio.Event) -> None:
+    while not _is_over(watch, oracle, plan):
+        await trio.sleep(plan.every)
+        watch.look(program)
+    stop.set()
+
+
+def _is_over(watch: Watch, oracle: ForgettingOracle, plan: Plan) -> bool:
+    if plan.spans is not None and oracle.accepted >= plan.spans and len(watch.rests) >= plan.rests:
+        return True
+    return watch.seconds >= plan.seconds
+
+
+def _counts(program: Program, oracle: ForgettingOracle) -> dict[str, int]:
+    totals = ("requests", "retries", "splits", "ambiguous")
+    return {
+        "names of locations": program.names,
+        "spans accepted": oracle.accepted,
+        **{f"spans {outcome}": count for outcome, count in oracle.outcomes.items()},
+        **oracle.counts,
+        **{name: program.total(name) for name in totals},
+    }
+
+
+def _compare_ends(before: Sample, after: Sample, oracle: ForgettingOracle) -> None:
+    """Object if something is left that was not there before the first batcher."""
+    for name in ("tasks", "sockets", "lanes"):
+        if getattr(after, name) != getattr(before, name):
+            oracle.object(f"{name} after the end: {getattr(after, name)}; before: {getattr(before, name)}")
+
+
+# -- the tables ------------------------------------------------------------------------------------------------
+
+
+def _summary(report: Report) -> Iterator[str]:
+    yield ""
+    yield from (f"{count:12,d} {name}" for name, count in sorted(report.counts.items()))
+    yield ""
+    yield f"faults: {sum(report.faults.values()):,d}"
+    yield from (f"{count:12,d} {kind}" for kind, count in sorted(report.faults.items()))
+    yield ""
+    if report.verdicts:
+        yield "median after the warm-up:       first half   second half       at most"
+    else:
+        yield f"too short to judge what is flat: it takes {SHORTEST:.0f} s after the warm-up"
+    for verdict in report.verdicts:
+        most = verdict.gauge.most(verdict.first)
+        word = "flat" if verdict.is_flat else "NOT FLAT"
+        yield f"{verdict.gauge.label:>26s}{verdict.first:16,.0f}{verdict.second:14,.0f}{most:14,.0f}  {word}"
+    yield ""
+    yield from (f"FAILED: {failure}" for failure in report.failures)
+    if not report.failures:
+        yield "passed: every span is accounted for" + (", and every figure is flat" if report.verdicts else "")
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def _plan(arguments: Sequence[str]) -> Plan:
+    parser = argparse.ArgumentParser(description="Run batchers for minutes against a server that fails in every way.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: %(default)s)")
+    parser.add_argument("--spans", type=int, help="end after so many spans, if that is earlier")
+    parser.add_argument("--rate", type=float, default=300.0, help="spans a second (default: %(default)s)")
+    parser.add_argument("--locations", type=int, default=200, help="locations at a time (default: %(default)s)")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between measurements (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of the dice (default: a new one)")
+    options = parser.parse_args(arguments)
+    seconds = options.minutes * 60
+    return Plan(
+        seconds=seconds,
+        spans=options.spans,
+        every=options.every,
+        seed=random.SystemRandom().getrandbits(32) if options.seed is None else options.seed,
+        load=Load(
+            spans_per_second=options.rate,
+            locations=options.locations,
+            generation=max(seconds / GENERATIONS, 1.0),
+        ),
+    )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def _leaks_noted() -> Iterator[list[str]]:
+    """Note what is left to the garbage collector: a socket, a file, an async generator."""
+    left_behind: list[str] = []
+    with warnings.catch_warnings():
+        # Where the collector works nothing can be raised: a warning that is an error goes to this hook.
+        warnings.simplefilter("error")
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: left_behind.append(str(unraisable.exc_value))
+        try:
+            yield left_behind
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a soak as the command line says. Return the exit code."""
+    plan = _plan(arguments)
+    _say(f"soak: {plan.seconds / 60:g} minutes, {plan.load.spans_per_second:g} spans a second, seed {plan.seed}")
+    with _leaks_noted() as left_behind:
+        report = trio.run(partial(soak, plan, say=_say))
+    report = attrs.evolve(report, objections=[*report.objections, *left_behind])
+    for line in _summary(report):
+        _say(line)
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

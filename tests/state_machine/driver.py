@@ -1,0 +1,369 @@
+"""A batcher under the hand of the state machine: its body, its exporter, and the tasks that add and flush.
+
+The driver does what a rule says, tells the model of it, and has the model look after each step of each task. The
+exporter answers nothing by itself: each export that runs waits until a rule answers it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import attrs
+import trio
+
+from tests.state_machine.location import Export, Settings
+from tests.state_machine.model import FlushModel, Model
+from tests.state_machine.rest import RestCheck
+from tests.state_machine.support import MANY_STEPS, RunByHand, TaskWatch
+from trio_spanbatch import EncodedSpan, ExportResult, SpanBatch, SpanBatcher
+
+__all__ = ["Driver"]
+
+
+class _LeavingError(Exception):
+    """What the body of the batcher raises if that is how it ends."""
+
+
+class _FixedJitter(random.Random):
+    """A random number generator whose numbers are known."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(0)
+        self._number = number
+
+    def random(self) -> float:
+        return self._number
+
+
+@attrs.define(eq=False)
+class _Adder:
+    """A task that adds spans and waits for room.
+
+    Attributes:
+        current: The span that it adds now.
+        expected: The name of the error that it has to end with.
+    """
+
+    where: str
+    spans: list[EncodedSpan]
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    current: EncodedSpan | None = None
+    expected: str | None = None
+
+
+@attrs.define(eq=False)
+class _Flusher:
+    """A task that flushes."""
+
+    where: str | None
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+
+
+class Driver:
+    """One batcher, everything that is done to it, and the model that knows what has to come of it.
+
+    Attributes:
+        broken: Whether something was found.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.broken = False
+        self.model = Model(settings)
+        self.rest = RestCheck(self.model)
+        self.adders: list[_Adder] = []
+        self.flushers: list[_Flusher] = []
+        self._ended_adders: list[tuple[_Adder, int | None]] = []
+        self._entered = False
+        self._left = False
+        self._raises = False
+        self._exporter_is_closed = False
+        self._leave = trio.Event()
+        self._finish = trio.Event()
+        self._body_scope = trio.CancelScope()
+        logger = logging.getLogger("trio_spanbatch.state_machine")
+        logger.setLevel(logging.CRITICAL + 1)
+        self._batcher = SpanBatcher(
+            self,
+            batch=lambda location: settings.policies[location],
+            limits=settings.limits,
+            retry=settings.retry,
+            shutdown_timeout=settings.shutdown_timeout,
+            on_loss=lambda loss: self._watch.guard(self.model.told_of, loss),
+            rng=_FixedJitter(settings.jitter),
+            logger=logger,
+        )
+        self._watch = TaskWatch(self.model.task_spawned, self.model.task_exited, self._see)
+        self.run = RunByHand(self._main, self._watch)
+
+    # -- what is run -------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        self._main_task = trio.lowlevel.current_task()
+        async with trio.open_nursery() as self._nursery:
+            self._living = trio.lowlevel.current_statistics().tasks_living
+            try:
+                with self._body_scope:
+                    await self._body()
+            except _LeavingError:
+                pass
+            self._left = True
+            await self._finish.wait()
+
+    async def _body(self) -> None:
+        async with self._batcher:
+            self._entered = True
+            try:
+                await self._leave.wait()
+                if self._raises:
+                    raise _LeavingError
+            finally:
+                # No checkpoint from here to the drain's beginning.
+                self.model.drain_begins()
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Wait until a rule answers."""
+        export = self._watch.guard(self.model.export_begins, batch)
+        if export is None:
+            raise AssertionError("an export that must not be")
+        try:
+            await export.answered.wait()
+        except trio.Cancelled as cancelled:
+            self._watch.guard(self.model.export_ends, export, cancelled)
+            raise
+        self._watch.guard(self.model.export_ends, export, export.answer)
+        if isinstance(export.answer, Exception):
+            raise export.answer
+        # It may be something else: some exporters return what is no result.
+        return cast(ExportResult, export.answer)
+
+    async def aclose(self) -> None:
+        """Close the exporter."""
+        self._exporter_is_closed = True
+        await trio.lowlevel.checkpoint()
+
+    async def _add(self, adder: _Adder) -> None:
+        accepted = None
+        try:
+            with adder.scope:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._add_all(adder)
+                accepted = len(adder.spans)
+        except (ValueError, trio.ClosedResourceError) as error:
+            name = type(error).__name__
+            closed = self.model.draining and name == "ClosedResourceError"
+            self._watch.guard(_assert, closed or name == adder.expected, f"an adder got {error!r}")
+            accepted = getattr(error, "accepted", None)
+        if adder.scope.cancelled_caught and adder.current is not None:
+            self.model.withdraw(adder.where, adder.current)
+        self.adders.remove(adder)
+        self._ended_adders.append((adder, accepted))
+
+    async def _add_all(self, adder: _Adder) -> None:
+        if len(adder.spans) == 1:
+            self._begin_to_add(adder, adder.spans[0])
+            await self._batcher.add_span(adder.where, adder.spans[0])
+        else:
+            adder.expected = "ClosedResourceError" if self.model.draining else None
+            await self._batcher.add_spans(adder.where, self._each(adder))
+
+    def _each(self, adder: _Adder) -> Iterator[EncodedSpan]:
+        for span in adder.spans:
+            self._begin_to_add(adder, span)
+            yield span
+
+    def _begin_to_add(self, adder: _Adder, span: EncodedSpan) -> None:
+        adder.current = span
+        adder.expected = self.model.expected_error(adder.where, [span])
+        if adder.expected is not None:
+            return
+        has_to_wait = not self.model.admits(adder.where, [span])
+        self.model.stand_in_line(adder.where, [span])
+        if has_to_wait and adder.scope.cancel_called:
+            # It was cancelled before it stood there, so it leaves at once.
+            self.model.withdraw(adder.where, span)
+
+    async def _flush(self, flusher: _Flusher) -> None:
+        flush: FlushModel | None = None
+        try:
+            with flusher.scope:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                if not self.model.draining:
+                    flush = self.model.flush_begins(flusher.where)
+                report = await self._batcher.flush(flusher.where)
+                self._watch.guard(self.model.flush_returns, flush, report)
+        except trio.ClosedResourceError:
+            self._watch.guard(_assert, flush is None, "a flush ended early because the batcher was closed")
+        if flusher.scope.cancelled_caught and flush is not None:
+            self.model.flushes.remove(flush)
+        self.flushers.remove(flusher)
+
+    # -- the frame of every rule -------------------------------------------------------------------------------
+
+    @contextmanager
+    def acting(self, steps: int | None) -> Iterator[None]:
+        """Do something, look, and let the run go on: for some steps, or until nothing happens any more."""
+        self.broken = True
+        yield
+        self._see()
+        self._go_on(steps)
+        self.broken = False
+
+    def _see(self) -> None:
+        if self._entered:
+            self.model.see(self._batcher.statistics())
+            while self._ended_adders:
+                self._check_ended(*self._ended_adders.pop())
+
+    def _check_ended(self, adder: _Adder, accepted: int | None) -> None:
+        """What an adder was told is what happened. One that ended early was not accepted from there on."""
+        begun = 0 if adder.current is None else adder.spans.index(adder.current)
+        number = begun if accepted is None else accepted
+        was_accepted = [span in self.model.locations[adder.where].spans for span in adder.spans]
+        assert was_accepted == [True] * number + [False] * (len(adder.spans) - number)
+
+    def _go_on(self, steps: int | None) -> None:
+        for _ in range(MANY_STEPS if steps is None else steps):
+            if self.run.is_blocked():
+                break
+            self.model.scheduled += 1
+            self.run.step()
+        if self.run.outcome is not None:
+            return
+        if self.run.is_blocked():
+            self._look_at_rest()
+        elif steps is None:
+            raise AssertionError(f"the run does not come to rest within {MANY_STEPS} steps")
+
+    def _look_at_rest(self) -> None:
+        self.rest.look(self._batcher.statistics())
+        lines = sum(len(location.line) for location in self.model.locations.values())
+        assert len(self.adders) == lines, "an adder waits in vain, or returned too early"
+        assert len(self.flushers) == len(self.model.flushes), "a flush waits in vain, or returned too early"
+        if self._left:
+            self._look_at_end()
+            return
+        now = trio.current_time()
+        if self.model.draining:
+            assert self.model.unsettled, "the drain does not end"
+            assert now < self.model.drain_began_at + self.model.settings.shutdown_timeout, "the drain takes too long"
+        # Time is all that can wake what rests: a timer that is too late is a deadline that will be missed.
+        assert self.run.next_timer() <= self.rest.next_time() - now + 1e-9, "nothing will wake the run in time"
+
+    def _look_at_end(self) -> None:
+        assert not self.model.unsettled, "spans were lost"
+        assert not self.model.exports
+        assert not self.model.live
+        assert self._exporter_is_closed
+        assert self.run.next_timer() == math.inf, "a timer is left"
+        assert trio.lowlevel.current_statistics().tasks_living == self._living, "a task is left"
+
+    # -- what rules do, inside that frame ----------------------------------------------------------------------
+
+    def add_nowait(self, where: str, spans: list[EncodedSpan]) -> bool:
+        """Add spans without waiting. Return whether they were accepted."""
+        expected = self.model.expected_error(where, spans)
+        if expected is None and not self.model.admits(where, spans):
+            expected = "WouldBlock"
+        error = self._try_to_add(where, spans)
+        assert error == expected, f"adding without waiting ended with {error}, not {expected}"
+        if expected is None:
+            self.model.stand_in_line(where, spans)
+        return expected is None
+
+    def _try_to_add(self, where: str, spans: list[EncodedSpan]) -> str | None:
+        try:
+            if len(spans) == 1:
+                self._batcher.add_span_nowait(where, spans[0])
+            else:
+                self._batcher.add_spans_nowait(where, spans)
+        except (ValueError, trio.WouldBlock, trio.ClosedResourceError) as error:
+            return type(error).__name__
+        return None
+
+    def fill(self, where: str, spans: list[EncodedSpan]) -> None:
+        """Add spans until one does not fit."""
+        for span in spans:
+            if not self.add_nowait(where, [span]):
+                return
+            self._see()
+
+    def start_adder(self, where: str, spans: list[EncodedSpan]) -> None:
+        self.adders.append(adder := _Adder(where, spans))
+        self._nursery.start_soon(self._add, adder)
+
+    def cancel_adder(self, which: int) -> None:
+        """Cancel one. In this call an adder that waits leaves the line, and others may take its place."""
+        adder = self.adders[which % len(self.adders)]
+        adder.scope.cancel()
+        if adder.current is not None:
+            self.model.withdraw(adder.where, adder.current)
+
+    def start_flush(self, where: str | None) -> None:
+        self.flushers.append(flusher := _Flusher(where))
+        self._nursery.start_soon(self._flush, flusher)
+
+    def cancel_flush(self, which: int) -> None:
+        self.flushers[which % len(self.flushers)].scope.cancel()
+
+    def leave_body(self, how: str) -> None:
+        """Begin the drain, because the body ends, raises, or is cancelled."""
+        self._raises = how == "raise"
+        if how == "cancel":
+            self._body_scope.cancel()
+        else:
+            self._leave.set()
+
+    def unanswered(self) -> list[Export]:
+        return [export for export in self.model.exports if not export.answered.is_set()]
+
+    def answer(self, export: Export, answer: object) -> None:
+        export.answer = answer
+        export.answered.set()
+
+    def let_time_pass(self, seconds: float) -> None:
+        self.run.clock.jump(seconds)
+
+    def seconds_to_next_time(self) -> float:
+        """Return how long it is until something has to happen by itself, as the run has it or as the model has it."""
+        next_time = self.rest.next_time() - trio.current_time() if self._entered else math.inf
+        return min(self.run.next_timer(), next_time)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def end(self, answer: object | None) -> None:
+        """Leave the body, if that was not done before, and drain to the end.
+
+        Args:
+            answer: What all exports are answered; None if they are not, so that the drain ends at its deadline.
+        """
+        with self.acting(None):
+            self._leave.set()
+        for _ in range(MANY_STEPS):
+            if self._left:
+                break
+            with self.acting(None):
+                self._help_to_end(answer)
+        assert self._left, "the drain does not end"
+        self._finish.set()
+        self._go_on(None)
+        assert self.run.outcome is not None
+        self.run.outcome.unwrap()
+
+    def _help_to_end(self, answer: object | None) -> None:
+        if (exports := self.unanswered()) and answer is not None:
+            self.answer(exports[0], answer)
+        else:
+            self.let_time_pass(self.run.next_timer())
+
+    def abandon(self) -> None:
+        """End the run, however it stands."""
+        self.run.abandon(self._main_task)
+
+
+def _assert(condition: bool, message: str) -> None:
+    assert condition, message

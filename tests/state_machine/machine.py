@@ -1,0 +1,262 @@
+"""A state machine that drives a batcher through everything that users, servers and the clock can do to it.
+
+Hypothesis picks small limits and then a sequence of rules; `state_machine_model` says after each step of each task
+whether what is seen can be, and `state_machine_rest` whether anything was left undone whenever the run stands still. A
+rule does one thing and then lets the run go on: until nothing happens any more, or only for a few steps, so that the
+next rule falls into the middle of something.
+
+The sizes and the limits are such that sums of sizes often meet a limit exactly, or miss it by one.
+
+To run the machine against another copy of the package, put that copy in front of ``sys.path`` and call
+`run_state_machine`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.state_machine.driver import Driver
+from tests.state_machine.location import Settings, request_size
+from trio_spanbatch import BatchPolicy, Delivered, EncodedSpan, Limits, Refused, RetryPolicy, TryLater
+from trio_spanbatch._spans.batch import SpanHeaders
+
+__all__ = ["SpanBatcherMachine", "run_state_machine"]
+
+LOCATIONS = ("a", "b", "c", "d")
+
+# Resource and scope of spans: a batch may hold spans of several, and its exact size depends on them.
+HEADERS = (
+    SpanHeaders(),
+    SpanHeaders(b"\x0a\x00", b"\x0a\x00"),
+    SpanHeaders(b"\x0a\x00", b"\x0a\x03\x0a\x01x"),
+    SpanHeaders(b"\x0a\x02\x10\x01", b"\x0a\x00"),
+)
+
+
+def make_spans(sizes: list[int]) -> list[EncodedSpan]:
+    return [EncodedSpan(b"x" * size, HEADERS[size % len(HEADERS)]) for size in sizes]
+
+
+SIZES = st.sampled_from([50, 25, 24, 51, 1, 100, 140])
+
+POLICIES = st.builds(
+    BatchPolicy,
+    max_spans=st.sampled_from([3, 2, 4, 1]),
+    max_bytes=st.sampled_from(
+        [5000, request_size(make_spans([50, 50])), request_size(make_spans([50, 25])) - 1, 120, 1]
+    ),
+    max_delay=st.sampled_from([math.inf, 4.0, 1.0]),
+)
+
+LIMITS = st.builds(
+    Limits,
+    max_queued_spans=st.sampled_from([4, 3, 6, 2, 1]),
+    max_pending_bytes=st.sampled_from([150, 200, 300, 5000]),
+    max_pending_bytes_per_location=st.sampled_from([5000, 150, 200]),
+    max_locations=st.sampled_from([4, 4, 3, 2, 1]),
+    max_exports=st.sampled_from([2, 1, 4, 3, 6]),
+    max_exports_per_location=st.sampled_from([3, 2, 1]),
+    location_idle_timeout=st.sampled_from([math.inf, math.inf, 8.0, 1.0]),
+)
+
+RETRIES = st.builds(
+    RetryPolicy,
+    initial=st.sampled_from([2.0, 0.5]),
+    maximum=st.sampled_from([8.0, 2.0]),
+    multiplier=st.sampled_from([2.0, 1.0]),
+    max_elapsed=st.sampled_from([math.inf, 20.0, 3.0]),
+    attempt_timeout=st.sampled_from([math.inf, 10.0, 2.0]),
+)
+
+SETTINGS = st.builds(
+    Settings,
+    limits=LIMITS,
+    retry=RETRIES,
+    policies=st.tuples(POLICIES, POLICIES).map(lambda two: dict(zip(LOCATIONS, two * 2, strict=True))),
+    jitter=st.sampled_from([1.0, 0.5]),
+    shutdown_timeout=st.sampled_from([4.0, 30.0, 0.5, 0.0]),
+)
+
+ANSWERS = st.sampled_from(
+    [
+        *[Delivered()] * 5,
+        Delivered(rejected=1),
+        Delivered(rejected=3),
+        TryLater("busy"),
+        TryLater("broken", ambiguous=True),
+        TryLater("overloaded", after=1.5),
+        TryLater("overloaded", after=6.0),
+        Refused("no"),
+        Refused("bad spans", status_code=400, isolate=True),
+        Refused("too large", status_code=413, isolate=True),
+        RuntimeError("a bug"),
+        "no result",
+    ]
+)
+
+# How many steps a rule lets the run go; None: until nothing happens any more.
+STEPS = st.sampled_from([None, None, None, None, 0, 1, 2])
+
+WHICH = st.integers(0, 5)
+WHERE = st.integers(0, 11)
+
+
+class SpanBatcherMachine(RuleBasedStateMachine):
+    """What programs, servers and the clock do."""
+
+    driver: Driver | None = None
+
+    @initialize(
+        options=SETTINGS,
+        places=st.sampled_from([2, 3, 4, 1]),
+        leave_after=st.sampled_from([400, 200, 100, 0]),
+        last_answer=st.sampled_from([Delivered(), None]),
+    )
+    def enter(self, options: Settings, places: int, leave_after: int, last_answer: object) -> None:
+        self.places = places
+        self.leave_after = leave_after
+        self.last_answer = last_answer
+        self.driver = Driver(options)
+        with self.driver.acting(None):
+            pass
+
+    @initialize(_=st.random_module())
+    def seed_the_scheduler(self, _: object) -> None:
+        """Trio has its random numbers from a generator that Hypothesis seeds."""
+
+    @property
+    def batcher(self) -> Driver:
+        assert self.driver is not None
+        return self.driver
+
+    def _place(self, where: int) -> str:
+        return LOCATIONS[where % self.places]
+
+    # -- programs ----------------------------------------------------------------------------------------------
+
+    @rule(where=WHERE, sizes=st.lists(SIZES, min_size=1, max_size=4), steps=STEPS)
+    def add_nowait(self, where: int, sizes: list[int], steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.add_nowait(self._place(where), make_spans(sizes))
+
+    @rule(where=WHERE, size=SIZES, steps=STEPS)
+    def fill(self, where: int, size: int, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.fill(self._place(where), make_spans([size] * 6))
+
+    @precondition(lambda self: len(self.batcher.adders) < 6)
+    @rule(where=WHERE, sizes=st.lists(SIZES, min_size=1, max_size=3), steps=STEPS)
+    def start_adder(self, where: int, sizes: list[int], steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.start_adder(self._place(where), make_spans(sizes))
+
+    @precondition(lambda self: len(self.batcher.adders) < 4)
+    @rule(where=WHERE, sizes=st.lists(SIZES, min_size=2, max_size=4), steps=STEPS)
+    def start_adders(self, where: int, sizes: list[int], steps: int | None) -> None:
+        """Start one for each of several locations."""
+        with self.batcher.acting(steps):
+            for number, size in enumerate(sizes):
+                self.batcher.start_adder(self._place(where + number), make_spans([size]))
+
+    @precondition(lambda self: self.batcher.adders)
+    @rule(which=WHICH, steps=STEPS)
+    def cancel_adder(self, which: int, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.cancel_adder(which)
+
+    @precondition(lambda self: len(self.batcher.flushers) < 3)
+    @rule(where=st.none() | WHERE, steps=STEPS)
+    def start_flush(self, where: int | None, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.start_flush(None if where is None else self._place(where))
+
+    @precondition(lambda self: self.batcher.flushers)
+    @rule(which=WHICH, steps=STEPS)
+    def cancel_flush(self, which: int, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.cancel_flush(which)
+
+    @precondition(lambda self: self.leave_after <= self.batcher.model.step and not self.batcher.model.draining)
+    @rule(how=st.sampled_from(["return", "raise", "cancel"]), steps=STEPS)
+    def leave_body(self, how: str, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.leave_body(how)
+
+    # -- servers and time --------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.batcher.unanswered())
+    @rule(which=WHICH, answer=ANSWERS, steps=STEPS)
+    def answer(self, which: int, answer: object, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            exports = self.batcher.unanswered()
+            self.batcher.answer(exports[which % len(exports)], answer)
+
+    @precondition(lambda self: len(self.batcher.unanswered()) > 1)
+    @rule(answer=ANSWERS, steps=STEPS)
+    def answer_all(self, answer: object, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            for export in self.batcher.unanswered():
+                self.batcher.answer(export, answer)
+
+    @rule(where=WHERE, size=SIZES, rounds=st.integers(1, 3))
+    def all_is_well_for_a_while(self, where: int, size: int, rounds: int) -> None:
+        """Let a location grow to several exports at once."""
+        for _ in range(rounds):
+            with self.batcher.acting(None):
+                self.batcher.fill(self._place(where), make_spans([size] * 6))
+            with self.batcher.acting(None):
+                for export in self.batcher.unanswered():
+                    self.batcher.answer(export, Delivered())
+        with self.batcher.acting(None):
+            self.batcher.fill(self._place(where), make_spans([size] * 6))
+
+    @precondition(lambda self: self.batcher.seconds_to_next_time() < math.inf)
+    @rule(seconds=st.sampled_from([0.25, 0.5, 1.0, 2.5, 8.0]), steps=STEPS)
+    def let_time_pass(self, seconds: float, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.let_time_pass(seconds)
+
+    @precondition(lambda self: 0 < self.batcher.seconds_to_next_time() < math.inf)
+    @rule(steps=STEPS)
+    def wait_for_what_comes_next(self, steps: int | None) -> None:
+        with self.batcher.acting(steps):
+            self.batcher.let_time_pass(self.batcher.seconds_to_next_time())
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """End the run: as it should end, or somehow if something was wrong already."""
+        if self.driver is None:
+            return
+        try:
+            if not self.driver.broken:
+                self.driver.end(self.last_answer)
+        finally:
+            self.driver.abandon()
+
+
+def run_state_machine(examples: int, *, steps: int = 40, shrink: bool = True, fresh: bool = True) -> None:
+    """Drive batchers through ``examples`` random sequences of at most ``steps`` rules. Raise what is found.
+
+    They are other ones in each run if they shall be ``fresh``, else the same as long as the code is the same. The
+    message of a failure has the rules that lead to it, the fewest that were found if ``shrink``, and a line that makes
+    Hypothesis repeat it.
+    """
+    phases = set(Phase) - {Phase.explain} - (set() if shrink else {Phase.shrink, Phase.reuse})
+    run_state_machine_as_test(
+        SpanBatcherMachine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            phases=tuple(phases),
+            derandomize=not fresh,
+            print_blob=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

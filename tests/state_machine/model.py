@@ -1,0 +1,419 @@
+"""The model of the state machine: what a batcher has to say and do at each step, as far as it can be seen.
+
+It follows what is seen from outside (the exports that the batcher begins, their answers, the losses that it tells, its
+statistics) and looks after each step of each task whether that is possible: every span is in one place, the limits are
+kept, adders are served in their order, the counts are right. What has to have happened once the run stands still is in
+`state_machine_rest`.
+
+Of the batcher's inside it knows one thing, the names of the lanes' tasks: nothing else says when a lane ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+import attrs
+import trio
+
+from tests.state_machine.location import NEARLY, DeliveryModel, Export, LocationModel, Settings, cost_of, request_size
+from trio_spanbatch import (
+    Delivered,
+    EncodedSpan,
+    FlushCounts,
+    FlushReport,
+    LocationStatistics,
+    Loss,
+    Refused,
+    SpanBatch,
+    SpanBatcherStatistics,
+    TryLater,
+)
+
+__all__ = ["FlushModel", "Model"]
+
+_LANE = "trio_spanbatch lane "
+
+
+@attrs.define(eq=False)
+class _FlushPart:
+    watermark: int
+    waits_for: set[int]
+    counts: Counter[str] = attrs.Factory(Counter)
+
+
+@attrs.define(eq=False)
+class FlushModel:
+    """A flush: what it waits for, and what became of that."""
+
+    parts: dict[str, _FlushPart] = attrs.Factory(dict)
+
+    @property
+    def is_finished(self) -> bool:
+        return not any(part.waits_for for part in self.parts.values())
+
+    def settled(self, location: str, numbers: range, rejected: int, undelivered: int) -> None:
+        part = self.parts.get(location)
+        if part is None or not part.waits_for.intersection(numbers):
+            return
+        below = len(range(numbers.start, min(numbers.stop, part.watermark)))
+        part.waits_for.difference_update(numbers)
+        part.counts["rejected"] += (rejected := min(rejected, below))
+        part.counts["undelivered"] += (undelivered := min(undelivered, below - rejected))
+        part.counts["delivered"] += below - rejected - undelivered
+
+    def report(self) -> FlushReport:
+        total = sum((part.counts for part in self.parts.values()), Counter[str]())
+        locations = {name: FlushCounts(**part.counts) for name, part in self.parts.items()}
+        return FlushReport(**total, locations=locations)
+
+
+@attrs.define(eq=False)
+class Model:
+    """All locations, and what they share.
+
+    Attributes:
+        step: Counts what is seen: the steps of tasks, and what rules do.
+        scheduled: Counts the passes of trio's scheduler.
+        waited_in: The last step in which an adder waited.
+        somebody_waits: Whether one waited after the last step.
+        exports: Those that run.
+        byte_line: The locations whose first adder waits for the byte budget alone, and the step since when.
+        empty: The live locations that hold nothing, longest empty first.
+        ended: The locations that ended and are remembered, the oldest first.
+        forgotten: What statistics say of locations that are not remembered.
+        drain_began_at: `math.inf` before it did.
+        lanes: All tasks of lanes, also of those that had to make place.
+        spare_slots: Whether there was a slot to spare, at each change, with the number of the scheduler's pass.
+    """
+
+    settings: Settings
+    locations: dict[str, LocationModel] = attrs.field(init=False)
+    step: int = 0
+    scheduled: int = 0
+    waited_in: int = -1
+    somebody_waits: bool = False
+    exports: list[Export] = attrs.Factory(list)
+    flushes: list[FlushModel] = attrs.Factory(list)
+    byte_line: dict[str, int] = attrs.Factory(dict)
+    heads: dict[str, EncodedSpan] = attrs.Factory(dict)
+    empty: dict[str, None] = attrs.Factory(dict)
+    ended: dict[str, None] = attrs.Factory(dict)
+    forgotten: Counter[str] = attrs.Factory(Counter)
+    drain_began_at: float = math.inf
+    lanes: dict[trio.lowlevel.Task, str] = attrs.Factory(dict)
+    spare_slots: list[tuple[int, bool]] = attrs.Factory(list)
+
+    def __attrs_post_init__(self) -> None:
+        self.locations = {name: LocationModel(name, self.settings) for name in self.settings.policies}
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_began_at < math.inf
+
+    @property
+    def work_ends_at(self) -> float:
+        """When the drain stops deliveries."""
+        timeout = self.settings.shutdown_timeout
+        return self.drain_began_at + timeout - min(1, timeout / 10)
+
+    @property
+    def live(self) -> list[LocationModel]:
+        return [location for location in self.locations.values() if location.lane is not None]
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a span is not accounted for."""
+        return any(location.unsettled for location in self.locations.values())
+
+    @property
+    def pending_bytes(self) -> int:
+        return sum(location.pending_bytes for location in self.locations.values())
+
+    # -- adding ------------------------------------------------------------------------------------------------
+
+    def expected_error(self, name: str, spans: list[EncodedSpan]) -> str | None:
+        """Return the name of the error that adding ``spans`` ends with, if it does not wait."""
+        location = self.locations[name]
+        if self.draining:
+            return "ClosedResourceError"
+        if len(spans) > self.settings.limits.max_queued_spans:
+            return "ValueError"
+        if cost_of(spans) > self.settings.location_bytes:
+            return "InvalidSpanError"
+        if location.lane is None and len(self.live) >= self.settings.limits.max_locations and not self.empty:
+            return "TooManyLocationsError"
+        return None
+
+    def admits(self, name: str, spans: list[EncodedSpan]) -> bool:
+        """Return whether there is room for ``spans`` and nobody waits for it already."""
+        location = self.locations[name]
+        return (
+            not location.line
+            and not any(self._waiting_for_bytes())
+            and location.has_room(spans)
+            and self._has_bytes(location.cost_now(spans))
+        )
+
+    def stand_in_line(self, name: str, spans: list[EncodedSpan]) -> None:
+        """Somebody adds ``spans`` now. Those that are admitted at once leave the line in the same step."""
+        if not self.admits(name, spans):
+            self.waited_in = self.step + 1
+        self.locations[name].line += spans
+
+    def withdraw(self, name: str, span: EncodedSpan) -> None:
+        """An adder leaves the line, if it stands there."""
+        line = self.locations[name].line
+        if span in line:
+            line.remove(span)
+
+    def _has_bytes(self, size: int) -> bool:
+        return self.pending_bytes + size <= self.settings.limits.max_pending_bytes
+
+    def _waiting_for_bytes(self) -> Iterator[LocationModel]:
+        """Yield the locations whose first adder would be admitted, if the byte budget of all were larger."""
+        return (place for place in self.locations.values() if place.line and place.has_room(place.line[:1]))
+
+    # -- lanes -------------------------------------------------------------------------------------------------
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        """A lane's task was started: its location is live, if need be in place of the one that is empty longest."""
+        if not task.name.startswith(_LANE):
+            return
+        location = self._location_of(task)
+        assert location.lane is None, f"{location.name} has two lanes"
+        if len(self.live) >= self.settings.limits.max_locations:
+            assert self.empty, "a location was ended that holds spans"
+            self._end(self.locations[next(iter(self.empty))])
+        self.ended.pop(location.name, None)
+        self.empty[location.name] = None
+        self.lanes[task] = location.name
+        location.new_lane(task, trio.current_time(), self.scheduled)
+        self._note_spare_slots()
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        """A task ended: a lane because it held nothing for long enough, or as part of the drain."""
+        if (name := self.lanes.pop(task, None)) is None:
+            return
+        location = self.locations[name]
+        if location.lane is task:
+            idle_until = location.idle_since + self.settings.limits.location_idle_timeout
+            assert not location.line
+            assert self.draining or trio.current_time() >= idle_until - NEARLY, f"{location.name} ended too early"
+            self._end(location)
+
+    def _location_of(self, task: trio.lowlevel.Task) -> LocationModel:
+        return next(place for place in self.locations.values() if task.name == f"{_LANE}{place.name!r}")
+
+    def _end(self, location: LocationModel) -> None:
+        location.lane = None
+        self._note_spare_slots()
+        self.empty.pop(location.name, None)
+        self.ended[location.name] = None
+        if len(self.ended) > self.settings.limits.max_locations:
+            oldest = self.locations[next(iter(self.ended))]
+            del self.ended[oldest.name]
+            self.forgotten += oldest.counts
+            oldest.counts.clear()
+            oldest.consecutive_failures = 0
+            oldest.not_before = -math.inf
+
+    # -- exports -----------------------------------------------------------------------------------------------
+
+    def export_begins(self, batch: SpanBatch) -> Export:
+        now, task = trio.current_time(), trio.lowlevel.current_task()
+        location = self.locations[batch.location]
+        part = location.part(batch)
+        assert part.stop <= location.sealed, f"{location.name}: {part} is exported and still queued"
+        assert location.unsettled.issuperset(part), f"{location.name}: {part} is exported, but accounted for"
+        self._check_size(location, part)
+        delivery = location.deliveries.setdefault(task, DeliveryModel(part.start, now))
+        assert delivery.running is None
+        assert not location.running or self._had_slot_to_spare(), f"{location.name}: took a slot kept free for others"
+        export = delivery.running = Export(location, delivery, batch, part, now)
+        self.exports.append(export)
+        self._note_spare_slots()
+        self._check_pace(location, now)
+        location.counts["requests"] += 1
+        location.counts["retries"] += delivery.attempts[part] > 0
+        delivery.attempts[part] += 1
+        return export
+
+    def _check_size(self, location: LocationModel, part: range) -> None:
+        assert len(part) <= location.max_spans
+        size = request_size(location.spans[part.start : part.stop])
+        assert len(part) == 1 or size <= location.policy.max_bytes, f"{part} has too many bytes"
+
+    def _check_pace(self, location: LocationModel, now: float) -> None:
+        running = len(location.running)
+        allowed, retry_at = location.recent_pace(self.scheduled)
+        assert len(self.exports) <= self.settings.limits.max_exports, "more exports than max_exports"
+        assert running <= self.settings.limits.max_exports_per_location, "more exports than max_exports_per_location"
+        assert running <= allowed, f"{location.name}: {running} exports run where {allowed} are allowed"
+        assert now >= retry_at - NEARLY, f"{location.name}: asked at {now}, though it backs off until {retry_at}"
+
+    def has_slot_to_spare(self) -> bool:
+        """Return whether a location that has an export running may begin another: half of all are kept for others."""
+        limit = self.settings.limits.max_exports
+        exporting = len({export.location.name for export in self.exports})
+        for_newcomers = exporting > 1 and not self.draining
+        kept_free = limit // 2 if for_newcomers else min(len(self.live) - exporting, limit // 2)
+        return limit - len(self.exports) > kept_free
+
+    def _note_spare_slots(self) -> None:
+        self.spare_slots.append((self.scheduled, self.has_slot_to_spare()))
+
+    def _had_slot_to_spare(self) -> bool:
+        """Return whether there was one in this pass of the scheduler or the last: a lane decides one pass earlier.
+
+        Slots that were taken, and whose exports have not begun yet, make the model believe in more than there are.
+        """
+        while len(self.spare_slots) > 1 and self.spare_slots[1][0] < self.scheduled - 1:
+            del self.spare_slots[0]
+        return any(spare for _, spare in self.spare_slots)
+
+    def export_ends(self, export: Export, answer: object) -> None:
+        """An export returns ``answer``, or ends with it if it is an exception."""
+        self.exports.remove(export)
+        self._note_spare_slots()
+        export.delivery.running = None
+        location, now = export.location, trio.current_time()
+        cut_off = isinstance(answer, trio.Cancelled)
+        if cut_off:
+            timed_out = now >= export.begun_at + self.settings.retry.attempt_timeout - NEARLY
+            assert timed_out or self._drain_has_stopped(now), "an export was cut off before its time"
+            answer = TryLater("no answer in time", ambiguous=True)
+        if answer.ambiguous if isinstance(answer, TryLater) else not isinstance(answer, Delivered | Refused):
+            location.doubt(export.part)
+        location.answered(answer, now, self.work_ends_at if self.draining else math.inf, self.scheduled)
+        if isinstance(answer, Delivered):
+            rejected = max(0, min(answer.rejected, len(export.part)))
+            self._settle(location, export.part, delivered=len(export.part) - rejected, rejected=rejected)
+        if not (cut_off and self._drain_has_stopped(now)):
+            location.owes_after(export, answer, now)
+
+    def _drain_has_stopped(self, now: float) -> bool:
+        return now >= self.work_ends_at - NEARLY
+
+    def told_of(self, loss: Loss) -> None:
+        """``on_loss`` was called."""
+        location = self.locations[loss.location]
+        part = location.part(loss.batch)
+        if (told := (part, loss.outcome, loss.count)) in location.owed:
+            location.owed.remove(told)
+            if loss.count == len(part) and not location.unsettled.issuperset(part):
+                # A partial success that rejected all: that was accounted for when it was answered.
+                return
+        elif loss.outcome == "rejected":
+            delivery = location.deliveries.get(trio.lowlevel.current_task())
+            assert location.is_told_refused(part, delivery), f"{location.name}: {part} rejected, but by no server"
+        else:
+            self._check_hand_back(location, part)
+        if loss.count == len(part):
+            self._settle(location, part, **{loss.outcome: loss.count})
+
+    def _check_hand_back(self, location: LocationModel, part: range) -> None:
+        now, task = trio.current_time(), trio.lowlevel.current_task()
+        delivery = location.deliveries.get(task)
+        if delivery is None:
+            location.hand_back(part, now)
+        hopeless = self.draining and location.retry_at >= self.work_ends_at - NEARLY
+        exhausted = delivery is not None and now >= location.give_up_at(delivery) - NEARLY
+        assert hopeless or exhausted or self._drain_has_stopped(now), f"{location.name}: {part} handed back too early"
+
+    def _settle(self, location: LocationModel, part: range, **outcome: int) -> None:
+        assert part.stop <= location.sealed
+        location.settle(part, trio.current_time(), **outcome)
+        for flush in self.flushes:
+            flush.settled(location.name, part, outcome.get("rejected", 0), outcome.get("undelivered", 0))
+
+    # -- flushing and draining ---------------------------------------------------------------------------------
+
+    def flush_begins(self, name: str | None) -> FlushModel:
+        flush = FlushModel()
+        for location in self.live:
+            if location.unsettled and name in (None, location.name):
+                location.flushed_below = len(location.spans)
+                flush.parts[location.name] = _FlushPart(len(location.spans), set(location.unsettled))
+        self.flushes.append(flush)
+        return flush
+
+    def flush_returns(self, flush: FlushModel, report: FlushReport) -> None:
+        self.flushes.remove(flush)
+        assert flush.is_finished, "a flush returned before what it waits for was accounted for"
+        assert report == flush.report()
+
+    def drain_begins(self) -> None:
+        self.drain_began_at = now = trio.current_time()
+        # What was kept for those that come is spare now.
+        self._note_spare_slots()
+        self.byte_line.clear()
+        for location in self.locations.values():
+            location.line.clear()
+            location.own_wait_until = min(location.own_wait_until, now)
+            location.note_pace(self.scheduled)
+
+    # -- what is seen ------------------------------------------------------------------------------------------
+
+    def see(self, statistics: SpanBatcherStatistics) -> None:
+        """Look whether this can be, after a step of a task or what a rule did."""
+        self.step += 1
+        # Whoever stood in line before this step may have made batches due in it, though nobody stands there after it.
+        if self.somebody_waits:
+            self.waited_in = self.step
+        admitted = self._follow(statistics)
+        self.somebody_waits = any(location.line for location in self.locations.values())
+        self._check_counts(statistics)
+        self._check_limits()
+        self._check_lines(admitted)
+        for location in self.live:
+            if location.unsettled or location.line:
+                self.empty.pop(location.name, None)
+            else:
+                self.empty.setdefault(location.name)
+
+    def _follow(self, statistics: SpanBatcherStatistics) -> dict[str, int]:
+        now = trio.current_time()
+        remembered = {*self.ended, *(location.name for location in self.live)}
+        assert statistics.locations.keys() == remembered
+        return {
+            name: self.locations[name].follow(seen, now, self.step, self.waited_in, draining=self.draining)
+            for name, seen in statistics.locations.items()
+        }
+
+    def _check_counts(self, statistics: SpanBatcherStatistics) -> None:
+        total = Counter(self.forgotten)
+        for location in self.locations.values():
+            assert not location.owed, f"{location.name}: {location.owed} was not told"
+            expected = location.expected()
+            total.update(expected)
+            seen = statistics.locations.get(location.name, LocationStatistics())
+            assert {name: getattr(seen, name) for name in expected} == expected, location.name
+            assert seen.consecutive_failures == location.consecutive_failures
+        assert {name: getattr(statistics, name) for name in total} == total
+
+    def _check_limits(self) -> None:
+        limits = self.settings.limits
+        assert self.pending_bytes <= limits.max_pending_bytes, "more bytes than max_pending_bytes"
+        for location in self.locations.values():
+            assert location.queued <= limits.max_queued_spans, "more spans than max_queued_spans"
+            assert location.pending_bytes <= limits.max_pending_bytes_per_location
+
+    def _check_lines(self, admitted: dict[str, int]) -> None:
+        """No adder waits that would fit, and nobody overtakes: both hold at each step."""
+        for name, since in self.byte_line.items():
+            stays = not admitted.get(name) and self.locations[name].line[:1] == [self.heads[name]]
+            for other, other_since in self.byte_line.items():
+                # Each has one turn, and then stands last.
+                turns = 0 if since < other_since else 1
+                overtaken = stays and name != other and admitted.get(other, 0) > turns
+                assert not overtaken, f"an adder of {other} overtook one of {name} that waits for bytes"
+        standing = {location.name: location for location in self._waiting_for_bytes()}
+        self.byte_line = {
+            name: self.step if admitted.get(name) else self.byte_line.get(name, self.step) for name in standing
+        }
+        self.heads = {name: location.line[0] for name, location in standing.items()}
+        first = [name for name, since in self.byte_line.items() if since == min(self.byte_line.values())]
+        fit = [name for name in first if self._has_bytes(self.locations[name].cost_now([self.heads[name]]))]
+        assert not first or len(fit) < len(first), f"adders of {fit} wait, though there is room for them"

@@ -1,0 +1,181 @@
+"""Connections that are used again, and what a server may have left on them; how much is read at once."""
+
+from __future__ import annotations
+
+import httpcore
+import httpcore2
+import httpx
+import httpx2
+import pytest
+import trio
+
+from tests.support.batchers import make_spans, watched_batcher
+from tests.support.deliveries import AT_ONCE, BIG
+from tests.support.exporters import batch_of
+from tests.support.receivers import nothing_leaks
+from tests.support.wire_server import CHUNKED, OK, Tls, chunk, wire_server
+from trio_spanbatch import Delivered, Loss
+from trio_spanbatch._http import attempt as connection
+
+UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 3\r\n\r\nbad"
+TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+# Answers with more in them than the answer.
+SURPLUS = {
+    "the same response twice": [OK, OK],
+    "another response": [OK, UNAUTHORIZED],
+    "a timeout and nothing else": [OK, TIMEOUT],
+    "an interim response": [OK, b"HTTP/1.1 103 Early Hints\r\n\r\n"],
+    "the beginning of a response": [OK, b"HTTP/1.1 4"],
+    "a body longer than it said": [OK, b"surprise"],
+    "a body where there is none": [b"HTTP/1.1 204 No Content\r\n\r\n", b"surprise"],
+    "bytes after the last chunk": [CHUNKED + b"0\r\n\r\n", OK],
+}
+
+NETWORKS = {
+    "memory": (False, False, httpx),
+    "memory, TLS": (False, True, httpx),
+    "TCP": (True, False, httpx),
+    "TCP, TLS": (True, True, httpx),
+    "TCP, httpx2": (True, False, httpx2),
+    "TCP, TLS, httpx2": (True, True, httpx2),
+}
+
+
+@pytest.fixture(scope="module")
+def tls() -> Tls:
+    return Tls.make()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("pieces", SURPLUS.values(), ids=list(SURPLUS))
+async def test_what_comes_after_a_response_is_never_the_answer_to_the_next_request(
+    pieces: list[bytes], network: str, tls: Tls
+) -> None:
+    tcp, with_tls, package = NETWORKS[network]
+    status = 204 if b"204" in pieces[0] else 200
+    with nothing_leaks():
+        async with wire_server([pieces], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
+            assert await exporter.export(batch_of()) == Delivered(status_code=status)
+            # At once: nothing of it waits for the garbage collector, or for the next request.
+            await server.wait_closed(0)
+            assert await exporter.export(batch_of()) == Delivered(status_code=200)
+            assert await exporter.export(batch_of()) == Delivered(status_code=200)
+            assert server.requests == [1, 2], "the connection with the surplus was left, the other one is kept"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("late", [OK, TIMEOUT, b"HTTP/1.1 103 Early Hints\r\n\r\n", b"H"])
+async def test_what_comes_between_two_requests_is_not_the_answer_to_the_second(
+    late: bytes, network: str, tls: Tls
+) -> None:
+    tcp, with_tls, package = NETWORKS[network]
+    with nothing_leaks():
+        async with wire_server([], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
+            assert await exporter.export(batch_of()) == Delivered(status_code=200)
+            await server.send_unasked(late)
+            assert await exporter.export(batch_of()) == Delivered(status_code=200)
+            assert server.requests == [1, 1]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+async def test_a_connection_with_nothing_left_on_it_is_used_again(network: str, tls: Tls) -> None:
+    tcp, with_tls, package = NETWORKS[network]
+    answers = [[OK], [CHUNKED, chunk(b"")], [UNAUTHORIZED], [b"HTTP/1.1 204 No Content\r\n\r\n"]]
+    async with wire_server(answers, tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
+        for _ in range(6):
+            await exporter.export(batch_of())
+        assert server.requests == [6]
+
+
+async def test_a_surplus_of_one_location_does_not_settle_the_spans_of_another() -> None:
+    losses: list[Loss] = []
+    async with (
+        wire_server([[OK, UNAUTHORIZED]]) as (_, exporter),
+        watched_batcher(exporter, BIG, retry=AT_ONCE, on_loss=losses.append) as batcher,
+    ):
+        for location in ("a", "b"):
+            batcher.add_spans_nowait(location, make_spans(3))
+            assert (await batcher.flush()).locations[location].delivered == 3
+    assert losses == []
+
+
+async def test_a_request_that_waits_for_a_connection_does_not_get_the_one_with_a_surplus() -> None:
+    results: list[object] = []
+
+    async def export() -> None:
+        results.append(await exporter.export(batch_of()))
+
+    async with wire_server([[OK, UNAUTHORIZED]], max_connections=1) as (server, exporter):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(export)
+        assert results == [Delivered(status_code=200)] * 3
+        assert server.requests == [1, 2]
+
+
+async def test_connections_are_not_used_again_where_httpcore_does_not_tell_what_is_left_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "_WAY_TO_H11", ("_elsewhere",))
+    with nothing_leaks():
+        async with wire_server([]) as (server, exporter):
+            for _ in range(3):
+                assert await exporter.export(batch_of()) == Delivered(status_code=200)
+            assert server.requests == [1, 1, 1]
+
+
+class BrokenStream:
+    """A connection with TLS that breaks when something is read from it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def read(self, _max_bytes: int, _timeout: float | None) -> bytes:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        raise self._error
+
+    def get_extra_info(self, info: str) -> object:
+        return self if info == "ssl_object" else None
+
+
+@pytest.mark.parametrize("error", [httpcore.ReadError(), httpcore2.ReadError()], ids=["httpcore", "httpcore2"])
+async def test_a_connection_that_breaks_after_its_response_is_not_used_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = BrokenStream(error)
+    response = httpx.Response(200, extensions={"network_stream": stream})
+    monkeypatch.setattr(connection, "_left_in_h11", lambda _: b"")
+    await connection.retire_if_more_was_sent(response)
+    assert stream.get_extra_info("is_readable") is True
+
+
+# Tens of thousands of chunks or responses fit into what httpcore would read at once.
+STORMS = {
+    "chunks of one byte": [CHUNKED, chunk(b"x") * 10_000, b"0\r\n\r\n"],
+    "interim responses": [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2_000, OK],
+}
+
+
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("pieces", STORMS.values(), ids=list(STORMS))
+async def test_other_tasks_run_while_a_response_of_ten_thousand_pieces_is_read(
+    pieces: list[bytes], with_tls: bool, tls: Tls
+) -> None:
+    steps = 0
+
+    async def count_steps() -> None:
+        nonlocal steps
+        while True:
+            await trio.lowlevel.checkpoint()
+            steps += 1
+
+    async with wire_server([[OK], pieces], tls=tls if with_tls else None) as (server, exporter):
+        await exporter.export(batch_of())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_steps)
+            before = steps
+            assert isinstance(await exporter.export(batch_of()), Delivered)
+            nursery.cancel_scope.cancel()
+        assert steps - before >= sum(map(len, pieces)) // connection.READ_AT_ONCE
+        assert server.requests == [2]

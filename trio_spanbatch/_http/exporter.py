@@ -1,0 +1,484 @@
+"""OTLP over HTTP, on httpx: the exporter that users get by default.
+
+What a response means is in ``responses``, what a broken exchange means in ``failures``; here is the exchange itself.
+It is bounded in every direction: in time by one cancel scope around the whole attempt (httpx's own timeouts are for
+single steps, and a server that sends one byte a second never reaches them), and in space by the limits on request and
+response; the head of a response is bounded by h11 (100 KiB).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import ClassVar, Self
+
+import attrs
+import httpx
+import trio
+
+from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
+from .._exporter import Delivered, ExportResult, Refused, TryLater
+from .._settings.environment import ExporterOptions, TLSFiles, exporter_options, sdk_disabled, variable_of
+from .._settings.header_checks import (
+    check_endpoint,
+    check_header_location,
+    check_header_name,
+    checked_headers,
+    encoded_headers,
+)
+from .._spans.batch import SpanBatch
+from .._spans.checks import shown
+from .._version import __version__
+from .attempt import Attempt, close_at_once
+from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
+from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, read_bounded
+from .client import (
+    AsyncClient,
+    AsyncTransport,
+    TLSSettings,
+    check_client,
+    check_transport,
+    client_context,
+    make_client,
+    tls_advice,
+)
+from .failures import cause_of, failure_result
+from .messages import short_text
+from .packages import classes
+from .secrets import hidden_in_logs, install_log_filter
+
+__all__ = [
+    "USER_AGENT",
+    "DisabledExporter",
+    "OTLPExporter",
+]
+
+# The exporter that sends nothing.
+
+
+@attrs.frozen
+class DisabledExporter:
+    """Refuses every batch, as ``OTEL_SDK_DISABLED=true`` asks for.
+
+    Attributes:
+        reason: What is said about each batch.
+    """
+
+    reason: str = "OTEL_SDK_DISABLED is true: nothing is sent"
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Refuse ``batch``."""
+        await trio.lowlevel.checkpoint()
+        return Refused(self.reason)
+
+    async def aclose(self) -> None:
+        """Do nothing: there is nothing to close."""
+        await trio.lowlevel.checkpoint()
+
+
+MIB = 1024 * 1024
+
+# https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent asks for the exporter, its language and
+# its version.
+USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
+
+
+class OTLPExporter:
+    """Sends batches to an OTLP/HTTP server, as protobuf. A `SpanExporter`.
+
+    It can be made outside of trio. Several exports may run at once, each on a connection of its own; connections are
+    kept alive. Redirects are not followed and cookies are not kept. ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and
+    ``NO_PROXY`` say which proxy is used.
+
+    Args:
+        endpoint: The URL to send to, as it is: no path is added. It has no user name, password or query.
+        location_header: The header that carries a batch's location; without, the location is not sent.
+        headers: Headers for every request, for instance ``{"Authorization": "Bearer ..."}``. A ``User-Agent`` is put
+            in front of the exporter's own.
+        auth: Headers that are made for each attempt: an `Auth`, or a function of the location, sync or async. After
+            a 401 it is asked again, and the request is repeated once if it returns other headers.
+        timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
+            to the last of the response; `math.inf` for none.
+        compression: ``"gzip"``, or ``None`` for none.
+        client: A client of your own, an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``. It is not closed, and its
+            settings (TLS, proxies, cookies, limits) are yours. It has no ``params``, which logs show.
+        transport: A transport for the exporter's own client, of httpx or httpx2, for instance
+            `OTLPReceiver.memory_transport`. It is closed with the exporter.
+        certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of those that
+            ``SSL_CERT_FILE`` names or certifi has.
+        client_certificate: The file with the certificate that the server is shown (PEM).
+        client_key: The file with its key; by default it is in the same file.
+        max_request_bytes: A request that is larger before compression is not sent, but refused.
+        max_response_bytes: A response that is larger after decompression is not read to its end, and refused.
+
+    Raises:
+        ValueError: An argument, or a variable for proxies, cannot be used. Credentials are never in the message.
+        TypeError: An argument is of the wrong type.
+    """
+
+    # What a failure of TLS tells the user to set.
+    _tls_settings: ClassVar = TLSSettings(
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "certificate="),
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY or client_certificate= and client_key= name its files",
+    )
+
+    # Whether the server's certificate is checked.
+    _verify = True
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        location_header: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: Auth | AuthFunction | None = None,
+        timeout: float = 10.0,
+        compression: str | None = None,
+        client: AsyncClient | None = None,
+        transport: AsyncTransport | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        client_certificate: str | os.PathLike[str] | None = None,
+        client_key: str | os.PathLike[str] | None = None,
+        max_request_bytes: int = 64 * MIB,
+        max_response_bytes: int = 4 * MIB,
+    ) -> None:
+        self._closed = False
+        self._url = check_endpoint(endpoint)
+        self._headers = encoded_headers(checked_headers(headers))
+        self._location_header = _checked_location_header(location_header, self._headers)
+        self._auth = as_auth(auth)
+        self._timeout = _checked_timeout(timeout)
+        install_log_filter()
+        if compression not in (None, "gzip"):
+            raise ValueError(f"compression is {compression!r}; it must be 'gzip' or None")
+        self._gzip = compression == "gzip"
+        self._max_request_bytes = _checked_size("max_request_bytes", max_request_bytes)
+        self._max_response_bytes = _checked_size("max_response_bytes", max_response_bytes)
+        context = client_context(certificate, client_certificate, client_key, verify=self._verify)
+        if [client is not None, transport is not None, context is not None].count(True) > 1:
+            raise ValueError(
+                "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
+                "its TLS too"
+            )
+        if transport is not None:
+            check_transport(transport)
+        self._owns_client = client is None
+        self._client = make_client(self._url, transport, context) if client is None else check_client(client)
+        own_tls = client is None and transport is None
+        self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
+        agent = self._headers.pop(b"user-agent", b"")
+        self._headers_always = {
+            **self._headers,
+            b"user-agent": b" ".join(filter(None, (agent, USER_AGENT.encode("ascii")))),
+            b"content-type": b"application/x-protobuf",
+            b"accept-encoding": b"gzip, deflate",
+            **({b"content-encoding": b"gzip"} if self._gzip else {}),
+        }
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        location_header: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: Auth | AuthFunction | None = None,
+        client: AsyncClient | None = None,
+        transport: AsyncTransport | None = None,
+    ) -> Self | DisabledExporter:
+        """Return an exporter that is configured as ``OTEL_EXPORTER_OTLP_*`` says.
+
+        With ``OTEL_SDK_DISABLED=true`` it is one that refuses every batch and sends nothing. A user name and password
+        in the endpoint's URL are sent as Basic authentication, unless the headers have an ``Authorization``. Files for
+        TLS are looked at only if the endpoint is https.
+
+        Args:
+            environ: The variables; by default those of the process.
+            location_header: As for the class.
+            headers: Headers besides those of the environment, which they replace where both have one.
+            auth: As for the class.
+            client: As for the class. The certificates of the environment are then not looked at.
+            transport: As for the class; the same holds.
+
+        Raises:
+            ValueError: The environment asks for what cannot be done: a URL with an ``@`` that may end a password, a
+                header with a line break, a file that cannot be read.
+        """
+        environ = os.environ if environ is None else environ
+        if sdk_disabled(environ):
+            return DisabledExporter()
+        headers = checked_headers(headers)
+        options = exporter_options(environ)
+        own_tls = client is None and transport is None
+        own_headers = {name.lower() for name in headers}
+        inherited = {
+            name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
+        }
+        return cls(
+            options["endpoint"],
+            location_header=location_header,
+            headers={**inherited, **headers},
+            auth=auth,
+            timeout=options.get("timeout", 10.0),
+            compression=options.get("compression"),
+            client=client,
+            transport=transport,
+            **(_checked_files(options, environ) if own_tls else TLSFiles()),
+        )
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one attempt may take. The batcher's default ``attempt_timeout`` leaves at least as much."""
+        return self._timeout
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that is sent to."""
+        return str(self._url)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the exporter, or the client that it was given, is closed."""
+        return self._closed or self._client.is_closed
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if ``location`` cannot be sent.
+
+        Without a ``location_header``, every location can. With one, it is printable ASCII, not empty and without
+        outer spaces.
+        """
+        if self._location_header is not None:
+            check_header_location(location)
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``.
+
+        If it is cancelled, the server may have the batch or not. Its connection is closed.
+
+        Raises:
+            trio.ClosedResourceError: The exporter, or the client that it was given, is closed.
+            InvalidLocationError: See `check_location`.
+        """
+        return await self._export_within(batch, self._timeout)
+
+    async def _export_within(self, batch: SpanBatch, seconds: float) -> ExportResult:
+        self._check_open()
+        self.check_location(batch.location)
+        if not batch.spans:
+            # The specification asks for no empty envelopes; some servers answer 400 to one.
+            await trio.lowlevel.checkpoint()
+            return Delivered()
+        if batch.size > self._max_request_bytes:
+            await trio.lowlevel.checkpoint()
+            return Refused(
+                f"the request has {batch.size} bytes; more than {self._max_request_bytes} (max_request_bytes) are not "
+                "sent",
+                # As a server would say it, so that the halves are sent and later batches are no larger.
+                status_code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value,
+                isolate=True,
+            )
+        location_header = () if self._location_header is None else (self._location_header,)
+        attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
+        with trio.move_on_after(seconds):
+            try:
+                return await self._attempt(batch, attempt)
+            finally:
+                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
+        return self._timed_out(attempt, seconds)
+
+    async def aclose(self) -> None:
+        """Close the client and its connections, unless the client was given. No export may be under way.
+
+        If it is cancelled, they are closed all the same. A transport of your own has a second for it, and none once
+        this is cancelled.
+        """
+        self._closed = True
+        if self._owns_client:
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                await self._client.aclose()
+        await trio.lowlevel.checkpoint()
+
+    def __repr__(self) -> str:
+        return f"<OTLPExporter for {self._url}>"
+
+    @property
+    def _port(self) -> int:
+        return self._url.port or {"http": 80, "https": 443}[self._url.scheme]
+
+    async def _attempt(self, batch: SpanBatch, attempt: Attempt) -> ExportResult:
+        body = batch.to_request()
+        if self._gzip:
+            body = await gzip_compress(body)
+        else:
+            await trio.lowlevel.checkpoint()
+        if self._auth is None:
+            return await self._exchange(batch.location, body, {}, attempt)
+        return await self._exchange_with_auth(self._auth, batch.location, body, attempt)
+
+    async def _exchange_with_auth(self, auth: Auth, location: str, body: bytes, attempt: Attempt) -> ExportResult:
+        credentials = await _credentials(auth, location, attempt)
+        if isinstance(credentials, TryLater | Refused):
+            return credentials
+        result = await self._exchange(location, body, credentials, attempt)
+        if not isinstance(result, Refused) or result.status_code != HTTPStatus.UNAUTHORIZED:
+            return result
+        auth.invalidate(location, credentials)
+        fresh = await _credentials(auth, location, attempt)
+        if isinstance(fresh, TryLater | Refused):
+            return fresh
+        if fresh == credentials:
+            return result
+        attempt.restart()
+        return await self._exchange(location, body, fresh, attempt)
+
+    async def _exchange(
+        self, location: str, body: bytes, credentials: Mapping[str, str], attempt: Attempt
+    ) -> ExportResult:
+        try:
+            credential_headers = encoded_headers(credentials)
+        except (TypeError, ValueError) as error:
+            return Refused(f"auth: {error}", cause=cause_of(error))
+        self._check_open()
+        request = self._request(location, body, credential_headers, attempt)
+        # Besides those that are given here, a client of the user's own has headers.
+        attempt.hide(request.headers.raw)
+        attempt.handed_over = True
+        try:
+            with hidden_in_logs(lambda: attempt.secrets):
+                await self._send_and_read(request, attempt)
+        except classes("RequestError", "InvalidURL") as error:
+            return attempt.known_failure() or failure_result(
+                error,
+                peer=attempt.peer,
+                connected=attempt.connected,
+                https=self._url.scheme == "https",
+                write_error=attempt.write_error,
+                secrets=attempt.secrets,
+                advice=self._tls_advice,
+            )
+        return attempt.result()
+
+    async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> None:
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            attempt.hide(response.request.headers.raw)
+            attempt.response = response
+            attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
+            await read_bounded(response, attempt.body)
+        finally:
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
+
+    def _request(
+        self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
+    ) -> httpx.Request:
+        headers = {**self._headers_always, **credential_headers}
+        if self._location_header is not None:
+            headers[self._location_header] = location.encode("ascii")
+        request = self._client.build_request(
+            "POST",
+            str(self._url),
+            headers=list(headers.items()),
+            content=body,
+            timeout=None,
+            extensions={"trace": attempt.trace},
+        )
+        request.stream = piecewise_stream(body, request.stream)
+        return request
+
+    def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
+        # First, as there may have been a 401 to the credentials before.
+        if attempt.waits_for:
+            reason = f"no credentials within {seconds:g} s: {attempt.waits_for} did not return"
+            return TryLater(reason, cause="timeout")
+        known = attempt.known_failure()
+        if known is not None:
+            return known
+        if attempt.may_have_arrived:
+            reason = f"no complete answer from {attempt.peer} within {seconds:g} s"
+            return TryLater(reason, ambiguous=True, cause="timeout")
+        if attempt.handed_over:
+            return TryLater(f"no connection to {attempt.peer} within {seconds:g} s", cause="timeout")
+        return TryLater(f"no time to compress within {seconds:g} s", cause="timeout")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the exporter is closed")
+        if self._client.is_closed:
+            raise trio.ClosedResourceError("the client that the exporter was given is closed")
+
+
+def _checked_files(options: ExporterOptions, environ: Mapping[str, str]) -> TLSFiles:
+    """Return the files for TLS that the environment names; what is wrong with one is told by its variable."""
+    files = TLSFiles()
+    variable = "CERTIFICATE"
+    try:
+        if "certificate" in options:
+            files["certificate"] = options["certificate"]
+            client_context(files["certificate"], None, None)
+        variable = "CLIENT_CERTIFICATE"
+        if "client_certificate" in options:
+            files["client_certificate"] = options["client_certificate"]
+            if "client_key" in options:
+                files["client_key"] = options["client_key"]
+            client_context(None, files["client_certificate"], files.get("client_key"))
+    except ValueError as error:
+        if str(error).startswith("client_key "):
+            variable = "CLIENT_KEY"
+        raise ValueError(f"{variable_of(environ, variable)}: {error}") from None
+    return files
+
+
+async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[str, str] | TryLater | Refused:
+    attempt.waits_for = name_of(auth)
+    try:
+        credentials = await auth.headers(location)
+        attempt.waits_for = ""
+        return credentials
+    except AuthError as error:
+        reason = short_text(f"no credentials: {error.reason}")
+        return TryLater(reason, cause=cause_of(error)) if error.retry else Refused(reason, cause=cause_of(error))
+    except (*classes("HTTPError"), OSError, trio.TooSlowError) as error:
+        # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
+        return TryLater(f"no credentials: {type(error).__name__} while they were fetched", cause=cause_of(error))
+    except (trio.Cancelled, BaseExceptionGroup) as error:  # noqa: ASYNC103  # what cancels this attempt is raised again
+        _, failure = split_cancelled(error)
+        if failure is not None or is_cancelled_here():
+            raise
+        # Callers that share one fetch share its end too: here the fetch of another attempt that was cancelled.
+        forget_traceback(error)
+        reason = "no credentials: auth raised Cancelled, though this attempt was not cancelled"
+        return TryLater(reason, cause="Cancelled")  # noqa: ASYNC104
+
+
+def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
+    if name is None:
+        return None
+    check_header_name(name, "location_header")
+    encoded = name.lower().encode("ascii")
+    if encoded in headers or encoded == b"user-agent":
+        raise ValueError(f"location_header {name!r} is also among headers")
+    return encoded
+
+
+def _checked_timeout(timeout: float) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout is {timeout!r}; it must be a number of seconds")
+    too_much = isinstance(timeout, int) and timeout > sys.float_info.max
+    if too_much or not timeout > 0:
+        raise ValueError(
+            f"timeout is {shown(timeout)}; it must be above 0 and at most {sys.float_info.max:.1g} seconds "
+            "(math.inf means none)"
+        )
+    return float(timeout)
+
+
+def _checked_size(name: str, size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} is {size!r}; it must be an int")
+    if size < 1:
+        raise ValueError(f"{name} is {size!r}; it must be at least 1")
+    return size

@@ -1,0 +1,90 @@
+"""Requests that carry no spans: sent once, within some time, and with a bounded answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import attrs
+import httpx
+import trio
+
+from .._exporter import Refused, TryLater
+from .attempt import Attempt, close_at_once
+from .body import BoundedBody, read_bounded
+from .client import TLSAdvice
+from .failures import failure_result
+from .packages import classes
+from .responses import Response
+from .secrets import hidden_in_logs
+
+__all__ = ["ask"]
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    request: httpx.Request,
+    *,
+    seconds: float,
+    max_bytes: int,
+    advice: TLSAdvice,
+    **send_options: Any,
+) -> Response | Refused | TryLater:
+    """Send ``request`` and return the response, or why there is none.
+
+    Redirects are not followed. Credentials in the request's headers are in no log and no reason.
+
+    Args:
+        client: What sends it.
+        request: The request, made without a timeout.
+        seconds: Seconds that it may take.
+        max_bytes: A response that is larger after decompression is refused.
+        advice: What to do about a failure of TLS.
+        send_options: Further arguments of ``client.send``.
+    """
+    attempt = Attempt(request.url.netloc.decode("ascii"))
+    request.extensions["trace"] = attempt.trace
+    attempt.hide(request.headers.raw)
+    attempt.handed_over = True
+    with trio.move_on_after(seconds):
+        try:
+            with hidden_in_logs(lambda: attempt.secrets):
+                response, body = await _send_and_read(client, request, attempt, max_bytes, send_options)
+        except classes("RequestError", "InvalidURL") as error:
+            return _failure(error, attempt, request, advice)
+        finally:
+            await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
+        status = response.status_code
+        if body.exceeded:
+            return Refused(f"{status}: the answer is larger than {body.limit} bytes", status)
+        return Response(status, response.headers, body.content, time.time(), attempt.secrets)
+    return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", cause="timeout")
+
+
+async def _send_and_read(
+    client: httpx.AsyncClient, request: httpx.Request, attempt: Attempt, max_bytes: int, options: dict[str, Any]
+) -> tuple[httpx.Response, BoundedBody]:
+    response = await client.send(request, stream=True, follow_redirects=False, **options)
+    try:
+        attempt.hide(response.request.headers.raw)
+        body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
+        await read_bounded(response, body)
+    finally:
+        # This does nothing unless reading was cancelled, or ended with an exception.
+        await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
+    return response, body
+
+
+def _failure(error: Exception, attempt: Attempt, request: httpx.Request, advice: TLSAdvice) -> Refused | TryLater:
+    failure = failure_result(
+        error,
+        peer=attempt.peer,
+        connected=attempt.connected,
+        https=request.url.scheme == "https",
+        advice=advice,
+        write_error=attempt.write_error,
+        secrets=attempt.secrets,
+    )
+    assert isinstance(failure, Refused | TryLater)
+    # No span was sent, so nothing is in doubt.
+    return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure

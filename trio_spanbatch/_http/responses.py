@@ -1,0 +1,291 @@
+"""From a server's response to a result, as a table and without I/O.
+
+`RULES` is the table: the first rule that applies to a response answers it. It follows the OTLP specification
+(https://opentelemetry.io/docs/specs/otlp/#otlphttp-response) and is stricter where the specification is silent:
+a redirect is a failure, since credentials would go along, and so is a web page with the status 200, since a login
+page stores no spans.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from itertools import islice
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+
+from .._exporter import Delivered, ExportResult, Refused, TryLater
+from .answers import is_answer, read_answer
+from .messages import media_type, server_message, short_text
+
+__all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
+
+# Seconds. Whoever asks for more than a year did not mean it; what is left of it is clipped by the batcher anyway.
+MAX_RETRY_AFTER = 365 * 24 * 3600.0
+
+# A member of a list of numbers and HTTP-dates, two of whose three forms have a comma after the day of the week; and
+# how many members are looked at.
+_MEMBER = re.compile(r"(?:\s*(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},)?[^,]+", re.IGNORECASE)
+_MAX_MEMBERS = 100
+
+_HTML = frozenset({"text/html", "application/xhtml+xml"})
+
+# What a body begins with tells more than a type, behind comments and an XML declaration. Where the type says little, it
+# may be a part of a page; XML has elements of these names too.
+_VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
+_PAGE = re.compile(rb"<(!doctype\s+html|html)(?=[\s>/])", re.IGNORECASE)
+_PART_OF_A_PAGE = re.compile(
+    rb"<(!doctype\s+html|html|head|body|title|script|noscript|style|meta|link|form|iframe|h1)(?=[\s>/])", re.IGNORECASE
+)
+_BEFORE_HTML = {b"<!--": b"-->", b"<?xml": b"?>"}
+# Bytes of a body that are looked at.
+_BEGINNING = 4096
+
+
+@attrs.frozen
+class Response:
+    """What is known about a response.
+
+    Attributes:
+        status: The status code.
+        headers: Header names in lower case to values.
+        body: The body, decompressed; ``None`` if it could not be decompressed.
+        now: The time, in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
+        secrets: What must not be repeated from the response, should the server echo it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+    now: float
+    secrets: Collection[str] = attrs.field(default=(), repr=False)
+
+    @property
+    def message(self) -> str:
+        """What the server says about an error, shortened."""
+        return server_message(self.headers, self.body or b"", self.secrets)
+
+    @property
+    def reason(self) -> str:
+        """The status, and what the server says about it."""
+        message = self.message
+        return f"{_status_line(self.status)}: {message}" if message else _status_line(self.status)
+
+
+Answer: TypeAlias = Callable[[Response], ExportResult]
+Condition: TypeAlias = Callable[[Response], bool]
+
+
+def _always(_response: Response) -> bool:
+    return True
+
+
+@attrs.frozen
+class Rule:
+    """One row of the table.
+
+    Attributes:
+        requirement: What is asked for, in a sentence.
+        statuses: The status codes that it is about.
+        outcome: The result that it leads to.
+        applies: Whether it is about a response with one of these codes.
+        answer: Makes the result.
+    """
+
+    requirement: str
+    statuses: Collection[int]
+    outcome: type[Delivered | TryLater | Refused]
+    answer: Answer = attrs.field(repr=False)
+    applies: Condition = attrs.field(default=_always, repr=False)
+
+
+def interpret_response(
+    status: int, headers: Mapping[str, str], body: bytes | None, *, now: float, secrets: Collection[str] = ()
+) -> ExportResult:
+    """Return what a response means for the batch that was sent.
+
+    Args:
+        status: The status code.
+        headers: Header names in lower case to values.
+        body: The body, decompressed, or the beginning of an error's body; ``None`` if it could not be decompressed.
+        now: The time, in seconds since 1970.
+        secrets: What must not be repeated from the response: tokens, passwords.
+    """
+    response = Response(status, headers, body, now, secrets)
+    # HTTP/2 carries any number as a status; the last rule is for everything else.
+    rule = next((rule for rule in RULES if status in rule.statuses and rule.applies(response)), RULES[-1])
+    result = rule.answer(response)
+    return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Return how many seconds ``Retry-After`` asks for; ``None`` if it is missing or makes no sense.
+
+    Each hop between here and the server may have added a value of its own, in a header of its own or in a list. The
+    longest is waited for: it suits all of them.
+
+    Args:
+        headers: The response's headers, their names in lower case. A value is whole seconds or an HTTP-date. A date
+            counts from the response's own ``Date`` where that can be read, as the two clocks need not agree; one that
+            is over is 0 seconds away. At most `MAX_RETRY_AFTER` is returned.
+        now: The time, in seconds since 1970, for a response without a ``Date``.
+    """
+    sent = next((moment for value in _listed(headers.get("date")) if (moment := _http_date(value)) is not None), now)
+    waits = [wait for value in _listed(headers.get("retry-after")) if (wait := _seconds_until(value, sent)) is not None]
+    return max(waits, default=None)
+
+
+def _listed(value: str | None) -> Iterator[str]:
+    """Yield the first members of a list. httpx joins headers of the same name with commas as well."""
+    return (member[0].strip() for member in islice(_MEMBER.finditer(value or ""), _MAX_MEMBERS))
+
+
+def _seconds_until(value: str, sent: float) -> float | None:
+    if re.fullmatch(r"[0-9]+", value):
+        # Not by int(), which refuses thousands of digits; so many are a year as well.
+        return min(float(value), MAX_RETRY_AFTER)
+    moment = _http_date(value)
+    return None if moment is None else min(max(moment - sent, 0.0), MAX_RETRY_AFTER)
+
+
+def _http_date(value: str) -> float | None:
+    # Every form of HTTP-date begins with the day of the week and has the time in it. The library reads more than
+    # that ("5 1 1"), none of which a server means as a date.
+    if not re.match(r"[A-Za-z]{3,9},? .*:", value[:64]):
+        return None
+    try:
+        moment = parsedate_to_datetime(value[:64])
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return moment.timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _is_html(response: Response) -> bool:
+    kind = media_type(response.headers)
+    if kind in _HTML:
+        # Flask's type for whatever a function returns, so an empty body or an answer of OTLP may have it too.
+        return response.body is None or not (response.body.isspace() or is_answer(response.body))
+    tag = _PART_OF_A_PAGE if kind in _VAGUE else _PAGE
+    return tag.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
+
+
+def _without_preamble(text: bytes) -> bytes:
+    """Return what follows the comments and the XML declaration at the beginning of ``text``."""
+    text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
+    while end := next((end for begin, end in _BEFORE_HTML.items() if text.startswith(begin)), None):
+        text = text.partition(end)[2].lstrip()
+    return text
+
+
+def _login_page(response: Response) -> Refused:
+    message = response.message
+    page = f" ({message})" if message else ""
+    return Refused(
+        short_text(f"{_status_line(response.status)} with a web page instead of an OTLP answer: a login page?{page}"),
+        response.status,
+    )
+
+
+def _has_no_body(response: Response) -> bool:
+    return response.body == b""
+
+
+def _without_a_body(_response: Response) -> Delivered:
+    return Delivered()
+
+
+def _delivered(response: Response) -> Delivered:
+    """Read the partial success. What cannot be read is at most a warning: the status said that all is well."""
+    if response.body is None:
+        encoding = response.headers.get("content-encoding", "")
+        message = f"the answer's body could not be decompressed (content-encoding: {encoding})"
+        return Delivered(0, short_text(message, response.secrets))
+    rejected, message = read_answer(response.status, response.headers, response.body, response.secrets)
+    return Delivered(rejected, short_text(message, response.secrets))
+
+
+def _not_followed(response: Response) -> Refused:
+    target = _target(response.headers.get("location", ""))
+    towards = f" to {target}" if target else ""
+    return Refused(
+        short_text(f"{_status_line(response.status)}: the redirect{towards} was not followed", response.secrets),
+        response.status,
+    )
+
+
+def _target(location: str) -> str:
+    """Return where a redirect points, without userinfo, query and fragment: they may hold credentials."""
+    try:
+        parts = urlsplit(location[:4096])
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2]
+    path = parts.path if host or "@" not in parts.path else ""
+    scheme = f"{parts.scheme}:" if parts.scheme else ""
+    return f"{scheme}//{host}{path}" if host else path
+
+
+def _try_later(response: Response) -> TryLater:
+    after = retry_after(response.headers, now=response.now)
+    return TryLater(response.reason, after=after, status_code=response.status)
+
+
+def _refused_as_a_whole_or_in_part(response: Response) -> Refused:
+    return Refused(response.reason, response.status, isolate=True)
+
+
+def _refused(response: Response) -> Refused:
+    return Refused(response.reason, response.status)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "204 and 205 without a body: delivered, whatever type it would have",
+        (204, 205),
+        Delivered,
+        _without_a_body,
+        _has_no_body,
+    ),
+    Rule(
+        "a 2xx that is a web page, or has the type of one and is neither empty nor JSON nor a partial success, is a "
+        "login page, not a delivery",
+        range(200, 300),
+        Refused,
+        _login_page,
+        _is_html,
+    ),
+    Rule(
+        "any other 2xx is a delivery; its partial success is counted and never retried, whatever its content type; an "
+        "error in its body is a warning",
+        range(200, 300),
+        Delivered,
+        _delivered,
+    ),
+    Rule("3xx is not followed: credentials would go along", range(300, 400), Refused, _not_followed),
+    Rule(
+        "429, 502, 503 and 504 are retried, after the longest Retry-After if any is given",
+        (429, 502, 503, 504),
+        TryLater,
+        _try_later,
+    ),
+    Rule(
+        "400, 413 and 422 are never repeated as they are; a part of the batch may be to blame",
+        (400, 413, 422),
+        Refused,
+        _refused_as_a_whole_or_in_part,
+    ),
+    Rule("everything else is refused and never retried", range(1000), Refused, _refused),
+)

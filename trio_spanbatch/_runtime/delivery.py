@@ -1,0 +1,235 @@
+"""A delivery: everything that happens to a batch until its spans are accounted for.
+
+It owns the batch (a lease) and leaves it in one way only: by settling it with its lane. Whatever ends the delivery's
+task settles what is left, so that a cancelled delivery hands its spans back. Where a server refuses the batch for some
+of its spans, `Isolation` decides which parts to send instead; each part is a lease of its own.
+
+It starts with an export slot, which its lane took for it. The slot is given back as soon as the attempt has ended, so
+that a backoff never holds one, and the lane gives another for the next attempt.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancelled
+from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
+from .._reporting.statistics import Settlement
+from .._scheduler.isolation import Isolation, Verdict
+from .._scheduler.ledger import Lease
+from .._scheduler.shared import Shared
+
+if TYPE_CHECKING:
+    from .._scheduler.location import Lane
+
+__all__ = ["Delivery"]
+
+
+class _ExporterBug(Exception):
+    """An exporter raised, or returned what is no result. The message says which, for the spans' reason."""
+
+
+class _GaveUp(Exception):
+    """There is no other attempt. The message says why."""
+
+    def __init__(self, reason: str, last: TryLater | None = None) -> None:
+        super().__init__(reason)
+        self.status_code = None if last is None else last.status_code
+
+
+class Delivery:
+    """Delivers one batch. When it starts, it holds an export slot."""
+
+    def __init__(self, lease: Lease, lane: Lane, shared: Shared) -> None:
+        self._lane = lane
+        self._shared = shared
+        self._open: dict[Lease, None] = {lease: None}
+        self._isolation = Isolation(lease, self._split)
+        self._has_slot = True
+        self._first_attempt_at: float | None = None
+        self._last_result: ExportResult | None = None
+        self._last_loss: Settlement | None = None
+        self._seconds = 0.0
+        shared.tell_observers(lambda observer: observer.began(len(lease)))
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Deliver, and hand back what is left when cancelled."""
+        try:
+            if self._lane.account.refuses_everything:
+                self._isolation.probe_first()
+            while (part := self._next_part()) is not None:
+                for verdict in await self._deliver(part):
+                    self._settle(*verdict)
+            if self._isolation.refused_everything:
+                self._lane.account.refuses_everything = True
+        except BaseException as exc:
+            self._shared.task_failed(exc)
+            raise
+        finally:
+            for lease in tuple(self._open):
+                reason = self._shared.stop_reason
+                self._settle(lease, Settlement(undelivered=len(lease), reason=reason, cause=self._cause()))
+            self._tell_observers()
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _next_part(self) -> Lease | None:
+        """Return the part to send next, in halves if the location has refused requests of its size."""
+        part = self._isolation.next()
+        while part is not None and len(part) > 1 and part.batch.size > self._lane.largest_request:
+            self._isolation.halve()
+            part = self._isolation.next()
+        return part
+
+    def _split(self, lease: Lease, at: int) -> tuple[Lease, Lease]:
+        parts = lease.split(at)
+        self._lane.replace(lease, parts)
+        del self._open[lease]
+        self._open.update(dict.fromkeys(parts))
+        return parts
+
+    def _settle(self, lease: Lease, settlement: Settlement) -> None:
+        del self._open[lease]
+        if settlement.delivered < len(lease):
+            self._last_loss = settlement
+        # Told before the lane, whose on_loss may run for long.
+        self._shared.tell_observers(lambda observer: observer.settled(settlement))
+        self._lane.settle(lease, settlement)
+
+    def _tell_observers(self) -> None:
+        status_code = None if self._last_result is None else self._last_result.status_code
+        self._shared.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
+
+    def _cause(self) -> str:
+        """Return in a word what the last attempt failed with."""
+        if self._first_attempt_at is None or isinstance(self._last_result, Delivered):
+            return ""
+        if self._last_result is None:
+            return self._shared.stop_cause
+        return self._last_result.cause or str(self._last_result.status_code or "")
+
+    async def _deliver(self, part: Lease) -> list[Verdict]:
+        """Send a part until the server says yes or no. Return what is known about spans then."""
+        try:
+            result = await self._answer(part)
+        except _GaveUp as why:
+            return self._isolation.given_up(
+                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code, cause=self._cause())
+            )
+        except _ExporterBug as bug:
+            cause = cause_of(bug.__cause__ or bug)
+            return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug), cause=cause))
+        if isinstance(result, Refused):
+            return self._isolation.refused(result, give_up=self._lane.account.refuses_everything)
+        if result.message and result.rejected <= 0:
+            self._shared.health.warned(part.batch.location, result.message)
+        return self._isolation.passed(result)
+
+    async def _answer(self, part: Lease) -> Delivered | Refused:
+        """Send a part until the server says yes or no, as often and as long as may be."""
+        while True:
+            await self._get_slot(part)
+            result = await self._attempt(part)
+            if not isinstance(result, TryLater):
+                return result
+            await self._wait_to_repeat(part, result)
+
+    # -- attempts ----------------------------------------------------------------------------------------------
+
+    async def _get_slot(self, part: Lease) -> None:
+        """Have a slot: the one from the beginning, the one that came with the end of a wait, or another one."""
+        if not self._has_slot and not await self._lane.wait_for_turn(part, self._give_up_at):
+            raise _GaveUp(self._why_no_turn())
+        self._has_slot = True
+
+    async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
+        asked_again_at = max(self._lane.back_off(result.after), trio.current_time() + (result.after or 0))
+        is_in_time = asked_again_at <= self._give_up_at
+        self._has_slot = is_in_time and await self._lane.wait_for_turn(part, self._give_up_at)
+        if not self._has_slot:
+            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result)
+
+    @property
+    def _give_up_at(self) -> float:
+        began_at = self._first_attempt_at
+        return math.inf if began_at is None else began_at + self._shared.retry.max_elapsed
+
+    def _why_no_turn(self) -> str:
+        if self._shared.draining and self._shared.drain_deadline <= self._give_up_at:
+            return "no time for another attempt before the shutdown deadline"
+        return "retries exhausted"
+
+    async def _attempt(self, part: Lease) -> ExportResult:
+        """Make one attempt, with the slot that is held, and give the slot back."""
+        if self._first_attempt_at is None:
+            self._first_attempt_at = trio.current_time()
+        self._lane.export_begins(part)
+        result: ExportResult | None = None
+        try:
+            result = await self._export(part)
+        finally:
+            # An attempt that was cancelled or raised may have arrived all the same.
+            if result is None or (isinstance(result, TryLater) and result.ambiguous):
+                self._shared.ledger.ambiguous(self._lane.account, part)
+            self._has_slot = False
+            self._last_result, self._seconds = result, trio.current_time() - self._first_attempt_at
+            self._lane.export_ended(part, result)
+        return result
+
+    async def _export(self, part: Lease) -> ExportResult:
+        """Call the exporter within the time that an attempt may take."""
+        timeout = self._shared.retry.attempt_timeout
+        result: ExportResult | None = None
+        fatal: BaseException | None = None
+        try:
+            with trio.move_on_after(timeout) as scope:
+                try:
+                    result = await self._shared.exporter.export(part.batch)
+                except BaseException as exc:
+                    # Here, as the scope puts a complaint in its place if the exporter left one of its own open.
+                    fatal = fatal_part(exc)
+                    raise
+        except BaseException as exc:
+            self._sort_out(exc, fatal, part)
+            raise
+        if scope.cancelled_caught:
+            return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
+        if not isinstance(result, Delivered | TryLater | Refused):
+            self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
+            message = f"the exporter returned {type(result).__name__}, which is no ExportResult"
+            raise _ExporterBug(message) from TypeError(message)
+        return result
+
+    def _sort_out(self, exc: BaseException, fatal: BaseException | None, part: Lease) -> None:
+        """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
+        if isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_run():
+            # The run is over, and this coroutine is being thrown away.
+            return
+        if fatal is not None:
+            # Before the attempt is accounted for, as that tells on_loss and wakes others.
+            self._shared.stop(f"the exporter raised {type(fatal).__name__}")
+            # Now, as trio may put another complaint in its place at the end of this task.
+            self._shared.logger.keep_if_fatal(fatal)
+            if fatal is not exc:
+                self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
+            raise fatal
+        cancelled, failure = split_cancelled(exc)
+        # One that is not for us would end all tasks of the batcher.
+        ours = cancelled if is_cancelled_here() else None
+        bug = exc if ours is None else failure
+        if bug is not None:
+            self._shared.logger.caught(bug, "the exporter raised for %r", part.batch)
+        if ours is not None:
+            raise ours from None
+        raise _ExporterBug(self._name_bug(failure)) from exc
+
+    def _name_bug(self, failure: BaseException | None) -> str:
+        if failure is None:
+            return "the exporter raised Cancelled, though its attempt was not cancelled"
+        if isinstance(failure, trio.ClosedResourceError) and is_closed(self._shared.exporter):
+            return "the exporter is closed; make an exporter for each batcher"
+        return f"the exporter raised {type(failure).__name__}"

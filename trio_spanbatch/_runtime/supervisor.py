@@ -1,0 +1,412 @@
+"""The supervisor: who owns the tasks of a batcher, and how they end.
+
+Ownership
+---------
+``async with SpanBatcher()`` opens a nursery around its body and starts one task in it, the supervisor. Everything that
+works for the batcher (a task for each lane, one for each delivery) runs in an inner nursery of the supervisor, inside a
+shield::
+
+    async with trio.open_nursery():                   # cancelled from outside like any other
+        +-- the body                                  # so is the body: shielding it would make it deaf
+        +-- supervisor: CancelScope(shield=True)      # what delivers is not
+              +-- work: CancelScope()                 # until the drain's deadline, or a Ctrl-C in the drain
+              |     +-- lanes, deliveries
+              +-- the exporter's aclose()             # in the time that is left
+
+A cancel from outside therefore ends the body and nothing else; ``__aexit__`` then begins the drain, which gives the
+shield its deadline. Shielding only the waiting in ``__aexit__`` would not do: the cancel would kill the lanes before
+``__aexit__`` runs. The shield has no deadline before the drain begins; the drain always begins, as ``__aexit__`` is
+called however the body ends.
+
+However the work ends
+---------------------
+Each way in which the tasks can end goes through a cancel of the inner nursery: one of them failed, or trio complains
+about one at its exit, or somebody cancelled the nursery. The supervisor waits in that nursery for the drain, so trio
+calls its abort function in the very step of the cancel, and there the intake is closed and everybody who waits is
+woken. A lane that still took spans or adders would never be run again.
+
+The drain
+---------
+``__aexit__`` closes the intake and sets the deadlines in one synchronous step. From then on lanes are due, and end when
+they are empty; the inner nursery ends when all of them have. At the work's deadline the work scope is cancelled: each
+delivery and each lane settles what it holds as it unwinds, so there is nothing to collect afterwards.
+
+What leaves
+-----------
+The internal nurseries never show. The body's exception is not handed to them: it leaves as it is. What goes wrong in
+the supervisor is kept in ``_failure`` and never raised inside a nursery. What has to end the program (a `SystemExit`
+out of the exporter, ``on_loss`` or a log handler) is kept by `Log`, as it may come up anywhere in the accounting. It
+leaves in place of what the body raised, unless that ends the program itself: the exit status is the one that was asked
+for, whatever the body does. The body's exception is its context then, and is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Context, copy_context
+from threading import get_ident
+from typing import NoReturn, TypeVar
+
+import attrs
+import trio
+
+from .._errors import UndeliveredSpansError
+from .._exceptions import is_cancelled_here, leaves, split_cancelled
+from .._scheduler.shared import Shared
+from . import forks as _forks
+from .interrupts import InterruptWatch
+from .suppression import suppress_instrumentation
+
+__all__ = ["IN_A_FORKED_CHILD", "Supervisor"]
+
+IN_A_FORKED_CHILD = (
+    "this is a forked child of the process in which the batcher was entered, and shares its sockets; it may only exec "
+    "or os._exit"
+)
+
+_MISPLACED = (
+    "the batcher was left inside a nursery or cancel scope that was opened after it; leave in the reverse order of "
+    "entering: use `async with`"
+)
+
+_Exc = TypeVar("_Exc", bound=BaseException)
+
+# The drain stops deliveries this long before its deadline, or a tenth of its time if that is less: what is left is
+# for accounting and for closing the exporter. Seconds.
+_LONGEST_RESERVE = 1.0
+
+
+@attrs.frozen(eq=False)
+class _EndOfRun(trio.abc.Instrument):
+    """Calls a function when the trio run has ended, in whatever way. No other event costs anything."""
+
+    _tell: Callable[[], None]
+
+    def after_run(self) -> None:
+        self._tell()
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    """Runs the tasks of one batcher, from `open` to `close`.
+
+    Attributes:
+        shutdown_timeout: Seconds that `close` may take.
+        strict: Whether `close` raises if spans were lost.
+        shared: What the tasks work with.
+        token: The trio run that it was opened in, `None` before.
+        is_forked: Whether this is a copy in a forked child of the process in which it was opened.
+    """
+
+    shutdown_timeout: float
+    strict: bool
+    shared: Shared = attrs.field(init=False)
+    token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
+    is_forked: bool = attrs.field(init=False, default=False)
+    # Stands for the trio run, until that ends: a thread has one at a time. Nothing is compared faster.
+    _thread_id: int | None = attrs.field(init=False, default=None)
+    _end_of_run: _EndOfRun = attrs.field(init=False)
+    _owner: trio.lowlevel.Task | None = attrs.field(init=False, default=None)
+    _waits_for_drain: trio.lowlevel.Task | None = attrs.field(init=False, default=None)
+    _done: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _work: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
+    _shield: trio.CancelScope = attrs.field(init=False, factory=lambda: trio.CancelScope(shield=True))
+    _failure: BaseException | None = attrs.field(init=False, default=None)
+    _troubles: list[str] = attrs.field(init=False, factory=list)
+    _interrupted: bool = attrs.field(init=False, default=False)
+    _manager: AbstractAsyncContextManager[trio.Nursery] = attrs.field(init=False)
+    _nursery: trio.Nursery = attrs.field(init=False)
+    _context: Context = attrs.field(init=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all tasks have ended, so that every span is accounted for. May be asked in any thread."""
+        return self._done.is_set()
+
+    async def wait_until_ended(self) -> None:
+        """Wait until every span is accounted for. Always a checkpoint."""
+        await self._done.wait()
+
+    def is_here(self) -> bool:
+        """Return whether the caller is in the trio run that the tasks run in."""
+        return get_ident() == self._thread_id
+
+    def forked(self) -> None:
+        """Take note that this is a copy in a forked child. Nothing is done with it any more."""
+        self.is_forked = True
+        # Not closed: that would wake tasks of the parent's.
+        self.shared.admission.thread_id = None
+
+    def _run_ended(self) -> None:
+        """Take note that the run ended, and the batcher was not left: trio has crashed, or nobody ever left it."""
+        # Not closed: there is nobody left to wake.
+        self.shared.admission.thread_id = self._thread_id = None
+        self.shared.logger.is_running = False
+
+    @property
+    def _reserve(self) -> float:
+        return min(_LONGEST_RESERVE, self.shutdown_timeout / 10)
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def open(self) -> None:
+        """Start. If it raises, nothing is left, and the exporter is closed."""
+        _forks.remember(self)
+        self.token = trio.lowlevel.current_trio_token()
+        self._thread_id = get_ident()
+        self._end_of_run = _EndOfRun(self._run_ended)
+        trio.lowlevel.add_instrument(self._end_of_run)
+        self.shared.logger.is_running = True
+        self._manager = trio.open_nursery()
+        nursery = await self._manager.__aenter__()
+        try:
+            await nursery.start(self._supervise)
+        except BaseException:
+            await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102  # nothing is in the nursery
+            self._shield.deadline = trio.current_time() + self.shutdown_timeout
+            with self._shield:
+                await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
+            self._tell_feeders()
+            self._end()
+            if (fatal := self.shared.logger.fatal) is not None:
+                # A Ctrl-C that came while the exporter was being closed goes before a mere cancel.
+                raise fatal from None  # noqa: ASYNC104  # a Ctrl-C ends the program anyway
+            raise
+        self._owner = trio.lowlevel.current_task()
+        self.shared.admission.thread_id = self._thread_id
+
+    def _end(self) -> None:
+        self._done.set()
+        # What is logged from now on is nobody's work.
+        self.shared.logger.is_running = False
+        self._thread_id = None
+        trio.lowlevel.remove_instrument(self._end_of_run)
+        _forks.forget(self)
+
+    def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
+        """Start a task that lives until the drain ends."""
+        # `start_soon` gives the task a copy of the current context: here the batcher's, not that of the adder whose
+        # span opened a lane. A lane must not keep a request's context alive, nor trace under its span.
+        self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
+
+    @trio.lowlevel.enable_ki_protection
+    async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await async_fn()
+        finally:
+            if trio.lowlevel.in_trio_task() and trio.lowlevel.current_task().child_nurseries:
+                self.shared.stop("the exporter left a nursery open")
+                _complain_of_nurseries()
+
+    # -- the supervisor ----------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # In this task's own context, a copy of that in which the batcher was entered; all other tasks get copies of it.
+        suppress_instrumentation()
+        self._context = copy_context()
+        # No checkpoint from here to `started`: a cancelled `start` would wait for a shielded task that never ends.
+        try:
+            with self._shield:
+                await self._supervise_work(task_status)
+                await self._close_exporter()
+            if self._shield.cancelled_caught:
+                why = "a Ctrl-C" if self._interrupted else "shutdown_timeout"
+                self._trouble(f"closing the exporter was cut short by {why}")
+        finally:
+            self._done.set()
+
+    async def _supervise_work(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            with self._work:
+                async with trio.open_nursery() as self._nursery:
+                    task_status.started()
+                    await self._wait_for_drain()
+        except BaseException as exc:  # noqa: ASYNC103  # if the shield is cancelled, the next checkpoint says so again
+            _, failure = split_cancelled(exc)
+            if failure is not None:
+                self._note_failure("one of its tasks failed", failure, is_bug=True)
+        if self.shared.stopped and not self._troubles:
+            self._trouble(f"it stopped before it was left: {self.shared.stop_reason}")
+
+    async def _wait_for_drain(self) -> None:
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._waits_for_drain = None
+            self.shared.stop("the tasks of the batcher were cancelled")
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._waits_for_drain = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _close_exporter(self) -> None:
+        try:
+            # In a task of its own, so that what it leaves open is not trio's complaint about ours.
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # see above
+                nursery.start_soon(self._call_aclose, name="trio_spanbatch closing the exporter")
+        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+            cancelled, failure = split_cancelled(exc)
+            if failure is not None:
+                self._note_failure("closing the exporter failed", failure, is_bug=False)
+            if cancelled is not None:
+                raise cancelled from None  # noqa: ASYNC104  # that is what happens here
+
+    @trio.lowlevel.enable_ki_protection
+    async def _call_aclose(self) -> None:
+        try:
+            await self.shared.exporter.aclose()
+            if trio.lowlevel.current_task().child_nurseries:
+                _complain_of_nurseries()
+        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+            if is_cancelled_here():
+                raise
+            # Also a Cancelled, which is an error like any other then.
+            self._note_failure("closing the exporter failed", exc, is_bug=False)
+
+    def _note_failure(self, what: str, failure: BaseException, *, is_bug: bool) -> None:
+        """Log what went wrong. A bug of ours is raised at the end, and so is what has to end the program."""
+        self.shared.admission.close()
+        for exc in leaves(failure):
+            self._trouble(f"{what} with {type(exc).__name__}", exc)
+            if not self.shared.logger.keep_if_fatal(exc) and is_bug:
+                self._failure = self._failure or exc
+
+    # -- closing -----------------------------------------------------------------------------------------------
+
+    def check_may_close(self) -> None:
+        """Raise `RuntimeError` where `close` cannot be called, or not any more."""
+        if self.is_forked:
+            raise RuntimeError(IN_A_FORKED_CHILD)
+        if self._owner is None:
+            raise RuntimeError("the batcher was left already, or is being left; it is left once")
+        if not self.is_here():
+            raise RuntimeError("the batcher is left in the trio run in which it was entered")
+        if trio.lowlevel.current_task() is not self._owner:
+            raise RuntimeError("the batcher is left by the task that entered it: use `async with`")
+
+    @trio.lowlevel.enable_ki_protection
+    async def close(self, exc: BaseException | None) -> None:
+        """Drain, and raise what has to be raised. ``exc`` is what the body raised."""
+        self._owner = None
+        watch = InterruptWatch.of_this_run()
+        watch.add(self._interrupt)
+        try:
+            self._begin_drain()
+            await self._wait_until_done()
+            # The supervisor has ended. The body's exception is not told, so that it cannot be wrapped in a group.
+            await self._manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:  # noqa: ASYNC103  # no Cancelled: what it waits for is shielded
+            # Trio complains about the supervisor itself: somebody has closed a scope of ours.
+            self._note_failure("its supervisor failed", group, is_bug=True)
+        except (RuntimeError, AssertionError) as error:
+            # Trio complains about where our nursery is closed. Everything is accounted for by now.
+            misplaced = RuntimeError(_MISPLACED)
+            misplaced.__cause__ = error
+            self._note_failure("leaving it failed", misplaced, is_bug=True)
+        finally:
+            self._interrupted |= watch.remove(self._interrupt)
+            self._tell_feeders()
+        try:
+            self._conclude(exc)
+        finally:
+            self._end()
+        if exc is None:
+            await self._conclude_clean_end()
+
+    def _begin_drain(self) -> None:
+        self.shared.feed()
+        self.shared.admission.close()
+        self._shield.deadline = trio.current_time() + self.shutdown_timeout
+        self._work.deadline = self.shared.drain_deadline = self._shield.deadline - self._reserve
+        self.shared.draining = True
+        if not self.shared.stopped:
+            self.shared.stop_reason, self.shared.stop_cause = "the shutdown deadline passed", "timeout"
+        if self._waits_for_drain is not None:
+            trio.lowlevel.reschedule(self._waits_for_drain)
+            self._waits_for_drain = None
+        for lane in self.shared.lanes:
+            lane.close()
+
+    def _tell_feeders(self) -> None:
+        for feeder in self.shared.feeders:
+            try:
+                feeder.ended()
+            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
+                self.shared.logger.caught(exc, "SpanBatcher: telling of the end failed")
+
+    async def _wait_until_done(self) -> None:
+        with trio.CancelScope(shield=True):
+            while not self._done.is_set():
+                try:
+                    await self._done.wait()
+                except KeyboardInterrupt:
+                    # It came before the watch was set up, in the main task's protected code.
+                    self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self.shared.stop_reason, self.shared.stop_cause = "Ctrl-C during the drain", "KeyboardInterrupt"
+        self._work.cancel()
+        self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
+
+    def _conclude(self, exc: BaseException | None) -> None:
+        """Say what went wrong. Raise what has to be raised even in place of the body's exception."""
+        total = self.shared.ledger.total()
+        if total.rejected:
+            reasons = self.shared.losses.summary("rejected")
+            message = f"{total.rejected} of {total.accepted} spans were rejected ({reasons})"
+            self.shared.logger.error("SpanBatcher: %s", message, extra={"summary": True})
+        if total.undelivered:
+            reasons = self.shared.losses.summary("undelivered")
+            message = f"{total.undelivered} of {total.accepted} spans were handed back undelivered ({reasons})"
+            self._trouble(message, is_summary=True)
+        if exc is not None:
+            self._add_notes(exc)
+        if self._interrupted and not isinstance(exc, KeyboardInterrupt):
+            raise self._add_notes(KeyboardInterrupt())
+        if (fatal := self.shared.logger.fatal) is not None and not isinstance(exc, KeyboardInterrupt | SystemExit):
+            if exc is not None and not isinstance(exc, GeneratorExit) and split_cancelled(exc)[1] is not None:
+                # Nobody sees the context of a SystemExit.
+                self.shared.logger.error(
+                    "SpanBatcher: %s leaves in place of what the body raised", type(fatal).__name__, exc_info=exc
+                )
+            raise fatal
+
+    def _add_notes(self, exc: _Exc) -> _Exc:
+        for trouble in self._troubles:
+            # Not every exception takes notes (a frozen one does not); the log has it all.
+            with suppress(Exception):
+                exc.add_note(f"SpanBatcher: {trouble}")
+        return exc
+
+    async def _conclude_clean_end(self) -> None:
+        if (failure := self._failure) is not None:
+            raise failure
+        await trio.lowlevel.checkpoint_if_cancelled()
+        total = self.shared.ledger.total()
+        if self.strict and (total.rejected or total.undelivered):
+            reasons = self.shared.losses.reasons
+            raise UndeliveredSpansError(
+                total.rejected,
+                total.undelivered,
+                {"rejected": reasons("rejected"), "undelivered": reasons("undelivered")},
+            )
+
+    def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
+        self._troubles.append(message)
+        # What counts lost spans is marked: a program that shows the counts itself can filter it out.
+        self.shared.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
+
+
+def _complain_of_nurseries() -> NoReturn:
+    """End the nurseries that the current task leaves open, and raise.
+
+    As trio itself does at a task's exit, but older ones than 0.31 let such a task end, and what runs in its nurseries
+    would go on for ever.
+    """
+    task = trio.lowlevel.current_task()
+    for nursery in task.child_nurseries:
+        nursery.cancel_scope.cancel()
+    raise RuntimeError(f"Nursery stack corrupted: {task.name} ended and left a nursery open")

@@ -1,0 +1,125 @@
+"""What a user can decide: how large a batch grows, how much may wait, how often an export is repeated.
+
+Each record checks its values when it is made. Times are seconds (floats, `math.inf` for "no limit"), sizes are
+bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import attrs
+
+from .._spans.checks import shown
+from .._values import is_number
+
+__all__ = ["BatchPolicy", "Limits", "RetryPolicy"]
+
+MIB = 1024 * 1024
+
+
+def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    name = f"{type(instance).__name__}.{attribute.name}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; it must be an int of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be at least 1")
+
+
+def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    _check_number(f"{type(instance).__name__}.{attribute.name}", value, "above 0 (math.inf means no limit)", above=0)
+
+
+def _finite(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    name = f"{type(instance).__name__}.{attribute.name}"
+    _check_number(name, value, "above 0 and finite", above=0)
+    if value == math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be above 0 and finite")
+
+
+def _factor(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    name = f"{type(instance).__name__}.{attribute.name}"
+    _check_number(name, value, "finite and at least 1", above=0)
+    if is_number(value) and not 1 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be finite and at least 1")
+
+
+def _check_number(name: str, value: object, allowed: str, *, above: float) -> None:
+    if not is_number(value):
+        raise TypeError(f"{name} is {shown(value)}; it must be a number {allowed}")
+    if not value > above:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+@attrs.frozen
+class BatchPolicy:
+    """When a batch is due: whichever comes first, for each location by itself.
+
+    Attributes:
+        max_spans: A batch is due when it has this many spans, and never has more. A batch cannot grow beyond
+            ``Limits.max_queued_spans`` either, so the smaller of the two counts.
+        max_bytes: A batch is due when its request has this many bytes before compression, envelopes included, and
+            never has more, but for a single span that is larger by itself: that one travels alone.
+        max_delay: Seconds from the batch's first span until it is due.
+    """
+
+    max_spans: int = attrs.field(default=512, validator=_count)
+    max_bytes: int = attrs.field(default=4 * MIB, validator=_count)
+    max_delay: float = attrs.field(default=5.0, validator=_seconds)
+
+
+@attrs.frozen
+class Limits:
+    """What may wait, and what may run at once.
+
+    Attributes:
+        max_queued_spans: Spans queued for one location, not counting those in flight.
+        max_pending_bytes: Bytes of all spans that are accepted and not accounted for yet: as `EncodedSpan.size` has
+            them, and those of a resource and scope once for spans that share them and follow each other.
+        max_pending_bytes_per_location: The same for one location.
+        max_locations: Locations that are alive at once. Each costs a task.
+        max_exports: Exports at once, over all locations.
+        max_exports_per_location: Exports at once for one location. Each location starts with one, gains one with
+            each success, and falls back to one with a failure.
+        location_idle_timeout: Seconds without a pending span after which a location's task ends.
+    """
+
+    max_queued_spans: int = attrs.field(default=2048, validator=_count)
+    max_pending_bytes: int = attrs.field(default=64 * MIB, validator=_count)
+    max_pending_bytes_per_location: int = attrs.field(default=16 * MIB, validator=_count)
+    max_locations: int = attrs.field(default=10_000, validator=_count)
+    max_exports: int = attrs.field(default=64, validator=_count)
+    max_exports_per_location: int = attrs.field(default=4, validator=_count)
+    location_idle_timeout: float = attrs.field(default=90.0, validator=_seconds)
+
+
+@attrs.frozen
+class RetryPolicy:
+    """How often and how long an export is repeated.
+
+    The n-th repetition waits a random time between 0 and ``initial * multiplier ** (n - 1)``, at most ``maximum``
+    (exponential backoff with full jitter, https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/),
+    or as long as the server said.
+
+    Attributes:
+        initial: Seconds; the longest wait before the first repetition.
+        maximum: Seconds; the longest wait of our own before any repetition.
+        multiplier: By how much the longest wait grows with each repetition; at least 1.
+        max_elapsed: Seconds from a batch's first attempt after which no other begins: its spans are handed back.
+        attempt_timeout: Seconds that one attempt of any exporter may take.
+    """
+
+    initial: float = attrs.field(default=1.0, validator=_finite)
+    maximum: float = attrs.field(default=30.0, validator=_seconds)
+    multiplier: float = attrs.field(default=2.0, validator=_factor)
+    max_elapsed: float = attrs.field(default=300.0, validator=_seconds)
+    attempt_timeout: float = attrs.field(default=30.0, validator=_seconds)
+
+    def longest_wait(self, failures: int) -> float:
+        """Return the upper bound in seconds of the wait after ``failures`` failed attempts in a row (1 or more)."""
+        try:
+            return min(self.maximum, self.initial * float(self.multiplier) ** (failures - 1))
+        except OverflowError:
+            return min(self.maximum, sys.float_info.max)

@@ -1,0 +1,279 @@
+"""Encoded spans, and the batches that are made of them.
+
+A request for OTLP is three levels of envelopes around spans::
+
+    ExportTraceServiceRequest { resource_spans: [ ResourceSpans { resource, schema_url,
+        scope_spans: [ ScopeSpans { scope, schema_url, spans: [ Span, ... ] } ] } ] }
+
+Each span is encoded once, when it is added, together with the bytes that stand for its resource and its scope.
+Those two are the same `SpanHeaders` object for all spans that share them. Making a request is then joining bytes:
+spans are grouped under equal headers and each envelope gets its length in front. How long the request will be
+is known all the time (`RequestSizer`), so that ``max_bytes`` is exact, envelopes included.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .._values import plain_location
+from .wire import TABLE_SIZE, VARINTS, varint, varint_size
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+__all__ = [
+    "EncodedSpan",
+    "RequestSizer",
+    "SpanBatch",
+    "SpanHeaders",
+    "cost_after",
+    "cost_of",
+]
+
+# What pending spans take of the byte budgets: their own bytes, and those of the resource and scope that they share.
+#
+# A resource and a scope are in memory once for all spans that share them, which nearly always stand one after the
+# other.
+# So a span that has the same ones as the span before it in its location costs its own bytes, and one that has others
+# costs theirs as well.
+
+
+def cost_after(headers: SpanHeaders | None, span: EncodedSpan) -> int:
+    """Return the bytes that ``span`` costs after one with ``headers``; None stands for no span before it."""
+    size = len(span.payload)
+    return size if span.headers is headers else size + span.headers.size
+
+
+def cost_of(spans: Iterable[EncodedSpan], headers: SpanHeaders | None = None) -> int:
+    """Return the bytes that ``spans`` cost one after the other, after one with ``headers``."""
+    cost = 0
+    for span in spans:
+        cost += cost_after(headers, span)
+        headers = span.headers
+    return cost
+
+
+# Field 1 (resource_spans) of ExportTraceServiceRequest, field 2 (scope_spans) of ResourceSpans and field 2 (spans)
+# of ScopeSpans, each length-delimited: number << 3 | 2.
+_RESOURCE_SPANS_TAG = b"\x0a"
+_SCOPE_SPANS_TAG = b"\x12"
+_SPAN_TAG = b"\x12"
+
+# A span's tag and its length, by the length. Nearly all spans are that short.
+_FRAMES = tuple(_SPAN_TAG + length for length in VARINTS)
+
+
+@attrs.frozen(weakref_slot=False)
+class SpanHeaders:
+    """What spans share: their resource and their scope, as the bytes that will be sent.
+
+    Attributes:
+        resource: The fields ``resource`` and ``schema_url`` of ResourceSpans.
+        scope: The fields ``scope`` and ``schema_url`` of ScopeSpans.
+    """
+
+    resource: bytes = b""
+    scope: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """How many bytes both have."""
+        return len(self.resource) + len(self.scope)
+
+
+_NO_HEADERS = SpanHeaders()
+
+
+@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+class EncodedSpan:
+    """A span as the bytes that will be sent. It can be added to a batcher like any other span.
+
+    Two of them are equal only if they are the same object: a span's identity is what is accounted for.
+    """
+
+    # The fields of the span's message, without a tag or length around them.
+    payload: bytes
+    headers: SpanHeaders = _NO_HEADERS
+
+    @property
+    def size(self) -> int:
+        """The size of the span's own message in bytes, without the resource and scope that it shares."""
+        return len(self.payload)
+
+    def to_message(self) -> SpanMessage:
+        """Return the span as opentelemetry-proto's ``Span`` message, without its resource and scope."""
+        from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+
+        return SpanMessage.FromString(self.payload)
+
+    def __repr__(self) -> str:
+        return f"<EncodedSpan of {self.size} bytes>"
+
+
+def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
+    return tuple(spans)
+
+
+@attrs.frozen(eq=False, repr=False)
+class SpanBatch:
+    """Spans of one location that are sent in one request.
+
+    Attributes:
+        location: Where the spans belong.
+        spans: The spans, in the order in which they were accepted.
+        size: The exact size of the request in bytes, before compression.
+    """
+
+    location: str = attrs.field(converter=plain_location)
+    spans: tuple[EncodedSpan, ...] = attrs.field(converter=_as_tuple)
+    size: int = attrs.field(kw_only=True)
+
+    @size.default
+    def _measure(self) -> int:
+        return request_size(self.spans)
+
+    def to_request(self) -> bytes:
+        """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
+        # One join at the end, and not one an envelope: each would copy the whole request again.
+        parts: list[bytes] = []
+        for resource, scopes in _by_resource_and_scope(self.spans).items():
+            content: list[bytes] = []
+            for scope, payloads in scopes.items():
+                content += _enveloped(_SCOPE_SPANS_TAG, scope, _framed(payloads))
+            parts += _enveloped(_RESOURCE_SPANS_TAG, resource, content)
+        return b"".join(parts)
+
+    def to_message(self) -> ExportTraceServiceRequest:
+        """Return the request as opentelemetry-proto's ``ExportTraceServiceRequest`` message."""
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        return ExportTraceServiceRequest.FromString(self.to_request())
+
+    def split(self) -> tuple[SpanBatch, SpanBatch]:
+        """Return the first and the second half of the batch, each in order.
+
+        Raises:
+            ValueError: The batch has fewer than two spans.
+        """
+        if len(self.spans) < 2:
+            raise ValueError(f"a batch of {len(self.spans)} spans cannot be split; it takes at least 2")
+        middle = len(self.spans) // 2
+        return SpanBatch(self.location, self.spans[:middle]), SpanBatch(self.location, self.spans[middle:])
+
+    def __repr__(self) -> str:
+        return f"<SpanBatch {self.location!r}: {len(self.spans)} spans, {self.size} bytes>"
+
+
+def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[bytes, list[bytes]]]:
+    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+    headers = None
+    payloads: list[bytes] = []
+    for span in spans:
+        # Nearly always they are those of the span before.
+        if span.headers is not headers:
+            headers = span.headers
+            payloads = resources.setdefault(headers.resource, {}).setdefault(headers.scope, [])
+        payloads.append(span.payload)
+    return resources
+
+
+def _framed(payloads: list[bytes]) -> list[bytes]:
+    """Return the payloads as repeated fields of ScopeSpans, each after its tag and length."""
+    framed = [b""] * (2 * len(payloads))
+    framed[::2] = [_FRAMES[size] if size < TABLE_SIZE else _SPAN_TAG + varint(size) for size in map(len, payloads)]
+    framed[1::2] = payloads
+    return framed
+
+
+def _enveloped(tag: bytes, header: bytes, content: list[bytes]) -> list[bytes]:
+    return [tag, varint(len(header) + sum(map(len, content))), header, *content]
+
+
+def request_size(spans: Iterable[EncodedSpan]) -> int:
+    """Return the exact size in bytes of a request made of ``spans``."""
+    sizer = RequestSizer(sys.maxsize)
+    for span in spans:
+        sizer.try_add(span)
+    return sizer.size
+
+
+def _enveloped_size(content: int) -> int:
+    return 1 + varint_size(content) + content
+
+
+def _room(content: int) -> int:
+    """Return how many bytes an envelope with ``content`` bytes takes in before its length field grows by a byte."""
+    return (1 << 7 * varint_size(content)) - 1 - content
+
+
+class RequestSizer:
+    """The exact size of a request to which spans are added one by one, in constant time for each.
+
+    Nearly always a span has the same resource and scope as the one before it, no envelope's length grows by another
+    byte, and the request is not full yet. So the sizer remembers the headers of the last span and how many bytes can
+    come before one of these is otherwise (``_room``). Within that room, adding a span is two comparisons, an addition
+    and a subtraction; the envelopes are brought up to date when the room is used up or other headers come.
+
+    Args:
+        limit: How large the request may become, in bytes.
+
+    Attributes:
+        size: How large it is.
+    """
+
+    __slots__ = ("_headers", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.size = 0
+        self._limit = limit
+        # How many bytes stand inside of each envelope.
+        self._resources: dict[bytes, int] = {}
+        self._scopes: dict[SpanHeaders, int] = {}
+        self._headers: SpanHeaders | None = None
+        self._room = 0
+        # What ``size`` was when the envelopes were up to date.
+        self._noted = 0
+
+    def try_add(self, span: EncodedSpan) -> bool:
+        """Count ``span`` in, unless the request would then be larger than ``limit``."""
+        size = len(span.payload)
+        framed = size + (3 if 0x80 <= size < 0x4000 else 1 + varint_size(size))
+        if framed <= self._room and span.headers is self._headers:
+            self._room -= framed
+            self.size += framed
+            return True
+        return self._try_add_with_envelopes(span.headers, framed, self._limit)
+
+    def add_first(self, span: EncodedSpan) -> None:
+        """Count in the first span, however large it is."""
+        self._try_add_with_envelopes(span.headers, _enveloped_size(len(span.payload)), sys.maxsize)
+
+    def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
+        self._bring_up_to_date()
+        resource = self._resources.get(headers.resource)
+        scope = self._scopes.get(headers)
+        scope_before = 0 if scope is None else _enveloped_size(scope)
+        scope = (len(headers.scope) if scope is None else scope) + framed
+        resource_before = 0 if resource is None else _enveloped_size(resource)
+        resource = len(headers.resource) if resource is None else resource
+        resource += _enveloped_size(scope) - scope_before
+        size = self.size + _enveloped_size(resource) - resource_before
+        if size > limit:
+            return False
+        self._resources[headers.resource], self._scopes[headers] = resource, scope
+        self.size = self._noted = size
+        self._headers = headers
+        self._room = min(_room(resource), _room(scope), self._limit - size)
+        return True
+
+    def _bring_up_to_date(self) -> None:
+        added = self.size - self._noted
+        if added and self._headers is not None:
+            self._resources[self._headers.resource] += added
+            self._scopes[self._headers] += added
+            self._noted = self.size

@@ -1,0 +1,218 @@
+"""What spans share: the bytes that stand for their resource and their scope.
+
+A process has one resource and a few dozen scopes, and every span refers to one of each. So a header is made once
+for an object and found again by the object's identity, and so are the `SpanHeaders` of a resource and a scope. They are
+also kept by content, so that equal resources, made for each span anew, have the same headers: batches are then put
+together by identity, and memory holds one.
+
+What is remembered is bounded, by its bytes too: a program may make a resource for each span, and each may be large.
+What would be too much is forgotten at once, objects and contents each by themselves, so that objects that are all new
+and all the same have the same headers still.
+
+Spans are encoded in several threads at once (the bridge to OpenTelemetry does), with no lock: what is remembered is
+read and written in single steps, and whatever one thread forgets between two steps of another is only made again. So
+the count of the bytes may be off for a while; the count of the entries never is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+from .._errors import InvalidSpanError
+from .attributes import AttributeEncoder
+from .batch import SpanHeaders
+from .checks import failed, pass_on, text_of
+from .wire import count_field, delimited, text_field
+
+__all__ = ["HeaderEncoder"]
+
+_MAX_REMEMBERED: Final = 1024  # in each table
+# Bytes of headers: of those remembered by content, and again of those remembered by object. An object is about as large
+# as its header. What alone has more than that is not remembered.
+_MAX_REMEMBERED_SIZE: Final = 2 * 1024 * 1024
+
+_ByObject: TypeAlias = dict[int, tuple[object, bytes]]
+
+# Types of values that nobody can change afterwards, beside tuples and read-only mappings of them.
+_CONSTANTS: Final = frozenset((str, bool, int, float, bytes, type(None)))
+
+# Field 1 of ResourceSpans (resource) and of ScopeSpans (scope), field 3 of both (schema_url).
+_CONTENT: Final = b"\x0a"
+_SCHEMA_URL: Final = b"\x1a"
+# Fields of Resource, and of InstrumentationScope.
+_RESOURCE_ATTRIBUTES: Final = b"\x0a"
+_RESOURCE_DROPPED_ATTRIBUTES: Final = b"\x10"
+_RESOURCE_ENTITY_REFS: Final = b"\x1a"
+# Fields of EntityRef.
+_ENTITY_SCHEMA_URL: Final = b"\x0a"
+_ENTITY_TYPE: Final = b"\x12"
+_ENTITY_ID_KEYS: Final = b"\x1a"
+_ENTITY_DESCRIPTION_KEYS: Final = b"\x22"
+_SCOPE_NAME: Final = b"\x0a"
+_SCOPE_VERSION: Final = b"\x12"
+_SCOPE_ATTRIBUTES: Final = b"\x1a"
+_SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
+
+
+class HeaderEncoder:
+    """Encodes resources and scopes, and remembers the last ones used."""
+
+    __slots__ = ("_attributes", "_contents", "_headers", "_interned", "_objects", "_pairs", "_resources", "_scopes")
+
+    def __init__(self, attributes: AttributeEncoder) -> None:
+        self._attributes = attributes
+        # By the identities of objects, which are kept too, so that these stay theirs.
+        self._resources: _ByObject = {}
+        self._scopes: _ByObject = {}
+        self._pairs: dict[tuple[int, int], tuple[SpanHeaders, object, object]] = {}
+        self._objects = _Room(self._resources, self._scopes, self._pairs)
+        # By content.
+        self._headers: dict[bytes, bytes] = {}
+        self._interned: dict[SpanHeaders, SpanHeaders] = {}
+        self._contents = _Room(self._headers, self._interned)
+
+    def headers(self, resource: Any, scope: Any) -> SpanHeaders:
+        """Return the headers of spans with this resource and this scope; each may be None.
+
+        Raises:
+            InvalidSpanError: One of them is not what it has to be, or its attributes cannot be encoded.
+        """
+        pair = self._pairs.get((id(resource), id(scope)))
+        return self._other_headers(resource, scope) if pair is None else pair[0]
+
+    def _other_headers(self, resource: Any, scope: Any) -> SpanHeaders:
+        headers = SpanHeaders(self._resource_header(resource), self._scope_header(scope))
+        known = self._interned.get(headers)
+        if known is not None:
+            headers = known
+        elif self._is_remembered(headers.resource) and self._is_remembered(headers.scope):
+            self._contents.make()
+            self._interned[headers] = headers
+        if _holds(self._resources, resource) and _holds(self._scopes, scope):
+            self._objects.make()
+            self._pairs[id(resource), id(scope)] = headers, resource, scope
+        return headers
+
+    def _resource_header(self, resource: Any) -> bytes:
+        """Return the fields of ResourceSpans besides its spans; nothing for None."""
+        if resource is None:
+            return b""
+        known = self._resources.get(id(resource))
+        if known is not None:
+            return known[1]
+        try:
+            attributes = resource.attributes
+            header = self._intern(self._resource(resource, attributes))
+        except InvalidSpanError:
+            raise
+        except Exception as error:
+            pass_on(error)
+            raise failed("resource", error) from error
+        self._remember(self._resources, resource, attributes, header)
+        return header
+
+    def _scope_header(self, scope: Any) -> bytes:
+        """Return the fields of ScopeSpans besides its spans; nothing for None."""
+        if scope is None:
+            return b""
+        known = self._scopes.get(id(scope))
+        if known is not None:
+            return known[1]
+        try:
+            attributes = scope.attributes
+            header = self._intern(self._scope(scope, attributes))
+        except InvalidSpanError:
+            raise
+        except Exception as error:
+            pass_on(error)
+            raise failed("instrumentation_scope", error) from error
+        self._remember(self._scopes, scope, attributes, header)
+        return header
+
+    def _resource(self, resource: Any, attributes: Mapping[str, Any]) -> bytes:
+        fields: list[bytes] = []
+        lost = self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
+        fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes", lost))
+        # OpenTelemetry's resources have none.
+        fields += map(_entity_ref, getattr(resource, "entity_refs", None) or ())
+        return _header(fields, resource.schema_url)
+
+    def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:
+        fields = [text_field(_SCOPE_NAME, scope.name), text_field(_SCOPE_VERSION, scope.version)]
+        lost = self._attributes.append_fields(fields, _SCOPE_ATTRIBUTES, attributes, "instrumentation_scope.attributes")
+        fields.append(_dropped(_SCOPE_DROPPED_ATTRIBUTES, scope, "instrumentation_scope.dropped_attributes", lost))
+        return _header(fields, scope.schema_url)
+
+    def _intern(self, header: bytes) -> bytes:
+        known = self._headers.get(header)
+        if known is not None:
+            return known
+        if self._contents.make(len(header)):
+            self._headers[header] = header
+        return header
+
+    def _is_remembered(self, header: bytes) -> bool:
+        return not header or header in self._headers
+
+    def _remember(self, table: _ByObject, owner: object, attributes: object, header: bytes) -> None:
+        if _cannot_change(attributes) and self._objects.make(len(header)):
+            table[id(owner)] = owner, header
+
+
+class _Room:
+    """The room that some tables have together. What they hold is forgotten when it would be too much."""
+
+    __slots__ = ("_size", "_tables")
+
+    def __init__(self, *tables: dict[Any, Any]) -> None:
+        self._tables = tables
+        self._size = 0
+
+    def make(self, size: int = 0) -> bool:
+        """Make room for an entry that adds ``size`` bytes; return False if it is too large to be remembered."""
+        if size > _MAX_REMEMBERED_SIZE:
+            return False
+        if self._size + size > _MAX_REMEMBERED_SIZE or max(map(len, self._tables)) >= _MAX_REMEMBERED:
+            for table in self._tables:
+                table.clear()
+            self._size = 0
+        self._size += size
+        return True
+
+
+def _holds(table: _ByObject, owner: object) -> bool:
+    return owner is None or id(owner) in table
+
+
+def _cannot_change(attributes: Any) -> bool:
+    """Return whether attributes will always be what they are now, as far as that can be told."""
+    if attributes is None:
+        return True
+    # The second is OpenTelemetry's mapping of attributes, which is mutable or not, one by one.
+    read_only = type(attributes) is MappingProxyType or getattr(attributes, "_immutable", None) is True
+    return read_only and all(map(_is_constant, attributes.values()))
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return type(value) in _CONSTANTS or (type(value) is MappingProxyType and _cannot_change(value))
+
+
+def _entity_ref(entity: Any) -> bytes:
+    fields = [text_field(_ENTITY_SCHEMA_URL, entity.schema_url), text_field(_ENTITY_TYPE, entity.type)]
+    # Unlike a field of its own, an item of a repeated field is there even if it is empty.
+    fields += [delimited(_ENTITY_ID_KEYS, text_of(key)) for key in entity.id_keys]
+    fields += [delimited(_ENTITY_DESCRIPTION_KEYS, text_of(key)) for key in entity.description_keys]
+    return delimited(_RESOURCE_ENTITY_REFS, b"".join(fields))
+
+
+def _header(fields: list[bytes], schema_url: Any) -> bytes:
+    return delimited(_CONTENT, b"".join(fields)) + text_field(_SCHEMA_URL, schema_url)
+
+
+def _dropped(tag: bytes, owner: object, field: str, lost: int) -> bytes:
+    # OpenTelemetry's resources and scopes do not say how many.
+    return count_field(tag, getattr(owner, "dropped_attributes", 0), field, lost)

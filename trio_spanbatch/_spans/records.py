@@ -1,0 +1,337 @@
+"""Spans and their parts as plain records.
+
+They have the attribute names of OpenTelemetry Python's ``ReadableSpan`` and its parts, so that one encoder serves
+both, and nobody needs OpenTelemetry's SDK to make a span. Three fields are ours, for what OTLP can say and
+``ReadableSpan`` cannot: `SpanKind.UNSPECIFIED`, ``flags`` and the ``dropped_attributes`` of a resource or scope. So
+are the ``entity_refs`` of a resource.
+
+A record holds what it is given. Mappings are copied and become read-only, sequences become tuples; whether the
+values make a valid span is found out when the span is encoded, once. Records can be hashed, whatever they hold, and
+copied and pickled if that can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+import attrs
+
+from .hashing import hash_of_record
+
+__all__ = [
+    "EntityRef",
+    "InstrumentationScope",
+    "Resource",
+    "Span",
+    "SpanContext",
+    "SpanEvent",
+    "SpanKind",
+    "SpanLike",
+    "SpanLink",
+    "Status",
+    "StatusCode",
+]
+
+
+class SpanKind(Enum):
+    """How a span relates to its parent and its children. The values are OpenTelemetry Python's, OTLP's less one."""
+
+    UNSPECIFIED = -1
+    INTERNAL = 0
+    SERVER = 1
+    CLIENT = 2
+    PRODUCER = 3
+    CONSUMER = 4
+
+
+class StatusCode(Enum):
+    """Whether an operation ended well."""
+
+    UNSET = 0
+    OK = 1
+    ERROR = 2
+
+
+def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if mapping is None:
+        return MappingProxyType({})
+    # What is no mapping is kept as it is: the encoder says what is wrong with it. So is one that raises: the encoder
+    # takes what can be read of it.
+    try:
+        return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
+    except Exception:
+        return mapping
+
+
+def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
+    if isinstance(trace_state, Mapping):
+        return _read_only(trace_state)
+    return "" if trace_state is None else trace_state
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is MappingProxyType:
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
+
+
+def _reduced(record: Any) -> tuple[Any, ...]:
+    """Serve as ``__reduce__`` of a record: Python copies and pickles no read-only mappings, so they are made again."""
+    fields = {field.name: _plain(getattr(record, field.name)) for field in record.__attrs_attrs__}
+    return _made_again, (type(record), fields)
+
+
+def _made_again(kind: Any, fields: Mapping[str, Any]) -> Any:
+    return kind(**fields)
+
+
+@attrs.frozen
+class Status:
+    """How an operation ended.
+
+    Attributes:
+        status_code: Whether it ended well.
+        description: What went wrong, for people.
+    """
+
+    status_code: StatusCode = StatusCode.UNSET
+    description: str | None = None
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+@attrs.frozen
+class SpanContext:
+    """What identifies a span, and what travels with it between processes.
+
+    Attributes:
+        trace_id: 1 to 2**128 - 1.
+        span_id: 1 to 2**64 - 1.
+        is_remote: Whether the span is another process's. It matters for a parent and for a linked span.
+        trace_flags: The W3C trace flags, 8 bits.
+        trace_state: The W3C trace state: the header's text, or its entries as a mapping.
+    """
+
+    trace_id: int
+    span_id: int
+    is_remote: bool = False
+    trace_flags: int = 0
+    trace_state: str | Mapping[str, str] = attrs.field(default="", converter=_read_only_trace_state)
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+@attrs.frozen
+class SpanEvent:
+    """Something that happened at one moment of a span.
+
+    Attributes:
+        name: What happened.
+        timestamp: When, in nanoseconds since the Unix epoch.
+        attributes: Details, see `Span.attributes`.
+        dropped_attributes: How many attributes were left out.
+    """
+
+    name: str
+    timestamp: int
+    attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
+    dropped_attributes: int = 0
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+@attrs.frozen
+class SpanLink:
+    """A pointer from a span to another one, of the same or of another trace.
+
+    Attributes:
+        context: The other span.
+        attributes: Details, see `Span.attributes`.
+        dropped_attributes: How many attributes were left out.
+        flags: OTLP's flags, 32 bits, just as they shall be sent; None: made of ``context``.
+    """
+
+    context: SpanContext
+    attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
+    dropped_attributes: int = 0
+    flags: int | None = None
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+def _texts(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(texts)
+
+
+def _entity_refs(refs: Iterable[EntityRef]) -> tuple[EntityRef, ...]:
+    return tuple(refs)
+
+
+@attrs.frozen
+class EntityRef:
+    """Names the attributes of a resource that identify and describe one thing: a service, a host (in development).
+
+    https://opentelemetry.io/docs/specs/otel/entities/data-model/
+
+    Attributes:
+        type: What kind of thing it is, such as ``"service"``.
+        id_keys: The keys of the attributes that identify it.
+        description_keys: The keys of the attributes that describe it.
+        schema_url: The schema that the type and the keys follow.
+    """
+
+    type: str
+    id_keys: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    description_keys: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    schema_url: str = ""
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+@attrs.frozen
+class Resource:
+    """What produced spans: a service, a process, a host.
+
+    Attributes:
+        attributes: What is known about it, see `Span.attributes`.
+        schema_url: The schema that the names of the attributes follow.
+        dropped_attributes: How many attributes were left out.
+        entity_refs: Which of the attributes identify what.
+    """
+
+    attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
+    schema_url: str = ""
+    dropped_attributes: int = 0
+    entity_refs: tuple[EntityRef, ...] = attrs.field(default=(), converter=_entity_refs)
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+@attrs.frozen
+class InstrumentationScope:
+    """The piece of code that made spans, usually a library.
+
+    Attributes:
+        name: The library's name.
+        version: Its version.
+        schema_url: The schema that the names of its spans' attributes follow.
+        attributes: More about it, see `Span.attributes`.
+        dropped_attributes: How many attributes were left out.
+    """
+
+    name: str
+    version: str | None = None
+    schema_url: str | None = None
+    attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
+    dropped_attributes: int = 0
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+# A generic converter, such as ``tuple`` itself, leaves type checkers without the type of the items.
+def _events(events: Iterable[SpanEvent]) -> tuple[SpanEvent, ...]:
+    return tuple(events)
+
+
+def _links(links: Iterable[SpanLink]) -> tuple[SpanLink, ...]:
+    return tuple(links)
+
+
+@attrs.frozen
+class Span:
+    """One operation that has ended.
+
+    ::
+
+        Span("chat", SpanContext(trace_id, span_id), start_time=started, end_time=time.time_ns())
+
+    Attributes:
+        name: What the operation is called. None is no name; what is not a string is sent as its ``str``. The same
+            goes for the other texts of a span.
+        context: The span's ids.
+        start_time: Nanoseconds since the Unix epoch.
+        end_time: Nanoseconds since the Unix epoch. It may lie before ``start_time``: clocks step.
+        kind: Its part in a conversation between processes.
+        parent: The context of the parent span, None for the root of a trace.
+        attributes: Strings, bools, ints, floats, bytes, None, and sequences and mappings of those. An int beyond
+            64 bits is sent as decimal digits, a value of another type as its ``str``. One that cannot be expressed
+            (it is nested too deep, contains itself, has more than 16 MiB, raises) is left out, and counted in
+            ``dropped_attributes_count``.
+        events: What happened during the span.
+        links: Other spans it has to do with.
+        status: How it ended. None leaves the status out of the message.
+        resource: What produced it. None: the encoder's default resource, if it has one.
+        instrumentation_scope: What piece of code made it.
+        dropped_attributes: How many attributes were left out.
+        dropped_events: How many events were left out.
+        dropped_links: How many links were left out.
+        flags: OTLP's flags, 32 bits, just as they shall be sent; None: made of ``context`` and ``parent``.
+    """
+
+    name: str
+    context: SpanContext
+    start_time: int = attrs.field(kw_only=True)
+    end_time: int = attrs.field(kw_only=True)
+    kind: SpanKind = attrs.field(default=SpanKind.INTERNAL, kw_only=True)
+    parent: SpanContext | None = attrs.field(default=None, kw_only=True)
+    attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only, kw_only=True)
+    events: tuple[SpanEvent, ...] = attrs.field(default=(), converter=_events, kw_only=True)
+    links: tuple[SpanLink, ...] = attrs.field(default=(), converter=_links, kw_only=True)
+    status: Status | None = attrs.field(default=Status(), kw_only=True)
+    resource: Resource | None = attrs.field(default=None, kw_only=True)
+    instrumentation_scope: InstrumentationScope | None = attrs.field(default=None, kw_only=True)
+    dropped_attributes: int = attrs.field(default=0, kw_only=True)
+    dropped_events: int = attrs.field(default=0, kw_only=True)
+    dropped_links: int = attrs.field(default=0, kw_only=True)
+    flags: int | None = attrs.field(default=None, kw_only=True)
+
+    __hash__ = hash_of_record
+    __reduce__ = _reduced
+
+
+class SpanLike(Protocol):
+    """What can be added to a batcher: `Span`, OpenTelemetry's ``ReadableSpan``, and whatever has their attributes.
+
+    What the attributes are is documented in `Span`. They are checked when the span is encoded, by value.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def context(self) -> Any: ...
+    @property
+    def parent(self) -> Any: ...
+    @property
+    def kind(self) -> Any: ...
+    @property
+    def start_time(self) -> int | None: ...
+    @property
+    def end_time(self) -> int | None: ...
+    @property
+    def attributes(self) -> Any: ...
+    @property
+    def events(self) -> Any: ...
+    @property
+    def links(self) -> Any: ...
+    @property
+    def status(self) -> Any: ...
+    @property
+    def resource(self) -> Any: ...
+    @property
+    def instrumentation_scope(self) -> Any: ...
+    @property
+    def dropped_attributes(self) -> int: ...
+    @property
+    def dropped_events(self) -> int: ...
+    @property
+    def dropped_links(self) -> int: ...

@@ -1,1 +1,0 @@
-"""OTLP: encoding spans, reading OTLP JSON, and sending batches over HTTP."""
