@@ -46,7 +46,7 @@ def test_a_copy_without_a_fault_passes(tmp_path: Path, machine: Machine) -> None
 
 
 def test_a_fault_whose_place_is_gone_says_so(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"_lane\.py has this 0 times, not once: 'no such code'"):
+    with pytest.raises(AssertionError, match=r"location\.py has this 0 times, not once: 'no such code'"):
         plant(tmp_path, "_scheduler/location.py", "no such code", "")
 
 

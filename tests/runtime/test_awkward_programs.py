@@ -105,7 +105,7 @@ async def test_a_message_is_logged_at_the_place_that_logs_it(
 ) -> None:
     async with watched_batcher(InMemoryExporter(lambda batch: Refused("no")), FOUR) as batcher:
         batcher.add_spans_nowait("a", make_spans(4))
-    assert {record.module for record in caplog.records} == {"_health_log", "_supervisor"}
+    assert {record.module for record in caplog.records} == {"health_log", "supervisor"}
 
 
 @dataclass(frozen=True)

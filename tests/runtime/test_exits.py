@@ -278,7 +278,7 @@ PROGRAM = """
     import trio
     from trio_spanbatch import BatchPolicy, Refused, SpanBatcher
     from trio_spanbatch.testing import InMemoryExporter
-    from support import make_span
+    from tests.support.batchers import make_span
 
     class Exits(InMemoryExporter):
         async def export(self, batch):

@@ -31,7 +31,7 @@ PRELUDE = """
     import trio
     from trio_spanbatch import BatchPolicy, SpanBatcher
     from trio_spanbatch.testing import InMemoryExporter
-    from support import assert_conserved, make_spans
+    from tests.support.batchers import assert_conserved, make_spans
 
     def say(word):
         print(word, flush=True)

@@ -273,7 +273,7 @@ LEAVES_IN_A_CHILD = """
     import trio
     from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
     from trio_spanbatch.testing import OTLPReceiver
-    from support import make_span
+    from tests.support.batchers import make_span
 
     class Mine(Exception):
         pass

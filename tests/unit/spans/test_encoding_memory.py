@@ -49,7 +49,7 @@ def _inside(value: object) -> Iterator[dict[Any, Any]]:
     elif isinstance(value, tuple):
         for item in value:
             yield from _inside(item)
-    elif type(value).__module__.startswith("trio_spanbatch.otlp"):
+    elif type(value).__module__.startswith("trio_spanbatch._spans"):
         for name in getattr(type(value), "__slots__", ()):
             yield from _inside(getattr(value, name))
 
