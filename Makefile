@@ -22,7 +22,7 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate soak bench check docs format clean
+.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate soak bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
@@ -34,6 +34,7 @@ help:
 	@echo "make soak MINUTES=10   real clock, real sockets, faults of all kinds: memory, tasks, sockets and lanes stay flat"
 	@echo "make bench   CPU time, event loop, memory and more beside OpenTelemetry and MLflow; QUICK=1 only looks for lost spans"
 	@echo "make check   formatting, lint, types, documentation"
+	@echo "make size    lines of code by part of the package, each with its budget"
 	@echo "make docs    the documentation as HTML, in docs/_build/html"
 	@echo "make format  let ruff format and mend what it can"
 	@echo "make clean   remove everything that was made"
@@ -97,7 +98,7 @@ soak: $(READY)
 bench: $(BENCH_READY)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick,$(if $(CASES),,--docs docs)) $(CASES)
 
-check: $(READY)
+check: $(READY) size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/flake8-async --disable $(ASYNC_DISABLED) --startable-in-context-manager $(ASYNC_STARTABLE) \
@@ -108,6 +109,9 @@ check: $(READY)
 	$(BIN)/mypy --package bench
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes trio_spanbatch --ignoreexternal
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+size: $(READY)
+	@$(BIN)/python -m tests.support.size
 
 docs: $(READY)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html

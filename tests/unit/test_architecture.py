@@ -1,0 +1,163 @@
+"""Which part of the package may import which, and what `import trio_spanbatch` loads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import trio_spanbatch
+from tests.support.processes import untraced_environment
+
+PACKAGE = Path(trio_spanbatch.__file__).parent
+
+# Each part of the package, with the parts that it may import, for type checkers included. A part is a folder, or a
+# module next to the folders.
+MAY_IMPORT: dict[str, set[str]] = {
+    "_version": set(),
+    "_errors": set(),
+    "_exceptions": set(),
+    "_values": {"_errors"},
+    "_spans": {"_errors", "_values"},
+    "_exporter": {"_spans", "_values"},
+    "_settings": {"_errors", "_spans", "_values"},
+    "_reporting": {"_errors", "_exceptions", "_spans"},
+    "_scheduler": {
+        "_errors",
+        "_exceptions",
+        "_exporter",
+        "_reporting",
+        "_runtime",
+        "_settings",
+        "_spans",
+        "_values",
+    },
+    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler"},
+    "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
+    "_arguments": {"_exporter", "_http", "_settings", "_spans", "_values"},
+    "_batcher": {
+        "_arguments",
+        "_errors",
+        "_exporter",
+        "_reporting",
+        "_runtime",
+        "_scheduler",
+        "_settings",
+        "_spans",
+    },
+    "destinations": {"_errors", "_exporter", "_http", "_settings", "_spans"},
+    "testing": {"_exporter", "_spans"},
+    "opentelemetry": {
+        "_batcher",
+        "_errors",
+        "_http",
+        "_reporting",
+        "_runtime",
+        "_scheduler",
+        "_spans",
+        "_values",
+        "_version",
+    },
+    "cli": {
+        "__init__",
+        "_batcher",
+        "_errors",
+        "_exceptions",
+        "_exporter",
+        "_http",
+        "_reporting",
+        "_settings",
+        "_spans",
+        "_values",
+        "_version",
+        "destinations",
+        "testing",
+    },
+    "__main__": {"cli"},
+    "__init__": {"_batcher", "_errors", "_exporter", "_http", "_reporting", "_settings", "_spans"},
+}
+
+# The modules that decide together which location may export now. They import each other; nothing else does so.
+CIRCLE = {
+    "_runtime.delivery",
+    "_scheduler.admission",
+    "_scheduler.location",
+    "_scheduler.locations",
+    "_scheduler.shared",
+    "_scheduler.slots",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Return the modules of the package by name, without the package's own; a folder's is ``folder.__init__``."""
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """Yield the modules of the package that a module imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            assert not isinstance(node, ast.Import) or not any(
+                alias.name.partition(".")[0] == PACKAGE.name for alias in node.names
+            ), f"{name} imports the package by its absolute name"
+            continue
+        base = [*name.split(".")[: -node.level], *(node.module or "").split(".")]
+        source = ".".join(filter(None, base))
+        for alias in node.names:
+            candidates = (f"{source}.{alias.name}".strip("."), source, f"{source}.__init__".strip("."))
+            yield next(candidate for candidate in candidates if candidate in known)
+
+
+GRAPH = {name: set(imports(name, path, modules())) for name, path in modules().items()}
+
+
+def part_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("part", sorted({part_of(module) for module in GRAPH}))
+def test_a_part_imports_only_the_parts_that_it_may_import(part: str) -> None:
+    found = {part_of(target) for module, targets in GRAPH.items() if part_of(module) == part for target in targets}
+    assert found - {part} <= MAY_IMPORT[part]
+
+
+def test_every_permission_is_used() -> None:
+    used = {(part_of(module), part_of(target)) for module, targets in GRAPH.items() for target in targets}
+    assert {(part, other) for part, others in MAY_IMPORT.items() for other in others} <= used
+
+
+def test_nothing_imports_in_a_circle_but_the_parts_that_choose_who_exports() -> None:
+    joined = {name: targets - CIRCLE if name in CIRCLE else targets for name, targets in GRAPH.items()}
+    try:
+        TopologicalSorter(joined).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_each_module_of_the_circle_is_in_it() -> None:
+    def reached(start: str) -> set[str]:
+        seen, todo = set[str](), [start]
+        while todo:
+            for target in GRAPH[todo.pop()] & CIRCLE - seen:
+                seen.add(target)
+                todo.append(target)
+        return seen
+
+    assert all(reached(module) == CIRCLE for module in CIRCLE)
+
+
+def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None:
+    program = "import json, sys, trio_spanbatch; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=untraced_environment()
+    )
+    loaded = set(json.loads(done.stdout))
+    parts = {name.split(".")[1] for name in loaded if name.startswith("trio_spanbatch.")}
+    assert parts.isdisjoint({"_spool", "tracing", "testing", "destinations", "opentelemetry", "cli", "pytest_plugin"})
+    assert loaded.isdisjoint({"sqlite3", "databricks", "opentelemetry.sdk", "pytest", "httpx2"})
