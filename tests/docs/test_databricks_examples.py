@@ -68,10 +68,15 @@ async def test_the_example_that_prefers_zerobus_delivers_also_where_that_fails(f
         if fails:
             zerobus.answers = status_of(403)
         ended = await run_example("prefer_zerobus.py", workspace, zerobus, *TABLES)
-        stored = (workspace if fails else zerobus).receiver.stored
+        ways = workspace.receiver.stored, zerobus.receiver.stored
     assert (ended.exit_code, ended.out) == (0, "delivered: 2\n")
-    assert ended.err.count("Zerobus does not take spans (403 Forbidden") == fails
-    assert len(ended.err.splitlines()) == fails
-    assert {table: len(spans) for table, spans in stored.items()} == dict.fromkeys(TABLES, 1)
+    # On a busy machine there may be no token in time, and then a batch goes to the workspace.
+    told = [line for line in ended.err.splitlines() if "no token for Zerobus in time" not in line]
+    assert len(told) == fails
+    assert all("Zerobus does not take spans (403 Forbidden" in line for line in told)
+    stored = {table: [span for way in ways for span in way.get(table, ())] for table in TABLES}
+    assert [len(spans) for spans in stored.values()] == [1, 1]
+    if told == ended.err.splitlines():
+        assert set(ways[not fails]) == set(TABLES)
     (attribute,) = stored[TABLES[0]][0].attributes
     assert attribute.value == AnyValue(int_value=20)

@@ -188,8 +188,8 @@ FAULTS = (
     PlantedFault(
         "add_spans counts a span before it was admitted",
         "_batcher.py",
-        "                waited = await self._admit(location, encoded)\n                accepted += 1",
-        "                accepted += 1\n                waited = await self._admit(location, encoded)",
+        "        waited = await self._admit(location, span)\n        progress.accepted += 1",
+        "        progress.accepted += 1\n        waited = await self._admit(location, span)",
         first="state machine",
     ),
     PlantedFault(
@@ -370,13 +370,13 @@ FAULTS = (
     PlantedFault(
         "a broken exchange is taken for one that did not begin",
         "_http/failures.py",
-        "httpx.PoolTimeout, httpx.ProxyError)",
-        "httpx.PoolTimeout, httpx.ProxyError, httpx.ReadError)",
+        '"PoolTimeout", "ProxyError")',
+        '"PoolTimeout", "ProxyError", "ReadError")',
     ),
     PlantedFault(
         "what a partial success rejected is not counted",
         "_http/responses.py",
-        "return Delivered(max(rejected, 0),",
+        "return Delivered(rejected,",
         "return Delivered(0,",
     ),
     PlantedFault(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.planted_faults.faults import FAULTS, Machine, PlantedFault
 from tests.planted_faults.machines import MACHINES, Search, first_line
-from tests.planted_faults.support import copy_of_package, plant
+from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 
 # How many runs a machine gets for a fault. None needs more than a fiftieth of this on the average, with the machine
 # that it names; so a fault that is there and not found is one run in e**50.
@@ -33,6 +33,11 @@ def find(environ: dict[str, str], fault: PlantedFault) -> list[Search]:
 def test_a_planted_fault_is_found(tmp_path: Path, fault: PlantedFault) -> None:
     searches = find(plant(tmp_path, fault.module, fault.right, fault.wrong), fault)
     assert searches[-1].failure is not None, searches
+
+
+def test_each_fault_has_its_place() -> None:
+    places = {fault.name: (PACKAGE / fault.module).read_text().count(fault.right) for fault in FAULTS}
+    assert {name: count for name, count in places.items() if count != 1} == {}
 
 
 @pytest.mark.long
