@@ -74,10 +74,10 @@ def _page(reports: list[CaseReport]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        "Each figure is the median of at least seven rounds, in which both sides ran in turn on the same spans, each in "
-        "a separate process. CPU time is that of the process, including all threads. The ratio is computed within each "
-        "round, and its range is in parentheses. Each round ends with a check, by id, that every span arrived exactly "
-        "once. [Performance](performance.md) explains the figures. `make bench` writes this page."
+        "Each figure is the median of at least seven rounds, in which both sides ran in turn on the same spans, each "
+        "in a separate process. CPU time is that of the process, including all threads. The ratio is computed within "
+        "each round, and its range is in parentheses. Each round ends with a check, by id, that every span arrived "
+        "exactly once. [Performance](performance.md) explains the figures. `make bench` writes this page."
     )
     yield ""
     yield f"Measured on {datetime.now(UTC):%-d %B %Y}: {machine()}. "
