@@ -30,7 +30,7 @@ def _main() -> int:
     if arguments.quick:
         console.print("One quick round with few spans: that none is lost is all that it shows.")
     elif any(result.is_met is False for report in reports for result in report.results):
-        console.print("Why a goal is missed, with the profile that shows it: docs/performance.md")
+        console.print("What limits these figures: docs/performance.md")
     if arguments.docs is not None:
         write_page(reports, arguments.docs)
         console.print(f"written: {arguments.docs / 'benchmarks.md'}")

@@ -1,4 +1,4 @@
-"""What a run tells: the table on the terminal, and the page in the documentation."""
+"""Reports of a run: the table on the terminal, and the page in the documentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADINGS = ("what", "here", "beside it", "ratio (range)", "goal", "")
 
 @attrs.frozen
 class CaseReport:
-    """A case and what came out.
+    """A case and its figures.
 
     Attributes:
         case: The case.
@@ -74,11 +74,10 @@ def _page(reports: list[CaseReport]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        "Each figure is the median of at least seven rounds, in which the sides ran in turns on "
-        "the same spans, each in a process of its own; CPU time is that of the process, all its threads. The ratio is "
-        "made within each round; in brackets its range. Each round ends with a check, by id, that every span arrived "
-        "exactly once. What the figures mean, and what sets the limits, is in [Performance](performance.md). "
-        "`make bench` makes this page."
+        "Each figure is the median of at least seven rounds, in which both sides ran in turn on the same spans, each "
+        "in a separate process. CPU time is that of the process, including all threads. The ratio is computed within "
+        "each round, and its range is in parentheses. Each round ends with a check, by id, that every span arrived "
+        "exactly once. [Performance](performance.md) explains the figures. `make bench` writes this page."
     )
     yield ""
     yield f"Measured on {datetime.now(UTC):%-d %B %Y}: {machine()}. "
@@ -93,10 +92,11 @@ def _section(report: CaseReport) -> Iterator[str]:
     yield ""
     yield report.case.about
     yield ""
-    yield f"| {' | '.join(_HEADINGS)} |"
-    yield "|---|--:|--:|--:|--:|---|"
+    # Without the verdict, the last column, which is for maintainers.
+    yield f"| {' | '.join(_HEADINGS[:-1])} |"
+    yield "|---|--:|--:|--:|--:|"
     for result in report.results:
-        yield f"| {' | '.join(_cells(result))} |"
+        yield f"| {' | '.join(_cells(result)[:-1])} |"
     for name, plot in _plots(report.case):
         yield ""
         yield f"![{plot.title}](_static/benchmarks/{name})"

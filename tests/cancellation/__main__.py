@@ -13,124 +13,23 @@ It stops at the first failure, says how to run that once more, and exits with 1.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 
 import attrs
 
-from tests.cancellation.run import SCOPES, Model, Plan, run
+from tests.cancellation.run import SCOPES, Model, Plan
 from tests.cancellation.scenarios import MAX_STEPS, SCENARIOS, TWICE
+from tests.cancellation.workers import Done, Unit, prepare, run_in_time, work
 
-# A run takes some hundredths of a second. Seconds of CPU time, so that a busy machine changes nothing.
-_STUCK_AFTER = 5.0
 _STEPS_A_UNIT = 20
 _SECONDS_BETWEEN_REPORTS = 2.0
 COLUMNS = (*SCOPES, *(f"body, then {second}" for second in sorted(set(TWICE.values()))))
-
-
-@attrs.frozen
-class Unit:
-    """Work for one process: one scenario, one scope, some of the steps.
-
-    Attributes:
-        steps: After which to cancel.
-        second: What to cancel as well, after each of the steps that come then; nothing if it is empty.
-    """
-
-    scenario: str
-    http: bool
-    scope: str
-    steps: range
-    second: str = ""
-
-    @property
-    def row(self) -> tuple[str, str]:
-        return self.scenario, f"{self.scope}, then {self.second}" if self.second else self.scope
-
-    def plans(self, model: Model) -> Iterator[Plan]:
-        for step in self.steps:
-            plan = Plan(self.scenario, self.http, self.scope, step)
-            if not self.second:
-                yield plan
-                continue
-            length = run_in_time(plan, model).steps
-            for then in range(step + 1, length + 1):
-                yield attrs.evolve(plan, then=then, second=self.second)
-
-
-@attrs.frozen
-class Done:
-    """What came of a unit.
-
-    Attributes:
-        runs: How many there were.
-        failed: The run that failed.
-        failure: Its traceback.
-    """
-
-    unit: Unit
-    runs: int
-    failed: Plan | None = None
-    failure: str = ""
-
-
-class Stuck(BaseException):
-    """A run does not come to its end."""
-
-
-# -- in each process -----------------------------------------------------------------------------------------------
-
-
-def prepare() -> None:
-    """Make runs the same wherever they take place, and end one that hangs."""
-    for name in list(os.environ):
-        if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
-            del os.environ[name]
-    signal.signal(signal.SIGPROF, _complain)
-    # A shell has what it starts in the background ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # What there is by now is not looked at again for each run.
-    gc.collect()
-    gc.freeze()
-
-
-def _complain(signum: int, frame: FrameType | None) -> None:
-    raise Stuck(f"still running after {_STUCK_AFTER:g} s of CPU time")
-
-
-def work(unit: Unit) -> Done:
-    runs = 0
-    failure = ""
-    plan = Plan(unit.scenario, unit.http)
-    try:
-        model = run_in_time(plan)
-        for plan in unit.plans(model):
-            run_in_time(plan, model)
-            runs += 1
-    except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
-        failure = traceback.format_exc()
-    return Done(unit, runs, plan if failure else None, failure)
-
-
-def run_in_time(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] | None = None) -> Model:
-    """Run ``plan``, and end it if it hangs."""
-    # Again and again, should the exception be caught where it comes up.
-    signal.setitimer(signal.ITIMER_PROF, _STUCK_AFTER, 1.0)
-    try:
-        return run(plan, model, tell=tell)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-# -- in the first process ------------------------------------------------------------------------------------------
 
 
 @attrs.define

@@ -1,16 +1,16 @@
-"""One run of a scenario, with a cancel after one of its scheduling steps, and all that has to hold then.
+"""Run a scenario with a cancel after one of its scheduling steps, and check its outcome.
 
-A run without a cancel is the model. It tells how many steps there are and leaves a trail: after each step a checksum of
-the names of the tasks that ran. A run with a cancel has to have the same trail until then: so the n-th step is the same
-moment in each repetition, and cancelling after each of them leaves none out.
+A run without a cancel is the model. It gives the number of steps and a trail: after each step, a checksum of the names
+of the tasks that ran. A run with a cancel must have the same trail up to the cancel. So the n-th step is the same
+moment in each repetition, and cancelling after every step misses no moment.
 
-What can be cancelled, a `SCOPES` name each:
+`SCOPES` names what can be cancelled:
 
-- ``everything``: a scope around the whole ``async with``, so that the drain is under the cancel too;
-- ``body``: a scope inside of it, so that the drain is not;
-- ``error``: as ``body``, but then the body raises an exception instead of ending well;
-- ``adder`` and ``flusher``: one call of many;
-- ``ctrl-c``: a SIGINT, which interrupts the body, or the deliveries of the drain.
+- ``everything``: a scope around the whole ``async with``, drain included;
+- ``body``: a scope inside the ``async with``, without the drain;
+- ``error``: the same scope as ``body``, but the body then raises an exception;
+- ``adder`` and ``flusher``: one of several calls;
+- ``ctrl-c``: a SIGINT, which interrupts the body or the deliveries of the drain.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ SCOPES = ("everything", "body", "error", "adder", "flusher", "ctrl-c")
 
 _SEED = 1
 
-# Everything takes minutes at most, on the mock clock.
+# A run takes minutes at most on the mock clock.
 _A_DAY = 86400.0
 
 
 class BodyError(Exception):
-    """What the body of the ``async with`` raises."""
+    """Raised by the body of the ``async with``."""
 
 
 @attrs.frozen
 class Plan:
-    """What to run, and what to cancel.
+    """A scenario and its cancels.
 
     Attributes:
-        scenario: Its name.
-        http: Whether it goes over the whole HTTP path.
-        scope: What is cancelled.
-        step: After which step; 0 is before the first. None does not cancel.
-        then: After which step there is another cancel; None is for no other.
-        second: What is cancelled then.
+        scenario: The scenario's name.
+        http: Whether spans go through the whole HTTP path.
+        scope: The scope to cancel.
+        step: The step after which to cancel it; 0 is before the first step, None is never.
+        then: The step after which to cancel ``second`` too, or None.
+        second: The scope of the second cancel.
     """
 
     scenario: str
@@ -67,12 +67,12 @@ class Plan:
 
 @attrs.frozen
 class Model:
-    """What a run without a cancel was like, or any other run.
+    """The record of a run, mostly of one without a cancel.
 
     Attributes:
         trail: A checksum for each number of steps, from 0.
-        scopes: What can be cancelled in it.
-        outcomes: What became of each span, by its id.
+        scopes: The scopes that can be cancelled in the scenario.
+        outcomes: Each span's outcome, by its id.
     """
 
     trail: Sequence[int]
@@ -85,12 +85,12 @@ class Model:
 
 
 def run(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] | None = None) -> Model:
-    """Run a scenario and assert that everything holds.
+    """Run a scenario and check its outcome.
 
     Args:
-        plan: What to run.
-        model: What the scenario is like without a cancel; needed if ``plan`` has one.
-        tell: Called with a line about each step.
+        plan: The scenario and its cancels.
+        model: The record of the same scenario without a cancel; required if ``plan`` has one.
+        tell: Called with a line of text for each step.
     """
     scenario = SCENARIOS[plan.scenario]
     with no_complaints(scenario.tracebacks):
@@ -98,12 +98,12 @@ def run(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] |
         try:
             run_seeded(_SEED, one.live)
         except KeyboardInterrupt:
-            # Where it came after the batcher was left; if not, this is looked at below.
+            # The interrupt came after the batcher was left; an earlier one is checked below.
             assert "ctrl-c" in (plan.scope, plan.second)
     facts = one.check()
     outcomes = _outcomes(facts)
     if model is not None:
-        assert one.trail_at_cancel == model.trail[plan.step or 0], "the steps before the cancel were not those before"
+        assert one.trail_at_cancel == model.trail[plan.step or 0], "the steps before the cancel differ from the model's"
         _check_others(plan, one.world, model.outcomes, outcomes)
     scopes = [name for name in SCOPES if name in one.world.entered | {"everything", "body", "error", "ctrl-c"}]
     return Model(one.trail, scopes, outcomes)
@@ -116,17 +116,17 @@ def _outcomes(facts: Facts) -> dict[int, str]:
 
 
 def _check_others(plan: Plan, world: World, before: Mapping[int, str], now: Mapping[int, str]) -> None:
-    """Assert that nobody else was disturbed when an adder or a flusher was cancelled."""
+    """Check that cancelling an adder or a flusher changed no other task's spans."""
     if plan.scope not in ("adder", "flusher") or not SCENARIOS[plan.scenario].steady:
         return
     disturbed = world.victims if plan.scope == "adder" else set()
     for span_id in before.keys() | now.keys():
         was, is_now = before.get(span_id, "not accepted"), now.get(span_id, "not accepted")
-        assert span_id in disturbed or was == is_now, f"span {span_id} was {was} and is {is_now}, for another's cancel"
+        assert span_id in disturbed or was == is_now, f"cancelling another task made span {span_id} {is_now}, not {was}"
 
 
 class _Run(trio.abc.Instrument):
-    """Lives through one run, and cancels in it."""
+    """One run and its cancels."""
 
     def __init__(self, plan: Plan, tell: Callable[[str], None] | None) -> None:
         self._plan = plan
@@ -144,7 +144,7 @@ class _Run(trio.abc.Instrument):
         self._left_at: float | None = None
         self._raised: BaseException | None = None
         self._left_over: list[str] = []
-        # When there was a Ctrl-C, and whether everything was cancelled, before the batcher was left.
+        # The time of a Ctrl-C, and whether "everything" was cancelled, before the batcher was left.
         self._interrupted_at: float | None = None
         self._must_be_cancelled = False
 
@@ -171,7 +171,7 @@ class _Run(trio.abc.Instrument):
             async with trio.open_nursery() as self.world.outside:
                 try:
                     await self._live_with_batcher()
-                except BaseException as exc:  # noqa: ASYNC103  # what is not raised again is no Cancelled
+                except BaseException as exc:  # noqa: ASYNC103  # only a Cancelled is raised again
                     self._raised = exc
                     if not (isinstance(exc, BodyError) or _is_interrupt(exc)):
                         raise
@@ -210,7 +210,7 @@ class _Run(trio.abc.Instrument):
             self._cancel(self._first_scope)
         if step == self._plan.then:
             self._cancel(self._plan.second)
-        # What comes before the cancel was looked at in the model.
+        # The model checked the steps before the cancel.
         if step >= (self._plan.step or 0):
             self._watch.after_task_step(task)
 
@@ -233,10 +233,10 @@ class _Run(trio.abc.Instrument):
             self._must_be_cancelled |= is_inside and name == "everything"
             self.world.scopes[name].cancel()
 
-    # -- what has to hold --------------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------------------
 
     def check(self) -> Facts:
-        """Assert what has to hold at the end, and held at each step."""
+        """Check the end of the run, and raise what the checks after each step found."""
         if self._watch.failure is not None:
             raise self._watch.failure
         assert self._rest_watch.failure is None, self._rest_watch.failure
@@ -252,38 +252,38 @@ class _Run(trio.abc.Instrument):
         )
 
     def _check_times(self) -> None:
-        # Entering that is cancelled closes the exporter, for which it has the same time.
+        # A cancelled entry closes the exporter, which may take the same time.
         began_at = self._cancelled_at if self._body_ended_at is None else self._body_ended_at
-        assert began_at is not None, "there was no cancel, and the body did not begin"
+        assert began_at is not None, "the body did not begin without a cancel"
         assert self._left_at is not None
         timeout = self._scenario.settings.shutdown_timeout
         assert self._left_at <= began_at + timeout, f"leaving took {self._left_at - began_at} s, more than {timeout}"
         if self._body_ended_at is None or self._cancelled_at is None:
             return
         if self._first_scope in ("body", "everything", "ctrl-c"):
-            assert self._body_ended_at <= self._cancelled_at, "the body did not hear of its cancel at once"
+            assert self._body_ended_at <= self._cancelled_at, "the body did not end as soon as it was cancelled"
         if self._interrupted_at is not None and not _is_interrupt(self._body_raised):
-            # The drain was stopped; what is left of its time is for closing the exporter.
+            # The drain was stopped; the rest of its time is for closing the exporter.
             assert self._left_at <= self._interrupted_at + min(1.0, timeout / 10), "the drain was not stopped at once"
 
     def _check_exceptions(self) -> None:
         if self._body_raised is not None:
             assert self._raised is self._body_raised, (
-                f"the body raised {self._body_raised!r}, out came {self._raised!r}"
+                f"the body raised {self._body_raised!r}, the batcher raised {self._raised!r}"
             )
         elif self._must_be_cancelled:
-            assert isinstance(self._raised, trio.Cancelled), f"cancelled, and out came {self._raised!r}"
+            assert isinstance(self._raised, trio.Cancelled), f"cancelled, and the batcher raised {self._raised!r}"
         elif self._interrupted_at is not None:
-            assert isinstance(self._raised, KeyboardInterrupt), f"interrupted, and out came {self._raised!r}"
+            assert isinstance(self._raised, KeyboardInterrupt), f"interrupted, and the batcher raised {self._raised!r}"
         else:
-            assert self._raised is None, f"nothing was to be raised, and out came {self._raised!r}"
+            assert self._raised is None, f"the batcher should raise nothing and raised {self._raised!r}"
         if self._plan.scope == "error":
             was_cancelled = self.world.scopes["body"].cancelled_caught
-            assert isinstance(self._body_raised, BodyError) == was_cancelled, "no run of what was planned"
+            assert isinstance(self._body_raised, BodyError) == was_cancelled, "the body did not end as planned"
 
 
 def _is_interrupt(exc: BaseException | None) -> bool:
-    """Whether it is a KeyboardInterrupt, as it is or in the groups of the body's own nurseries."""
+    """Return whether ``exc`` is a KeyboardInterrupt, or a group of nothing else."""
     return isinstance(exc, KeyboardInterrupt) or (
         isinstance(exc, BaseExceptionGroup) and exc.split(KeyboardInterrupt)[1] is None
     )

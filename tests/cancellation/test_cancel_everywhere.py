@@ -1,6 +1,6 @@
-"""Whatever is cancelled, after whichever step: every span is accounted for, and nothing is left.
+"""After a cancel at any step, every span is accounted for and no task, connection or channel is left.
 
-The work is done in processes of its own, without coverage.
+The machine runs in child processes, without coverage.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def test_a_cancel_after_any_step_of_any_scenario_loses_nothing_and_leaves_nothin
     assert len(scenarios) >= 20
     assert max(scenarios.values()) <= 300
     for scenario, steps in scenarios.items():
-        # Also before the first step; but there is nothing to interrupt then.
+        # One more for the cancel before the first step, where a Ctrl-C has nothing to interrupt.
         assert {by_scope[scenario, scope]["runs"] for scope in ("everything", "body", "error")} == {steps + 1}
         assert by_scope[scenario, "ctrl-c"]["runs"] == steps
         if scenario != "entering":
@@ -50,7 +50,7 @@ def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> Non
     ended = start("--http", "--json", "--scenario", "closing_hangs", "--scope", "everything", "--scope", "body")
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
-    # The client's and the server's steps are among them.
+    # They include the client's and the server's steps.
     assert [row["runs"] > 50 for row in report["rows"]] == [True, True]
 
 
@@ -64,11 +64,11 @@ def test_a_failure_shows_the_command_that_repeats_it(tmp_path: Path) -> None:
     )
     failed = start("--scenario", "quiet", "--scope", "everything", environ=environ)
     assert failed.returncode == 1
-    assert "cancelled, and out came None" in failed.stderr
+    assert "cancelled, and the batcher raised None" in failed.stderr
     command = failed.stderr.splitlines()[-1].partition("run it once more: python -m tests.cancellation ")[2]
     again = start(*command.split(), environ=environ)
     assert again.returncode == 1
-    assert "cancelled, and out came None" in again.stderr
+    assert "cancelled, and the batcher raised None" in again.stderr
     assert "cancel: everything" in again.stdout
     assert start(*command.split()).returncode == 0
 

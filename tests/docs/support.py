@@ -1,4 +1,4 @@
-"""What the tests of the examples on real frameworks share: running one, and reading what arrived as trees."""
+"""Helpers for the tests of the examples on real frameworks: run one, and read the received spans as trees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOCATION_HEADER = "X-Scope-OrgID"
 
 
 def environment(receiver: OTLPReceiver | None = None) -> dict[str, str]:
-    """Return an environment in which spans go to ``receiver``, and coverage, which slows imports, is not measured."""
+    """Return an environment that sends spans to ``receiver``. Coverage, which slows down imports, is not measured."""
     environ = {name: value for name, value in clean_environment().items() if name in untraced_environment()}
     if receiver is not None:
         environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.url.removesuffix("/v1/traces")
@@ -31,19 +31,19 @@ def environment(receiver: OTLPReceiver | None = None) -> dict[str, str]:
 
 
 async def run_example(name: str, receiver: OTLPReceiver | None) -> Ended:
-    """Run an example, as a user does."""
+    """Run an example as a user would."""
     program = [sys.executable, "-W", "error", str(EXAMPLES / name)]
     with trio.fail_after(DEADLINE):
         return await run_command(program=program, environ=environment(receiver))
 
 
 def attribute(span: SpanMessage, key: str) -> AnyValue:
-    """Return the value of an attribute, an empty one if there is none."""
+    """Return the value of an attribute, or an empty value."""
     return next((pair.value for pair in span.attributes if pair.key == key), AnyValue())
 
 
 def label(span: SpanMessage) -> str:
-    """Return the name of a span, and what is special about it: its URL, a remote parent, how it failed."""
+    """Return the name of a span with its URL, and marks for a remote parent and a failure."""
     words = [span.name]
     if url := attribute(span, "http.url").string_value:
         words.append(urlsplit(url).path)
@@ -55,9 +55,9 @@ def label(span: SpanMessage) -> str:
 
 
 def trees(spans: Iterable[SpanMessage]) -> list[str]:
-    """Return each trace as lines, children below their parent and indented; all in alphabetical order.
+    """Return each trace as lines in alphabetical order, with children indented below their parent.
 
-    A span whose parent is not there stands at the top.
+    A span whose parent is missing is at the top.
     """
     spans = list(spans)
     present = {(span.trace_id, span.span_id) for span in spans}
@@ -75,12 +75,12 @@ def trees(spans: Iterable[SpanMessage]) -> list[str]:
 
 
 def expected(*texts: str) -> list[str]:
-    """Return traces that were written down as indented lines, as `trees` returns them."""
+    """Return traces written as indented lines in the form that `trees` returns."""
     return sorted(dedent(text.lstrip("\n")) for text in texts)
 
 
 def assert_one_trace_is_one_location(stored: Mapping[str, Sequence[SpanMessage]]) -> None:
-    """Assert that no trace is at two locations, and no span there twice."""
+    """Assert that no trace is at two locations, and that no span was stored twice."""
     locations: defaultdict[bytes, set[str]] = defaultdict(set)
     for location, spans in stored.items():
         assert len({span.span_id for span in spans}) == len(spans)

@@ -1,8 +1,8 @@
-"""The part of docs/supported-otlp.md that is made from the table of responses.
+"""The part of docs/supported-otlp.md that is generated from the table of responses.
 
     python -m tests.docs.supported_otlp
 
-writes it into the page again; a test compares the two.
+writes it to the page; a test compares the two.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ OUTCOMES: dict[type, str] = {
 
 
 def generated_section() -> str:
-    """Return the table of responses, as it stands between the markers."""
+    """Return the table of responses, as it belongs between the markers."""
     rows = ["| status | rule | result |", "|---|---|---|", *map(_row, RULES)]
     return "\n".join(rows) + "\n"
 
 
 def section_in_page() -> str:
-    """Return what stands between the markers in the page."""
+    """Return the part of the page between the markers."""
     _, _, rest = PAGE.read_text().partition(f"{BEGIN}\n")
     return rest.partition(END)[0]
 

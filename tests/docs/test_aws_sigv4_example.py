@@ -1,4 +1,4 @@
-"""The recipe for signed requests: its signatures are AWS's, and a server finds them right for what it received."""
+"""The recipe for signed requests: its signatures equal AWS's, and a server can verify them for the received request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trio_spanbatch.testing import Answer, OTLPReceiver, ReceivedRequest
 
 EXAMPLE = PROJECT / "docs" / "examples" / "destinations" / "aws_sigv4.py"
 
-# Of AWS's documentation.
+# From AWS's documentation.
 ACCESS_KEY = "AKIDEXAMPLE"
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 TOKEN = "token/with+signs=="
@@ -79,7 +79,7 @@ def signed(example: ModuleType, request: httpx.Request, at: datetime, region: st
     ],
     ids=["get-vanilla", "post-vanilla", "post-x-www-form-urlencoded"],
 )
-def test_signatures_are_those_of_awss_test_suite(
+def test_signatures_equal_those_of_awss_test_suite(
     request_: httpx.Request, names: str, signature: str, example: ModuleType
 ) -> None:
     at = datetime(2015, 8, 30, 12, 36, tzinfo=UTC)
@@ -137,7 +137,7 @@ def test_signatures_are_those_of_awss_test_suite(
     ],
     ids=["gzip and a tenant", "a session token", "port and path", "a query"],
 )
-def test_signatures_are_those_that_botocore_makes(
+def test_signatures_equal_those_of_botocore(
     request_: httpx.Request,
     region: str,
     service: str,
@@ -146,7 +146,7 @@ def test_signatures_are_those_that_botocore_makes(
     signature: str,
     example: ModuleType,
 ) -> None:
-    """Signatures of botocore 1.44.8."""
+    """The expected signatures are from botocore 1.44.8."""
     at = datetime(2026, 3, 1, 12, 30, 45, tzinfo=UTC)
     authorization = signed(example, request_, at, region, service, token)
     assert f"SignedHeaders={names}, Signature={signature}" in authorization
@@ -154,7 +154,7 @@ def test_signatures_are_those_that_botocore_makes(
 
 
 def is_right(request: ReceivedRequest, service: str = "xray") -> bool:
-    """Return whether the signature of ``request`` is one of what was received, with the secret that is known here."""
+    """Return whether the signature of ``request`` is valid for the received content and the known secret."""
     parts = re.fullmatch(
         r"AWS4-HMAC-SHA256 Credential=([^/]+)/(.*), SignedHeaders=(.*), Signature=([0-9a-f]{64})",
         request.header("authorization") or "",
@@ -176,7 +176,7 @@ def is_right(request: ReceivedRequest, service: str = "xray") -> bool:
 
 
 class Checking:
-    """A server that is busy once and then takes what is signed right."""
+    """A server that is busy once and then accepts requests with a valid signature."""
 
     def __init__(self, service: str = "xray") -> None:
         self.service = service
@@ -196,7 +196,7 @@ class Checking:
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("token", [None, TOKEN])
-async def test_the_body_as_it_is_sent_and_the_location_are_signed_anew_for_each_attempt(
+async def test_each_attempt_signs_the_body_as_sent_and_the_location(
     compression: str | None, token: str | None, example: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -212,7 +212,7 @@ async def test_the_body_as_it_is_sent_and_the_location_are_signed_anew_for_each_
         second = await exporter.export(batch_of(50, "acme"))
     assert isinstance(first, TryLater)
     assert (second, len(receiver.stored["acme"])) == (Delivered(), 50)
-    # The day changes between them, and with it the key.
+    # The day changes between the attempts, and with it the key.
     assert [request.header("x-amz-date") for request in server.seen] == ["20260301T235958Z", "20260302T000000Z"]
     for request in server.seen:
         assert request.header("x-amz-security-token") == token
@@ -223,8 +223,7 @@ async def test_the_body_as_it_is_sent_and_the_location_are_signed_anew_for_each_
         assert secret not in repr((auth, first, example.Credentials(ACCESS_KEY, SECRET_KEY, token)))
 
 
-async def test_what_was_changed_on_its_way_has_a_wrong_signature(example: ModuleType) -> None:
-    """The server that checks would notice."""
+async def test_the_server_of_these_tests_refuses_an_invalid_signature(example: ModuleType) -> None:
     auth = example.SigV4(REGION, "xray", lambda: example.Credentials(ACCESS_KEY, "another secret key"))
     async with OTLPReceiver(answers=Checking()) as receiver, httpx.AsyncClient(auth=auth) as client:
         result = await OTLPExporter(receiver.url, client=client).export(batch_of(1, "acme"))
@@ -232,7 +231,7 @@ async def test_what_was_changed_on_its_way_has_a_wrong_signature(example: Module
     assert result.status_code == 403
 
 
-async def test_mlflows_lookups_of_names_are_signed_too(example: ModuleType) -> None:
+async def test_mlflows_lookups_of_names_are_also_signed(example: ModuleType) -> None:
     auth = example.SigV4(REGION, "execute-api", lambda: example.Credentials(ACCESS_KEY, SECRET_KEY))
     server = Checking("execute-api")
     async with OTLPReceiver(answers=server, path=None) as receiver, httpx.AsyncClient(auth=auth) as client:
@@ -244,9 +243,9 @@ async def test_mlflows_lookups_of_names_are_signed_too(example: ModuleType) -> N
     assert server.seen[0].target.endswith("get-by-name?experiment_name=agents%20%26%20more")
 
 
-async def test_the_example_runs_as_it_stands() -> None:
+async def test_the_example_runs_unchanged() -> None:
     server = Checking()
-    server.seen = [None]  # type: ignore[list-item]  # it was busy already
+    server.seen = [None]  # type: ignore[list-item]  # it has been busy already
     async with OTLPReceiver(answers=server) as receiver:
         environ = {
             "AWS_REGION": REGION,

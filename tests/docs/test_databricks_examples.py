@@ -1,4 +1,4 @@
-"""The examples for Databricks run as they stand, against a workspace and a Zerobus of the test's own."""
+"""The examples for Databricks run unchanged, with a workspace and a Zerobus server that the test starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def run_example(name: str, workspace: FakeWorkspace, zerobus: Zerobus | No
         "DATABRICKS_HOST": workspace.host,
         "DATABRICKS_CLIENT_ID": CLIENT_ID,
         "DATABRICKS_CLIENT_SECRET": CLIENT_SECRET,
-        # Whatever this machine knows of Databricks besides; empty is unset.
+        # Hide other Databricks settings of this machine; an empty variable counts as unset.
         "DATABRICKS_TOKEN": "",
         "DATABRICKS_CONFIG_PROFILE": "",
         "DATABRICKS_WORKSPACE_ID": "",
@@ -39,14 +39,14 @@ async def test_the_example_of_unity_catalog_delivers_its_span() -> None:
     assert [span.name for span in workspace.receiver.stored[TABLES[0]]] == ["nap"]
 
 
-async def test_the_example_of_unity_catalog_tells_of_a_table_that_is_not_there() -> None:
+async def test_the_example_of_unity_catalog_reports_a_missing_table() -> None:
     async with workspace_of(tables=set()) as workspace:
         ended = await run_example("unity_catalog.py", workspace, None, TABLES[0])
     assert ended.out == "delivered: 0\n"
     assert f"{TABLES[0]}: 1 rejected: 404 Not Found: TABLE_DOES_NOT_EXIST" in ended.err
 
 
-async def test_the_example_of_zerobus_sends_to_each_table_with_a_token_of_its_own() -> None:
+async def test_the_example_of_zerobus_sends_to_each_table_with_its_own_token() -> None:
     async with workspace_of(tables=set(TABLES)) as workspace, zerobus_for(workspace) as zerobus:
         ended = await run_example("zerobus.py", workspace, zerobus, *TABLES)
     assert (ended.exit_code, ended.out, ended.err) == (0, "delivered: 2\n", "")
@@ -55,7 +55,7 @@ async def test_the_example_of_zerobus_sends_to_each_table_with_a_token_of_its_ow
     assert workspace.trace_requests == []
 
 
-async def test_the_example_of_zerobus_tells_of_a_table_that_is_not_there() -> None:
+async def test_the_example_of_zerobus_reports_a_missing_table() -> None:
     async with workspace_of(tables=set()) as workspace, zerobus_for(workspace) as zerobus:
         ended = await run_example("zerobus.py", workspace, zerobus, TABLES[0])
     assert ended.out == "delivered: 0\n"
@@ -63,7 +63,7 @@ async def test_the_example_of_zerobus_tells_of_a_table_that_is_not_there() -> No
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_the_example_that_prefers_zerobus_delivers_also_where_that_fails(fails: bool) -> None:
+async def test_the_example_that_prefers_zerobus_delivers_even_if_zerobus_fails(fails: bool) -> None:
     async with workspace_of(tables=set(TABLES)) as workspace, zerobus_for(workspace) as zerobus:
         if fails:
             zerobus.answers = status_of(403)

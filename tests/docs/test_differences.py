@@ -1,6 +1,6 @@
-"""Where what arrives differs from what the SDK's exporter sends, and where we differ from the specification.
+"""Differences from the SDK's exporter in the encoding of spans, and from the specification.
 
-docs/opentelemetry.md has the first as a table. Each test encodes the same ``ReadableSpan`` with both encoders.
+docs/opentelemetry.md lists the former in a table. Each test encodes the same ``ReadableSpan`` with both encoders.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ours_of(span: ReadableSpan) -> ExportTraceServiceRequest:
 
 
 def both(**fields: Any) -> tuple[Any, Any]:
-    """The span as the SDK's exporter sends it, and as we do."""
+    """Return a span as encoded by the SDK's exporter and by this library."""
     span = make_span(**fields)
     return the_only_span(encode_spans([span])), the_only_span(ours_of(span))
 

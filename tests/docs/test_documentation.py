@@ -1,4 +1,4 @@
-"""What stands in the README and in docs/ is true: its code runs, its options and targets are there."""
+"""The README and the pages are true: their code runs, and the options, targets, files and versions they name exist."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -17,8 +18,9 @@ from tests.support.paths import PROJECT
 from trio_spanbatch.cli.commands import cli
 from trio_spanbatch.testing import OTLPReceiver
 
-PROJECT = PROJECT
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
+PAGES = [PROJECT / "README.md", CONTRIBUTING, PROJECT / "SECURITY.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 EXAMPLES = sorted((PROJECT / "docs" / "examples").glob("*.py"))
 
 
@@ -43,16 +45,16 @@ async def test_the_readmes_first_example_runs_as_it_stands_and_has_ten_lines() -
     assert [span.name for span in receiver.stored["default"]] == ["chat"]
 
 
-def test_the_readme_is_a_page() -> None:
+def test_the_readme_fits_on_a_page() -> None:
     page = (PROJECT / "README.md").read_text().partition("## More")[0]
     assert len(page.split()) < 520
-    # What stands before is included in the documentation, where relative links lead elsewhere.
+    # This part is included in the documentation, in which relative links would have other targets.
     assert not re.search(r"\]\((?!https?:)", page)
     before_the_first_section = page.partition("\n## ")[0]
     assert "$ make demo\n$ make test\n" in before_the_first_section
 
 
-async def test_what_the_readme_says_to_send_is_there_and_arrives_with_its_locations() -> None:
+async def test_the_readmes_send_command_delivers_its_file_to_three_locations() -> None:
     (arguments,) = re.findall(r"^\$ trio-spanbatch send (.*)$", (PROJECT / "README.md").read_text(), re.MULTILINE)
     file, *options = arguments.split()
     async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
@@ -69,7 +71,7 @@ async def test_the_readmes_other_examples_run() -> None:
                 program=[sys.executable, "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
             )
             assert (ended.exit_code, ended.err) == (0, "")
-    # The example with OpenTelemetry: the location of the task goes before that of the processor.
+    # The example with OpenTelemetry: the location of the task takes precedence over that of the processor.
     names = {location: sorted(span.name for span in spans) for location, spans in receiver.stored.items()}
     assert names == {"acme": ["chat"]}
 
@@ -81,7 +83,7 @@ async def test_examples_run(example: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), python_blocks())
-def test_python_blocks_are_python_and_import_what_is_there(name: str, code: str) -> None:
+def test_python_blocks_compile_and_import_existing_names(name: str, code: str) -> None:
     tree = compile(code, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio_spanbatch"):
@@ -97,7 +99,7 @@ def test_the_documented_counts_add_up() -> None:
         assert counts["accepted"] == counts["delivered"] + counts["rejected"] + counts["undelivered"]
 
 
-def test_every_command_and_option_is_documented_and_no_other() -> None:
+def test_exactly_the_existing_commands_and_options_are_documented() -> None:
     page = (PROJECT / "docs" / "command-line.md").read_text()
     options = {
         option
@@ -110,7 +112,7 @@ def test_every_command_and_option_is_documented_and_no_other() -> None:
     assert {heading.strip() for heading in re.findall(r"^## (.*)$", page, re.MULTILINE)} == cli.commands.keys()
 
 
-def test_the_make_targets_that_are_named_are_there() -> None:
+def test_every_make_target_that_is_named_exists() -> None:
     makefile = (PROJECT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = {target for page in PAGES for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", page.read_text())}
@@ -118,12 +120,35 @@ def test_the_make_targets_that_are_named_are_there() -> None:
     assert named <= targets
 
 
-def test_links_lead_to_files() -> None:
+def test_links_lead_to_existing_files() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_changelog_has_a_section_for_what_is_not_released() -> None:
+def test_the_changelog_has_a_section_for_unreleased_changes() -> None:
     assert "## [Unreleased]" in (PROJECT / "CHANGELOG.md").read_text()
-    assert tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["name"] == "trio-spanbatch"
+
+
+def test_every_module_option_and_folder_that_contributing_names_exists() -> None:
+    commands = re.findall(r"python -m (tests\.\w+)([^`#\n]*)", CONTRIBUTING.read_text())
+    assert {module for module, _ in commands} >= {"tests.cancellation", "tests.simulation", "tests.soak"}
+    for module, arguments in commands:
+        assert find_spec(f"{module}.__main__") is not None, module
+        sources = [path.read_text() for path in (PROJECT / module.replace(".", "/")).glob("*.py")]
+        for option in re.findall(r"--[a-z-]+", arguments):
+            assert any(f'"{option}"' in source for source in sources), f"{module} {option}"
+    for path in re.findall(r"\btests/[\w/.]+", CONTRIBUTING.read_text()):
+        assert (PROJECT / path).exists(), path
+
+
+def test_the_supported_versions_are_those_that_the_package_requires() -> None:
+    page = (PROJECT / "docs" / "support.md").read_text()
+    documented = dict(re.findall(r"^\| ([\w-]+) \| `([^`]+)` \|", page, re.MULTILINE))
+    project = PYPROJECT["project"]
+    requirements = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    required = dict(re.findall(r"^([\w-]+)(.*)$", "\n".join(requirements), re.MULTILINE))
+    assert documented == {"CPython": project["requires-python"], **required}

@@ -1,4 +1,4 @@
-"""The examples on real frameworks run as a user runs them, and a real server gets their spans."""
+"""The examples on real frameworks run as a user would run them, and a real server gets their spans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRAMS = ["agents_trio.py", "agents_anyio.py", "mcp_two_tenants.py", "web_serv
 
 
 async def spans_of(example: str) -> dict[str, list[SpanMessage]]:
-    """Run an example that ends by itself. Return what arrived, by location."""
+    """Run an example that ends by itself. Return the received spans by location."""
     async with OTLPReceiver(location_header=LOCATION_HEADER) as receiver:
         ended = await run_example(example, receiver)
     count = sum(map(len, receiver.stored.values()))
@@ -57,7 +57,7 @@ AGENTS = {
           execute_tool weather
             GET /Tokyo
         """,
-    # Whatever was under way at the deadline says so. The chat never began.
+    # Spans that were open at the deadline say so. The chat never began.
     "main.legends.spans": """
         invoke_agent legends failed: cancelled, cancelled
           execute_tool weather failed: cancelled, cancelled
@@ -69,14 +69,14 @@ AGENTS = {
 
 
 @pytest.mark.parametrize("example", ["agents_trio.py", "agents_anyio.py"])
-async def test_every_agent_is_at_its_location_and_the_cancelled_one_arrives_and_says_so(example: str) -> None:
+async def test_each_agents_spans_are_at_its_location_including_those_of_a_cancelled_agent(example: str) -> None:
     stored = await spans_of(example)
     assert {location: trees(spans) for location, spans in stored.items()} == {
         location: expected(tree) for location, tree in AGENTS.items()
     }
 
 
-def test_the_library_of_the_anyio_example_knows_neither_trio_nor_the_batcher_nor_the_sdk() -> None:
+def test_the_library_of_the_anyio_example_imports_neither_trio_nor_the_batcher_nor_the_sdk() -> None:
     tree = ast.parse((EXAMPLES / "anyio_agents.py").read_text())
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -98,7 +98,7 @@ INITIALIZED = "notifications/initialized\n"
 
 
 def calls(*cities: str) -> str:
-    """Return the trace of an agent that asks an MCP server for the weather: the lines of both sides."""
+    """Return the trace of an agent that asks an MCP server for the weather, with the spans of both sides."""
     lines = ["invoke_agent"]
     for city in cities:
         lines += [

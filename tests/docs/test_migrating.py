@@ -1,6 +1,6 @@
-"""What docs/migrating.md and docs/opentelemetry.md say is so: of the packages that people come from, and of this one.
+"""docs/migrating.md and docs/opentelemetry.md are true, about this package and about those that users migrate from.
 
-A new version of one of them that adds, renames or changes a setting makes a test here fail, and so does one of ours.
+A test fails if a new version of any of them adds, renames or changes a setting.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ DOCS = PROJECT / "docs"
 MIGRATING = (DOCS / "migrating.md").read_text()
 OPENTELEMETRY = (DOCS / "opentelemetry.md").read_text()
 
-# Whatever the pages say something about by name.
+# The names that the pages describe.
 OURS: Mapping[str, Any] = {
     made.__name__: made
     for made in (BatchPolicy, BatcherSpanProcessor, Limits, OTLPExporter, RetryPolicy, SpanBatcher, mlflow)
 }
 
-# What a variable is set to, to see it arrive where the page says.
+# For each argument: the value of its variable, and the expected value of the argument.
 SAMPLES: Mapping[str, tuple[str, object]] = {
     "max_queued_spans": ("7000", 7000),
     "max_spans": ("7000", 7000),
@@ -65,7 +65,7 @@ SAMPLES: Mapping[str, tuple[str, object]] = {
 
 @attrs.frozen
 class Row:
-    """A row of the table of a package: its settings there, and what they are here."""
+    """A row of a package's table: its settings, and their equivalents in this package."""
 
     there: tuple[str, ...]
     default_there: str
@@ -82,7 +82,7 @@ def cells(line: str) -> list[str]:
 
 
 def table(page: str, marker: str) -> list[list[str]]:
-    """Return the cells of the table that follows ``marker``, without its head."""
+    """Return the cells of the table that follows ``marker``, without the heading."""
     _, found, rest = page.partition(f"{marker}\n")
     assert found, f"{marker!r} is not in the page"
     lines = rest.lstrip("\n").splitlines()
@@ -108,7 +108,7 @@ def block(page: str, marker: str, language: str = "python") -> str:
 
 
 def value(text: str) -> object:
-    """Return what a default is, as the page writes it."""
+    """Return the value of a default as written in the page."""
     number, _, unit = text.strip("`").partition(" ")
     if unit:
         return float(number) if unit == "s" else int(number) * {"MiB": 1024 * 1024}[unit]
@@ -126,27 +126,27 @@ def names(table: list[Row]) -> list[str]:
     return [name for row in table for name in row.there]
 
 
-# -- what is there: OpenTelemetry ------------------------------------------------------------------------------------
+# -- their settings: OpenTelemetry -----------------------------------------------------------------------------------
 
 
 def variables_of_opentelemetry() -> set[str]:
     return {name for name in vars(environment_variables).values() if isinstance(name, str) and name.isupper()}
 
 
-def test_every_setting_of_the_span_processor_is_in_its_table_and_nothing_else() -> None:
+def test_the_table_of_the_span_processor_has_exactly_its_settings() -> None:
     there = {name for name in variables_of_opentelemetry() if name.startswith("OTEL_BSP_")}
     there |= parameters(BatchSpanProcessor).keys()
     assert sorted(names(rows("BatchSpanProcessor"))) == sorted(there)
 
 
-def test_every_setting_of_the_exporter_is_in_its_table_and_nothing_else() -> None:
+def test_the_table_of_the_exporter_has_exactly_its_settings() -> None:
     of_traces = re.compile(r"OTEL_EXPORTER_OTLP_(?!METRICS_|LOGS_)\w+|OTEL_PYTHON_EXPORTER_OTLP_HTTP_(TRACES_)?CRED\w+")
     there = {name for name in variables_of_opentelemetry() if of_traces.fullmatch(name)}
     there |= {name for name in parameters(OTLPSpanExporter) if not name.startswith("_")}
     assert sorted(names(rows("OTLPSpanExporter"))) == sorted(there)
 
 
-def test_the_defaults_of_the_span_processor_are_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_defaults_of_the_span_processor_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in variables_of_opentelemetry():
         monkeypatch.delenv(variable, raising=False)
     for row in rows("BatchSpanProcessor"):
@@ -155,7 +155,7 @@ def test_the_defaults_of_the_span_processor_are_what_the_page_says(monkeypatch: 
             assert default == value(row.default_there), row.there
 
 
-def test_the_defaults_of_the_exporter_are_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_defaults_of_the_exporter_are_true(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in variables_of_opentelemetry():
         monkeypatch.delenv(variable, raising=False)
     defaults: dict[str, object] = {
@@ -180,7 +180,7 @@ def test_the_timeout_is_seconds_there_and_milliseconds_here(
 
 
 @pytest.mark.long
-def test_the_versions_that_the_pages_speak_of_are_those_that_are_tested() -> None:
+def test_the_pages_name_the_versions_that_are_tested() -> None:
     for package in ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"):
         assert version(package) == "1.45.2", f"read the pages again with {package} {version(package)}"
     assert "opentelemetry-exporter-otlp-proto-http 1.45.2" in MIGRATING
@@ -189,7 +189,7 @@ def test_the_versions_that_the_pages_speak_of_are_those_that_are_tested() -> Non
     assert "MLflow 3.17.2" in MIGRATING
 
 
-# -- what is there: MLflow -------------------------------------------------------------------------------------------
+# -- their settings: MLflow ------------------------------------------------------------------------------------------
 
 
 def mlflow_package() -> Path:
@@ -200,7 +200,7 @@ def mlflow_package() -> Path:
 
 
 def mlflow_variables() -> dict[str, object]:
-    """Return the defaults of MLflow's variables, by name. They are read, not imported: MLflow takes seconds."""
+    """Return the defaults of MLflow's variables by name. They are parsed, because importing MLflow takes seconds."""
     found: dict[str, object] = {}
     for node in ast.walk(ast.parse((mlflow_package() / "environment_variables.py").read_text())):
         if isinstance(node, ast.Call) and len(node.args) >= 2 and isinstance(node.func, ast.Name):
@@ -211,7 +211,7 @@ def mlflow_variables() -> dict[str, object]:
 
 
 @pytest.mark.long
-def test_every_variable_of_mlflows_span_batcher_is_in_its_table_with_its_default() -> None:
+def test_the_table_of_mlflows_span_batcher_has_exactly_its_variables_with_their_defaults() -> None:
     variables = mlflow_variables()
     export = mlflow_package() / "tracing" / "export"
     used = {
@@ -226,7 +226,7 @@ def test_every_variable_of_mlflows_span_batcher_is_in_its_table_with_its_default
 
 
 @pytest.mark.long
-def test_every_method_of_mlflows_span_batcher_is_in_its_table_with_ours() -> None:
+def test_every_method_of_mlflows_span_batcher_is_in_its_table() -> None:
     tree = ast.parse((mlflow_package() / "tracing" / "export" / "span_batcher.py").read_text())
     (batcher,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
     methods = {node.name: node for node in batcher.body if isinstance(node, ast.FunctionDef)}
@@ -235,10 +235,10 @@ def test_every_method_of_mlflows_span_batcher_is_in_its_table_with_ours() -> Non
     assert [argument.arg for argument in methods["add_span"].args.args] == list(parameters(SpanBatcher.add_span))
 
 
-# -- what is here ----------------------------------------------------------------------------------------------------
+# -- our settings ---------------------------------------------------------------------------------------------------
 
 
-def test_what_the_tables_name_here_is_there_with_the_default_that_they_say() -> None:
+def test_our_settings_in_the_tables_exist_with_the_documented_defaults() -> None:
     for row in [row for name in ("BatchSpanProcessor", "OTLPSpanExporter", "mlflow") for row in rows(name)]:
         found = []
         for here in row.here:
@@ -248,7 +248,7 @@ def test_what_the_tables_name_here_is_there_with_the_default_that_they_say() -> 
             assert [value(default) for default in row.defaults_here] == found, row.here
 
 
-def test_mlflows_two_variables_for_zerobus_are_there_with_ours() -> None:
+def test_mlflows_two_variables_for_zerobus_are_documented_with_our_arguments() -> None:
     row = r"^\| `(MLFLOW_\w*DATABRICKS_OTEL_COLLECTOR_\w+(?:=\w+)?)`.*? \| `(.*?)`"
     found = dict(re.findall(row, MIGRATING, re.MULTILINE))
     assert found == {
@@ -260,7 +260,7 @@ def test_mlflows_two_variables_for_zerobus_are_there_with_ours() -> None:
 
 
 def our_names(page: str) -> Iterator[tuple[str, ...]]:
-    """Yield what a page says of ours in passing, as in ```Limits.max_locations`` or ``OTLPExporter(auth=)``."""
+    """Yield the names of ours in the text of a page, as in ``Limits.max_locations`` or ``OTLPExporter(auth=)``."""
     for code in coded(re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)):
         if match := re.fullmatch(r"(\w+)(?:\.(\w+)(?:\(\))?|\((?:\w+, )?(\w+)=(.*)\))", code):
             name, attribute, argument, default = match.groups()
@@ -270,7 +270,7 @@ def our_names(page: str) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("page", [MIGRATING, OPENTELEMETRY], ids=["migrating", "opentelemetry"])
-def test_what_the_pages_name_of_ours_is_there(page: str) -> None:
+def test_every_name_of_ours_in_the_pages_exists(page: str) -> None:
     found = list(our_names(page))
     assert len(found) > 5
     for name, attribute, argument, default in found:
@@ -282,14 +282,14 @@ def test_what_the_pages_name_of_ours_is_there(page: str) -> None:
             assert parameter.default == value(default), f"{name}({argument}={default})"
 
 
-def test_each_variable_sets_here_what_the_tables_say() -> None:
+def test_each_variable_sets_the_documented_argument() -> None:
     seen = 0
     for row in [*rows("BatchSpanProcessor"), *rows("OTLPSpanExporter")]:
         argument = row.here[0].partition("(")[2].rstrip("=)") if row.here else ""
         for variable in row.variables:
             if argument in SAMPLES:
                 text, wanted = SAMPLES[argument]
-                # A key counts only with its certificate, and files only where the endpoint is https.
+                # A key is used only with its certificate, and files only if the endpoint is https.
                 environ = {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "c.pem", variable: text}
                 options: dict[str, object] = {**batch_options(environ), **queue_options(environ)}
                 options |= {**exporter_options(environ, endpoint="https://collector"), **exporter_options(environ)}
@@ -299,7 +299,7 @@ def test_each_variable_sets_here_what_the_tables_say() -> None:
     assert seen == 4 + 2 * 6
 
 
-def test_protocol_and_endpoint_are_as_the_page_says(caplog: pytest.LogCaptureFixture) -> None:
+def test_protocol_and_endpoint_work_as_documented(caplog: pytest.LogCaptureFixture) -> None:
     (url,) = coded(rows("OTLPSpanExporter")[0].default_there)
     assert exporter_options({})["endpoint"] == url
     assert exporter_options({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://own/path"})["endpoint"] == "http://own/path"
@@ -317,14 +317,14 @@ def test_protocol_and_endpoint_are_as_the_page_says(caplog: pytest.LogCaptureFix
 # -- programs --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_example_of_the_rules_prints_what_the_page_says() -> None:
+async def test_the_example_of_the_rules_prints_the_documented_output() -> None:
     marker = "<!-- rules: run by tests/docs/test_migrating.py -->"
     ended = await run_command(program=[sys.executable, "-W", "error", "-c", block(OPENTELEMETRY, marker)])
     assert (ended.exit_code, ended.err) == (0, "")
     assert ended.out == block(OPENTELEMETRY.partition(marker)[2], "trio.run(main)\n```", "text")
 
 
-async def test_the_program_that_came_from_the_span_processor_sends_its_spans() -> None:
+async def test_the_program_migrated_from_the_span_processor_sends_its_spans() -> None:
     async with OTLPReceiver() as receiver:
         ended = await run_command(
             program=[sys.executable, "-W", "error", "-c", block(MIGRATING, "## From `BatchSpanProcessor`")],
@@ -342,10 +342,10 @@ async def test_the_program_that_came_from_the_span_processor_sends_its_spans() -
         ("instead", {"acme": ["a span of OpenTelemetry", "agent", "look up"]}, 0),
     ],
 )
-async def test_the_spans_of_mlflows_tracing_come_along(
+async def test_the_spans_of_mlflows_tracing_are_sent(
     tmp_path: Path, example: str, sent: dict[str, list[str]], traces: int
 ) -> None:
-    # MLflow's own packages first: ours are for what it has not got.
+    # MLflow's packages come first; ours add those that it does not have.
     path = [sysconfig.get_path("purelib"), str(Path(trio_spanbatch.__file__).parent.parent)]
     code = f"import sys; sys.path += {path!r}\n{block(MIGRATING, f'<!-- mlflow: {example} -->')}"
     async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
@@ -368,13 +368,13 @@ async def test_the_spans_of_mlflows_tracing_come_along(
 # -- the bridge ------------------------------------------------------------------------------------------------------
 
 
-def test_the_reasons_for_drops_are_those_of_the_table() -> None:
+def test_the_table_has_exactly_the_reasons_for_drops() -> None:
     assert [coded(reason) for reason, _ in table(OPENTELEMETRY, "<!-- table: reasons -->")] == [
         (name,) for name in REASONS
     ]
 
 
-async def test_the_metrics_are_those_of_the_table() -> None:
+async def test_the_table_has_exactly_the_metrics() -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     async with watched_batcher(InMemoryExporter()) as batcher:

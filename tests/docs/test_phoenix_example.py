@@ -1,4 +1,4 @@
-"""docs/phoenix.md: its example runs as it stands, and sends what Phoenix takes."""
+"""docs/phoenix.md: its example runs unchanged, and sends requests that Phoenix accepts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def test_the_documented_example_sends_to_a_project(key: str | None, slash:
     assert [span.name for span in receiver.stored["support-agent"]] == ["search", "answer"]
     (request,) = receiver.requests
     assert request.target == "/v1/traces"
-    # Phoenix takes exactly this content type.
+    # Phoenix accepts only this content type.
     assert request.header("content-type") == "application/x-protobuf"
     assert request.header("content-encoding") == "gzip"
     assert request.header("authorization") == (f"Bearer {key}" if key else None)
 
 
-async def test_the_documented_example_tells_of_a_key_that_is_wrong_and_does_not_show_it() -> None:
+async def test_the_documented_example_reports_a_wrong_key_without_showing_it() -> None:
     async with OTLPReceiver(answers=[Answer(401, body=b"Invalid token")]) as receiver:
         environ = {
             "PHOENIX_COLLECTOR_ENDPOINT": receiver.url.removesuffix("/v1/traces"),

@@ -1,6 +1,6 @@
-"""What docs/supported-otlp.md says is there: its tests, its variables, and the table that is made from the code.
+"""docs/supported-otlp.md is true: its tests and variables exist, and its table of responses is that of the code.
 
-And the tests that docs/delivery-guarantees.md names.
+The tests that docs/delivery-guarantees.md names exist too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME_OF_A_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 class Variables(dict[str, str]):
-    """An environment that notes what is asked for."""
+    """An environment that records which variables are read."""
 
     def __init__(self, **values: str) -> None:
         super().__init__(values)
@@ -40,7 +40,7 @@ def section(title: str) -> str:
 
 
 def rows(title: str) -> list[list[str]]:
-    """The rows of a section's tables as cells, without their heads."""
+    """Return the rows of a section's tables as cells, without the headings."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")]
     heads = {number + offset for number, line in enumerate(lines) if line.startswith("|--") for offset in (-1, 0)}
     cells = [line.strip("|").split("|") for number, line in enumerate(lines) if number not in heads]
@@ -49,7 +49,7 @@ def rows(title: str) -> list[list[str]]:
 
 @cache
 def names_of_tests(path: Path) -> frozenset[str]:
-    """The tests in a file, collected without running it."""
+    """Return the names of the tests in a file, without importing it."""
     functions = (
         node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
@@ -79,11 +79,11 @@ def test_each_row_names_tests(title: str) -> None:
 
 
 @pytest.mark.parametrize("page", [PAGE, GUARANTEES], ids=lambda page: page.stem)
-def test_every_test_that_is_named_is_there(page: Path) -> None:
+def test_every_test_that_is_named_exists(page: Path) -> None:
     named = NAME_OF_A_TEST.findall(page.read_text())
     missing = [f"{path}::{name}" for path, name in named if name not in names_of_tests(PROJECT / path)]
     assert missing == []
-    assert page.read_text().count("::test_") == len(named), "a test is named in another way"
+    assert page.read_text().count("::test_") == len(named), "a test is named in another form"
 
 
 def test_each_guarantee_names_a_test() -> None:
@@ -94,13 +94,13 @@ def test_each_guarantee_names_a_test() -> None:
 
 def test_the_table_of_responses_is_the_one_in_the_code() -> None:
     assert PAGE.read_text().count(BEGIN) == PAGE.read_text().count(END) == 1
-    assert section_in_page() == generated_section(), "python -m tests.docs.supported_otlp makes it again"
+    assert section_in_page() == generated_section(), "run python -m tests.docs.supported_otlp"
 
 
-def test_every_otel_variable_that_is_read_is_there_and_no_other() -> None:
+def test_exactly_the_otel_variables_that_are_read_are_documented() -> None:
     environ = Variables()
     environment.exporter_options(environ)
-    # Files for TLS are looked for where they are used.
+    # TLS files are read only if the endpoint is https.
     environment.exporter_options(environ, endpoint="https://collector")
     environment.batch_options(environ)
     environment.queue_options(environ)
@@ -110,27 +110,27 @@ def test_every_otel_variable_that_is_read_is_there_and_no_other() -> None:
     assert variables((row[0] for row in rows("Environment")), "OTEL_") == environ.asked
 
 
-def test_every_mlflow_variable_that_is_read_is_there_and_no_other() -> None:
+def test_exactly_the_mlflow_variables_that_are_read_are_documented() -> None:
     environ = Variables(MLFLOW_TRACKING_URI="https://mlflow.test")
     mlflow(environ=environ)
     assert variables((row[0] for row in rows("Environment")), "MLFLOW_") == environ.asked
 
 
-def test_every_databricks_variable_that_the_code_names_is_there() -> None:
+def test_exactly_the_databricks_variables_that_the_code_names_are_documented() -> None:
     sources = [path.read_text() for path in (PROJECT / "trio_spanbatch" / "destinations").glob("*.py")]
     named = {name for source in sources for name in re.findall(r"\bDATABRICKS_[A-Z]+(?:_[A-Z]+)*", source)}
     assert named
     assert variables((row[0] for row in rows("Environment")), "DATABRICKS_") == named
 
 
-def test_the_defaults_of_the_page_are_those_of_the_code() -> None:
+def test_the_documented_defaults_are_those_of_the_code() -> None:
     defaults = {name: row[1] for row in rows("Environment") for name in variables(row[:1], "OTEL_")}
     assert f"`{environment.DEFAULT_ENDPOINT}`" in defaults["OTEL_EXPORTER_OTLP_ENDPOINT"]
     assert defaults["OTEL_EXPORTER_OTLP_TIMEOUT"].startswith("10000")
     assert defaults["OTEL_BSP_EXPORT_TIMEOUT"].startswith(f"{environment.export_timeout({}) * 1000:g}")
 
 
-def test_what_is_not_supported_says_why() -> None:
+def test_each_feature_that_is_not_supported_has_a_reason() -> None:
     refused = {row[0]: row[1] for row in rows("What is not supported")}
     assert all(refused.values())
     assert {"OTLP/gRPC", "HTTP/2"} < refused.keys()

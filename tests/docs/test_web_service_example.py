@@ -1,4 +1,4 @@
-"""The web service of the examples, as a process of its own: requests over TCP, and SIGTERM while they come in."""
+"""The web service of the examples as a separate process: requests over TCP, and SIGTERM while they arrive."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from trio_spanbatch.testing import OTLPReceiver
 pytestmark = pytest.mark.long
 
 RUNNING = re.compile(r"Running on http://127\.0\.0\.1:(\d+) ")
-# As many requests are answered before the SIGTERM comes, and so many clients keep on sending.
+# The number of requests that are answered before the SIGTERM, and the number of clients that keep sending.
 ANSWERED_BEFORE = 60
 CLIENTS = 4
 
 
 @attrs.frozen
 class Service:
-    """The example, running."""
+    """The running example."""
 
     process: Child
     port: int
@@ -58,12 +58,12 @@ def traceparent(trace_id: int) -> str:
 
 
 def assert_no_span_was_lost(process: Child, *, stored: int) -> None:
-    """Assert that the service says so. Of a request that it could not answer while it stopped, it may say more."""
+    """Assert that the service reports no lost span. It may log requests that it could not answer while stopping."""
     assert process.said == [f"delivered: {stored}"]
     assert not re.search("SpanBatcher|undelivered|rejected", process.errors)
 
 
-async def test_each_tenant_of_the_web_service_has_its_location_and_a_stranger_has_none() -> None:
+async def test_each_tenant_of_the_web_service_has_its_location_and_an_unknown_tenant_has_none() -> None:
     async with OTLPReceiver(location_header=LOCATION_HEADER) as receiver, web_service(receiver) as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE, trust_env=False) as client:
             answers = [
@@ -101,7 +101,7 @@ async def test_each_tenant_of_the_web_service_has_its_location_and_a_stranger_ha
 
 
 def posts(number: int) -> bool:
-    """Return whether the request of this number is a POST, which is served on trio, or a GET, served in a thread."""
+    """Return whether the request with this number is a POST, served on trio, or a GET, served in a thread."""
     return number % 2 == 1
 
 
@@ -110,9 +110,9 @@ def tenant_of(number: int) -> str:
 
 
 def request(number: int, *headers: str) -> bytes:
-    """Return a request of a trace of its own, whose id is its number. It is the only one on its connection.
+    """Return a request with its own trace, whose id is its number. It is the only one on its connection.
 
-    (Hypercorn 0.18 may wait for all of ``graceful_timeout`` if a connection that it closes gets one request more.)
+    (Hypercorn 0.18 may wait for all of ``graceful_timeout`` if a connection that it closes gets another request.)
     """
     body = b'{"number": %d}' % number if posts(number) else b""
     lines = (
@@ -128,7 +128,7 @@ def request(number: int, *headers: str) -> bytes:
 
 
 async def answer_to(port: int, data: bytes) -> bytes:
-    """Send ``data`` and return what comes back, until the service closes the connection."""
+    """Send ``data`` and return all received data, until the service closes the connection."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(data)
         return b"".join([part async for part in stream])
@@ -136,7 +136,7 @@ async def answer_to(port: int, data: bytes) -> bytes:
 
 @attrs.define
 class Load:
-    """Clients that send requests until nobody takes them any more, each request in a trace of its own.
+    """Clients that send requests until they are refused, each request with its own trace.
 
     Attributes:
         answered: The numbers of the requests that were answered.
@@ -147,11 +147,11 @@ class Load:
     _enough: trio.Event = attrs.field(factory=trio.Event)
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(2))
 
-    async def wait_until_in_full_swing(self) -> None:
+    async def wait_until_busy(self) -> None:
         await self._enough.wait()
 
     async def send_requests(self) -> None:
-        """Send requests until one is refused, or was taken by the kernel and the service closed it unseen."""
+        """Send requests until one is refused, or accepted by the kernel and closed by the service unread."""
         for number in self._numbers:
             try:
                 answer = await answer_to(self.port, request(number))
@@ -178,7 +178,7 @@ def names_by_trace(spans: Iterable[SpanMessage]) -> dict[int, Counter[str]]:
 
 @asynccontextmanager
 async def half_sent_request(port: int, number: int) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
-    """Send the head of a request, and have the service work on it. Gives a function that sends the rest."""
+    """Send the head of a request, and wait until the service handles it. Yields a function that sends the rest."""
     head, body = request(number, "expect: 100-continue").split(b"\r\n\r\n")
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(head + b"\r\n\r\n")
@@ -192,7 +192,7 @@ async def half_sent_request(port: int, number: int) -> AsyncIterator[Callable[[]
 
 
 async def wait_until_refused(port: int) -> None:
-    """Return once the service takes no new connections."""
+    """Return once the service accepts no new connections."""
     while True:
         try:
             stream = await trio.open_tcp_stream("127.0.0.1", port)
@@ -201,14 +201,14 @@ async def wait_until_refused(port: int) -> None:
         await stream.aclose()
 
 
-async def test_after_a_sigterm_in_mid_load_every_request_that_was_answered_has_all_its_spans() -> None:
+async def test_after_a_sigterm_under_load_every_answered_request_has_all_its_spans() -> None:
     async with OTLPReceiver(location_header=LOCATION_HEADER) as receiver, web_service(receiver) as service:
         load = Load(service.port)
         with trio.fail_after(DEADLINE):
             async with half_sent_request(service.port, 1) as finish, trio.open_nursery() as nursery:
                 for _ in range(CLIENTS):
                     nursery.start_soon(load.send_requests)
-                await load.wait_until_in_full_swing()
+                await load.wait_until_busy()
                 service.process.send_signal(signal.SIGTERM)
                 await wait_until_refused(service.port)
                 assert (await finish()).startswith(b"HTTP/1.1 200")

@@ -1,14 +1,11 @@
 """A state machine that drives a batcher through everything that users, servers and the clock can do to it.
 
-Hypothesis picks small limits and then a sequence of rules; `state_machine_model` says after each step of each task
-whether what is seen can be, and `state_machine_rest` whether anything was left undone whenever the run stands still. A
-rule does one thing and then lets the run go on: until nothing happens any more, or only for a few steps, so that the
-next rule falls into the middle of something.
+Hypothesis picks small limits and then a sequence of rules. After each step of each task, `Model` checks that what the
+batcher shows is possible; whenever the run comes to rest, `RestCheck` checks that nothing was left undone. A rule does
+one thing and then lets the run continue: until it is blocked, or only for a few steps, so that the next rule falls in
+the middle of something.
 
-The sizes and the limits are such that sums of sizes often meet a limit exactly, or miss it by one.
-
-To run the machine against another copy of the package, put that copy in front of ``sys.path`` and call
-`run_state_machine`.
+The sizes and the limits are chosen so that sums of sizes often meet a limit exactly, or miss it by one.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from __future__ import annotations
 import math
 
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as set_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -239,22 +237,32 @@ class SpanBatcherMachine(RuleBasedStateMachine):
             self.driver.abandon()
 
 
-def run_state_machine(examples: int, *, steps: int = 40, shrink: bool = True, fresh: bool = True) -> None:
-    """Drive batchers through ``examples`` random sequences of at most ``steps`` rules. Raise what is found.
+def run_state_machine(
+    examples: int,
+    *,
+    seed: int,
+    steps: int = 40,
+    shrink: bool = True,
+    machine: type[SpanBatcherMachine] = SpanBatcherMachine,
+) -> None:
+    """Drive batchers through random sequences of rules; raise the first failure.
 
-    They are other ones in each run if they shall be ``fresh``, else the same as long as the code is the same. The
-    message of a failure has the rules that lead to it, the fewest that were found if ``shrink``, and a line that makes
-    Hypothesis repeat it.
+    Its message has the rules that lead to it.
+
+    Args:
+        examples: The number of sequences.
+        seed: The seed of the sequences: they are the same as long as the code is the same.
+        steps: The most rules in a sequence.
+        shrink: Look for a shorter sequence that fails.
+        machine: The class that has the rules.
     """
     phases = set(Phase) - {Phase.explain} - (set() if shrink else {Phase.shrink, Phase.reuse})
     run_state_machine_as_test(
-        SpanBatcherMachine,
+        set_seed(seed)(machine),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
             phases=tuple(phases),
-            derandomize=not fresh,
-            print_blob=True,
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
