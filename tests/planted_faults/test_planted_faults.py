@@ -9,10 +9,15 @@ import pytest
 from tests.planted_faults.__main__ import main
 from tests.planted_faults.faults import FAULTS, Machine, PlantedFault
 from tests.planted_faults.machines import MACHINES, find, first_line
-from tests.planted_faults.support import copy_of_package, plant
+from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 
 # How many runs a copy without a fault has to pass.
 SOUND: dict[Machine, int] = {"simulation": 100, "state machine": 100, "cancel everywhere": 0}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_has_its_place_in_the_package(fault: PlantedFault) -> None:
+    assert (PACKAGE / fault.module).read_text().count(fault.right) == 1
 
 
 @pytest.mark.long
