@@ -1,4 +1,4 @@
-"""What the cases share: how a thing is measured, and how what comes out is compared.
+"""The harness of the cases: how figures are measured and compared.
 
 A case has sides: this library, a peer, a limit. Each side is a function that makes ready, once, and returns a function
 that runs one round and returns figures by name. It runs in a process of its own, so that neither side's memory and
@@ -45,7 +45,7 @@ Round: TypeAlias = Callable[[], Figures]
 
 @attrs.frozen
 class Setup:
-    """What a side is told.
+    """The arguments of a side.
 
     Attributes:
         receiver: Where to send to.
@@ -56,20 +56,20 @@ class Setup:
     quick: bool
 
     def size(self, full: int, quick: int) -> int:
-        """Return how much of something there is to be."""
+        """Return the first number, or the second one in a quick run."""
         return quick if self.quick else full
 
 
 @attrs.frozen
 class Limit:
-    """A number to compare with, that is not measured."""
+    """A fixed number to compare with."""
 
     value: float
 
 
 @attrs.frozen
 class Row:
-    """A line of the table: one figure of this library, and what it is compared with.
+    """A line of the table: one figure of this library, and the figure to compare it with.
 
     Attributes:
         what: What is measured.
@@ -118,7 +118,7 @@ class Plot:
 
 @attrs.frozen
 class Case:
-    """One thing that is measured.
+    """One measurement of all sides.
 
     Attributes:
         name: The name of its file.
@@ -151,13 +151,13 @@ class Spread:
 
     @classmethod
     def of(cls, numbers: list[float]) -> Spread:
-        """Return that of ``numbers``."""
+        """Return the median and range of ``numbers``."""
         return cls(statistics.median(numbers), min(numbers), max(numbers))
 
 
 @attrs.frozen
 class Result:
-    """What came out for one row."""
+    """The result for one row."""
 
     row: Row
     figure: Spread
@@ -199,7 +199,7 @@ def figures_of(name: str, rounds: Mapping[str, list[Figures]]) -> list[float]:
 
 @attrs.define
 class Watch:
-    """What `watch` has seen.
+    """The figures of `watch`.
 
     Attributes:
         cpu: Seconds of CPU time of this process, all threads.
@@ -212,7 +212,7 @@ class Watch:
 
 @contextmanager
 def watch() -> Iterator[Watch]:
-    """Measure what happens inside."""
+    """Measure the time inside the block."""
     seen = Watch()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
@@ -230,7 +230,7 @@ def in_turns(case: Case, receiver: Receiver, *, quick: bool) -> dict[str, list[F
     rounds: dict[str, list[Figures]] = {name: [] for name in case.sides}
     with ExitStack() as stack:
         sides: dict[str, _SideProcess] = {}
-        # Processes that are new in each round have nothing to warm up.
+        # Processes that are new in each round need no warm-up.
         warm_ups = 0 if quick or case.fresh else 1
         for number in range(warm_ups + (1 if quick else case.rounds)):
             for name in case.sides:
@@ -245,7 +245,7 @@ def in_turns(case: Case, receiver: Receiver, *, quick: bool) -> dict[str, list[F
 
 
 class _SideProcess:
-    """A side that runs in a process of its own. It runs a round for each line that it gets, and answers with a line."""
+    """A side in its own process. It runs a round for each line that it gets, and answers with a line."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""The check at the end of each round: was every span received, and once?"""
+"""The check at the end of each round that every span was received exactly once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPAN_ID = struct.Struct(">20xQ")
 
 
 class SpansLost(Exception):
-    """Spans were lost, sent twice or invented. The message says how many."""
+    """Spans were lost, sent twice or invented; the message has the numbers."""
 
 
 def ids_of_request(request: bytes) -> list[int]:
@@ -32,12 +32,12 @@ def ids_of_request(request: bytes) -> list[int]:
 
 
 def ids_of_batch(batch: SpanBatch) -> list[int]:
-    """Return the ids of the spans in a batch, without making its request."""
+    """Return the ids of the spans in a batch, without building its request."""
     return [_SPAN_ID.unpack_from(span.payload)[0] for span in batch.spans]
 
 
 def check_ids(received: Iterable[int], count: int) -> None:
-    """Raise `SpansLost` unless exactly the ids 1 to ``count`` were received, each of them once."""
+    """Raise `SpansLost` unless exactly the ids 1 to ``count`` were received, each once."""
     times = Counter(received)
     expected = range(1, count + 1)
     missing = sum(1 for span_id in expected if span_id not in times)

@@ -1,4 +1,4 @@
-"""What cases without a server share: an exporter that keeps ids, and a program that adds spans and waits for room."""
+"""Helpers for cases without a server: an exporter that keeps ids, and a program that adds spans and waits for room."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["KeepsIds", "add_all"]
 
 
 class KeepsIds:
-    """A `SpanExporter` that takes every batch, after ``seconds``.
+    """A `SpanExporter` that accepts every batch, after ``seconds``.
 
     Attributes:
         ids: The ids of all spans it took.
@@ -38,7 +38,7 @@ class KeepsIds:
 
 
 async def add_all(batcher: SpanBatcher, spans: Iterable[tuple[str, SpanLike]]) -> None:
-    """Add spans, each with its location, as fast as it goes: at once where there is room, else waiting."""
+    """Add spans, each with its location, as fast as possible: at once if there is room, otherwise waiting."""
     for location, span in spans:
         try:
             batcher.add_span_nowait(location, span)

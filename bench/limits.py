@@ -1,4 +1,4 @@
-"""Limits for cases in which nothing is to wait for room."""
+"""Limits for cases in which adding must never wait for room."""
 
 from __future__ import annotations
 

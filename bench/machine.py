@@ -1,4 +1,4 @@
-"""What was measured on: the machine, and the versions of what took part."""
+"""Descriptions of the machine and of the package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Return the versions of Python and of the packages that matter."""
+    """Return the versions of Python and of the relevant packages."""
     python = (platform.python_implementation(), platform.python_version())
     return [python, ("zlib", zlib.ZLIB_RUNTIME_VERSION), *((package, version(package)) for package in _PACKAGES)]
 

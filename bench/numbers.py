@@ -1,4 +1,4 @@
-"""How a number is written."""
+"""The format of numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["number"]
 
 
 def number(value: float) -> str:
-    """Return ``value`` with three digits that count."""
+    """Format ``value`` with three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

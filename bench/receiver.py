@@ -27,13 +27,13 @@ from bench.ids import ids_of_request
 
 __all__ = ["Receiver", "running_receiver"]
 
-# Seconds that the answer to a question may take. None takes long; a machine may.
+# Seconds to wait for an answer at most; only a slow machine needs more than a few.
 _TIMEOUT = 120.0
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
 
 
 class _Server:
-    """Keeps bodies, each with whether it is compressed."""
+    """Keeps bodies, and whether each is compressed."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[bytes, bool]] = []
@@ -91,7 +91,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where spans are sent to."""
+        """The URL for spans."""
         return f"http://127.0.0.1:{self.port}/v1/traces"
 
     def forget(self) -> None:
@@ -104,7 +104,7 @@ class Receiver:
         return struct.unpack(f">{len(answer) // 8}Q", answer)
 
     def requests(self) -> int:
-        """Return how many requests came since."""
+        """Return the number of requests received since."""
         return int(self._ask("GET", "/requests"))
 
     def _ask(self, method: str, path: str) -> bytes:
@@ -118,7 +118,7 @@ class Receiver:
 
 @contextmanager
 def running_receiver() -> Iterator[Receiver]:
-    """Run a receiver in a process of its own, on a free port."""
+    """Run a receiver in a child process, on a free port."""
     with subprocess.Popen([sys.executable, "-m", "bench.receiver"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -1,4 +1,4 @@
-"""Reports of a run: the table on the terminal, and the page in the documentation."""
+"""The output of a run: the table on the terminal, and the page in the documentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADINGS = ("what", "here", "beside it", "ratio (range)", "goal", "")
 
 @attrs.frozen
 class CaseReport:
-    """A case and its figures.
+    """A case and its results.
 
     Attributes:
         case: The case.

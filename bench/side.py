@@ -1,4 +1,4 @@
-"""One side of a case, in a process of its own: `python -m bench.side CASE SIDE PORT [--quick]`.
+"""One side of a case, in its own process: `python -m bench.side CASE SIDE PORT [--quick]`.
 
 For each line on standard input it runs a round, and writes the figures as a line of JSON on standard output.
 """
@@ -24,7 +24,7 @@ def _main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    # Whatever a library prints must not come in between the figures.
+    # Output of libraries must not mix with the figures.
     answers, sys.stdout = sys.stdout, sys.stderr
     run_round = load_case(arguments.case).sides[arguments.side](Setup(Receiver(arguments.port), arguments.quick))
     for _ in sys.stdin:

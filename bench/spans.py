@@ -1,4 +1,4 @@
-"""The spans that are measured with: what OpenTelemetry's SDK makes of an agent's work.
+"""The spans of the measurements, like those that OpenTelemetry's SDK makes of an agent's work.
 
 Their ids are 1, 2, 3 and so on, so that it can be checked that each of them arrived.
 """
@@ -16,12 +16,12 @@ from opentelemetry.trace import SpanKind, Tracer
 __all__ = ["SPANS", "agent_spans", "frozen_agent_spans", "prompt_spans", "small_spans"]
 
 _RESOURCE = Resource.create({"service.name": "support-agent", "service.version": "1.4.2", "host.name": "worker-7"})
-# In characters; some of them take two or three bytes.
+# In characters, some of which take two or three bytes.
 _PROMPT = ("You are a careful assistant. Le café est déjà fermé. 计划 is a plan. Answer in a sentence. " * 120)[:10_000]
 
 
 class _Counting(IdGenerator):
-    """Span ids count from 1; twenty spans in a row have a trace in common."""
+    """Generates span ids from 1; each twenty consecutive spans share a trace."""
 
     def __init__(self) -> None:
         self._last = 0

@@ -1,4 +1,4 @@
-"""Settings that hold for every test."""
+"""Settings for all tests."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tests.support.long_tests import MARKER, LongTests
 from tests.support.orphans import Watcher
 from trio_spanbatch._settings.environment import forget_warnings
 
-# How long an example takes says nothing on a busy machine; what matters is that runs repeat.
+# No deadline, as a busy machine is slow; and the same examples in each run.
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.register_profile("short", settings.get_profile("default"), max_examples=25)
 settings.load_profile("default")
 
-# A shell that runs the tests in the background has them ignore SIGINT, and a child inherits that from them.
+# A shell makes its background processes ignore SIGINT, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_warned_of() -> None:
-    """What is warned of once in a process is warned of once in a test."""
+def no_warnings_so_far() -> None:
+    """Have warnings that a process issues once issued once in each test."""
     forget_warnings()
 
 
@@ -37,13 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names with addresses in them: each worker would have other tests."""
+    """Refuse names of tests that contain addresses: they would differ between workers."""
     named_by_address = [item.nodeid for item in items if re.search(r"0x[0-9a-f]{6,}", item.nodeid)]
     if named_by_address:
-        raise pytest.UsageError(f"names of tests with addresses in memory: {named_by_address}")
+        raise pytest.UsageError(f"names of tests contain memory addresses: {named_by_address}")
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector, which some tests call, a look at all modules and tests each time."""
+    """Exempt all modules and tests from garbage collection, since some tests collect often."""
     gc.collect()
     gc.freeze()

@@ -1,13 +1,13 @@
-"""Cancel at every step: each scenario is run again and again, each time with a cancel after another scheduling step.
+"""Cancel at every step: run each scenario once for every scheduling step, with a cancel after that step.
 
     python -m tests.cancellation                  # with an exporter in memory
     python -m tests.cancellation --http           # through the whole HTTP path, without sockets
     python -m tests.cancellation --scenario backoff --scope body --step 57 --trace
 
-What is cancelled is in `cancel_run`, in what in `cancel_scenarios`. For some small scenarios there are second cancels
-too: of the body after each step, and then of everything, or by a Ctrl-C, after each step that follows.
+``run.py`` has the scopes to cancel, ``scenarios.py`` the programs. Some small scenarios also get a second cancel: the
+body is cancelled after each step, then everything, or a Ctrl-C is sent, after each later step.
 
-It stops at the first failure, says how to run that once more, and exits with 1.
+It stops at the first failure, prints the command that repeats it, and exits with 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Row:
 
 @attrs.define
 class Report:
-    """What was run so far."""
+    """The runs so far."""
 
     http: bool
     rows: dict[tuple[str, str], Row] = attrs.Factory(dict)
@@ -79,7 +79,7 @@ class Report:
         )
 
     def print_table(self) -> None:
-        """Print how many runs there were, a line for each scenario and a column for each scope."""
+        """Print the number of runs, with a line for each scenario and a column for each scope."""
         print(f"{'':28}{'steps':>7}" + "".join(f"{scope.replace('body, ', ''):>17}" for scope in COLUMNS))
         for scenario, row in {row.scenario: row for row in self.rows.values()}.items():
             cells = [self.rows.get((scenario, scope)) for scope in COLUMNS]
@@ -92,7 +92,7 @@ class Report:
 
 
 def command(plan: Plan) -> str:
-    """Return the command that runs ``plan`` once more."""
+    """Return the command that repeats ``plan``."""
     words = ["python", "-m", "tests.cancellation", *["--http"] * plan.http, "--scenario", plan.scenario]
     if plan.step is not None:
         words += ["--scope", plan.scope, "--step", str(plan.step)]
@@ -102,7 +102,7 @@ def command(plan: Plan) -> str:
 
 
 def units(options: argparse.Namespace, report: Report) -> list[Unit]:
-    """Return all that is to be done, and give the report a row for each part of it."""
+    """Return all units, and add a row for each of their scopes to the report."""
     found: list[Unit] = []
     for scenario in options.scenario or SCENARIOS:
         model = model_of(Plan(scenario, options.http), report)
@@ -110,7 +110,7 @@ def units(options: argparse.Namespace, report: Report) -> list[Unit]:
             return []
         steps = range(model.steps + 1)
         for scope in model.scopes:
-            # Before the first step there is nothing that a Ctrl-C could interrupt.
+            # Before the first step, a Ctrl-C has nothing to interrupt.
             found += _units_of(Unit(scenario, options.http, scope, steps[scope == "ctrl-c" :]), options)
         if scenario in TWICE and not options.quick:
             found += _units_of(Unit(scenario, options.http, "body", steps, TWICE[scenario]), options)
@@ -120,7 +120,7 @@ def units(options: argparse.Namespace, report: Report) -> list[Unit]:
 
 
 def model_of(plan: Plan, report: Report) -> Model | None:
-    """Return what a scenario is like without a cancel, None if it fails by itself."""
+    """Run a scenario without a cancel. Return its record, or None if it fails."""
     model = None
     try:
         model = run_in_time(plan)
@@ -139,7 +139,7 @@ def _units_of(whole: Unit, options: argparse.Namespace) -> Iterator[Unit]:
 
 
 def run_everything(options: argparse.Namespace) -> Report:
-    """Run what is asked for over all cores, until the first failure."""
+    """Run the selected scenarios in several processes, until the first failure."""
     report = Report(options.http)
     todo = units(options, report)
     progress = Progress(len(todo))
@@ -183,15 +183,17 @@ def run_once(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Cancel at every scheduling step of every scenario.")
-    parser.add_argument("--http", action="store_true", help="through the whole HTTP path, not to an exporter in memory")
-    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this one; may be repeated")
-    parser.add_argument("--scope", action="append", choices=COLUMNS, help="only this; the same")
+    parser.add_argument("--http", action="store_true", help="use the whole HTTP path, not an exporter in memory")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="run only this scenario (repeatable)")
+    parser.add_argument("--scope", action="append", choices=COLUMNS, help="cancel only this scope (repeatable)")
     parser.add_argument("--quick", action="store_true", help="no second cancels")
-    parser.add_argument("--step", type=int, help="one run, cancelled after this step")
-    parser.add_argument("--then", type=int, help="and once more after this one")
-    parser.add_argument("--second", choices=SCOPES, default="everything", help="what is cancelled then (%(default)s)")
-    parser.add_argument("--trace", action="store_true", help="one run, and a line for each of its steps")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes (%(default)s)")
+    parser.add_argument("--step", type=int, help="do one run, with a cancel after this step")
+    parser.add_argument("--then", type=int, help="cancel once more after this step")
+    parser.add_argument(
+        "--second", choices=SCOPES, default="everything", help="the scope of the second cancel (%(default)s)"
+    )
+    parser.add_argument("--trace", action="store_true", help="do one run and print a line for each step")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="the number of processes (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return parser
 
@@ -201,7 +203,7 @@ def main() -> int:
     prepare()
     if options.trace or options.step is not None:
         if len(options.scenario or []) != 1:
-            parser().error("one run is of one --scenario")
+            parser().error("--step and --trace need exactly one --scenario")
         return run_once(options)
     report = run_everything(options)
     if options.json:
@@ -211,7 +213,7 @@ def main() -> int:
     if report.failure:
         print(f"\n{report.failure}", file=sys.stderr)
         if report.failed is not None:
-            print(f"run it once more: {command(report.failed)}", file=sys.stderr)
+            print(f"repeat it with: {command(report.failed)}", file=sys.stderr)
         return 1
     return 0
 

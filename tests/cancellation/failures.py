@@ -1,4 +1,4 @@
-"""Programs whose servers fail, and what these servers do."""
+"""Programs with failing servers, and the scripts of these servers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fails_twice(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def retry_after(world: World) -> None:
-    """The server says when to come again, for one location later than the drain will wait."""
+    """The server names a time for the next attempt, for one location after the end of the drain."""
     first, second, mine = world.spans(2), world.spans(2), world.spans(1)
     world.oracle.add_nowait("soon", first)
     world.oracle.add_nowait("late", second)
@@ -104,7 +104,7 @@ def every_fourth_is_bad(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def refusing_everything(world: World) -> None:
-    """Not one span is right: the location is asked about a single one from then on."""
+    """Every span of a location is refused: from then on, only a single span is tried there."""
     first, second, mine, others = world.spans(3), world.spans(3), world.spans(1), world.spans(2)
     world.oracle.add_nowait("a", first)
     world.oracle.add_nowait("b", others)
@@ -118,7 +118,7 @@ def a_refuses_everything(location: str, ids: Sequence[int], before: int) -> Step
 
 
 async def too_large(world: World) -> None:
-    """Requests are too large, and the next batch is sent in parts at once."""
+    """Requests are too large, and the next batch is split before it is sent."""
     first, second, mine = world.spans(4), world.spans(3), world.spans(1)
     world.oracle.add_nowait("a", first)
     async with trio.open_nursery() as nursery:
@@ -133,7 +133,7 @@ def takes_two_at_once(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def hanging(world: World) -> None:
-    """One location never answers; the drain gives it up, others are delivered."""
+    """One location never answers; the drain gives up on it, and the others are delivered."""
     stuck, mine, others = world.spans(3), world.spans(1), world.spans(2)
     world.oracle.add_nowait("hangs", stuck)
     async with trio.open_nursery() as nursery:
@@ -162,7 +162,7 @@ def hangs_first(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def one_slot(world: World) -> None:
-    """Four locations, of which two back off, stand in line for the only slot, most of them in the drain."""
+    """Four locations, two of which back off, wait for the only slot, most of them in the drain."""
     spans = {location: world.spans(2) for location in "abcd"}
     mine = world.spans(1)
     for location, some in spans.items():
@@ -178,7 +178,7 @@ def two_fail_first(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def repeated_in_turns(world: World) -> None:
-    """Three exports of one location fail at once; they are repeated one after the other, as the drain begins."""
+    """Three exports of one location fail together; they are retried one after the other, while the drain begins."""
     spans, mine = world.spans(5), world.spans(1)
     for span in spans[:2]:
         world.oracle.add_nowait("a", [span])
@@ -223,7 +223,7 @@ def one_raises(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def adding_again(world: World) -> None:
-    """For each batch that is lost, on_loss adds a span for another location, also while the drain begins."""
+    """on_loss adds a span for another location for each lost batch, also while the drain begins."""
     first, mine, spare = world.spans(3), world.spans(2), world.spans(5)
 
     def add_another(loss: Loss) -> None:
@@ -242,7 +242,7 @@ def a_is_forbidden(location: str, ids: Sequence[int], before: int) -> Step:
 
 
 async def closing_hangs(world: World) -> None:
-    """Closing the exporter takes all the time that there is."""
+    """Closing the exporter takes all of the remaining time."""
     spans = world.spans(2)
     world.oracle.add_nowait("a", [spans[0]])
     await world.add_as_victim("a", [spans[1]])
@@ -250,7 +250,7 @@ async def closing_hangs(world: World) -> None:
 
 
 async def no_time_at_all(world: World) -> None:
-    """There is half a second for the drain, and a slow server."""
+    """The drain has half a second, and the server is slow."""
     spans = world.spans(4)
     world.oracle.add_nowait("a", spans[:2])
     await world.add_as_victim("b", [spans[2]])

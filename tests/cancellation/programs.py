@@ -1,4 +1,4 @@
-"""Programs whose servers are well: what happens inside of the batcher, and around it, is what is to be cancelled."""
+"""Programs with healthy servers: the cancels hit the batcher itself and the tasks around it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = [
 
 
 async def entering(world: World) -> None:
-    """Nothing but entering and leaving."""
+    """Enter and leave."""
 
 
 async def quiet(world: World) -> None:
-    """Now and then a span, sent when it is due."""
+    """Add a span now and then; each is sent when it is due."""
     first, second, third = world.spans(3)
     world.oracle.add_nowait("a", [first])
     await world.add_as_victim("b", [second])
@@ -35,7 +35,7 @@ async def quiet(world: World) -> None:
 
 
 async def full_queues(world: World) -> None:
-    """More comes than the server takes; what does not fit is not accepted, and one adder waits."""
+    """Add more than the server takes: spans that do not fit are not accepted, and one adder waits."""
     lists, singles, mine = [world.spans(3) for _ in range(6)], world.spans(14), world.spans(2)
     for some in lists[:2]:
         world.oracle.add_nowait("a", some)
@@ -51,7 +51,7 @@ async def full_queues(world: World) -> None:
 
 
 async def waiting_for_the_queue(world: World) -> None:
-    """Adders stand in the lines of two full queues."""
+    """Adders wait for two full queues."""
     mine, others, more, single = world.spans(3), world.spans(4), world.spans(3), world.spans(1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.add, "a", others)
@@ -81,7 +81,7 @@ async def waiting_for_bytes(world: World) -> None:
 
 
 async def a_long_list(world: World) -> None:
-    """A list so long that other tasks run in between, too long for the queue."""
+    """Add a list that is too long for the queue, and so long that other tasks run in between."""
     mine, others = world.spans(70), world.spans(2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.add_list_as_victim, "a", mine)
@@ -90,7 +90,7 @@ async def a_long_list(world: World) -> None:
 
 
 async def flush_in_progress(world: World) -> None:
-    """Several flushers, of one location and of all, while more is added."""
+    """Flush one location and all of them, while more spans are added."""
     spans = [world.spans(2) for _ in range(4)]
     for location, some in zip("abab", spans, strict=True):
         world.oracle.add_nowait(location, some)
@@ -104,7 +104,7 @@ async def flush_in_progress(world: World) -> None:
 
 
 async def drain_in_progress(world: World) -> None:
-    """The body ends at once; the drain has everything to do, with adders and flushers from outside."""
+    """The body ends at once; the drain sends everything, with adders and flushers from outside."""
     for location in "abc":
         world.oracle.add_nowait(location, world.spans(5))
     mine, others = world.spans(4), world.spans(3)
@@ -115,7 +115,7 @@ async def drain_in_progress(world: World) -> None:
 
 
 async def ending_by_idleness(world: World) -> None:
-    """Lanes end because nothing comes, also in the very moment in which something does."""
+    """Lanes end because they are idle, one of them at the moment at which a span is added."""
     spans = world.spans(4)
     world.oracle.add_nowait("a", [spans[0]])
     world.oracle.add_nowait("b", [spans[1]])
@@ -128,7 +128,7 @@ async def ending_by_idleness(world: World) -> None:
 
 
 async def many_locations(world: World) -> None:
-    """More locations than may be alive at once, one after the other, and the first ones again."""
+    """Use more locations than may be live at once, one after the other, and then the first ones again."""
     spans = world.spans(8)
     for location, span in zip("abcdef", spans, strict=False):
         world.oracle.add_nowait(location, [span])

@@ -1,9 +1,9 @@
-"""The scenarios that are run with a cancel after every one of their steps: small programs, and what they run in.
+"""The scenarios that run with a cancel after each of their steps: small programs and their settings.
 
-Each program is written once, for every `World`. What a script answers depends on the location and on its spans, not on
-the order in which requests of several locations come, so that a cancel of one adder or flusher changes nothing for the
-others (`Scenario.steady`; where it may, it says so). Spans are made first of all, so that their ids are the same in
-every run. There are at most `MAX_STEPS` scheduling steps with an exporter in memory.
+Each program is written once, for every `World`. A script's answers depend on the location and its spans, not on the
+order of requests of several locations, so that cancelling one adder or flusher changes nothing for the others; the
+exceptions are not `Scenario.steady`. Programs make their spans first, so that ids are the same in every run. With an
+exporter in memory, a scenario has at most `MAX_STEPS` scheduling steps.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Scenario:
     """A program and its server.
 
     Attributes:
-        program: What happens in the body of the ``async with`` of the batcher.
-        settings: What it happens in.
-        steady: Whether spans have the same outcome when an adder or a flusher is cancelled that they are not of.
-        tracebacks: Parts of log messages that come with a traceback here.
-        forgets_locations: Whether there are more locations than are kept in the statistics.
+        program: The body of the batcher's ``async with``.
+        settings: The settings of its world.
+        steady: Whether spans keep their outcome when another adder or flusher is cancelled.
+        tracebacks: Parts of log messages that are expected to have a traceback.
+        forgets_locations: Whether there are more locations than the statistics keep.
     """
 
     program: Callable[[World], Awaitable[None]]
@@ -53,7 +53,7 @@ class Scenario:
 
 
 def given(script: Script = everything_is_delivered, *, delay: float = 0.0, **options: Any) -> Settings:
-    """Return settings; ``options`` are the other ones of `Settings`, and those of the batcher."""
+    """Return settings; ``options`` are other fields of `Settings` and arguments of the batcher."""
     own = {name: options.pop(name) for name in ("closing_hangs", "shutdown_timeout") if name in options}
     return Settings(script, delay, batcher=options, **own)
 
@@ -66,7 +66,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             programs.full_queues,
             given(delay=1.0, batch=TWO, limits=Limits(max_queued_spans=4, max_exports=1)),
-            # What is accepted depends on how full the queues are.
+            # Which spans are accepted depends on how full the queues are.
             steady=False,
         ),
         Scenario(
@@ -89,7 +89,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             programs.drain_in_progress,
             given(delay=1.0, batch=TWO, limits=Limits(max_queued_spans=6, max_exports=2)),
-            # Those from outside race with the drain.
+            # Adders from outside race with the drain.
             steady=False,
         ),
         Scenario(programs.ending_by_idleness, given(batch=ONE, limits=Limits(location_idle_timeout=3))),
@@ -141,7 +141,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             failures.partial_success_of_batches,
             given(failures.leaves_out_the_last, delay=0.25, batch=NEVER),
-            # Which is the last depends on who else is in the batch.
+            # Which span is the last depends on the others in the batch.
             steady=False,
         ),
         Scenario(failures.raising, given(failures.one_raises, delay=0.25, batch=TWO), tracebacks=["exporter raised"]),
@@ -160,7 +160,7 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 
-# Small ones, in which the drain has something to do, for two cancels in one run: first of the body, then of this.
+# Small scenarios whose drain has work to do: they run with two cancels, first of the body and then of this scope.
 TWICE = {
     "retry_after": "everything",
     "closing_hangs": "everything",

@@ -1,9 +1,9 @@
-"""The worlds in which a scenario of `cancel_scenarios` happens: the same program, with another server behind it.
+"""The worlds in which scenarios run: the same program with different servers behind it.
 
-A `Script` says what the server makes of each request. In a `MemoryWorld` an `InMemoryExporter` acts it out. In an
-`HTTPWorld` the real exporter sends real requests (gzip, credentials, httpcore's pool, h11) over memory streams to a
-real server, which acts out the same script as HTTP has it: a ``TryLater`` is a 503, or, if its outcome is unknown, a
-connection that breaks.
+A `Script` gives the server's answer to each request. In a `MemoryWorld`, an `InMemoryExporter` follows the script. In
+an `HTTPWorld`, the real exporter sends real requests (gzip, credentials, httpcore's pool, h11) over memory streams to a
+real server, which follows the same script in terms of HTTP: a ``TryLater`` is a 503 or, if its outcome is unknown, a
+broken connection.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from trio_spanbatch.testing import (
 
 __all__ = ["HTTPWorld", "MemoryWorld", "Script", "Settings", "Step", "World", "everything_is_delivered"]
 
-# What the server makes of a request. An exception is one that the exporter raises, whatever the server did.
+# The server's answer to a request. An exception is raised by the exporter after the server has answered.
 Step: TypeAlias = ExportResult | Hang | Exception
 
-# Location, ids of the spans, and how many requests for the location there were before.
+# Its arguments: the location, the ids of the spans, and the number of earlier requests for the location.
 Script: TypeAlias = Callable[[str, Sequence[int], int], Step]
 
 
@@ -60,14 +60,14 @@ def everything_is_delivered(location: str, ids: Sequence[int], before: int) -> S
 
 @attrs.frozen
 class Settings:
-    """What a world is made of.
+    """The settings of a world.
 
     Attributes:
-        script: What the server makes of each request.
-        delay: Seconds that it takes for it.
-        closing_hangs: Whether closing the exporter never ends by itself.
-        shutdown_timeout: Of the batcher.
-        batcher: More arguments of the batcher.
+        script: The server's answers.
+        delay: Seconds that the server needs for an answer.
+        closing_hangs: Whether the exporter's ``aclose()`` hangs until it is cancelled.
+        shutdown_timeout: The batcher's argument.
+        batcher: Other arguments of the batcher.
     """
 
     script: Script = everything_is_delivered
@@ -78,16 +78,16 @@ class Settings:
 
 
 class World(ABC):
-    """A batcher, what it sends to, and the scopes that can be cancelled.
+    """A batcher, its server, and the scopes that can be cancelled.
 
     Attributes:
-        oracle: Knows what became of every span.
-        scopes: By name. All are entered in every run, so that cancelling one is all that differs.
+        oracle: Follows every span.
+        scopes: The scopes by name. Every run enters all of them, so that runs differ only in the cancel.
         outside: A nursery around the ``async with`` of the batcher, for adders and flushers that outlive its body.
         entered: The scopes that were entered.
         victims: The ids of the spans of the adder that can be cancelled.
-        when_lost: Called with each `Loss`, if a program wants that.
-        active: How many exports run for each location.
+        when_lost: Called with each `Loss`, if set.
+        active: The number of running exports for each location.
         limits: The batcher's.
     """
 
@@ -117,33 +117,33 @@ class World(ABC):
     # -- what programs do --------------------------------------------------------------------------------------
 
     def spans(self, count: int, *, size: int = 0) -> list[Span]:
-        """Return new spans. To be called at the beginning, so that ids do not depend on who was cancelled."""
+        """Return new spans. Call this at the beginning, so that ids do not depend on the cancel."""
         return self.oracle.make_spans(count, size=size)
 
     async def add(self, location: str, spans: Sequence[Span]) -> None:
-        """Add spans, waiting for room; give up when the batcher is closed."""
+        """Add spans and wait for room; stop when the batcher is closed."""
         with suppress(trio.ClosedResourceError):
             await self.oracle.add(location, spans)
 
     async def add_each(self, location: str, spans: Sequence[Span]) -> None:
-        """Add spans by one call for each."""
+        """Add spans with a call for each."""
         for span in spans:
             await self.add(location, [span])
 
     async def add_as_victim(self, location: str, spans: Sequence[Span]) -> None:
-        """Add spans, each by a call of its own, as the adder that can be cancelled."""
+        """Add spans with a call for each, as the adder that can be cancelled."""
         self.victims |= {span.context.span_id for span in spans}
         with self._entered("adder"):
             await self.add_each(location, spans)
 
     async def add_list_as_victim(self, location: str, spans: Sequence[Span]) -> None:
-        """Add spans, all in one call, as the adder that can be cancelled."""
+        """Add spans in one call, as the adder that can be cancelled."""
         self.victims |= {span.context.span_id for span in spans}
         with self._entered("adder"):
             await self.add(location, spans)
 
     async def flush(self, location: str | None = None) -> None:
-        """Flush, and check that the barrier held. Give up when the batcher is closed."""
+        """Flush, and check that the spans added before are accounted for. Stop when the batcher is closed."""
         statistics = self.batcher.statistics()
         chosen = statistics if location is None else statistics.locations.get(location)
         pending = 0 if chosen is None else chosen.queued + chosen.in_flight
@@ -151,7 +151,7 @@ class World(ABC):
         with suppress(trio.ClosedResourceError):
             report = await self.batcher.flush(location)
             told = report.delivered + report.rejected + report.undelivered
-            assert told == pending, f"flush tells of {told} spans, {pending} were pending"
+            assert told == pending, f"flush reports {told} spans, {pending} were pending"
             late = waited_for & self.oracle.pending(location)
             assert not late, f"flush returned, and these are not accounted for: {sorted(late)}"
 
@@ -172,7 +172,7 @@ class World(ABC):
     # -- what the server does ----------------------------------------------------------------------------------
 
     def decide(self, location: str, ids: Sequence[int]) -> Step:
-        """Return what the script makes of a request, and tell the oracle what is left out of it."""
+        """Return the script's answer to a request, and tell the oracle which spans it leaves out."""
         step = self.settings.script(location, ids, self._requests[location])
         self._requests[location] += 1
         if isinstance(step, Delivered) and step.rejected:
@@ -180,16 +180,16 @@ class World(ABC):
             self.oracle.left_out_of(ids, ids[-step.rejected :])
         return step
 
-    # -- for whoever runs it -----------------------------------------------------------------------------------
+    # -- for the runner ----------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Have a server."""
+        """Run the server."""
         yield
 
     @abstractmethod
     async def come_to_rest(self) -> None:
-        """Wait until the server has ended what its clients have given up."""
+        """Wait until the server has finished the requests that its clients gave up."""
 
     @abstractmethod
     def stored(self) -> list[tuple[str, int]]:
@@ -197,7 +197,7 @@ class World(ABC):
 
     @abstractmethod
     def what_the_exporter_left(self) -> list[str]:
-        """Return what of the exporter is open."""
+        """Describe the parts of the exporter that are still open."""
 
     @abstractmethod
     def _make_exporter(self) -> SpanExporter: ...
@@ -227,7 +227,7 @@ class MemoryWorld(World):
 
 
 class HTTPWorld(World):
-    """A world with the whole HTTP path, but for sockets."""
+    """A world with the whole HTTP path except sockets."""
 
     def __init__(self, settings: Settings) -> None:
         self._failures: dict[tuple[int, ...], Exception] = {}
@@ -239,7 +239,7 @@ class HTTPWorld(World):
             yield
 
     async def come_to_rest(self) -> None:
-        # The server is slow at times, and tells nobody when it is done with a client that is gone.
+        # The server may be slow, and there is no event for the end of a request whose client is gone.
         await trio.sleep(10)
         assert not self._receiver.open_connections
 
@@ -284,7 +284,7 @@ class HTTPWorld(World):
             case Exception():
                 self._failures[tuple(ids)] = step
                 return attrs.evolve(request.default_answer, delay=delay)
-        raise TypeError(f"HTTP has nothing for {step!r}")
+        raise TypeError(f"{step!r} has no equivalent in HTTP")
 
 
 async def _credentials(location: str) -> Mapping[str, str]:
@@ -294,7 +294,7 @@ async def _credentials(location: str) -> Mapping[str, str]:
 
 @attrs.frozen(eq=False)
 class _Failing:
-    """An exporter that raises what the server's script says, after its request was answered."""
+    """An exporter that raises the exceptions of the server's script, after its request was answered."""
 
     _exporter: SpanExporter
     _failures: Mapping[tuple[int, ...], Exception]
@@ -311,7 +311,7 @@ class _Failing:
 
 @attrs.frozen(eq=False)
 class _Counted:
-    """An exporter that counts which exports run, and whose `aclose` may close it and then not return."""
+    """An exporter that counts its running exports, and whose `aclose` may close it and then hang."""
 
     _exporter: SpanExporter
     _active: Counter[str]

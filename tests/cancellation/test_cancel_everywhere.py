@@ -55,7 +55,7 @@ def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> Non
 
 
 @pytest.mark.long
-def test_a_failure_shows_the_command_that_repeats_it(tmp_path: Path) -> None:
+def test_a_failure_is_shown_with_the_command_that_repeats_it(tmp_path: Path) -> None:
     environ = plant(
         tmp_path,
         "_runtime/supervisor.py",
@@ -65,7 +65,7 @@ def test_a_failure_shows_the_command_that_repeats_it(tmp_path: Path) -> None:
     failed = start("--scenario", "quiet", "--scope", "everything", environ=environ)
     assert failed.returncode == 1
     assert "cancelled, and the batcher raised None" in failed.stderr
-    command = failed.stderr.splitlines()[-1].partition("run it once more: python -m tests.cancellation ")[2]
+    command = failed.stderr.splitlines()[-1].partition("repeat it with: python -m tests.cancellation ")[2]
     again = start(*command.split(), environ=environ)
     assert again.returncode == 1
     assert "cancelled, and the batcher raised None" in again.stderr
@@ -73,7 +73,7 @@ def test_a_failure_shows_the_command_that_repeats_it(tmp_path: Path) -> None:
     assert start(*command.split()).returncode == 0
 
 
-def test_a_failure_without_a_cancel_shows_its_command_too(tmp_path: Path) -> None:
+def test_a_failure_without_a_cancel_is_shown_with_its_command_too(tmp_path: Path) -> None:
     environ = plant(
         tmp_path, "_scheduler/location.py", "        self._send.close()\n        self._receive.close()\n", ""
     )
@@ -110,7 +110,7 @@ def test_one_run_repeats_step_by_step() -> None:
     assert second.stdout == first.stdout
 
 
-def test_one_run_is_of_one_scenario() -> None:
+def test_a_single_run_needs_exactly_one_scenario() -> None:
     ended = start("--trace")
     assert ended.returncode == 2
-    assert "one run is of one --scenario" in ended.stderr
+    assert "--step and --trace need exactly one --scenario" in ended.stderr

@@ -27,8 +27,8 @@ class Unit:
     """Work for one process: one scenario, one scope, some of the steps.
 
     Attributes:
-        steps: After which to cancel.
-        second: What to cancel as well, after each of the steps that come then; nothing if it is empty.
+        steps: The steps after which to cancel the scope.
+        second: The scope of a second cancel, which comes after each later step; none if empty.
     """
 
     scenario: str
@@ -54,10 +54,10 @@ class Unit:
 
 @attrs.frozen
 class Done:
-    """What came of a unit.
+    """The result of a unit.
 
     Attributes:
-        runs: How many there were.
+        runs: The number of runs that passed.
         failed: The run that failed.
         failure: Its traceback.
     """
@@ -69,18 +69,18 @@ class Done:
 
 
 class Stuck(BaseException):
-    """A run does not come to its end."""
+    """A run does not end."""
 
 
 def prepare() -> None:
-    """Make runs the same wherever they take place, and end one that hangs."""
+    """Make runs independent of the environment, and have a run that hangs interrupted."""
     for name in list(os.environ):
         if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
             del os.environ[name]
     signal.signal(signal.SIGPROF, _complain)
-    # A shell has what it starts in the background ignore it.
+    # A shell makes its background processes ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # What there is by now is not looked at again for each run.
+    # Exempt the objects that exist by now from the collections after each run.
     gc.collect()
     gc.freeze()
 
@@ -105,7 +105,7 @@ def work(unit: Unit) -> Done:
 
 def run_in_time(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] | None = None) -> Model:
     """Run ``plan``, and end it if it hangs."""
-    # Again and again, should the exception be caught where it comes up.
+    # Repeatedly, in case the exception is caught where it is raised.
     signal.setitimer(signal.ITIMER_PROF, _STUCK_AFTER, 1.0)
     try:
         return run(plan, model, tell=tell)

@@ -1,7 +1,7 @@
-"""What the fuzzing tests share: hostile objects, damaged bytes, and a measure of growth.
+"""Helpers for the fuzzing tests: hostile objects, damaged bytes, and a check for memory growth.
 
-Like other property tests these repeat the same examples in each run. To fuzz for longer, with new examples each time,
-of which a failure prints the line (``@reproduce_failure``) that repeats it::
+Like other property tests, these repeat the same examples in each run. To fuzz for longer, with new examples each time
+(a failure prints a line, ``@reproduce_failure``, that repeats it)::
 
     FUZZ_FACTOR=50 python -m pytest tests/fuzz
 """
@@ -24,21 +24,21 @@ import trio
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-# Of the examples that a test says, so many are tried.
+# Multiplies the number of examples of each test.
 _FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
 
-# Bytes. What is held after many rounds more may be larger by this: a table that grew, a string that was cached. One
-# pointer for each input of each round would be more.
+# Bytes by which memory may grow during the rounds: a resized table, a cached string. A leak of one pointer for each
+# input of each round would exceed it.
 _NOISE = 4 * 1024
 _ROUNDS = 20
 
 
 def fuzz(max_examples: int, *, shrink: bool = True) -> settings:
-    """Return the settings of a test, with other examples in each run if there are more of them.
+    """Return the settings of a test; if ``FUZZ_FACTOR`` is set, each run has different examples.
 
     Args:
-        max_examples: How many.
-        shrink: Whether a failure is made as small as it can be. Where one example takes long, that takes minutes.
+        max_examples: The number of examples.
+        shrink: Whether to shrink a failing example. That takes minutes if one example takes long.
     """
     return settings(
         phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
@@ -51,7 +51,7 @@ def fuzz(max_examples: int, *, shrink: bool = True) -> settings:
 
 
 def assert_no_growth(run: Callable[[], object]) -> None:
-    """Fail if each call of ``run`` leaves something in memory.
+    """Fail if each call of ``run`` leaks memory.
 
     What is allocated once, by the first calls, does not count. Measured up to six times: a leak is there each time, a
     table of Python's own that just needed more room is not, nor are the names of attributes that Python looked up.
@@ -105,7 +105,7 @@ class _Records(logging.Handler):
 
 @contextmanager
 def nothing_logged() -> Iterator[None]:
-    """Fail if anything is logged. The fixture for that belongs to a test, this one to an example."""
+    """Fail if anything is logged. This is not a fixture because it is needed for each example."""
     handler = _Records()
     logging.getLogger().addHandler(handler)
     try:
@@ -120,7 +120,7 @@ def nothing_logged() -> Iterator[None]:
 
 @attrs.frozen(eq=False, repr=False)
 class Boxed:
-    """A hostile object where Hypothesis cannot step on it: to report a failure it calls ``repr``."""
+    """A wrapper of a hostile object that protects Hypothesis, which calls ``repr`` to report a failure."""
 
     content: Any
     description: str
@@ -192,7 +192,7 @@ class _PlainSequence(Sequence[Any]):
 
 
 class _NumberLike:
-    """As NumPy's scalars: a number that is none of Python's."""
+    """A number that is not of a builtin type, like NumPy's scalars."""
 
     def __int__(self) -> int:
         return 5
@@ -259,7 +259,7 @@ def _endless(*_arguments: object) -> Iterator[Any]:
 
 
 class TextOfItsOwn(str):
-    """What ``__str__`` may return, and ``str()`` then returns as it is."""
+    """A subclass of str, which ``__str__`` may return and ``str()`` then returns unchanged."""
 
     __slots__ = ()
 
@@ -291,7 +291,7 @@ def _nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
 
 
 def _shared(depth: int) -> list[Any]:
-    """A list of two times the same list of two times the same list: small, and endless to write out."""
+    """A list that contains the same list twice, and so on: small, but endless to write out."""
     value: list[Any] = []
     for _ in range(depth):
         value = [value, value]
@@ -311,7 +311,7 @@ def _own_parts() -> list[Any]:
 
 @st.composite
 def hostile_objects(draw: st.DrawFn) -> Any:
-    """An instance of a type of which one to three methods raise, or return what they must not."""
+    """An instance of a type with one to three methods that raise or return invalid values."""
     base, arguments = draw(st.sampled_from(_BASES))
     names = draw(st.lists(st.sampled_from(_METHODS), min_size=1, max_size=3, unique=True))
     methods: dict[str, Any] = {name: draw(_BEHAVIOURS) for name in names}
@@ -345,7 +345,7 @@ GARBAGE: st.SearchStrategy[Any] = st.one_of(
 
 @st.composite
 def damaged(draw: st.DrawFn, data: bytes, *, splices: Sequence[bytes] = (b"",)) -> bytes:
-    """``data`` with up to four places cut out, doubled, overwritten or with something put in."""
+    """``data`` with up to four pieces removed, doubled, overwritten or inserted."""
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.integers(0, 40)))
@@ -356,7 +356,7 @@ def damaged(draw: st.DrawFn, data: bytes, *, splices: Sequence[bytes] = (b"",)) 
 
 @st.composite
 def pieces(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """``data`` as it may come over a network: whole, in a few pieces, or byte by byte."""
+    """``data`` as it may arrive over a network: whole, in a few pieces, or byte by byte."""
     if len(data) < 300 and draw(st.integers(0, 5)) == 0:
         return [data[index : index + 1] for index in range(len(data))]
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=5)))

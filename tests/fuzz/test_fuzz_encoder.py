@@ -1,4 +1,4 @@
-"""Anything at all as a span: it is encoded into what parsers read, or refused with an `InvalidSpanError`."""
+"""Any object as a span: it is encoded to a valid message, or refused with an `InvalidSpanError`."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ MISSING = object()
 
 
 class Loose(SimpleNamespace):
-    """Attributes, without a ``repr`` that goes through all that they hold."""
+    """Attributes whose ``repr`` does not visit their values."""
 
     def __repr__(self) -> str:
         return "<Loose>"
 
 
 def loose(record: Any) -> Loose:
-    """A record's attributes on an object that takes any other value for them."""
+    """An object with a record's attributes, which can be set to any value."""
     return Loose(**{field.name: getattr(record, field.name) for field in attrs.fields(type(record))})
 
 
@@ -82,13 +82,13 @@ ATTRIBUTES = [place for place in PLACES if place[1] == "attributes"]
 
 @pytest.fixture(autouse=True)
 def _small_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some garbage grows until it is too large, which takes seconds with the real limit."""
+    """Lower the size limit: some garbage grows up to it, which takes seconds with the real one."""
     monkeypatch.setattr(attributes, "_MAX_CONTAINER_SIZE", 4 * 1024)
 
 
 @st.composite
 def spoilt_spans(draw: st.DrawFn) -> Boxed:
-    """A good span, and one to three places in it with garbage, or with nothing at all."""
+    """A valid span with garbage, or nothing, in one to three places."""
     span, spoilt = loose_span(), []
     # What can be much and still be right is attributes.
     places = st.sampled_from(ATTRIBUTES) | st.sampled_from(PLACES)
@@ -114,7 +114,7 @@ ANYTHING = st.integers(0, 9).flatmap(lambda choice: spoilt_spans() if choice els
 
 
 def encoded_or_refused(encoder: SpanEncoder, thing: object) -> EncodedSpan | None:
-    """Encode ``thing``, and fail on any exception but the documented one, with a message that one can show."""
+    """Encode ``thing``; fail on any exception except the documented one, or if its message cannot be printed."""
     try:
         return encoder.encode(thing)  # type: ignore[arg-type]  # on purpose
     except InvalidSpanError as error:

@@ -1,4 +1,4 @@
-"""Any bytes as a file of OTLP JSON, on the way that ``trio-spanbatch send`` takes: spans, or reasons why not."""
+"""Any bytes as a file of OTLP JSON, read as by ``trio-spanbatch send``: the result is spans, or the reasons."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 def nodes_of(value: Any) -> list[tuple[Any, Any]]:
-    """Each place in a document: what it is in, and its key or index there."""
+    """Yield each place in a document: its container, and its key or index there."""
     places: list[tuple[Any, Any]] = []
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         places.append((value, key))
@@ -116,7 +116,7 @@ def nodes_of(value: Any) -> list[tuple[Any, Any]]:
 
 
 def spoil(draw: st.DrawFn, owner: Any, key: Any) -> None:
-    """Replace, remove, double, wrap or rename what stands at ``key``."""
+    """Replace, remove, double, wrap or rename the item at ``key``."""
     match draw(st.integers(0, 9)):
         case 0:
             del owner[key]
@@ -139,7 +139,7 @@ def spoil(draw: st.DrawFn, owner: Any, key: Any) -> None:
 
 @st.composite
 def spoilt_documents(draw: st.DrawFn) -> bytes:
-    """A good request, spoilt in up to four places, as JSON or nearly."""
+    """A valid request, damaged in up to four places, as JSON or nearly JSON."""
     document = copy.deepcopy(draw(st.sampled_from([EVERYTHING, EVERYTHING, *DOCUMENTS[:2]])))
     for _ in range(draw(st.integers(0, 4))):
         if places := nodes_of(document):
@@ -188,7 +188,7 @@ def assert_can_be_shown(message: str) -> None:
 
 
 def spans_of(items: list[Document | Unreadable]) -> list[EncodedSpan]:
-    """Go on as ``send`` does. No exception but the documented ones gets out of here."""
+    """Continue like ``send``. Only documented exceptions are caught."""
     encoder, encoded = SpanEncoder(), []
     by_attribute = [LocationOf(attribute=key) for key in ("key 0", "key 4", "array", "mapping")]
     for item in items:

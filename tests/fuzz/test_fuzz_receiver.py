@@ -1,4 +1,4 @@
-"""Any bytes on a connection to the receiver: it answers or closes, says nothing in the log, and serves the next one."""
+"""Any bytes on a connection to the receiver: it answers or closes, logs nothing, and serves the next connection."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ BODIES = [
 
 @st.composite
 def nearly_requests(draw: st.DrawFn) -> bytes:
-    """A request that is put together of parts that need not fit."""
+    """A request assembled from parts that need not fit together."""
     lines = [draw(st.sampled_from(FIRST_LINES)), *draw(st.lists(st.sampled_from(HEADERS), max_size=6))]
     end = draw(st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n"]))
     return end.join([*lines, b"", b""]) + draw(st.sampled_from(BODIES))
@@ -116,7 +116,7 @@ OUTCOMES = st.sampled_from(
 
 @attrs.frozen
 class Visit:
-    """What one client does.
+    """The behaviour of one client.
 
     Attributes:
         chunks: What it sends.
@@ -130,7 +130,7 @@ class Visit:
 
 @attrs.frozen
 class Heard:
-    """What became of a visit.
+    """The outcome of a visit.
 
     Attributes:
         said: What the receiver sent.
@@ -148,7 +148,7 @@ def visits(draw: st.DrawFn) -> Visit:
 
 
 async def visit(receiver: OTLPReceiver, visit: Visit) -> Heard:
-    """Do as ``visit`` says."""
+    """Carry out ``visit``."""
     client, server = trio.testing.memory_stream_pair()
     received, served = bytearray(), trio.Event()
 
@@ -170,7 +170,7 @@ async def visit(receiver: OTLPReceiver, visit: Visit) -> Heard:
                 if visit.ending == "half":
                     await client.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # The receiver has had enough.
+                pass  # The receiver has closed the connection.
             with trio.move_on_after({"read": 1, "go": 0}.get(visit.ending, PATIENCE)):
                 await served.wait()
             if not served.is_set():
@@ -190,7 +190,7 @@ def on_the_mock_clock(play: Callable[[], Awaitable[None]]) -> None:
 
 
 async def assert_serves_on(receiver: OTLPReceiver, tasks: int) -> None:
-    """Fail if anything is left of the connections before, or the next one is not served."""
+    """Fail if earlier connections left something, or if the next one is not served."""
     assert receiver.open_connections == 0
     await trio.testing.wait_all_tasks_blocked()
     assert trio.lowlevel.current_statistics().tasks_living == tasks
@@ -281,7 +281,7 @@ def contents(draw: st.DrawFn) -> bytes:
 
 
 async def exchange(receiver: OTLPReceiver, headers: list[tuple[str, str]], chunks: list[bytes]) -> int:
-    """Send a request as h11 does, and return the status that h11 reads."""
+    """Send a request with h11, and return the status that it reads."""
     client, server = trio.testing.memory_stream_pair()
     connection = h11.Connection(h11.CLIENT)
     async with trio.open_nursery() as nursery:

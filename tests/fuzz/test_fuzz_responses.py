@@ -1,4 +1,4 @@
-"""Any response at all: it means something, says so in a short line, and repeats no secret."""
+"""Any response: it has a valid result with a short reason, which contains no secret."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def responses(draw: st.DrawFn) -> AnyResponse:
 
 
 def assert_in_order(result: object, secrets: list[str]) -> None:
-    """Fail unless ``result`` is an `ExportResult` whose fields a batcher, a log and a terminal can work with."""
+    """Fail unless ``result`` is an `ExportResult` whose fields suit a batcher, a log and a terminal."""
     assert isinstance(result, Delivered | TryLater | Refused)
     if isinstance(result, Delivered):
         assert result.rejected >= 0
@@ -239,7 +239,7 @@ def test_any_bytes_of_a_body_are_collected_within_the_limit(encoding: str, limit
 
 
 class AnsweredExporter:
-    """An exporter whose requests are answered with these responses, one after the other, and then with 200."""
+    """An exporter whose requests get these responses in turn, and then 200."""
 
     def __init__(self, answers: list[AnyResponse]) -> None:
         self._answers = iter(answers)

@@ -1,7 +1,7 @@
-"""Faults to plant: slips of a line or two that anybody might make, each of which breaks a promise to users.
+"""Faults to plant: plausible mistakes of a line or two, each of which breaks a promise to users.
 
-None of them shows in every run at once: most need a cancel, a full queue or a failing server at the wrong moment. Each
-names the machine that is the quickest to find it, as far as is known; the others are tried after it.
+None of them shows in every run: most need a cancel, a full queue or a failing server at the wrong moment. Each names
+the machine that is known to find it fastest; the others run after it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class PlantedFault:
     """A fault.
 
     Attributes:
-        name: What is wrong, in a few words.
+        name: A short description.
         module: The file, relative to the package.
-        right: The code as it is, which is there once.
+        right: The correct code, which occurs once in the file.
         wrong: The code with the fault.
-        first: The machine that is asked first.
-        scenario: Where the first is cancelling everywhere: in which scenario. Asked later, it runs all of them.
+        first: The machine that runs first.
+        scenario: The scenario to run if the first machine is "cancel everywhere"; a later one runs all scenarios.
     """
 
     name: str
@@ -69,13 +69,13 @@ FAULTS = (
         "self._part(right, self.first, ",
     ),
     PlantedFault(
-        "a location that comes back begins its account anew",
+        "a location that comes back starts with a new account",
         "_scheduler/ledger.py",
         "return self._accounts.setdefault(location, Account())",
         "self._accounts[location] = Account()\n        return self._accounts[location]",
     ),
     PlantedFault(
-        "what is known of a location that ended long ago is thrown away",
+        "the account of a location that ended long ago is thrown away",
         "_scheduler/ledger.py",
         "            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))",
         "            del self._accounts[oldest]",
@@ -93,52 +93,52 @@ FAULTS = (
         "",
     ),
     PlantedFault(
-        "an attempt that took too long is taken for one that did not arrive",
+        "an attempt that timed out is treated as one that did not arrive",
         "_runtime/delivery.py",
         'return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")',
         'return TryLater(f"no answer within {timeout:g} s", cause="timeout")',
     ),
     PlantedFault(
-        "a Cancelled that the exporter has kept is taken for one of the batcher's own",
+        "a Cancelled that the exporter has kept is treated as the batcher's own",
         "_exceptions.py",
         "return trio.current_effective_deadline() == -math.inf",
         "return True",
     ),
     # -- losses ----------------------------------------------------------------------------------------------------
     PlantedFault(
-        "on_loss is not told of what the drain hands back",
+        "on_loss is not called for spans that the drain hands back",
         "_scheduler/location.py",
         '            losses.report(Loss(self.location, lease.batch, "undelivered"',
         '                losses.report(Loss(self.location, lease.batch, "undelivered"',
     ),
     PlantedFault(
-        "on_loss is told twice of what the server rejected",
+        "on_loss is called twice for spans that the server rejected",
         "_scheduler/location.py",
         'losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))',
         'losses.report(loss := Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))\n'
         "            losses.report(loss)",
     ),
     PlantedFault(
-        "what on_loss raises leaves in the middle of the accounting",
+        "an exception from on_loss escapes in the middle of the accounting",
         "_reporting/losses.py",
         "except BaseException as exc:",
         "except ValueError as exc:",
     ),
     # -- lanes -----------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a wake-up is cleared too late: after the sleep that it ended",
+        "a wake-up is cleared too late, after the sleep that it ended",
         "_scheduler/location.py",
         "await self._receive.receive()\n        self._sleep = None\n",
         "await self._receive.receive()\n        self._sleep = None\n        self._pressed = False\n",
     ),
     PlantedFault(
-        "a lane looks whether there is something to do, and falls asleep a moment later",
+        "a lane checks for work and falls asleep a moment later",
         "_scheduler/location.py",
         "        with trio.CancelScope(deadline=time) as self._sleep:\n",
         "        await trio.lowlevel.checkpoint()\n        with trio.CancelScope(deadline=time) as self._sleep:\n",
     ),
     PlantedFault(
-        "a lane is not woken by a batch that got full",
+        "a lane is not woken by a batch that became full",
         "_scheduler/location.py",
         "        if became_full:\n            self.reconsider()\n",
         "",
@@ -171,7 +171,7 @@ FAULTS = (
         "if self.account.in_flight or self.waiting:",
     ),
     PlantedFault(
-        "a lane that made place for another is not told to end",
+        "a lane that is evicted for another one is not told to end",
         "_scheduler/locations.py",
         "        oldest.retire()\n",
         "",
@@ -179,21 +179,21 @@ FAULTS = (
     ),
     # -- admission -------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a span is counted before the enqueue, which then finds the channel full",
+        "a span is counted before it is enqueued, and the channel turns out to be full",
         "_scheduler/admission.py",
         "account.queued < self._max_queued",
         "account.queued <= self._max_queued",
         first="state machine",
     ),
     PlantedFault(
-        "add_spans counts a span before it was admitted",
+        "add_spans counts a span before it is admitted",
         "_batcher.py",
         "        waited = await self._admit(location, span)\n        progress.accepted += 1",
         "        progress.accepted += 1\n        waited = await self._admit(location, span)",
         first="state machine",
     ),
     PlantedFault(
-        "add_span can be cancelled after it put its span in",
+        "add_span can be cancelled after it has added its span",
         "_batcher.py",
         "if not await self._admit(location, encoded):\n            await trio.lowlevel.cancel_shielded_checkpoint()",
         "if not await self._admit(location, encoded):\n            await trio.lowlevel.checkpoint()",
@@ -208,14 +208,14 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "places that a seal frees are not given to those who wait",
+        "the room that sealing a batch frees is not given to waiting adders",
         "_scheduler/admission.py",
         "        self._pressed.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
         "        self._pressed.discard(lane)\n",
         first="state machine",
     ),
     PlantedFault(
-        "closing wakes only the first adder of each line",
+        "closing wakes only the first waiting adder of each location",
         "_scheduler/admission.py",
         "            while lane.waiting:\n                waiter, _",
         "            if lane.waiting:\n                waiter, _",
@@ -223,7 +223,7 @@ FAULTS = (
     ),
     # -- slots, pace, turns ----------------------------------------------------------------------------------------
     PlantedFault(
-        "a slot that is given back wakes nobody in the line for one",
+        "a slot that is given back wakes no lane that waits for one",
         "_scheduler/slots.py",
         "            lane, _ = self._line.popitem(last=False)\n            lane.take_slot()\n",
         "            self.free += 1\n",
@@ -355,26 +355,26 @@ FAULTS = (
         scenario="quiet",
     ),
     PlantedFault(
-        "strict does not look at what was rejected",
+        "strict ignores rejected spans",
         "_runtime/supervisor.py",
         "if self.strict and (total.rejected or total.undelivered):",
         "if self.strict and total.undelivered:",
     ),
     # -- OTLP ------------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a request that timed out is taken for one that did not arrive",
+        "a request that timed out is treated as one that did not arrive",
         "_http/exporter.py",
         'return TryLater(reason, ambiguous=True, cause="timeout")',
         'return TryLater(reason, cause="timeout")',
     ),
     PlantedFault(
-        "a broken exchange is taken for one that did not begin",
+        "a broken exchange is treated as one that did not begin",
         "_http/failures.py",
         '"PoolTimeout", "ProxyError")',
         '"PoolTimeout", "ProxyError", "ReadError")',
     ),
     PlantedFault(
-        "what a partial success rejected is not counted",
+        "spans that a partial success rejected are not counted",
         "_http/responses.py",
         "return Delivered(rejected,",
         "return Delivered(0,",

@@ -1,4 +1,4 @@
-"""Planting a fault into a temporary copy of the package, to see whether the tests' machinery finds it."""
+"""Plant a fault in a temporary copy of the package, to check that the machines find it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def copy_of_package(folder: Path) -> dict[str, str]:
     """Copy the package into ``folder``, an empty directory.
 
     Returns:
-        The environment for a child process that shall import the copy.
+        The environment for a child process that imports the copy.
     """
     shutil.copytree(PACKAGE, folder / PACKAGE.name)
     environ = untraced_environment()
@@ -24,16 +24,16 @@ def copy_of_package(folder: Path) -> dict[str, str]:
 
 
 def plant(folder: Path, module: str, right: str, wrong: str) -> dict[str, str]:
-    """Copy the package into ``folder`` and replace ``right``, which is there once, by ``wrong``.
+    """Copy the package into ``folder`` and replace ``right``, which occurs once, with ``wrong``.
 
     Args:
         folder: An empty directory.
         module: The file, relative to the package.
-        right: The code as it is.
+        right: The correct code.
         wrong: The code with the fault.
 
     Returns:
-        The environment for a child process that shall import the copy.
+        The environment for a child process that imports the copy.
     """
     environ = copy_of_package(folder)
     copy = folder / PACKAGE.name / module

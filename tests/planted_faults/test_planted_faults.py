@@ -15,6 +15,11 @@ from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 SOUND: dict[Machine, int] = {"simulation": 100, "state machine": 100, "cancel everywhere": 0}
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_has_its_place_in_the_package(fault: PlantedFault) -> None:
+    assert (PACKAGE / fault.module).read_text().count(fault.right) == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found(tmp_path: Path, fault: PlantedFault) -> None:

@@ -1,1 +1,1 @@
-"""Programs that tests start as processes of their own, and send signals to."""
+"""Child processes that tests start and send signals to; ``tests/support/processes.py`` has the helpers."""

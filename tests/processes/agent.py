@@ -1,10 +1,10 @@
-"""A program that traces its work and is told by lines on its standard input what to do: it is there to get signals.
+"""A program that traces its work, obeys commands on its standard input, and receives signals.
 
-On its standard output it says how far it is, a word a line, and at its end, however it ends, one line of JSON: what a
-program knows of its spans. Run as python -m tests.processes.agent SETTINGS, with `AgentSettings` as JSON.
+It reports its progress on its standard output, one word per line, and finally, however it ends, one line of JSON with
+its knowledge of its spans. Run it as python -m tests.processes.agent SETTINGS, with `AgentSettings` as JSON.
 
-A KeyboardInterrupt may be raised wherever Python code runs that trio does not protect. So what has to happen together
-(a span is accepted, and noted as accepted) is protected here, and lines are written by single system calls.
+A KeyboardInterrupt may be raised in any Python code that trio does not protect. So steps that belong together
+(accepting a span and recording it) are protected here, and each line is written by a single system call.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from trio_spanbatch import (
 
 from .collector import LEFT_OUT, LOCATION_HEADER, POISON
 
-# The recipe that the documentation has for SIGTERM.
+# The documentation's recipe for SIGTERM.
 RECIPE = PROJECT / "docs" / "examples" / "signals" / "sigterm.py"
 exits_on_sigterm: Callable[[], AbstractContextManager[None]] = runpy.run_path(str(RECIPE))["exits_on_sigterm"]
 
 
 @attrs.frozen(kw_only=True)
 class AgentSettings:
-    """What an agent is given. Times are seconds.
+    """The settings of an agent. Times are in seconds.
 
     Attributes:
-        url: Where it sends its spans to.
-        locations: Where they belong, in turn.
-        max_delay: As for `BatchPolicy`; infinite: spans wait for the drain.
+        url: The server's URL.
+        locations: The locations of its spans, in turn.
+        max_delay: As for `BatchPolicy`; if infinite, spans wait for the drain.
         timeout: As for `OTLPExporter`.
         shutdown_timeout: As for `SpanBatcher`.
-        left_out: Every so many spans is one that the server leaves out.
-        poison: Every so many spans is one for which the server refuses its whole request.
+        left_out: One in so many spans is left out by the server.
+        poison: For one in so many spans, the server refuses the whole request.
     """
 
     url: str
@@ -80,10 +80,10 @@ def say(word: str) -> None:
 
 
 class WatchedExporter(OTLPExporter):
-    """Says when an attempt begins and how it failed, and keeps what a program can know of results.
+    """Reports the beginning and the outcome of attempts, and keeps the results that a program can know.
 
     Attributes:
-        answered: The ids of the spans of each batch that was taken, and how many of them were left out.
+        answered: The ids of the spans of each accepted batch, and the number of those that were left out.
         doubtful: The ids of spans that had an attempt of unknown outcome.
     """
 
@@ -112,7 +112,7 @@ class WatchedExporter(OTLPExporter):
 
 
 class Agent:
-    """The program, and what it knows of its spans."""
+    """The program and its knowledge of its spans."""
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
@@ -176,7 +176,7 @@ class Agent:
             await self._add(location)
 
     def _work(self) -> None:
-        """Work in a thread until a line comes, then trace what was done."""
+        """Work in a thread until a line arrives, then add spans."""
         say("in the thread")
         select.select([0], [], [])
         os.read(0, 1000)
@@ -195,7 +195,7 @@ class Agent:
         name = POISON if poison else LEFT_OUT if left_out else "work"
         return Span(name, SpanContext(trace_id=1, span_id=number), start_time=1, end_time=2)
 
-    # -- telling -----------------------------------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------------------------------
 
     def _note_loss(self, loss: Loss) -> None:
         self._losses.append(loss)
@@ -221,12 +221,12 @@ class Commands:
     """The lines of standard input."""
 
     def __init__(self) -> None:
-        # A descriptor of its own: the stream closes it.
+        # A duplicate descriptor, since the stream closes it.
         self._stream = trio.lowlevel.FdStream(os.dup(0))
         self._data = b""
 
     async def next(self) -> str:
-        """Return the next line, and ``end`` at the end of the stream."""
+        """Return the next line, or ``end`` at the end of the stream."""
         while b"\n" not in self._data:
             chunk = await self._stream.receive_some()
             if not chunk:
@@ -244,14 +244,14 @@ async def tell_of_cancel() -> None:
 
 
 def only_leaf(error: BaseException | None) -> BaseException | None:
-    """Return what was raised, out of the groups that this program's own nursery makes."""
+    """Return the exception inside the groups that this program's nursery adds."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def notes_of(error: BaseException | None) -> Iterator[str]:
-    """Yield the notes of an exception and of those in whose handling it was raised, as a traceback shows them."""
+    """Yield the notes of an exception and of its context, as a traceback shows them."""
     while error is not None:
         yield from getattr(error, "__notes__", [])
         error = error.__context__
@@ -264,7 +264,7 @@ def run(settings: AgentSettings) -> None:
         try:
             trio.run(agent.run)
         finally:
-            # A signal that comes later than the test meant it to must not get in the way of the report.
+            # A signal that arrives late must not interrupt the report.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as exc:  # noqa: ASYNC103  # raised again below
         error = exc

@@ -1,7 +1,7 @@
-"""What a receiver of these tests does with requests, and what it knows of them afterwards.
+"""The server's behaviour in these tests, and its records.
 
-It records what it takes before it answers, so that what it has recorded is what a server has stored that is killed at
-any time. Spans named `LEFT_OUT` are left out with a partial success; a request with a span named `POISON` is refused.
+It records the spans that it accepts before it answers, so that the records are complete even if the server is killed.
+Spans named `LEFT_OUT` are left out with a partial success; a request with a span named `POISON` is refused.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ POISON = "poison"
 
 @attrs.frozen
 class Record:
-    """What became of one request.
+    """The outcome of one request.
 
     Attributes:
-        location: Where its spans belong.
-        stored: The ids of the spans that were taken.
-        left_out: The ids of those that were left out with a partial success.
+        location: The location of its spans.
+        stored: The ids of the spans that were stored.
+        left_out: The ids of the spans that were left out with a partial success.
     """
 
     location: str
@@ -40,8 +40,8 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a file that a server process writes, or has written until it was killed."""
-    # The last line may be half written; a request is answered once its line is whole.
+    """Return the records in a file that a server process writes, or wrote until it was killed."""
+    # The last line may be incomplete; a request is answered after its line was written.
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     return [Record(**json.loads(line)) for line in lines]
 
@@ -52,7 +52,7 @@ class Collector:
     Attributes:
         hanging: Locations whose requests are never answered.
         delay: Seconds until an answer.
-        answers: How many more requests are answered whose spans are taken. Later ones are taken without an answer.
+        answers: The number of accepted requests that are still answered; later ones are accepted without an answer.
     """
 
     def __init__(self, record: Callable[[Record], object]) -> None:

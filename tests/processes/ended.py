@@ -1,4 +1,4 @@
-"""How an agent ended, and whether it, its server and its batcher's statistics say the same of its spans."""
+"""How an agent ended, and a check that the agent, its server and its batcher's statistics agree on its spans."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .collector import Record
 
 @attrs.frozen
 class Ended:
-    """How an agent ended, and what it says of its spans.
+    """How an agent ended, and its report on its spans.
 
     Attributes:
-        exit_code: Its exit code; if a signal ended it, minus the signal's number.
-        report: What it said at its end.
+        exit_code: Its exit code; if a signal ended it, the negated signal number.
+        report: Its final report.
     """
 
     exit_code: int
@@ -29,19 +29,19 @@ class Ended:
 
     @property
     def error(self) -> str | None:
-        """The name of the exception that it ended with."""
+        """The name of the exception that ended it."""
         error: str | None = self.report["error"]
         return error
 
     @property
     def reasons(self) -> set[str]:
-        """Why spans were handed back."""
+        """The reasons for which spans were handed back."""
         return {loss["reason"] for loss in self._losses("undelivered")}
 
     def check(self, records: Sequence[Record]) -> Facts:
-        """Assert that its spans are accounted for, given all that the server recorded. Return the facts."""
+        """Check that its spans are accounted for, given all records of the server. Return the facts."""
         answered = self.report["answered"]
-        # Who rejected a whole batch has answered it as well, if it left out all of its spans.
+        # A batch that was rejected as a whole may also have been answered, with all its spans left out.
         refused = [loss for loss in self._losses("rejected") if loss["ids"] not in [ids for ids, _ in answered]]
         facts = Facts(
             accepted=dict(self.report["accepted"]),

@@ -1,7 +1,7 @@
 """An OTLP receiver to be stopped and killed: python -m tests.processes.server PORT FILE ANSWERS.
 
-FILE gets a line for each request that it takes, before it is answered. After ANSWERS answers it takes requests, says
-so, and answers no more.
+It appends a line to FILE for each request that it accepts, before it answers. After ANSWERS answers it still accepts
+and reports requests, but does not answer.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Programs in processes of their own, on the real clock, with real signals, against a real server.
+"""Child processes on the real clock, with real signals, against a real server.
 
 A program (`tests.processes.agent`) traces its work at four locations and gets a signal, or its server is killed or
-stopped. Three that cannot talk it over have to agree then: what the server recorded before it answered, what the
-program says it knows of its spans, and the batcher's statistics. The oracle compares them span by span.
+stopped. Afterwards three independent sources must agree: the server's records from before it answered, the program's
+knowledge of its spans, and the batcher's statistics. The oracle compares them span by span.
 
-Nothing here waits for time to pass: the test goes on when a program says how far it is, when the server has recorded
-so many spans, or when a process has ended. What a program's own time limits are is said where it matters.
+No test waits for time to pass: it continues when a program reports its progress, when the server has recorded a number
+of spans, or when a process has ended. Time limits of programs are explained where they matter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trio_spanbatch.testing import OTLPReceiver
 
 pytestmark = pytest.mark.long
 
-# What a process ends with that was ended by SIGTERM, as a shell says it.
+# The exit code of a process that SIGTERM has ended, as a shell reports it.
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -52,14 +52,14 @@ async def agent(url: str, **settings: Any) -> AsyncIterator[Child]:
 
 @attrs.frozen
 class Server:
-    """A server in the test's own process, that does as its collector says."""
+    """A server in the test's process, with its collector's answers."""
 
     url: str
     collector: Collector
     records: list[Record]
 
     async def wait_for(self, stored: int) -> None:
-        """Wait until so many spans have been stored since this was called."""
+        """Wait until that many more spans have been stored."""
         before = stored_in(self.records).total()
         await wait_until(lambda: stored_in(self.records).total() >= before + stored)
 
@@ -75,9 +75,9 @@ async def server(hanging: Iterable[str] = (), delay: float = 0.0) -> AsyncIterat
 
 
 def server_process(port: int, file: Path, answers: int = sys.maxsize) -> AbstractAsyncContextManager[Child]:
-    """A server in a process of its own, that can be killed and stopped, and records in ``file`` what it takes.
+    """Run a server in a child process, which can be killed and stopped and records accepted spans in ``file``.
 
-    After so many ``answers`` it takes what comes and says so, but does not answer.
+    After so many ``answers`` it accepts and reports requests, but does not answer.
     """
     return child("-m", "tests.processes.server", port, file, answers)
 
@@ -87,12 +87,12 @@ def url_of(port: int) -> str:
 
 
 def stored_in(records: Iterable[Record]) -> Counter[int]:
-    """Return how often each span was stored."""
+    """Return how many times each span was stored."""
     return Counter(span_id for record in records for span_id in record.stored)
 
 
 async def wait_for_stored(file: Path, count: int) -> None:
-    """Wait until the server that writes ``file`` has stored so many spans."""
+    """Wait until the server that writes ``file`` has stored ``count`` spans."""
     await wait_until(lambda: stored_in(read_records(file)).total() >= count)
 
 

@@ -1,0 +1,1 @@
+"""The seeded simulation. ``plan.py``, ``server.py`` and ``run.py`` are the machine; its test needs no other support."""

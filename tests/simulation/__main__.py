@@ -1,7 +1,7 @@
-"""``python -m tests.simulation``: seeds over all cores, or one seed again with a trace of its events.
+"""``python -m tests.simulation``: run seeds on all cores, or replay one seed with a trace of its events.
 
-Each worker is a process of its own that runs every n-th seed and writes a line for each. A worker that dies has died of
-the seed that it did not report.
+Each of n worker processes runs every n-th seed and writes a line for each. If a worker dies, the first seed that it did
+not report is the cause.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import attrs
 
 from .run import Outcome, run_seed
 
-# The events before a failure that are shown with it; the command that replays it shows all.
+# The number of events before a failure to show; replaying the seed shows all of them.
 _LAST_EVENTS = 40
 _PROGRESS_EVERY = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for. Return the exit code: 1 if a seed failed."""
+    """Run the seeds that the command line selects. Return the exit code: 1 if a seed failed."""
     options = _parser().parse_args(arguments)
     if options.seed is not None:
         return _replay(options.seed)
@@ -43,11 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.simulation", description=__doc__.partition("\n")[0] if __doc__ else None
     )
-    parser.add_argument("--seeds", type=int, default=2000, help="how many seeds to run (%(default)s)")
-    parser.add_argument("--first", type=int, help="the first of them; a fresh one by default")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes (one for each core)")
-    parser.add_argument("--seed", type=int, help="run this one seed and print every event")
-    parser.add_argument("--quiet", action="store_true", help="no progress while it runs")
+    parser.add_argument("--seeds", type=int, default=2000, help="the number of seeds to run (%(default)s)")
+    parser.add_argument("--first", type=int, help="the first seed; a fresh one by default")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="the number of processes (one for each core)"
+    )
+    parser.add_argument("--seed", type=int, help="replay this seed and print every event")
+    parser.add_argument("--quiet", action="store_true", help="do not print progress")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     return parser
 
@@ -106,7 +108,7 @@ def _start_worker(seeds: range, jobs: int, number: int) -> subprocess.Popen[str]
 
 
 def _outcomes(workers: Sequence[subprocess.Popen[str]], seeds: range, jobs: int) -> Iterator[Outcome]:
-    """Yield outcomes as they come. A worker that died early yields one that says so."""
+    """Yield outcomes as they arrive. For a worker that died, yield a failure of the seed that it did not report."""
     queue: Queue[Outcome | None] = Queue()
 
     def read(worker: subprocess.Popen[str], own: range) -> None:
@@ -136,12 +138,12 @@ def _report_failure(outcome: Outcome, replay: str) -> None:
     print(*events[-_LAST_EVENTS:], sep="\n")
     print(f"seed {outcome.seed} FAILED after {outcome.steps:,} steps\n{outcome.failure}")
     if again.digest != outcome.digest:
-        print("and it took another course when it was run again, so something is not drawn from the seed")
+        print("a second run of this seed took a different course, so something does not depend on the seed alone")
     print(f"replay it with: {replay.format(seed=outcome.seed)}", flush=True)
 
 
 class Totals:
-    """What all seeds so far came to."""
+    """The sums over all seeds so far."""
 
     def __init__(self) -> None:
         self._began = self._last_progress = time.monotonic()
@@ -156,7 +158,7 @@ class Totals:
         self._seconds += outcome.seconds
 
     def progress_is_due(self) -> bool:
-        """Return whether to say how far it is."""
+        """Return whether to print the progress now."""
         now = time.monotonic()
         if now - self._last_progress < _PROGRESS_EVERY:
             return False
@@ -164,7 +166,7 @@ class Totals:
         return True
 
     def line(self, of: int) -> str:
-        """Return how far it is, in one line."""
+        """Return the progress in one line."""
         seeds = self._counts["seeds"]
         rate = seeds / (time.monotonic() - self._began)
         return f"{seeds:,} of {of:,} seeds, {rate:.0f} a second, {(of - seeds) / rate:.0f} s left"

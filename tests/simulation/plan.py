@@ -1,7 +1,7 @@
-"""What a seed stands for: limits, policies, a program and a server's weather, all drawn from one random generator.
+"""The plan of a seed: limits, policies, a program and a server's faults, all drawn from one random generator.
 
-Numbers are small, so that every limit is met in a run of a few dozen spans: a batch of one, a queue of one, a budget of
-three spans, one slot. One seed in forty moves spans of megabytes instead, and few of them.
+Numbers are small, so that a run of a few dozen spans reaches every limit: a batch of one, a queue of one, a budget of
+three spans, one slot. One seed in forty uses a few spans of megabytes instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
 KIB = 1024
 MIB = 1024 * KIB
 
-# What a span without padding takes in a request, and a little more.
+# A little more than the size of a span without padding in a request.
 SPAN_BYTES = 50
 
 Fault: TypeAlias = Literal[
@@ -43,30 +43,30 @@ End: TypeAlias = Literal["end", "raise", "cancel the body", "cancel in the drain
 
 @attrs.frozen
 class Plan:
-    """Everything about a run that is drawn before it begins; the rest is drawn as it goes.
+    """Everything about a run that is drawn before it begins; the rest is drawn during the run.
 
     Attributes:
-        seed: Where all of it comes from.
-        locations: The names in use.
-        limits: The batcher's.
-        retry: The batcher's.
+        seed: The seed of the plan.
+        locations: The names of the locations.
+        limits: The batcher's argument.
+        retry: The batcher's argument.
         policies: A policy for each location.
-        shutdown_timeout: The batcher's.
-        strict: The batcher's.
-        timeout: The exporter's.
+        shutdown_timeout: The batcher's argument.
+        strict: The batcher's argument.
+        timeout: The exporter's argument.
         gzip: Whether requests are compressed.
-        span_sizes: What a span is padded to, one of these.
-        weather: How likely each fault is, for a request.
-        request_limit: The largest request that the server takes, when it limits them.
-        is_always_limited: Whether it limits them in any weather.
-        poison: How likely a span is one that the server refuses.
-        keeps_cancelled: How likely the exporter raises, in an attempt, a Cancelled that it has kept from another one.
-        heals_at: When all faults end, in seconds of the mock clock, `math.inf` for never.
+        span_sizes: The sizes to which spans are padded.
+        weather: The probability of each fault, for each request.
+        request_limit: The size of the largest request that the server accepts, when it has a limit.
+        is_always_limited: Whether it always has one, and not only as a fault.
+        poison: The probability that the server refuses a span.
+        keeps_cancelled: The probability that the exporter raises a Cancelled that it has kept from another attempt.
+        heals_at: When all faults end, in seconds of the mock clock; `math.inf` is never.
         end: How the body ends.
-        ends_at: When it is told to, if its tasks have not ended before.
-        adders: How many tasks add spans, inside the body and beside it.
-        flushers: How many tasks flush.
-        cancel_at_step: The scheduling step after which one of the scopes is cancelled, None for none.
+        ends_at: When it is told to end, if its tasks have not ended before.
+        adders: The numbers of tasks that add spans, inside the body and beside it.
+        flushers: The numbers of tasks that flush, inside the body and beside it.
+        cancel_at_step: The scheduling step after which one of the scopes is cancelled, or None.
     """
 
     seed: int
@@ -158,7 +158,7 @@ def _policy(rng: random.Random, *, large: bool) -> BatchPolicy:
 
 
 def _weather(rng: random.Random) -> dict[Fault, float]:
-    """Return faults that are likely together in this run: few of them, or many of few kinds."""
+    """Return the probabilities of faults in this run: from no faults to many, of few kinds or of all."""
     storm = rng.choice([0, 0.1, 0.3, 0.7, 0.95])
     kinds = rng.sample(FAULTS, rng.randint(1, len(FAULTS)))
     weights = [rng.random() ** 2 for _ in kinds]

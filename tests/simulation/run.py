@@ -1,13 +1,17 @@
-"""One seed: a program, the batcher, the whole HTTP path and a failing server, on the mock clock, step by step the same.
+"""Run one seed: a program, the batcher, the whole HTTP path and a failing server, reproducible step by step.
 
-Everything that is drawn comes from the seed: the plan before, the rest from generators of its own for the program, the
-server and the batcher's jitter, so that one of them drawing more does not change the others. trio's scheduler is seeded
-too. So a seed that failed fails again, at the same step.
+All random numbers come from the seed: those of the plan, and those of separate generators for the program, the server
+and the batcher's jitter, so that additional draws by one do not change the others. trio's scheduler is seeded too, and
+the clock is a mock clock. So a seed that failed fails again, at the same step.
 
-What is checked: the oracle after every step and at the end; that nobody waits for something that is there, whenever
-the run rests; that the drain keeps its deadline, and the exception that leaves is the one that was raised; that no task
-and no connection is left; that nothing was warned of; that nothing was logged with a traceback but what the program
-raised itself in ``on_loss``. Where the plan is calm at the end, everything is delivered before the drain begins.
+Checked are:
+
+- the oracle's rules, after every step and at the end;
+- that no task waits for something that is available, whenever the run rests;
+- that the drain keeps its deadline, and that the exception that leaves the batcher is the one that was raised;
+- that no task and no connection is left, and no warning was issued;
+- that only exceptions of the program's own ``on_loss`` were logged with a traceback;
+- that everything is delivered before the drain begins, if the plan ends with a calm.
 """
 
 from __future__ import annotations
@@ -44,27 +48,27 @@ from trio_spanbatch import (
 from .plan import MIB, Plan, draw_plan
 from .server import LOCATION_HEADER, Server
 
-# Far more than any run takes; one that reaches it does not end by itself.
+# Far more than any run takes: a run that reaches this number would not end.
 _MAX_STEPS = 300_000
-# Seconds of CPU time, for what goes on for ever within one step. The process dies of it, and so tells.
+# Seconds of CPU time after which the process is killed, in case a single step does not end.
 _MAX_SECONDS = 5
-# Longer than everything that a healthy server may have to be waited for.
+# Seconds; longer than any wait for a healthy server.
 _CALM = 2000.0
 
 
 @attrs.frozen
 class Outcome:
-    """What a seed came to.
+    """The outcome of a seed.
 
     Attributes:
         seed: The seed.
-        failure: What did not hold, None if everything did.
-        steps: How many scheduling steps there were.
-        spans: How many spans were accepted.
-        requests: How many attempts were made.
-        faults: How many of each fault were injected.
-        digest: A number that two runs of a seed agree on, and runs that differ in any step do not.
-        seconds: How long it took on the mock clock.
+        failure: The failed checks, or None.
+        steps: The number of scheduling steps.
+        spans: The number of accepted spans.
+        requests: The number of attempts.
+        faults: The number of injected faults, by kind.
+        digest: A checksum of the steps: equal for two runs of a seed unless they differ in a step.
+        seconds: The duration on the mock clock.
     """
 
     seed: int
@@ -82,7 +86,7 @@ def run_seed(seed: int, tell: Callable[[str], None] | None = None) -> Outcome:
 
     Args:
         seed: Any int.
-        tell: Called with each event as it happens, a line of text.
+        tell: Called with a line of text for each event.
     """
     run = Run(draw_plan(seed), tell)
     signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS)
@@ -108,7 +112,7 @@ class Run:
     """One seed's run.
 
     Args:
-        plan: What was drawn from the seed.
+        plan: The plan of the seed.
         tell: Called with each event.
     """
 
@@ -121,7 +125,7 @@ class Run:
         self._oracle = Oracle(forgets_locations=not self._remembers, longest_wait=plan.retry.max_elapsed)
         self._server = Server(plan, random.Random(f"{plan.seed} server"), self._oracle, self._tell)
         self._active: Counter[str] = Counter()
-        # How many spans each location has refused since it last took any.
+        # The number of spans that each location has refused since its last success.
         self._refused: Counter[str] = Counter()
         self._watch = OracleWatch(self._oracle)
         self._steps = _Steps(plan.cancel_at_step, self._cancel_something, self._end_a_standstill)
@@ -143,7 +147,7 @@ class Run:
         )
 
     async def main(self) -> None:
-        """Run the program against the server, and check what became of its spans."""
+        """Run the program against the server, and check the outcome of its spans."""
         plan = self._plan
         exporter = OTLPExporter(
             "http://receiver.test/v1/traces",
@@ -191,7 +195,7 @@ class Run:
     # -- the program -------------------------------------------------------------------------------------------
 
     async def _use(self, batcher: SpanBatcher) -> None:
-        """Leave the batcher as the plan says, with tasks in its body and tasks beside it."""
+        """Enter the batcher, with tasks in its body and beside it, and leave it as planned."""
         with trio.CancelScope() as everything:
             self._scopes["everything"] = everything
             async with trio.open_nursery() as beside:
@@ -216,10 +220,10 @@ class Run:
         except PlannedError as raised:
             self._expect(raised is error, f"another error left: {raised!r}")
         except UndeliveredSpansError:
-            self._expect(self._plan.strict and self._has_lost(batcher), "strict without a loss")
+            self._expect(self._plan.strict and self._has_lost(batcher), "UndeliveredSpansError without a reason")
             self._expect(trio.current_effective_deadline() > -math.inf, "a cancel in the drain was swallowed")
         else:
-            self._expect(not (self._plan.strict and self._has_lost(batcher)), "strict, and silent about a loss")
+            self._expect(not (self._plan.strict and self._has_lost(batcher)), "strict, but a loss raised nothing")
         self._tell("program: the batcher is left")
 
     def _has_lost(self, batcher: SpanBatcher) -> bool:
@@ -241,14 +245,14 @@ class Run:
             await self._wait_for_calm()
 
     async def _wait_for_calm(self) -> None:
-        """Let the server heal and everything be delivered, without a drain's help."""
+        """Wait until the server has healed and everything is delivered, without the help of a drain."""
         if self._plan.heals_at == math.inf:
             return
         await trio.sleep(max(0.0, self._plan.heals_at - trio.current_time()))
         await trio.sleep(_CALM)
         if all(policy.max_delay < _CALM for policy in self._plan.policies.values()):
             waiting = self._oracle.pending(None)
-            self._expect(not waiting, f"spans {sorted(waiting)} still wait though the server is well")
+            self._expect(not waiting, f"spans {sorted(waiting)} are still pending though the server is healthy")
         with trio.fail_after(_CALM):
             await self._flush("program", None)
 
@@ -265,7 +269,7 @@ class Run:
                 except trio.ClosedResourceError:
                     return
                 except ValueError as error:
-                    # It can never fit, or there are too many locations.
+                    # The span can never fit, or there are too many locations.
                     self._tell(f"{name}: {error}")
 
     async def _add(self, name: str, location: str) -> None:
@@ -280,7 +284,7 @@ class Run:
             spans = self._spans(1 if how == "one" else self._rng.choice([0, 2, 5, 15]))
             self._tell(f"{name}: add {[span.context.span_id for span in spans]} to {location}")
             await self._oracle.add(location, spans)
-            self._tell(f"{name}: they are in")
+            self._tell(f"{name}: added")
 
     def _spans(self, count: int) -> list[Span]:
         size = self._rng.choice(self._plan.span_sizes)
@@ -303,7 +307,7 @@ class Run:
         report = await self._oracle.batcher.flush(location)
         told = report.delivered + report.rejected + report.undelivered
         self._tell(f"{name}: flushed {told}, {len(before)} were pending")
-        self._expect(told >= len(before), f"a flush told of {told} spans, {len(before)} were pending")
+        self._expect(told >= len(before), f"a flush reported {told} spans, {len(before)} were pending")
         left = before & self._oracle.pending(location)
         self._expect(not left, f"a flush returned before spans {sorted(left)} were accounted for")
 
@@ -323,7 +327,7 @@ class Run:
         elif chance < 0.16:
             self._cancel_something()
 
-    # -- what is watched ---------------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------------------
 
     def _raises_it(self) -> bool:
         """Return whether the exporter raises the Cancelled that it has kept, instead of making an attempt."""
@@ -340,7 +344,7 @@ class Run:
             self._scopes[name].cancel()
 
     def _expect_just(self, loss: Loss) -> None:
-        """Expect that a loss had to be."""
+        """Expect that there is a reason for a loss."""
         if loss.outcome == "undelivered":
             had_to_be = self._drain_began < math.inf or loss.reason.startswith(
                 ("retries exhausted", "isolation budget", "the exporter raised Cancelled")
@@ -352,7 +356,7 @@ class Run:
             self._refused[loss.location] += len(loss.batch.spans)
 
     def _end_a_standstill(self) -> None:
-        self._expect(False, "everybody waits, and nothing will ever wake anybody")
+        self._expect(False, "all tasks wait, and nothing will ever wake one")
         self._scopes["everything"].cancel()
 
     def _expect_in_time(self) -> None:
@@ -370,7 +374,7 @@ class Run:
             self._tell_line(f"{self._steps.count:6} {at:10.3f}  {event}")
 
     def _logger(self) -> logging.Logger:
-        # One of its own, so that nothing of it outlives the run.
+        # Not from getLogger(), which would keep it after the run.
         logger = logging.Logger("simulation", logging.DEBUG)  # noqa: LOG001 - see above
         logger.addHandler(_Log(self._logged))
         return logger
@@ -385,7 +389,7 @@ class Run:
 
 
 async def _kept_cancelled() -> trio.Cancelled:
-    """Return what a cancelled task raised, when nothing is cancelled any more."""
+    """Return a Cancelled from a cancel that is over."""
     kept: list[trio.Cancelled] = []
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -452,7 +456,7 @@ class _Log(logging.Handler):
 
 
 class _Steps(trio.abc.Instrument):
-    """Counts the scheduling steps, acts after one of them, and when there will be no other."""
+    """Counts the scheduling steps, acts after one of them, and ends a run in which nothing can happen any more."""
 
     def __init__(self, act_at: int | None, act: Callable[[], None], end_a_standstill: Callable[[], None]) -> None:
         self.count = 0
@@ -471,16 +475,16 @@ class _Steps(trio.abc.Instrument):
             self._exit(f"no end after {self.count} steps")
 
     def before_io_wait(self, timeout: float) -> None:
-        # No task is ready, no thread has asked for anything, and there is no deadline to which the clock could jump.
+        # Continue if a task is ready, a thread has queued a call, or there is a deadline to which the clock can jump.
         runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         if runner.runq or runner.entry_queue.queue or runner.deadlines.next_deadline() < math.inf:
             return
         if self._stood_still_at == self.count:
-            self._exit("everybody waits, and not even a cancel wakes anybody")
+            self._exit("all tasks wait, and not even a cancel wakes one")
         self._stood_still_at = self.count
         self._end_a_standstill()
 
     def _exit(self, why: str) -> None:
-        # Nothing that an instrument raises would leave it.
+        # trio would catch and log an exception of an instrument.
         os.write(2, f"{why}\n".encode())
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The server of a simulated run: a socket-free receiver, and everything that can go wrong with one."""
+"""The server of a simulated run: a receiver without sockets, and its faults."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _RETRIED = (429, 502, 503, 504)
 _PERMANENT = (401, 403, 404, 500, 501, 505)
 _ISOLATED = (400, 422)
 
-# Answers that never come to their end.
+# Answers that never end.
 _DRIPPING_HEADERS = [b"HTTP/1.1 200 OK\r\n", *[b"x-drip: 1\r\n"] * 20]
 _DRIPPING_BODY = [b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n", *[b"x"] * 20]
 
 
 class Server:
-    """Answers requests as the plan's weather has it.
+    """A server with faults as likely as in the plan's weather.
 
     Attributes:
-        receiver: The socket-free receiver.
-        faults: How many of each were injected.
+        receiver: The receiver.
+        faults: The number of injected faults, by kind.
     """
 
     def __init__(self, plan: Plan, rng: random.Random, oracle: Oracle, tell: Callable[[str], None]) -> None:
@@ -50,7 +50,7 @@ class Server:
         self._down_until = -math.inf
 
     def transport(self) -> httpx.AsyncBaseTransport:
-        """Return what leads to the receiver, over a network that breaks now and then."""
+        """Return a transport to the receiver, over a network that breaks now and then."""
         return _Wire(self, self.receiver.memory_transport())
 
     def stored(self) -> Iterator[tuple[str, int]]:
@@ -60,9 +60,9 @@ class Server:
                 yield location, int.from_bytes(span.span_id, "big")
 
     def without_fault(self, batch: SpanBatch) -> list[int]:
-        """Return the ids of spans for which nothing was ever refused.
+        """Return the ids of the spans in ``batch`` that the server never refused.
 
-        Where a location refuses requests at random, nobody can tell.
+        There are none if the location refuses requests at random: then nobody can tell.
         """
         if batch.location in self._unreliable:
             return []
@@ -70,7 +70,7 @@ class Server:
         return [span_id for span_id in ids if not self._poison.get(span_id) and span_id not in self._refused_alone]
 
     def draw_fault(self) -> Fault | None:
-        """Return what goes wrong with the next request, None if nothing does."""
+        """Return the fault of the next request, or None."""
         if trio.current_time() >= self._plan.heals_at:
             return None
         kinds = list(self._plan.weather)
@@ -79,7 +79,7 @@ class Server:
         return fault
 
     def injected(self, fault: str, what: str = "") -> None:
-        """Take note of a fault."""
+        """Record a fault."""
         self.faults[fault] += 1
         self._tell(f"server: {fault}{what and ': '}{what}")
 
@@ -109,13 +109,13 @@ class Server:
 
     def _decide(self, request: ReceivedRequest, ids: list[int]) -> ServerOutcome | None:
         rng = self._rng
-        # Some spans are refused in any weather.
+        # Some spans are refused even if no fault is drawn.
         for span_id in ids:
             if span_id not in self._poison:
                 self._poison[span_id] = rng.random() < self._plan.poison
         if any(self._poison[span_id] for span_id in ids):
             self.injected("poison")
-            # It takes its time, so that cancels and the drain's end fall into the middle of an isolation.
+            # With delays, so that cancels and the drain's end fall in the middle of an isolation.
             return Answer(rng.choice(_ISOLATED), delay=rng.choice([0, 0, 0.5, 3]))
         if self._plan.is_always_limited and (refusal := self._refusal_of_size(request, ids)) is not None:
             return refusal
@@ -194,7 +194,7 @@ class _Wire(httpx.AsyncBaseTransport):
 
 
 class _BreaksInTheMiddle(httpx.AsyncByteStream):
-    """A request's body; the server breaks all its connections before the last byte of it."""
+    """A request's body before whose last byte the server breaks all connections."""
 
     def __init__(self, body: httpx.AsyncByteStream, receiver: OTLPReceiver) -> None:
         self._chunks = aiter(body)

@@ -1,8 +1,8 @@
 """The soak: a program on the real clock, over real sockets, against a server that fails in every way, for minutes.
 
-It is run by ``make soak MINUTES=10``. Every span is followed by identity (``oracle.py``); what the process uses is
-measured every few seconds, printed, and judged at the end (``figures.py`` has the rule). Exit code 1 if a figure
-is not flat or the oracle objects. Ctrl-C ends it early, with the figures.
+Run it with ``make soak MINUTES=10``. It follows every span by id (``oracle.py``), and measures and prints the resource
+usage of the process every few seconds. At the end it checks that each figure is flat (``figures.py`` has the rule). The
+exit code is 1 if one is not, or if the oracle objects. Ctrl-C ends it early, with the figures.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ __all__ = ["Plan", "Report", "soak"]
 
 Say = Callable[[str], object]
 
-# How many generations of the batcher there would be in a run if there were no rests in between.
+# The number of generations of the batcher in a run without rests in between.
 GENERATIONS = 15
 
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """How a soak is run.
+    """The settings of a soak.
 
     Attributes:
-        seconds: How long, if it is not ended by ``spans``.
-        spans: After how many accepted spans it ends, None for no number.
-        rests: After how many rests it may end by its number of spans.
+        seconds: The duration, if ``spans`` does not end it earlier.
+        spans: The number of accepted spans after which it ends, or None.
+        rests: The number of rests that there must be before ``spans`` ends it.
         warm_up: The share of the time that is not judged.
         every: Seconds between two measurements.
-        patience: Seconds after which the oracle expects nothing more of a span that is accounted for.
-        seed: Of the program's and the server's dice. The order of events is the clock's and the kernel's all the same.
-        load: How much is going on.
+        patience: Seconds after which the oracle forgets a span that is accounted for.
+        seed: The seed of the program's and the server's random numbers. The order of events still depends on the clock
+            and the kernel.
+        load: The load.
     """
 
     seconds: float = 600.0
@@ -62,12 +63,12 @@ class Plan:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What a soak found.
+    """The results of a soak.
 
     Attributes:
-        samples: What was measured.
-        verdicts: Which figures are flat; none if it was too short to tell.
-        objections: What the oracle says, and what was left of the batchers after their end.
+        samples: The measurements.
+        verdicts: Whether each figure is flat; empty if the soak was too short.
+        objections: The oracle's objections, and resources that were left after the end.
         faults: Faults injected, by kind.
         counts: Other figures.
     """
@@ -80,22 +81,22 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """What does not hold, in sentences."""
+        """All failures, as sentences."""
         return [
             f"{verdict.gauge.label} is not flat: {verdict.first:,.0f} in the first half, {verdict.second:,.0f} in the "
-            f"second; at most {verdict.gauge.most(verdict.first):,.0f} would be"
+            f"second, where at most {verdict.gauge.most(verdict.first):,.0f} is allowed"
             for verdict in self.verdicts
             if not verdict.is_flat
         ] + list(self.objections)
 
 
 async def soak(plan: Plan, *, say: Say, make_exporter: MakeExporter = send_over_http) -> Report:
-    """Run a soak and return what it found. SIGINT ends it early.
+    """Run a soak and return its results. SIGINT ends it early.
 
     Args:
-        plan: How it is run.
-        say: Takes lines of the table as they come.
-        make_exporter: Makes the exporter of each batcher, given the server's URL and dice.
+        plan: The settings.
+        say: Called with each line of the table.
+        make_exporter: Makes the exporter of each batcher, from the server's URL and a random number generator.
     """
     rng = random.Random(plan.seed)
     oracle = ForgettingOracle(patience=plan.patience)
@@ -155,7 +156,7 @@ def _counts(program: Program, oracle: ForgettingOracle) -> dict[str, int]:
 
 
 def _compare_ends(before: Sample, after: Sample, oracle: ForgettingOracle) -> None:
-    """Object if something is left that was not there before the first batcher."""
+    """Object if there are more tasks, sockets or lanes than before the first batcher."""
     for name in ("tasks", "sockets", "lanes"):
         if getattr(after, name) != getattr(before, name):
             oracle.object(f"{name} after the end: {getattr(after, name)}; before: {getattr(before, name)}")
@@ -174,7 +175,7 @@ def _summary(report: Report) -> Iterator[str]:
     if report.verdicts:
         yield "median after the warm-up:       first half   second half       at most"
     else:
-        yield f"too short to judge what is flat: it takes {SHORTEST:.0f} s after the warm-up"
+        yield f"too short to judge the figures: that takes {SHORTEST:.0f} s after the warm-up"
     for verdict in report.verdicts:
         most = verdict.gauge.most(verdict.first)
         word = "flat" if verdict.is_flat else "NOT FLAT"
@@ -190,12 +191,12 @@ def _summary(report: Report) -> Iterator[str]:
 
 def _plan(arguments: Sequence[str]) -> Plan:
     parser = argparse.ArgumentParser(description="Run batchers for minutes against a server that fails in every way.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: %(default)s)")
-    parser.add_argument("--spans", type=int, help="end after so many spans, if that is earlier")
+    parser.add_argument("--minutes", type=float, default=10.0, help="the duration (default: %(default)s)")
+    parser.add_argument("--spans", type=int, help="end after this number of spans, if that is earlier")
     parser.add_argument("--rate", type=float, default=300.0, help="spans a second (default: %(default)s)")
     parser.add_argument("--locations", type=int, default=200, help="locations at a time (default: %(default)s)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between measurements (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="of the dice (default: a new one)")
+    parser.add_argument("--seed", type=int, help="the seed of the random numbers (default: a new one)")
     options = parser.parse_args(arguments)
     seconds = options.minutes * 60
     return Plan(
@@ -218,10 +219,10 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _leaks_noted() -> Iterator[list[str]]:
-    """Note what is left to the garbage collector: a socket, a file, an async generator."""
+    """Record resources that are left to the garbage collector: a socket, a file, an async generator."""
     left_behind: list[str] = []
     with warnings.catch_warnings():
-        # Where the collector works nothing can be raised: a warning that is an error goes to this hook.
+        # The collector cannot raise exceptions: a warning that is an error goes to this hook.
         warnings.simplefilter("error")
         hook = sys.unraisablehook
         sys.unraisablehook = lambda unraisable: left_behind.append(str(unraisable.exc_value))
@@ -233,7 +234,7 @@ def _leaks_noted() -> Iterator[list[str]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a soak as the command line says. Return the exit code."""
+    """Run the soak that the command line describes. Return the exit code."""
     plan = _plan(arguments)
     _say(f"soak: {plan.seconds / 60:g} minutes, {plan.load.spans_per_second:g} spans a second, seed {plan.seed}")
     with _leaks_noted() as left_behind:

@@ -1,4 +1,4 @@
-"""The server's process as the soak sees it: what it tells, and the one thing that it is told."""
+"""The soak's side of the server process: reading its reports, and having it break its connections."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["ServerProcess", "running_server"]
 
 
 class ServerProcess:
-    """The process, and what it told.
+    """The server process and its reports.
 
     Attributes:
         process: The process.
-        faults: How many faults it injected, by kind.
-        port: Where it listens.
+        faults: The number of injected faults, by kind.
+        port: The port on which it listens.
     """
 
     def __init__(self, process: trio.Process, oracle: ForgettingOracle) -> None:
@@ -38,18 +38,18 @@ class ServerProcess:
         return f"http://127.0.0.1:{self.port}/v1/traces"
 
     async def drop_connections(self) -> None:
-        """Let it break all connections."""
+        """Make it break all connections."""
         assert self.process.stdin is not None
         await self.process.stdin.send_all(DROP)
 
     async def wait_until_ready(self) -> None:
-        """Return when it listens."""
+        """Wait until it listens."""
         await self._is_ready.wait()
         if not self.port:
             raise RuntimeError("the soak's server ended before it listened")
 
     async def listen(self) -> None:
-        """Take in what it tells until it ends."""
+        """Read its reports until it ends."""
         assert self.process.stdout is not None
         rest = b""
         async for chunk in self.process.stdout:
@@ -60,7 +60,7 @@ class ServerProcess:
         self._is_ready.set()
 
     async def end(self) -> None:
-        """Let it end, and take in all that it told."""
+        """End it, after reading all of its reports."""
         assert self.process.stdin is not None
         await self.process.stdin.aclose()
         await self._has_ended.wait()
@@ -82,12 +82,12 @@ class ServerProcess:
 
 @asynccontextmanager
 async def running_server(seed: int, oracle: ForgettingOracle) -> AsyncIterator[ServerProcess]:
-    """Run the server with dice of ``seed``, and tell ``oracle`` what it stores."""
+    """Run the server with random numbers of ``seed``, and report the spans that it stores to ``oracle``."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "tests.soak.server", str(seed)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # In a session of its own: a Ctrl-C at the terminal is not for it.
+        # So that it does not get a Ctrl-C from the terminal.
         start_new_session=True,
     )
     server = ServerProcess(process, oracle)

@@ -1,14 +1,14 @@
-"""What the soak measures, and when that is called flat.
+"""The figures of the soak, and the rule for whether they are flat.
 
-The rule: the first part of the run is the warm-up, in which caches, pools and the statistics of ended locations fill
-up. What is left is cut into two halves, and a figure is flat if its median in the second half is at most its median in
-the first half, plus a share of it, plus a fixed allowance. A median, so that an outage, the drain of a generation or a
-single large batch says nothing; halves, so that each holds several generations and many restarts of the server. Less
-than `SHORTEST` seconds after the warm-up, or less than two measurements in a half, are not judged.
+The first part of the run is the warm-up, in which caches, pools and the statistics of ended locations fill up. The rest
+is cut into halves. A figure is flat if its median in the second half is at most its median in the first half, plus a
+share of it, plus a fixed allowance. The median makes the rule insensitive to an outage, the drain of a generation or a
+single large batch; each half contains several generations and many restarts of the server. Less than `SHORTEST` seconds
+after the warm-up, or fewer than two measurements in a half, are not judged.
 
-What is measured under way (`UNDER_WAY`) moves with what is pending at the moment, so the allowances are wide. Between
-two generations everything comes to rest: nothing is pending, all lanes have ended, only the lasting batcher lives. What
-is measured then (`AT_REST`) moves very little, and a few hundred objects more are a leak.
+Figures measured under load (`UNDER_WAY`) vary with the number of pending spans, so their allowances are wide. Between
+two generations everything comes to rest: nothing is pending, all lanes have ended, and only the lasting batcher is
+open. Figures measured then (`AT_REST`) vary very little, and a few hundred additional objects are a leak.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SHORTEST = 120.0
 
 @attrs.frozen
 class Gauge:
-    """A figure that has to be flat.
+    """A figure that must be flat.
 
     Attributes:
         name: The field of a `Sample`.
-        share: By which share of it it may be larger in the second half.
-        allowance: And by how much besides.
-        remark: When it is measured, for its label.
+        share: The share by which it may be larger in the second half.
+        allowance: The amount by which it may be larger in addition.
+        remark: A suffix of its label.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Gauge:
         return self.name + self.remark
 
     def most(self, first: float) -> float:
-        """Return how large the second half's median may be."""
+        """Return the largest median allowed in the second half."""
         return first * (1 + self.share) + self.allowance
 
 
@@ -87,16 +87,16 @@ class Sample:
         at: Seconds since the start.
         memory: Resident bytes of the process with the batchers.
         server_memory: Resident bytes of the server.
-        objects: Objects that the garbage collector knows of, after a collection.
+        objects: Objects that the garbage collector tracks, after a collection.
         blocks: Blocks of memory that Python has allocated.
-        tasks: Trio's tasks.
-        sockets: Sockets that are open.
+        tasks: Trio tasks.
+        sockets: Open sockets.
         lanes: Live locations.
-        remembered: Spans that the oracle remembers: those that are pending, and doubtful ones for a while.
+        remembered: Spans that the oracle remembers: pending ones, and doubtful ones for a while.
         names: Names of locations so far.
         accepted: Spans accepted so far.
         requests: Exports so far.
-        retries: Exports that repeated one, so far.
+        retries: Exports that repeated another one, so far.
         faults: Faults injected so far.
     """
 
@@ -136,7 +136,7 @@ class Verdict:
 
 
 def judge(samples: Sequence[Sample], warm_up: float, gauges: Sequence[Gauge]) -> list[Verdict]:
-    """Return a verdict for each gauge; none if there is too little after ``warm_up``."""
+    """Return a verdict for each gauge; none if there are too few samples after ``warm_up``."""
     judged = [sample for sample in samples if sample.at >= warm_up]
     if not judged or judged[-1].at - warm_up < SHORTEST:
         return []
@@ -165,7 +165,7 @@ def measure(at: float, server: int, counts: Mapping[str, int]) -> Sample:
 
 
 def resident_bytes(process: int) -> int:
-    """Return how much memory a process has."""
+    """Return the resident memory of a process."""
     statm = Path(f"/proc/{process}/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -174,17 +174,17 @@ def resident_bytes(process: int) -> int:
 
 
 def open_sockets() -> int:
-    """Return how many sockets this process has open."""
+    """Return the number of this process's open sockets."""
     count = 0
     for descriptor in Path("/dev/fd").iterdir():
-        # The descriptor of the listing itself is gone by now.
+        # The descriptor of the directory listing itself is closed by now.
         with suppress(OSError):
             count += stat.S_ISSOCK(os.fstat(int(descriptor.name)).st_mode)
     return count
 
 
 def lanes_alive() -> int:
-    """Return how many tasks of this run are lanes."""
+    """Return the number of lanes' tasks in this run."""
     return sum(task.name.startswith("trio_spanbatch lane") for task in _tasks())
 
 

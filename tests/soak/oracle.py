@@ -1,15 +1,15 @@
-"""An oracle for long runs: it knows by identity what became of every span, and forgets what is settled.
+"""An oracle for long runs: it follows every span by its id, and forgets spans that are settled.
 
-It asks for the same as the one in ``oracle.py``: the accepted spans are the disjoint union of those delivered, rejected
-and undelivered; what is delivered is stored, once, at its location; what is stored otherwise had an attempt of unknown
-outcome; and the batcher's statistics say so too. But the run is long, and the oracle must not be what grows. So a span
-has a `Record` only until nothing more can come:
+Its rules are those of ``tests/support/oracle.py``: the accepted spans are the disjoint union of those delivered,
+rejected and undelivered; delivered spans are stored once, at their location; spans that are stored otherwise had an
+attempt of unknown outcome; and the batcher's statistics agree. In a long run, however, the oracle itself must not grow.
+So a span has a `Record` only until nothing more can happen to it:
 
-- a span none of whose attempts was doubtful, once it is accounted for and, if delivered, was seen stored;
-- a doubtful one ``patience`` seconds after it was accounted for. The server works at a request for a much shorter time.
+- a span without a doubtful attempt, until it is accounted for and, if delivered, was reported as stored;
+- a doubtful one until ``patience`` seconds after it was accounted for, far longer than the server needs for a request.
 
-Whatever is told later of a span without a record is an objection, whether it never was accepted or was forgotten. So
-forgetting does not make the oracle blind for repetitions.
+Any later report about a span without a record is an objection, whether the span was never accepted or was forgotten. So
+the oracle still notices repetitions.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ Outcome = Literal["delivered", "rejected", "undelivered"]
 
 @attrs.define(eq=False)
 class Record:
-    """What is known of one span.
+    """The record of one span.
 
     Attributes:
-        book: The book of the batcher that it was given to.
-        location: Where it belongs.
-        kind: What the server makes of it.
-        since: When it was given to the batcher.
+        book: The book of its batcher.
+        location: Its location.
+        kind: Its kind, which decides how the server treats it.
+        since: The time at which it was passed to the batcher.
         accepted: Whether it is known to be accepted; not while its adder waits, nor for a while if that is cancelled.
         running: Whether it is in an export.
         doubtful: Whether it had an attempt of unknown outcome.
         outcome: How it was accounted for.
-        settled_at: When that was.
+        settled_at: The time at which it was accounted for.
         stored: How many times the server stored it.
     """
 
@@ -82,13 +82,13 @@ class ForgettingOracle:
 
     Args:
         clock: Trio's time.
-        patience: Seconds after which what was to happen at the server has happened.
-        longest_pending: Seconds within which every accepted span is accounted for.
+        patience: Seconds after which the server has finished every request.
+        longest_pending: Seconds within which every accepted span must be accounted for.
 
     Attributes:
-        objections: What does not hold, the first of it.
-        accepted: How many spans were accepted.
-        outcomes: How many were accounted for, by outcome.
+        objections: The first violations.
+        accepted: The number of accepted spans.
+        outcomes: The number of spans that were accounted for, by outcome.
         counts: Figures: attempts, doubtful spans, spans stored twice, good spans rejected.
     """
 
@@ -110,27 +110,27 @@ class ForgettingOracle:
         self._records: dict[int, Record] = {}
 
     def __len__(self) -> int:
-        """Return how many spans are remembered."""
+        """Return the number of remembered spans."""
         return len(self._records)
 
     def make_span(self, kind: str = PLAIN, *, size: int = 0) -> Span:
-        """Return a span with an id of its own, padded to about ``size`` bytes more."""
+        """Return a span with a unique id, padded by about ``size`` bytes."""
         attributes = {"pad": "x" * size} if size else {}
         return Span(kind, SpanContext(1, next(self._span_ids)), start_time=1, end_time=2, attributes=attributes)
 
     def object(self, words: str) -> None:
-        """Take note of something that does not hold."""
+        """Record a violation."""
         if len(self.objections) < _MAX_OBJECTIONS:
             self.objections.append(words)
 
     def offer(self, book: Book, location: str, spans: Iterable[Span]) -> None:
-        """Spans are given to a batcher."""
+        """Record that spans are passed to a batcher."""
         now = self._clock()
         for span in spans:
             self._records[span.context.span_id] = Record(book, location, span.name, now)
 
     def accept(self, ids: Iterable[int]) -> None:
-        """Spans were accepted."""
+        """Record that spans were accepted."""
         for span_id in ids:
             record = self._records[span_id]
             record.accepted = True
@@ -139,7 +139,7 @@ class ForgettingOracle:
             self._forget_if_settled(span_id, record)
 
     def withdraw(self, ids: Iterable[int]) -> None:
-        """Spans were not accepted."""
+        """Record that spans were not accepted."""
         for span_id in ids:
             if not self._records.pop(span_id).is_untouched:
                 self.object(f"span {span_id} was not accepted, and something became of it")
@@ -152,7 +152,7 @@ class ForgettingOracle:
         return record
 
     def settle(self, ids: Iterable[int], outcome: Outcome) -> None:
-        """Spans were accounted for."""
+        """Record the outcome of spans."""
         for span_id in ids:
             record = self.get(span_id, outcome)
             if record is None:
@@ -169,7 +169,7 @@ class ForgettingOracle:
             self._forget_if_settled(span_id, record)
 
     def stored(self, location: str, ids: Iterable[int]) -> None:
-        """The server stored spans."""
+        """Record that the server stored spans."""
         for span_id in ids:
             record = self.get(span_id, "stored")
             if record is None:
@@ -197,7 +197,7 @@ class ForgettingOracle:
         return record is None or record.outcome is not None
 
     def sweep(self) -> None:
-        """Forget what nothing more can come of; object to what should have come by now."""
+        """Forget settled spans; object to spans that should have been settled by now."""
         now = self._clock()
         for span_id, record in tuple(self._records.items()):
             if record.outcome is None:
@@ -207,7 +207,7 @@ class ForgettingOracle:
                 self._forget(span_id, record)
 
     def finish(self) -> None:
-        """All batchers were left and the server has ended: nothing more can come."""
+        """Check the remaining spans after all batchers were left and the server has ended."""
         for span_id, record in tuple(self._records.items()):
             if record.outcome is None:
                 self.object(f"span {span_id} of {record.location} was accepted and never accounted for")
@@ -229,15 +229,15 @@ class ForgettingOracle:
 
 
 class Book:
-    """What is known about the spans of one batcher, to be compared with its statistics.
+    """The counts of one batcher's spans, to be compared with its statistics.
 
     Attributes:
-        batcher: The batcher; to be set before anything is added.
-        accepted: How many spans were accepted.
-        outcomes: How many were accounted for, by outcome.
-        doubtful: How many had an attempt of unknown outcome.
-        attempts: How many exports have begun.
-        in_doubt: Lists whose adder was cancelled: some first part of each was accepted.
+        batcher: The batcher; to be set before spans are added.
+        accepted: The number of accepted spans.
+        outcomes: The number of spans that were accounted for, by outcome.
+        doubtful: The number of spans that had an attempt of unknown outcome.
+        attempts: The number of exports that have begun.
+        in_doubt: Lists whose adder was cancelled: a prefix of each was accepted.
     """
 
     batcher: SpanBatcher
@@ -254,7 +254,7 @@ class Book:
     # -- the program's side ------------------------------------------------------------------------------------
 
     def add_nowait(self, location: str, spans: Sequence[Span]) -> None:
-        """Add ``spans``, all or none. What it raises comes out."""
+        """Add ``spans``, all or none; exceptions propagate."""
         self._oracle.offer(self, location, spans)
         try:
             if len(spans) == 1:
@@ -267,7 +267,7 @@ class Book:
         self._oracle.accept(ids_of(spans))
 
     async def add(self, location: str, spans: Sequence[Span]) -> None:
-        """Add ``spans`` and wait for room. What it raises comes out."""
+        """Add ``spans`` and wait for room; exceptions propagate."""
         ids = ids_of(spans)
         self._oracle.offer(self, location, spans)
         self._waiting += len(ids)
@@ -281,7 +281,7 @@ class Book:
                 self._waiting -= len(ids)
                 self.in_doubt.append(ids)
             else:
-                # One that raises Cancelled accepted nothing.
+                # If add_span raises Cancelled, it has accepted nothing.
                 self._decide(ids, 0)
             raise
         except trio.ClosedResourceError as error:
@@ -290,27 +290,27 @@ class Book:
         self._decide(ids, len(ids))
 
     async def flush(self, location: str | None) -> None:
-        """Flush, and object if anything accepted before is pending. What it raises comes out."""
+        """Flush, and object if a span accepted before is still pending; exceptions propagate."""
         before = self._oracle.pending(self, location)
         in_doubt = list(self.in_doubt) if location is None else []
         await self.batcher.flush(location)
         if late := [span_id for span_id in before if not self._oracle.is_settled(span_id)]:
             self._oracle.object(f"{len(late)} spans are pending after a flush, the first is {late[0]}")
         for ids in in_doubt:
-            # All that was accepted is accounted for by now; what is not was not accepted.
+            # Accepted spans are accounted for by now; the others were not accepted.
             self._resolve(ids)
 
     def on_loss(self, loss: Loss) -> None:
-        """Take note of spans that were not delivered; to be given to the batcher."""
+        """Record spans that were not delivered; the batcher's ``on_loss``."""
         ids = span_ids(loss.batch.spans)
         if loss.outcome == "undelivered":
             self._oracle.settle(ids, "undelivered")
         elif loss.count == len(ids) and loss.status_code is not None:
-            # One of a partial success has no status: it was noted when the answer came.
+            # A loss of a partial success has no status: it was recorded with the answer.
             self._oracle.settle(ids, "rejected")
 
     def compare(self) -> SpanBatcherStatistics:
-        """Object if the batcher's statistics say something else. Return them."""
+        """Object if the batcher's statistics differ. Return them."""
         statistics = self.batcher.statistics()
         try:
             assert_conserved(statistics)
@@ -328,7 +328,7 @@ class Book:
         return statistics
 
     def close(self) -> SpanBatcherStatistics:
-        """Object if anything is pending, now that the batcher was left. Return its last statistics."""
+        """Object if a span is pending after the batcher was left. Return its last statistics."""
         for ids in tuple(self.in_doubt):
             self._resolve(ids)
         if pending := self._oracle.pending(self, None):
@@ -356,7 +356,7 @@ class Book:
     # -- the exporter's side -----------------------------------------------------------------------------------
 
     def attempt_begins(self, batch: SpanBatch) -> list[int]:
-        """Take note of an export. Return the ids of its spans."""
+        """Record the beginning of an export. Return the ids of its spans."""
         ids = span_ids(batch.spans)
         self.attempts += 1
         for span_id in ids:
@@ -369,7 +369,7 @@ class Book:
         return ids
 
     def attempt_ends(self, ids: Sequence[int], result: ExportResult | None) -> None:
-        """Take note of the result of an export, None if it was cancelled or raised."""
+        """Record the result of an export; None if it was cancelled or raised."""
         records = [(span_id, record) for span_id in ids if (record := self._oracle.get(span_id, "exported"))]
         doubtful = result is None or (isinstance(result, TryLater) and result.ambiguous)
         for _, record in records:
@@ -384,7 +384,7 @@ class Book:
             self._oracle.settle(left_out, "rejected")
 
     def observe(self, exporter: SpanExporter) -> SpanExporter:
-        """Return ``exporter`` as this book can see it; to be given to the batcher."""
+        """Wrap ``exporter`` so that this book sees its exports."""
         return _ObservedExporter(self, exporter)
 
 

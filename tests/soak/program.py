@@ -1,8 +1,8 @@
-"""The soak's program: tasks that add, wait, are cancelled, and flush, over locations that come and go.
+"""The soak's program: tasks that add, wait, are cancelled, and flush, at changing locations.
 
-One batcher lives through the whole run; others, the generations, live one after the other and end in every way in which
-a batcher can be left. Each location belongs to one of the two kinds, and gives way to one with a new name after a
-while; now and then an old name comes back.
+One batcher is open during the whole run. Others, the generations, follow each other and end in every way in which a
+batcher can be left. Each location belongs to the lasting batcher or to the generations, and is replaced by one with a
+new name after a while; now and then an old name returns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trio_spanbatch import (
 
 __all__ = ["Load", "Program", "send_over_http"]
 
-# Of 1.
+# Probabilities.
 POISONOUS = 0.003
 NOT_WANTED = 0.003
 TOO_LARGE = 0.0005
@@ -48,17 +48,17 @@ FLUSHERS = 2
 OLD_NAMES = 50
 RESTING_PLACE = "main.soak.rest"
 
-# Seconds after which an adder is said to have waited.
+# Seconds after which an adder counts as having waited.
 A_WAIT = 0.1
-# Seconds between two looks at whether everything is at rest.
+# Seconds between two checks whether everything is at rest.
 A_LOOK = 0.1
-# Seconds until a connection that the server broke is seen to be broken.
+# Seconds until the client notices that the server has broken a connection.
 BREAKING = 0.5
 
-# The same for all batchers: how much is pending must not depend on the dice, or it would hide what grows.
+# The same for all batchers: random settings would make the number of pending spans vary, which would hide a leak.
 BATCHES = BatchPolicy(max_spans=64, max_bytes=64 * 1024, max_delay=3.0)
 RETRY = RetryPolicy(initial=0.2, maximum=3.0, max_elapsed=20.0, attempt_timeout=3.0)
-# A statistic of each ended location is kept, for as many as may be alive. So many names come up that the bound is
+# The batcher keeps statistics of as many ended locations as may be live. So many names are used that this bound is
 # reached during the warm-up.
 LIMITS = Limits(
     max_queued_spans=128,
@@ -78,16 +78,16 @@ def send_over_http(url: str, rng: random.Random) -> SpanExporter:
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """How much is going on.
+    """The load of a soak.
 
     Attributes:
-        spans_per_second: Spans that are added, on average.
-        locations: Locations at a time.
-        location_life: Seconds until a location gives way to another, on average.
-        generation: Seconds that a generation of the batcher lives.
-        adders: Tasks that add.
-        longest_drain: Seconds that the end of a batcher may take. Some generations get less.
-        idle_timeout: Seconds after which a lane that holds nothing ends.
+        spans_per_second: The average number of spans added per second.
+        locations: The number of locations at a time.
+        location_life: The average number of seconds until a location is replaced.
+        generation: The duration of a generation of the batcher, in seconds.
+        adders: The number of tasks that add spans.
+        longest_drain: The longest ``shutdown_timeout``, in seconds. Some generations get less.
+        idle_timeout: Seconds after which an empty lane ends.
     """
 
     spans_per_second: float = 300.0
@@ -112,23 +112,23 @@ class _Place:
 
 
 class _GenerationFails(Exception):
-    """The body of a generation ends so."""
+    """Raised by the body of a generation."""
 
 
 class Program:
     """Runs the load.
 
     Args:
-        load: How much is going on.
+        load: The load.
         oracle: Follows the spans.
-        rng: The dice.
+        rng: The random number generator.
         make_exporter: Makes the exporter of each batcher.
-        drop_connections: Has the server break all connections.
-        at_rest: Called between two generations, when nothing goes on.
+        drop_connections: Makes the server break all connections.
+        at_rest: Called between two generations, when everything is at rest.
 
     Attributes:
-        is_resting: Whether nothing is added, so that everything comes to rest.
-        names: How many names of locations there were so far.
+        is_resting: Whether adding has paused, so that everything comes to rest.
+        names: The number of names of locations so far.
         counts: Figures: adders that waited, were cancelled, found the batcher closed; flushes; ends of generations.
     """
 
@@ -170,7 +170,7 @@ class Program:
             book.compare()
 
     def _books(self) -> Iterator[Book]:
-        """Yield the books of the batchers that live."""
+        """Yield the books of the open batchers."""
         if self._lasting is not None:
             yield self._lasting
         if self._generation is not None:
@@ -191,7 +191,7 @@ class Program:
                 await stop.wait()
                 nursery.cancel_scope.cancel()
         except KeyboardInterrupt:
-            # Of the drain, by somebody who does not want to wait for it.
+            # A Ctrl-C during the drain.
             self.counts["drains that were interrupted"] += 1
         finally:
             self._lasting = None
@@ -225,7 +225,7 @@ class Program:
             try:
                 await next(ways)(book)
             except KeyboardInterrupt:
-                # A batcher that is being left takes the Ctrl-C, in place of whoever waits for it.
+                # A Ctrl-C while a batcher is being left is raised there.
                 self.counts["drains that were interrupted"] += 1
                 stop.set()
                 return
@@ -273,14 +273,14 @@ class Program:
         return f"main.soak.spans_{self.names}"
 
     def _pick(self) -> tuple[Book, str] | None:
-        """Return a batcher's book and a location, if there is something to do with them now."""
+        """Return a batcher's book and a location to use, or None while there is none."""
         if self.is_resting:
             return None
         place = self._rng.choice(self._places)
         book = self._generation if place.in_generations else self._lasting
         return None if book is None else (book, place.name)
 
-    # -- what is done to batchers ------------------------------------------------------------------------------
+    # -- adding and flushing -----------------------------------------------------------------------------------
 
     async def _add_for_ever(self) -> None:
         while True:
@@ -334,7 +334,7 @@ class Program:
 
     @contextmanager
     def _being_busy(self) -> Iterator[None]:
-        """Count a task as busy. That a batcher was left meanwhile is nothing special."""
+        """Count a task as busy. A batcher may be closed meanwhile."""
         self._busy += 1
         try:
             yield
@@ -348,13 +348,13 @@ class Program:
     # -- resting -----------------------------------------------------------------------------------------------
 
     async def _rest(self, lasting: Book) -> None:
-        """Let everything come to rest, and go on."""
+        """Let everything come to rest, then continue."""
         self.is_resting = True
         if self._busy:
             self._is_idle = trio.Event()
             await self._is_idle.wait()
         await lasting.flush(None)
-        # How many idle connections there are is chance. The pool closes broken ones with the next request.
+        # The number of idle connections is random, so break them all. The pool closes them with the next request.
         await self._drop_connections()
         await trio.sleep(BREAKING)
         await lasting.add(RESTING_PLACE, [self._oracle.make_span()])
@@ -368,7 +368,7 @@ class Program:
 
 
 class _Objector(logging.Handler):
-    """Objects to every message that tells of an exception: a bug in the exporter or in a batcher."""
+    """Objects to every message with an exception: a bug in the exporter or in a batcher."""
 
     def __init__(self, oracle: ForgettingOracle) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""The soak's server, a process of its own: a real TCP receiver with faults of all kinds, drawn at random.
+"""The soak's server process: a real TCP receiver with random faults of all kinds.
 
-It is honest: what it answers 2xx is stored, less what it says it left out, and what it refuses is not. Where it breaks
-or never ends an exchange, it may have stored the spans or not. Its listener goes away every now and then, together with
-its connections or without them, and connections are refused meanwhile.
+Its answers are true: spans of a request answered with 2xx are stored, except those that it reports as left out, and
+spans that it refuses are not. If it breaks an exchange or never ends it, it may have stored the spans or not. Now and
+then its listener is closed for a while, with or without its connections, and connections are refused.
 
-It ends when its standard input does, which is when the soak does, however that ends.
+The server ends when its standard input does, that is, when the soak ends in any way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.soak.support import (
 )
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Outcome, ReceivedRequest, Reset, partial_success
 
-# The shares of the faults that do not depend on what is in a request, in the order of `Faults.kinds`. Out of 1.
+# The probability of a fault that does not depend on the content of a request; `Faults.kinds` has the kinds.
 FAULTY = 0.15
 RESETS_BEFORE_BODY = 0.05  # of connections
 
@@ -43,18 +43,18 @@ USUAL_DELAY = 0.02
 
 
 def say(line: str) -> None:
-    # At once and in one piece: a line says what is true before the answer to the request is sent.
+    # Unbuffered and by one system call, so that the report precedes the answer to the request.
     os.write(sys.stdout.fileno(), line.encode())
 
 
 @attrs.frozen
 class Faults:
-    """Decides what becomes of requests."""
+    """Decides the outcome of requests."""
 
     rng: random.Random
 
     def outcome(self, request: ReceivedRequest) -> Outcome | None:
-        """Return what to do with ``request``, and tell what is stored without an answer that says so."""
+        """Return the outcome of ``request``, and report spans that are stored without a regular answer."""
         if request.message is None:
             return None
         if self.rng.random() < FAULTY:
@@ -81,7 +81,7 @@ class Faults:
         ]
 
     def stored(self, request: ReceivedRequest, status: int | None) -> None:
-        """Tell what is stored of a request that is answered ``status``."""
+        """Report the stored spans of a request that is answered with ``status``."""
         if status is not None and 200 <= status < 300:
             say(stored_line(request.location, _ids(_wanted(request))))
 
@@ -137,7 +137,7 @@ async def serve(seed: int) -> None:
     """Serve until the standard input ends."""
     rng = random.Random(seed)
     faults = Faults(rng)
-    # A fault that needs to know the request's content, and one that must not read it, are two receivers.
+    # Two receivers: one that reads the request's content, and one that must not.
     honest = OTLPReceiver(
         location_header=LOCATION_HEADER, answers=faults.outcome, on_request=faults.stored, keep=False, listen=False
     )
@@ -153,7 +153,7 @@ async def serve(seed: int) -> None:
 
     async with honest, rude, trio.open_nursery() as nursery:
         nursery.start_soon(_obey, honest, nursery.cancel_scope)
-        # Bound and never listening: it keeps the port while the listener is away, so that nobody else gets it.
+        # Bound but never listening: it keeps the port from other programs while the listener is closed.
         with socket.socket() as port_holder:
             port_holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port_holder.bind(("127.0.0.1", 0))
@@ -172,7 +172,7 @@ async def serve(seed: int) -> None:
 
 
 async def _obey(receiver: OTLPReceiver, scope: trio.CancelScope) -> None:
-    """Break the connections as often as the standard input says, and end with it."""
+    """Break all connections for each line on the standard input, and end the server with it."""
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
         while await stdin.receive_some(len(DROP)):
             receiver.drop_connections()

@@ -1,8 +1,8 @@
-"""What the soak's two processes agree on: which spans the server does not take, and how it tells what it did.
+"""The protocol between the soak's two processes: the spans that the server refuses, and the lines of its reports.
 
-The server's standard input has a line for each time that it shall break all connections, and its end is the server's.
-On its standard output it writes a line for each request whose spans it stored, before it answers, and one for each
-fault. Ids are unique in a run, so the client knows from them all that it has to.
+A line on the server's standard input makes it break all connections; the end of that stream ends the server. On its
+standard output it writes a line for each request whose spans it stored, before it answers, and a line for each fault.
+Ids are unique in a run, so they suffice to identify spans.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
 
 LOCATION_HEADER = "X-Soak-Location"
 
-# Kinds of spans, by their names. For a poisonous one the server refuses the whole request; an unwanted one it leaves
-# out with a partial success.
+# Kinds of spans, by their names. The server refuses a request with a poisonous span, and leaves out unwanted spans with
+# a partial success.
 PLAIN = "plain"
 POISON = "poison"
 UNWANTED = "unwanted"

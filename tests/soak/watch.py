@@ -1,4 +1,4 @@
-"""Measures while the soak runs, and prints a row each time."""
+"""Take measurements during the soak and print a row for each."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NOTHING = Sample(at=0.0, memory=0, server_memory=0, objects=0, blocks=0, tasks=
 
 
 class Watch:
-    """What is measured in a run.
+    """The measurements of a run.
 
     Attributes:
-        samples: What was measured under way.
-        rests: What was measured at rest.
+        samples: The measurements under load.
+        rests: The measurements at rest.
     """
 
     def __init__(self, oracle: ForgettingOracle, server: ServerProcess, say: Callable[[str], object]) -> None:
@@ -41,18 +41,18 @@ class Watch:
 
     @property
     def seconds(self) -> float:
-        """How long the run has lasted."""
+        """The duration of the run so far."""
         return trio.current_time() - self._began
 
     def look(self, program: Program) -> None:
-        """Let the oracle look, and measure unless everything is coming to rest."""
+        """Run the oracle's checks, and measure unless the run is coming to rest."""
         program.compare()
         self._oracle.sweep()
         if not program.is_resting:
             self.samples.append(self._measure(program, ""))
 
     def note_rest(self, program: Program) -> None:
-        """Measure, now that nothing goes on."""
+        """Measure at rest."""
         self.rests.append(self._measure(program, "  at rest"))
 
     def _measure(self, program: Program, remark: str) -> Sample:

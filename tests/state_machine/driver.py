@@ -1,7 +1,7 @@
-"""A batcher under the hand of the state machine: its body, its exporter, and the tasks that add and flush.
+"""The batcher that the state machine drives: its body, its exporter, and the tasks that add and flush.
 
-The driver does what a rule says, tells the model of it, and has the model look after each step of each task. The
-exporter answers nothing by itself: each export that runs waits until a rule answers it.
+The driver carries out a rule, tells the model, and lets the model check the statistics after each step of each task.
+The exporter does not answer by itself: each export waits until a rule answers it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["Driver"]
 
 
 class _LeavingError(Exception):
-    """What the body of the batcher raises if that is how it ends."""
+    """Raised by the body of the batcher, if it is to raise."""
 
 
 class _FixedJitter(random.Random):
-    """A random number generator whose numbers are known."""
+    """A random number generator that always returns the same number."""
 
     def __init__(self, number: float) -> None:
         super().__init__(0)
@@ -45,8 +45,8 @@ class _Adder:
     """A task that adds spans and waits for room.
 
     Attributes:
-        current: The span that it adds now.
-        expected: The name of the error that it has to end with.
+        current: The span that it is adding.
+        expected: The name of the error that must end it.
     """
 
     where: str
@@ -65,10 +65,10 @@ class _Flusher:
 
 
 class Driver:
-    """One batcher, everything that is done to it, and the model that knows what has to come of it.
+    """One batcher, the actions on it, and the model of it.
 
     Attributes:
-        broken: Whether something was found.
+        broken: Whether a check failed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -122,14 +122,14 @@ class Driver:
                 if self._raises:
                     raise _LeavingError
             finally:
-                # No checkpoint from here to the drain's beginning.
+                # There is no checkpoint between here and the beginning of the drain.
                 self.model.drain_begins()
 
     async def export(self, batch: SpanBatch) -> ExportResult:
         """Wait until a rule answers."""
         export = self._watch.guard(self.model.export_begins, batch)
         if export is None:
-            raise AssertionError("an export that must not be")
+            raise AssertionError("this export must not begin")
         try:
             await export.answered.wait()
         except trio.Cancelled as cancelled:
@@ -138,7 +138,7 @@ class Driver:
         self._watch.guard(self.model.export_ends, export, export.answer)
         if isinstance(export.answer, Exception):
             raise export.answer
-        # It may be something else: some exporters return what is no result.
+        # It may not be an ExportResult: some exporters return something else.
         return cast(ExportResult, export.answer)
 
     async def aclose(self) -> None:
@@ -184,7 +184,7 @@ class Driver:
         has_to_wait = not self.model.admits(adder.where, [span])
         self.model.stand_in_line(adder.where, [span])
         if has_to_wait and adder.scope.cancel_called:
-            # It was cancelled before it stood there, so it leaves at once.
+            # It was cancelled before it joined the line, so it leaves at once.
             self.model.withdraw(adder.where, span)
 
     async def _flush(self, flusher: _Flusher) -> None:
@@ -206,7 +206,7 @@ class Driver:
 
     @contextmanager
     def acting(self, steps: int | None) -> Iterator[None]:
-        """Do something, look, and let the run go on: for some steps, or until nothing happens any more."""
+        """Carry out an action, check, and let the run continue: for some steps, or until it is blocked."""
         self.broken = True
         yield
         self._see()
@@ -220,7 +220,7 @@ class Driver:
                 self._check_ended(*self._ended_adders.pop())
 
     def _check_ended(self, adder: _Adder, accepted: int | None) -> None:
-        """What an adder was told is what happened. One that ended early was not accepted from there on."""
+        """Check that the spans were accepted that an adder reports, and no later ones."""
         begun = 0 if adder.current is None else adder.spans.index(adder.current)
         number = begun if accepted is None else accepted
         was_accepted = [span in self.model.locations[adder.where].spans for span in adder.spans]
@@ -251,8 +251,8 @@ class Driver:
         if self.model.draining:
             assert self.model.unsettled, "the drain does not end"
             assert now < self.model.drain_began_at + self.model.settings.shutdown_timeout, "the drain takes too long"
-        # Time is all that can wake what rests: a timer that is too late is a deadline that will be missed.
-        assert self.run.next_timer() <= self.rest.next_time() - now + 1e-9, "nothing will wake the run in time"
+        # Only time can wake a run at rest: if its next timer is too late, a deadline will be missed.
+        assert self.run.next_timer() <= self.rest.next_time() - now + 1e-9, "no timer will wake the run in time"
 
     def _look_at_end(self) -> None:
         assert not self.model.unsettled, "spans were lost"
@@ -297,7 +297,7 @@ class Driver:
         self._nursery.start_soon(self._add, adder)
 
     def cancel_adder(self, which: int) -> None:
-        """Cancel one. In this call an adder that waits leaves the line, and others may take its place."""
+        """Cancel an adder. If it waits, it leaves the line in this call, and others may take its place."""
         adder = self.adders[which % len(self.adders)]
         adder.scope.cancel()
         if adder.current is not None:
@@ -329,17 +329,17 @@ class Driver:
         self.run.clock.jump(seconds)
 
     def seconds_to_next_time(self) -> float:
-        """Return how long it is until something has to happen by itself, as the run has it or as the model has it."""
+        """Return the seconds until the next event that needs no action, according to the run or to the model."""
         next_time = self.rest.next_time() - trio.current_time() if self._entered else math.inf
         return min(self.run.next_timer(), next_time)
 
     # -- the end -----------------------------------------------------------------------------------------------
 
     def end(self, answer: object | None) -> None:
-        """Leave the body, if that was not done before, and drain to the end.
+        """Leave the body, unless it was left before, and drain to the end.
 
         Args:
-            answer: What all exports are answered; None if they are not, so that the drain ends at its deadline.
+            answer: The answer to all exports; None leaves them without one, so that the drain ends at its deadline.
         """
         with self.acting(None):
             self._leave.set()
@@ -361,7 +361,7 @@ class Driver:
             self.let_time_pass(self.run.next_timer())
 
     def abandon(self) -> None:
-        """End the run, however it stands."""
+        """End the run, whatever its state."""
         self.run.abandon(self._main_task)
 
 

@@ -1,8 +1,7 @@
-"""What the model of the state machine knows of one location, independently of the code.
+"""The state machine's model of one location, independent of the package's code.
 
-It is a list of the accepted spans in their order, with two marks on it: how many were sealed, and which are settled.
-Where a batch ends follows from the exports that are seen. How fast the location may be asked follows from the answers
-that its exports got.
+It is a list of the accepted spans in order, with the number of those that were sealed and the set of those that are
+settled. The ends of batches follow from the exports, and the location's concurrency and backoff from their answers.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from trio_spanbatch import (
 
 __all__ = ["NEARLY", "DeliveryModel", "Export", "LocationModel", "Settings", "request_size"]
 
-# Times are compared with this tolerance: the model adds them up in another order. Seconds.
+# Seconds. The tolerance for comparing times: the model adds them up in a different order.
 NEARLY = 1e-9
 
 
 @attrs.frozen
 class Settings:
-    """What a batcher is made with.
+    """The arguments of a batcher.
 
     Attributes:
-        jitter: Every backoff takes this part of the longest that it may take.
+        jitter: The fraction of its longest time that every backoff takes.
     """
 
     limits: Limits
@@ -51,27 +50,27 @@ class Settings:
 
 
 def cost_of(spans: list[EncodedSpan], before: EncodedSpan | None = None) -> int:
-    """Return the bytes that spans cost after ``before``: a resource and scope count where they are not its own."""
+    """Return the cost of spans that follow ``before``, in bytes: resource and scope count where they change."""
     pairs = zip([before, *spans], spans, strict=False)
     others = [span.headers for last, span in pairs if last is None or last.headers is not span.headers]
     return sum(span.size for span in spans) + sum(len(own.resource) + len(own.scope) for own in others)
 
 
 def request_size(spans: list[EncodedSpan]) -> int:
-    """Return the size of a request by making it."""
+    """Build a request and return its size."""
     return len(SpanBatch("", spans).to_request())
 
 
 @attrs.define(eq=False)
 class Export:
-    """An export that runs, until it is answered.
+    """A running export.
 
     Attributes:
-        batch: What it was called with.
+        batch: Its argument.
         part: The numbers of its spans in their location.
-        begun_at: When.
-        answer: What it will return, or raise if it is an exception.
-        answered: Set by whoever answers.
+        begun_at: The time of its beginning.
+        answer: The value that it will return, or the exception that it will raise.
+        answered: Set when ``answer`` is set.
     """
 
     location: LocationModel
@@ -89,10 +88,10 @@ class DeliveryModel:
 
     Attributes:
         first: The number of its first span.
-        stop: The number behind its last span; known at rest.
-        first_attempt_at: When; None if its batch was handed back without one.
-        attempts: How often each part was attempted.
-        running: Its export that runs.
+        stop: The number after its last span; known at rest.
+        first_attempt_at: The time of the first attempt; None if the batch was handed back without one.
+        attempts: The number of attempts for each part.
+        running: Its running export.
     """
 
     first: int
@@ -104,13 +103,13 @@ class DeliveryModel:
 
 @attrs.frozen
 class Seal:
-    """What was known when spans were sealed.
+    """The state when spans were sealed.
 
     Attributes:
-        accepted_before: How many spans the location had accepted one step before.
-        accepted: How many it had accepted after the step.
-        flushed_below: Spans below this number were asked for by a flush.
-        waited_in: The last step until then in which an adder waited, for any location.
+        accepted_before: The number of spans that the location had accepted one step before.
+        accepted: The number that it had accepted after the step.
+        flushed_below: Spans below this number were due because of a flush.
+        waited_in: The last step in which an adder of any location waited.
         draining: Whether the drain had begun.
     """
 
@@ -127,21 +126,21 @@ class LocationModel:
     """One location.
 
     Attributes:
-        spans: The accepted spans. Their places in this list are their numbers.
-        costs: What each costs of the byte budgets.
-        accepted_at: When each was accepted.
-        accepted_in: The step in which each was accepted.
-        seals: For each sealed span, what was known then.
+        spans: The accepted spans. Their indexes in this list are their numbers.
+        costs: The cost of each span in the byte budgets.
+        accepted_at: The time at which each span was accepted.
+        accepted_in: The step in which each span was accepted.
+        seals: For each sealed span, the state at that time.
         unsettled: The numbers of the spans that are not accounted for.
-        line: The spans of the adders that wait, first come first.
-        counts: What statistics have to say.
-        deliveries: By the tasks that make them. One that only handed spans back has no task of its own.
+        line: The spans of the waiting adders, in order of arrival.
+        counts: The expected statistics.
+        deliveries: The deliveries by their tasks; those that only hand spans back have another key.
         refused: The parts that the server refused.
-        refusing: The deliveries that were refused, all or in parts, since the last that passed.
-        owed: Losses that have to be told in this step: the part, the outcome, how many.
+        refusing: The deliveries that were refused, wholly or in part, since the last success.
+        owed: The losses that must be reported in this step: part, outcome, count.
         flushed_below: Spans below this number are due.
         lane: The lane's task, if the location is live.
-        pace: How `allowed` and `retry_at` changed, with the number of the scheduler's pass.
+        pace: The changes of `allowed` and `retry_at`, with the number of the scheduler's pass.
     """
 
     name: str
@@ -170,7 +169,7 @@ class LocationModel:
     allowed: int = 1
     pace: list[tuple[int, int, float]] = attrs.Factory(list)
 
-    # -- what it holds -----------------------------------------------------------------------------------------
+    # -- queue and budgets -------------------------------------------------------------------------------------
 
     @property
     def policy(self) -> BatchPolicy:
@@ -193,7 +192,7 @@ class LocationModel:
         return [delivery.running for delivery in self.deliveries.values() if delivery.running is not None]
 
     def expected(self) -> dict[str, int]:
-        """Return what the location's statistics have to be."""
+        """Return the expected statistics of the location."""
         names = ("accepted", "delivered", "rejected", "undelivered", "requests", "retries", "ambiguous", "spooled")
         return {
             **{name: self.counts[name] for name in names},
@@ -214,7 +213,7 @@ class LocationModel:
         return cost_of(spans, self.spans[-1] if self.unsettled else None)
 
     def part(self, batch: SpanBatch) -> range:
-        """Return the numbers of a batch's spans, which have to be neighbours in their order."""
+        """Return the numbers of a batch's spans, which must be consecutive."""
         assert batch.location == self.name
         assert batch.spans, "a batch has spans"
         assert batch.size == len(batch.to_request()), "a batch knows the size of its request"
@@ -230,12 +229,12 @@ class LocationModel:
     # -- batches -----------------------------------------------------------------------------------------------
 
     def is_full(self, first: int, stop: int) -> bool:
-        """Return whether a batch of these spans, all that were queued, takes no other one."""
+        """Return whether a batch of these spans, if no others are queued, has no room for one more."""
         spans = self.spans[first:stop]
         return len(spans) >= self.max_spans or request_size(spans) >= self.policy.max_bytes
 
     def cut(self, first: int) -> tuple[int, bool]:
-        """Return where a batch that begins with a queued span ends, and whether it is full."""
+        """Return the end of the batch that begins with queued span ``first``, and whether it is full."""
         for stop in range(first + 1, len(self.spans) + 1):
             if self.is_full(first, stop):
                 return stop, True
@@ -243,10 +242,10 @@ class LocationModel:
                 return stop, True
         return len(self.spans), False
 
-    # -- following what is seen --------------------------------------------------------------------------------
+    # -- following the statistics ------------------------------------------------------------------------------
 
     def follow(self, seen: LocationStatistics, now: float, step: int, waited_in: int, *, draining: bool) -> int:
-        """Move adders into the queue, and spans out of it, as the counts say. Return how many adders were admitted."""
+        """Follow the counts: move adders into the queue and spans out of it. Return the number of admitted adders."""
         admitted = seen.accepted - self.counts["accepted"]
         assert 0 <= admitted <= len(self.line), f"{self.name}: {admitted} were accepted of {len(self.line)}"
         accepted_before = len(self.spans)
@@ -266,13 +265,13 @@ class LocationModel:
         return admitted
 
     def hand_back(self, part: range, now: float) -> None:
-        """The drain takes spans out of the queue without a delivery."""
+        """Take spans out of the queue that the drain hands back without a delivery."""
         assert part.start == self.sealed, f"{self.name}: {part} was not the first in the queue"
         self.seals += [Seal(now, len(self.spans), len(self.spans), self.flushed_below, 0, draining=True)] * len(part)
         self.deliveries[object()] = DeliveryModel(part.start, None, part.stop)
 
     def settle(self, part: range, now: float, **outcome: int) -> None:
-        """Account for spans that were sealed, once."""
+        """Account for sealed spans."""
         assert sum(outcome.values()) == len(part), f"{self.name}: {outcome} does not add up to {part}"
         assert self.unsettled.issuperset(part), f"{self.name}: {part} was accounted for already"
         self.unsettled.difference_update(part)
@@ -282,7 +281,7 @@ class LocationModel:
             self.idle_since = now
 
     def doubt(self, part: range) -> None:
-        """Note that nobody knows whether an attempt arrived."""
+        """Record an attempt of unknown outcome."""
         self.counts["ambiguous"] += len(set(part) - self.ambiguous)
         self.ambiguous.update(part)
 
@@ -297,7 +296,7 @@ class LocationModel:
         return math.inf if began_at is None else began_at + self.settings.retry.max_elapsed
 
     def answered(self, answer: object, now: float, drain_deadline: float, scheduled: int) -> None:
-        """Note what an answer says of the location's health. What is no answer is a failure."""
+        """Update concurrency and backoff after an answer; an exception or an invalid result is a failure."""
         if isinstance(answer, Delivered):
             self.consecutive_failures = 0
             if now >= self.retry_at:
@@ -323,7 +322,7 @@ class LocationModel:
             self.own_wait_until = math.inf if left < 0.1 else now + min(wait, left / 2)
 
     def new_lane(self, task: trio.lowlevel.Task, now: float, scheduled: int) -> None:
-        """The location is live again. Only what the server asked for is remembered."""
+        """Make the location live again. It remembers only the time that its server asked for."""
         self.lane = task
         self.idle_since = now
         self.own_wait_until = -math.inf
@@ -335,7 +334,7 @@ class LocationModel:
         self.pace.append((scheduled, self.allowed, self.retry_at))
 
     def recent_pace(self, scheduled: int) -> tuple[int, float]:
-        """Return the best that held in this pass of the scheduler or the last: a lane decides one pass earlier."""
+        """Return the best values of this pass of the scheduler and the last: a lane decides one pass earlier."""
         while len(self.pace) > 1 and self.pace[1][0] < scheduled - 1:
             del self.pace[0]
         return max(allowed for _, allowed, _ in self.pace), min(retry_at for _, _, retry_at in self.pace)
@@ -343,7 +342,7 @@ class LocationModel:
     def is_told_refused(self, part: range, delivery: DeliveryModel | None) -> bool:
         """Return whether the server refused a request that held all of ``part``, or refuses everything.
 
-        A location that refused all of a batch is asked about a single span of the next one, which speaks for the rest.
+        If a location has refused a whole batch, a single span of the next one is tried, and decides about the rest.
         """
         covered = any(part.start >= other.start and part.stop <= other.stop for other in self.refused)
         return covered or (delivery in self.refusing and len(self.refusing) > 1)
@@ -353,7 +352,7 @@ class LocationModel:
         return asked_again_at > self.give_up_at(delivery) + NEARLY
 
     def owes_after(self, export: Export, answer: object, now: float) -> None:
-        """Note which losses have to be told in the step in which an export ended."""
+        """Record the losses that must be reported in the step in which an export ended."""
         part = export.part
         if isinstance(answer, Delivered):
             self.refusing.clear()

@@ -26,7 +26,7 @@ __all__ = ["SpanBatcherMachine", "run_state_machine"]
 
 LOCATIONS = ("a", "b", "c", "d")
 
-# Resource and scope of spans: a batch may hold spans of several, and its exact size depends on them.
+# Resources and scopes: a batch may hold spans of several, and its exact size depends on them.
 HEADERS = (
     SpanHeaders(),
     SpanHeaders(b"\x0a\x00", b"\x0a\x00"),
@@ -96,7 +96,7 @@ ANSWERS = st.sampled_from(
     ]
 )
 
-# How many steps a rule lets the run go; None: until nothing happens any more.
+# The number of steps for which a rule lets the run continue; None is until it is blocked.
 STEPS = st.sampled_from([None, None, None, None, 0, 1, 2])
 
 WHICH = st.integers(0, 5)
@@ -104,7 +104,7 @@ WHERE = st.integers(0, 11)
 
 
 class SpanBatcherMachine(RuleBasedStateMachine):
-    """What programs, servers and the clock do."""
+    """Actions of programs, servers and the clock."""
 
     driver: Driver | None = None
 
@@ -124,7 +124,7 @@ class SpanBatcherMachine(RuleBasedStateMachine):
 
     @initialize(_=st.random_module())
     def seed_the_scheduler(self, _: object) -> None:
-        """Trio has its random numbers from a generator that Hypothesis seeds."""
+        """Have Hypothesis seed the random number generator that trio uses."""
 
     @property
     def batcher(self) -> Driver:
@@ -155,7 +155,7 @@ class SpanBatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.batcher.adders) < 4)
     @rule(where=WHERE, sizes=st.lists(SIZES, min_size=2, max_size=4), steps=STEPS)
     def start_adders(self, where: int, sizes: list[int], steps: int | None) -> None:
-        """Start one for each of several locations."""
+        """Start an adder for each of several locations."""
         with self.batcher.acting(steps):
             for number, size in enumerate(sizes):
                 self.batcher.start_adder(self._place(where + number), make_spans([size]))
@@ -202,7 +202,7 @@ class SpanBatcherMachine(RuleBasedStateMachine):
 
     @rule(where=WHERE, size=SIZES, rounds=st.integers(1, 3))
     def all_is_well_for_a_while(self, where: int, size: int, rounds: int) -> None:
-        """Let a location grow to several exports at once."""
+        """Let a location reach several concurrent exports."""
         for _ in range(rounds):
             with self.batcher.acting(None):
                 self.batcher.fill(self._place(where), make_spans([size] * 6))
@@ -227,7 +227,7 @@ class SpanBatcherMachine(RuleBasedStateMachine):
     # -- the end -----------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """End the run: as it should end, or somehow if something was wrong already."""
+        """End the run: properly, or by force if a check has failed."""
         if self.driver is None:
             return
         try:

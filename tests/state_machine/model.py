@@ -1,11 +1,10 @@
-"""The model of the state machine: what a batcher has to say and do at each step, as far as it can be seen.
+"""The model of the state machine: the statistics and actions of a batcher that are possible at each step.
 
-It follows what is seen from outside (the exports that the batcher begins, their answers, the losses that it tells, its
-statistics) and looks after each step of each task whether that is possible: every span is in one place, the limits are
-kept, adders are served in their order, the counts are right. What has to have happened once the run stands still is in
-`state_machine_rest`.
+It follows a batcher from outside: the exports that it begins, their answers, the losses that it reports, its
+statistics. After each step of each task it checks that they are possible: every span is in one place, the limits are
+kept, adders are served in order, the counts are right. `RestCheck` checks what must have happened at rest.
 
-Of the batcher's inside it knows one thing, the names of the lanes' tasks: nothing else says when a lane ends.
+The model uses one internal of the batcher, the names of the lanes' tasks: nothing else shows when a lane ends.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class _FlushPart:
 
 @attrs.define(eq=False)
 class FlushModel:
-    """A flush: what it waits for, and what became of that."""
+    """A flush: the spans that it waits for, and their outcomes."""
 
     parts: dict[str, _FlushPart] = attrs.Factory(dict)
 
@@ -71,20 +70,20 @@ class FlushModel:
 
 @attrs.define(eq=False)
 class Model:
-    """All locations, and what they share.
+    """All locations and their shared state.
 
     Attributes:
-        step: Counts what is seen: the steps of tasks, and what rules do.
-        scheduled: Counts the passes of trio's scheduler.
+        step: The number of checks so far: after steps of tasks and after actions of rules.
+        scheduled: The number of passes of trio's scheduler.
         waited_in: The last step in which an adder waited.
-        somebody_waits: Whether one waited after the last step.
-        exports: Those that run.
-        byte_line: The locations whose first adder waits for the byte budget alone, and the step since when.
-        empty: The live locations that hold nothing, longest empty first.
-        ended: The locations that ended and are remembered, the oldest first.
-        forgotten: What statistics say of locations that are not remembered.
-        drain_began_at: `math.inf` before it did.
-        lanes: All tasks of lanes, also of those that had to make place.
+        somebody_waits: Whether an adder waited after the last step.
+        exports: The running exports.
+        byte_line: The locations whose first adder waits only for the byte budget, and the step in which that began.
+        empty: The live locations without spans or adders, longest empty first.
+        ended: The locations that ended and are remembered, oldest first.
+        forgotten: The sum of the statistics of locations that are no longer remembered.
+        drain_began_at: The time at which the drain began; `math.inf` before.
+        lanes: All tasks of lanes, evicted ones included.
         spare_slots: Whether there was a slot to spare, at each change, with the number of the scheduler's pass.
     """
 
@@ -114,7 +113,7 @@ class Model:
 
     @property
     def work_ends_at(self) -> float:
-        """When the drain stops deliveries."""
+        """The time at which the drain stops deliveries."""
         timeout = self.settings.shutdown_timeout
         return self.drain_began_at + timeout - min(1, timeout / 10)
 
@@ -134,7 +133,7 @@ class Model:
     # -- adding ------------------------------------------------------------------------------------------------
 
     def expected_error(self, name: str, spans: list[EncodedSpan]) -> str | None:
-        """Return the name of the error that adding ``spans`` ends with, if it does not wait."""
+        """Return the name of the error that adding ``spans`` must raise at once, if any."""
         location = self.locations[name]
         if self.draining:
             return "ClosedResourceError"
@@ -147,7 +146,7 @@ class Model:
         return None
 
     def admits(self, name: str, spans: list[EncodedSpan]) -> bool:
-        """Return whether there is room for ``spans`` and nobody waits for it already."""
+        """Return whether there is room for ``spans`` for which no adder waits already."""
         location = self.locations[name]
         return (
             not location.line
@@ -157,13 +156,13 @@ class Model:
         )
 
     def stand_in_line(self, name: str, spans: list[EncodedSpan]) -> None:
-        """Somebody adds ``spans`` now. Those that are admitted at once leave the line in the same step."""
+        """Put ``spans`` in the line. Those that are admitted at once leave it in the same step."""
         if not self.admits(name, spans):
             self.waited_in = self.step + 1
         self.locations[name].line += spans
 
     def withdraw(self, name: str, span: EncodedSpan) -> None:
-        """An adder leaves the line, if it stands there."""
+        """Take an adder out of the line, if it is there."""
         line = self.locations[name].line
         if span in line:
             line.remove(span)
@@ -172,13 +171,13 @@ class Model:
         return self.pending_bytes + size <= self.settings.limits.max_pending_bytes
 
     def _waiting_for_bytes(self) -> Iterator[LocationModel]:
-        """Yield the locations whose first adder would be admitted, if the byte budget of all were larger."""
+        """Yield the locations whose first adder waits only for the shared byte budget."""
         return (place for place in self.locations.values() if place.line and place.has_room(place.line[:1]))
 
     # -- lanes -------------------------------------------------------------------------------------------------
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        """A lane's task was started: its location is live, if need be in place of the one that is empty longest."""
+        """Note that a lane's task was started; if there are too many, it replaces the one that is empty longest."""
         if not task.name.startswith(_LANE):
             return
         location = self._location_of(task)
@@ -193,7 +192,7 @@ class Model:
         self._note_spare_slots()
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
-        """A task ended: a lane because it held nothing for long enough, or as part of the drain."""
+        """Check that a lane ended because it was idle for long enough, or in the drain."""
         if (name := self.lanes.pop(task, None)) is None:
             return
         location = self.locations[name]
@@ -254,7 +253,7 @@ class Model:
         assert now >= retry_at - NEARLY, f"{location.name}: asked at {now}, though it backs off until {retry_at}"
 
     def has_slot_to_spare(self) -> bool:
-        """Return whether a location that has an export running may begin another: half of all are kept for others."""
+        """Return whether a location with a running export may begin another: half of the slots are kept for others."""
         limit = self.settings.limits.max_exports
         exporting = len({export.location.name for export in self.exports})
         for_newcomers = exporting > 1 and not self.draining
@@ -267,14 +266,14 @@ class Model:
     def _had_slot_to_spare(self) -> bool:
         """Return whether there was one in this pass of the scheduler or the last: a lane decides one pass earlier.
 
-        Slots that were taken, and whose exports have not begun yet, make the model believe in more than there are.
+        The model may count too many: it does not see slots that were taken for exports that have not begun yet.
         """
         while len(self.spare_slots) > 1 and self.spare_slots[1][0] < self.scheduled - 1:
             del self.spare_slots[0]
         return any(spare for _, spare in self.spare_slots)
 
     def export_ends(self, export: Export, answer: object) -> None:
-        """An export returns ``answer``, or ends with it if it is an exception."""
+        """Note that an export returns ``answer``, or raises it."""
         self.exports.remove(export)
         self._note_spare_slots()
         export.delivery.running = None
@@ -297,13 +296,13 @@ class Model:
         return now >= self.work_ends_at - NEARLY
 
     def told_of(self, loss: Loss) -> None:
-        """``on_loss`` was called."""
+        """Check a call of ``on_loss``."""
         location = self.locations[loss.location]
         part = location.part(loss.batch)
         if (told := (part, loss.outcome, loss.count)) in location.owed:
             location.owed.remove(told)
             if loss.count == len(part) and not location.unsettled.issuperset(part):
-                # A partial success that rejected all: that was accounted for when it was answered.
+                # A partial success that rejected all spans was accounted for when it was answered.
                 return
         elif loss.outcome == "rejected":
             delivery = location.deliveries.get(trio.lowlevel.current_task())
@@ -346,7 +345,7 @@ class Model:
 
     def drain_begins(self) -> None:
         self.drain_began_at = now = trio.current_time()
-        # What was kept for those that come is spare now.
+        # Slots that were kept for new locations are spare now.
         self._note_spare_slots()
         self.byte_line.clear()
         for location in self.locations.values():
@@ -354,12 +353,12 @@ class Model:
             location.own_wait_until = min(location.own_wait_until, now)
             location.note_pace(self.scheduled)
 
-    # -- what is seen ------------------------------------------------------------------------------------------
+    # -- checks after each step --------------------------------------------------------------------------------
 
     def see(self, statistics: SpanBatcherStatistics) -> None:
-        """Look whether this can be, after a step of a task or what a rule did."""
+        """Check the statistics after a step of a task or an action of a rule."""
         self.step += 1
-        # Whoever stood in line before this step may have made batches due in it, though nobody stands there after it.
+        # An adder that waited before this step may have made batches due in it, even if none waits after it.
         if self.somebody_waits:
             self.waited_in = self.step
         admitted = self._follow(statistics)
@@ -385,7 +384,7 @@ class Model:
     def _check_counts(self, statistics: SpanBatcherStatistics) -> None:
         total = Counter(self.forgotten)
         for location in self.locations.values():
-            assert not location.owed, f"{location.name}: {location.owed} was not told"
+            assert not location.owed, f"{location.name}: {location.owed} was not reported"
             expected = location.expected()
             total.update(expected)
             seen = statistics.locations.get(location.name, LocationStatistics())
@@ -401,11 +400,11 @@ class Model:
             assert location.pending_bytes <= limits.max_pending_bytes_per_location
 
     def _check_lines(self, admitted: dict[str, int]) -> None:
-        """No adder waits that would fit, and nobody overtakes: both hold at each step."""
+        """Check that no adder waits whose span would fit, and that none overtakes another."""
         for name, since in self.byte_line.items():
             stays = not admitted.get(name) and self.locations[name].line[:1] == [self.heads[name]]
             for other, other_since in self.byte_line.items():
-                # Each has one turn, and then stands last.
+                # Each location has one turn and then goes to the end.
                 turns = 0 if since < other_since else 1
                 overtaken = stays and name != other and admitted.get(other, 0) > turns
                 assert not overtaken, f"an adder of {other} overtook one of {name} that waits for bytes"

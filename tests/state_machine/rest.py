@@ -1,8 +1,8 @@
-"""What must have happened once nothing will happen any more by itself: liveness, at every rest of the run.
+"""Liveness checks: what must have happened whenever the run comes to rest.
 
-A safety rule says what must not be; the model sees that at each step. Here is what must not be *left undone*: no batch
-that is due is unsent while a slot is free, no delivery waits in vain, no flush, no lane, no adder. Time stands still,
-so "sooner or later" means "before the run comes to rest".
+The model checks safety at each step. This module checks that nothing was *left undone*: no batch is due while a slot is
+free, and no delivery, flush, lane or adder waits in vain. Time stands still, so "eventually" means "before the run
+comes to rest".
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["RestCheck"]
 
 @attrs.define(eq=False)
 class RestCheck:
-    """Looks at a run that came to rest.
+    """Checks a run that came to rest.
 
     Attributes:
         waiting: The deliveries that waited for another attempt at the last rest.
-        attempts: How many each delivery had made then.
+        attempts: The number of attempts that each delivery had made by then.
     """
 
     model: Model
@@ -50,7 +50,7 @@ class RestCheck:
     # -- batches -----------------------------------------------------------------------------------------------
 
     def _find_batches(self, location: LocationModel) -> None:
-        """Find where each batch ends: where the next begins. So first attempts are in order, and none is missing."""
+        """Find the end of each batch, where the next begins; check that first attempts are in order and complete."""
         deliveries = sorted(location.deliveries.values(), key=lambda delivery: delivery.first)
         assert not deliveries or deliveries[0].first == 0
         assert deliveries or not location.sealed, f"{location.name}: a batch was sealed and never sent"
@@ -65,7 +65,7 @@ class RestCheck:
                 self._check_cut(location, delivery.first, stop)
 
     def _check_cut(self, location: LocationModel, first: int, stop: int) -> None:
-        """A batch has all the spans that it may have, and was not sealed before it was due."""
+        """Check that a batch has all the spans that it may have, and was not sealed before it was due."""
         assert stop - first <= location.max_spans, f"{location.name}: a batch has too many spans"
         size = request_size(location.spans[first:stop])
         assert stop - first == 1 or size <= location.policy.max_bytes, f"{location.name}: a batch has too many bytes"
@@ -85,7 +85,7 @@ class RestCheck:
             or seal.waited_in >= location.accepted_in[first]
         )
 
-    # -- what waits --------------------------------------------------------------------------------------------
+    # -- waiting deliveries and spans --------------------------------------------------------------------------
 
     def _open(self, location: LocationModel) -> list[DeliveryModel]:
         """Return the deliveries that wait for an attempt, the oldest first."""
@@ -105,7 +105,7 @@ class RestCheck:
         assert not waiting or not self._is_hopeless(location), f"{location.name}: a delivery waits without hope"
 
     def _check_turns(self, location: LocationModel, waiting: list[DeliveryModel]) -> None:
-        """Who waits since the last rest was passed over by nobody younger."""
+        """Check that no younger delivery passed one that has been waiting since the last rest."""
         made = {delivery: delivery.attempts.total() for delivery in location.deliveries.values()}
         passed = [d for d in waiting if d in self.waiting and made[d] == self.attempts[d]]
         had_turn = [d for d in made if made[d] > self.attempts.get(d, 0)]
@@ -133,7 +133,7 @@ class RestCheck:
         return location.accepted_at[first] + location.policy.max_delay
 
     def _is_pressed(self, location: LocationModel) -> bool:
-        """Return whether an adder waits that only this location, or any, can help."""
+        """Return whether an adder waits for room at this location, or for the shared byte budget."""
         return bool(self.model.byte_line) or bool(location.line)
 
     def _may_export(self, location: LocationModel, now: float) -> bool:
@@ -146,7 +146,7 @@ class RestCheck:
         return len(self.model.exports) < self.model.settings.limits.max_exports
 
     def next_time(self) -> float:
-        """Return when something has to happen, if nobody does anything before: `math.inf` if nothing has to."""
+        """Return the time of the next event that needs no action; `math.inf` if there is none."""
         model, settings = self.model, self.model.settings
         times = [export.begun_at + settings.retry.attempt_timeout for export in model.exports]
         for location in model.locations.values():

@@ -1,13 +1,13 @@
-"""A trio run that is moved by hand, one scheduling step at a time, from synchronous code.
+"""A trio run that synchronous code advances by one scheduling step at a time.
 
 Hypothesis calls the rules of a state machine as plain functions, one after the other, so the batcher cannot run in a
-`trio.run` around them. It runs as a guest instead, and the host's loop is a deque: whoever wants trio to do something
-takes the next step out of it and calls it. Between two steps the whole run stands still, and rules may call everything
-that is synchronous, as trio allows a host to do.
+`trio.run` around them. It runs as a guest instead. The host's loop is a deque: to advance the run, take the next step
+out of it and call it. Between two steps the run stands still, and rules may call synchronous functions, as trio allows
+a host to do.
 
-A guest run that has nothing to do would wait for I/O in a thread. Here its clock says that there is no time to sleep,
-so it looks for I/O once and asks for its next step at once: no thread, and every run of the same rules is the same.
-(Under Hypothesis trio shuffles the tasks of a step by a random number generator that Hypothesis seeds.)
+An idle guest run would wait for I/O in a thread. Here its clock never lets it sleep, so it checks for I/O once and asks
+for its next step at once: there is no thread, and all runs of the same rules are the same. (Under Hypothesis, trio
+shuffles the tasks of a step with a random number generator that Hypothesis seeds.)
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["MANY_STEPS", "RunByHand", "TaskWatch"]
 
 _T = TypeVar("_T")
 
-# A run that is not blocked after so many steps is busy for nothing: a few tasks, none of which does much.
+# With a few tasks that do little, a run that is not blocked after so many steps will never be.
 MANY_STEPS = 500
 
 
 class _NoTimeToSleep(trio.abc.Clock):
-    """A clock that somebody else moves, and for which the run never sleeps."""
+    """A clock that is advanced from outside, and with which the run never sleeps."""
 
     def __init__(self, clock: MockClock) -> None:
         self._clock = clock
@@ -46,7 +46,7 @@ class _NoTimeToSleep(trio.abc.Clock):
 
 
 class TaskWatch(trio.abc.Instrument):
-    """Looks on after each step of each task. Trio only logs what an instrument raises, so it is kept for the host."""
+    """Calls a check after each step of each task, and keeps its exception, which trio would only log."""
 
     def __init__(
         self,
@@ -69,21 +69,21 @@ class TaskWatch(trio.abc.Instrument):
         self.guard(self._stepped)
 
     def guard(self, function: Callable[..., _T], *args: object) -> _T | None:
-        """Call a function whose exceptions nobody but the host may see."""
+        """Call a function and keep its exception for the host."""
         try:
             return function(*args)
         except Exception as failure:
-            # Of several the first: the others follow from it.
+            # Keep the first: later ones follow from it.
             self.failure = self.failure or failure
             return None
 
 
 class RunByHand:
-    """A trio run on a mock clock, which stands still unless it is moved.
+    """A trio run that is advanced by hand, on a mock clock.
 
     Attributes:
         clock: The clock of the run.
-        outcome: What the main task ended with; None as long as the run lasts.
+        outcome: The outcome of the main task; None while the run lasts.
     """
 
     def __init__(self, main: Callable[[], Awaitable[object]], watch: TaskWatch) -> None:
@@ -104,7 +104,7 @@ class RunByHand:
         self.outcome = result
 
     def is_blocked(self) -> bool:
-        """Return whether nothing will happen unless time passes or somebody does something."""
+        """Return whether nothing will happen until time passes or a rule acts."""
         if self.outcome is not None:
             return True
         statistics = trio.lowlevel.current_statistics()
@@ -119,19 +119,19 @@ class RunByHand:
         return math.inf if self.outcome is not None else trio.lowlevel.current_statistics().seconds_to_next_deadline
 
     def step(self) -> None:
-        """Let every task that can run do so once, up to its next checkpoint."""
+        """Let every runnable task run once, up to its next checkpoint."""
         self._host.popleft()()
         if self._watch.failure is not None:
             raise self._watch.failure
 
     def abandon(self, main: trio.lowlevel.Task) -> None:
-        """End the run somehow, shields or not, so that there can be another one in this thread."""
+        """End the run, even through shields, so that this thread can run another one."""
         for _ in range(MANY_STEPS):
             if self.outcome is not None:
                 return
             _cancel_below(main)
             self._host.popleft()()
-        raise RuntimeError("a trio run could not be ended; no other one can begin in this thread")
+        raise RuntimeError("could not end a trio run; this thread cannot run another one")
 
 
 def _cancel_below(task: trio.lowlevel.Task) -> None:

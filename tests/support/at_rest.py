@@ -1,9 +1,8 @@
-"""What has to hold when nothing can run until time passes: nobody waits for something that is there.
+"""Invariants of a batcher at rest, when nothing can run until time passes: no task waits for something available.
 
-That every span is accounted for at the end says nothing about a wake-up that was lost on the way: the drain would mend
-it. A lost wake-up shows when everything rests: a lane asleep though its batch is due, an adder that waits though its
-span would fit, a slot that is free though a lane waits for it. Nobody can see that from outside, so this looks at the
-private state of the core, and at nothing else that is private.
+A lost wake-up does not show in the final accounting, since the drain would make up for it. It shows at rest: a lane
+sleeps though its batch is due, an adder waits though its span would fit, a lane waits for a slot though one is free.
+That is not visible from outside, so this module reads the private state of the scheduler, and no other private state.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from trio_spanbatch._scheduler.location import Lane
 
 
 class AtRest:
-    """Says what is wrong with a batcher that rests.
+    """Checks a batcher at rest.
 
     Args:
         batcher: The batcher.
         limits: Its limits.
-        active: How many exports run at each location, as the exporter sees it. Read anew each time.
+        active: The number of running exports of each location, as the exporter counts them; it may change.
     """
 
     def __init__(self, batcher: SpanBatcher, limits: Limits, active: Mapping[str, int]) -> None:
@@ -34,7 +33,7 @@ class AtRest:
         self._backoffs: dict[Lane, float] = {}
 
     def faults(self, now: float) -> Iterator[str]:
-        """Yield what does not hold at ``now``, when no task can run and no deadline has passed."""
+        """Yield violations at ``now``, when no task can run and no deadline has passed."""
         lanes = list(self._batcher._lanes)
         free = self._shared.slots.free
         if self._limits.max_exports - free != sum(self._active.values()):
@@ -46,13 +45,13 @@ class AtRest:
         yield from self._budget_faults()
 
     def faults_at_the_end(self) -> Iterator[str]:
-        """Yield what does not hold once the batcher was left."""
+        """Yield violations after the batcher was left."""
         if lanes := list(self._batcher._lanes):
             yield f"lanes are left: {lanes}"
         if self._admission._byte_line:
-            yield "lanes stand in the line for bytes"
+            yield "lanes are still in the line for bytes"
         if self._shared.slots.free != self._limits.max_exports:
-            yield f"{self._shared.slots.free} of {self._limits.max_exports} slots came back"
+            yield f"{self._shared.slots.free} of {self._limits.max_exports} slots were given back"
         yield from self._budget_faults()
 
     def _lane_faults(self, lane: Lane, now: float, free: int) -> Iterator[str]:
@@ -62,7 +61,7 @@ class AtRest:
         if (lane in self._batcher._lanes._empty) != (not lane.account.pending and not lane.waiting):
             yield f"{lane} is in the wrong set of empty or occupied lanes"
         if lane._closed and not self._shared.draining:
-            yield f"{lane} is closed though nobody leaves"
+            yield f"{lane} is closed though the batcher is not being left"
         if lane._sleep is None:
             if free and not self._reserved(lane):
                 yield f"{lane} waits for a slot, and {free} are free"
@@ -71,10 +70,10 @@ class AtRest:
         leases = sorted(lane._leases, key=lambda lease: lease.first)
         begins = [lease.first for lease in leases[1:]] + [lane.account.first_queued]
         if any(lease.first + len(lease) > next_one for lease, next_one in zip(leases, begins, strict=False)):
-            yield f"{lane} has leases for the same spans"
+            yield f"{lane} has overlapping leases"
         for part in lane._flushes:
             if part.remaining <= 0:
-                yield f"{lane} has not told a flush that is complete"
+                yield f"{lane} has not finished a flush that is complete"
 
     def _reserved(self, lane: Lane) -> bool:
         """Return whether the free slots are kept for locations that have no export running."""
@@ -98,7 +97,7 @@ class AtRest:
         line = list(self._admission._byte_line)
         for lane in line:
             if not lane.waiting or self._batcher._lanes.get(lane.location) is not lane:
-                yield f"{lane} stands in the line for bytes for nobody"
+                yield f"{lane} is in the line for bytes without an adder"
         if not line or not line[0].waiting:
             return
         size = next(iter(line[0].waiting)).span.size
@@ -109,9 +108,9 @@ class AtRest:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
 
     def backoff_faults(self, now: float) -> Iterator[str]:
-        """Yield the lanes whose backoff was made longer while it went on; asked after each step.
+        """Yield the lanes whose backoff was extended before its end; to be called after each step.
 
-        Only a server may do that. When the drain begins, a backoff ends, and another one may begin at once.
+        Only a server may extend a backoff. When the drain begins, a backoff ends, and another one may begin at once.
         """
         backoffs = {lane: lane.pace._own_wait_until for lane in self._batcher._lanes if not self._shared.draining}
         for lane, until in backoffs.items():
@@ -131,10 +130,10 @@ class AtRest:
 
 
 class RestWatch(trio.abc.Instrument):
-    """Looks at a batcher whenever its run rests, and at its backoffs after each step.
+    """Checks a batcher whenever its run is at rest, and its backoffs after each step.
 
     Attributes:
-        failure: The first that went wrong, None if nothing did.
+        failure: The first violation, or None.
     """
 
     def __init__(self, at_rest: AtRest) -> None:
@@ -146,8 +145,8 @@ class RestWatch(trio.abc.Instrument):
             self.failure = next(self._at_rest.backoff_faults(trio.current_time()), None)
 
     def before_io_wait(self, timeout: float) -> None:
-        # A mock clock jumps only after all tasks have been seen to rest: until then trio has something to run. What
-        # other threads have asked for, and deadlines that have passed, come first too.
+        # A mock clock jumps only when all tasks are at rest; until then trio has something to run. Calls queued by
+        # other threads, and deadlines that have passed, come first too.
         runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         now = runner.clock.current_time()
         if self.failure or runner.runq or runner.entry_queue.queue or runner.deadlines.next_deadline() <= now:

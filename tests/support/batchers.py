@@ -1,4 +1,4 @@
-"""What tests of the batcher share: spans, and a watch that sees whether every span is accounted for at every step."""
+"""Helpers for tests of the batcher: spans, and a watch that checks at every step that all spans are accounted for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPAN_IDS = itertools.count(1)
 
 
 def make_span(name: str = "work", *, size: int = 0) -> Span:
-    """Return a span with an id of its own, padded so that it has about ``size`` bytes more."""
+    """Return a span with a unique id, padded by about ``size`` bytes."""
     context = SpanContext(trace_id=1, span_id=next(_SPAN_IDS))
     return Span(name, context, start_time=1, end_time=2, attributes={"pad": "x" * size} if size else {})
 
@@ -37,7 +37,7 @@ def make_spans(count: int, *, size: int = 0) -> list[Span]:
 
 
 def encoded_size(span: Span) -> int:
-    """Return the size that a span has once it is encoded."""
+    """Return the size of a span's encoding."""
     return SpanEncoder().encode(span).size
 
 
@@ -64,7 +64,7 @@ def assert_conserved(statistics: SpanBatcherStatistics) -> None:
 
 
 class ConservationWatch(trio.abc.Instrument):
-    """Looks at a batcher's statistics after each scheduling step."""
+    """Checks a batcher's statistics after each scheduling step."""
 
     def __init__(self, batcher: SpanBatcher) -> None:
         self._batcher = batcher
@@ -123,7 +123,7 @@ def watched_batcher(
 
 
 class StepCounter(trio.abc.Instrument):
-    """Counts how often tasks whose name contains a word were run."""
+    """Counts the steps of tasks whose name contains a word."""
 
     def __init__(self, word: str) -> None:
         self._word = word
@@ -135,7 +135,7 @@ class StepCounter(trio.abc.Instrument):
 
 
 class UnboundProxy:
-    """A proxy of nothing, as web frameworks have them outside of a request: it does not even tell its class."""
+    """An unbound proxy, as web frameworks have them outside a request: even its class is unavailable."""
 
     @property
     def __class__(self) -> type:

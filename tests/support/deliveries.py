@@ -1,4 +1,4 @@
-"""What tests of deliveries over HTTP share: an environment without settings, and batchers with the real exporter."""
+"""Helpers for tests of deliveries over HTTP: an environment without settings, and batchers with the real exporter."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ AT_ONCE = RetryPolicy(initial=1e-6, maximum=1e-6)
 
 
 def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove what the machine that runs the tests may have set."""
+    """Remove variables that the machine that runs the tests may have set."""
     for name in list(os.environ):
         if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 
 def exporter_to(receiver: OTLPReceiver, **options: Any) -> OTLPExporter:
-    """Return an exporter to ``receiver``: over TCP if it listens, else over memory."""
+    """Return an exporter to ``receiver``: over TCP if it listens, otherwise over memory streams."""
     if not receiver.port:
         options.setdefault("transport", receiver.memory_transport())
     return OTLPExporter(receiver.url, **{"location_header": LOCATION_HEADER, **options})
@@ -56,7 +56,7 @@ def batcher_to(
     exporter: dict[str, Any] | None = None,
     **options: Any,
 ) -> Watched:
-    """Return a batcher that sends to ``receiver``, and whose conservation is watched at every step."""
+    """Return a batcher that sends to ``receiver`` and whose statistics are checked at every step."""
     return watched_batcher(exporter_to(receiver, **(exporter or {})), batch, retry=retry, **options)
 
 
@@ -69,7 +69,7 @@ def stored_ids(receiver: OTLPReceiver) -> list[int]:
 
 
 def refusing(bad: Iterable[int], status: int) -> Callable[[ReceivedRequest], Answer | None]:
-    """Return a server that answers ``status`` to every request with one of the span ids ``bad`` in it."""
+    """Return a server that answers ``status`` to every request that contains a span id in ``bad``."""
     poison = frozenset(bad)
 
     def answer(request: ReceivedRequest) -> Answer | None:

@@ -1,8 +1,8 @@
-"""What must not be left when a batcher was left: tasks, timers, connections, channels, and complaints about them.
+"""Check that a batcher leaves nothing behind: no task, timer, connection, channel or complaint about one.
 
-Two parts. `no_complaints` goes around a whole `trio.run` and sees what ends up elsewhere than in an exception of its
-own: warnings, what could not be raised (in a ``__del__``), log records with a traceback, and memory channels that were
-not closed. `Rest` is used inside of a run and compares what lives afterwards with what lived before.
+`no_complaints` goes around a whole `trio.run` and finds problems that raise no exception: warnings, unraisable
+exceptions (in a ``__del__``), log records with a traceback, and memory channels that were not closed. `Rest` is used
+inside a run and compares the tasks and timers afterwards with those before.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["Rest", "no_complaints", "tasks_of_batchers"]
 
 @contextmanager
 def no_complaints(expected_tracebacks: Collection[str] = (), *, collect: bool = True) -> Iterator[None]:
-    """Fail at the end if anybody complained, or left a memory channel open. Not inside of a trio run.
+    """Fail at the end if there was a complaint or a memory channel is open. Not for use inside a trio run.
 
     Args:
-        expected_tracebacks: Log records with a traceback are fine if one of these is part of their message.
-        collect: Collect garbage at the end, so that what is dropped in a cycle is noticed. It costs little if
+        expected_tracebacks: Log records with a traceback are allowed if their message contains one of these.
+        collect: Collect garbage at the end, so that objects dropped in a cycle are noticed. It costs little if
             `gc.freeze` was called before.
     """
     complaints = _Complaints(expected_tracebacks)
@@ -63,13 +63,13 @@ class _Complaints(logging.Handler):
         if record.exc_info and not any(expected in message for expected in self._expected):
             self.seen.append(f"logged: {logging.Formatter().format(record)}")
 
-    # It gets a private type of sys.
+    # The argument's type is private to sys.
     def take_unraisable(self, unraisable: Any) -> None:
         self.seen.append(f"could not be raised: {unraisable.exc_value!r} in {unraisable.object!r}")
 
 
 class _Channels:
-    """In place of `trio.open_memory_channel`: remembers what that returns."""
+    """A replacement of `trio.open_memory_channel` that remembers the channels."""
 
     def __init__(self) -> None:
         self._open: Any = trio.open_memory_channel
@@ -94,11 +94,11 @@ class _Channels:
 
 @attrs.frozen
 class Rest:
-    """What lives in a trio run at some moment.
+    """The tasks and timers of a trio run at some moment.
 
     Attributes:
         tasks: The names of all tasks.
-        next_deadline: Seconds until the next timer of any of them goes off.
+        next_deadline: Seconds until the next deadline of any task.
     """
 
     tasks: Counter[str]
@@ -106,21 +106,21 @@ class Rest:
 
     @classmethod
     def now(cls) -> Rest:
-        """Return what lives now. The timers of the scopes that the caller itself is in are among it."""
+        """Return the present tasks and timers, including those of scopes around the caller."""
         statistics = trio.lowlevel.current_statistics()
         tasks = Counter(task.name for task in _living())
         assert statistics.tasks_living == tasks.total()
         return cls(tasks, statistics.seconds_to_next_deadline)
 
     def assert_again(self) -> None:
-        """Assert that what lives now is what lived then, without a timer."""
+        """Check that the same tasks are alive, and no timer is set."""
         now = Rest.now()
         assert now.tasks == self.tasks, f"tasks are left: {sorted((now.tasks - self.tasks).elements())}"
         assert now.next_deadline == math.inf, f"a timer is left, it goes off in {now.next_deadline} s"
 
 
 def tasks_of_batchers() -> list[str]:
-    """Return the names of the tasks that any batcher has started and that are alive."""
+    """Return the names of the living tasks that batchers have started."""
     names = [task.name for task in _living()]
     return sorted(
         name for name in names if name.startswith("trio_spanbatch") and not name.startswith("trio_spanbatch.testing")

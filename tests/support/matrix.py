@@ -1,7 +1,7 @@
-"""Runs ``make test`` on every CPython from 3.11 on that it finds, and says what came of it.
+"""Run ``make test`` on every CPython from 3.11 on that is installed, and print the results.
 
 It looks on PATH for ``python3.11``, ``python3.12`` and so on, and among the versions that pyenv has installed: pyenv's
-commands on PATH only run those that are selected. Each gets an environment of its own: ``.venv-3.12``.
+commands on PATH run only the selected versions. Each version gets its own environment, such as ``.venv-3.12``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["find", "known"]
 ROOT = PROJECT
 OLDEST = 11
 
-# Fails where an environment cannot be made: some distributions have ensurepip in a package of its own.
+# Fails where environments cannot be created: some distributions have ensurepip in a separate package.
 _PROBE = "import ensurepip, sys, venv; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
 
 
 def candidates(environ: Mapping[str, str]) -> dict[int, list[Path]]:
-    """Return the commands whose name says that they are Python 3.x, by x."""
+    """Return the commands named ``python3.x``, by x."""
     folders = [Path(folder) for folder in environ.get("PATH", "").split(os.pathsep) if folder]
     pyenv = Path(environ.get("PYENV_ROOT") or Path(environ.get("HOME", "/"), ".pyenv"))
     folders += sorted(pyenv.glob("versions/3.*/bin"))
@@ -39,7 +39,7 @@ def candidates(environ: Mapping[str, str]) -> dict[int, list[Path]]:
 
 
 def objection(python: Path, minor: int) -> str | None:
-    """Return why the tests cannot be run on ``python``, which calls itself 3.``minor``; None if they can."""
+    """Return the reason why the tests cannot run on ``python``, named for 3.``minor``; None if they can."""
     try:
         ended = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -52,7 +52,7 @@ def objection(python: Path, minor: int) -> str | None:
 
 
 def find(environ: Mapping[str, str]) -> tuple[dict[int, Path], list[str]]:
-    """Return one working interpreter for each 3.x, by x, and what to say about those that do not work."""
+    """Return one working interpreter for each 3.x, by x, and messages about those that do not work."""
     working: dict[int, Path] = {}
     skipped: list[str] = []
     for minor, paths in candidates(environ).items():
@@ -66,14 +66,14 @@ def find(environ: Mapping[str, str]) -> tuple[dict[int, Path], list[str]]:
 
 
 def known() -> list[int]:
-    """Return the versions that the package says it runs on."""
+    """Return the versions in the package's classifiers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     matches = (re.fullmatch(r"Programming Language :: Python :: 3\.(\d+)", line) for line in project["classifiers"])
     return [int(match[1]) for match in matches if match]
 
 
 def main(make: str, arguments: str) -> int:
-    """Run the tests. Return the exit code: 1 if they failed somewhere, or there was nothing to run them on."""
+    """Run the tests. Return the exit code: 1 if they failed on a version, or no version was found."""
     working, said = find(os.environ)
     said += [f"no working python3.{minor} was found" for minor in known() if minor not in working]
     print(*said, f"make test on {', '.join(f'Python 3.{minor}' for minor in working)}", sep="\n", flush=True)
@@ -82,7 +82,7 @@ def main(make: str, arguments: str) -> int:
         print(f"\n== Python 3.{minor}: {path}", flush=True)
         command = [make, "test", f"PYTHON={path}", f"VENV=.venv-3.{minor}", f"ARGS={arguments}"]
         results[f"3.{minor}"] = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    print("\n== in all", *said, sep="\n")
+    print("\n== results", *said, sep="\n")
     print(*(f"Python {version}: {'passed' if passed else 'FAILED'}" for version, passed in results.items()), sep="\n")
     return 0 if results and all(results.values()) else 1
 

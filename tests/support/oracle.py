@@ -1,14 +1,15 @@
-"""The oracle: what became of every span, known from outside, by identity.
+"""The oracle: it follows every span from outside, by its id.
 
-A test's program adds spans through an `Oracle`, which so knows what was accepted. It wraps the exporter, which so tells
-it of each attempt and its result, and it gets each `Loss`. The server (an `InMemoryExporter` or an `OTLPReceiver`)
-tells what it stored, and what it left out with a partial success. From these `Facts` follows what has to hold:
+A test's program adds spans through an `Oracle`, which so knows the accepted ones. The oracle wraps the exporter, so
+that it sees each attempt and its result, and it gets each `Loss`. The server (an `InMemoryExporter` or an
+`OTLPReceiver`) reports the spans that it stored, and those that it left out with a partial success. From these `Facts`
+it follows that:
 
 - the accepted spans are the disjoint union of those delivered, rejected and undelivered;
-- what is delivered is stored, at its own location, and nothing is stored that was not accepted;
-- what is stored twice, or stored and counted as something else than delivered, had an attempt of unknown outcome, and
-  is counted as ambiguous;
-- the batcher's statistics say the same, at the end and, as far as anybody outside can know, after every step.
+- delivered spans are stored, at their own location, and only accepted spans are stored;
+- a span that is stored twice, or stored but not counted as delivered, had an attempt of unknown outcome, and is counted
+  as ambiguous;
+- the batcher's statistics agree, at the end and, as far as can be known from outside, after every step.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from trio_spanbatch import (
 
 @attrs.frozen
 class Facts:
-    """What is known from outside once everything has ended.
+    """The facts known from outside after the end.
 
     Attributes:
         accepted: The location of each accepted span, by its id.
-        stored: The location and id of each span that the server stored, as often as it stored it.
-        left_out: The ids of spans that the server left out of a partial success that the client got to know.
+        stored: The location and id of each span that the server stored, once for each time.
+        left_out: The ids of spans that the server left out with a partial success, if the client got the answer.
         rejected: The ids of spans of batches that were refused.
         undelivered: The ids of spans that were handed back.
         doubtful: The ids of spans that had an attempt of unknown outcome.
@@ -59,13 +60,13 @@ class Facts:
 
 
 def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics, *, by_location: bool = True) -> None:
-    """Assert that every accepted span is accounted for once, and that ``statistics`` say so.
+    """Check that every accepted span is accounted for once, and that ``statistics`` agree.
 
     Args:
-        facts: What was seen.
-        statistics: What the batcher says.
-        by_location: Whether to compare the counts of each location too. Where more than ``Limits.max_locations`` have
-            ended, those that ended long ago begin again at zero.
+        facts: The facts.
+        statistics: The batcher's statistics.
+        by_location: Whether to compare the counts of each location too. If more than ``Limits.max_locations`` have
+            ended, those that ended long ago start again at zero.
     """
     stored = Counter(span_id for _, span_id in facts.stored)
     for name, ids in (("rejected", facts.rejected), ("undelivered", facts.undelivered)):
@@ -77,12 +78,12 @@ def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics, *, by_
     delivered = facts.accepted.keys() - rejected - undelivered
     everything = rejected | undelivered | stored.keys()
     assert everything <= facts.accepted.keys(), f"invented: {_some(everything - facts.accepted.keys())}"
-    assert delivered <= stored.keys(), f"lost without a word: {_some(delivered - stored.keys())}"
+    assert delivered <= stored.keys(), f"lost silently: {_some(delivered - stored.keys())}"
     astray = {span_id for location, span_id in facts.stored if facts.accepted[span_id] != location}
     assert not astray, f"stored at another location: {_some(astray)}"
     more_than_delivered = {span_id for span_id, times in stored.items() if times > 1 or span_id not in delivered}
     certain = more_than_delivered - facts.doubtful
-    assert not certain, f"stored twice, or stored and not delivered, though no attempt was doubtful: {_some(certain)}"
+    assert not certain, f"stored twice, or stored and not delivered, without a doubtful attempt: {_some(certain)}"
     _assert_counts(facts, delivered, rejected, undelivered, statistics, by_location=by_location)
 
 
@@ -118,15 +119,15 @@ class Oracle:
     """Collects the facts about one batcher, and compares them with its statistics.
 
     Args:
-        forgets_locations: Whether there are more locations than ``Limits.max_locations``: what a server asked for may
-            then be forgotten.
-        longest_wait: Seconds that a server is left alone at most, whatever it asks for: the ``max_elapsed`` of the
-            batcher's policy.
+        forgets_locations: Whether there are more locations than ``Limits.max_locations``: the batcher may then forget a
+            Retry-After.
+        longest_wait: The longest time, in seconds, for which the batcher obeys a Retry-After: its policy's
+            ``max_elapsed``.
 
     Attributes:
-        batcher: The batcher that is observed; to be set before anything is added.
-        attempts: How many exports have begun.
-        failures: What does not hold, seen where an exception would be caught by the code that is tested.
+        batcher: The batcher; to be set before spans are added.
+        attempts: The number of exports that have begun.
+        failures: Failed checks from places where the tested code would catch an exception.
     """
 
     batcher: SpanBatcher
@@ -137,7 +138,7 @@ class Oracle:
         self.failures: list[str] = []
         self._span_ids = itertools.count(1)
         self._accepted: dict[int, str] = {}
-        # Lists whose adder has not returned or was cancelled: some first part of each was accepted.
+        # Lists whose adder has not returned or was cancelled: a prefix of each was accepted.
         self._in_doubt: dict[int, tuple[str, list[int]]] = {}
         self._doubts = itertools.count()
         self._delivered: set[int] = set()
@@ -148,19 +149,19 @@ class Oracle:
         self._doubtful: set[int] = set()
         self._running: set[int] = set()
         self._settled: set[int] = set()
-        # The spans of batches that a server took, at least in part, and of how many of them on_loss told.
+        # The spans of batches that a server took, at least in part, and the number of them that on_loss reported.
         self._answered: set[int] = set()
         self._told_left_out = 0
         self._asked: dict[tuple[int, ...], float | None] = {}
         self._arrived: set[tuple[int, ...]] = set()
-        # By location: when a server asked to be left alone, and until when.
+        # By location: the time of the last Retry-After, and the time that it named.
         self._left_alone: dict[str, tuple[float, float]] = {}
         self._forgets_locations = forgets_locations
 
     # -- the program's side ------------------------------------------------------------------------------------
 
     def make_spans(self, count: int = 1, *, size: int = 0) -> list[Span]:
-        """Return spans with ids of their own, padded to about ``size`` bytes more each."""
+        """Return spans with unique ids, each padded by about ``size`` bytes."""
         attributes = {"pad": "x" * size} if size else {}
         return [
             Span("work", SpanContext(1, next(self._span_ids)), start_time=1, end_time=2, attributes=attributes)
@@ -180,10 +181,10 @@ class Oracle:
         return True
 
     async def add(self, location: str, spans: Sequence[Span]) -> None:
-        """Add ``spans`` and wait for room. What they raise comes out.
+        """Add ``spans`` and wait for room.
 
         Raises:
-            trio.ClosedResourceError: The batcher takes no spans any more.
+            trio.ClosedResourceError: The batcher is closed.
         """
         ids = _ids(spans)
         doubt = next(self._doubts)
@@ -195,7 +196,7 @@ class Oracle:
                 await self.batcher.add_spans(location, spans)
         except trio.Cancelled:
             if len(spans) == 1:
-                # One that raises Cancelled accepted nothing.
+                # If add_span raises Cancelled, it has accepted nothing.
                 del self._in_doubt[doubt]
             raise
         except Exception as error:
@@ -207,13 +208,13 @@ class Oracle:
             self._accept(location, ids)
 
     def pending(self, location: str | None) -> set[int]:
-        """Return the ids of the accepted spans of ``location`` (None: of all) that are not accounted for."""
+        """Return the ids of the accepted spans of ``location`` (None: all locations) that are not accounted for."""
         return {
             span_id for span_id, at in self._accepted.items() if location in (None, at) and span_id not in self._settled
         }
 
     def on_loss(self, loss: Loss) -> None:
-        """Take note of spans that were not delivered; to be given to the batcher."""
+        """Record spans that were not delivered; the batcher's ``on_loss``."""
         if loss.outcome == "undelivered":
             self._undelivered += self._settle(loss.batch)
         elif self._answered.issuperset(span_ids(loss.batch.spans)):
@@ -224,46 +225,46 @@ class Oracle:
     # -- the server's side -------------------------------------------------------------------------------------
 
     def left_out_of(self, request: Iterable[int], left_out: Iterable[int]) -> None:
-        """Take note of what the server leaves out of a request, should the client get its answer.
+        """Record the spans that the server leaves out of a request; the client may or may not get its answer.
 
         Args:
             request: The ids of all spans of the request, in order.
-            left_out: The ids of those that it does not take.
+            left_out: The ids of the spans that it leaves out.
         """
         request = tuple(request)
         self._left_out_of[request] = frozenset(left_out)
         self._arrived.add(request)
 
     def asked_to_wait(self, request: Iterable[int], seconds: float | None) -> None:
-        """Take note of what the server asks for in its answer to a request, should the client get it.
+        """Record the Retry-After of the server's answer to a request; the client may or may not get it.
 
         Args:
             request: The ids of all spans of the request, in order.
-            seconds: How long it wants to be left alone, None if it does not say.
+            seconds: Its value, or None.
         """
         self._asked[tuple(request)] = seconds
 
     def observe(self, exporter: SpanExporter) -> ObservedExporter:
-        """Return ``exporter`` as the oracle can see it; to be given to the batcher."""
+        """Wrap ``exporter`` so that the oracle sees its exports."""
         return ObservedExporter(self, exporter)
 
     def attempt_begins(self, batch: SpanBatch) -> list[int]:
-        """Take note of an export. Return the ids of its spans."""
+        """Record the beginning of an export. Return the ids of its spans."""
         ids = span_ids(batch.spans)
         self._expect(bool(ids), "an empty batch")
         self._expect_none("in two exports at once", self._running.intersection(ids))
         self._expect_none("exported after they were accounted for", self._settled.intersection(ids))
         asked_at, until = self._left_alone.get(batch.location, (0.0, 0.0))
-        # One that began in the very moment of the answer was on its way.
+        # An export that began at the same moment as the answer had been started before.
         early = asked_at < trio.current_time() < until - 1e-6 and not self._forgets_locations
-        self._expect(not early, f"{batch.location} was asked again before the time that its server named")
+        self._expect(not early, f"{batch.location} got a request before the time that its server named")
         self.attempts += 1
         self._running.update(ids)
         self._arrived.discard(tuple(ids))
         return ids
 
     def attempt_ends(self, batch: SpanBatch, ids: Sequence[int], result: ExportResult | None) -> None:
-        """Take note of the result of an export, None if it was cancelled or raised."""
+        """Record the result of an export; None if it was cancelled or raised."""
         self._running.difference_update(ids)
         if result is None or (isinstance(result, TryLater) and result.ambiguous):
             self._doubtful.update(ids)
@@ -289,15 +290,17 @@ class Oracle:
         if asked_until > until:
             self._left_alone[location] = (now, asked_until)
 
-    # -- what has to hold --------------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------------------
 
     def check_step(self, statistics: SpanBatcherStatistics) -> None:
-        """Assert what has to hold after every scheduling step."""
+        """Check the statistics after a scheduling step."""
         assert not self.failures, self.failures
         assert_conserved(statistics)
         assert statistics.delivered == len(self._delivered), (statistics.delivered, len(self._delivered))
         assert statistics.rejected == len(self._rejected) + len(self._left_out)
-        assert self._told_left_out == len(self._left_out), "on_loss was not told of what a partial success left out"
+        assert self._told_left_out == len(self._left_out), (
+            "on_loss was not called for spans that a partial success left out"
+        )
         assert statistics.undelivered == len(self._undelivered)
         assert statistics.requests == self.attempts
         assert statistics.in_flight >= len(self._running)
@@ -307,7 +310,7 @@ class Oracle:
     def check_end(
         self, statistics: SpanBatcherStatistics, stored: Iterable[tuple[str, int]], *, by_location: bool = True
     ) -> Facts:
-        """Assert that everything is accounted for, now that the batcher was left. Return the facts."""
+        """Check that everything is accounted for after the batcher was left. Return the facts."""
         assert not self.failures, self.failures
         facts = self.facts(stored)
         assert not self._running, f"still exported: {_some(self._running)}"
@@ -316,7 +319,7 @@ class Oracle:
         return facts
 
     def facts(self, stored: Iterable[tuple[str, int]]) -> Facts:
-        """Return what is known, given the location and id of each span that the server stored."""
+        """Return the facts, given the location and id of each span that the server stored."""
         stored = list(stored)
         return Facts(
             accepted=self._accepted | self._accepted_in_doubt(stored),
@@ -328,7 +331,7 @@ class Oracle:
         )
 
     def _accepted_in_doubt(self, stored: Iterable[tuple[str, int]]) -> dict[int, str]:
-        """Return what must have been accepted of the lists whose adders were cancelled: a first part of each."""
+        """Return the spans that must have been accepted of lists whose adders were cancelled: a prefix of each."""
         seen = self._settled | {span_id for _, span_id in stored}
         accepted: dict[int, str] = {}
         for location, ids in self._in_doubt.values():
@@ -358,8 +361,8 @@ class OracleWatch(trio.abc.Instrument):
     """Compares an oracle with its batcher's statistics after each scheduling step.
 
     Attributes:
-        steps: How many steps there were.
-        failure: The first that went wrong. It is kept, since trio would only log what an instrument raises.
+        steps: The number of steps.
+        failure: The first failure. It is kept, since trio would only log an exception of an instrument.
     """
 
     def __init__(self, oracle: Oracle) -> None:
@@ -377,7 +380,7 @@ class OracleWatch(trio.abc.Instrument):
 
 
 class ObservedExporter:
-    """An exporter whose attempts and their results an `Oracle` sees."""
+    """An exporter whose attempts and results an `Oracle` records."""
 
     def __init__(self, oracle: Oracle, exporter: SpanExporter) -> None:
         self._oracle = oracle

@@ -1,12 +1,12 @@
-"""No process of the tests outlives the one that started it, not even one that was killed with SIGKILL.
+"""Kill the processes that tests have started once their parent has ended, even if it was killed with SIGKILL.
 
-A process that is killed cannot clean up. So each process that runs tests has a watcher beside it, a small process that
-waits for its end, and then kills what it started: its children, their children, and those in other sessions too. The
-watcher knows them by a variable in their environment, which processes inherit.
+A killed process cannot clean up. So each process that runs tests has a watcher, a small process that waits for its end
+and then kills its children and their children, those in other sessions included. The watcher finds them by a variable
+in their environment, which processes inherit.
 
-That needs Linux's /proc; elsewhere, tests that are interrupted or fail still end their children, only SIGKILL leaves
+This needs Linux's /proc. Elsewhere, tests that are interrupted or fail still end their children, but SIGKILL leaves
 some. A process that was forked and never called exec has its parent's environment and is not found: a test that forks
-has to limit its life by itself.
+must limit the life of its child itself.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["Watcher"]
 
 _PROC = Path("/proc")
 _VARIABLE = "TRIO_SPANBATCH_TESTS_STARTED_BY"
-# A process that is between fork and exec has its parent's environment still. It is looked for once more, several times.
+# A process between fork and exec still has its parent's environment, so the search is repeated several times.
 _LOOKS = 5
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class Watcher:
-    """Kills what this process starts from now on, once this process has ended or says that it is about to."""
+    """Kills the processes that this process starts from now on, once it has ended or calls `end`."""
 
     def __init__(self) -> None:
         # The watcher itself must not be killed by the watcher of the process that started this one.
@@ -44,15 +44,15 @@ class Watcher:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environ,
-            # A Ctrl-C is not for it.
+            # So that it does not get a Ctrl-C.
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        # The watcher waits until nobody holds the other end of this pipe. A forked child would hold it as well.
+        # The watcher waits until the other end of this pipe is closed. A forked child would keep it open.
         os.register_at_fork(after_in_child=self._process.stdin.close)
 
     def end(self) -> None:
-        """Have everything killed that is left, and wait until it is."""
+        """Have the remaining processes killed, and wait for that."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -63,10 +63,10 @@ class Watcher:
 
 
 def started_by(name: str) -> Iterator[int]:
-    """Yield the ids of the processes that run and were started by the process with this watcher."""
+    """Yield the ids of the running processes that the process with this watcher has started."""
     wanted = f"{_VARIABLE}={name}".encode()
     for folder in _PROC.iterdir():
-        # A process that has just ended, or somebody else's.
+        # A process may have just ended, or belong to another user.
         with suppress(OSError):
             if folder.name.isdecimal() and wanted in (folder / "environ").read_bytes().split(b"\0"):
                 yield int(folder.name)

@@ -1,4 +1,4 @@
-"""What tests that start processes of their own share."""
+"""Helpers for tests that start processes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import trio
 
 from tests.support.paths import PROJECT
 
-# Seconds that whatever a test waits for may take. Nothing takes long; a machine may. This only ends what hangs, before
-# pytest's own limit ends all tests.
+# Seconds for which a test waits at most. Only a slow machine needs more than a few: this limit is for tests that hang,
+# and ends them before pytest's own limit ends the whole run.
 DEADLINE = 600.0
-# Seconds between two looks at what cannot tell by itself that it has changed: a file, the state of a process.
+# Seconds between two checks of a condition without an event: the content of a file, the state of a process.
 _INTERVAL = 0.005
 
 
@@ -31,7 +31,7 @@ def untraced_environment() -> dict[str, str]:
     leaves the lock taken, and the child hangs for ever.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
-    # The tests are found from everywhere, and nothing else: a planted package must not be hidden by the project's.
+    # Make the tests importable from any directory, after other entries: a planted package must come first.
     path = [environ.get("PYTHONPATH", ""), str(PROJECT)]
     return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONSAFEPATH": "1"}
 
@@ -44,19 +44,19 @@ def run_to_end(
     together: bool = False,
     timeout: float = DEADLINE,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, and return what it wrote.
+    """Run a program to its end and return its output.
 
-    It runs in a session of its own, so that whatever ends this early, it is killed together with what it started.
+    It runs in a new session, so that it can be killed together with its children if this function ends early.
 
     Args:
         arguments: The command.
-        folder: Where it runs.
-        environ: Its environment; by default that of `untraced_environment`.
-        together: What it writes on its standard error stands among what it writes on its standard output.
+        folder: The working directory.
+        environ: The environment; by default that of `untraced_environment`.
+        together: Redirect its standard error to its standard output.
         timeout: Seconds.
 
     Raises:
-        subprocess.TimeoutExpired: It took longer.
+        subprocess.TimeoutExpired: The program took longer than ``timeout``.
     """
     command = [*map(str, arguments)]
     with subprocess.Popen(
@@ -80,19 +80,19 @@ def run_to_end(
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once ``condition`` holds. It is looked at again and again: other processes make it true."""
+    """Return once ``condition`` holds, which another process brings about."""
     with trio.fail_after(DEADLINE):
-        # There is no event to wait for.
+        # There is no event for it, so it is polled.
         while not condition():  # noqa: ASYNC110
             await trio.sleep(_INTERVAL)
 
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Keep a port of 127.0.0.1 for a server that comes, goes and comes back.
+    """Reserve a port of 127.0.0.1 for a server that is stopped and started again.
 
-    A socket that is bound to it and does not listen refuses connections, keeps everybody else from getting the port,
-    and, as both say SO_REUSEADDR, lets a server bind to it. That is Linux; elsewhere the port is free meanwhile.
+    A socket that is bound to the port and does not listen refuses connections, keeps the port from other programs and,
+    as both set SO_REUSEADDR, lets the server bind to it. This works on Linux; elsewhere the port is free meanwhile.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,10 +104,10 @@ def reserved_port() -> Iterator[int]:
 
 
 class Child:
-    """A Python program in a process of its own, that is told what to do and tells how far it is by lines.
+    """A Python program in a child process that reads commands and reports its progress, line by line.
 
     Attributes:
-        said: The lines that it said so far.
+        said: The lines of its output so far.
     """
 
     def __init__(self, process: trio.Process, errors: IO[bytes]) -> None:
@@ -119,7 +119,7 @@ class Child:
         self._said_more = trio.lowlevel.ParkingLot()
 
     async def listen(self) -> None:
-        """Read what it says, to the end. It never waits for somebody to read."""
+        """Read its output to the end, so that it never waits for a reader."""
         assert self._process.stdout is not None
         data = b""
         async for chunk in self._process.stdout:
@@ -131,11 +131,11 @@ class Child:
 
     @property
     def errors(self) -> str:
-        """What it wrote on its standard error so far."""
+        """Its standard error so far."""
         return os.pread(self._errors.fileno(), 1_000_000, 0).decode(errors="replace")
 
     async def says(self, word: str) -> str:
-        """Return the next line that begins with ``word``. Lines before it are passed over."""
+        """Return the next line that begins with ``word``; skip the lines before it."""
         with trio.fail_after(DEADLINE):
             while True:
                 for line in self.said[self._looked_at :]:
@@ -146,20 +146,20 @@ class Child:
                 await self._said_more.park()
 
     async def has_said(self, word: str, times: int) -> None:
-        """Wait until it has said ``word`` so often since it began."""
+        """Wait until it has written ``word`` that many times since it began."""
         with trio.fail_after(DEADLINE):
             while self.said.count(word) < times:
                 assert not self._said_all, f"the child ended and did not say {word!r} {times} times"
                 await self._said_more.park()
 
     async def tell(self, command: str) -> None:
-        """Write a line on its standard input."""
+        """Write a line to its standard input."""
         assert self._process.stdin is not None
         with trio.fail_after(DEADLINE):
             await self._process.stdin.send_all(f"{command}\n".encode())
 
     async def does(self, command: str) -> None:
-        """Tell it to do something, and wait until it says that it has done it."""
+        """Send it a command, and wait until it reports that it is done."""
         await self.tell(command)
         await self.says(f"done: {command}")
 
@@ -167,7 +167,7 @@ class Child:
         self._process.send_signal(number)
 
     async def stop(self) -> None:
-        """Stop it: when this returns, it runs no more until it goes on."""
+        """Stop it with SIGSTOP, and return once it is stopped."""
         self.send_signal(signal.SIGSTOP)
         await wait_until(self._is_stopped)
 
@@ -179,7 +179,7 @@ class Child:
         await self.wait()
 
     async def wait(self) -> int:
-        """Wait until it has ended. Return its exit code; if a signal ended it, minus the signal's number."""
+        """Wait until it has ended. Return its exit code; if a signal ended it, the negated signal number."""
         with trio.fail_after(DEADLINE):
             while not self._said_all:
                 await self._said_more.park()
@@ -192,9 +192,9 @@ class Child:
 
 @asynccontextmanager
 async def child(*arguments: object, environ: dict[str, str] | None = None) -> AsyncIterator[Child]:
-    """Run Python with ``arguments`` where the tests are found. When this is left, the process is no more.
+    """Run Python with ``arguments`` and an import path with the tests. The process is killed on leaving.
 
-    A test that fails says what its children said.
+    A failure gets a note with the child's output.
     """
     with tempfile.TemporaryFile() as errors:
         process = await trio.lowlevel.open_process(

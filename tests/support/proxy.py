@@ -15,12 +15,12 @@ __all__ = ["Proxy", "running_proxy"]
 
 @attrs.define
 class Proxy:
-    """A proxy that runs.
+    """A running proxy.
 
     Attributes:
-        url: What ``HTTP_PROXY`` and the others are set to.
-        asked: The first line of each connection's first request, ``CONNECT host:443 HTTP/1.1``.
-        ports: Names that lead to a port of this machine, whatever else they stand for.
+        url: The value for ``HTTP_PROXY`` and similar variables.
+        asked: The first line of each connection's first request, such as ``CONNECT host:443 HTTP/1.1``.
+        ports: Host names that the proxy maps to a port of this machine.
     """
 
     url: str
@@ -66,7 +66,7 @@ async def _pipe(source: trio.SocketStream, target: trio.SocketStream, scope: tri
         while data := await source.receive_some():
             await target.send_all(data)
     except trio.BrokenResourceError:
-        pass  # One side is gone: so is the connection.
+        pass  # One side has closed, so the connection ends.
     scope.cancel()
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the receiver share: requests, clients, raw connections."""
+"""Helpers for tests of the receiver: requests, clients, raw connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROTOBUF = {"content-type": "application/x-protobuf"}
 
 
 def message_of(*names: str) -> ExportTraceServiceRequest:
-    """A request of spans with these names."""
+    """Return a request of spans with these names."""
     message = ExportTraceServiceRequest()
     scope_spans = message.resource_spans.add().scope_spans.add()
     for number, name in enumerate(names, start=1):
@@ -36,7 +36,7 @@ def stored_names(receiver: OTLPReceiver, location: str = "default") -> list[str]
 
 
 def raw_request(body: bytes, *headers: str, method: str = "POST", target: str = "/v1/traces") -> bytes:
-    """The bytes of a request as a client in order sends them."""
+    """Return the bytes of a request as a well-behaved client sends them."""
     lines = [
         f"{method} {target} HTTP/1.1",
         "Host: receiver",
@@ -68,8 +68,8 @@ def client_for(receiver: OTLPReceiver, *, memory: bool, timeout: float | None = 
 class Body(httpx.AsyncByteStream):
     """A request's body that leaks nothing.
 
-    httpx's own is an async generator, and httpcore leaves it unfinished when the server breaks the connection while
-    the body is being sent. That would be a ResourceWarning here and there in tests about the receiver.
+    httpx's body is an async generator, which httpcore leaves unfinished when the server breaks the connection while the
+    body is being sent. That would cause occasional ResourceWarnings in tests of the receiver.
     """
 
     def __init__(self, *chunks: bytes) -> None:
@@ -85,9 +85,9 @@ class Body(httpx.AsyncByteStream):
 
 
 def request_to(receiver: OTLPReceiver, *chunks: bytes, **headers: str) -> httpx.Request:
-    """A request whose body is ``chunks``: of known length if it is one, else sent in HTTP's chunks."""
+    """Return a request with the body ``chunks``: with a content-length if there is one chunk, else chunked."""
     framing = {"content-length": str(len(chunks[0]))} if len(chunks) == 1 else {"transfer-encoding": "chunked"}
-    # With a stream of one's own httpx adds no headers.
+    # With a custom stream, httpx adds no headers.
     host = {"host": httpx.URL(receiver.url).netloc.decode()}
     return httpx.Request("POST", receiver.url, headers=host | PROTOBUF | framing | headers, stream=Body(*chunks))
 
@@ -98,7 +98,7 @@ async def post(client: httpx.AsyncClient, receiver: OTLPReceiver, *chunks: bytes
 
 @asynccontextmanager
 async def raw_connection(receiver: OTLPReceiver, *, memory: bool) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-    """A connection to ``receiver`` on which a test writes what it likes."""
+    """Open a connection to ``receiver`` to which a test writes raw bytes."""
     if not memory:
         async with await trio.open_tcp_stream("127.0.0.1", receiver.port) as stream:
             yield stream
@@ -111,7 +111,7 @@ async def raw_connection(receiver: OTLPReceiver, *, memory: bool) -> AsyncIterat
 
 
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
-    """What the receiver sends until it closes or breaks the connection."""
+    """Return everything that the receiver sends until it closes or breaks the connection."""
     data = b""
     try:
         while chunk := await stream.receive_some(65536):
@@ -122,7 +122,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Let other tasks and the kernel work until ``condition`` holds."""
+    """Let other tasks and the kernel run until ``condition`` holds."""
     with trio.fail_after(DEADLINE):
         while True:
             await trio.lowlevel.checkpoint()
@@ -131,7 +131,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 
 
 async def converse(receiver: OTLPReceiver, memory: bool, data: bytes) -> None:
-    """Send ``data`` and read whatever comes until the receiver ends the connection."""
+    """Send ``data`` and read until the receiver ends the connection."""
     async with raw_connection(receiver, memory=memory) as stream:
         if data:
             await stream.send_all(data)

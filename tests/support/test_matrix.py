@@ -67,7 +67,7 @@ def test_all_versions_are_run_one_failure_fails_and_what_is_missing_is_said(
     out = capfd.readouterr().out
     for minor, path in zip(versions, paths, strict=True):
         assert f"made: test PYTHON={path} VENV=.venv-3.{minor} ARGS=-k one\n" in out
-    summary = out.partition("== in all\n")[2].splitlines()
+    summary = out.partition("== results\n")[2].splitlines()
     assert summary == [
         f"no working python3.{NEXT + 1} was found",
         f"Python 3.{HERE}: passed",
