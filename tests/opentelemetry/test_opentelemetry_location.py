@@ -426,7 +426,7 @@ async def test_a_span_that_was_not_seen_starting_is_invalid_and_never_guessed(
     assert_all_counted(processor, batcher)
     assert delivered_places(exporter) == {"seen": "used"}
     assert drops(processor) == {"invalid": 2}
-    assert "not seen starting" in caplog.text
+    assert "did not see it start" in caplog.text
     assert "add the processor to the TracerProvider before spans start" in caplog.text
 
 
