@@ -21,8 +21,8 @@ __all__ = ["use_location", "used_location"]
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
 # Only its tokens are used: each belongs to the context in which it was made.
 _here: Final[ContextVar[None]] = ContextVar("trio_spanbatch.opentelemetry.here", default=None)
-# Threads that are changing the context. A finalizer that exits a `use_location` meanwhile only marks it: the code that it
-# interrupts may put the element back into the chain, and CPython 3.11, which may collect garbage while it sets a
+# Threads that are changing the context. A finalizer that exits a `use_location` meanwhile only marks it: the code which
+# it interrupts may put the element back into the chain, and CPython 3.11, which may collect garbage while it sets a
 # variable, crashes if a finalizer sets another variable of the same context.
 _changing: Final[set[int]] = set()
 
