@@ -157,7 +157,7 @@ def _decompressed(encoding: str, body: bytes | None, max_bytes: int) -> bytes:
             zlib_header = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
             return _inflated(body, _DEFLATE if zlib_header else _RAW_DEFLATE, max_bytes)
         case _:
-            raise _Refused(refusal(415, f"the content encoding is {encoding!r}; it must be gzip or deflate"))
+            raise _Refused(refusal(415, f"the content encoding {encoding!r} is not gzip or deflate"))
 
 
 def _inflated(body: bytes, wbits: int, max_bytes: int) -> bytes:
