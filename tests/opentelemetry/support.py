@@ -11,6 +11,8 @@ import trio
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Tracer
 from tests.support.batchers import assert_conserved
@@ -31,6 +33,13 @@ def provider_of(*processors: SpanProcessor, **options: Any) -> TracerProvider:
     for processor in processors:
         provider.add_span_processor(processor)
     return provider
+
+
+def recorder_of(provider: TracerProvider) -> InMemorySpanExporter:
+    """Return an exporter that records the spans of ``provider``."""
+    recorder = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(recorder))
+    return recorder
 
 
 def end_spans(tracer: Tracer, count: int) -> None:

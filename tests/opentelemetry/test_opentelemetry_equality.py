@@ -1,8 +1,7 @@
 """Messages that arrive through the bridge equal those of the SDK's own OTLP exporter for the same spans.
 
-`test_encoding_against_sdk` compares what the encoder makes of many kinds of spans. Here they go the whole way: from a
-``TracerProvider``, through the processor and the batcher, over HTTP, and they are whatever Hypothesis finds that the
-SDK can encode.
+`test_encoding_against_sdk` tests the encoder alone. Here spans go from a ``TracerProvider`` through the processor and
+the batcher over HTTP, with all values that Hypothesis finds and the SDK can encode.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
 )
-from tests.opentelemetry.support import SampleByName
+from tests.opentelemetry.support import SampleByName, recorder_of
 from tests.support.batchers import watched_batcher
 from tests.support.span_strategies import SPAN_IDS, TRACE_IDS, WELL_FORMED_TEXTS
 from tests.unit.spans.support import assert_same
@@ -65,13 +64,6 @@ async def what_arrives(provider: TracerProvider, program: Program, **options: An
     (message,) = messages
     assert message is not None
     return without_what_the_sdk_leaves_out(message)
-
-
-def recorder_of(provider: TracerProvider) -> InMemorySpanExporter:
-    """Return a processor that receives the spans that the SDK's exporters receive."""
-    recorder = InMemorySpanExporter()
-    provider.add_span_processor(SimpleSpanProcessor(recorder))
-    return recorder
 
 
 # -- over real HTTP, against the SDK's own exporter --------------------------------------------------------------

@@ -14,9 +14,8 @@ from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled, is_instrumentation_enabled
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tests.opentelemetry.support import in_thread, provider_of
+from tests.opentelemetry.support import in_thread, provider_of, recorder_of
 from tests.support.batchers import make_span, watched_batcher
 from tests.support.processes import DEADLINE
 from trio_spanbatch import BatchPolicy, ExportResult, Loss, OTLPExporter, Refused, SpanBatch, SpanBatcher
@@ -35,12 +34,6 @@ def instrumented() -> Iterator[TracerProvider]:
     HTTPXClientInstrumentor().instrument(tracer_provider=provider)
     yield provider
     HTTPXClientInstrumentor().uninstrument()
-
-
-def recorder_of(provider: TracerProvider) -> InMemorySpanExporter:
-    recorder = InMemorySpanExporter()
-    provider.add_span_processor(SimpleSpanProcessor(recorder))
-    return recorder
 
 
 def urls_of(recorder: InMemorySpanExporter) -> list[object]:
