@@ -1,4 +1,4 @@
-"""Spans that could not be delivered, added again to another batcher."""
+"""Add undelivered spans to another batcher."""
 
 import trio
 
@@ -7,8 +7,8 @@ from trio_spanbatch.testing import InMemoryExporter
 
 
 async def main() -> None:
-    """Lose a server, then find another."""
-    down = InMemoryExporter(lambda batch: TryLater("nobody is there"))
+    """Fail to deliver a span, then add it to another batcher."""
+    down = InMemoryExporter(lambda batch: TryLater("connection refused"))
     impatient = RetryPolicy(initial=0.001, max_elapsed=0.01)
     async with SpanBatcher(down, retry=impatient) as batcher:
         await batcher.add_span("orders", Span("order", SpanContext(1, 1), start_time=1, end_time=2))

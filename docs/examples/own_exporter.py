@@ -1,4 +1,4 @@
-"""An exporter that appends each batch to a file of its location, as one OTLP request a line of base64."""
+"""An exporter that appends each batch to a file per location, as one base64-encoded OTLP request per line."""
 
 import base64
 import tempfile
@@ -28,7 +28,7 @@ class FileExporter:
         return Delivered()
 
     async def aclose(self) -> None:
-        """Do nothing: no file stays open."""
+        """Do nothing, as no file stays open."""
         await trio.lowlevel.checkpoint()
 
 

@@ -1,4 +1,4 @@
-"""Answers that are streamed and left early: what the task does next belongs to the next tenant all the same."""
+"""Answers that are streamed and left early: later spans of the task still get the right location."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,7 +16,7 @@ tracer = provider.get_tracer("streaming")
 
 @trio.as_safe_channel
 async def answer(tenant: str) -> AsyncGenerator[str]:
-    """Stream an answer. This runs in a task of its own, and nothing that is set in here is set for the reader."""
+    """Stream an answer. It runs in a separate task, so its context variables do not affect the reader."""
     with use_location(tenant), tracer.start_as_current_span(f"answer of {tenant}"):
         for word in ("It", "depends"):
             with tracer.start_as_current_span(f"{word} of {tenant}"):
@@ -25,7 +25,7 @@ async def answer(tenant: str) -> AsyncGenerator[str]:
 
 
 async def plain_answer(tenant: str) -> AsyncGenerator[str]:
-    """Stream an answer. Nothing is set while the reader runs: the span has its location from its start on."""
+    """Stream an answer. No context variable is set while the reader runs: the span keeps the location of its start."""
     with use_location(tenant):
         span = tracer.start_span(f"plain answer of {tenant}")
     try:

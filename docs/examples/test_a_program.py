@@ -1,4 +1,4 @@
-"""A test of a program that sends spans, with the whole HTTP path and a mock clock."""
+"""A test of a program that sends spans, with the complete HTTP code and a mock clock."""
 
 import trio
 import trio.testing
@@ -8,13 +8,13 @@ from trio_spanbatch.testing import Answer, OTLPReceiver
 
 
 async def program(batcher: SpanBatcher) -> None:
-    """Do something and trace it."""
+    """Add three spans."""
     for number in range(1, 4):
         await batcher.add_span("orders", Span("order", SpanContext(1, number), start_time=1, end_time=2))
 
 
 async def test_orders_are_traced_though_the_server_fails_twice() -> None:
-    """Nothing is lost, and nothing is sent twice."""
+    """No span is lost, and none is stored twice."""
     async with OTLPReceiver(
         listen=False, location_header="X-Scope-OrgID", answers=[Answer(503), Answer(503)]
     ) as receiver:
@@ -25,5 +25,5 @@ async def test_orders_are_traced_though_the_server_fails_twice() -> None:
     assert batcher.statistics().retries == 2
 
 
-# Under pytest-trio, its fixture `autojump_clock` does this.
+# With pytest-trio, use its fixture `autojump_clock` instead.
 trio.run(test_orders_are_traced_though_the_server_fails_twice, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,4 +1,4 @@
-"""The exporter in memory: what it remembers and how it follows its script."""
+"""The in-memory exporter keeps batches and follows its script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def batch_of(count: int, location: str = "here") -> SpanBatch:
     return SpanBatch(location, tuple(EncodedSpan(b"") for _ in range(count)))
 
 
-async def test_it_delivers_everything_by_default_and_keeps_the_very_objects() -> None:
+async def test_it_delivers_everything_by_default_and_keeps_the_same_objects() -> None:
     exporter: SpanExporter = InMemoryExporter()
     assert isinstance(exporter, InMemoryExporter)
     first, second, elsewhere = batch_of(2), batch_of(1), batch_of(3, "there")
@@ -85,13 +85,13 @@ async def test_a_partial_success_leaves_out_the_last_spans(rejected: int, taken:
     assert exporter.rejected.get("here", []) == list(batch.spans[taken:])
 
 
-async def test_a_step_that_is_none_of_the_kinds_is_a_type_error() -> None:
+async def test_an_invalid_step_is_a_type_error() -> None:
     exporter = InMemoryExporter(["delivered"])  # type: ignore[list-item]  # the mistake under test
     with pytest.raises(TypeError, match="'delivered'"):
         await exporter.export(batch_of(1))
 
 
-async def test_a_delay_is_waited_before_the_spans_are_acknowledged(autojump_clock: trio.testing.MockClock) -> None:
+async def test_spans_are_acknowledged_after_the_delay(autojump_clock: trio.testing.MockClock) -> None:
     exporter = InMemoryExporter(delay=2.5)
     start = trio.current_time()
     with trio.move_on_after(2):
@@ -102,7 +102,7 @@ async def test_a_delay_is_waited_before_the_spans_are_acknowledged(autojump_cloc
     assert len(exporter.delivered["here"]) == 1
 
 
-async def test_a_delay_may_depend_on_the_batch_and_may_be_for_ever(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_delay_can_depend_on_the_batch_and_can_be_infinite(autojump_clock: trio.testing.MockClock) -> None:
     exporter = InMemoryExporter(delay=lambda batch: math.inf if batch.location == "slow" else 1.0)
     start = trio.current_time()
     await exporter.export(batch_of(1))

@@ -1,4 +1,4 @@
-"""The receiver behind memory streams, with httpx's real client on a mock clock."""
+"""The receiver over memory streams, with the real client of httpx on a mock clock."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_spans_are_stored_after_the_delay_whether_or_not_the_client_still_
 
 
 @pytest.mark.parametrize("answer", [Hang(), Answer(delay=math.inf), Drip([b"HTTP/1.1 200 OK\r\n"], math.inf)])
-async def test_a_read_timeout_is_httpx_s_own_at_its_exact_time(
+async def test_a_read_timeout_is_that_of_httpx_at_the_exact_time(
     answer: Hang | Answer | Drip, autojump_clock: trio.testing.MockClock
 ) -> None:
     with nothing_leaks():
@@ -80,7 +80,7 @@ async def test_a_read_timeout_is_httpx_s_own_at_its_exact_time(
             assert trio.current_time() == start + 7
 
 
-async def test_one_byte_a_second_never_meets_a_read_timeout_but_meets_a_deadline_over_all(
+async def test_one_byte_per_second_never_causes_a_read_timeout_but_exceeds_a_total_deadline(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     drip = Drip(itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(b"x")), interval=1.0)
@@ -95,7 +95,7 @@ async def test_one_byte_a_second_never_meets_a_read_timeout_but_meets_a_deadline
             assert receiver.open_connections == 0
 
 
-async def test_connecting_may_take_time_and_times_out(autojump_clock: trio.testing.MockClock) -> None:
+async def test_connecting_can_take_time_and_time_out(autojump_clock: trio.testing.MockClock) -> None:
     async with receiver_with() as receiver, client_for(receiver, memory=True, timeout=5.0) as client:
         start = trio.current_time()
         receiver.network.connect_delay = 2.0
@@ -165,7 +165,7 @@ async def test_dropping_connections_breaks_requests_under_way_and_idle_ones_are_
 async def test_a_closed_idle_connection_is_noticed_before_it_is_used_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    # Drip ends by closing, which the client cannot know from the response.
+    # After a Drip the connection is closed, which the response does not announce.
     drip = Drip([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
     async with receiver_with(answers=[drip]) as receiver, client_for(receiver, memory=True) as client:
         assert (await post(client, receiver, body_of("x"))).is_success
@@ -174,7 +174,7 @@ async def test_a_closed_idle_connection_is_noticed_before_it_is_used_again(
         assert receiver.connections == 2
 
 
-async def test_the_pool_keeps_to_its_limits(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_pool_observes_its_limits(autojump_clock: trio.testing.MockClock) -> None:
     async with receiver_with(answers=lambda _request: Answer(delay=1.0)) as receiver:
         transport = receiver.memory_transport(limits=httpx.Limits(max_connections=2))
         async with httpx.AsyncClient(transport=transport, timeout=None) as client:
@@ -255,7 +255,7 @@ async def test_streams_map_errors_and_timeouts_to_httpcore_s(autojump_clock: tri
             await stream.write(b"x")
 
 
-async def test_the_streams_behave_as_trio_s_own_do() -> None:
+async def test_the_streams_behave_like_those_of_trio() -> None:
     async def pair() -> tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]:
         await trio.lowlevel.checkpoint()
         return connected_pair()

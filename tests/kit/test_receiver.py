@@ -1,4 +1,4 @@
-"""The receiver as a server in order, over TCP and over memory streams."""
+"""The receiver as a well-behaved server, over TCP and over memory streams."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DISCONNECTS = (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)
 def contexts_of(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        # httpcore hides the cause with "from None"; it is still the context.
+        # httpcore suppresses the cause with "from None", but it is still the context.
         error = error.__context__
 
 
@@ -62,7 +62,7 @@ async def test_a_good_request_is_stored_and_answered_200_with_an_empty_body(memo
 
 
 @networks
-async def test_the_location_is_the_header_as_it_is_and_default_when_missing_or_empty(memory: bool) -> None:
+async def test_the_location_is_the_unchanged_header_and_default_if_missing_or_empty(memory: bool) -> None:
     receiver = OTLPReceiver(listen=not memory, location_header="X-Scope-OrgID")
     async with receiver, client_for(receiver, memory=memory) as client:
         await post(client, receiver, body_of("a"), **{"x-scope-orgid": "main.agents%2Espans"})
@@ -86,7 +86,7 @@ async def test_the_location_is_the_header_as_it_is_and_default_when_missing_or_e
     ],
     ids=["gzip", "gzip-in-capitals", "gzip-members", "deflate", "raw-deflate", "identity"],
 )
-async def test_compressed_requests_are_understood(
+async def test_compressed_requests_are_decompressed(
     memory: bool, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
     async with OTLPReceiver(listen=not memory) as receiver, client_for(receiver, memory=memory) as client:
@@ -98,7 +98,7 @@ async def test_compressed_requests_are_understood(
 
 
 @networks
-async def test_requests_that_make_no_sense_are_refused_as_a_real_server_does(memory: bool) -> None:
+async def test_invalid_requests_are_refused_as_by_a_real_server(memory: bool) -> None:
     async with OTLPReceiver(listen=not memory) as receiver, client_for(receiver, memory=memory) as client:
         good = body_of("x")
         bomb = {"content-encoding": "gzip"}
@@ -120,13 +120,13 @@ async def test_requests_that_make_no_sense_are_refused_as_a_real_server_does(mem
         assert receiver.connections == 1
 
 
-async def test_parameters_of_the_content_type_and_a_query_are_fine() -> None:
+async def test_parameters_of_the_content_type_and_a_query_are_accepted() -> None:
     async with OTLPReceiver() as receiver, client_for(receiver, memory=False) as client:
         headers = {"content-type": "Application/X-Protobuf; charset=utf-8"}
         assert (await client.post(receiver.url + "?a=b", content=body_of("x"), headers=headers)).is_success
 
 
-async def test_the_path_can_be_another_or_any() -> None:
+async def test_the_path_can_be_changed_or_unrestricted() -> None:
     for path, target, status in [("/api/otel", "/api/otel", 200), ("/api/otel", "/v1/traces", 404), (None, "/x", 200)]:
         async with OTLPReceiver(path=path) as receiver, client_for(receiver, memory=False) as client:
             assert receiver.url.endswith(path or "/v1/traces")
@@ -135,7 +135,7 @@ async def test_the_path_can_be_another_or_any() -> None:
 
 
 @networks
-async def test_what_is_too_large_is_answered_413_and_closes_the_connection(memory: bool) -> None:
+async def test_a_request_that_is_too_large_is_answered_413_and_closes_the_connection(memory: bool) -> None:
     receiver = OTLPReceiver(listen=not memory, max_request_bytes=1000)
     async with receiver, client_for(receiver, memory=memory) as client:
         small = body_of("x" * 900)
@@ -150,7 +150,7 @@ async def test_what_is_too_large_is_answered_413_and_closes_the_connection(memor
 
 
 @networks
-async def test_chunked_bodies_are_read_whole(memory: bool) -> None:
+async def test_chunked_bodies_are_read_completely(memory: bool) -> None:
     async with OTLPReceiver(listen=not memory) as receiver, client_for(receiver, memory=memory) as client:
         assert (await post(client, receiver, *(bytes((byte,)) for byte in body_of("in pieces")))).is_success
         assert stored_names(receiver) == ["in pieces"]
@@ -237,7 +237,7 @@ async def test_on_request_sees_every_request_and_its_status_before_the_client_do
 
 
 @networks
-async def test_a_store_that_fails_is_answered_500_and_nothing_counts_as_stored(
+async def test_a_failing_on_request_is_answered_500_and_nothing_is_stored(
     memory: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(request: ReceivedRequest, status: int | None) -> None:
@@ -262,7 +262,7 @@ async def test_without_keep_nothing_is_kept_but_requests_are_counted(memory: boo
         await receiver.wait_for_requests(3)
 
 
-async def test_waiting_for_requests_that_have_come_already_only_checkpoints() -> None:
+async def test_waiting_for_requests_that_have_already_arrived_only_checkpoints() -> None:
     async with OTLPReceiver() as receiver, client_for(receiver, memory=False) as client:
         await post(client, receiver, body_of("x"))
         with trio.testing.assert_checkpoints():
@@ -277,7 +277,7 @@ async def test_waiting_for_requests_that_have_come_already_only_checkpoints() ->
 
 
 @networks
-async def test_tls_is_spoken_on_every_connection(memory: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_tls_is_used_on_every_connection(memory: bool, caplog: pytest.LogCaptureFixture) -> None:
     authority = trustme.CA()
     server, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1", "receiver.test").configure_cert(server)

@@ -67,7 +67,7 @@ async def test_malformed_requests_are_answered_and_the_connection_is_closed(
 
 
 @networks
-async def test_a_good_request_before_a_malformed_one_counts(memory: bool) -> None:
+async def test_a_valid_request_before_a_malformed_one_is_stored(memory: bool) -> None:
     async with OTLPReceiver(listen=not memory) as receiver, raw_connection(receiver, memory=memory) as stream:
         await stream.send_all(GOOD + b"nonsense\r\n\r\n")
         data = await read_all(stream)
@@ -78,7 +78,7 @@ async def test_a_good_request_before_a_malformed_one_counts(memory: bool) -> Non
 
 @networks
 @pytest.mark.parametrize("method", ["CONNECT", "OPTIONS", "TRACE", "HEAD", "BREW"])
-async def test_other_methods_are_answered_405_and_the_connection_goes_on(memory: bool, method: str) -> None:
+async def test_other_methods_are_answered_405_and_the_connection_continues(memory: bool, method: str) -> None:
     async with OTLPReceiver(listen=not memory) as receiver, raw_connection(receiver, memory=memory) as stream:
         await stream.send_all(raw_request(b"", method=method) + raw_request(body_of("x"), "Connection: close"))
         data = await read_all(stream)
@@ -87,7 +87,7 @@ async def test_other_methods_are_answered_405_and_the_connection_goes_on(memory:
 
 
 @networks
-async def test_a_client_may_leave_at_any_byte_of_its_request(memory: bool) -> None:
+async def test_a_client_can_disconnect_at_any_byte_of_its_request(memory: bool) -> None:
     async with OTLPReceiver(listen=not memory) as receiver:
         for length in range(len(GOOD)):
             async with raw_connection(receiver, memory=memory) as stream:
@@ -101,7 +101,7 @@ async def test_a_client_may_leave_at_any_byte_of_its_request(memory: bool) -> No
 @pytest.mark.parametrize(
     "answer", [None, Hang(), Reset("mid_response"), Drip([b"x"] * 10), Answer(body=bytes(5_000_000))]
 )
-async def test_a_client_may_leave_without_reading_its_answer(
+async def test_a_client_can_disconnect_without_reading_its_answer(
     memory: bool, answer: Hang | Reset | Drip | Answer | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with nothing_leaks():
@@ -122,7 +122,9 @@ async def test_a_client_that_closes_its_sending_half_still_gets_its_answer(memor
         assert (await read_all(stream)).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_refused_client_that_never_stops_sending_is_left_alone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_refused_client_that_never_stops_sending_is_disconnected(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     receiver = OTLPReceiver(listen=False)
     client, server = trio.testing.memory_stream_pair()
     start = trio.current_time()
@@ -133,7 +135,7 @@ async def test_a_refused_client_that_never_stops_sending_is_left_alone(autojump_
 
 
 @networks
-async def test_what_a_client_sends_while_it_is_left_hanging_is_thrown_away(memory: bool) -> None:
+async def test_data_from_a_client_that_is_never_answered_is_discarded(memory: bool) -> None:
     receiver = OTLPReceiver(listen=not memory, answers=[Hang()])
     async with receiver:
         async with raw_connection(receiver, memory=memory) as stream:
@@ -169,7 +171,7 @@ async def test_a_handshake_with_garbage_is_silent(caplog: pytest.LogCaptureFixtu
 
 
 @networks
-async def test_resets_in_a_row_disturb_no_other_connection(memory: bool) -> None:
+async def test_repeated_resets_do_not_affect_other_connections(memory: bool) -> None:
     def answers(request: object) -> Reset | None:
         return next(steps)
 
@@ -218,7 +220,7 @@ def chop(data: bytes, seed: int) -> list[bytes]:
 
 
 @given(st.lists(fragments | st.binary(max_size=40), max_size=12).map(b"".join), st.integers(0, 2**32), st.booleans())
-def test_no_bytes_make_the_receiver_raise_or_stay(data: bytes, seed: int, half_close: bool) -> None:
+def test_no_input_makes_the_receiver_raise_or_hang(data: bytes, seed: int, half_close: bool) -> None:
     async def play() -> None:
         receiver = OTLPReceiver(listen=False)
         client, server = trio.testing.memory_stream_pair()

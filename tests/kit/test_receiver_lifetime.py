@@ -29,7 +29,7 @@ GOOD = raw_request(body_of("x"))
 
 
 @networks
-async def test_leaving_ends_every_connection_whatever_it_is_doing(memory: bool) -> None:
+async def test_leaving_ends_all_connections_in_any_state(memory: bool) -> None:
     answers: list[Outcome | None] = [Hang(), Answer(delay=math.inf), Drip(itertools.repeat(b"x"), 1000.0), None]
     with nothing_leaks():
         async with trio.open_nursery() as clients:
@@ -41,7 +41,7 @@ async def test_leaving_ends_every_connection_whatever_it_is_doing(memory: bool) 
                 clients.start_soon(converse, receiver, memory, GOOD[:20])
                 clients.start_soon(converse, receiver, memory, b"")
                 await wait_until(lambda: receiver.open_connections == 6)
-            # Over memory, the connections are served in tasks of the test's own: those were told to end.
+            # Over memory streams, tasks of the test serve the connections; the receiver has cancelled them.
             await wait_until(lambda: receiver.open_connections == 0)
     assert stored_names(receiver) == ["x"]
 
@@ -62,7 +62,7 @@ async def test_the_port_is_free_again_after_leaving_and_a_second_receiver_can_ta
     ("host", "start"),
     [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:"), ("localhost", "http://localhost:")],
 )
-async def test_the_url_is_one_that_a_client_can_use(host: str, start: str) -> None:
+async def test_a_client_can_use_the_url(host: str, start: str) -> None:
     async with OTLPReceiver(host=host) as receiver, client_for(receiver, memory=False) as client:
         assert receiver.url == f"{start}{receiver.port}/v1/traces"
         assert (await post(client, receiver, body_of("x"))).is_success
@@ -73,7 +73,7 @@ def test_the_url_of_an_ipv6_address_has_brackets() -> None:
     assert OTLPReceiver(host="::", port=4318).url == "http://[::1]:4318/v1/traces"
 
 
-async def test_a_receiver_is_entered_once() -> None:
+async def test_a_receiver_can_be_entered_only_once() -> None:
     receiver = OTLPReceiver(listen=False)
     async with receiver:
         with pytest.raises(trio.BusyResourceError):
@@ -83,7 +83,7 @@ async def test_a_receiver_is_entered_once() -> None:
 
 
 @networks
-async def test_an_exception_of_the_body_leaves_as_the_same_object(memory: bool) -> None:
+async def test_an_exception_of_the_body_is_not_wrapped_in_a_group(memory: bool) -> None:
     for error in (ValueError("mine"), ExceptionGroup("my own group", [ValueError("mine")]), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught:
             async with OTLPReceiver(listen=not memory):
@@ -92,7 +92,7 @@ async def test_an_exception_of_the_body_leaves_as_the_same_object(memory: bool) 
 
 
 @networks
-async def test_the_receiver_outlives_a_cancel_until_its_body_has_ended(memory: bool) -> None:
+async def test_a_cancelled_receiver_runs_until_its_body_has_ended(memory: bool) -> None:
     receiver = OTLPReceiver(listen=not memory)
     with trio.CancelScope() as scope:
         async with receiver, client_for(receiver, memory=memory) as client:
@@ -106,7 +106,7 @@ async def test_the_receiver_outlives_a_cancel_until_its_body_has_ended(memory: b
 
 
 @networks
-async def test_entering_under_a_cancelled_scope_ends_at_once(memory: bool) -> None:
+async def test_entering_in_a_cancelled_scope_ends_immediately(memory: bool) -> None:
     with nothing_leaks():
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -115,7 +115,7 @@ async def test_entering_under_a_cancelled_scope_ends_at_once(memory: bool) -> No
         assert scope.cancelled_caught
 
 
-async def test_a_cancelled_body_is_no_error_and_a_clean_one_is_not_cancelled_by_leaving() -> None:
+async def test_a_cancelled_body_is_not_an_error_and_leaving_does_not_cancel_the_body() -> None:
     with trio.CancelScope() as scope:
         async with OTLPReceiver():
             scope.cancel()
@@ -157,7 +157,7 @@ def test_ctrl_c_in_the_body_and_while_leaving_is_raised_as_it_is() -> None:
     async def interrupted_while_leaving() -> None:
         async with OTLPReceiver():
             await trio.testing.wait_all_tasks_blocked()
-            # Runs when the main task waits next, which is for the tasks of the receiver.
+            # Runs when the main task waits next, for the tasks of the receiver.
             trio.lowlevel.current_trio_token().run_sync_soon(signal.raise_signal, signal.SIGINT)
 
     for interrupted in (interrupted_in_the_body, interrupted_while_leaving):

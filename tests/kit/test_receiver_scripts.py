@@ -32,7 +32,7 @@ DISCONNECTS = (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)
 
 
 @networks
-async def test_scripted_answers_are_used_in_order_and_then_the_server_is_in_order(memory: bool) -> None:
+async def test_scripted_answers_are_used_in_order_and_then_the_default_answers(memory: bool) -> None:
     answers = [Answer(503, headers=[("Retry-After", "7")], body=b"busy"), Answer(204), None, Answer(299), Answer(404)]
     receiver = OTLPReceiver(listen=not memory, answers=answers)
     async with receiver, client_for(receiver, memory=memory) as client:
@@ -46,7 +46,7 @@ async def test_scripted_answers_are_used_in_order_and_then_the_server_is_in_orde
 
 
 @networks
-async def test_a_function_decides_by_the_request(memory: bool) -> None:
+async def test_a_function_can_choose_the_answer_by_the_request(memory: bool) -> None:
     def decide(request: ReceivedRequest) -> Outcome | None:
         if request.location == "down":
             return Answer(503)
@@ -73,7 +73,7 @@ async def test_spans_may_be_stored_although_the_answer_says_otherwise_and_not_st
 
 
 @networks
-async def test_a_partial_success_says_so_and_stores_the_rest(memory: bool) -> None:
+async def test_a_partial_success_is_reported_and_the_other_spans_are_stored(memory: bool) -> None:
     chosen = message_of("a", "b", "c").resource_spans[0].scope_spans[0].spans[:1]
     answers = [
         partial_success(2, "two are bad"),
@@ -146,7 +146,7 @@ async def test_a_hanging_request_is_never_answered_and_ends_with_its_client(memo
 
 
 @networks
-async def test_a_drip_is_written_as_it_is_and_then_the_connection_is_closed(memory: bool) -> None:
+async def test_a_drip_is_written_unchanged_and_then_the_connection_is_closed(memory: bool) -> None:
     chunks = [b"HTTP/1.1 200 OK\r\nConte", b"nt-Length: 2\r\n\r\n", b"h", b"i"]
     receiver = OTLPReceiver(listen=not memory, answers=[Drip(chunks, store=True), Drip([b"garbage\r\n\r\n"])])
     async with receiver, client_for(receiver, memory=memory) as client:
@@ -174,7 +174,7 @@ async def test_endless_responses_end_with_the_client_and_leave_nothing_behind(me
                 try:
                     response = await client.send(request_to(receiver, body_of("x")), stream=True)
                     read = 0
-                    # Ended by a cancel: leaving httpx's generator early would leak it.
+                    # End it by cancelling: leaving httpx's generator early would leak it.
                     async for piece in response.aiter_raw():
                         read += len(piece)
                         if read > 1_000_000:
@@ -185,7 +185,7 @@ async def test_endless_responses_end_with_the_client_and_leave_nothing_behind(me
 
 
 @networks
-async def test_an_answer_may_promise_a_longer_body_than_it_has(memory: bool) -> None:
+async def test_an_answer_can_announce_a_longer_body_than_it_has(memory: bool) -> None:
     receiver = OTLPReceiver(listen=not memory, answers=[Answer(headers=[("Content-Length", "100")], body=b"short")])
     async with receiver, client_for(receiver, memory=memory) as client:
         with pytest.raises(httpx.RemoteProtocolError):
@@ -193,7 +193,7 @@ async def test_an_answer_may_promise_a_longer_body_than_it_has(memory: bool) -> 
 
 
 @networks
-async def test_a_script_that_fails_is_answered_500_and_logged(memory: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_script_is_answered_500_and_logged(memory: bool, caplog: pytest.LogCaptureFixture) -> None:
     answers = iter([RuntimeError("a bug in the test"), "no answer"])
 
     def decide(_request: ReceivedRequest) -> Outcome:
@@ -224,7 +224,7 @@ async def test_an_answer_with_impossible_headers_is_logged_and_closes_the_connec
 
 
 @pytest.mark.parametrize("status", [100, 199, 1000])
-def test_a_status_that_ends_no_request_is_a_value_error(status: int) -> None:
+def test_a_status_that_is_not_final_is_a_value_error(status: int) -> None:
     with pytest.raises(ValueError, match=f"status is {status}"):
         Answer(status)
 

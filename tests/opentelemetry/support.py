@@ -1,4 +1,4 @@
-"""What tests of the bridge to OpenTelemetry share: providers, spans and threads."""
+"""Helpers for tests of the bridge to OpenTelemetry: providers, spans and threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import trio
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Tracer
 from tests.support.batchers import assert_conserved
@@ -22,7 +24,7 @@ Returned = TypeVar("Returned")
 
 
 def tracer_of(*processors: SpanProcessor, **options: Any) -> Tracer:
-    """Return a tracer whose spans go to ``processors``."""
+    """Return a tracer with ``processors``."""
     return provider_of(*processors, **options).get_tracer("tests")
 
 
@@ -31,6 +33,13 @@ def provider_of(*processors: SpanProcessor, **options: Any) -> TracerProvider:
     for processor in processors:
         provider.add_span_processor(processor)
     return provider
+
+
+def recorder_of(provider: TracerProvider) -> InMemorySpanExporter:
+    """Return an exporter that records the spans of ``provider``."""
+    recorder = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(recorder))
+    return recorder
 
 
 def end_spans(tracer: Tracer, count: int) -> None:
@@ -48,7 +57,7 @@ def delivered_names(exporter: InMemoryExporter) -> dict[str, list[str]]:
 
 
 def delivered_places(exporter: InMemoryExporter) -> dict[str, str]:
-    """Return the location of each span that was delivered, by its name. No name may be there twice."""
+    """Return the location of each delivered span by its name. Names must be unique."""
     places = Counter((name, location) for location, found in delivered_names(exporter).items() for name in found)
     assert all(count == 1 for count in places.values())
     by_name = dict(places.keys())
@@ -57,12 +66,12 @@ def delivered_places(exporter: InMemoryExporter) -> dict[str, str]:
 
 
 def drops(processor: BatcherSpanProcessor) -> Mapping[str, int]:
-    """Return the counts of dropped spans that are not 0."""
+    """Return the nonzero counts of dropped spans."""
     return {reason: count for reason, count in processor.dropped.items() if count}
 
 
 def assert_all_counted(processor: BatcherSpanProcessor, batcher: SpanBatcher) -> None:
-    """Assert that each span that ended is accounted for, once nothing is on its way any more."""
+    """Assert that every span that ended is accounted for and none is on its way."""
     counts = processor.statistics()
     assert counts.ended == counts.accepted + counts.handed_over + sum(counts.dropped.values()), counts
     assert counts.handed_over == 0
@@ -71,7 +80,7 @@ def assert_all_counted(processor: BatcherSpanProcessor, batcher: SpanBatcher) ->
 
 
 def in_thread(function: Callable[[], Returned]) -> Returned:
-    """Call ``function`` in a thread of its own, and wait for it without letting trio run."""
+    """Call ``function`` in a new thread, and wait for it without letting trio run."""
     returned: list[Returned] = []
     raised: list[BaseException] = []
 
@@ -91,7 +100,7 @@ def in_thread(function: Callable[[], Returned]) -> Returned:
 
 
 def tasks_named(word: str) -> list[str]:
-    """Return the names of the current run's tasks that have ``word`` in them."""
+    """Return the names of the current run's tasks that contain ``word``."""
     root = trio.lowlevel.current_root_task()
     assert root is not None
     found = [root]
@@ -104,7 +113,7 @@ def tasks_named(word: str) -> list[str]:
 
 
 class ManualClock:
-    """A clock that stands still until it is moved."""
+    """A clock that only advances when ``now`` is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -114,7 +123,7 @@ class ManualClock:
 
 
 class SampleByName(Sampler):
-    """Decides by a span's name alone, whatever becomes of its parent: ``drop...``, ``record...``, or sampled."""
+    """Decides by the span's name only, regardless of its parent: ``drop...``, ``record...``, or sampled."""
 
     def should_sample(self, parent_context: Any, trace_id: int, name: str, *args: Any, **kwargs: Any) -> SamplingResult:
         if name.startswith("drop"):

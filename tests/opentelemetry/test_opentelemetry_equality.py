@@ -1,8 +1,7 @@
-"""What arrives through the bridge is, message for message, what the SDK's own OTLP exporter sends for the same spans.
+"""Messages that arrive through the bridge equal those of the SDK's own OTLP exporter for the same spans.
 
-`test_encoding_against_sdk` compares what the encoder makes of many kinds of spans. Here they go the whole way: from a
-``TracerProvider``, through the processor and the batcher, over HTTP, and they are whatever Hypothesis finds that the
-SDK can encode.
+`test_encoding_against_sdk` tests the encoder alone. Here spans go from a ``TracerProvider`` through the processor and
+the batcher over HTTP, with all values that Hypothesis finds and the SDK can encode.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
 )
-from tests.opentelemetry.support import SampleByName
+from tests.opentelemetry.support import SampleByName, recorder_of
 from tests.support.batchers import watched_batcher
 from tests.support.span_strategies import SPAN_IDS, TRACE_IDS, WELL_FORMED_TEXTS
 from tests.unit.spans.support import assert_same
@@ -65,13 +64,6 @@ async def what_arrives(provider: TracerProvider, program: Program, **options: An
     (message,) = messages
     assert message is not None
     return without_what_the_sdk_leaves_out(message)
-
-
-def recorder_of(provider: TracerProvider) -> InMemorySpanExporter:
-    """Return what sees the spans that the SDK's exporters see."""
-    recorder = InMemorySpanExporter()
-    provider.add_span_processor(SimpleSpanProcessor(recorder))
-    return recorder
 
 
 # -- over real HTTP, against the SDK's own exporter --------------------------------------------------------------
@@ -110,8 +102,8 @@ async def test_what_arrives_is_what_the_sdks_own_exporter_sends(
     assert len(theirs_arrived.spans) == len(recorder.get_finished_spans()) > 20
 
 
-async def test_the_encoder_of_the_sdk_makes_what_its_exporter_sends() -> None:
-    """The other tests here compare with that, as it needs no socket."""
+async def test_the_sdks_encoder_produces_what_its_exporter_sends() -> None:
+    """The other tests here compare with the encoder, as it needs no socket."""
     provider = TracerProvider(shutdown_on_exit=False)
     recorder = recorder_of(provider)
     all_programs(provider)
@@ -129,7 +121,7 @@ async def test_the_encoder_of_the_sdk_makes_what_its_exporter_sends() -> None:
     [ALWAYS_ON, TraceIdRatioBased(0.5), ParentBased(TraceIdRatioBased(0.5)), SampleByName()],
     ids=["always", "ratio", "parent", "by name"],
 )
-async def test_sampling_is_what_the_sdk_decided(autojump_clock: MockClock, sampler: Sampler) -> None:
+async def test_the_sampling_of_the_sdk_is_kept(autojump_clock: MockClock, sampler: Sampler) -> None:
     provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
     recorder = recorder_of(provider)
 
@@ -170,10 +162,10 @@ async def test_spans_of_several_providers_keep_their_resources(autojump_clock: M
     assert len(arrived.resource_spans) == 3
 
 
-# -- for all values that the SDK can encode ----------------------------------------------------------------------
+# -- all values that the SDK can encode --------------------------------------------------------------------------
 
 TIMES = st.integers(0, 2**64 - 1)
-# What the SDK says that attributes are. It converts everything else to text before anybody sees it.
+# The types of attributes according to the SDK. It converts all others to text.
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
         WELL_FORMED_TEXTS,
@@ -208,7 +200,7 @@ NOWHERE = st.builds(
 
 @attrs.frozen
 class Planned:
-    """A span to start, to fill and to end."""
+    """The data of a span for a test to start, fill and end."""
 
     name: str
     kind: SpanKind
@@ -290,7 +282,7 @@ RESOURCES = st.builds(Resource, ATTRIBUTES.map(lambda attributes: attributes or 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @settings(max_examples=60)
 @given(st.lists(PLANNED, max_size=6), SCOPES, RESOURCES, SPAN_LIMITS)
-def test_for_all_values_that_the_sdk_can_encode_the_same_message_arrives(
+def test_every_value_that_the_sdk_can_encode_arrives_in_the_same_message(
     planned: list[Planned], scopes: list[tuple[Any, ...]], resource: Resource, limits: SpanLimits
 ) -> None:
     provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
@@ -301,7 +293,7 @@ def test_for_all_values_that_the_sdk_can_encode_the_same_message_arrives(
         for span in planned:
             span.run(tracers)
 
-    # The SDK warns of each value that it converts or cuts.
+    # The SDK warns about each value that it converts or truncates.
     logging.disable(logging.WARNING)
     try:
         arrived = trio.run(what_arrives, provider, program, clock=MockClock(autojump_threshold=0))

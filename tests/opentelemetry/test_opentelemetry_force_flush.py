@@ -1,4 +1,4 @@
-"""``force_flush``: waits for the real flush in another thread, keeps its timeout, and tells the truth."""
+"""``force_flush`` waits for the flush in another thread, observes its timeout, and returns the right result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEVER_BY_ITSELF = BatchPolicy(max_delay=1e6)
 
 
 class Elapsed:
-    """How long something took, on the real clock."""
+    """A duration on the real clock."""
 
     def __init__(self) -> None:
         self.seconds = math.nan
@@ -49,7 +49,7 @@ async def test_from_another_thread_it_waits_for_the_real_flush() -> None:
         assert batcher.statistics().queued == batcher.statistics().in_flight == 0
 
 
-async def test_it_takes_along_what_was_handed_over_before() -> None:
+async def test_it_includes_spans_handed_over_before() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter, NEVER_BY_ITSELF) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -68,7 +68,7 @@ async def test_with_nothing_to_flush_it_returns_true() -> None:
         assert await trio.to_thread.run_sync(BatcherSpanProcessor(batcher).force_flush)
 
 
-async def test_it_returns_false_when_its_time_is_over_and_the_spans_are_delivered_later() -> None:
+async def test_it_returns_false_after_its_timeout_and_the_spans_are_delivered_later() -> None:
     exporter = InMemoryExporter([Hang(), Delivered()])
     async with watched_batcher(exporter, BatchPolicy(max_spans=1), shutdown_timeout=0.5) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -77,17 +77,17 @@ async def test_it_returns_false_when_its_time_is_over_and_the_spans_are_delivere
         assert not await trio.to_thread.run_sync(elapsed.of, lambda: processor.force_flush(50))
         assert 0.05 <= elapsed.seconds < DEADLINE
         await trio.testing.wait_all_tasks_blocked()
-        # Nobody waits for that flush any more.
+        # No thread waits for that flush any more.
         assert tasks_named("force_flush") == []
         assert batcher.statistics().in_flight == 1
 
 
-async def test_it_keeps_its_timeout_when_the_trio_thread_is_stalled() -> None:
+async def test_it_observes_its_timeout_when_the_trio_thread_is_stalled() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         processor = BatcherSpanProcessor(batcher)
         end_spans(tracer_of(processor), 1)
-        # This thread is trio's, and waits here without letting it run.
+        # This is trio's thread, which blocks here.
         assert not in_thread(lambda: processor.force_flush(50))
         await trio.testing.wait_all_tasks_blocked()
         assert tasks_named("force_flush") == []
@@ -95,7 +95,7 @@ async def test_it_keeps_its_timeout_when_the_trio_thread_is_stalled() -> None:
 
 
 @pytest.mark.parametrize(("milliseconds", "exported"), [(0, False), (-1, False), (math.inf, True), (1e300, True)])
-async def test_odd_timeouts_are_kept_too(milliseconds: Any, exported: bool) -> None:
+async def test_it_observes_unusual_timeouts(milliseconds: Any, exported: bool) -> None:
     exporter = InMemoryExporter(delay=0 if exported else math.inf)
     async with watched_batcher(exporter, shutdown_timeout=0) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -103,7 +103,7 @@ async def test_odd_timeouts_are_kept_too(milliseconds: Any, exported: bool) -> N
         assert await trio.to_thread.run_sync(processor.force_flush, milliseconds) is exported
 
 
-async def test_several_threads_may_wait_at_once() -> None:
+async def test_several_threads_can_wait_at_once() -> None:
     async with watched_batcher(InMemoryExporter(delay=0.05)) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -119,10 +119,10 @@ async def test_several_threads_may_wait_at_once() -> None:
         assert flushed == [True] * 4
 
 
-# -- the truth ---------------------------------------------------------------------------------------------------
+# -- the result --------------------------------------------------------------------------------------------------
 
 
-async def test_a_flush_that_ends_with_a_loss_returns_false_and_the_next_one_is_about_what_came_after() -> None:
+async def test_a_flush_with_a_loss_returns_false_and_the_next_one_covers_later_spans() -> None:
     exporter = InMemoryExporter([Refused("no"), Delivered(rejected=1), Delivered(), OSError("a bug"), Delivered()])
     async with watched_batcher(exporter, NEVER_BY_ITSELF) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -132,11 +132,11 @@ async def test_a_flush_that_ends_with_a_loss_returns_false_and_the_next_one_is_a
             end_spans(tracer, 2)
             flushed.append(await trio.to_thread.run_sync(processor.force_flush))
         assert flushed == [False, False, True, False, True]
-    # After the end it is about everything.
+    # After the end it covers all spans.
     assert [processor.force_flush(), processor.force_flush()] == [False, False]
 
 
-async def test_what_was_lost_before_the_flush_is_told() -> None:
+async def test_a_loss_before_the_flush_makes_it_return_false() -> None:
     exporter = InMemoryExporter([Refused("no")])
     async with watched_batcher(exporter, NEVER_BY_ITSELF) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -147,7 +147,7 @@ async def test_what_was_lost_before_the_flush_is_told() -> None:
         assert await trio.to_thread.run_sync(processor.force_flush)
 
 
-async def test_spans_that_were_dropped_are_told() -> None:
+async def test_dropped_spans_make_it_return_false() -> None:
     async with watched_batcher(InMemoryExporter(), limits=Limits(max_queued_spans=2)) as batcher:
         processor = BatcherSpanProcessor(batcher)
         end_spans(tracer_of(processor), 3)
@@ -156,7 +156,7 @@ async def test_spans_that_were_dropped_are_told() -> None:
         assert await trio.to_thread.run_sync(processor.force_flush)
 
 
-async def test_spans_that_are_dropped_on_their_way_are_told() -> None:
+async def test_spans_dropped_after_being_handed_over_make_it_return_false() -> None:
     async with watched_batcher(InMemoryExporter(), limits=Limits(max_queued_spans=2)) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -184,7 +184,7 @@ async def test_spans_that_end_after_the_call_are_not_waited_for() -> None:
 # -- in the trio thread ------------------------------------------------------------------------------------------
 
 
-async def test_in_the_trio_thread_it_returns_false_at_once_and_says_once_what_to_do(
+async def test_in_the_trio_thread_it_returns_false_immediately_and_logs_once_what_to_do(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
@@ -197,7 +197,7 @@ async def test_in_the_trio_thread_it_returns_false_at_once_and_says_once_what_to
         assert not processor.force_flush()
         (said,) = [message for message in caplog.messages if "force_flush" in message]
         assert "returns False there: use `await batcher.flush()`" in said
-        # What the message says does what it promises.
+        # The remedy of the message works.
         assert (await batcher.flush()).delivered == 1
 
 
@@ -213,7 +213,7 @@ async def test_in_the_thread_of_another_run_it_does_not_wait_either() -> None:
 
 
 def test_in_guest_mode_it_does_not_wait_in_the_hosts_loop() -> None:
-    """Trio's run is not the current one there, but waits for this very thread."""
+    """Trio's run is not current there, but waits for this thread."""
     batcher = SpanBatcher(InMemoryExporter())
     processor = BatcherSpanProcessor(batcher)
     todo: list[Callable[[], object]] = []
@@ -248,7 +248,7 @@ def test_in_guest_mode_it_does_not_wait_in_the_hosts_loop() -> None:
 # -- before and after --------------------------------------------------------------------------------------------
 
 
-def test_before_the_batcher_is_entered_there_is_nothing_to_wait_for() -> None:
+def test_before_the_batcher_is_entered_it_does_not_wait() -> None:
     processor = BatcherSpanProcessor(SpanBatcher(InMemoryExporter()))
     assert processor.force_flush()
     end_spans(tracer_of(processor), 1)
@@ -256,7 +256,9 @@ def test_before_the_batcher_is_entered_there_is_nothing_to_wait_for() -> None:
 
 
 @pytest.mark.parametrize(("result", "truth"), [(Delivered(), True), (Refused("no"), False), (Hang(), False)])
-def test_after_the_run_it_tells_the_truth_at_once(result: Delivered | Refused | Hang, truth: bool) -> None:
+def test_after_the_run_it_returns_immediately_whether_everything_was_delivered(
+    result: Delivered | Refused | Hang, truth: bool
+) -> None:
     batcher = SpanBatcher(InMemoryExporter([result]), shutdown_timeout=0.05)
     processor = BatcherSpanProcessor(batcher)
 
@@ -265,7 +267,7 @@ def test_after_the_run_it_tells_the_truth_at_once(result: Delivered | Refused | 
             end_spans(tracer_of(processor), 1)
         return processor.force_flush()
 
-    # In the run already: nothing has to be waited for any more.
+    # Also inside the run: there is nothing left to wait for.
     assert trio.run(main) is truth
     assert processor.force_flush() is truth
     assert in_thread(processor.force_flush) is truth
@@ -289,7 +291,7 @@ async def test_during_the_drain_it_waits_for_the_end_of_the_drain() -> None:
     assert outcomes == [True]
 
 
-def test_a_run_that_is_over_before_the_flush_began_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_run_ends_before_the_flush_begins_the_final_result_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = SpanBatcher(InMemoryExporter())
     processor = BatcherSpanProcessor(batcher)
 
@@ -302,7 +304,7 @@ def test_a_run_that_is_over_before_the_flush_began_is_told_apart(monkeypatch: py
     assert in_thread(processor.force_flush)
 
 
-def test_a_run_that_starts_no_tasks_any_more_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_run_starts_no_more_tasks_pending_spans_count_as_undelivered(monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = SpanBatcher(InMemoryExporter())
     processor = BatcherSpanProcessor(batcher)
 
@@ -330,7 +332,7 @@ async def test_a_server_that_comes_back_is_waited_for() -> None:
         assert batcher.statistics().retries == 1
 
 
-async def test_a_failure_of_the_flush_itself_is_logged_and_is_no_success(
+async def test_a_failure_of_the_flush_itself_is_logged_and_returns_false(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail() -> None:

@@ -1,4 +1,4 @@
-"""Where a span of OpenTelemetry belongs: fixed where it starts, by the first rule that applies."""
+"""The location of a span of OpenTelemetry is fixed when it starts, by the first rule that applies."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from trio_spanbatch.testing import InMemoryExporter
 
 
 def start_remote(tracer: Tracer, name: str, *, trace_id: int = 5) -> trace.Span:
-    """Start a span that goes on with a trace of another process."""
+    """Start a span that continues a trace of another process."""
     parent = SpanContext(trace_id, 7, is_remote=True, trace_flags=TraceFlags(1))
     return tracer.start_span(name, context=trace.set_span_in_context(NonRecordingSpan(parent)))
 
 
 def under(span: trace.Span) -> Context:
-    """Return a context that knows a span by its ids only, as it is carried to other threads."""
+    """Return a context that has only the ids of a span, as other threads receive it."""
     return trace.set_span_in_context(NonRecordingSpan(span.get_span_context()))
 
 
 async def places_of(
     program: Callable[[Tracer], object], location: Any = "default", **options: Any
 ) -> tuple[dict[str, str], BatcherSpanProcessor]:
-    """Run a program; return where its spans were delivered."""
+    """Run a program; return the locations of its spans."""
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         processor = BatcherSpanProcessor(batcher, location=location)
@@ -72,7 +72,7 @@ async def test_a_child_belongs_where_its_local_parent_belongs_whatever_else_says
     assert places == {"root": "parents", "child": "parents", "grandchild": "parents"}
 
 
-async def test_a_span_belongs_where_it_started_wherever_it_ends(autojump_clock: object) -> None:
+async def test_the_location_is_that_of_the_start_wherever_the_span_ends(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("start"):
             span = tracer.start_span("span")
@@ -83,7 +83,7 @@ async def test_a_span_belongs_where_it_started_wherever_it_ends(autojump_clock: 
     assert places == {"span": "start"}
 
 
-async def test_a_parent_that_has_ended_lends_its_location_where_nobody_says_another_one(autojump_clock: object) -> None:
+async def test_without_another_location_that_of_a_parent_that_has_ended_is_used(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("parents"):
             parent = tracer.start_span("parent")
@@ -94,7 +94,7 @@ async def test_a_parent_that_has_ended_lends_its_location_where_nobody_says_anot
     assert places == {"parent": "parents", "child": "parents"}
 
 
-async def test_a_local_parent_may_be_known_by_its_ids_only(autojump_clock: object) -> None:
+async def test_a_local_parent_can_be_known_by_its_ids_only(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("parents"):
             parent = tracer.start_span("parent")
@@ -105,7 +105,7 @@ async def test_a_local_parent_may_be_known_by_its_ids_only(autojump_clock: objec
     assert places == {"parent": "parents", "child": "parents"}
 
 
-async def test_a_local_parent_that_is_gone_lends_the_location_of_its_trace(autojump_clock: object) -> None:
+async def test_without_its_local_parent_a_span_has_the_location_of_its_trace(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("parents"):
             parent = tracer.start_span("parent")
@@ -142,8 +142,8 @@ async def test_a_remote_parent_has_no_location_here(autojump_clock: object) -> N
     assert places == {"continued": "inner", "alone": "given"}
 
 
-async def test_a_trace_that_comes_in_for_two_tenants_leads_none_of_them_astray(autojump_clock: object) -> None:
-    """A client and a server in one process: the same trace, each in the location of its own tenant."""
+async def test_a_trace_that_enters_the_process_for_two_tenants_keeps_them_apart(autojump_clock: object) -> None:
+    """A client and a server in one process: the same trace, each at the location of its tenant."""
 
     def program(tracer: Tracer) -> None:
         for tenant in ("one", "two"):
@@ -161,7 +161,9 @@ async def test_a_trace_that_comes_in_for_two_tenants_leads_none_of_them_astray(a
     assert places == {"one": "one", "of one": "one", "two": "two", "of two": "two", "of one again": "one"}
 
 
-async def test_traces_are_remembered_within_bounds(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_remembered_traces_is_bounded(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(location_module, "MAX_TRACES", 3)
 
     def program(tracer: Tracer) -> None:
@@ -175,7 +177,7 @@ async def test_traces_are_remembered_within_bounds(autojump_clock: object, monke
 # -- use_location ------------------------------------------------------------------------------------------------
 
 
-async def test_the_innermost_use_location_counts(autojump_clock: object) -> None:
+async def test_the_innermost_use_location_applies(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("outer"):
             tracer.start_span("first").end()
@@ -260,14 +262,14 @@ def test_use_location_is_left_after_an_exception_and_can_be_entered_again() -> N
     assert repr(used) == "use_location('a')"
 
 
-def test_use_location_that_is_left_in_another_context_raises_nothing() -> None:
-    """As happens to async generators that are closed by somebody else."""
+def test_leaving_use_location_in_another_context_does_not_raise() -> None:
+    """As happens if other code closes an async generator."""
     used = use_location("a")
     copy_context().run(used.__enter__)
     used.__exit__(None, None, None)
 
 
-async def test_use_location_in_an_async_context_manager_holds_for_its_body(autojump_clock: object) -> None:
+async def test_use_location_in_an_async_context_manager_applies_to_its_body(autojump_clock: object) -> None:
     @asynccontextmanager
     async def tenant(name: str) -> AsyncGenerator[None]:
         with use_location(name):
@@ -285,12 +287,12 @@ async def test_use_location_in_an_async_context_manager_holds_for_its_body(autoj
 # -- location= ---------------------------------------------------------------------------------------------------
 
 
-async def test_without_any_location_it_is_default(autojump_clock: object) -> None:
+async def test_the_default_location_is_default(autojump_clock: object) -> None:
     places, _ = await places_of(lambda tracer: tracer.start_span("span").end())
     assert places == {"span": "default"}
 
 
-async def test_location_may_be_a_string_and_use_location_goes_before_it(autojump_clock: object) -> None:
+async def test_location_can_be_a_string_and_use_location_takes_precedence(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         tracer.start_span("given").end()
         with use_location("used"):
@@ -300,7 +302,7 @@ async def test_location_may_be_a_string_and_use_location_goes_before_it(autojump
     assert places == {"given": "given", "used": "used"}
 
 
-async def test_location_may_be_a_function_of_the_started_span_and_its_parent_context(autojump_clock: object) -> None:
+async def test_location_can_be_a_function_of_the_started_span_and_its_parent_context(autojump_clock: object) -> None:
     asked: list[str] = []
 
     def tenant(span: ReadableSpan, parent_context: Context) -> str:
@@ -337,7 +339,7 @@ async def test_location_may_be_a_function_of_the_started_span_and_its_parent_con
         (lambda *_: "x" * 1025, "has 1025 characters; at most 1024 are allowed"),
     ],
 )
-async def test_what_a_location_function_does_wrong_never_reaches_the_program(
+async def test_errors_of_a_location_function_never_reach_the_program(
     autojump_clock: object, caplog: pytest.LogCaptureFixture, function: Any, said: str
 ) -> None:
     def program(tracer: Tracer) -> None:
@@ -353,7 +355,7 @@ async def test_what_a_location_function_does_wrong_never_reaches_the_program(
 
 
 async def test_the_children_of_a_span_without_a_location_are_dropped_with_it(autojump_clock: object) -> None:
-    """Each of them might be put elsewhere, and the trace would be split."""
+    """Each of them could get another location, which would split the trace."""
     locations = iter(["wrong", "one", "two"])
 
     def location(*_: object) -> str:
@@ -379,7 +381,7 @@ def test_a_location_that_can_be_none_is_refused_when_the_processor_is_made(wrong
         BatcherSpanProcessor(SpanBatcher(InMemoryExporter()), location=wrong)
 
 
-async def test_a_location_that_the_exporter_refuses_is_invalid(
+async def test_a_location_that_the_exporter_rejects_is_invalid(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = OTLPExporter("http://receiver.test/v1/traces", location_header="X-Scope-OrgID")
@@ -392,10 +394,10 @@ async def test_a_location_that_the_exporter_refuses_is_invalid(
     assert "printable ASCII" in caplog.text
 
 
-# -- what is remembered ------------------------------------------------------------------------------------------
+# -- remembered spans --------------------------------------------------------------------------------------------
 
 
-async def test_spans_that_are_never_ended_leak_nothing(autojump_clock: object) -> None:
+async def test_spans_that_never_end_leak_nothing(autojump_clock: object) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -408,7 +410,7 @@ async def test_spans_that_are_never_ended_leak_nothing(autojump_clock: object) -
 
 
 @pytest.mark.parametrize("location", ["given", lambda *_: str(baggage.get_baggage("tenant"))])
-async def test_a_span_that_was_not_seen_starting_is_invalid_and_never_guessed(
+async def test_a_span_whose_start_was_not_seen_is_invalid_and_its_location_not_guessed(
     autojump_clock: object, caplog: pytest.LogCaptureFixture, location: Any
 ) -> None:
     exporter = InMemoryExporter()
@@ -426,11 +428,11 @@ async def test_a_span_that_was_not_seen_starting_is_invalid_and_never_guessed(
     assert_all_counted(processor, batcher)
     assert delivered_places(exporter) == {"seen": "used"}
     assert drops(processor) == {"invalid": 2}
-    assert "not seen starting" in caplog.text
+    assert "did not see it start" in caplog.text
     assert "add the processor to the TracerProvider before spans start" in caplog.text
 
 
-async def test_two_processors_place_the_same_span_each_by_its_own_rules(autojump_clock: object) -> None:
+async def test_two_processors_determine_the_location_of_a_span_independently(autojump_clock: object) -> None:
     exporters = [InMemoryExporter(), InMemoryExporter()]
     async with watched_batcher(exporters[0]) as one, watched_batcher(exporters[1]) as two:
         tracer = tracer_of(BatcherSpanProcessor(one, "one"), BatcherSpanProcessor(two, lambda *_: "two"))

@@ -1,4 +1,4 @@
-"""The batcher's own metrics: as the semantic conventions name them, and adding up."""
+"""The batcher's own metrics follow the semantic conventions, and add up."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PROCESSOR = {
 
 
 class Metrics:
-    """A meter provider, and what can be read of it."""
+    """A meter provider, and the data read from it."""
 
     def __init__(self) -> None:
         self._reader = InMemoryMetricReader()
@@ -167,7 +167,7 @@ async def test_there_are_no_other_metrics_and_no_other_attributes_than_the_conve
             attributes = point.attributes or {}
             assert set(attributes) <= allowed
             assert not any("location" in str(value) for value in attributes.values())
-    # So many locations, and as few series as outcomes.
+    # Despite many locations, there are only as many series as outcomes.
     assert len(metrics.points(EXPORTED)) == 3
 
 
@@ -193,7 +193,7 @@ async def test_queue_size_counts_what_waits_and_capacity_what_may(autojump_clock
         batcher.add_spans_nowait("other", make_spans(2))
         in_thread(lambda: end_spans(tracer, 4))
         assert metrics.total(QUEUE_SIZE) == 3 + 2 + 4
-        # Each location has a queue of its own.
+        # Each location has a separate queue.
         assert metrics.total(QUEUE_CAPACITY) == 20
         metrics.assert_conserved(ended=9)
         await batcher.flush()
@@ -277,7 +277,7 @@ async def test_each_span_is_exported_once_and_rejected_ones_carry_an_error_type(
     assert metrics.by_error(EXPORTED) == {None: 3 + 2 + 3, "rejected": 1 + 3, "403": 3}
 
 
-async def test_retries_exhausted_are_told_by_the_last_status(autojump_clock: MockClock) -> None:
+async def test_exhausted_retries_have_the_last_status_as_error_type(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     exporter = InMemoryExporter(lambda _: TryLater("busy", status_code=503))
     async with watched_batcher(exporter, retry=RetryPolicy(max_elapsed=5)) as batcher:
@@ -302,7 +302,7 @@ async def test_isolation_exports_each_span_once(autojump_clock: MockClock) -> No
         await batcher.flush()
         assert metrics.by_error(EXPORTED) == {None: 9, "400": 1}
         metrics.assert_conserved()
-    # It was one export operation, however many requests it took.
+    # It was one export operation, despite several requests.
     (point,) = metrics.points(DURATION)
     assert (error_of(point), point.count) == ("400", 1)
 
@@ -360,7 +360,7 @@ async def test_an_operation_without_a_response_has_no_status(autojump_clock: Moc
 
 
 class Broken(httpx.AsyncBaseTransport):
-    """A server that does not answer, in some way or other."""
+    """A server that fails to answer in the given way."""
 
     def __init__(self, error: Exception | None) -> None:
         self._error = error
@@ -433,7 +433,7 @@ async def test_of_several_attempts_the_last_one_gives_the_error_type(
     assert metrics.by_error(EXPORTED) == {error_type: 1}
 
 
-async def test_the_error_type_of_an_exporter_that_returns_nothing_is_a_type_error(autojump_clock: MockClock) -> None:
+async def test_the_error_type_of_an_exporter_that_returns_none_is_type_error(autojump_clock: MockClock) -> None:
     class ReturnsNothing(InMemoryExporter):
         async def export(self, batch: SpanBatch) -> Any:
             await trio.lowlevel.checkpoint()
@@ -446,7 +446,7 @@ async def test_the_error_type_of_an_exporter_that_returns_nothing_is_a_type_erro
 
 
 @pytest.mark.parametrize(("failure", "error_type"), [(AuthError("no token"), "AuthError"), (None, "timeout")])
-async def test_the_error_type_of_an_export_without_credentials_says_so(
+async def test_the_error_type_of_an_export_without_credentials_is_that_of_its_auth(
     autojump_clock: MockClock, failure: Exception | None, error_type: str
 ) -> None:
     async def auth(_: str) -> dict[str, str]:
@@ -480,7 +480,7 @@ async def test_an_attempt_that_the_drain_cuts_short_is_a_timeout_and_one_before_
         assert metrics.by_error(EXPORTED) == {error_type: 2}
 
 
-async def test_what_exporters_say_makes_no_more_than_a_hundred_error_types(autojump_clock: MockClock) -> None:
+async def test_exporters_cause_at_most_a_hundred_error_types(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     exporter = InMemoryExporter([Refused("no", cause=f"{number} {'x' * 1000}") for number in range(200)])
     async with watched_batcher(exporter) as batcher:
@@ -495,7 +495,7 @@ async def test_what_exporters_say_makes_no_more_than_a_hundred_error_types(autoj
     assert max(len(str(error)) for error in found) <= 100
 
 
-async def test_durations_have_no_buckets_but_those_that_a_view_asks_for(autojump_clock: MockClock) -> None:
+async def test_durations_have_no_buckets_unless_a_view_adds_them(autojump_clock: MockClock) -> None:
     for views, boundaries in (
         ((), ()),
         ((View(instrument_name=DURATION, aggregation=ExplicitBucketHistogramAggregation([1, 2])),), (1, 2)),
@@ -511,7 +511,7 @@ async def test_durations_have_no_buckets_but_those_that_a_view_asks_for(autojump
         assert tuple(point.explicit_bounds) == boundaries
 
 
-async def test_a_meter_that_knows_no_advice_about_buckets_has_durations_too(
+async def test_durations_work_with_a_meter_that_does_not_support_bucket_advice(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = Meter.create_histogram
@@ -528,7 +528,7 @@ async def test_a_meter_that_knows_no_advice_about_buckets_has_durations_too(
     assert point.count == 1
 
 
-async def test_a_meter_that_fails_does_not_disturb_a_delivery(
+async def test_a_failing_meter_does_not_affect_a_delivery(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -544,7 +544,7 @@ async def test_a_meter_that_fails_does_not_disturb_a_delivery(
     assert "recording otel.sdk.exporter.operation.duration failed" in caplog.text
 
 
-# -- who -----------------------------------------------------------------------------------------------------------
+# -- components ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -568,7 +568,7 @@ def test_an_otlp_exporter_is_named_by_the_conventions_with_its_server(
     }
 
 
-def test_a_destinations_exporter_is_one_of_otlp_too() -> None:
+def test_the_exporter_of_a_destination_is_an_otlp_exporter_too() -> None:
     metrics = Metrics()
     exporter = mlflow("http://mlflow.test:5000", experiment_id="1")
     BatcherSpanProcessor(SpanBatcher(exporter), meter_provider=metrics.provider)
@@ -579,7 +579,7 @@ def test_a_destinations_exporter_is_one_of_otlp_too() -> None:
 
 @attrs.define
 class WithEndpoint:
-    """An exporter of somebody's own, with an endpoint that may be anything."""
+    """A custom exporter, with an arbitrary endpoint."""
 
     endpoint: object
 
@@ -592,14 +592,14 @@ class WithEndpoint:
 
 
 @pytest.mark.parametrize("endpoint", [None, 5, "", "nowhere", "http://[half", "http://host:port"])
-def test_an_endpoint_that_is_none_is_left_out(endpoint: object) -> None:
+def test_an_invalid_endpoint_is_left_out(endpoint: object) -> None:
     metrics = Metrics()
     BatcherSpanProcessor(SpanBatcher(WithEndpoint(endpoint)), meter_provider=metrics.provider)
     (inflight,) = metrics.points(INFLIGHT)
     assert set(inflight.attributes) == {"otel.component.type", "otel.component.name"}
 
 
-def test_components_of_one_meter_provider_have_names_of_their_own() -> None:
+def test_components_of_a_meter_provider_have_distinct_names() -> None:
     metrics = Metrics()
     batchers = [SpanBatcher(InMemoryExporter()) for _ in range(3)]
     for batcher in batchers:
@@ -609,8 +609,8 @@ def test_components_of_one_meter_provider_have_names_of_their_own() -> None:
         assert [each.rpartition("/")[2] for each in found] == ["0", "1", "2"]
 
 
-async def test_a_batcher_that_is_gone_is_not_kept_and_its_counts_are(autojump_clock: MockClock) -> None:
-    """A program may read its metrics for the last time when all else is gone."""
+async def test_counts_outlive_their_batcher_but_do_not_keep_it_alive(autojump_clock: MockClock) -> None:
+    """A program may read its metrics for the last time after everything else is gone."""
     metrics = Metrics()
     assert (await use_a_batcher_and_drop_it(metrics))() is None
     assert metrics.by_error(EXPORTED) == {None: 1}
@@ -671,8 +671,8 @@ def test_the_metrics_add_up_at_every_moment(results: list[Any], ends: list[int],
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-async def test_a_reader_in_another_thread_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """It reads while locations come and go, and never sees a number that cannot be."""
+async def test_a_reader_in_another_thread_sees_consistent_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    """It reads while locations come and go, and never sees an impossible number."""
     metrics = Metrics()
     stop = threading.Event()
     wrong: list[object] = []

@@ -1,4 +1,4 @@
-"""A span of OpenTelemetry that ends: into the batcher at once, or dropped and counted. It neither blocks nor raises."""
+"""Ending a span of OpenTelemetry adds it to the batcher, or drops and counts it. It never blocks or raises."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class Hostile:
-    """A value that raises whatever is asked of it."""
+    """A value of which every operation raises."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -156,7 +156,7 @@ async def test_a_span_does_not_overtake_an_adder_that_waits(autojump_clock: Mock
         assert drops(processor) == {"queue_full": 1}
 
 
-async def test_a_full_location_drops_nothing_of_another_one(autojump_clock: MockClock) -> None:
+async def test_a_full_location_does_not_affect_another_one(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=lambda batch: math.inf if batch.location == "hangs" else 0)
     async with watched_batcher(exporter, limits=Limits(max_queued_spans=2), shutdown_timeout=1) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -212,12 +212,12 @@ async def test_after_shutdown_spans_are_dropped_and_what_was_accepted_is_deliver
         end_spans(tracer, 3)
         processor.shutdown()
         assert drops(processor) == {"already_shutdown": 3}
-        # The batcher itself belongs to its ``async with``.
+        # The ``async with`` still keeps the batcher open.
         batcher.add_span_nowait("default", make_span("direct"))
     assert delivered_names(exporter) == {"default": ["span 0", "span 1", "direct"]}
 
 
-async def test_shutdown_never_blocks_whatever_the_exporter_does_in_any_thread(autojump_clock: MockClock) -> None:
+async def test_shutdown_never_blocks_in_any_thread_even_if_the_exporter_hangs(autojump_clock: MockClock) -> None:
     async with watched_batcher(hanging(), BatchPolicy(max_spans=1), shutdown_timeout=1) as batcher:
         processor = BatcherSpanProcessor(batcher)
         provider = provider_of(processor)
@@ -226,12 +226,12 @@ async def test_shutdown_never_blocks_whatever_the_exporter_does_in_any_thread(au
         before = trio.current_time()
         provider.shutdown()
         in_thread(provider.shutdown)
-        # The export still hangs, and this thread was never given back to trio.
+        # The export still hangs, and trio did not run meanwhile.
         assert (trio.current_time(), batcher.statistics().in_flight) == (before, 1)
     assert_all_counted(processor, batcher)
 
 
-def test_shutdown_may_be_called_at_exit_after_the_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_shutdown_can_be_called_at_exit_after_the_run(caplog: pytest.LogCaptureFixture) -> None:
     batcher = SpanBatcher(InMemoryExporter())
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatcherSpanProcessor(batcher))
@@ -266,7 +266,7 @@ async def test_spans_that_cannot_be_sent_are_dropped_as_invalid_with_the_reason_
     assert f"end_time is {2**64}" in third
 
 
-async def test_more_locations_than_there_may_be_are_invalid(
+async def test_spans_at_more_than_max_locations_are_invalid(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched_batcher(hanging(), limits=Limits(max_locations=2), shutdown_timeout=1) as batcher:
@@ -281,7 +281,7 @@ async def test_more_locations_than_there_may_be_are_invalid(
 
 
 @pytest.mark.parametrize("broken", ["encode", "admit", "policy"])
-async def test_whatever_breaks_nothing_is_raised_into_the_program(
+async def test_a_failure_of_the_batcher_in_on_end_is_not_raised(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> Any:
@@ -300,7 +300,7 @@ async def test_whatever_breaks_nothing_is_raised_into_the_program(
     assert "OSError('broken')" in caplog.text
 
 
-async def test_what_breaks_when_a_span_starts_is_not_raised_and_the_span_is_not_guessed_a_place(
+async def test_a_failure_when_a_span_starts_is_not_raised_and_its_location_is_not_guessed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> Any:
@@ -314,10 +314,10 @@ async def test_what_breaks_when_a_span_starts_is_not_raised_and_the_span_is_not_
         span.end()
     assert drops(processor) == {"invalid": 1}
     assert_all_counted(processor, batcher)
-    assert "could not be fixed" in caplog.text
+    assert "determining the location of a span failed" in caplog.text
 
 
-async def test_a_span_that_lies_about_itself_loses_what_it_lies_about_or_is_dropped(
+async def test_a_span_with_invalid_fields_loses_them_or_is_dropped(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
@@ -332,10 +332,10 @@ async def test_a_span_that_lies_about_itself_loses_what_it_lies_about_or_is_drop
         assert drops(processor) == {"invalid": 1}
     assert batcher.statistics().delivered == 2
     assert_all_counted(processor, batcher)
-    assert "not seen" not in caplog.text
+    assert "did not see" not in caplog.text
 
 
-def test_a_handler_of_logs_that_raises_does_not_reach_the_program() -> None:
+def test_the_exception_of_a_log_handler_does_not_reach_the_program() -> None:
     class Raises(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             raise OSError("disk full")
@@ -351,7 +351,7 @@ def test_a_handler_of_logs_that_raises_does_not_reach_the_program() -> None:
     assert drops(processor) == {"already_shutdown": 2}
 
 
-async def test_a_span_whose_value_ends_the_program_is_counted(autojump_clock: MockClock) -> None:
+async def test_a_span_whose_attribute_raises_system_exit_is_counted(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         processor = BatcherSpanProcessor(batcher)
         sampled = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
@@ -364,10 +364,10 @@ async def test_a_span_whose_value_ends_the_program_is_counted(autojump_clock: Mo
     assert_all_counted(processor, batcher)
 
 
-# -- said --------------------------------------------------------------------------------------------------------
+# -- logged ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_warning_says_how_many_at_most_every_30_seconds_and_the_rest_at_shutdown(
+async def test_dropped_spans_are_logged_at_most_every_30_seconds_and_at_shutdown(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = ManualClock()
@@ -396,10 +396,10 @@ async def test_a_warning_says_how_many_at_most_every_30_seconds_and_the_rest_at_
     assert all(record.levelno == logging.WARNING for record in caplog.records if "dropped" in record.getMessage())
 
 
-async def test_the_rest_is_said_when_the_batcher_was_left(
+async def test_dropped_spans_are_logged_when_the_batcher_is_left(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A provider that is not shut down is no reason to lose spans in silence."""
+    """Spans must not be lost silently if the provider is not shut down."""
     async with watched_batcher(InMemoryExporter(), limits=Limits(max_queued_spans=1)) as batcher:
         end_spans(tracer_of(BatcherSpanProcessor(batcher)), 6)
     assert ["1 span that" in warnings_in(caplog)[0], "4 spans that" in warnings_in(caplog)[1]] == [True, True]
@@ -414,7 +414,7 @@ def test_warnings_go_to_the_batchers_logger(caplog: pytest.LogCaptureFixture) ->
 # -- counted -----------------------------------------------------------------------------------------------------
 
 
-def test_dropped_is_a_snapshot_that_nobody_can_change() -> None:
+def test_dropped_is_an_immutable_snapshot() -> None:
     processor = BatcherSpanProcessor(SpanBatcher(InMemoryExporter()))
     before: Any = processor.dropped
     assert before == {"queue_full": 0, "already_shutdown": 0, "invalid": 0}
@@ -427,12 +427,12 @@ def test_dropped_is_a_snapshot_that_nobody_can_change() -> None:
     )
 
 
-def test_the_public_names_are_the_processor_which_is_one_of_the_sdk_and_use_location() -> None:
+def test_the_public_names_are_a_span_processor_and_use_location() -> None:
     assert set(bridge.__all__) == {"BatcherSpanProcessor", "use_location"}
     assert issubclass(BatcherSpanProcessor, SpanProcessor)
 
 
-def test_only_a_batcher_is_taken_for_one() -> None:
+def test_an_argument_that_is_not_a_batcher_is_a_type_error() -> None:
     wrong: Any = InMemoryExporter()
     with pytest.raises(TypeError, match=r"batcher is <trio_spanbatch\.testing.*it must be a SpanBatcher"):
         BatcherSpanProcessor(wrong)

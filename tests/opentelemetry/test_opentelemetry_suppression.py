@@ -1,4 +1,4 @@
-"""The batcher's own requests are not traced, also when httpx is instrumented; the program's are."""
+"""The batcher's own requests are not traced, even if httpx is instrumented; those of the program are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled, is_instrumentation_enabled
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tests.opentelemetry.support import in_thread, provider_of
+from tests.opentelemetry.support import in_thread, provider_of, recorder_of
 from tests.support.batchers import make_span, watched_batcher
 from tests.support.processes import DEADLINE
 from trio_spanbatch import BatchPolicy, ExportResult, Loss, OTLPExporter, Refused, SpanBatch, SpanBatcher
@@ -30,21 +29,15 @@ CLIENT = 3
 
 @pytest.fixture
 def instrumented() -> Iterator[TracerProvider]:
-    """All of httpx is instrumented; its spans go to this provider."""
+    """Instrument all of httpx; yield the provider that receives the spans."""
     provider = provider_of()
     HTTPXClientInstrumentor().instrument(tracer_provider=provider)
     yield provider
     HTTPXClientInstrumentor().uninstrument()
 
 
-def recorder_of(provider: TracerProvider) -> InMemorySpanExporter:
-    recorder = InMemorySpanExporter()
-    provider.add_span_processor(SimpleSpanProcessor(recorder))
-    return recorder
-
-
 def urls_of(recorder: InMemorySpanExporter) -> list[object]:
-    """Return which URLs were traced."""
+    """Return the URLs that were traced."""
     spans = recorder.get_finished_spans()
     return [(span.attributes or {}).get("http.url") or (span.attributes or {}).get("url.full") for span in spans]
 
@@ -73,7 +66,7 @@ async def test_with_httpx_instrumented_the_exporters_requests_are_not_traced_and
         ours = [request for request in receiver.requests if request.target == "/v1/traces"]
         tools = [request for request in receiver.requests if request.target == "/tool"]
     assert len(ours) >= 5
-    # Nothing is propagated along with what is not traced.
+    # No context is propagated with requests that are not traced.
     assert [request.header("traceparent") for request in ours] == [None] * len(ours)
     assert all(request.header("traceparent") for request in tools)
     stored = receiver.stored["default"]
@@ -81,7 +74,7 @@ async def test_with_httpx_instrumented_the_exporters_requests_are_not_traced_and
     assert [span.kind for span in stored if span.name == "GET"] == [CLIENT] * 5
 
 
-async def test_it_holds_for_spans_that_come_without_the_processor(instrumented: TracerProvider) -> None:
+async def test_requests_are_not_traced_without_the_processor_either(instrumented: TracerProvider) -> None:
     recorder = recorder_of(instrumented)
     async with OTLPReceiver() as receiver:
         with instrumented.get_tracer("program").start_as_current_span("around everything"):
@@ -93,7 +86,7 @@ async def test_it_holds_for_spans_that_come_without_the_processor(instrumented: 
     assert [span.name for span in recorder.get_finished_spans()] == ["around everything"]
 
 
-async def test_it_holds_for_a_client_that_was_instrumented_by_itself() -> None:
+async def test_requests_of_an_individually_instrumented_client_are_not_traced() -> None:
     provider = provider_of()
     recorder = recorder_of(provider)
     async with OTLPReceiver() as receiver, httpx.AsyncClient(trust_env=False) as client:
@@ -106,7 +99,7 @@ async def test_it_holds_for_a_client_that_was_instrumented_by_itself() -> None:
     assert urls_of(recorder) == [receiver.url]
 
 
-async def test_it_holds_for_the_exporters_auth_and_for_on_loss(instrumented: TracerProvider) -> None:
+async def test_requests_of_auth_and_on_loss_are_not_traced(instrumented: TracerProvider) -> None:
     recorder = recorder_of(instrumented)
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     requests: list[str] = []
@@ -135,10 +128,10 @@ async def test_it_holds_for_the_exporters_auth_and_for_on_loss(instrumented: Tra
     assert urls_of(recorder) == []
 
 
-# -- where it holds and where not --------------------------------------------------------------------------------
+# -- where tracing is suppressed ---------------------------------------------------------------------------------
 
 
-async def test_it_holds_in_all_tasks_of_the_batcher_and_nowhere_else(autojump_clock: object) -> None:
+async def test_tracing_is_suppressed_in_all_tasks_of_the_batcher_and_nowhere_else(autojump_clock: object) -> None:
     seen: list[str] = []
 
     class Exporter:
@@ -173,8 +166,8 @@ async def test_it_holds_in_all_tasks_of_the_batcher_and_nowhere_else(autojump_cl
     assert seen == ["export", "on_loss", "task", "aclose"]
 
 
-def test_all_keys_are_set_that_packages_look_at() -> None:
-    """New packages look at those of the API, old ones at the plain one, and those of HTTP at a third."""
+def test_all_suppression_keys_that_packages_read_are_set() -> None:
+    """New packages read the keys of the API, old ones the plain key, and those for HTTP a third one."""
     keys = (
         otel_context._SUPPRESS_INSTRUMENTATION_KEY,
         otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY,
@@ -189,7 +182,7 @@ def test_all_keys_are_set_that_packages_look_at() -> None:
     assert [otel_context.get_value(key) for key in keys] == [None] * 3
 
 
-async def test_a_batcher_that_is_entered_where_nothing_is_traced_leaves_it_at_that(autojump_clock: object) -> None:
+async def test_a_batcher_entered_in_a_context_with_suppressed_tracing_keeps_it(autojump_clock: object) -> None:
     token = otel_context.attach(otel_context.set_value("suppress_instrumentation", True))
     async with watched_batcher(InMemoryExporter()):
         assert not is_instrumentation_enabled()
@@ -197,7 +190,7 @@ async def test_a_batcher_that_is_entered_where_nothing_is_traced_leaves_it_at_th
     otel_context.detach(token)
 
 
-def test_an_older_api_without_a_key_for_http_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_api_without_a_key_for_http_works(monkeypatch: pytest.MonkeyPatch) -> None:
     def suppressed() -> tuple[bool, bool]:
         suppression.suppress_instrumentation()
         monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""A span never goes to another tenant: whoever ends it, whatever is left behind, and whatever a location is made of."""
+"""A span never goes to another tenant: however it ends, and whatever other code leaves behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DOCS = PROJECT / "docs"
 
 
 class EndedByFinalizer:
-    """Garbage in a reference cycle, as a wrapper of a stream is, that ends a span when it is collected."""
+    """Garbage in a reference cycle, like a wrapper of a stream, that ends a span when it is collected."""
 
     def __init__(self, span: trace.Span, finalize: Callable[[trace.Span], object] = trace.Span.end) -> None:
         self.span = span
@@ -53,7 +53,7 @@ def end(span: trace.Span) -> None:
 
 
 def collect_as(tenant: str) -> None:
-    """Have the garbage collector run in the middle of another tenant's code."""
+    """Run the garbage collector while another tenant's code runs."""
     token = context.attach(baggage.set_baggage("tenant", tenant))
     with use_location(tenant):
         gc.collect()
@@ -71,7 +71,7 @@ def no_collection_but_ours() -> Iterator[None]:
 async def places_of(
     program: Callable[[Tracer], object], location: Any = "default", *, wrapper: Any = None, **options: Any
 ) -> tuple[dict[str, str], BatcherSpanProcessor]:
-    """Run a program; return where its spans were delivered."""
+    """Run a program; return the locations of its spans."""
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         processor = BatcherSpanProcessor(batcher, location=location)
@@ -81,7 +81,7 @@ async def places_of(
 
 
 class Wrapper(SpanProcessor):
-    """Passes another ``ReadableSpan`` on, as processors do that filter or change spans."""
+    """Passes on another ``ReadableSpan``, like processors that filter or change spans."""
 
     def __init__(self, inner: SpanProcessor, change: Callable[[SpanContext], SpanContext] = copy.copy) -> None:
         self.inner = inner
@@ -133,7 +133,7 @@ async def test_a_span_that_a_finalizer_ends_goes_where_it_started(autojump_clock
     assert places == {f"of acme {number}": "acme" for number in range(50)}
 
 
-async def test_no_number_of_spans_that_finalizers_end_in_one_collection_is_too_large(
+async def test_any_number_of_spans_can_be_ended_by_finalizers_in_one_collection(
     autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(location_module, "MAX_GONE", 3)
@@ -242,7 +242,7 @@ async def test_a_collection_in_another_thread_changes_nothing(autojump_clock: ob
     assert places == {"of acme": "acme"}
 
 
-async def test_each_processor_finds_the_place_of_a_span_that_a_finalizer_ends(autojump_clock: object) -> None:
+async def test_each_processor_finds_the_location_of_a_span_that_a_finalizer_ends(autojump_clock: object) -> None:
     exporters = [InMemoryExporter(), InMemoryExporter()]
     async with watched_batcher(exporters[0]) as one, watched_batcher(exporters[1]) as two:
         tracer = tracer_of(BatcherSpanProcessor(one), BatcherSpanProcessor(two, lambda *_: str(used_location()) + " 2"))
@@ -276,7 +276,7 @@ async def test_processors_in_between_that_make_another_span_change_nothing(
 
 @pytest.mark.parametrize("change", [copy.copy, made_again], ids=["copy", "made again"])
 async def test_a_processor_that_passes_spans_on_later_changes_nothing(autojump_clock: object, change: Any) -> None:
-    """As one that samples traces when they are complete does: the span objects are gone by then."""
+    """Like one that samples complete traces: the span objects are gone by then."""
     wrappers: list[Wrapper] = []
 
     def wrapped(inner: SpanProcessor) -> Wrapper:
@@ -316,7 +316,7 @@ async def test_a_span_whose_context_takes_no_attributes_goes_where_it_started(au
     assert delivered_places(exporter) == {name: f"place of {name}" for name in contexts}
 
 
-async def test_what_is_remembered_of_spans_that_are_gone_is_bounded(
+async def test_the_number_of_remembered_spans_without_a_context_is_bounded(
     autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(location_module, "MAX_GONE", 3)
@@ -355,7 +355,7 @@ class SameIds(IdGenerator):
         return 1
 
 
-async def test_ids_that_two_spans_have_lead_to_no_other_tenant(autojump_clock: object) -> None:
+async def test_a_span_with_the_ids_of_another_span_never_goes_to_its_tenant(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         for tenant in ("acme", "globex"):
             with use_location(tenant):
@@ -369,7 +369,7 @@ async def test_ids_that_two_spans_have_lead_to_no_other_tenant(autojump_clock: o
 
     places, _ = await places_of(program, id_generator=SameIds())
     assert places == {f"{nth} of {tenant}": tenant for nth in ("first", "second") for tenant in ("acme", "globex")}
-    # Where the ids are all that is known, it cannot be told.
+    # The ids alone do not identify the span.
     places, processor = await places_of(
         program, id_generator=SameIds(), wrapper=lambda inner: Wrapper(inner, made_again)
     )
@@ -377,7 +377,7 @@ async def test_ids_that_two_spans_have_lead_to_no_other_tenant(autojump_clock: o
     assert drops(processor) == {"invalid": 2}
 
 
-async def test_a_context_that_two_spans_share_leads_to_no_other_tenant(autojump_clock: object) -> None:
+async def test_a_span_that_shares_a_context_with_another_span_never_goes_to_its_tenant(autojump_clock: object) -> None:
     shared = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(1))
 
     async with watched_batcher(exporter := InMemoryExporter()) as batcher:
@@ -393,7 +393,7 @@ async def test_a_context_that_two_spans_share_leads_to_no_other_tenant(autojump_
     assert exporter.delivered == {}
 
 
-async def test_a_processor_that_is_added_twice_changes_no_places(autojump_clock: object) -> None:
+async def test_adding_a_processor_twice_does_not_change_locations(autojump_clock: object) -> None:
     async with watched_batcher(exporter := InMemoryExporter()) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor, processor)
@@ -424,7 +424,7 @@ async def test_a_finalizer_that_ends_a_span_inside_the_core_hands_it_over(
             EndedByFinalizer(tracer.start_span("of acme"), end)
         with use_location("globex"):
             tracer.start_span("of globex").end()
-    # Two, as the span whose adding was interrupted is on its way as well.
+    # Two, as the span whose adding was interrupted is also on its way.
     assert handed_over == [2]
     assert_all_counted(processor, batcher)
     assert delivered_places(exporter) == {"of acme": "acme", "of globex": "globex"}
@@ -434,14 +434,14 @@ async def test_a_finalizer_that_ends_a_span_inside_the_core_hands_it_over(
 
 
 async def let_trio_close() -> None:
-    """Let trio close the async generators that were abandoned."""
+    """Let trio close abandoned async generators."""
     for _ in range(5):
         await trio.lowlevel.checkpoint()
 
 
 @contextmanager
 def quiet_opentelemetry() -> Iterator[None]:
-    """OpenTelemetry logs an error for each token that is detached in another context, as it must be here."""
+    """Ignore the errors that OpenTelemetry logs for tokens detached in another context, as must happen here."""
     logger = logging.getLogger("opentelemetry.context")
     logger.disabled = True
     try:
@@ -451,18 +451,18 @@ def quiet_opentelemetry() -> Iterator[None]:
 
 
 async def leave_early(tracer: Tracer, tenant: str = "acme") -> None:
-    """Leave the span and the location of an async generator behind in the current context, and have it closed."""
+    """Leave the span and the location of an async generator in the current context, and close it."""
 
     async def tokens() -> AsyncGenerator[int]:
         await trio.lowlevel.checkpoint()
         with use_location(tenant), tracer.start_as_current_span(f"stream of {tenant}"):
-            yield 1  # noqa: ASYNC119  # the fault that is tested
+            yield 1  # noqa: ASYNC119  # the tested mistake
 
     await abandon(tokens())
 
 
 async def abandon(*generators: AsyncGenerator[int]) -> None:
-    """Read one item of generators that nobody else refers to, and let trio close them."""
+    """Read one item of generators without other references, and let trio close them."""
     remaining = list(generators)
     del generators
     while remaining:
@@ -472,7 +472,7 @@ async def abandon(*generators: AsyncGenerator[int]) -> None:
     await let_trio_close()
 
 
-async def test_a_parent_that_has_ended_overrules_no_use_location(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_parent_that_has_ended_does_not_overrule_use_location(caplog: pytest.LogCaptureFixture) -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -488,7 +488,7 @@ async def test_a_parent_that_has_ended_overrules_no_use_location(caplog: pytest.
     assert caplog.text == ""
 
 
-async def test_a_parent_that_has_ended_overrules_no_location_function() -> None:
+async def test_a_parent_that_has_ended_does_not_overrule_a_location_function() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         tracer = tracer_of(BatcherSpanProcessor(batcher, lambda _, ctx: str(baggage.get_baggage("tenant", ctx))))
@@ -500,7 +500,7 @@ async def test_a_parent_that_has_ended_overrules_no_location_function() -> None:
 
 
 @pytest.mark.parametrize("known_by", ["context", "ids"])
-async def test_the_context_of_a_parent_that_has_ended_overrules_no_use_location(
+async def test_the_context_of_a_parent_that_has_ended_does_not_overrule_use_location(
     autojump_clock: object, known_by: str
 ) -> None:
     def program(tracer: Tracer) -> None:
@@ -546,7 +546,7 @@ async def test_a_parent_that_is_recorded_only_overrules_nothing_once_it_has_ende
     assert places == {"of globex": "globex"}
 
 
-async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_has_ended(
+async def test_a_parent_whose_end_a_filter_withholds_overrules_nothing_once_it_has_ended(
     autojump_clock: object,
 ) -> None:
     class Filter(Wrapper):
@@ -566,7 +566,7 @@ async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_
 
 
 @pytest.mark.parametrize("known_by", ["context", "ids"])
-async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_is_gone(
+async def test_a_parent_whose_end_a_filter_withholds_overrules_nothing_once_it_is_gone(
     autojump_clock: object, known_by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Filter(Wrapper):
@@ -593,7 +593,7 @@ async def test_a_parent_whose_end_a_filter_keeps_back_overrules_nothing_once_it_
     assert caplog.text == ""
 
 
-async def test_siblings_under_a_root_that_was_not_sampled_go_each_where_it_started(
+async def test_siblings_below_a_dropped_root_each_keep_the_location_of_their_start(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     def program(tracer: Tracer) -> None:
@@ -638,7 +638,7 @@ async def test_a_span_that_is_not_sampled_is_not_warned_about(
     assert processor.statistics().overruled == len(caplog.records) == 1
 
 
-async def test_whoever_loses_a_location_to_a_live_parent_is_warned_once_for_each_pair(
+async def test_a_use_location_overruled_by_a_live_parent_is_logged_once_for_each_pair(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     def program(tracer: Tracer) -> None:
@@ -661,10 +661,10 @@ async def test_whoever_loses_a_location_to_a_live_parent_is_warned_once_for_each
 
 
 @pytest.mark.parametrize("closed_by", ["leaving", "shutdown"])
-async def test_a_processor_whose_spans_are_dropped_anyway_does_not_warn_of_their_locations(
+async def test_a_processor_whose_batcher_was_left_does_not_warn_about_locations(
     autojump_clock: object, closed_by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A provider keeps the processors of batchers that were left."""
+    """Providers keep processors after their batchers were left."""
     async with watched_batcher(InMemoryExporter()) as batcher:
         processor = BatcherSpanProcessor(batcher)
         if closed_by == "shutdown":
@@ -714,7 +714,7 @@ async def test_tasks_that_outlive_the_span_they_were_started_in_keep_their_locat
     assert places == {"request": "acme", "background": "acme", "its child": "acme", "next request": "globex"}
 
 
-async def test_a_use_location_that_a_closed_generator_left_behind_does_not_count() -> None:
+async def test_a_use_location_left_behind_by_a_closed_generator_does_not_apply() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         tracer = tracer_of(BatcherSpanProcessor(batcher))
@@ -750,7 +750,7 @@ async def test_a_task_that_a_generator_started_keeps_its_location_when_the_gener
                 await trio.lowlevel.checkpoint()
                 with use_location("acme"):
                     nursery.start_soon(background)
-                    yield 1  # noqa: ASYNC119  # the fault that is tested
+                    yield 1  # noqa: ASYNC119  # the tested mistake
 
             with use_location("globex"):
                 await abandon(tokens())
@@ -761,7 +761,7 @@ async def test_a_task_that_a_generator_started_keeps_its_location_when_the_gener
     assert len(places) == 3
 
 
-def test_a_generator_that_is_closed_inside_anothers_use_location_does_not_end_that() -> None:
+def test_closing_a_generator_inside_another_use_location_does_not_end_that_one() -> None:
     def tokens(tenant: str) -> Generator[int]:
         with use_location(tenant):
             yield 1
@@ -789,7 +789,7 @@ def test_tasks_do_not_inherit_what_a_closed_generator_left_behind_once_it_was_no
     assert copy_context().run(used_location) is None
 
 
-def test_generators_that_are_left_early_make_no_chain() -> None:
+def test_generators_that_are_left_early_do_not_lengthen_the_chain() -> None:
     def tokens() -> Generator[int]:
         with use_location("acme"):
             yield 1
@@ -815,7 +815,7 @@ def length_of_chain() -> int:
     return length
 
 
-def test_a_generator_of_a_task_that_is_gone_ends_no_use_location_of_another_task() -> None:
+def test_a_generator_of_an_ended_task_does_not_end_the_use_location_of_another_task() -> None:
     acme = use_location("acme")
 
     def tokens() -> Generator[int]:
@@ -830,7 +830,7 @@ def test_a_generator_of_a_task_that_is_gone_ends_no_use_location_of_another_task
         assert used_location() == "acme"
 
 
-def test_a_use_location_that_several_generators_share_does_not_count_once_all_of_them_are_closed() -> None:
+def test_a_use_location_shared_by_several_generators_does_not_apply_once_all_are_closed() -> None:
     acme = use_location("acme")
 
     def tokens() -> Generator[int]:
@@ -849,7 +849,7 @@ def test_a_use_location_that_several_generators_share_does_not_count_once_all_of
     assert used_location() is None
 
 
-def test_no_collection_while_a_use_location_is_entered_or_left_changes_the_location_afterwards() -> None:
+def test_a_collection_while_a_use_location_is_entered_or_left_does_not_change_the_location() -> None:
     def tokens() -> Generator[int]:
         with use_location("acme"):
             yield 1
@@ -874,10 +874,10 @@ def test_no_collection_while_a_use_location_is_entered_or_left_changes_the_locat
     assert {copy_context().run(location_after, allocations) for allocations in range(1, 30)} == {None}
 
 
-def test_a_handler_that_interrupts_the_question_for_the_location_gets_the_right_answer(
+def test_code_that_interrupts_used_location_gets_the_right_location(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a signal handler may, or a finalizer, anywhere."""
+    """A signal handler or a finalizer can do so anywhere."""
 
     class Interrupted:
         def __init__(self, variable: ContextVar[None]) -> None:
@@ -906,7 +906,7 @@ def test_a_handler_that_interrupts_the_question_for_the_location_gets_the_right_
     assert answers == ["globex"]
 
 
-def test_tasks_that_start_the_next_one_inside_of_a_use_location_make_no_chain() -> None:
+def test_tasks_that_start_the_next_one_inside_use_location_do_not_lengthen_the_chain() -> None:
     task = copy_context()
 
     def work() -> Any:
@@ -919,7 +919,7 @@ def test_tasks_that_start_the_next_one_inside_of_a_use_location_make_no_chain() 
     assert task.run(length_of_chain) == 1
 
 
-async def test_one_use_location_may_be_entered_by_many_tasks_at_once(autojump_clock: object) -> None:
+async def test_one_use_location_can_be_entered_by_many_tasks_at_once(autojump_clock: object) -> None:
     acme = use_location("acme")
 
     async def work(seconds: float) -> None:
@@ -968,11 +968,11 @@ async def test_the_documented_way_to_stream_keeps_tenants_apart() -> None:
     assert ended.out == expected.partition("```")[0]
 
 
-# -- strings that are something else -----------------------------------------------------------------------------
+# -- subclasses of str -------------------------------------------------------------------------------------------
 
 
 class Disguised(str):
-    """Says that it is another string, to whoever asks itself."""
+    """A string whose own methods claim that it is another string."""
 
     __slots__ = ()
 
@@ -995,7 +995,7 @@ class Disguised(str):
         return b"globex"
 
 
-async def test_a_str_with_an_equality_of_its_own_is_taken_for_its_plain_text(autojump_clock: object) -> None:
+async def test_a_str_subclass_with_its_own_equality_is_converted_to_plain_text(autojump_clock: object) -> None:
     policies = []
 
     def policy(location: str) -> BatchPolicy:
@@ -1017,7 +1017,7 @@ async def test_a_str_with_an_equality_of_its_own_is_taken_for_its_plain_text(aut
     assert {type(location) for location in counts} == set(policies) == {str}
 
 
-async def test_a_str_with_an_equality_of_its_own_is_plain_text_for_the_bridge_too(autojump_clock: object) -> None:
+async def test_the_bridge_converts_a_str_subclass_with_its_own_equality_to_plain_text(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         tracer.start_span("given").end()
         with use_location(Disguised("initech")):
@@ -1036,7 +1036,7 @@ def test_the_location_of_a_batch_is_plain_text() -> None:
     assert SpanBatch(Disguised("acme"), ()).location == "acme"
 
 
-async def test_what_only_claims_to_be_a_str_is_refused_everywhere(autojump_clock: object) -> None:
+async def test_an_object_that_only_claims_to_be_a_str_is_rejected_everywhere(autojump_clock: object) -> None:
     class Claims:
         @property  # type: ignore[misc]
         def __class__(self) -> Any:

@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry that end outside of the trio thread, or in the middle of something else."""
+"""Spans of OpenTelemetry that end outside the trio thread, or in code that interrupts the batcher."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NEVER_BY_ITSELF = BatchPolicy(max_delay=1e6)
 
 
 class WhereEncoded:
-    """A value that notes the thread in which it is encoded."""
+    """A value that records the thread in which it is encoded."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
@@ -51,7 +51,7 @@ class WhereEncoded:
 
 
 def with_value(tracer: Tracer, value: object) -> Callable[[], None]:
-    """Return a function that ends a span whose attributes hold ``value`` as it is: the SDK would convert it."""
+    """Return a function that ends a span with ``value`` in its attributes, which the SDK would convert."""
 
     def end() -> None:
         span: Any = tracer.start_span("span")
@@ -76,7 +76,7 @@ async def test_spans_of_worker_threads_are_encoded_there_and_delivered() -> None
             return threading.get_ident()
 
         worker = await trio.to_thread.run_sync(work)
-        # It is there by the time that the worker's result is.
+        # It was added before the worker's result arrived.
         assert batcher.statistics().accepted == 1
     assert value.threads == [worker]
     assert delivered_names(exporter) == {"default": ["span"]}
@@ -96,7 +96,7 @@ async def test_a_thread_that_trio_did_not_start_hands_over_too() -> None:
     assert len(exporter.delivered["default"]) == 3
 
 
-async def test_what_was_handed_over_before_the_end_is_in_the_drain() -> None:
+async def test_spans_handed_over_before_the_end_are_drained() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -108,7 +108,7 @@ async def test_what_was_handed_over_before_the_end_is_in_the_drain() -> None:
     assert len(exporter.delivered["default"]) == 100
 
 
-async def test_a_flush_takes_what_was_handed_over_before_it() -> None:
+async def test_a_flush_includes_spans_handed_over_before_it() -> None:
     async with watched_batcher(InMemoryExporter(), NEVER_BY_ITSELF) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -136,7 +136,9 @@ async def test_many_spans_wake_the_trio_thread_once(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("limits", "fit"), [(Limits(max_queued_spans=7), 7), (Limits(max_pending_bytes=1000), 1000 // 63)]
 )
-async def test_what_is_handed_over_is_bounded_while_the_trio_thread_does_not_come(limits: Limits, fit: int) -> None:
+async def test_the_number_of_handed_over_spans_is_bounded_while_the_trio_thread_is_stalled(
+    limits: Limits, fit: int
+) -> None:
     async with watched_batcher(InMemoryExporter(), limits=limits) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -148,7 +150,7 @@ async def test_what_is_handed_over_is_bounded_while_the_trio_thread_does_not_com
     assert_all_counted(processor, batcher)
 
 
-async def test_what_was_taken_makes_room_for_more() -> None:
+async def test_taking_handed_over_spans_makes_room_for_more() -> None:
     async with watched_batcher(InMemoryExporter(), limits=Limits(max_pending_bytes=1000)) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -159,7 +161,7 @@ async def test_what_was_taken_makes_room_for_more() -> None:
 
 
 def ended_span(tracer: Tracer, name: str) -> ReadableSpan:
-    """Return a span that has ended, and that no processor has seen."""
+    """Return a span that has ended and that no processor has seen."""
     span: Any = tracer.start_span(name)
     span._span_processor = tracer_of().span_processor  # type: ignore[attr-defined]  # the SDK's own tracer has one
     span.end()
@@ -167,7 +169,7 @@ def ended_span(tracer: Tracer, name: str) -> ReadableSpan:
     return readable
 
 
-async def test_a_full_queue_drops_what_was_handed_over() -> None:
+async def test_a_full_queue_drops_handed_over_spans() -> None:
     limits = Limits(max_queued_spans=3)
     async with watched_batcher(InMemoryExporter(delay=math.inf), limits=limits, shutdown_timeout=0) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -189,7 +191,7 @@ async def test_an_invalid_span_of_a_thread_is_counted_there() -> None:
     assert_all_counted(processor, batcher)
 
 
-async def test_what_breaks_when_a_span_is_taken_in_is_counted_and_does_not_end_the_run() -> None:
+async def test_an_exception_when_a_handed_over_span_is_added_is_counted_and_does_not_end_the_run() -> None:
     def policy(location: str) -> BatchPolicy:
         raise OSError("broken")
 
@@ -215,7 +217,7 @@ async def test_threads_keep_the_location_of_where_the_span_started() -> None:
 # -- many threads at once ----------------------------------------------------------------------------------------
 
 
-async def test_many_threads_at_once_lose_nothing_uncounted() -> None:
+async def test_many_threads_at_once_lose_no_span_without_counting_it() -> None:
     exporter = InMemoryExporter()
     async with watched_batcher(exporter, BatchPolicy(max_spans=50)) as batcher:
         processor = BatcherSpanProcessor(batcher)
@@ -239,8 +241,8 @@ async def test_many_threads_at_once_lose_nothing_uncounted() -> None:
     assert len(delivered_places(exporter)) == processor.statistics().accepted
 
 
-def test_headers_are_remembered_rightly_while_several_threads_encode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for two, threads forget each other's all the time."""
+def test_headers_are_cached_correctly_while_several_threads_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for two headers, threads constantly evict each other's."""
     monkeypatch.setattr("trio_spanbatch._spans.envelopes._MAX_REMEMBERED", 2)
     batcher = SpanBatcher(InMemoryExporter())
     spans = [make_span_of(f"service {number}") for number in range(5)]
@@ -277,7 +279,7 @@ def make_span_of(service: str) -> Any:
     return span._readable_span()
 
 
-def test_a_header_that_another_thread_forgets_meanwhile_is_no_reason_to_refuse_a_span(
+def test_a_span_is_encoded_even_if_another_thread_removes_its_cached_header(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batcher = SpanBatcher(InMemoryExporter())
@@ -286,7 +288,7 @@ def test_a_header_that_another_thread_forgets_meanwhile_is_no_reason_to_refuse_a
     wanted = [batcher._encoder.encode(span).headers.resource for span in spans]
 
     class Forgetful(dict[Any, Any]):
-        """Another thread makes it forget everything between any two steps."""
+        """A dict that another thread clears between any two operations."""
 
         def get(self, key: object, default: object = None) -> Any:
             found = super().get(key, default)
@@ -304,7 +306,7 @@ def test_a_header_that_another_thread_forgets_meanwhile_is_no_reason_to_refuse_a
             assert [batcher._encoder.encode(span).headers.resource for span in spans] == wanted
 
 
-# -- the run is over ---------------------------------------------------------------------------------------------
+# -- after the run -----------------------------------------------------------------------------------------------
 
 
 def test_after_the_run_spans_are_counted_and_no_exception_is_raised() -> None:
@@ -323,8 +325,8 @@ def test_after_the_run_spans_are_counted_and_no_exception_is_raised() -> None:
     assert_all_counted(processor, batcher)
 
 
-def test_a_run_that_ends_while_a_thread_hands_over_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread has seen an open batcher, and asks trio when its run is over."""
+def test_a_span_handed_over_while_the_run_ends_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread has seen an open batcher, and calls trio after the run has ended."""
     batcher = SpanBatcher(InMemoryExporter())
     processor = BatcherSpanProcessor(batcher)
     tracer = tracer_of(processor)
@@ -340,7 +342,7 @@ def test_a_run_that_ends_while_a_thread_hands_over_is_counted(monkeypatch: pytes
     assert_all_counted(processor, batcher)
 
 
-async def test_what_is_handed_over_after_the_intake_closed_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_spans_handed_over_after_the_batcher_closed_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -357,8 +359,8 @@ async def test_what_is_handed_over_after_the_intake_closed_is_counted(monkeypatc
     assert_all_counted(processor, batcher)
 
 
-def test_a_run_that_crashes_leaves_nothing_uncounted() -> None:
-    """What was handed over and not taken is seen as that, until somebody asks whether it can still be taken."""
+def test_spans_are_counted_after_a_run_that_crashes() -> None:
+    """Handed-over spans that are not taken keep counting as handed over until the next call for them."""
     batcher = SpanBatcher(InMemoryExporter())
     processor = BatcherSpanProcessor(batcher)
     tracer = tracer_of(processor)
@@ -389,11 +391,11 @@ async def test_spans_of_another_trio_run_are_handed_over() -> None:
     assert len(exporter.delivered["default"]) == 2
 
 
-# -- in the middle of something else -----------------------------------------------------------------------------
+# -- interrupting the batcher ------------------------------------------------------------------------------------
 
 
-async def test_a_span_that_ends_in_the_middle_of_the_batchers_own_steps_is_handed_over() -> None:
-    """As a finalizer's or a signal handler's may, anywhere. Here it is while the batcher opens a lane."""
+async def test_a_span_that_ends_while_the_batcher_is_interrupted_is_handed_over() -> None:
+    """A finalizer or a signal handler can end it anywhere; here, while the batcher opens a lane."""
     exporter = InMemoryExporter()
     inner: list[SpanProcessorStatistics] = []
 
@@ -454,9 +456,9 @@ async def test_a_finalizer_that_ends_a_span_while_the_locks_are_held_does_not_de
     assert len(exporter.delivered["default"]) == 4
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no timer that sends signals")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no setitimer")
 def test_spans_that_end_in_a_signal_handler_are_all_accounted_for() -> None:
-    """A timer interrupts the program and the batcher again and again, in the middle of whatever they do."""
+    """A timer interrupts the program and the batcher repeatedly, at arbitrary points."""
     exporter = InMemoryExporter()
     batcher = SpanBatcher(exporter, batch=BatchPolicy(max_spans=10), limits=Limits(max_queued_spans=50))
     processor = BatcherSpanProcessor(batcher)
@@ -491,7 +493,7 @@ def test_spans_that_end_in_a_signal_handler_are_all_accounted_for() -> None:
 
 
 class Interrupted(dict[Any, Any]):
-    """A dict in the middle of whose reading a span ends, as in a signal handler."""
+    """A dict during whose reading a span ends, as in a signal handler."""
 
     def interrupt_once(self, interrupt: Callable[[], object]) -> None:
         self.interrupt: Callable[[], object] | None = interrupt
@@ -513,7 +515,7 @@ class Interrupted(dict[Any, Any]):
         return copied
 
 
-async def test_counts_that_are_interrupted_while_they_are_read_add_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_counts_add_up_if_reading_them_is_interrupted(caplog: pytest.LogCaptureFixture) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         processor = BatcherSpanProcessor(batcher, clock=lambda: 0.0)
         tracer = tracer_of(processor)
@@ -527,13 +529,13 @@ async def test_counts_that_are_interrupted_while_they_are_read_add_up(caplog: py
         caplog.clear()
         dropped.interrupt_once(lambda: end_spans(tracer, 1))
         processor.shutdown()
-        # One that ended meanwhile, and the one of before.
+        # The one that ended meanwhile, and the earlier one.
         assert "2 spans that had ended were dropped" in caplog.text
         assert processor._tally._said == processor._tally._dropped
     assert_all_counted(processor, batcher)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 async def test_a_forked_process_counts_its_spans_as_dropped_and_does_not_wait() -> None:
     exporter = InMemoryExporter()
@@ -541,7 +543,7 @@ async def test_a_forked_process_counts_its_spans_as_dropped_and_does_not_wait() 
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
         in_thread(lambda: end_spans(tracer, 2))
-        # As if another thread was just counting.
+        # As if another thread were counting.
         locks = (processor._tally._lock, processor._intake._lock)
         holder = Holder(*locks)
         child = os.fork()
@@ -577,8 +579,8 @@ class Holder:
 
 
 def what_a_child_finds(processor: BatcherSpanProcessor, tracer: Tracer) -> int:
-    """Return 0 if all is well. It must not return to the parent's frames."""
-    # It would be stuck if it waited for a lock of the parent's.
+    """Return 0 on success. It must not return to the parent's frames."""
+    # Waiting for a lock of the parent would block for ever.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(DEADLINE))
     try:

@@ -1,6 +1,6 @@
-"""For programs that trace with OpenTelemetry: its spans go into a `SpanBatcher`, each to its location.
+"""Send the spans of programs that trace with OpenTelemetry through a `SpanBatcher`, each to its location.
 
-It needs the extra ``opentelemetry``. Two lines plug it in::
+Requires the extra ``opentelemetry``::
 
     async with SpanBatcher() as batcher:
         tracer_provider.add_span_processor(BatcherSpanProcessor(batcher))
@@ -11,7 +11,7 @@ It needs the extra ``opentelemetry``. Two lines plug it in::
 from __future__ import annotations
 
 try:
-    import opentelemetry.sdk.trace  # noqa: F401  # only to say it here if it is missing
+    import opentelemetry.sdk.trace  # noqa: F401  # only for the error message below
 except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
         "trio_spanbatch.opentelemetry needs OpenTelemetry's SDK: pip install 'trio-spanbatch[opentelemetry]'",

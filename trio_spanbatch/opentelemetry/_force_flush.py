@@ -1,9 +1,8 @@
-"""``force_flush``: a flush that is waited for in another thread, for no longer than it may take there.
+"""``force_flush``: wait for a flush in another thread than trio's, with a timeout.
 
-The thread asks trio's for a flush, by its token, and waits for the answer on the real clock, whatever the trio thread
-does meanwhile: if its loop is stalled, the answer does not come, and that is the answer. The flush runs in a system
-task, so that it belongs to nobody's nursery, and is cancelled when nobody waits for it any more; that takes nothing
-back, the spans are delivered later.
+The flush runs in a system task of trio, independent of all nurseries. The calling thread waits for its result on the
+real clock, so that a stalled trio loop makes it time out too. Then the flush is cancelled; the spans are delivered
+later.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ __all__ = ["WaitingFlush"]
 
 
 class WaitingFlush:
-    """One call of ``force_flush`` that waits.
+    """A call of ``force_flush`` that waits.
 
     Args:
-        flush: Flushes; called in the trio thread. It returns whether all was delivered.
-        logger: Told of an exception out of ``flush``, which would be a bug.
+        flush: Flushes, in the trio thread, and returns whether everything was delivered.
+        logger: Receives an exception of ``flush``, which would be a bug.
     """
 
     def __init__(self, flush: Callable[[], Awaitable[bool]], logger: AnyLogger) -> None:
@@ -35,10 +34,10 @@ class WaitingFlush:
         self._answer: Future[bool] = Future()
 
     def wait(self, token: trio.lowlevel.TrioToken, seconds: float) -> bool:
-        """Return whether all was delivered within ``seconds``.
+        """Return whether everything was delivered within ``seconds``.
 
         Raises:
-            trio.RunFinishedError: The run is over.
+            trio.RunFinishedError: The run has ended.
         """
         token.run_sync_soon(self._start)
         try:
@@ -54,7 +53,7 @@ class WaitingFlush:
         try:
             trio.lowlevel.spawn_system_task(self._run, name="trio_spanbatch force_flush")
         except RuntimeError:
-            # The run is so close to its end that it starts no tasks any more.
+            # The run is ending and starts no more tasks.
             self._answer.set_exception(trio.RunFinishedError())
 
     async def _run(self) -> None:

@@ -1,16 +1,14 @@
-"""The way of a span that ended into the batcher: directly in the batcher's trio thread, else handed over.
+"""Pass spans that have ended to the batcher: directly in its trio thread, through a queue from elsewhere.
 
-In the trio thread a span is added at once, so that whoever looks at the batcher next finds it there. With one
-exception: code that interrupted something else. A finalizer, or a handler of a signal, may run between any two
-instructions of the batcher or of trio itself, and must not change what they are just changing. So the stack is looked
-at: if between here and the bottom of the current task there is a frame of either, the span is handed over, like one of
-another thread. (Trio's ``currently_ki_protected`` would tell nearly the same, in five times the time for each frame.)
+In the trio thread a span is added immediately, unless the calling code interrupted something: a finalizer or a signal
+handler may run between any two instructions of the batcher or of trio, and must not change their state. If the stack
+of the current task has a frame of either, the span is handed over like one of another thread. (Trio's
+``currently_ki_protected`` would answer nearly the same, but takes five times as long per frame.)
 
-A span of another thread is encoded there, which is what takes time. Its bytes stand in a queue with two bounds, and
-`trio.lowlevel.TrioToken.run_sync_soon` has the trio thread take all that is there; asked for again before that
-happened, it is still asked for once. Flushes and the end of the intake take what is there themselves, so neither
-overtakes a span that had ended before. When a run ends, trio still makes all calls that it had promised; what comes
-later is refused with ``RunFinishedError``, and counted.
+Another thread encodes its span itself, which is the expensive part, and puts the bytes into a queue bounded in spans
+and bytes. `trio.lowlevel.TrioToken.run_sync_soon` schedules one call in the trio thread that takes everything from it.
+Flushing and closing the batcher empty the queue first, so that they include every span that ended before. When a run
+ends, trio still makes all scheduled calls; later ones fail with ``RunFinishedError``, and the spans are counted.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ __all__ = ["Intake"]
 
 
 class Intake:
-    """Puts spans into a batcher, from any thread. A `Feeder` of the batcher."""
+    """Adds spans to a batcher from any thread. A `Feeder` of the batcher."""
 
     def __init__(self, batcher: SpanBatcher, tally: Tally) -> None:
         self._batcher = batcher
@@ -45,22 +43,22 @@ class Intake:
         limits = batcher._shared.limits
         self._max_spans = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
-        self._not_to_interrupt = _globals_of_the_core()
+        self._core_globals = _ids_of_core_globals()
         self.reset()
 
     def reset(self) -> None:
-        """Hold nothing, and count nothing of it: it is a copy in a forked process."""
-        # For the bounds. An RLock, as a finalizer may end a span while its thread holds it.
+        """Forget all spans without counting them: in a forked process they are copies."""
+        # Guards the bounds. Reentrant, as a finalizer may end a span while its thread holds it.
         self._lock = threading.RLock()
         self._queue: deque[tuple[str, EncodedSpan]] = deque()
         self._bytes = 0
 
     def is_open(self) -> bool:
-        """Return whether the batcher takes spans. May be asked in any thread."""
+        """Return whether the batcher accepts spans. Thread-safe."""
         return self._admission.is_open
 
     def may_add_here(self) -> bool:
-        """Return whether the caller is in a task of the batcher's trio run, and interrupts nothing there."""
+        """Return whether the caller runs in a task of the batcher's trio run and does not interrupt the batcher."""
         try:
             bottom = trio.lowlevel.current_task().coro.cr_frame
         except RuntimeError:
@@ -69,13 +67,13 @@ class Intake:
             return False
         frame: FrameType | None = sys._getframe(1)
         while frame is not bottom:
-            if frame is None or id(frame.f_globals) in self._not_to_interrupt:
+            if frame is None or id(frame.f_globals) in self._core_globals:
                 return False
             frame = frame.f_back
         return True
 
     def add(self, location: str, span: SpanLike | EncodedSpan) -> Drop | None:
-        """Add a span in the trio thread. Return why that did not work."""
+        """Add a span in the trio thread. Return why it was dropped, if it was."""
         try:
             self._batcher.add_span_nowait(location, span)
         except trio.WouldBlock:
@@ -83,12 +81,12 @@ class Intake:
         except trio.ClosedResourceError:
             return Drop("already_shutdown", "the batcher is closed")
         except ValueError as error:
-            # An invalid span or location, or more locations than there may be.
+            # An invalid span or location, or too many locations.
             return Drop("invalid", shown_message(error))
         return None
 
     def hand_over(self, location: str, span: SpanLike) -> Drop | None:
-        """Encode a span and have the trio thread add it. Return why that did not work."""
+        """Encode a span and let the trio thread add it. Return why it was dropped, if it was."""
         token = self._supervisor.token
         assert token is not None, "it is open"
         try:
@@ -96,7 +94,7 @@ class Intake:
         except ValueError as error:
             return Drop("invalid", shown_message(error))
         if not self._enqueue(location, encoded):
-            return Drop("queue_full", "the trio thread does not come to take spans of other threads")
+            return Drop("queue_full", "the trio thread has not yet taken earlier spans of other threads")
         try:
             token.run_sync_soon(self.feed, idempotent=True)
         except trio.RunFinishedError:
@@ -121,40 +119,41 @@ class Intake:
 
     @trio.lowlevel.enable_ki_protection
     def feed(self) -> None:
-        """Add what other threads have handed over. Never raises: trio ends the run if a callback does."""
-        # Not more than is there now. For whatever comes meanwhile, this is asked for again.
+        """Add the spans that other threads have handed over. Never raises: that would crash the trio run."""
+        # Only those that are there now: for later ones another call is scheduled.
         for _ in range(len(self._queue)):
             if (entry := self._dequeue()) is None:
                 return
             try:
                 drop = self.add(*entry)
             except BaseException as error:  # noqa: ASYNC103  # adding is synchronous: no Cancelled comes out of it
-                # A SystemExit out of a policy function, for instance, leaves when the batcher is left.
+                # A SystemExit from a policy function, for instance, is raised again when the batcher is left.
                 drop = Drop("invalid", shown(error))
                 if not isinstance(error, Exception):
                     self._batcher._shared.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
-            self._account(drop)
+            self.account(drop)
 
     def ended(self) -> None:
-        """Refuse what is still there: nothing is accepted any more. Say what has not been said."""
+        """Drop the spans that are still there, as the batcher is closed, and log all counts not yet logged."""
         self.abandon()
         self._tally.say_rest()
 
     @trio.lowlevel.enable_ki_protection
     def abandon(self) -> None:
-        """Count what was handed over and will never be taken. May be called in any thread."""
+        """Drop and count the spans that were handed over and will never be taken. Thread-safe."""
         while self._dequeue() is not None:
-            self._account(Drop("already_shutdown", "the batcher is closed"))
+            self.account(Drop("already_shutdown", "the batcher is closed"))
 
-    def _account(self, drop: Drop | None) -> None:
+    def account(self, drop: Drop | None) -> None:
+        """Count a span that was accepted, or dropped."""
         if drop is None:
             self._tally.accepted()
         else:
             self._tally.dropped(drop)
 
 
-def _globals_of_the_core() -> frozenset[int]:
-    """Return the identities of the namespaces of trio's modules and of the batcher's. Modules live for ever."""
+def _ids_of_core_globals() -> frozenset[int]:
+    """Return the ids of the globals of trio's modules and of the batcher's. Modules are never deleted."""
     return frozenset(id(vars(module)) for name, module in sys.modules.copy().items() if _is_core(name))
 
 
@@ -164,6 +163,6 @@ def _is_core(module: str) -> bool:
 
 
 def shown_message(error: Exception) -> str:
-    """Return the message of an error, shortened."""
+    """Return the message of an error, truncated."""
     message = str(error)
     return message if len(message) <= 200 else f"{message[:200]}..."

@@ -1,34 +1,24 @@
-"""Where a span belongs: fixed when it starts.
+"""Determine the location of a span when it starts.
 
-The rules, the first that applies: the location of the local parent, if that has not ended; the innermost
-`use_location`; the function ``location=``; the location of the local parent that has ended; the string ``location=``.
+The first of these that applies: the location of the local parent, if it has not ended; the innermost `use_location`;
+the function ``location=``; the location of the local parent that has ended; the string ``location=``. A parent that has
+ended comes late because a generator that is left early leaves its span current for the code that runs next, which may
+work for another tenant.
 
-A parent that has ended does not bind anybody: a generator that is left early leaves its span behind as the current one,
-for whatever runs in that context next, perhaps for another tenant. It only decides where nobody says anything.
+The location is stored in the attributes of the span's ``SpanContext``. The span of ``on_start``, the ``ReadableSpan``
+of ``on_end`` and a ``NonRecordingSpan`` that carries the parent to another task share that object, and it is still
+there when a finalizer ends the span and all weak references to it are dead. A span that never ends leaks nothing.
 
-Where the location of a span is kept
-------------------------------------
-The SDK calls ``on_start`` with the span and ``on_end`` with a ``ReadableSpan`` made on the spot, perhaps from a
-finalizer of cyclic garbage, when all weak references to the span are dead. Both objects have the same ``SpanContext``,
-and so has a ``NonRecordingSpan`` that carries the parent to another task. So the location is stored in the attributes
-of that object, and lives as long as it does: a span that is never ended leaks nothing.
+A context rebuilt from its ids is found by a table, which also remembers the last `MAX_GONE` spans that have not ended
+but whose context is gone. Ids that two spans share lead to no location. A span that is not found is dropped, as any
+location would be a guess.
 
-A context that was made again from the ids leads there too, by a table. If the original is gone and the span has not
-ended, the table remembers it all the same, for the last `MAX_GONE` spans. Ids that two spans have at once lead nowhere.
-A span that is not found was not seen starting, and has no location: it is dropped, since any guess could be wrong.
+A local parent that this processor has not seen was dropped by a sampler. It has the location of its trace and has ended
+when all spans of the trace have; the last `MAX_TRACES` traces are remembered. The trace has no location if it entered
+this process twice at different locations, or if the processor did not see its first span here: a dropped root, such as
+the loop of a worker, may have children of many tenants.
 
-Local parents that are not known
---------------------------------
-A parent that is local, and of which this processor has seen nothing, was not recorded: a sampler dropped it. Its
-location is that of its trace, if this process has fixed one: otherwise a grandchild of a recorded root could go
-elsewhere than the root. It counts as ended when all spans of the trace have. Traces are remembered for that, the last
-`MAX_TRACES`. Where a trace has come in twice from outside (a client and a server in one process, two tenants), there is
-no such thing as the location of the trace in this process, and the other rules apply: they know the tenant. Nor is
-there where the processor has not seen how the trace began here: a root that was dropped, such as the loop of a worker,
-may have children of many tenants, and none of them is a parent of another one.
-
-A span whose location cannot be told (``location()`` raised) is dropped when it ends, and so are the children that
-start before that: each of them might be put elsewhere.
+If ``location()`` raises, the span and the children that start before it ends are dropped.
 """
 
 from __future__ import annotations
@@ -61,10 +51,10 @@ _numbers: Final = itertools.count()
 
 @attrs.frozen
 class NoLocation:
-    """In place of a location that could not be told.
+    """Stands for a location that could not be determined.
 
     Attributes:
-        why: What went wrong.
+        why: The reason, for the log.
     """
 
     why: str
@@ -74,17 +64,18 @@ _Place: TypeAlias = "str | NoLocation"
 _Key: TypeAlias = tuple[int, int]
 
 _UNSEEN: Final = NoLocation(
-    "it was not seen starting, and its location is unknown: add the processor to the TracerProvider before spans start"
+    "its location is unknown, as the processor did not see it start: add the processor to the TracerProvider before "
+    "spans start"
 )
 _SAME_IDS: Final = NoLocation("another span with the same ids belongs to another location")
 
 
 @attrs.define(eq=False)
 class _Trace:
-    """A trace that has been seen.
+    """A trace of which the processor has seen spans.
 
     Attributes:
-        place: Where its spans belong; None if it has come in twice, to different places.
+        place: The location of its spans; None if it has none, see above.
         open: Its spans that have not ended.
     """
 
@@ -98,23 +89,23 @@ class _Started:
 
     place: _Place
     trace: _Trace
-    # Asked whether the span still records: another processor may keep its end from us.
+    # To ask the span itself whether it has ended: another processor may withhold on_end.
     span: Callable[[], Any]
     has_ended: bool = False
 
     def is_live(self, context: Context | None) -> bool:
-        """Return whether it has not ended, as far as can be seen by what has it as its parent in ``context``."""
+        """Return whether it has not ended. ``context`` is that of a child which starts."""
         if self.has_ended:
             return False
         span = self.span()
         if span is None:
-            # A finalizer may start children of a span that weak references do not lead to any more, but the context.
+            # In a finalizer weak references are dead already, but the context still has the span.
             span = get_current_span(context)
         return bool(span.is_recording())
 
 
 class _Mark:
-    """Stands in the attributes of a ``SpanContext``, and lives as long as that does."""
+    """An attribute of a ``SpanContext``, which lives as long as the context does."""
 
     __slots__ = ("__weakref__", "started")
 
@@ -122,12 +113,12 @@ class _Mark:
         self.started = started
 
     def __reduce__(self) -> tuple[type[bool], tuple[()]]:
-        # A context may be pickled, for a process that knows nothing of this module.
+        # A context may be unpickled in a process that does not have this module.
         return bool, ()
 
 
 class _Reference(weakref.ref[_Mark]):
-    """The way from the ids of a span to what is known about it."""
+    """Leads from the ids of a span to its `_Started`, as long as its mark exists."""
 
     __slots__ = ("key", "started")
     key: _Key
@@ -135,25 +126,25 @@ class _Reference(weakref.ref[_Mark]):
 
 
 class Locations:
-    """Fixes the locations of spans when they start.
+    """Determines and remembers the locations of spans.
 
-    Called in any thread, and inside of itself (by a finalizer or a signal handler that traces): everything that it
-    remembers is read and written in single steps, and there is no lock.
+    It is thread-safe and reentrant (a finalizer or a signal handler may trace): its state is read and written in
+    single steps, without a lock.
 
     Args:
         location: A location, or a function that returns one.
-        overruled: Called with the location of a `use_location` and the one of the live local parent, where they differ.
+        overruled: Called with the locations of the `use_location` and of the live local parent if they differ.
     """
 
     def __init__(self, location: str | LocationFunction, overruled: Callable[[str, str], None]) -> None:
         self._location = location if callable(location) else checked_location(location)
         self._overruled = overruled
-        # The name of the attribute that marks are stored as: each processor has its own.
+        # Each processor stores its marks under a different attribute name.
         self._name = f"_trio_spanbatch_{next(_numbers)}"
         self._by_ids: dict[_Key, _Reference] = {}
         self._gone: OrderedDict[_Key, _Started] = OrderedDict()
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
-        # Not as globals, which are gone when a span outlives them at the end of the program.
+        # Captured here: globals may be gone when the interpreter exits and a span outlives them.
         by_ids, gone, most = self._by_ids, self._gone, MAX_GONE
 
         def forget(reference: _Reference) -> None:
@@ -172,7 +163,7 @@ class Locations:
         return len(self._by_ids)
 
     def start(self, span: ReadableSpan, parent_context: Context | None) -> None:
-        """Fix the location of a span that starts now."""
+        """Determine the location of a span that starts."""
         wanted = used_location()
         context = span.context
         parent = span.parent
@@ -188,16 +179,16 @@ class Locations:
             else:
                 is_unknown = True
         if not is_live:
-            place, trace = wanted or self._said(span, parent_context) or place, None
+            place, trace = wanted or self._call_location(span, parent_context) or place, None
         if place is None:
-            assert isinstance(self._location, str), "a function always says something"
+            assert isinstance(self._location, str), "a function always returns a location or raises"
             place = self._location
         self._remember(span, context, place, trace or self._trace(context.trace_id, place, is_unknown))
         if wanted is not None and place != wanted and isinstance(place, str) and context.trace_flags.sampled:
             self._overruled(wanted, place)
 
     def end(self, span: ReadableSpan) -> _Place:
-        """Return where a span that has ended belongs."""
+        """Return the location of a span that has ended."""
         started = self._find(span.context)
         if started is None:
             return _UNSEEN
@@ -206,10 +197,8 @@ class Locations:
         self._gone.pop(_key(span.context), None)
         return started.place
 
-    # -- the rules ---------------------------------------------------------------------------------------------
-
-    def _said(self, span: ReadableSpan, parent_context: Context | None) -> _Place | None:
-        """Return what the function says, if there is one."""
+    def _call_location(self, span: ReadableSpan, parent_context: Context | None) -> _Place | None:
+        """Return the result of the function ``location=``; None if it is a string."""
         if not callable(self._location):
             return None
         try:
@@ -220,8 +209,6 @@ class Locations:
             return checked_location(location)
         except InvalidLocationError as error:
             return NoLocation(f"location() returned {shown(location)}: {error}")
-
-    # -- what is remembered ------------------------------------------------------------------------------------
 
     def _find(self, context: SpanContext) -> _Started | None:
         if (mark := self._mark(context)) is not None:
@@ -234,7 +221,7 @@ class Locations:
 
     def _mark(self, context: SpanContext) -> _Mark | None:
         mark = getattr(context, self._name, None)
-        # Of a context that was unpickled, it is something else.
+        # An unpickled context has a bool there.
         return mark if isinstance(mark, _Mark) else None
 
     def _remember(self, span: ReadableSpan, context: SpanContext, place: _Place, trace: _Trace) -> None:
@@ -245,7 +232,7 @@ class Locations:
         if twin is not None and not twin.has_ended and twin.place != place:
             by_ids = _Started(_SAME_IDS, trace, started.span)
             if mark is not None:
-                # They even share the context, and nothing tells one from the other.
+                # They share the context itself, so they cannot be told apart.
                 started = by_ids
         if started is by_ids:
             trace.open.add(started)
@@ -254,7 +241,7 @@ class Locations:
         reference.key, reference.started = key, by_ids
         self._by_ids[key] = reference
         self._gone.pop(key, None)
-        # If it has no attributes, the mark is gone at once.
+        # If the context takes no attributes, the mark dies at once, and the table of gone spans has it.
         getattr(context, "__dict__", {})[self._name] = mark
 
     def _trace(self, trace_id: int, place: _Place, is_unknown: bool) -> _Trace:
@@ -262,7 +249,7 @@ class Locations:
         if trace is None:
             trace = self._traces.setdefault(trace_id, _Trace(None if is_unknown else place))
             if len(self._traces) > MAX_TRACES:
-                # Another thread may have made it shorter meanwhile, but not empty.
+                # Another thread may have removed a trace meanwhile, but the mapping is never empty.
                 self._traces.popitem(last=False)
         if trace.place != place:
             trace.place = None
@@ -277,8 +264,4 @@ def _weakly(span: ReadableSpan) -> Callable[[], Any]:
     try:
         return weakref.ref(span)
     except TypeError:
-        return _nothing
-
-
-def _nothing() -> None:
-    return None
+        return lambda: None

@@ -1,12 +1,9 @@
-"""`BatcherSpanProcessor`: OpenTelemetry's spans into a batcher. What it consists of is told in the other modules.
+"""`BatcherSpanProcessor`: put OpenTelemetry's spans into a batcher.
 
-What ``force_flush`` says
--------------------------
-True only if every span that had ended before is delivered. One that was lost (dropped here, rejected by the server,
-handed back) cannot be delivered by any later flush, so while the batcher is open each loss is told once: the call that
-finds it returns False, the next one speaks of what came after. A program that flushes at the end of each request is so
-told which one lost something, and not False for the rest of its life. After the batcher was left, the answer is about
-everything, and stays what it is.
+``force_flush`` returns True only if every span that had ended before was delivered. No later flush can deliver a lost
+span (dropped here, rejected by the server, handed back), so while the batcher is open each loss makes one call return
+False: a program that flushes after each request learns which request lost spans. After the batcher was left, the
+result covers all spans.
 """
 
 from __future__ import annotations
@@ -34,42 +31,40 @@ from ._tally import Drop, SpanProcessorStatistics, Tally
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
-    from .._runtime.supervisor import Supervisor
-
 __all__ = ["BatcherSpanProcessor"]
 
 
 class BatcherSpanProcessor(SpanProcessor):
     """Puts the spans of OpenTelemetry's SDK into a `SpanBatcher`, each to its location.
 
-    It can be made and added to a ``TracerProvider`` before or after the batcher is entered, in any thread. Spans that
-    end before that, or after the batcher was left, are dropped.
+    It can be created and added to a ``TracerProvider`` before or after the batcher is entered, in any thread. Spans
+    that end before the batcher is entered, or after it was left, are dropped.
 
-    The location of a span is fixed where it starts, by the first of these that applies: the location of its local
-    parent, as long as that has not ended; the innermost `use_location`; ``location``. A `use_location` that a live
-    parent at another location overrules is warned about, once for each pair of locations.
+    The location of a span is fixed when it starts, by the first of these that applies: the location of its local
+    parent, if that has not ended; the innermost `use_location`; ``location``. If a live parent at another location
+    overrules a `use_location`, a warning is logged, once for each pair of locations.
 
-    A span that ends is never waited for, and nothing is raised into the program. What the batcher does not take is
-    dropped and counted: ``queue_full``; ``already_shutdown`` (the batcher is not entered, or closed, or the processor
-    was shut down); ``invalid`` (the span or its location cannot be sent, the span started before the processor was
-    added, or there are more locations than ``Limits.max_locations``). A warning says how many, at most every 30
-    seconds; the rest is said at the end.
+    Ending a span never blocks or raises. Spans that the batcher does not accept are dropped and counted as
+    ``queue_full``; ``already_shutdown`` (the batcher is not entered, or closed, or the processor was shut down); or
+    ``invalid`` (the span or its location cannot be sent, the span started before the processor was added, or there
+    are more locations than ``Limits.max_locations``). A warning with the counts is logged at most every 30 seconds,
+    and at the end.
 
-    Spans may end in any thread. In another one than trio's they are encoded there and handed over. A forked process
-    has no trio loop that could send anything: spans that end there are dropped as ``already_shutdown``.
+    Spans may end in any thread; outside of the trio thread they are encoded there and handed over. A forked process
+    has no trio loop: spans that end there are dropped as ``already_shutdown``.
 
     Args:
-        batcher: Where the spans go.
-        location: The location of spans that have none by their parent or by `use_location`: a string, or a function
-            of the span that starts and its parent context. What the function raises is logged; the span and its
-            children are counted as ``invalid``.
-        meter_provider: Where the batcher's own metrics go, if anywhere: those that OpenTelemetry's semantic
-            conventions name ``otel.sdk.processor.span.*`` and ``otel.sdk.exporter.*``.
-        clock: What tells the seconds between warnings.
+        batcher: The batcher that receives the spans.
+        location: The location of spans that get none from their parent or `use_location`: a string, or a function
+            of the span that starts and its parent context. Its exceptions are logged; the span and its children are
+            counted as ``invalid``.
+        meter_provider: Receives the batcher's own metrics, which OpenTelemetry's semantic conventions name
+            ``otel.sdk.processor.span.*`` and ``otel.sdk.exporter.*``. There are none by default.
+        clock: Returns seconds, for the interval between warnings.
 
     Raises:
-        TypeError: ``batcher`` is no `SpanBatcher`.
-        InvalidLocationError: ``location`` is neither a function nor a string, or empty.
+        TypeError: ``batcher`` is not a `SpanBatcher`.
+        InvalidLocationError: ``location`` is neither a function nor a string, or is empty.
     """
 
     def __init__(
@@ -86,13 +81,13 @@ class BatcherSpanProcessor(SpanProcessor):
         self._supervisor = batcher._supervisor
         self._logger = batcher._shared.logger
         self._tally = Tally(self._logger, clock)
-        self._locations = Locations(location, _while_it_matters(self._tally.overruled, self._supervisor))
+        self._locations = Locations(location, _until_left(batcher, self._tally.overruled))
         self._intake = Intake(batcher, self._tally)
         self._is_shut_down = self._is_in_child = False
-        self._has_said_to_await = False
-        # How many losses force_flush has told of.
-        self._told = 0
-        self._told_lock = threading.Lock()
+        self._has_warned_to_await = False
+        # How many losses force_flush has reported.
+        self._reported = 0
+        self._reported_lock = threading.Lock()
         batcher._shared.feeders.append(self._intake)
         if meter_provider is not None:
             batcher._shared.observers.append(BatcherMetrics(meter_provider, batcher._shared, self._tally))
@@ -106,38 +101,38 @@ class BatcherSpanProcessor(SpanProcessor):
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """How many spans were dropped so far, by reason: ``queue_full``, ``already_shutdown`` and ``invalid``."""
+        """The number of spans dropped so far, by reason: ``queue_full``, ``already_shutdown`` and ``invalid``."""
         return self._tally.statistics().dropped
 
     def statistics(self) -> SpanProcessorStatistics:
-        """Return a snapshot of all counts, in any thread.
+        """Return a snapshot of all counts. Thread-safe.
 
         At every instant ``ended == accepted + handed_over + sum(dropped.values())``.
         """
         return self._tally.statistics()
 
-    # -- what the SDK calls ------------------------------------------------------------------------------------
+    # -- called by the SDK -------------------------------------------------------------------------------------
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Fix where ``span`` belongs."""
+        """Determine the location of ``span``."""
         if self._is_shut_down or self._is_in_child:
-            # It is dropped when it ends, wherever it belongs.
+            # The span will be dropped when it ends, whatever its location.
             return
         try:
             self._locations.start(span, parent_context)
         except Exception:
-            # Then it is dropped when it ends.
-            self._logger.exception("SpanBatcher: the location of a span could not be fixed when it started")
+            # The span will be dropped when it ends.
+            self._logger.exception("SpanBatcher: determining the location of a span failed")
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Put ``span`` into the batcher if it is sampled, or drop it. Neither blocks nor raises."""
+        """Put ``span`` into the batcher, or drop it, if it is sampled. Never blocks or raises."""
         context = span.context
         if context is None:
             return
         if context.trace_flags.sampled:
             self._take(span, directly=self._intake.may_add_here())
         else:
-            # It may have children that are sampled.
+            # Note its end all the same: it may have sampled children.
             with suppress(Exception):
                 self._locations.end(span)
 
@@ -150,14 +145,9 @@ class BatcherSpanProcessor(SpanProcessor):
         except Exception as error:
             drop = Drop("invalid", shown(error))
         finally:
-            # Also if a SystemExit came out of a value of the span, which is not ours to hold back.
-            self._account(drop, directly=directly)
-
-    def _account(self, drop: Drop | None, *, directly: bool) -> None:
-        if drop is not None:
-            self._tally.dropped(drop)
-        elif directly:
-            self._tally.accepted()
+            # Also if an attribute of the span raised a SystemExit, which is not caught here.
+            if drop is not None or directly:
+                self._intake.account(drop)
 
     def _put(self, span: ReadableSpan, *, directly: bool) -> Drop | None:
         location = self._locations.end(span)
@@ -177,9 +167,9 @@ class BatcherSpanProcessor(SpanProcessor):
         return None
 
     def shutdown(self) -> None:
-        """Drop spans that end from now on. Never blocks, and may be called in any thread, twice, or at exit.
+        """Drop spans that end from now on. Never blocks; can be called in any thread, repeatedly, and at exit.
 
-        What was accepted before is delivered: the batcher belongs to its ``async with``, which waits for that.
+        Spans accepted before are delivered: the ``async with`` of the batcher waits for them.
         """
         self._is_shut_down = True
         self._tally.say_rest()
@@ -187,23 +177,23 @@ class BatcherSpanProcessor(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Wait until every span that ended before this call is delivered.
 
-        For other threads than trio's. There it returns False at once, and the log says once to
-        ``await batcher.flush()`` instead. After the batcher was left there is nothing to wait for.
+        Only for other threads than trio's. In trio's thread it returns False immediately and logs once to use
+        ``await batcher.flush()`` instead. After the batcher was left it does not wait.
 
         Args:
-            timeout_millis: Milliseconds after which it returns False. The spans are delivered all the same, later.
+            timeout_millis: Milliseconds after which it returns False. The spans are still delivered later.
 
         Returns:
-            Whether all of them were delivered. A span that was lost makes one call return False; the next one tells
-            of those that ended after it. After the batcher was left: whether all were delivered that ever ended.
+            Whether all of them were delivered. A lost span makes one call return False; the next call covers the
+            spans that ended after that one. After the batcher was left: whether all spans ever ended were delivered.
         """
         if self._is_in_child:
             return False
         if self._supervisor.token is None or self._supervisor.has_ended:
             return self._judge_at_rest()
-        # In guest mode this is so in all of the host's loop.
+        # In guest mode this is true everywhere in the host's loop.
         if trio.lowlevel.in_trio_run():
-            self._say_to_await()
+            self._warn_to_await()
             return False
         try:
             return WaitingFlush(self._flush, self._logger).wait(self._supervisor.token, timeout_millis / 1000)
@@ -215,15 +205,13 @@ class BatcherSpanProcessor(SpanProcessor):
         self._tally.renew_lock()
         self._intake.reset()
 
-    def _say_to_await(self) -> None:
-        if not self._has_said_to_await:
-            self._has_said_to_await = True
+    def _warn_to_await(self) -> None:
+        if not self._has_warned_to_await:
+            self._has_warned_to_await = True
             self._logger.warning(
                 "SpanBatcher: force_flush cannot wait in the thread that trio runs in and returns False there: "
                 "use `await batcher.flush()`"
             )
-
-    # -- telling the truth -------------------------------------------------------------------------------------
 
     async def _flush(self) -> bool:
         self._intake.feed()
@@ -234,12 +222,12 @@ class BatcherSpanProcessor(SpanProcessor):
             await self._supervisor.wait_until_ended()
             return self._judge_at_rest()
         lost += report.rejected + report.undelivered
-        with self._told_lock:
-            told, self._told = self._told, max(self._told, lost)
-        return lost <= told
+        with self._reported_lock:
+            reported, self._reported = self._reported, max(self._reported, lost)
+        return lost <= reported
 
     def _judge_at_rest(self) -> bool:
-        """Return whether all was delivered, when nothing moves any more."""
+        """Return whether everything was delivered, while the batcher is not running."""
         return not (
             self._lost() or self._tally.statistics().handed_over or self._batcher._shared.ledger.total().pending
         )
@@ -249,8 +237,9 @@ class BatcherSpanProcessor(SpanProcessor):
         return total.rejected + total.undelivered + sum(self.dropped.values())
 
 
-def _while_it_matters(overruled: Callable[[str, str], None], supervisor: Supervisor) -> Callable[[str, str], None]:
-    """Return a function that calls ``overruled`` unless the batcher was left: a provider keeps its processors."""
+def _until_left(batcher: SpanBatcher, overruled: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """Return a function that calls ``overruled`` until the batcher was left: providers keep their processors."""
+    supervisor = batcher._supervisor
 
     def call(wanted: str, parents: str) -> None:
         if not supervisor.has_ended:
@@ -260,7 +249,7 @@ def _while_it_matters(overruled: Callable[[str, str], None], supervisor: Supervi
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that calls ``method`` as long as its object is there."""
+    """Return a function that calls ``method`` as long as its object exists."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:

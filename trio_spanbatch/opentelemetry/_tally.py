@@ -1,12 +1,12 @@
-"""What became of the spans that ended: counted by thread-safe steps, conserved, and said now and then.
+"""Count what became of the spans that ended, in a thread-safe way, and log dropped spans.
 
-A span that ended stands in exactly one column: on its way, accepted, or dropped for one of three reasons. ``ended`` is
-counted by itself, so that the sum can fail and tests can see it.
+Each span that ended is in exactly one column: on its way, accepted, or dropped for one of three reasons. ``ended`` is
+counted separately, so that tests can check the sum.
 
-The lock is an ``RLock``: a finalizer or a signal handler may end a span in the very thread that holds it. What happens
-under it is a few additions in which CPython neither collects garbage nor handles signals, so re-entrance finds the
-counts in order. What reads several of them and may be interrupted looks whether it was, and reads again. Nothing is
-logged under it.
+The lock is an ``RLock``, as a finalizer or a signal handler may end a span in the thread that holds it. Counts are
+changed by additions during which CPython neither collects garbage nor handles signals, so reentrant code finds them
+consistent. Code that reads several counts checks whether it was interrupted, and reads again. Nothing is logged while
+the lock is held.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
 Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
 REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid")
 
-# Pairs of locations that a warning is given about.
+# The number of pairs of locations that are warned about.
 MAX_PAIRS: Final = 10_000
 
 # Seconds from one warning about dropped spans to the next.
@@ -39,8 +39,8 @@ class Drop:
     """Why a span is dropped.
 
     Attributes:
-        reason: What it is counted as.
-        detail: More about it, for the log.
+        reason: The count to which it is added.
+        detail: An explanation for the log.
     """
 
     reason: Reason
@@ -49,17 +49,17 @@ class Drop:
 
 @attrs.frozen(kw_only=True)
 class SpanProcessorStatistics:
-    """A snapshot of what became of the sampled spans that ended.
+    """A snapshot of the counts of sampled spans that ended.
 
     At every instant ``ended == accepted + handed_over + sum(dropped.values())``.
 
     Attributes:
-        ended: Spans that ended, sampled ones only.
-        accepted: Spans that the batcher accepted, and accounts for.
-        handed_over: Spans on their way from another thread into the batcher.
+        ended: Spans that ended.
+        accepted: Spans that the batcher accepted; its own statistics account for them.
+        handed_over: Spans on their way from another thread to the batcher.
         dropped: Spans that were dropped, by reason: ``queue_full``, ``already_shutdown`` and ``invalid``.
-        overruled: Spans that started in a `use_location`, but belong to another location, that of a live local parent.
-            They are counted when they start.
+        overruled: Spans that started in a `use_location` but have the location of a live local parent. Counted when
+            they start.
     """
 
     ended: int
@@ -86,17 +86,17 @@ class Tally:
         self._next_warning: float | None = None
 
     def renew_lock(self) -> None:
-        """Have another lock: in a forked process the old one may be held by a thread that is not there."""
+        """Replace the lock: in a forked process a thread that no longer exists may hold the old one."""
         self._lock = threading.RLock()
 
     def ended(self) -> None:
-        """A span ended. Whatever becomes of it has to be told."""
+        """Count a span that ended; `accepted` or `dropped` must follow."""
         with self._lock:
             self._ended += 1
             self._on_their_way += 1
 
     def accepted(self) -> None:
-        """A span that ended was accepted by the batcher."""
+        """Count a span that the batcher accepted."""
         with self._lock:
             self._on_their_way -= 1
             self._accepted += 1
@@ -116,17 +116,17 @@ class Tally:
             self.say_rest()
 
     def overruled(self, wanted: str, parents: str) -> None:
-        """A span started in a `use_location`, and belongs to another location, that of its parent."""
+        """Count a span that started in a `use_location` but has its parent's location. Warn once for each pair."""
         pair = wanted, parents
         with self._lock:
             self._overruled += 1
-            # Asked and added in one step.
+            # setdefault tests and inserts in one step.
             is_new = len(self._pairs) < MAX_PAIRS and self._pairs.setdefault(pair, pair) is pair
         if is_new:
             self._logger.warning(
-                "SpanBatcher: a span that started in use_location(%.300r) goes to %.300r, where its parent belongs, "
-                "which has not ended: start it with context=Context() for a trace of its own; if the parent is of a "
-                "generator that was left early, close that first (told once for these two locations)",
+                "SpanBatcher: a span that started in use_location(%.300r) goes to %.300r, the location of its parent, "
+                "which has not ended: start the span with context=Context() to begin a new trace; if a generator that "
+                "was left early started the parent, close that generator first (logged once for these two locations)",
                 wanted,
                 parents,
             )
@@ -168,6 +168,6 @@ class Tally:
                     dropped=MappingProxyType(dropped),
                     overruled=self._overruled,
                 )
-                # A finalizer or a signal handler that changes anything has a span that ends.
+                # A finalizer or a signal handler that changes any count also changes this one.
                 if ended == self._ended:
                     return statistics

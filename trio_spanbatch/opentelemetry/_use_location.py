@@ -1,11 +1,10 @@
-"""`use_location`, and which one applies in the current context.
+"""`use_location`, and the one that applies in the current context.
 
-What a ``with use_location(...)`` sets is an element of a chain, from the innermost to the outermost one. A context
-variable alone would not do, since a generator may leave its ``with`` at any time and anywhere. Trio closes an abandoned
-async generator in a task of its own, where the variable of the context that the ``with`` was entered in cannot be put
-back; a generator that the garbage collector closes may put it back in the middle of somebody else's ``with``. So
-leaving marks the element, and elements that were left are skipped. But only in the context that they were entered in:
-tasks that were started inside have a copy of it, and keep their location for as long as they run.
+Entering adds an element to a chain, from the innermost to the outermost; a context variable holds the innermost.
+Resetting the variable on exit would not be enough: trio closes an abandoned async generator in another task, where the
+variable of the original context cannot be reset, and the garbage collector may close a generator inside another
+``with``. So exiting marks the element, and elements that were left are skipped, but only in the context in which they
+were entered: tasks that were started inside have a copy of the context and keep their location.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ from .._values import checked_location
 __all__ = ["use_location", "used_location"]
 
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
-# Tokens of this variable tell in which context something happened. Its value means nothing.
+# Only its tokens are used: each belongs to the context in which it was made.
 _here: Final[ContextVar[None]] = ContextVar("trio_spanbatch.opentelemetry.here", default=None)
-# Threads that are just changing the context. A finalizer that leaves a `use_location` then does not change it too: what
-# it interrupts may put the other one back into the chain, and CPython 3.11, which may collect garbage in the middle of
-# setting a variable, crashes if a finalizer sets another one of the same context. It is marked as left, and skipped.
+# Threads that are changing the context. A finalizer that exits a `use_location` meanwhile only marks it: the code which
+# it interrupts may put the element back into the chain, and CPython 3.11, which may collect garbage while it sets a
+# variable, crashes if a finalizer sets another variable of the same context.
 _changing: Final[set[int]] = set()
 
 
 def use_location(location: str) -> AbstractContextManager[None]:
-    """Have spans that start inside of the ``with`` belong to ``location``, unless they have a live local parent.
+    """Set the location of spans that start inside the ``with``, unless they have a live local parent.
 
-    Tasks that are started inside inherit it (it is a context variable), whether by trio or by anyio, and so do the
-    threads of ``trio.to_thread``. The innermost one counts::
+    It is a context variable: tasks that trio or anyio starts inside inherit it, and so do the threads of
+    ``trio.to_thread``. The innermost one applies::
 
         with use_location("main.agents.spans"):
             nursery.start_soon(agent)
 
-    Do not ``yield`` inside of it, except in a function for ``contextlib.asynccontextmanager`` or ``contextmanager``:
-    code that iterates over the generator would be inside too.
+    Do not ``yield`` inside it, except in a function decorated with ``contextlib.asynccontextmanager`` or
+    ``contextmanager``: it would also apply to the code that iterates over the generator.
 
     Raises:
-        InvalidLocationError: ``location`` is not a string, is empty or has more than 1,024 characters. What the
-            exporter cannot send is found when a span ends there, and counted as ``invalid``.
+        InvalidLocationError: ``location`` is not a string, is empty or has more than 1,024 characters. If only the
+            exporter rejects it, the spans that end there are counted as ``invalid``.
     """
     return _UsedLocation(checked_location(location))
 
@@ -64,7 +63,7 @@ def used_location() -> str | None:
 
 
 class _Use:
-    """One ``with use_location(...)`` that was entered."""
+    """An element of the chain: a ``with use_location(...)`` that was entered."""
 
     __slots__ = ("_asked_by", "_entered_here", "_round", "is_left", "location", "outer", "owner")
 
@@ -82,42 +81,42 @@ class _Use:
         return self.is_left or self._round != self.owner.round
 
     def was_entered_here(self) -> bool:
-        """Return whether this is the context that it was entered in, and not a copy."""
+        """Return whether this is the context in which it was entered, not a copy."""
         thread = get_ident()
         interrupted, self._asked_by = self._asked_by, thread
         try:
             token = self._entered_here
             if token is None:
                 return False
-            # Possible in its own context only, and once.
+            # A token can be used once, and only in the context in which it was made.
             _here.reset(token)
             self._entered_here = _here.set(None)
         except ValueError:
             return False
         except RuntimeError:
-            # It is just being asked: by this thread, which a signal handler or a finalizer has interrupted in its own
-            # context, or by another one.
+            # The token is in use: by this thread, interrupted by a signal handler or finalizer in the same context,
+            # or by another thread, in another context.
             return interrupted == thread
         finally:
             self._asked_by = interrupted
         return True
 
     def forget_where(self) -> None:
-        """Let go of the context that it was entered in, where nothing leads to it any more.
+        """Release the context in which it was entered, and the outer elements.
 
-        Nor does anything lead from it to outer ones: in copies of that context it is for good, and hides them. A task
-        that starts the next one inside of its ``with``, for ever, would make the chain longer each time.
+        In copies of that context it stays and hides the outer ones. Otherwise tasks that each start the next one
+        inside their ``with`` would make the chain ever longer.
         """
         self._entered_here = self.outer = None
 
 
 class _UsedLocation(AbstractContextManager[None]):
-    """What `use_location` returns. It may be entered many times, also by several tasks at once."""
+    """The result of `use_location`. It can be entered repeatedly, also by several tasks at once."""
 
     def __init__(self, location: str) -> None:
         self._location = location
         self._inside = 0
-        # Goes up whenever nobody is inside any more. What was entered in an earlier round has left, whoever knows it.
+        # Incremented when the last one exits: elements of earlier rounds were all left.
         self.round = 0
 
     def __enter__(self) -> None:
@@ -125,12 +124,12 @@ class _UsedLocation(AbstractContextManager[None]):
         interrupts = thread in _changing
         _changing.add(thread)
         try:
-            # In one step, as no function is called in between.
+            # Atomic, as no function is called in between.
             self._inside += 1
             in_round = self.round
             outer = _innermost_use()
             if outer is not None and outer.outer is not None:
-                # A loop over generators that are left early would make the chain longer each time.
+                # Otherwise a loop over generators that are left early would make the chain ever longer.
                 outer.outer = _skip_left(outer.outer)
             _innermost.set(_Use(self, self._location, in_round, outer))
         finally:
@@ -144,8 +143,8 @@ class _UsedLocation(AbstractContextManager[None]):
         try:
             if not interrupts:
                 self._leave_here()
-            # Whatever has not been found is left in another context than it was entered in. If it was entered several
-            # times, nobody can know which one is left before all of them are.
+            # An element that was not found was entered in another context. If there are several, it is unknown which
+            # one is left until all are.
             self._inside -= 1
             if not self._inside:
                 self.round += 1
@@ -172,7 +171,7 @@ def _innermost_use() -> _Use | None:
     innermost = _innermost.get()
     use = _skip_left(innermost)
     if use is not innermost:
-        # Tasks that are started from now on do not inherit it: they could not tell that it was left.
+        # Tasks that start later must not inherit it: in a copy of the context it does not count as left.
         _innermost.set(use)
     return use
 

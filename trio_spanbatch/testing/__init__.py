@@ -1,4 +1,4 @@
-"""What tests of programs that send spans need: an exporter in memory, and a real OTLP/HTTP server with faults."""
+"""Tools for testing programs that send spans: an in-memory exporter and a real OTLP/HTTP server with faults."""
 
 from __future__ import annotations
 

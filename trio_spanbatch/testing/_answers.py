@@ -1,4 +1,4 @@
-"""What a server in a test does with a request: answer it, or fail in one of the ways in which servers fail."""
+"""The answers of a server in a test, and the ways in which it can fail instead."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _not_negative(instance: object, attribute: attrs.Attribute[float], value: fl
 
 def _final_status(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
     if not 200 <= value <= 999:
-        raise ValueError(f"status is {value!r}; a final HTTP status is 200 to 999")
+        raise ValueError(f"status is {value!r}; it must be a final HTTP status, 200 to 999")
 
 
 @attrs.frozen
@@ -40,13 +40,12 @@ class Answer:
         status: The status code, 200 to 999.
         headers: Pairs of name and value. ``Content-Length`` is added unless it is given.
         body: The body as it is sent.
-        delay: Seconds that the server works before it stores the spans and answers, of trio's clock;
-            ``math.inf`` is for ever.
-        store: Whether the request's spans are stored. None stores them exactly with a 2xx, as an honest server
-            does; True with a 503 is a server that took the spans and failed to say so.
-        rejected: How many of the request's spans the answer says were rejected. The last ones, unless
-            ``rejected_spans`` says which, are not stored.
-        rejected_spans: The rejected spans, found again by their trace id and span id.
+        delay: Seconds on trio's clock before the server stores the spans and answers; ``math.inf`` means for ever.
+        store: Whether the request's spans are stored. None stores them only with a 2xx; True with a 503 simulates a
+            server that took the spans but failed afterwards.
+        rejected: The number of spans that the answer reports as rejected. They are not stored: the last ones, unless
+            ``rejected_spans`` is given.
+        rejected_spans: The rejected spans, identified by trace id and span id.
     """
 
     status: int = attrs.field(default=200, validator=_final_status)
@@ -77,10 +76,10 @@ class Reset:
     """The connection breaks: TCP is reset, a memory stream breaks.
 
     Attributes:
-        when: ``"before_body"``: as soon as the head of the request was read. A function in ``answers`` sees whole
-            requests, so from there it is the same as ``"after_body"``. ``"after_body"``: the request was read,
-            nothing is answered. ``"mid_response"``: half of the bytes of the default answer were sent.
-        store: Whether the request's spans are stored before, where they were read.
+        when: ``"before_body"``: as soon as the head of the request was read. A function in ``answers`` is called with
+            complete requests, so there it is the same as ``"after_body"``. ``"after_body"``: the request was read and
+            is not answered. ``"mid_response"``: half of the bytes of the default answer were sent.
+        store: Whether the request's spans are stored first, if they were read.
     """
 
     when: Literal["before_body", "after_body", "mid_response"] = attrs.field(
@@ -94,7 +93,7 @@ class Hang:
     """The request is read and never answered. It ends when the client gives up.
 
     Attributes:
-        store: Whether the request's spans are stored all the same.
+        store: Whether the request's spans are stored.
     """
 
     store: bool = False
@@ -102,12 +101,12 @@ class Hang:
 
 @attrs.frozen
 class Drip:
-    """Bytes that are written as they are, in place of a response; then the connection is closed.
+    """Raw bytes are written in place of a response; then the connection is closed.
 
     Attributes:
-        chunks: What to write. It may be endless.
-        interval: Seconds between two chunks, of trio's clock.
-        store: Whether the request's spans are stored before.
+        chunks: The bytes to write. It may be infinite.
+        interval: Seconds between two chunks, on trio's clock.
+        store: Whether the request's spans are stored first.
     """
 
     chunks: Iterable[bytes]
@@ -130,10 +129,10 @@ def partial_success(
     """Return OTLP's answer to a request of which some spans were rejected.
 
     Args:
-        rejected: How many spans the answer says were rejected. Any number: servers lie.
-        message: The server's words about them.
+        rejected: The number of rejected spans that the answer reports. It may be wrong, as servers may be.
+        message: The server's error message.
         content_type: ``application/x-protobuf`` or ``application/json``; the body is encoded accordingly.
-        rejected_spans: Which spans were rejected and are not stored. The last ``rejected`` ones by default.
+        rejected_spans: The spans that are rejected and not stored, by default the last ``rejected`` ones.
     """
     response = ExportTraceServiceResponse()
     response.partial_success.rejected_spans = rejected

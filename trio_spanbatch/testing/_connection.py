@@ -1,7 +1,7 @@
-"""One connection of the receiver: h11 says what the bytes mean, trio moves them.
+"""A connection of the receiver: HTTP/1.1 by h11 over a stream of trio.
 
-Nothing a client does raises out of here but three exceptions, which end the connection: ``h11.RemoteProtocolError``
-(malformed HTTP), ``trio.BrokenResourceError`` (the client went away) and `BodyTooLarge`.
+A client can cause only three exceptions, which end the connection: ``h11.RemoteProtocolError`` (malformed HTTP),
+``trio.BrokenResourceError`` (the client went away) and `BodyTooLarge`.
 """
 
 from __future__ import annotations
@@ -25,32 +25,31 @@ _READ_SIZE = 64 * 1024
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 _BODILESS = frozenset({204, 304})
 
-# How long, and for how many bytes, a client is listened to after it was refused in the middle of its request.
-# Closing at once would reset the connection, and the client could not read why it was refused.
+# For how long, and for how many bytes, to keep reading after a client was refused in the middle of its request. Closing
+# immediately would reset the connection, so that the client could not read the refusal.
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
 
 
 class BodyTooLarge(Exception):
-    """The body of a request is, or says that it is, longer than allowed. The rest of it was not read."""
+    """The body of a request is too long, by its content or its Content-Length. The rest of it was not read."""
 
 
 @runtime_checkable
 class Resettable(Protocol):
-    """A stream that can be told to break when it is closed, as TCP does with ``SO_LINGER``."""
+    """A stream that can break when it is closed, as TCP does with ``SO_LINGER``."""
 
     def break_on_close(self) -> None:
-        """Let the other side see a broken stream, not an end of file, once this side is closed."""
+        """Make closing this side break the stream for the other side, instead of ending it."""
         ...
 
 
 def break_on_close(stream: trio.abc.Stream) -> None:
-    """Make closing ``stream`` a reset for the other side, where the stream has such a thing."""
+    """Make closing ``stream`` reset the connection, if the stream supports that."""
     while isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     if isinstance(stream, trio.SocketStream):
-        # Linger for 0 seconds: close sends RST and drops what was not sent yet. A socket that is closed by now has
-        # nothing to reset.
+        # Linger for 0 seconds: close sends RST and discards unsent data. The socket may be closed already.
         with suppress(OSError):
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     elif isinstance(stream, Resettable):
@@ -58,7 +57,7 @@ def break_on_close(stream: trio.abc.Stream) -> None:
 
 
 class Connection:
-    """HTTP/1.1 with one client, one request at a time; requests that are sent ahead wait in h11's buffer."""
+    """HTTP/1.1 with a client, one request at a time; pipelined requests wait in h11's buffer."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -66,7 +65,7 @@ class Connection:
         self._method = b""
 
     async def next_head(self) -> h11.Request | None:
-        """Return the head of the next request, None when the client has no more."""
+        """Return the head of the next request; None if there are no more."""
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return None
@@ -79,7 +78,7 @@ class Connection:
         Raises:
             BodyTooLarge: It is longer than ``limit`` bytes.
         """
-        # h11 has checked that it is one number.
+        # h11 has checked that it is a single number.
         declared = next((int(value) for name, value in head.headers if name == b"content-length"), 0)
         if declared > limit:
             raise BodyTooLarge
@@ -100,30 +99,30 @@ class Connection:
         await self._stream.send_all(data[: len(data) // 2])
 
     async def drip(self, drip: Drip) -> None:
-        """Send what ``drip`` says."""
+        """Send the chunks of ``drip``."""
         for chunk in drip.chunks:
             await self._stream.send_all(chunk)
             await trio.sleep(drip.interval)
 
     async def wait_for_end(self) -> None:
-        """Return when the client gives up. What it sends is thrown away."""
+        """Wait until the client gives up, discarding what it sends."""
         while await self._stream.receive_some(_READ_SIZE):
             pass
 
     async def reset(self) -> None:
-        """Close the connection so that the client sees it break."""
+        """Close the connection so that it breaks for the client."""
         break_on_close(self._stream)
         await trio.aclose_forcefully(self._stream)
 
     def start_next_cycle(self) -> bool:
-        """Get ready for the next request. Return whether there can be one."""
+        """Prepare for the next request. Return whether there can be one."""
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
         self._h11.start_next_cycle()
         return True
 
     async def refuse(self, answer: Answer) -> None:
-        """Send ``answer`` in the middle of a request, and see to it that the client can read it."""
+        """Send ``answer`` in the middle of a request, in a way that the client can read it."""
         await self._stream.send_all(self._encoded(answer, [("connection", "close")]))
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
@@ -151,8 +150,8 @@ class Connection:
         try:
             return head + (self._h11.send(h11.Data(data=body)) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
         except h11.LocalProtocolError:
-            # The script says a Content-Length that its body does not have: that is the fault that it wants to see.
-            # h11 is in its error state now, so the connection is closed after it.
+            # The script deliberately gives a Content-Length that does not match its body. h11 is in its error state
+            # now, so the connection is closed afterwards.
             return head + body
 
 

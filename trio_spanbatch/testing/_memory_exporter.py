@@ -1,4 +1,4 @@
-"""An exporter that sends nothing: it remembers what it was given and answers as a script says."""
+"""An exporter that keeps batches in memory and answers as scripted."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ Step: TypeAlias = ExportResult | Exception | Hang
 
 
 class InMemoryExporter:
-    """A `SpanExporter` for tests. It keeps every batch and answers as it is told, on trio's clock.
+    """A `SpanExporter` for tests. It keeps every batch and answers as scripted, on trio's clock.
 
     Args:
-        results: None: every batch is delivered. An iterable of steps: one for each export in the order of the
-            calls, `Delivered` when they are used up. A sync function of the batch that returns a step or raises.
-            A step is an `ExportResult`, an exception (which is raised) or `Hang` (the export never ends).
-            The step is decided when `export` is called and takes effect after ``delay``.
-        delay: Seconds each export takes, or a function of the batch; ``math.inf`` never ends.
+        results: By default every batch is delivered. Otherwise an iterable of steps, one for each call of `export`,
+            followed by `Delivered`; or a sync function of the batch that returns a step or raises. A step is an
+            `ExportResult`, an exception to raise, or `Hang` (the export never ends). It is determined when `export`
+            is called and takes effect after ``delay``.
+        delay: Seconds that each export takes, or a function of the batch; ``math.inf`` means for ever.
 
     Attributes:
-        batches: Every batch that `export` was called with, in the order of the calls.
-        delivered: For each location the spans that were acknowledged, the same objects, in the order of their
-            acknowledgement.
-        rejected: For each location the spans that `Delivered.rejected` left out: the last ones of their batch.
-        active: How many exports run now.
-        max_active: How many ran at once at most.
+        batches: All batches that `export` was called with, in the order of the calls.
+        delivered: For each location the acknowledged spans, the same objects, in the order of acknowledgement.
+        rejected: For each location the spans rejected by `Delivered.rejected`: the last ones of their batch.
+        active: The number of exports running now.
+        max_active: The largest number of exports that ran at once.
         max_active_by_location: The same for each location.
         closed: Whether `aclose` was called.
     """
@@ -56,7 +55,7 @@ class InMemoryExporter:
         self._delay = delay
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        """Answer ``batch`` as the script says. An export that is cancelled delivered nothing.
+        """Answer ``batch`` as scripted. A cancelled export delivers nothing.
 
         Raises:
             trio.ClosedResourceError: The exporter was closed.
@@ -73,7 +72,7 @@ class InMemoryExporter:
             self._active_by_location[batch.location] -= 1
 
     async def aclose(self) -> None:
-        """Close the exporter. When cancelled it is closed all the same. Closing again does nothing."""
+        """Close the exporter, even when cancelled. Closing it again does nothing."""
         self.closed = True
         await trio.lowlevel.checkpoint()
 
@@ -89,7 +88,7 @@ class InMemoryExporter:
         if isinstance(step, Exception):
             raise step
         if not isinstance(step, Delivered | TryLater | Refused):
-            raise TypeError(f"a step is an ExportResult, an exception or Hang(), not {step!r}")
+            raise TypeError(f"results gave {step!r}; it must give an ExportResult, an exception or Hang()")
         if isinstance(step, Delivered):
             self._acknowledge(batch, step.rejected)
         return step

@@ -1,15 +1,16 @@
 """A network without sockets between httpx and a receiver, so that the whole HTTP path runs on a mock clock.
 
-httpcore asks a network backend for streams and does everything else itself. `MemoryNetwork` is such a backend: each
-connection is a pair of trio's memory streams, of which the other end goes to the receiver. Two things are added that
-TCP has and trio's memory streams do not: a connection can break without an orderly end, and a server cannot write
-for ever to a client that does not read.
+`MemoryNetwork` is a network backend for httpcore: each connection is a pair of trio's memory streams, and the receiver
+serves the other end. Unlike trio's memory streams, but like TCP, a connection can break without an orderly end, and a
+server cannot write for ever to a client that does not read.
 """
 
 from __future__ import annotations
 
+import math
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import httpcore
@@ -21,16 +22,16 @@ __all__ = ["MemoryNetwork", "MemoryTransport"]
 
 SocketOption: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
-# How many bytes a server can send ahead of its client; about what the buffers of a TCP connection hold.
+# How many bytes a server can send ahead of its client; about as many as the buffers of a TCP connection hold.
 _WINDOW = 256 * 1024
 
 
 class MemoryNetwork(httpcore.AsyncNetworkBackend):
-    """A network that leads from httpcore to a receiver, whatever the host and the port.
+    """A network that connects httpcore to a receiver, for any host and port.
 
     Attributes:
-        refuse_connections: Whether connecting fails as it does where no server runs. Open connections stay.
-        connect_delay: Seconds that connecting takes, of trio's clock; ``math.inf`` is for ever.
+        refuse_connections: Whether connecting fails as if no server were running. Open connections stay open.
+        connect_delay: Seconds that connecting takes, on trio's clock; ``math.inf`` means for ever.
     """
 
     def __init__(self, serve: Callable[[trio.abc.Stream], bool]) -> None:
@@ -52,11 +53,8 @@ class MemoryNetwork(httpcore.AsyncNetworkBackend):
             httpcore.ConnectTimeout: ``timeout`` seconds have passed.
             httpcore.ConnectError: The network refuses connections, or the receiver was left.
         """
-        try:
-            with trio.fail_after(_seconds(timeout)):
-                await trio.sleep(self.connect_delay)
-        except trio.TooSlowError as error:
-            raise httpcore.ConnectTimeout(str(error)) from error
+        with _httpcore_errors(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
+            await trio.sleep(self.connect_delay)
         client_end, server_end = connected_pair()
         if self.refuse_connections or not self._serve(server_end):
             raise httpcore.ConnectError(f"{host}:{port} refuses the connection")
@@ -68,12 +66,12 @@ class MemoryNetwork(httpcore.AsyncNetworkBackend):
 
 
 class MemoryTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport with httpcore's own connection pool, over a `MemoryNetwork`.
+    """The transport of httpx with the connection pool of httpcore, over a `MemoryNetwork`.
 
     Args:
-        network: Where its connections go.
-        limits: The limits of the pool, httpx's own by default.
-        ssl_context: What to check an https receiver's certificate with.
+        network: The network of its connections.
+        limits: The limits of the pool, those of httpx by default.
+        ssl_context: Verifies the certificate of an https receiver.
     """
 
     def __init__(
@@ -84,8 +82,8 @@ class MemoryTransport(httpx.AsyncHTTPTransport):
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(verify=False, trust_env=False)
-        # httpx has no public way to hand a network backend to httpcore, so its private pool is replaced by one that
-        # is made alike. The assertion tells when a newer httpx keeps its pool elsewhere.
+        # httpx has no public way to pass a network backend to httpcore, so its private pool is replaced by an
+        # equivalent one. The assertion fails if a newer httpx keeps its pool elsewhere.
         assert isinstance(self._pool, httpcore.AsyncConnectionPool)
         limits = httpx.Limits(max_connections=100, max_keepalive_connections=20) if limits is None else limits
         self._pool = httpcore.AsyncConnectionPool(
@@ -98,7 +96,7 @@ class MemoryTransport(httpx.AsyncHTTPTransport):
 
 
 class _Window:
-    """What is on its way from the server to the client of one connection."""
+    """The state of a connection that both ends share: bytes on their way to the client, and who has closed."""
 
     def __init__(self) -> None:
         self.unread = 0
@@ -176,29 +174,19 @@ def connected_pair() -> tuple[_ClientEnd, _ServerEnd]:
 
 
 class _ClientStream(httpcore.AsyncNetworkStream):
-    """A connection as httpcore wants it; errors as httpcore's own backend for trio names them."""
+    """A connection for httpcore, with the errors of httpcore's own backend for trio."""
 
     def __init__(self, stream: trio.abc.Stream, end: _ClientEnd) -> None:
         self._stream = stream
         self._end = end
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - see above
-        try:
-            with trio.fail_after(_seconds(timeout)):
-                return bytes(await self._stream.receive_some(max_bytes))
-        except trio.TooSlowError as error:
-            raise httpcore.ReadTimeout(str(error)) from error
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise httpcore.ReadError(str(error)) from error
+        with _httpcore_errors(timeout, httpcore.ReadTimeout, httpcore.ReadError):
+            return bytes(await self._stream.receive_some(max_bytes))
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - see above
-        try:
-            with trio.fail_after(_seconds(timeout)):
-                await self._stream.send_all(buffer)
-        except trio.TooSlowError as error:
-            raise httpcore.WriteTimeout(str(error)) from error
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise httpcore.WriteError(str(error)) from error
+        with _httpcore_errors(timeout, httpcore.WriteTimeout, httpcore.WriteError):
+            await self._stream.send_all(buffer)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -211,18 +199,15 @@ class _ClientStream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         stream = trio.SSLStream(self._stream, ssl_context, server_hostname=server_hostname, https_compatible=True)
         try:
-            with trio.fail_after(_seconds(timeout)):
+            with _httpcore_errors(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
                 await stream.do_handshake()
-        except trio.TooSlowError as error:
+        except (httpcore.ConnectTimeout, httpcore.ConnectError):
             await trio.aclose_forcefully(stream)
-            raise httpcore.ConnectTimeout(str(error)) from error
-        except trio.BrokenResourceError as error:
-            await trio.aclose_forcefully(stream)
-            raise httpcore.ConnectError(str(error)) from error
+            raise
         return _ClientStream(stream, self._end)
 
     def get_extra_info(self, info: str) -> Any:
-        # httpcore asks an idle connection whether it is readable: then the server has closed it.
+        # httpcore asks this of an idle connection: if it is readable, the server has closed it.
         if info == "is_readable":
             window = self._end.window
             return window.server_closed or window.broken or window.unread > 0
@@ -231,5 +216,13 @@ class _ClientStream(httpcore.AsyncNetworkStream):
         return None
 
 
-def _seconds(timeout: float | None) -> float:
-    return float("inf") if timeout is None else timeout
+@contextmanager
+def _httpcore_errors(timeout: float | None, too_slow: type[Exception], broken: type[Exception]) -> Iterator[None]:
+    """Limit the time of what is inside, and raise the errors that httpcore expects."""
+    try:
+        with trio.fail_after(math.inf if timeout is None else timeout):
+            yield
+    except trio.TooSlowError as error:
+        raise too_slow(str(error)) from error
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise broken(str(error)) from error

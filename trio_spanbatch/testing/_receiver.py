@@ -1,11 +1,11 @@
 """An OTLP/HTTP server on trio, for tests and for development.
 
-One function serves one connection (`OTLPReceiver.serve_stream`), whether it came over TCP, over memory streams
-(`MemoryNetwork`) or from somewhere else. What a request means and how a server in order answers it is decided
-without I/O in ``_requests``; what a script wants instead is in ``_answers``.
+`OTLPReceiver.serve_stream` serves a connection over TCP, memory streams (`MemoryNetwork`) or any other stream.
+``_requests`` parses requests and determines the answer of a well-behaved server, without I/O; ``_answers`` has the
+answers and faults that a script can choose instead.
 
-Every task of the receiver runs inside a shield that only leaving the receiver ends. So the server is there as long
-as the body of its ``async with`` is, also when everything around both is cancelled: a batcher inside can drain.
+All tasks of the receiver are shielded until it is left. So the server runs as long as the body of its ``async with``,
+also when everything around both is cancelled: a batcher inside can drain.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ Answers: TypeAlias = Iterable[Outcome | None] | Callable[[ReceivedRequest], Outc
 
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
-# What a client connects to where there is no TCP. Names under .test never resolve (RFC 6761).
+# The host in the URL without TCP. Names under .test never resolve (RFC 6761).
 _MEMORY_HOST = "receiver.test"
 
 
 class OTLPReceiver:
-    """An OTLP/HTTP server that keeps what it receives and fails when it is told to.
+    """An OTLP/HTTP server that keeps the requests that it receives and fails as scripted.
 
-    It is an async context manager, entered once. Leaving it closes the listener and all connections at once,
-    whatever they are doing. An exception of the body leaves as the same object. A cancel from outside does not stop
-    the receiver before its body has ended.
+    It is an async context manager, entered once. Leaving it closes the listener and all connections immediately.
+    An exception of the body is not wrapped in a group. A cancellation from outside does not stop the receiver before
+    its body has ended.
 
     Args:
         host: The address to listen on.
         port: The port to listen on; 0 takes a free one.
         location_header: The header that carries the location of a request.
-        answers: None: requests are answered as by a server in order, which is 200 with an empty body, 400 for a
-            body that cannot be read, 404 for another path, 405 for another method, 413 and 415. An iterable of
-            steps: one for each request in the order of their heads, as a server in order when they are used up.
-            A sync function of the `ReceivedRequest`. In both, None is the answer of a server in order. A request
-            that is larger than ``max_request_bytes`` is answered 413 in any case. If the function raises, the
-            request is answered 500 and the exception is logged.
-        on_request: A sync function that is called with each request and the status it will be answered with (None
-            where there is no answer), once this is decided, before spans are stored and anything is sent. If it
-            raises, the request is answered 500 and the exception is logged.
-        keep: Whether `requests` and `stored` are filled. Without, memory stays flat.
+        answers: By default requests are answered as by a well-behaved server: 200 with an empty body, 400 for an
+            invalid body, 404 for another path, 405 for another method, 413 and 415. Otherwise an iterable of answers,
+            one for each request in the order of their heads, followed by default answers; or a sync function of the
+            `ReceivedRequest`. In both, None stands for the default answer. A request larger than
+            ``max_request_bytes`` is always answered 413. If the function raises, the request is answered 500 and the
+            exception is logged.
+        on_request: A sync function that is called with each request and the status of its answer (None if there will
+            be no answer), before spans are stored and anything is sent. If it raises, the request is answered 500
+            and the exception is logged.
+        keep: Whether `requests` and `stored` are filled. If not, memory use stays constant.
         ssl_context: TLS for all connections.
-        path: The only path that is there, None if any is.
-        max_request_bytes: How long a body may be, before and after decompression.
-        listen: Whether to listen on TCP. Without, clients come by `memory_transport` or `serve_stream`.
+        path: The only path that is served; None serves all paths.
+        max_request_bytes: The maximum size of a body, before and after decompression.
+        listen: Whether to listen on TCP. If not, clients connect by `memory_transport` or `serve_stream`.
 
     Attributes:
-        requests: Every request that was read whole, in that order, and those that were reset before their body or
-            refused as too large, with an empty body.
-        stored: For each location the spans of requests that were answered 2xx, less the rejected ones (or as the
-            step's ``store`` says).
-        connections: How many connections there were so far.
-        network: The socket-free network that leads here.
+        requests: All requests that were read completely, in that order, and, with an empty body, those that were
+            reset before their body or refused as too large.
+        stored: For each location the spans of requests that were answered 2xx (or as the answer's ``store`` says),
+            without the rejected ones.
+        connections: The number of connections so far.
+        network: The network without sockets that leads to this receiver.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class OTLPReceiver:
 
     @property
     def port(self) -> int:
-        """The TCP port, 0 as long as none is listened on."""
+        """The TCP port; 0 if it does not listen."""
         return self._port if self._listen else 0
 
     @property
     def url(self) -> str:
-        """Where traces are sent to."""
+        """The URL for traces."""
         scheme = "http" if self._ssl_context is None else "https"
         path = TRACES_PATH if self._path is None else self._path
         if not self._listen:
@@ -128,13 +128,13 @@ class OTLPReceiver:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now."""
+        """The number of open connections."""
         return len(self._open)
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise trio.BusyResourceError("an OTLPReceiver is entered once")
+            raise trio.BusyResourceError("an OTLPReceiver can be entered only once")
         self._entered = True
         listeners: list[trio.SocketListener] = []
         if self._listen:
@@ -142,7 +142,7 @@ class OTLPReceiver:
             self._port = listeners[0].socket.getsockname()[1]
         else:
             await trio.lowlevel.checkpoint()
-        # No checkpoint from here on: a cancel finds either nothing or a receiver that is left in order.
+        # No checkpoint from here on, so that a cancellation cannot leave it half entered.
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
         if listeners:
@@ -159,25 +159,25 @@ class OTLPReceiver:
         for scope in (*self._scopes, *self._open.values()):
             scope.cancel()
         if self._nursery.cancel_scope.cancel_called:
-            # A task of ours has crashed, so the body's exception may be the nursery's own cancellation.
+            # A task of the receiver has crashed, so the body's exception may come from the nursery's cancellation.
             return await self._nursery_manager.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  # see below
-        # The nursery does not get to know the body's exception, so that it cannot wrap it into a group. It waits
-        # for its tasks, all of which were cancelled, and cannot be cancelled itself, so that no shield is needed.
+        # The nursery is not told of the body's exception, so that it cannot wrap it in a group. It waits for its
+        # tasks, which are all cancelled; this cannot itself be cancelled, so no shield is needed.
         try:
             await self._nursery_manager.__aexit__(None, None, None)  # noqa: ASYNC102  # see above
         except BaseExceptionGroup as group:
             if group.split(KeyboardInterrupt)[1] is None:
-                # Ctrl-C while waiting: trio hands it to the main task, which is here.
+                # Ctrl-C while waiting: trio delivers it to the main task, which is this one.
                 raise KeyboardInterrupt from None
             raise
         return False
 
     @trio.lowlevel.enable_ki_protection
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection on ``stream`` until either side ends it, then close ``stream``.
+        """Serve a connection on ``stream`` until either side ends it, then close ``stream``.
 
-        Nothing that the client does raises out of here. Leaving the receiver ends it too. When cancelled, the
-        stream is closed at once.
+        Nothing that the client does makes this raise. Leaving the receiver ends it too. When cancelled, it closes
+        the stream immediately.
         """
         scope = trio.CancelScope()
         if self._closed:
@@ -195,7 +195,7 @@ class OTLPReceiver:
             del self._open[stream]
 
     def drop_connections(self) -> None:
-        """Break all connections at once, as a server that is killed does. New ones are accepted."""
+        """Break all connections, like a server that is killed. New ones are accepted."""
         for stream, scope in self._open.items():
             break_on_close(stream)
             scope.cancel()
@@ -205,17 +205,17 @@ class OTLPReceiver:
     ) -> MemoryTransport:
         """Return a transport for ``httpx.AsyncClient`` that reaches this receiver without a socket.
 
-        httpx, httpcore's connection pool and h11 on both sides are the real ones; only the network is replaced, so
-        that everything runs on trio's clock. Any host and port lead here.
+        Only the network is replaced, so that everything runs on trio's clock; httpx, httpcore's connection pool and
+        h11 on both sides are the real ones. All hosts and ports lead to this receiver.
 
         Args:
-            limits: The limits of the connection pool, httpx's own by default.
-            ssl_context: What an https receiver's certificate is checked with.
+            limits: The limits of the connection pool, those of httpx by default.
+            ssl_context: Verifies the certificate of an https receiver.
         """
         return MemoryTransport(self.network, limits=limits, ssl_context=ssl_context)
 
     async def wait_for_requests(self, count: int) -> None:
-        """Return once ``count`` requests or more have been received since the receiver was made."""
+        """Wait until at least ``count`` requests have been received since the receiver was created."""
         await trio.lowlevel.checkpoint()
         while self._received < count:
             await self._request_received.park()
@@ -228,7 +228,7 @@ class OTLPReceiver:
 
     @trio.lowlevel.enable_ki_protection
     async def _run_shielded(self, scope: trio.CancelScope, run: Callable[..., Awaitable[None]], *args: object) -> None:
-        # The shield has no deadline of its own: __aexit__ cancels it.
+        # The shield has no deadline: __aexit__ cancels it.
         with scope:
             await run(*args)
         self._scopes.discard(scope)
@@ -257,7 +257,7 @@ class OTLPReceiver:
             await connection.refuse(refusal(error.error_status_hint, str(error)))
 
     async def _serve_request(self, connection: Connection, head: h11.Request) -> bool:
-        """Read a request and do as the script says. Return whether the connection goes on."""
+        """Read a request and answer it as scripted. Return whether the connection continues."""
         step = next(self._steps, None)
         if isinstance(step, Reset) and step.when == "before_body":
             self._note_outcome(self._receive(head, b""), None)
@@ -293,7 +293,7 @@ class OTLPReceiver:
             if self._decide is not None:
                 step = self._decide(request)
             if not isinstance(step, Answer | Reset | Hang | Drip | None):
-                raise TypeError(f"an answer is an Answer, Reset, Hang, Drip or None, not {step!r}")
+                raise TypeError(f"answers gave {step!r}; it must give an Answer, Reset, Hang, Drip or None")
         except Exception:
             logger.exception("The receiver's answers failed; the request is answered 500")
             return _failed("answers")
@@ -317,7 +317,7 @@ class OTLPReceiver:
         return False
 
     def _settle(self, request: ReceivedRequest, answer: Answer) -> Answer:
-        """Store the spans that ``answer`` accepts. Return what is answered: 500 if ``on_request`` failed."""
+        """Store the spans that ``answer`` accepts. Return the answer to send: 500 if ``on_request`` failed."""
         if not self._note_outcome(request, answer.status):
             return _failed("on_request")
         if answer.stores:

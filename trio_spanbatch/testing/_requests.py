@@ -1,4 +1,4 @@
-"""What a receiver makes of the bytes of a request, without I/O: its content, its spans, and how a server answers."""
+"""Parse a request and determine the default answer, without I/O."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _INVALID_ARGUMENT = 3
 
 @attrs.frozen(eq=False)
 class ReceivedRequest:
-    """A request as it came in.
+    """A request that was received.
 
     Attributes:
-        method: ``POST``, if the client is in order.
-        target: Path and query, ``/v1/traces``.
+        method: The HTTP method; ``POST`` from a well-behaved client.
+        target: Path and query, such as ``/v1/traces``.
         headers: Pairs of lower-case name and value, in the order in which they were sent.
-        location: The value of the receiver's ``location_header`` as it is, ``"default"`` if there is none.
+        location: The value of the receiver's ``location_header``, unchanged; ``"default"`` if there is none.
         body: The body as it was sent.
         content: The body after decompression; empty if it cannot be decompressed.
-        message: The content as a message, None if it is not one.
-        at: When the request was complete, in trio's time.
-        default_answer: What a server in order answers.
+        message: The parsed content; None if it cannot be parsed.
+        at: The time when the request was complete, on trio's clock.
+        default_answer: The answer of a well-behaved server.
     """
 
     method: str
@@ -58,7 +58,7 @@ class ReceivedRequest:
 
     @property
     def spans(self) -> list[SpanMessage]:
-        """All spans of the request in order; none if it has no ``message``."""
+        """All spans of the request in order; empty if ``message`` is None."""
         if self.message is None:
             return []
         return [
@@ -69,12 +69,12 @@ class ReceivedRequest:
         ]
 
     def header(self, name: str) -> str | None:
-        """Return the value of the first header called ``name`` in any case, None if there is none."""
+        """Return the value of the first header called ``name``, in any case; None if there is none."""
         return _header(self.headers, name)
 
 
 class _Refused(Exception):
-    """The request is answered with ``answer``."""
+    """The request is invalid and gets ``answer``."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer)
@@ -91,16 +91,16 @@ def read_request(
     location_header: str | None,
     max_bytes: int,
 ) -> ReceivedRequest:
-    """Make a `ReceivedRequest` of what came over the wire. Nothing in it can make this raise.
+    """Parse a request. Never raises, whatever the client sent.
 
     Args:
         method: The HTTP method.
         target: Path and query.
         headers: Pairs of lower-case name and value.
-        body: The body as it was sent, None if it was longer than ``max_bytes``.
-        path: The only path that is there, None if all are.
+        body: The body as it was sent; None if it was longer than ``max_bytes``.
+        path: The only path that is served; None serves all paths.
         location_header: The header that carries the location.
-        max_bytes: How long body and content may be.
+        max_bytes: The maximum size of body and content.
     """
     content, message, answer = b"", None, Answer(headers=[("content-type", PROTOBUF)])
     try:
@@ -124,7 +124,7 @@ def read_request(
 
 
 def refusal(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Answer:
-    """Return an answer that refuses with a ``google.rpc.Status``, as OTLP wants it."""
+    """Return an answer that refuses a request with a ``google.rpc.Status``, as OTLP specifies."""
     words = message.encode()
     body = b"\x08" + varint(_INVALID_ARGUMENT) + b"\x12" + varint(len(words)) + words
     return Answer(status, headers=[("content-type", PROTOBUF), *headers], body=body)
@@ -136,9 +136,9 @@ def _header(headers: Sequence[tuple[str, str]], name: str) -> str | None:
 
 def _check_envelope(method: str, target: str, headers: Sequence[tuple[str, str]], path: str | None) -> None:
     if path is not None and target.partition("?")[0] != path:
-        raise _Refused(refusal(404, f"nothing is here; traces go to {path}"))
+        raise _Refused(refusal(404, f"unknown path; send traces to {path}"))
     if method != "POST":
-        raise _Refused(refusal(405, f"traces are sent with POST, not {method}", headers=[("allow", "POST")]))
+        raise _Refused(refusal(405, f"the method is {method}; it must be POST", headers=[("allow", "POST")]))
     content_type = _header(headers, "content-type") or ""
     if content_type.partition(";")[0].strip().lower() != PROTOBUF:
         raise _Refused(refusal(415, f"the content type is {content_type!r}; it must be {PROTOBUF}"))
@@ -189,4 +189,4 @@ def _parsed(content: bytes) -> ExportTraceServiceRequest:
     try:
         return ExportTraceServiceRequest.FromString(content)
     except DecodeError as error:
-        raise _Refused(refusal(400, f"the body is no ExportTraceServiceRequest: {error}")) from None
+        raise _Refused(refusal(400, f"the body is not an ExportTraceServiceRequest: {error}")) from None

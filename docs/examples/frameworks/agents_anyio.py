@@ -1,4 +1,4 @@
-"""A library that knows only anyio, run on trio, and traced by the program around it: each agent at its own location."""
+"""A program that runs a library for anyio on trio and sends the spans of each agent to a separate location."""
 
 import os
 import sys
@@ -17,18 +17,18 @@ from trio_spanbatch.opentelemetry import BatcherSpanProcessor
 
 
 def location_of(span: ReadableSpan, _: Context) -> str:
-    """Return where an agent's trace belongs. Only the span that begins it is asked about; the others go with it."""
+    """Return the location of an agent's trace. Called for the first span only; the others follow it."""
     agent = (span.attributes or {}).get("agent")
     return "default" if agent is None else f"main.{agent}.spans"
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that the server does not have."""
+    """Print how many spans were lost, and why."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 
 async def main() -> None:
-    """Trace what the library does."""
+    """Trace the library."""
     exporter = OTLPExporter.from_env(location_header="X-Scope-OrgID")
     async with SpanBatcher(exporter, shutdown_timeout=8, on_loss=tell) as batcher:
         provider = TracerProvider()

@@ -1,6 +1,6 @@
-"""Agents in a trio nursery, with tools on httpx; the spans of each agent are at a location of its own.
+"""Agents in a trio nursery, with tools on httpx; the spans of each agent go to a separate location.
 
-One of the agents is cancelled by its deadline. Its spans arrive too, and say so.
+The deadline of one agent cancels it. Its spans arrive too, marked as cancelled.
 """
 
 import math
@@ -23,9 +23,9 @@ tracer = trace.get_tracer("agents")
 
 
 def mark_if_cancelled(span: trace.Span, error: BaseException) -> None:
-    """Say on ``span`` that its work was cancelled, if ``error`` says that.
+    """Mark ``span`` as cancelled if ``error`` is, or contains, ``Cancelled``.
 
-    OpenTelemetry does so by itself for each ``Exception``. ``Cancelled`` is none, and leaves a nursery in a group.
+    OpenTelemetry records each ``Exception``, but ``Cancelled`` is not one, and leaves a nursery in a group.
     """
     if isinstance(error, BaseExceptionGroup):
         for part in error.exceptions:
@@ -37,7 +37,7 @@ def mark_if_cancelled(span: trace.Span, error: BaseException) -> None:
 
 @contextmanager
 def traced(name: str) -> Iterator[trace.Span]:
-    """Trace what is inside, and say if it was cancelled."""
+    """Trace the code inside, and mark its span if it was cancelled."""
     with tracer.start_as_current_span(name) as span:
         try:
             yield span
@@ -47,7 +47,7 @@ def traced(name: str) -> Iterator[trace.Span]:
 
 
 class MarkingTransport(httpx.AsyncHTTPTransport):
-    """Does the same for requests. Their spans are made by the instrumentation of httpx, around this."""
+    """Marks the spans of cancelled requests, which the instrumentation of httpx creates around this."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -58,14 +58,14 @@ class MarkingTransport(httpx.AsyncHTTPTransport):
 
 
 async def look_up_weather(client: httpx.AsyncClient, city: str) -> None:
-    """Be a tool."""
+    """Look up the weather in a city: the tool of the agents."""
     with traced("execute_tool weather") as span:
         response = await client.get(f"/{city}")
         span.set_attribute("weather", response.raise_for_status().text)
 
 
 async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patience: float) -> None:
-    """Look up the weather in all ``cities`` at once, then think about it, and be done after ``patience`` seconds."""
+    """Look up the weather in all ``cities`` at once, then think about it, for at most ``patience`` seconds."""
     with trio.move_on_after(patience), use_location(f"main.{name}.spans"), traced(f"invoke_agent {name}"):
         async with trio.open_nursery() as nursery:
             for city in cities:
@@ -75,7 +75,7 @@ async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patienc
 
 
 async def run_agents(url: str) -> None:
-    """Run three agents at once. What the weather is like in Atlantis or Avalon takes for ever."""
+    """Run three agents at once. Requests for Atlantis and Avalon take for ever."""
     async with httpx.AsyncClient(base_url=url, transport=MarkingTransport(), timeout=None) as client:
         HTTPXClientInstrumentor.instrument_client(client)
         async with trio.open_nursery() as nursery:
@@ -85,7 +85,7 @@ async def run_agents(url: str) -> None:
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that the server does not have."""
+    """Print how many spans were lost, and why."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
-"""A library of agents. It runs on any event loop that anyio runs on, and knows OpenTelemetry's API and no more of it.
+"""A library of agents. It runs on any event loop that anyio supports, and depends only on OpenTelemetry's API.
 
-Whoever uses it decides what happens to its spans: see agents_anyio.py.
+The program that uses it configures where its spans go: see agents_anyio.py.
 """
 
 import math
@@ -15,14 +15,14 @@ tracer = trace.get_tracer("anyio_agents")
 
 
 def mark_cancelled(span: trace.Span) -> None:
-    """Say on ``span`` that its work was cancelled. OpenTelemetry does so by itself for each ``Exception`` only."""
+    """Mark ``span`` as cancelled: OpenTelemetry records only exceptions of class ``Exception``."""
     span.set_status(trace.StatusCode.ERROR, "cancelled")
     span.set_attribute("error.type", "cancelled")
 
 
 @contextmanager
 def traced(name: str, **attributes: str) -> Iterator[trace.Span]:
-    """Trace what is inside, and say if it was cancelled."""
+    """Trace the code inside, and mark its span if it was cancelled."""
     with tracer.start_as_current_span(name, attributes=attributes) as span:
         try:
             yield span
@@ -32,7 +32,7 @@ def traced(name: str, **attributes: str) -> Iterator[trace.Span]:
 
 
 class MarkingTransport(httpx.AsyncHTTPTransport):
-    """Does the same for requests, whose spans an instrumentation of httpx makes around this."""
+    """Marks the spans of cancelled requests, which an instrumentation of httpx creates around this."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -43,14 +43,14 @@ class MarkingTransport(httpx.AsyncHTTPTransport):
 
 
 async def look_up_weather(client: httpx.AsyncClient, city: str) -> None:
-    """Be a tool."""
+    """Look up the weather in a city: the tool of the agents."""
     with traced("execute_tool weather") as span:
         response = await client.get(f"/{city}")
         span.set_attribute("weather", response.raise_for_status().text)
 
 
 async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patience: float) -> None:
-    """Look up the weather in all ``cities`` at once, then think about it, and be done after ``patience`` seconds."""
+    """Look up the weather in all ``cities`` at once, then think about it, for at most ``patience`` seconds."""
     with anyio.move_on_after(patience), traced(f"invoke_agent {name}", agent=name):
         async with anyio.create_task_group() as tasks:
             for city in cities:
@@ -60,7 +60,7 @@ async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patienc
 
 
 async def run_agents(client: httpx.AsyncClient) -> None:
-    """Run three agents at once. What the weather is like in Atlantis or Avalon takes for ever."""
+    """Run three agents at once. Requests for Atlantis and Avalon take for ever."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(agent, client, "europe", ["Paris", "Rome"], math.inf)
         tasks.start_soon(agent, client, "asia", ["Tokyo"], math.inf)

@@ -1,8 +1,7 @@
-"""An MCP server and its clients in one trio run, traced on both sides; each tenant is at a location of its own.
+"""An MCP server and its clients in one trio run, traced on both sides; each tenant has a separate location.
 
-The package mcp traces what it sends and what it serves by itself, and takes the trace context and the baggage along in
-the `_meta` of each request. So both sides know the tenant, and a trace is at one location from the agent to the
-requests that the server makes.
+The package mcp traces both sides, and sends the trace context and the baggage in the `_meta` of each request. So both
+sides know the tenant, and a trace has one location from the agent to the requests that the server makes.
 """
 
 import os
@@ -26,7 +25,7 @@ tracer = trace.get_tracer("mcp_two_tenants")
 
 
 def location_of(_: ReadableSpan, parent: context.Context) -> str:
-    """Return the location of the tenant that a trace is for. Baggage comes from outside, and may say anything."""
+    """Return the location of a trace's tenant. Baggage comes from outside and must not be trusted."""
     tenant = baggage.get_baggage("tenant", parent)
     return LOCATIONS.get(str(tenant), "main.strangers.spans")
 
@@ -45,10 +44,10 @@ def weather_server(client: httpx.AsyncClient) -> MCPServer:
 
 
 async def agent(server: MCPServer, tenant: str, cities: list[str]) -> None:
-    """Work for a tenant, with the tool of the server."""
+    """Work for a tenant, using the tool of the server."""
     token = context.attach(baggage.set_baggage("tenant", tenant))
     try:
-        # "legacy" speaks JSON-RPC over streams in memory, as it would with a server elsewhere.
+        # "legacy" uses JSON-RPC over in-memory streams, as with a server in another process.
         async with Client(server, mode="legacy") as client:
             with tracer.start_as_current_span("invoke_agent"):
                 for city in cities:
@@ -58,18 +57,18 @@ async def agent(server: MCPServer, tenant: str, cities: list[str]) -> None:
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that the server does not have."""
+    """Print how many spans were lost, and why."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 
 async def main() -> None:
-    """Run three agents at once with one server, one of them for somebody who is no tenant."""
+    """Run three agents at once with one server. One of them works for an unknown tenant."""
     exporter = OTLPExporter.from_env(location_header="X-Scope-OrgID")
     async with SpanBatcher(exporter, shutdown_timeout=8, on_loss=tell) as batcher:
         provider = TracerProvider()
         provider.add_span_processor(BatcherSpanProcessor(batcher, location=location_of))
         trace.set_tracer_provider(provider)
-        # The requests of all httpx clients are traced, but for the batcher's own.
+        # Trace the requests of all httpx clients, except the batcher's own.
         HTTPXClientInstrumentor().instrument()
         with weather_service() as url:
             async with httpx.AsyncClient(base_url=url, timeout=None) as client, trio.open_nursery() as nursery:

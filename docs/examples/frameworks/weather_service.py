@@ -1,4 +1,4 @@
-"""Stands in for a service on the network. Asked for the weather at places that nobody finds, it never answers."""
+"""A simulated service on the network. It never answers requests for legendary places."""
 
 import threading
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ LEGENDS = {"/Atlantis", "/Avalon"}
 
 @contextmanager
 def weather_service() -> Iterator[str]:
-    """Serve, in threads of its own, and give the URL."""
+    """Serve in threads, and yield the URL."""
     closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

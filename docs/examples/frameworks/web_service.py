@@ -1,6 +1,6 @@
-"""A web service on trio (Starlette on hypercorn), instrumented with OpenTelemetry: each tenant at its own location.
+"""A web service on trio (Starlette on hypercorn), instrumented with OpenTelemetry: each tenant has a separate location.
 
-SIGTERM ends it in order: it takes no new requests, answers those that it has, and delivers what it traced.
+SIGTERM shuts it down gracefully: it accepts no new requests, answers the current ones, and delivers its spans.
 """
 
 import os
@@ -32,9 +32,9 @@ tracer = trace.get_tracer("web_service")
 
 
 class AtTenantsLocation:
-    """Has all that is traced in a request be at its tenant's location. A stranger gets a 403, which is not traced.
+    """Sets the tenant's location for all spans of a request. Unknown tenants get a 403, which is not traced.
 
-    It goes around the instrumentation, so that the server's span starts inside.
+    It wraps the instrumentation, so that the server's span starts inside.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -44,10 +44,10 @@ class AtTenantsLocation:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        # Anybody can send any header. Real services learn the tenant from a token that they have verified.
+        # Clients can send any header: real services get the tenant from a verified token.
         location = LOCATIONS.get(Headers(scope=scope).get("x-tenant", ""))
         if location is None:
-            await PlainTextResponse("who are you?", 403)(scope, receive, send)
+            await PlainTextResponse("unknown tenant", 403)(scope, receive, send)
             return
         with use_location(location):
             await self.app(scope, receive, send)
@@ -62,20 +62,20 @@ async def take_order(request: Request) -> JSONResponse:
 
 
 def print_order(request: Request) -> PlainTextResponse:
-    """Print an order. Starlette calls what is not async in a thread."""
+    """Print an order. Starlette runs functions that are not async in a thread."""
     number = request.path_params["number"]
     with tracer.start_as_current_span("print order", attributes={"order": number}):
         return PlainTextResponse(f"order {number}")
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that the server does not have."""
+    """Print how many spans were lost, and why."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
-    """Have a batcher from before the first request until after the last."""
+    """Keep a batcher open from before the first request until after the last."""
     exporter = OTLPExporter.from_env(location_header="X-Scope-OrgID")
     async with SpanBatcher(exporter, shutdown_timeout=10, on_loss=tell) as batcher:
         provider = TracerProvider()
@@ -99,11 +99,11 @@ app = Starlette(
 
 
 async def main(address: str) -> None:
-    """Serve until SIGTERM. Then there are 15 seconds for requests and 10 for spans: Kubernetes waits for 30."""
+    """Serve until SIGTERM. Then allow 15 seconds for requests and 10 for spans, as Kubernetes waits for 30."""
     config = Config()
     config.bind = [address]
     config.graceful_timeout = 15
-    # Outside of the server, so that a second SIGTERM does not kill it while it stops.
+    # Outside the server, so that a second SIGTERM does not kill it while it stops.
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
 
         async def terminated() -> None:

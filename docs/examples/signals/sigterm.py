@@ -1,4 +1,4 @@
-"""A service that ends in order on SIGTERM: it is cancelled, what it traced is delivered, its exit code is 143."""
+"""A service that shuts down gracefully on SIGTERM: cancel, deliver the spans, exit with 143."""
 
 import itertools
 import random
@@ -16,9 +16,9 @@ from trio_spanbatch import Loss, Span, SpanBatcher, SpanContext
 
 @contextmanager
 def exits_on_sigterm() -> Iterator[None]:
-    """Cancel what is inside on SIGTERM, and exit with 128 + 15 once it has ended.
+    """Cancel the code inside on SIGTERM, and exit with 128 + 15 once it has ended.
 
-    It goes around everything else in the main task. Only the main thread may handle signals.
+    Use it around everything else in the main task. Only the main thread can handle signals.
     """
     token = trio.lowlevel.current_trio_token()
     scope = trio.CancelScope()
@@ -27,7 +27,7 @@ def exits_on_sigterm() -> Iterator[None]:
     def terminate(_signum: int, _frame: FrameType | None) -> None:
         nonlocal terminated
         terminated = True
-        # A signal may come in the middle of anything; trio cancels when it is ready for it.
+        # A signal can interrupt anything, so let trio cancel when it is ready.
         token.run_sync_soon(scope.cancel, idempotent=True)
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -51,12 +51,12 @@ async def serve(batcher: SpanBatcher) -> None:
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that the server does not have. A service might write them to a file."""
+    """Print how many spans were lost, and why. A service could write them to a file."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 
 async def main() -> None:
-    """Serve. The drain ends before Docker, which waits for 10 seconds, sends a SIGKILL."""
+    """Serve. The drain ends before Docker sends SIGKILL, after 10 seconds."""
     with exits_on_sigterm():
         async with SpanBatcher(shutdown_timeout=8, on_loss=tell) as batcher:
             await serve(batcher)
