@@ -28,8 +28,8 @@ from tests.destinations.databricks_support import (
 from tests.support.processes import reserved_port
 from trio_spanbatch._http.exporter import DisabledExporter
 from trio_spanbatch.cli import commands
+from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 from trio_spanbatch.cli.destinations import Destination, attempt_timeout, make_exporter
-from trio_spanbatch.cli.watched import WatchedExporter
 from trio_spanbatch.testing import Answer, OTLPReceiver, ReceivedRequest
 
 EXPERIMENT = "x-mlflow-experiment-id"
@@ -46,12 +46,12 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """``send`` gives up after the first failure, and databricks-sdk after its first."""
 
-    async def give_up_after_a_failure(self: WatchedExporter) -> None:
+    async def give_up_after_a_failure(self: CircuitBreaker) -> None:
         while not self.failure:  # noqa: ASYNC110 - nobody tells when it fails
             await trio.sleep(0.001)
         self.give_up()
 
-    monkeypatch.setattr(WatchedExporter, "wait_to_give_up", give_up_after_a_failure)
+    monkeypatch.setattr(CircuitBreaker, "wait_to_give_up", give_up_after_a_failure)
     monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))
 
 

@@ -45,7 +45,7 @@ def test_no_terminal_is_too_narrow_for_locations_and_whole_numbers(width: int) -
     Tally().show(screen, statistics)
     text = out.getvalue()
     assert all(cell_len(line) <= width for line in text.splitlines())
-    for name in [*names, "in all"]:
+    for name in [*names, "total"]:
         assert text.count(name) == 1
     for number in range(3):
         assert {f"1,{587 + number}", f"1,234,{567 + number}", str(40 + number)} <= set(numbers_in(text))

@@ -641,13 +641,13 @@ async def test_nothing_is_sent_where_telemetry_is_switched_off(lines: Path) -> N
     assert ended.err == "default: 6 rejected: OTEL_SDK_DISABLED is true: nothing is sent\n"
 
 
-async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
+async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None:
     async with OTLPReceiver() as receiver:
         ended = await run_in_process("send", lines, "--endpoint", receiver.url, "--location-attribute", "tenant")
     rows = [line.split() for line in ended.out.splitlines()]
     assert rows[0] == ["location", *COUNTS]
-    assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "in"]
-    assert rows[-1] == ["in", "all", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
+    assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "total"]
+    assert rows[-1] == ["total", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
     # Without the header they are locations here, and one there.
     assert ended.err == "the server is not told the locations of --location-attribute: name a --location-header\n"
 

@@ -18,6 +18,7 @@ from .._settings.policies import BatchPolicy, Limits, RetryPolicy
 from .._spans.checks import shown
 from .._spans.records import Span
 from .._values import checked_location
+from .circuit_breaker import CircuitBreaker
 from .documents import Document, DocumentParser, Unreadable
 from .input import InputFile, InputFileError
 from .otlp_json import has_old_spans, read_request
@@ -25,7 +26,6 @@ from .progress import SendProgress
 from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
-from .watched import WatchedExporter
 
 __all__ = ["NOBODY_THERE", "NO_ANSWER", "LocationOf", "SendResult", "SendSettings", "send"]
 
@@ -170,12 +170,11 @@ def _what_to_do(failure: str, nobody_there: str) -> str:
 async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
     """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
     tally = Tally()
-    watched = WatchedExporter(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
-    tally.not_sent, tally.not_repeated = watched.not_sent, watched.not_repeated
+    breaker = CircuitBreaker(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
     interrupt = Interrupt()
     progress = SendProgress(settings.files, screen)
     batcher = SpanBatcher(
-        watched,
+        breaker,
         batch=settings.batch,
         limits=attrs.evolve(settings.limits, max_locations=_ANY_NUMBER, location_idle_timeout=_IDLE_TIMEOUT),
         retry=settings.retry,
@@ -187,12 +186,12 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     with interrupt.absorb():
         async with trio.open_nursery() as nursery:
             await nursery.start(interrupt.watch, signal.SIGTERM)
-            nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
+            nursery.start_soon(_stop_if_nobody_answers, breaker, interrupt.scope)
             with progress:
                 if progress.is_shown:
-                    nursery.start_soon(progress.run, batcher.statistics, watched.troubles, tally.given_up.total)
+                    nursery.start_soon(progress.run, batcher.statistics, breaker.failing)
                 else:
-                    nursery.start_soon(_tell_of_troubles, watched, screen)
+                    nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
                     with interrupt.body(), interrupt.scope:
                         await _Sender(batcher, settings, tally, screen, progress).send_all()
@@ -202,35 +201,38 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     return SendResult(
         statistics=batcher.statistics(),
         tally=tally,
-        failure=watched.failure if watched.gave_up else None,
+        failure=breaker.failure if breaker.gave_up else None,
         interrupted=interrupt.exit_code,
         read_whole=progress.read_whole,
         nobody_there=settings.nobody_there,
     )
 
 
-async def _stop_if_nobody_answers(watched: WatchedExporter, scope: trio.CancelScope) -> None:
-    await watched.wait_to_give_up()
+async def _stop_if_nobody_answers(breaker: CircuitBreaker, scope: trio.CancelScope) -> None:
+    await breaker.wait_to_give_up()
     scope.cancel()
 
 
-async def _tell_of_troubles(watched: WatchedExporter, screen: Screen) -> None:
-    """Say in a line what fails for long, where no progress shows it. If nobody ever answers, the end says so."""
+async def _report_failing_locations(breaker: CircuitBreaker, screen: Screen) -> None:
+    """Report locations that keep failing, for output without a progress bar.
+
+    If no request was ever answered, nothing is reported: the summary says so.
+    """
     while True:
         await trio.sleep(_TELL_AFTER / 5)
-        if not watched.answered:
+        if not breaker.answered:
             continue
         latest = trio.current_time() - _TELL_AFTER
-        troubles = [trouble for trouble in watched.troubles() if trouble.since <= latest and not trouble.is_told]
-        if not troubles:
+        failing = [location for location in breaker.failing() if location.since <= latest and not location.is_reported]
+        if not failing:
             continue
-        first, *others = troubles
+        first, *others = failing
         more = f" and {len(others):,} more locations" if others else ""
         screen.warn(
             f"{first.location}{more}: requests fail for {_TELL_AFTER:g} s now, and are repeated: {first.reason}"
         )
-        for trouble in troubles:
-            trouble.is_told = True
+        for location in failing:
+            location.is_reported = True
         await trio.sleep(_TELL_INTERVAL)
 
 
