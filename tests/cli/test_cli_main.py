@@ -187,7 +187,7 @@ def test_many_locations_and_reasons_are_cut_short_for_people_only() -> None:
     tally.show(screen, SpanBatcherStatistics())
     lines = out.getvalue().splitlines()
     assert "location 24" in lines[25]
-    assert lines[-2].split()[:3] == ["in", "all", "30"]
+    assert lines[-2].split()[:2] == ["total", "30"]
     assert lines[-1] == "and 5 more locations; --json has them all"
     assert len(tally.document(SpanBatcherStatistics())["locations"]) == 30
     losses = list(tally.losses())

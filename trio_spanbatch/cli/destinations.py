@@ -12,7 +12,7 @@ import attrs
 
 from .._exporter import ExportResult, LocationChecker, Refused, SpanExporter
 from .._http.exporter import DisabledExporter, OTLPExporter
-from .._settings.environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
+from .._settings.environment import export_timeout, exporter_options, sdk_disabled
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from ..destinations import mlflow, unity_catalog, zerobus
@@ -44,18 +44,22 @@ _NOBODY_THERE = {
     "zerobus": "name the right workspace with DATABRICKS_HOST, or Zerobus' endpoint with --endpoint",
 }
 
-# The library's messages name its arguments: what these are called here, the first that applies.
-_WORDS = (
-    (r"headers= or auth=", "--header"),
-    (r"\bheaders has ", "--header has "),
-    (r"\bendpoint (?='|\(not shown|must be a host|http)", "--endpoint "),
-    (r"\blocation_header (?=')", "--location-header "),
+# The options for arguments of the library. A message names an argument in its first word, or with a "=" after it.
+_OPTIONS = {
+    "endpoint": "--endpoint",
+    "host": "--endpoint",
+    "tracking_uri": "--endpoint",
+    "location_header": "--location-header",
+    "headers": "--header",
+}
+_ARGUMENT = re.compile(rf"^({'|'.join(_OPTIONS)})(?= )|\b({'|'.join(_OPTIONS)})=")
+
+# Advice about arguments for which there is no option.
+_ADVICE = (
+    (r" or auth=", ""),
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
-    (r"\bgive host=", "give --endpoint"),
-    (r"\bhost (?=must be|\(not shown)", "--endpoint "),
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
-    (r"\btracking_uri=?", "--endpoint"),
     (r"give experiment_id=, or use an experiment's id as the location", "or give an experiment with --location"),
     (r"; names are locations with mlflow\(experiments='name'\)", "; a name can only be given with --location"),
     (r"Limits\.max_pending_bytes_per_location and max_pending_bytes allow (\d+)", r"no request has more than \1"),
@@ -117,8 +121,10 @@ def attempt_timeout(destination: Destination) -> float:
         return destination.timeout + 1.0
     if destination.to in _TIMEOUTS:
         return max(export_timeout(os.environ), _TIMEOUTS[destination.to] + 1.0)
-    exporters = 0.0 if sdk_disabled(os.environ) else _options(destination).get("timeout", 0.0)
-    return export_timeout(os.environ, max(30.0, exporters + 1.0))
+    if sdk_disabled(os.environ):
+        return export_timeout(os.environ)
+    timeout = exporter_options(os.environ, endpoint=destination.endpoint).get("timeout", 0.0)
+    return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
 def nobody_there(destination: Destination) -> str:
@@ -142,28 +148,21 @@ def server_of(exporter: SpanExporter) -> str:
 
 
 def in_words_of_options(message: str) -> str:
-    """Return a message of the library with options in the place of its arguments."""
-    for pattern, words in _WORDS:
+    """Return a message of the library that names options instead of arguments."""
+    for pattern, words in _ADVICE:
         message = re.sub(pattern, words, message)
-    return message
-
-
-def _options(destination: Destination) -> ExporterOptions:
-    return exporter_options(os.environ, endpoint=destination.endpoint)
+    return _ARGUMENT.sub(lambda match: _OPTIONS[match[1] or match[2]], message)
 
 
 def _otlp(destination: Destination) -> SpanExporter:
-    options = _options(destination)
-    own = {name.lower() for name in destination.headers}
-    inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
-    options["headers"] = {**inherited, **destination.headers}
-    if destination.timeout is not None:
-        options["timeout"] = destination.timeout
-    if destination.compression is not None:
-        options["compression"] = destination.compression
-    if options.get("compression") == "none":
-        del options["compression"]
-    return _AdvisedExporter(OTLPExporter(**options, location_header=destination.location_header))
+    exporter = OTLPExporter.from_env(
+        endpoint=destination.endpoint,
+        location_header=destination.location_header,
+        headers=destination.headers,
+        timeout=destination.timeout,
+        compression=destination.compression,
+    )
+    return _AdvisedExporter(exporter) if isinstance(exporter, OTLPExporter) else exporter
 
 
 def _mlflow(destination: Destination) -> SpanExporter:
