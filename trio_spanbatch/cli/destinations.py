@@ -156,14 +156,13 @@ def in_words_of_options(message: str) -> str:
 
 
 def _otlp(destination: Destination) -> SpanExporter:
-    exporter = OTLPExporter.from_env(
+    return _AdvisedExporter.from_env(
         endpoint=destination.endpoint,
         location_header=destination.location_header,
         headers=destination.headers,
         timeout=destination.timeout,
         compression=destination.compression,
     )
-    return _AdvisedExporter(exporter) if isinstance(exporter, OTLPExporter) else exporter
 
 
 def _mlflow(destination: Destination) -> SpanExporter:
@@ -241,24 +240,14 @@ def _refuse(given: bool, option: str, destination: Destination, reason: str) -> 
         raise OptionError(f"{option} cannot be used with --to {destination.to}: {reason}")
 
 
-class _AdvisedExporter:
-    """A `SpanExporter` that wraps an `OTLPExporter` and adds advice to the reasons of refusals."""
-
-    def __init__(self, exporter: OTLPExporter) -> None:
-        self._exporter = exporter
-        self.endpoint: str = exporter.endpoint
-
-    def check_location(self, location: str) -> None:
-        self._exporter.check_location(location)
+class _AdvisedExporter(OTLPExporter):
+    """Adds advice to the reasons of refusals."""
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        result = await self._exporter.export(batch)
+        result = await super().export(batch)
         if isinstance(result, Refused) and (advice := _advice(result.status_code)):
             return attrs.evolve(result, reason=f"{result.reason}; {advice}")
         return result
-
-    async def aclose(self) -> None:
-        await self._exporter.aclose()
 
 
 def _advice(status_code: int | None) -> str:

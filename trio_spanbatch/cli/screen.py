@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import attrs
@@ -128,16 +128,10 @@ def _fold(label: str, width: int) -> list[str]:
 
 
 def _joined(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
-    places: list[Callable[[str, int], str]] = [_to_the_left, *[_to_the_right] * (len(cells) - 1)]
-    return gap.join(place(cell, width) for place, cell, width in zip(places, cells, widths, strict=True)).rstrip()
-
-
-def _to_the_left(text: str, width: int) -> str:
-    return text + " " * (width - cell_len(text))
-
-
-def _to_the_right(text: str, width: int) -> str:
-    return " " * (width - cell_len(text)) + text
+    """Return a line with the first cell aligned to the left, and the others to the right."""
+    padding = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    numbers = [space + cell for space, cell in zip(padding[1:], cells[1:], strict=True)]
+    return gap.join([cells[0] + padding[0], *numbers]).rstrip()
 
 
 # Results go to stdout; errors and progress go to stderr.
