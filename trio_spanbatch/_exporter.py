@@ -14,6 +14,7 @@ from ._values import is_number
 __all__ = [
     "Delivered",
     "ExportResult",
+    "HandsBack",
     "LimitsItsAttempts",
     "LocationChecker",
     "Refused",
@@ -148,6 +149,18 @@ class LocationChecker(Protocol):
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
+        ...
+
+
+@runtime_checkable
+class HandsBack(Protocol):
+    """An optional addition to `SpanExporter`, for an exporter that knows when further attempts are pointless."""
+
+    def reason_to_hand_back(self, location: str) -> str | None:
+        """Return why batches for ``location`` are to be handed back without an attempt; None if they are not.
+
+        The batcher asks before each attempt, and again before it waits for the next one.
+        """
         ...
 
 

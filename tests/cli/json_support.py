@@ -1,4 +1,4 @@
-"""What tests of OTLP JSON share."""
+"""Helpers for tests of OTLP JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCUMENTS = [
 
 
 def read(document: Any) -> list[Span]:
-    """Read a document in which nothing is wrong."""
+    """Read a document without errors."""
     spans: list[Span] = []
     for span in read_request(document):
         assert isinstance(span, Span), span

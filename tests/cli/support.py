@@ -1,4 +1,4 @@
-"""What tests of the command line share: OTLP JSON, and the command in a process of its own."""
+"""Helpers for tests of the command line: OTLP JSON, and running the command in a process or a thread."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _value(value: object) -> dict[str, object]:
 
 @attrs.frozen
 class Ended:
-    """How a command ended."""
+    """The outcome of a command."""
 
     exit_code: int
     out: str
@@ -78,7 +78,7 @@ def command(*arguments: object) -> list[str]:
 async def run_command(
     *arguments: object, stdin: bytes = b"", environ: Mapping[str, str] | None = None, program: Sequence[str] = ()
 ) -> Ended:
-    """Run ``trio-spanbatch`` in a process of its own, and wait for its end."""
+    """Run ``trio-spanbatch`` in a child process, and wait for its end."""
     process = await trio.run_process(
         [*program, *map(str, arguments)] if program else command(*arguments),
         stdin=stdin,
@@ -91,7 +91,7 @@ async def run_command(
 
 
 async def run_in_process(*arguments: object, environ: Mapping[str, str] | None = None) -> Ended:
-    """Run ``trio-spanbatch`` in a thread of this process. That is much faster, but it can be sent no signal."""
+    """Run ``trio-spanbatch`` in a thread of this process. This is much faster, but signals cannot be sent to it."""
     result = await trio.to_thread.run_sync(_invoke, [str(argument) for argument in arguments], environ or {})
     return Ended(result.exit_code, result.stdout, result.stderr)
 
@@ -119,7 +119,7 @@ async def start_command(
 
 
 class Lines:
-    """The lines that a process writes, one after the other."""
+    """Reads the lines that a process writes."""
 
     def __init__(self, stream: trio.abc.ReceiveStream | None) -> None:
         assert stream is not None

@@ -48,7 +48,7 @@ async def test_the_demo_loses_nothing_and_shows_it_without_a_terminal(tmp_path: 
     assert "the server answers 503 for main.finance.agent_spans from now on" in lines
     assert any(re.fullmatch(r"  [\d,]+ of [\d,]+ delivered", line) for line in lines)
     assert any(line.startswith("cancelling the whole program: ") for line in lines)
-    assert f"the store: {store}" in lines
+    assert f"spans are stored in {store}" in lines
     table = [line.split() for line in lines if line.startswith("main.")]
     assert len(table) == 4
     for _, accepted, delivered, rejected, undelivered, requests, spans, p50, _, p99, _ in table:
@@ -71,7 +71,7 @@ async def test_a_second_ctrl_c_ends_the_demo_with_its_table_and_what_was_handed_
         while not (await lines.next()).startswith("the server answers 503"):
             pass
         process.send_signal(signal.SIGINT)
-        # This line follows the cancel; so does the drain, which the next one ends.
+        # This line follows the cancellation, and so does the drain, which the next Ctrl-C ends.
         while not (await lines.next()).startswith("cancelling the whole program"):
             pass
         process.send_signal(signal.SIGINT)
@@ -83,19 +83,19 @@ async def test_a_second_ctrl_c_ends_the_demo_with_its_table_and_what_was_handed_
     assert rest[-1].startswith(
         f"interrupted: {undelivered} spans were handed back undelivered (Ctrl-C during the drain); all others are in"
         if undelivered
-        # The drain had not begun yet, or the machine was so slow that the server was well again.
+        # The drain had not begun yet, or the machine was so slow that the server had recovered.
         else "nothing was lost: "
     )
 
 
-async def test_the_demo_does_not_write_into_a_file_that_is_there(tmp_path: Path) -> None:
+async def test_the_demo_does_not_write_to_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / "mine.db").touch()
     ended = await run_in_process("demo", "--store", tmp_path / "mine.db")
     assert ended.exit_code == 1
-    assert ended.err == f"trio-spanbatch: {tmp_path / 'mine.db'} is there already; the demo wants a new file\n"
+    assert ended.err == f"trio-spanbatch: {tmp_path / 'mine.db'} already exists; name a new file with --store\n"
 
 
-async def test_a_store_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+async def test_a_store_that_cannot_be_created_is_a_one_line_error(tmp_path: Path) -> None:
     ended = await run_in_process("demo", "--store", tmp_path / "missing" / "demo.db")
     assert ended.exit_code == 1
     assert ended.err.endswith("unable to open database file; name another file with --store\n")
@@ -117,10 +117,10 @@ def test_without_a_file_the_store_is_a_new_temporary_one(monkeypatch: pytest.Mon
     assert all(path.parent.exists() and not path.exists() for path in stores)
 
 
-async def test_spans_that_were_turned_away_and_silent_locations_are_shown() -> None:
+async def test_spans_that_were_not_accepted_and_locations_without_spans_are_shown() -> None:
     out = io.StringIO()
     batcher = SpanBatcher(InMemoryExporter())
-    tracer = Tracer(batcher, "a", random.Random(1), turned_away=3)
+    tracer = Tracer(batcher, "a", random.Random(1), not_accepted=3)
     exporter = MeasuringExporter(OTLPExporter("http://localhost:4318/v1/traces"))
     show(batcher, exporter, [tracer], Screen(Console(file=out, width=200), Console(file=io.StringIO())))
     await exporter.aclose()
@@ -132,13 +132,13 @@ async def test_spans_that_were_turned_away_and_silent_locations_are_shown() -> N
     ("accepted", "stored", "exit_code", "verdict"),
     [
         ([ONE, TWO], [TWO, ONE], 0, "nothing was lost: all 2 accepted spans are in the store, one row each"),
-        ([ONE, TWO], [ONE], 1, "2 spans accepted, 1 rows, 1 spans missing, 0 rows that nobody sent"),
-        ([ONE], [ONE, TWO], 1, "1 spans accepted, 2 rows, 0 spans missing, 1 rows that nobody sent"),
-        ([ONE], [ONE, ONE], 1, "1 spans accepted, 2 rows, 0 spans missing, 0 rows that nobody sent"),
+        ([ONE, TWO], [ONE], 1, "2 spans accepted, 1 rows, 1 spans missing, 0 unexpected rows"),
+        ([ONE], [ONE, TWO], 1, "1 spans accepted, 2 rows, 0 spans missing, 1 unexpected rows"),
+        ([ONE], [ONE, ONE], 1, "1 spans accepted, 2 rows, 0 spans missing, 0 unexpected rows"),
     ],
     ids=["equal", "a span is missing", "a row too many", "a row twice"],
 )
-def test_the_verdict_is_good_only_if_ids_and_rows_are_the_same(
+def test_the_verdict_is_good_only_if_ids_and_rows_match(
     accepted: list[tuple[str, str, str]], stored: list[tuple[str, str, str]], exit_code: int, verdict: str
 ) -> None:
     result = DemoResult(accepted=accepted, stored=stored, interrupted=0)
@@ -151,17 +151,17 @@ def test_the_verdict_is_good_only_if_ids_and_rows_are_the_same(
     ("stored", "verdict"),
     [
         ([ONE], "1 spans were handed back undelivered (no time); all others are in the store"),
-        ([], "NOT what was promised: 2 spans accepted, 0 rows, 1 spans missing, 0 rows that nobody sent"),
-        ([ONE, ONE], "NOT what was promised: 2 spans accepted, 2 rows, 0 spans missing, 0 rows that nobody sent"),
+        ([], "spans were LOST or duplicated: 2 spans accepted, 0 rows, 1 spans missing, 0 unexpected rows"),
+        ([ONE, ONE], "spans were LOST or duplicated: 2 spans accepted, 2 rows, 0 spans missing, 0 unexpected rows"),
     ],
     ids=["handed back", "another one is missing", "a row twice"],
 )
-def test_what_was_handed_back_is_not_missing(stored: list[tuple[str, str, str]], verdict: str) -> None:
+def test_spans_that_were_handed_back_are_not_missing(stored: list[tuple[str, str, str]], verdict: str) -> None:
     result = DemoResult(accepted=[ONE, TWO], stored=stored, handed_back=[TWO], reason="no time", interrupted=0)
     assert (result.verdict, result.exit_code) == (verdict, 1)
 
 
-async def test_an_agent_makes_as_many_spans_as_planned(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_agent_records_as_many_spans_as_planned(autojump_clock: trio.testing.MockClock) -> None:
     exporter = InMemoryExporter()
     async with SpanBatcher(exporter) as batcher:
         tracer = Tracer(batcher, "a", random.Random(1))
@@ -170,7 +170,7 @@ async def test_an_agent_makes_as_many_spans_as_planned(autojump_clock: trio.test
     assert len(exporter.delivered["a"]) == 2 * SPANS_OF_THREE_ANSWERS
 
 
-async def test_spans_that_a_cancel_ends_are_accepted_and_say_so(autojump_clock: trio.testing.MockClock) -> None:
+async def test_spans_ended_by_a_cancellation_are_accepted_and_record_it(autojump_clock: trio.testing.MockClock) -> None:
     exporter = InMemoryExporter()
     async with SpanBatcher(exporter) as batcher:
         tracer = Tracer(batcher, "a", random.Random(1))
@@ -184,7 +184,7 @@ async def test_spans_that_a_cancel_ends_are_accepted_and_say_so(autojump_clock: 
     assert inner.events[0].name == "exception"
 
 
-async def test_a_span_that_finds_a_full_queue_is_counted_as_turned_away(
+async def test_a_span_that_finds_a_full_queue_is_counted_as_not_accepted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limits = Limits(max_queued_spans=1)
@@ -193,8 +193,8 @@ async def test_a_span_that_finds_a_full_queue_is_counted_as_turned_away(
         for _ in range(5):
             with tracer.span("step"):
                 pass
-    assert len(tracer.accepted) + tracer.turned_away == 5
-    assert tracer.turned_away > 0
+    assert len(tracer.accepted) + tracer.not_accepted == 5
+    assert tracer.not_accepted > 0
     assert batcher.statistics().accepted == len(tracer.accepted)
 
 
@@ -238,7 +238,7 @@ def test_progress_goes_forward_and_fits_its_terminal(width: int, has_bars: bool)
     assert re.search(r"2,000 of 2,000 delivered +\d:\d\d:\d\d", last)
 
 
-def test_what_the_server_rejected_was_not_handed_back() -> None:
+def test_rejected_spans_were_not_handed_back() -> None:
     span = SpanEncoder().encode(Span("x", SpanContext(1, 2), start_time=1, end_time=2))
     losses = [
         Loss("a", SpanBatch("a", [span]), "rejected", "no"),

@@ -1,4 +1,4 @@
-"""``send --to``: each destination, and each mistake in one line that says what is wrong and what to do."""
+"""``send --to``: each destination, and one-line errors that say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.destinations.databricks_support import (
 from tests.support.processes import reserved_port
 from trio_spanbatch._http.exporter import DisabledExporter
 from trio_spanbatch.cli import commands
+from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 from trio_spanbatch.cli.destinations import Destination, attempt_timeout, make_exporter
-from trio_spanbatch.cli.watched import WatchedExporter
 from trio_spanbatch.testing import Answer, OTLPReceiver, ReceivedRequest
 
 EXPERIMENT = "x-mlflow-experiment-id"
@@ -46,12 +46,12 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """``send`` gives up after the first failure, and databricks-sdk after its first."""
 
-    async def give_up_after_a_failure(self: WatchedExporter) -> None:
-        while not self.failure:  # noqa: ASYNC110 - nobody tells when it fails
+    async def give_up_after_a_failure(self: CircuitBreaker) -> None:
+        while not self.failure:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.001)
         self.give_up()
 
-    monkeypatch.setattr(WatchedExporter, "wait_to_give_up", give_up_after_a_failure)
+    monkeypatch.setattr(CircuitBreaker, "wait_to_give_up", give_up_after_a_failure)
     monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))
 
 
@@ -77,7 +77,7 @@ def only_line(ended: Ended) -> str:
     return line
 
 
-# Where things go.
+# Where spans are sent.
 
 
 async def test_spans_go_to_tables_of_unity_catalog(spans: Path) -> None:
@@ -88,7 +88,7 @@ async def test_spans_go_to_tables_of_unity_catalog(spans: Path) -> None:
             DATABRICKS_HOST=workspace.host,
             DATABRICKS_CLIENT_ID=CLIENT_ID,
             DATABRICKS_CLIENT_SECRET=CLIENT_SECRET,
-            # What is meant for other servers is not sent to this one.
+            # Settings for other servers are not sent to this one.
             OTEL_EXPORTER_OTLP_HEADERS="X-Key=s3cret",
             OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
         )
@@ -116,7 +116,7 @@ async def test_the_workspace_and_headers_may_be_options(spans: Path) -> None:
 
 
 def as_mlflow(request: ReceivedRequest) -> Answer | None:
-    """Answer as MLflow does, which has the experiment 3, called "support agent"."""
+    """Answer like an MLflow server with the experiment 3, called "support agent"."""
     json = [("content-type", "application/json")]
     if request.header("authorization") == "Bearer wrong":
         return Answer(401, headers=json, body=b'{"message": "You are not authenticated."}')
@@ -152,7 +152,7 @@ async def test_spans_go_to_an_experiment_of_mlflow_by_id_or_name(
     assert mlflow_server.requests[-1].target == "/v1/traces"
 
 
-async def test_server_and_experiment_may_be_in_mlflows_variables(spans: Path, mlflow_server: OTLPReceiver) -> None:
+async def test_server_and_experiment_may_come_from_mlflows_variables(spans: Path, mlflow_server: OTLPReceiver) -> None:
     async with mlflow_server:
         ended = await run_command(
             *("send", spans, "--to", "mlflow", "--compression", "none"),
@@ -168,7 +168,7 @@ async def test_server_and_experiment_may_be_in_mlflows_variables(spans: Path, ml
     assert request.header("content-encoding") is None
 
 
-async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_go_before_its_variables(
+async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_win_over_its_variables(
     spans: Path, mlflow_server: OTLPReceiver
 ) -> None:
     async with mlflow_server:
@@ -196,7 +196,7 @@ def test_an_attempt_has_the_time_that_its_server_needs(monkeypatch: pytest.Monke
     assert attempt_timeout(typed("otlp")) == 7
 
 
-async def test_a_password_in_the_endpoint_of_the_environment_goes_nowhere_else(spans: Path) -> None:
+async def test_a_password_in_the_environments_endpoint_is_not_sent_to_another_endpoint(spans: Path) -> None:
     async with OTLPReceiver() as receiver:
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://user:s3cr3t@127.0.0.1:{receiver.port}"}
         assert (await send(spans, **environ)).exit_code == 0
@@ -204,7 +204,7 @@ async def test_a_password_in_the_endpoint_of_the_environment_goes_nowhere_else(s
     assert [request.header("authorization") is None for request in receiver.requests] == [False, True]
 
 
-async def test_an_endpoint_that_cannot_be_read_is_not_shown_where_grpc_is_asked_for(spans: Path) -> None:
+async def test_an_invalid_endpoint_is_not_shown_if_the_protocol_is_grpc(spans: Path) -> None:
     ended = await send(spans, "--endpoint", "http://me:s3cr3t", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
     assert ended.exit_code != 0
     assert "--endpoint (not shown) is no URL" in ended.err
@@ -231,12 +231,12 @@ def typed(to: str, timeout: float | None = None) -> Destination:
 
 
 @pytest.mark.parametrize("to", ["otlp", "mlflow", "unity-catalog", "zerobus"])
-def test_nothing_is_sent_anywhere_where_telemetry_is_switched_off(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_to_any_destination_if_the_sdk_is_disabled(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert isinstance(make_exporter(typed(to)), DisabledExporter)
 
 
-# Mistakes in what is typed.
+# Usage errors.
 
 MLFLOW = ("--to", "mlflow", "--endpoint", "http://127.0.0.1:5000")
 CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.com")
@@ -246,10 +246,10 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
     ("arguments", "error"),
     [
         (("--to", "otpl"), "'otpl' is not one of 'otlp', 'mlflow', 'unity-catalog', 'zerobus'"),
-        ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "exclude each other"),
-        ((*MLFLOW, "--location-header", "X-A"), "--location-header does not go with --to mlflow"),
+        ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "are mutually exclusive"),
+        ((*MLFLOW, "--location-header", "X-A"), "--location-header cannot be used with --to mlflow"),
         ((*MLFLOW, "--header", "X-MLflow-Experiment-Id=4"), "--header has x-mlflow-experiment-id; a batch's location"),
-        (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or give an experiment with"),
+        (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or name an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),
         (
@@ -271,7 +271,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (("--location", "a\nb", "--location-header", "X-T"), r"location 'a\nb' cannot be sent in a header"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line(arguments: tuple[str, ...], error: str) -> None:
+def test_options_that_cannot_be_combined_are_a_one_line_error(arguments: tuple[str, ...], error: str) -> None:
     result = CliRunner().invoke(commands.cli, ["send", "-", *arguments], prog_name="trio-spanbatch")
     assert result.exit_code == 2
     assert error in result.stderr
@@ -279,24 +279,26 @@ def test_options_that_do_not_go_together_are_one_line(arguments: tuple[str, ...]
     assert "s3cret" not in result.stderr
 
 
-def test_a_variable_that_is_no_experiment_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_not_an_experiment_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "abc")
     result = CliRunner().invoke(commands.cli, ["send", "-", *MLFLOW], prog_name="trio-spanbatch")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("trio-spanbatch send: MLFLOW_EXPERIMENT_ID is 'abc', no experiment's id, a whole number")
+    assert line.startswith(
+        "trio-spanbatch send: MLFLOW_EXPERIMENT_ID is 'abc'; it must be the id of an experiment, a whole number"
+    )
 
 
-async def test_what_is_no_experiment_among_attributes_is_told_in_words_of_the_command(spans: Path) -> None:
+async def test_an_attribute_that_is_not_an_experiment_is_reported_with_the_names_of_options(spans: Path) -> None:
     ended = await send(spans, *MLFLOW, "--location-attribute", "tenant")
     assert ended.err.splitlines()[0] == (
         f"{spans}:1: span 1: location '{TABLE}' is no id of an MLflow experiment, a whole number such as '3'; a name "
-        "can only be given with --location; it is the attribute 'tenant'"
+        "can only be given with --location; it is the value of the attribute 'tenant'"
     )
     assert len(ended.err.splitlines()) == 3
 
 
-def test_half_of_mlflows_credentials_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_mlflow_credentials_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     result = CliRunner().invoke(commands.cli, ["send", "-", *MLFLOW, "--location", "1"], prog_name="trio-spanbatch")
     assert result.stderr.startswith(
@@ -304,7 +306,9 @@ def test_half_of_mlflows_credentials_is_told(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-async def test_without_databricks_sdk_it_says_how_to_get_it(spans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_databricks_sdk_the_error_says_how_to_install_it(
+    spans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("databricks", "databricks.sdk"):
         monkeypatch.setitem(sys.modules, module, None)
     ended = await send(spans, *CATALOG, "--location", TABLE)
@@ -313,7 +317,7 @@ async def test_without_databricks_sdk_it_says_how_to_get_it(spans: Path, monkeyp
     )
 
 
-# What servers say.
+# Answers of servers.
 
 
 def catalog(workspace: FakeWorkspace) -> tuple[str, ...]:
@@ -428,7 +432,7 @@ async def test_a_proxy_that_cannot_be_used_is_one_line(spans: Path) -> None:
     ended = await send(spans, "--endpoint", "http://collector.test", HTTP_PROXY="http://me:s3cret#x@proxy.test")
     assert ended.exit_code == 2
     assert "a proxy variable (HTTP_PROXY; not shown) cannot be used: " in ended.err
-    assert "should not have happened" not in ended.err
+    assert "unexpected error" not in ended.err
     assert "s3cret" not in ended.err
 
 
@@ -445,18 +449,21 @@ async def test_a_wrong_token_for_mlflow_is_one_line(spans: Path, mlflow_server: 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Answer(401), "401 Unauthorized; give the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"),
-        (Answer(403), "403 Forbidden; give the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"),
-        (Answer(404), "404 Not Found; --endpoint is the whole URL with its path, as in http://localhost:4318/v1/trac"),
+        (Answer(401), "401 Unauthorized; set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"),
+        (Answer(403), "403 Forbidden; set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"),
+        (
+            Answer(404),
+            "404 Not Found; --endpoint must be the whole URL including its path, as in http://localhost:4318",
+        ),
         (
             Answer(307, headers=[("location", "https://collector.test/v1/traces")]),
-            "the redirect to https://collector.test/v1/traces was not followed; if it leads to the right place, name",
+            "the redirect to https://collector.test/v1/traces was not followed; if its target is right, name",
         ),
         (Answer(500), "500 Internal Server Error"),
     ],
     ids=lambda value: str(value.status) if isinstance(value, Answer) else "",
 )
-async def test_what_any_server_refuses_is_one_line(answer: Answer, words: str, spans: Path) -> None:
+async def test_a_refusal_is_one_line_with_advice(answer: Answer, words: str, spans: Path) -> None:
     async with OTLPReceiver(answers=lambda request: answer) as receiver:
         ended = await send(spans, "--endpoint", receiver.url)
     assert only_line(ended).startswith("default: 3 rejected: ")
@@ -464,7 +471,7 @@ async def test_what_any_server_refuses_is_one_line(answer: Answer, words: str, s
 
 
 @pytest.mark.parametrize("status", [401, 404, 500])
-async def test_what_a_server_refuses_is_one_document_and_one_line_with_json(status: int, spans: Path) -> None:
+async def test_with_json_a_refusal_is_one_document_and_one_line(status: int, spans: Path) -> None:
     async with OTLPReceiver(answers=lambda request: Answer(status)) as receiver:
         ended = await send(spans, "--endpoint", receiver.url, "--json")
     assert only_line(ended).startswith(f"default: 3 rejected: {status} ")
@@ -474,22 +481,22 @@ async def test_what_a_server_refuses_is_one_document_and_one_line_with_json(stat
         assert counts["delivered"] == counts["undelivered"] == counts["retries"] == 0
 
 
-async def test_in_a_pipe_there_is_nothing_but_the_table(spans: Path) -> None:
+async def test_only_the_table_is_printed_to_a_pipe(spans: Path) -> None:
     async with OTLPReceiver() as receiver:
         ended = await run_command("send", spans, "--endpoint", receiver.url)
     assert (ended.exit_code, ended.err) == (0, "")
     assert [line.split()[0] for line in ended.out.splitlines()] == ["location", "default"]
 
 
-# Nobody is there, or somebody who speaks otherwise.
+# No server, or one with another protocol.
 
 
 async def close_as_tls(stream: trio.SocketStream) -> None:
-    """Do what OpenSSL does with a plain request: close without a word."""
+    """Do what OpenSSL does with a plain request: close without an answer."""
     async with stream:
         await stream.receive_some()
         await stream.send_eof()
-        # What is left unread would reset the connection.
+        # Unread data would reset the connection.
         while await stream.receive_some():
             pass
 
@@ -539,7 +546,7 @@ async def test_a_wrong_port_is_one_line(options: Callable[[str], tuple[str, ...]
 
 
 @EACH
-async def test_https_for_a_server_that_speaks_http_is_one_line_with_one_advice(
+async def test_https_to_an_http_server_is_one_line_with_one_piece_of_advice(
     options: Callable[[str], tuple[str, ...]], spans: Path
 ) -> None:
     async with OTLPReceiver() as receiver:
@@ -551,7 +558,7 @@ async def test_https_for_a_server_that_speaks_http_is_one_line_with_one_advice(
 
 
 @EACH
-async def test_http_for_a_server_that_speaks_tls_is_one_line_with_one_advice(
+async def test_http_to_a_tls_server_is_one_line_with_one_piece_of_advice(
     options: Callable[[str], tuple[str, ...]], spans: Path, nursery: trio.Nursery
 ) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -562,7 +569,7 @@ async def test_http_for_a_server_that_speaks_tls_is_one_line_with_one_advice(
     assert line.endswith("if it speaks TLS, the endpoint begins with https://")
 
 
-async def test_a_workspace_that_gives_no_tokens_is_one_line(spans: Path) -> None:
+async def test_a_workspace_without_a_token_endpoint_is_one_line(spans: Path) -> None:
     ended = await send(
         spans,
         *to_catalog("http://127.0.0.1:1"),

@@ -77,7 +77,7 @@ def test_documents_are_found_with_the_line_on_which_they_begin(data: bytes, expe
         (b'{\n"a": 1', [(2, "not JSON: Expecting ',' delimiter at column 7")]),
     ],
 )
-def test_what_is_no_json_is_told_with_its_line_and_the_rest_is_read(
+def test_invalid_json_is_reported_with_its_line_and_the_rest_is_read(
     data: bytes, expected: list[tuple[int, str]]
 ) -> None:
     items = parsed(data)
@@ -116,7 +116,7 @@ BOM = b"\xef\xbb\xbf"
         "brackets in strings",
     ],
 )
-def test_lines_and_documents_over_many_lines_may_be_mixed(data: bytes, lines: list[int]) -> None:
+def test_lines_and_documents_over_several_lines_may_be_mixed(data: bytes, lines: list[int]) -> None:
     items = parsed(data)
     assert [item.line for item in items] == lines
     assert all(isinstance(item, Document) for item in items)
@@ -132,14 +132,14 @@ def test_lines_and_documents_over_many_lines_may_be_mixed(data: bytes, lines: li
         (PRETTY + b'\n{"a": \n' + LINE, [1, 5, 6]),
     ],
 )
-def test_in_a_mix_only_what_is_broken_is_left_out(data: bytes, lines: list[int]) -> None:
+def test_in_a_mix_only_broken_documents_are_left_out(data: bytes, lines: list[int]) -> None:
     items = parsed(data)
     assert [item.line for item in items] == lines
     (broken,) = [item for item in items if isinstance(item, Unreadable)]
     assert broken.reason.startswith("not JSON: ")
 
 
-def test_a_document_over_many_lines_is_parsed_once_however_many_brackets_end_in_its_lines(
+def test_a_document_over_several_lines_is_parsed_once_however_many_brackets_its_lines_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
@@ -155,14 +155,14 @@ def test_a_document_over_many_lines_is_parsed_once_however_many_brackets_end_in_
     assert sizes == [1, len(data) - 1]
 
 
-def test_what_follows_a_document_that_is_too_large_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_after_one_that_is_too_large_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 100)
     items = parsed(b'{"a": [\n', *[b'"xxxxxxxxxx",\n'] * 20, b'"x"]}\n', PRETTY, b"\n" + LINE)
     assert [(item.line, isinstance(item, Document)) for item in items] == [(1, False), (23, True), (27, True)]
 
 
 @given(data=st.data())
-def test_it_does_not_matter_how_the_bytes_come_in_pieces(data: st.DataObject) -> None:
+def test_the_result_does_not_depend_on_how_bytes_are_split(data: st.DataObject) -> None:
     line = st.sampled_from(
         [LINE, b"", b" ", b"nonsense", b'{"a": [', b"\xff", b'{"b": 1}', b"]", b"}", PRETTY, LINE * 2]
     )

@@ -34,7 +34,7 @@ CONTENT = LINE * 20_000
     [CONTENT, gzip.compress(CONTENT), gzip.compress(CONTENT[:1000]) + gzip.compress(CONTENT[1000:])],
     ids=["plain", "gzip", "gzip of several members"],
 )
-async def test_a_file_is_read_in_pieces_and_unpacked_by_what_is_in_it(tmp_path: Path, stored: bytes) -> None:
+async def test_a_file_is_read_in_chunks_and_decompressed_if_its_content_is_gzip(tmp_path: Path, stored: bytes) -> None:
     path = tmp_path / "spans"
     path.write_bytes(stored)
     file = InputFile(str(path))
@@ -45,12 +45,12 @@ async def test_a_file_is_read_in_pieces_and_unpacked_by_what_is_in_it(tmp_path: 
     assert first + await read_all(file) == CONTENT
 
 
-async def test_an_empty_file_has_nothing_to_read(tmp_path: Path) -> None:
+async def test_an_empty_file_returns_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert await read_all(InputFile(str(tmp_path / "empty"))) == b""
 
 
-async def test_gzip_data_that_ends_too_early_is_an_error_after_what_could_be_read(tmp_path: Path) -> None:
+async def test_truncated_gzip_data_is_an_error_after_the_readable_part(tmp_path: Path) -> None:
     path = tmp_path / "spans.gz"
     path.write_bytes(gzip.compress(CONTENT)[:-10])
     file = InputFile(str(path))
@@ -83,12 +83,12 @@ async def test_a_file_that_cannot_be_opened_is_an_error_with_the_reason(tmp_path
     file.close()
 
 
-def test_something_that_is_no_regular_file_has_no_size() -> None:
+def test_a_file_that_is_not_regular_has_no_size() -> None:
     assert InputFile("/dev/null").size() is None
     assert InputFile("-").name == "<stdin>"
 
 
-async def test_a_pipe_that_is_not_blocking_is_waited_for_and_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_non_blocking_pipe_is_waited_for_and_stays_non_blocking(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     waits = threading.Semaphore(0)
@@ -120,7 +120,7 @@ async def test_a_pipe_that_is_not_blocking_is_waited_for_and_stays_as_it_is(monk
     os.close(reading)
 
 
-async def test_a_standard_input_that_is_closed_is_told_whatever_has_its_number_now(
+async def test_a_closed_standard_input_is_reported_even_if_its_descriptor_is_reused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)

@@ -30,7 +30,7 @@ def python(*lines: str) -> list[str]:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-async def test_without_the_extra_one_line_says_how_to_get_it(missing: str) -> None:
+async def test_without_the_extra_a_one_line_error_says_how_to_install_it(missing: str) -> None:
     program = python("import sys", f"sys.modules[{missing!r}] = None", "from trio_spanbatch.cli import main", "main()")
     ended = await run_command(program=program)
     assert ended.exit_code == 1
@@ -44,7 +44,7 @@ async def test_the_library_needs_none_of_the_extras() -> None:
     assert (ended.exit_code, ended.err) == (0, "")
 
 
-async def test_another_module_that_is_missing_is_no_question_of_the_extra() -> None:
+async def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
     program = python("import sys", "sys.modules['sqlite3'] = None", "from trio_spanbatch.cli import main", "main()")
     ended = await run_command(program=program)
     assert ended.exit_code == 1
@@ -52,7 +52,7 @@ async def test_another_module_that_is_missing_is_no_question_of_the_extra() -> N
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
-def test_a_bug_is_one_line_and_a_traceback_for_who_asks(
+def test_a_bug_is_one_line_or_a_traceback_on_request(
     debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(**_options: Any) -> None:
@@ -63,12 +63,10 @@ def test_a_bug_is_one_line_and_a_traceback_for_who_asks(
     with pytest.raises(ZeroDivisionError if debug else SystemExit):
         cli.main()
     err = capsys.readouterr().err
-    assert ("this should not have happened: ZeroDivisionError('oh'); set TRIO_SPANBATCH_DEBUG=1" in err) is not bool(
-        debug
-    )
+    assert ("unexpected error: ZeroDivisionError('oh'); set TRIO_SPANBATCH_DEBUG=1" in err) is not bool(debug)
 
 
-def test_without_a_command_it_shows_what_there_is() -> None:
+def test_without_a_command_it_prints_the_help() -> None:
     result = CliRunner().invoke(commands.cli, [])
     assert result.exit_code == 2
     assert "send" in result.output
@@ -93,7 +91,7 @@ def test_an_abort_exits_like_a_ctrl_c() -> None:
         del commands.cli.commands["abort"]
 
 
-async def test_a_ctrl_c_while_the_command_is_imported_ends_it_in_silence() -> None:
+async def test_ctrl_c_during_the_imports_ends_the_command_silently() -> None:
     program = python(
         "import sys",
         "class Interrupt:",
@@ -108,7 +106,7 @@ async def test_a_ctrl_c_while_the_command_is_imported_ends_it_in_silence() -> No
     assert (ended.exit_code, ended.out, ended.err) == (130, "", "")
 
 
-def test_the_list_of_commands_has_whole_sentences() -> None:
+def test_the_list_of_commands_contains_complete_sentences() -> None:
     lines = CliRunner().invoke(commands.cli, ["--help"]).output.partition("Commands:\n")[2].splitlines()
     assert len(lines) == 3
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
@@ -124,7 +122,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert result.output == f"trio-spanbatch {version('trio-spanbatch')}\n"
 
 
-def test_what_would_drive_the_terminal_is_made_visible() -> None:
+def test_control_characters_are_escaped() -> None:
     out = io.StringIO()
     screen = Screen(Console(file=out, width=200, markup=False), Console(file=io.StringIO()))
     screen.say("a\x1b[31m\nb\ud800 [bold]ü 注文")
@@ -133,7 +131,7 @@ def test_what_would_drive_the_terminal_is_made_visible() -> None:
     assert "a\\nb" in out.getvalue()
 
 
-def test_what_the_library_logs_are_lines_without_tracebacks() -> None:
+def test_log_messages_are_lines_without_tracebacks() -> None:
     err = io.StringIO()
     screen = Screen(Console(file=io.StringIO()), Console(file=err, width=500))
     logger = logging.getLogger("test_cli_main")
@@ -177,7 +175,7 @@ def test_the_module_can_be_run() -> None:
     assert run.stdout.startswith("trio-spanbatch ")
 
 
-def test_many_locations_and_reasons_are_cut_short_for_people_only() -> None:
+def test_many_locations_and_reasons_are_shortened_in_the_table_only() -> None:
     out = io.StringIO()
     screen = Screen(Console(file=out, width=200), Console(file=io.StringIO()))
     tally = Tally()
@@ -187,8 +185,8 @@ def test_many_locations_and_reasons_are_cut_short_for_people_only() -> None:
     tally.show(screen, SpanBatcherStatistics())
     lines = out.getvalue().splitlines()
     assert "location 24" in lines[25]
-    assert lines[-2].split()[:3] == ["in", "all", "30"]
-    assert lines[-1] == "and 5 more locations; --json has them all"
+    assert lines[-2].split()[:2] == ["total", "30"]
+    assert lines[-1] == "and 5 more locations; --json shows them all"
     assert len(tally.document(SpanBatcherStatistics())["locations"]) == 30
     losses = list(tally.losses())
     assert losses[0] == "other locations: 5 rejected: for other reasons"

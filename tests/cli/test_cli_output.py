@@ -1,4 +1,4 @@
-"""Standard output that cannot be written to is one line on standard error, whatever is written when."""
+"""If standard output cannot be written to, one line on standard error says so."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lines(tmp_path: Path) -> Path:
 
 
 async def stderr_of(stdout: int, *arguments: object) -> str:
-    """Run a command with ``stdout``, and return what it says on stderr."""
+    """Run a command with ``stdout``, and return its stderr."""
     process = await trio.run_process(
         command(*arguments),
         stdout=stdout,
@@ -48,7 +48,7 @@ async def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     err = await stderr_of(full, *arguments)
     os.close(full)
     assert err.splitlines(keepends=True)[-1] == NO_SPACE
-    assert err.count("\n") == 1 + ("no spans in it" in err)
+    assert err.count("\n") == 1 + ("contains no spans" in err)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["send", "/dev/null"]])
@@ -69,7 +69,7 @@ async def test_a_stdout_that_is_closed_is_one_line() -> None:
     )
 
 
-async def test_characters_that_stdout_does_not_have_are_escaped(lines: Path) -> None:
+async def test_characters_that_stdout_cannot_encode_are_escaped(lines: Path) -> None:
     environ = {"OTEL_SDK_DISABLED": "true", "PYTHONIOENCODING": "ascii"}
     arguments = ["send", lines, "--location-attribute", "tenant", "--location-header", "X-T"]
     as_json = await run_command(*arguments, "--json", environ=environ)
@@ -79,14 +79,14 @@ async def test_characters_that_stdout_does_not_have_are_escaped(lines: Path) -> 
     assert "Traceback" not in as_json.err + table.err
 
 
-async def test_characters_that_stdout_has_are_written_as_they_are(lines: Path) -> None:
+async def test_characters_that_stdout_can_encode_are_not_escaped(lines: Path) -> None:
     ended = await run_in_process(
         *("send", lines, "--location", "Grüße", "--json"), environ={"OTEL_SDK_DISABLED": "true"}
     )
     assert '"Grüße"' in ended.out
 
 
-def test_what_a_nursery_wraps_is_found_and_anything_else_left_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_errors_in_groups_are_found_and_others_are_unchanged(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OutputError, match=r"^cannot write the result: No space left on device$"), output_errors():
         raise ExceptionGroup("x", [ValueError(), ExceptionGroup("y", [OSError(errno.ENOSPC, "?")])])
     with pytest.raises(OutputError, match="once"), output_errors(), output_errors():
@@ -96,16 +96,18 @@ def test_what_a_nursery_wraps_is_found_and_anything_else_left_as_it_is(capfd: py
             raise error
 
 
-def test_streams_of_tests_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaced_streams_are_not_reconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", object())
     check_output()
 
 
-def test_a_temporary_folder_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_directory_that_cannot_be_created_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_options: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     ended = CliRunner().invoke(commands.cli, ["demo"])
     assert ended.exit_code == 1
-    assert ended.stderr == ("trio-spanbatch: no temporary file: No space left on device; name a file with --store\n")
+    assert ended.stderr == (
+        "trio-spanbatch: cannot create a temporary directory: No space left on device; name a file with --store\n"
+    )

@@ -44,7 +44,9 @@ def batch_of(*numbers: int, location: str = "a") -> SpanBatch:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_what_send_sends_is_stored_and_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
+async def test_spans_from_send_are_stored_and_a_signal_ends_receive_cleanly(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     store = tmp_path / "spans.db"
     async with trio.open_nursery() as nursery:
         process = await start_command(nursery, "receive", "--port", 0, "--store", store, "--location-header", "X-T")
@@ -72,7 +74,7 @@ async def test_what_send_sends_is_stored_and_a_signal_ends_it_in_order(tmp_path:
     assert Counter(row[0] for row in rows) == expected
 
 
-async def test_what_the_readme_says_to_receive_and_to_send_has_its_location() -> None:
+async def test_the_readmes_commands_for_receive_and_send_keep_the_location() -> None:
     readme = (PROJECT / "README.md").read_text()
     (receive,) = re.findall(r"^\$ trio-spanbatch receive (.*)$", readme, re.MULTILINE)
     (example, *_) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
@@ -100,7 +102,7 @@ async def test_without_a_store_spans_are_counted(tmp_path: Path) -> None:
         assert await lines.rest() == "ended: 1 span, 1 location, 1 request\n"
 
 
-async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_leaves_no_file(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_a_one_line_error_with_advice_and_leaves_no_file(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -110,7 +112,7 @@ async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_leaves_
     assert list(tmp_path.iterdir()) == []
     assert ended.err == (
         f"trio-spanbatch: cannot listen on 127.0.0.1:{port}: Address already in use; "
-        "name another port with --port, 0 takes a free one\n"
+        "name another port with --port; 0 selects a free one\n"
     )
 
 
@@ -121,7 +123,7 @@ async def test_a_port_that_is_taken_is_one_line_that_says_what_to_do_and_leaves_
         OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"),
     ],
 )
-async def test_a_host_that_is_none_of_this_machine_is_one_line_that_names_no_port(
+async def test_a_host_that_is_not_this_machines_is_a_one_line_error_without_advice_about_ports(
     error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_arguments: object, **_options: object) -> None:
@@ -138,14 +140,14 @@ async def test_a_host_that_is_none_of_this_machine_is_one_line_that_names_no_por
 
 
 @pytest.mark.parametrize("command", ["receive", "demo"])
-@pytest.mark.parametrize(("store", "words"), [("", "it is empty"), (":memory:", ":memory: is no file")])
-async def test_a_store_that_is_no_file_is_a_mistake(command: str, store: str, words: str) -> None:
+@pytest.mark.parametrize(("store", "words"), [("", "it is empty"), (":memory:", ":memory: is not a file")])
+async def test_a_store_that_is_not_a_file_is_a_usage_error(command: str, store: str, words: str) -> None:
     ended = await run_in_process(command, "--store", store)
     assert ended.exit_code == 2
     assert ended.err.startswith(f"trio-spanbatch {command}: Invalid value for '--store': {words}")
 
 
-async def test_a_store_that_cannot_be_opened_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+async def test_a_store_that_cannot_be_opened_is_a_one_line_error_with_advice(tmp_path: Path) -> None:
     ended = await run_in_process("receive", "--port", 0, "--store", tmp_path / "missing" / "spans.db")
     assert ended.exit_code == 1
     assert ended.err == (
@@ -154,14 +156,14 @@ async def test_a_store_that_cannot_be_opened_is_one_line_that_says_what_to_do(tm
     )
 
 
-async def test_a_file_that_is_no_store_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_store_is_a_one_line_error_with_advice(tmp_path: Path) -> None:
     other, text = tmp_path / "other.db", tmp_path / "notes.txt"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE spans (a, b)")
     connection.close()
     text.write_text("no database\n" * 100)
     for path, reason in (
-        (other, "its table spans has other columns than trio-spanbatch's"),
+        (other, "its table spans has different columns than trio-spanbatch's"),
         (text, "file is not a database"),
     ):
         ended = await run_in_process("receive", "--port", 0, "--store", path)
@@ -169,7 +171,7 @@ async def test_a_file_that_is_no_store_is_one_line_that_says_what_to_do(tmp_path
         assert ended.err == f"trio-spanbatch: cannot store in {path}: {reason}; name another file with --store\n"
 
 
-async def test_a_header_that_is_none_is_a_mistake() -> None:
+async def test_an_invalid_header_name_is_a_usage_error() -> None:
     ended = await run_in_process("receive", "--port", 0, "--location-header", "a b")
     assert ended.exit_code == 2
     assert ended.err.startswith("trio-spanbatch receive: --location-header 'a b' is no header name")
@@ -195,12 +197,12 @@ async def test_a_request_is_acknowledged_only_after_its_spans_are_committed(tmp_
     assert isinstance(refused, TryLater)
     assert (refused.after, refused.ambiguous) == (1.0, False)
     assert accepted == Delivered()
-    assert warnings == ["cannot store: database is locked; answered 503, so that clients try again"]
+    assert warnings == ["cannot store spans: database is locked; answered 503, so that clients retry"]
     assert collector.counts == CollectorCounts(requests=2, refused=1, spans=2, locations=Counter(default=2))
     assert str(collector.counts) == "2 spans, 1 location, 2 requests, 1 refused"
 
 
-async def test_spans_without_proper_ids_are_rejected_and_the_others_stored() -> None:
+async def test_spans_with_invalid_ids_are_rejected_and_the_others_are_stored() -> None:
     collector = Collector(None, lambda line: None)
     batch = batch_of(1, 2)
     message = batch.to_message()
@@ -211,7 +213,7 @@ async def test_spans_without_proper_ids_are_rejected_and_the_others_stored() -> 
             response = await client.post(receiver.url, content=message.SerializeToString(), headers=headers)
             nonsense = await client.post(receiver.url, content=b"nonsense", headers=headers)
         assert response.status_code == 200
-        assert b"a trace id has 16 bytes" in response.content
+        assert b"a trace id must have 16 bytes" in response.content
         assert nonsense.status_code == 400
         assert len(receiver.stored["default"]) == 1
     assert str(collector.counts) == "1 span, 1 location, 2 requests, 1 rejected, 1 refused"

@@ -37,7 +37,7 @@ def numbers_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120, 200])
-def test_no_terminal_is_too_narrow_for_locations_and_whole_numbers(width: int) -> None:
+def test_locations_and_numbers_are_complete_on_terminals_of_any_width(width: int) -> None:
     names = [f"main.tenant_{number}.agent_spans" for number in range(3)]
     counts = [LocationStatistics(accepted=1587 + n, delivered=1_234_567 + n, requests=40 + n) for n in range(3)]
     statistics = SpanBatcherStatistics(accepted=4764, locations=dict(zip(names, counts, strict=True)))
@@ -45,7 +45,7 @@ def test_no_terminal_is_too_narrow_for_locations_and_whole_numbers(width: int) -
     Tally().show(screen, statistics)
     text = out.getvalue()
     assert all(cell_len(line) <= width for line in text.splitlines())
-    for name in [*names, "in all"]:
+    for name in [*names, "total"]:
         assert text.count(name) == 1
     for number in range(3):
         assert {f"1,{587 + number}", f"1,234,{567 + number}", str(40 + number)} <= set(numbers_in(text))
@@ -64,21 +64,21 @@ def test_a_wide_table_has_a_line_for_each_location() -> None:
     assert [line.heading for line in lines] == [True, True, False, False]
 
 
-def test_where_a_table_does_not_fit_columns_of_zeros_are_named_below_it() -> None:
+def test_if_a_table_does_not_fit_columns_of_zeros_are_named_below_it() -> None:
     row = ["main.finance.agent_spans", "1,234", "1,234", "0", "0", "12", "102.8", "0.31 s", "2.30 s"]
     optional = {"rejected", "undelivered"}
     assert [line.text for line in table_lines(DEMO, [row], 80, optional)] == [
         "                                                         spans a",
         "location                  accepted  delivered  requests  request     p50     p99",
         "main.finance.agent_spans     1,234      1,234        12    102.8  0.31 s  2.30 s",
-        "0 everywhere: rejected, undelivered",
+        "all zero: rejected, undelivered",
     ]
-    # Where it fits, and where there is something to tell, they stay.
+    # They stay if the table fits, or if they are not all zero.
     assert "rejected" in table_lines(DEMO, [row], 120, optional)[-2].text
     assert "rejected 7" in "".join(line.text for line in table_lines(DEMO, [[*row[:3], "7", *row[4:]]], 80, optional))
 
 
-def test_on_a_terminal_lines_break_between_words_and_in_a_pipe_not_at_all() -> None:
+def test_lines_are_wrapped_between_words_on_a_terminal_and_not_at_all_in_a_pipe() -> None:
     line = "cancelling the whole program: 1,234 of 3,000 planned spans accepted"
     for is_terminal, expected in ((True, [line[:44], line[45:]]), (False, [line])):
         out, err = io.StringIO(), io.StringIO()
@@ -89,7 +89,7 @@ def test_on_a_terminal_lines_break_between_words_and_in_a_pipe_not_at_all() -> N
         assert len(err.getvalue().splitlines()) == len(expected)
 
 
-def test_where_columns_do_not_fit_each_number_stands_behind_its_label() -> None:
+def test_if_columns_do_not_fit_each_number_follows_its_label() -> None:
     lines = [line.text for line in table_lines(DEMO, [["main.finance.agent_spans", *["1,234"] * 8]], 40)]
     assert lines == [
         "main.finance.agent_spans",
@@ -105,9 +105,7 @@ def test_where_columns_do_not_fit_each_number_stands_behind_its_label() -> None:
     names=st.lists(st.text("ab注", min_size=1, max_size=40), min_size=1, max_size=3, unique=True),
     numbers=st.lists(st.integers(0, 10**9), min_size=8, max_size=8),
 )
-def test_whatever_the_width_all_numbers_are_there_in_their_order(
-    width: int, names: list[str], numbers: list[int]
-) -> None:
+def test_all_numbers_are_printed_in_order_at_any_width(width: int, names: list[str], numbers: list[int]) -> None:
     cells = [f"{number:,}" for number in numbers]
     lines = [line.text for line in table_lines(DEMO, [[name, *cells] for name in names], width)]
     found = numbers_in("\n".join(line for line in lines if line not in names).replace("p50", "").replace("p99", ""))
@@ -116,7 +114,7 @@ def test_whatever_the_width_all_numbers_are_there_in_their_order(
     assert all(any(line.startswith(name) for line in lines) for name in names)
 
 
-def test_what_the_batcher_sums_up_is_not_shown_twice_and_a_servers_words_are_never_filtered() -> None:
+def test_the_batchers_summary_is_not_shown_twice_and_a_servers_words_are_never_filtered() -> None:
     err = io.StringIO()
     handler = LogLines(Screen(Console(file=io.StringIO()), Console(file=err, width=500)))
     logger = logging.getLogger("test_cli_screen")

@@ -141,7 +141,7 @@ async def test_the_json_document_has_the_same_counts_for_all_and_for_each_locati
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-async def test_one_document_over_many_lines_is_sent(tmp_path: Path, packed: bool) -> None:
+async def test_one_document_over_several_lines_is_sent(tmp_path: Path, packed: bool) -> None:
     data = json.dumps(request_document(span_document(1), span_document(2)), indent=2).encode()
     path = tmp_path / "trace.json"
     path.write_bytes(gzip.compress(data) if packed else data)
@@ -174,7 +174,7 @@ async def test_spans_from_a_pipe_are_sent_while_it_is_open_and_a_signal_ends_it(
 async def test_ctrl_c_drains_and_prints_the_summary(lines: Path) -> None:
     async with OTLPReceiver() as receiver, trio.open_nursery() as nursery:
         process = await start_command(nursery, "send", lines, "-", "--endpoint", receiver.url, "--max-spans", "4")
-        # A full batch was sent, two spans wait for more.
+        # A full batch was sent, and two spans wait for more.
         await receiver.wait_for_requests(1)
         process.send_signal(signal.SIGINT)
         out = await Lines(process.stdout).rest()
@@ -183,11 +183,11 @@ async def test_ctrl_c_drains_and_prints_the_summary(lines: Path) -> None:
     assert len(receiver.stored["default"]) == 6
 
 
-async def test_a_second_ctrl_c_ends_the_drain_at_once_and_everything_is_accounted_for(lines: Path) -> None:
+async def test_a_second_ctrl_c_ends_the_drain_at_once_and_all_spans_are_accounted_for(lines: Path) -> None:
     async with OTLPReceiver(answers=[Answer(200), Hang()]) as receiver, trio.open_nursery() as nursery:
         arguments = ("--endpoint", receiver.url, "--max-spans", "4", "--max-delay", "3600", "--json")
         process = await start_command(nursery, "send", lines, "-", *arguments)
-        # A full batch was sent, two spans wait for more. They are sent, and hang, when the drain has begun.
+        # A full batch was sent, and two spans wait for more. They are sent, and hang, when the drain has begun.
         await receiver.wait_for_requests(1)
         process.send_signal(signal.SIGINT)
         await receiver.wait_for_requests(2)
@@ -198,7 +198,7 @@ async def test_a_second_ctrl_c_ends_the_drain_at_once_and_everything_is_accounte
     assert (document["delivered"], document["undelivered"], document["ambiguous"]) == (4, 2, 2)
 
 
-async def test_what_is_wrong_is_told_with_file_and_line_and_the_rest_is_sent(tmp_path: Path) -> None:
+async def test_errors_are_reported_with_file_and_line_and_the_rest_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
     path.write_bytes(
         request_line(span_document(1), span_document(2, traceId="5B8E"), span_document(3))
@@ -219,7 +219,7 @@ async def test_what_is_wrong_is_told_with_file_and_line_and_the_rest_is_sent(tmp
     assert result.exit_code == 1
 
 
-async def test_a_gzip_file_that_is_cut_off_is_sent_as_far_as_it_goes(tmp_path: Path, lines: Path) -> None:
+async def test_a_truncated_gzip_file_is_sent_up_to_its_end(tmp_path: Path, lines: Path) -> None:
     path = tmp_path / "spans.gz"
     path.write_bytes(gzip.compress(lines.read_bytes() * 100)[:-10])
     exporter = InMemoryExporter()
@@ -249,9 +249,7 @@ def with_a_wrong_checksum(packed: bytes) -> bytes:
     ],
     ids=["after a document", "after a line without an end", "checksum"],
 )
-async def test_damage_at_the_end_of_a_gzip_file_costs_nothing_that_was_read_whole(
-    tmp_path: Path, stored: bytes
-) -> None:
+async def test_damage_at_the_end_of_a_gzip_file_loses_no_complete_request(tmp_path: Path, stored: bytes) -> None:
     path = tmp_path / "spans.gz"
     path.write_bytes(stored)
     result, err = await send_files(InMemoryExporter(), path)
@@ -261,7 +259,9 @@ async def test_damage_at_the_end_of_a_gzip_file_costs_nothing_that_was_read_whol
     assert (document["delivered"], document["invalid"], result.exit_code) == (2, 1, 1)
 
 
-async def test_what_damage_cuts_off_is_told_once_and_no_part_of_it_is_taken_for_a_document(tmp_path: Path) -> None:
+async def test_a_request_cut_off_by_damage_is_reported_once_and_no_part_of_it_is_read_as_a_document(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "spans.gz"
     path.write_bytes(gzip.compress(PRETTY[:-2])[:-4])
     number = tmp_path / "number.gz"
@@ -271,14 +271,14 @@ async def test_what_damage_cuts_off_is_told_once_and_no_part_of_it_is_taken_for_
     assert counts_of(result)["read"] == 2
 
 
-async def test_a_standard_input_that_is_closed_is_one_line(lines: Path) -> None:
+async def test_a_closed_standard_input_is_a_one_line_error(lines: Path) -> None:
     program = ["sh", "-c", 'exec "$@" <&-', "sh", *command("send", "-")]
     ended = await run_command(program=program, environ={"OTEL_SDK_DISABLED": "true"})
     assert ended.exit_code == 1
     assert ended.err == "<stdin>:1: standard input is closed\n"
 
 
-async def test_the_rest_of_a_standard_input_that_is_not_blocking_is_waited_for(lines: Path) -> None:
+async def test_the_rest_of_a_non_blocking_standard_input_is_waited_for(lines: Path) -> None:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     first, *rest = lines.read_bytes().splitlines(keepends=True)
@@ -288,18 +288,18 @@ async def test_the_rest_of_a_standard_input_that_is_not_blocking_is_waited_for(l
         nursery.start_soon(run)
         with ours:
             ours.sendall(first)
-            # What came is sent, so that there was nothing left to read.
+            # The first part was sent, so all data so far has been read.
             await receiver.wait_for_requests(1)
             ours.sendall(b"".join(rest))
     theirs.close()
     assert len(receiver.stored["default"]) == 6
 
 
-async def test_a_file_without_spans_is_told(tmp_path: Path) -> None:
+async def test_a_file_without_spans_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_bytes(b'{"resourceSpans": []}\n\n{}\n')
     result, err = await send_files(InMemoryExporter(), path)
-    assert err == f"{path}: no spans in it\n"
+    assert err == f"{path}: contains no spans\n"
     assert counts_of(result) == {**dict.fromkeys(COUNTS, 0), "locations": {}}
     assert result.exit_code == 0
 
@@ -308,7 +308,7 @@ def span_with(attributes: dict[str, Any]) -> Span:
     return Span("x", SpanContext(1, 1), start_time=1, end_time=2, attributes=attributes)
 
 
-def test_what_is_no_location_is_not_repeated_as_a_whole() -> None:
+def test_a_long_invalid_location_is_not_printed_in_full() -> None:
     with pytest.raises(ValueError, match=r"tenant. is b.xxx.*; it must be a string$") as caught:
         LocationOf(attribute="tenant")(span_with({"tenant": b"x" * 1_000_000}))
     assert len(str(caught.value)) < 300
@@ -329,7 +329,7 @@ async def test_the_location_is_the_spans_attribute_else_the_resources_else_the_s
     ]
     document = counts_of(result)
     assert (document["read"], document["accepted"], document["invalid"]) == (5, 3, 2)
-    # Nobody knows where these two belong: they are counted in all, and in no location.
+    # The location of these two is unknown: they are counted in the totals and in no location.
     assert sum(counts["invalid"] for counts in document["locations"].values()) == 0
 
 
@@ -344,18 +344,20 @@ async def test_a_location_that_cannot_be_sent_makes_the_span_invalid(tmp_path: P
     assert list(receiver.stored) == ["a"]
 
 
-async def test_an_attribute_that_is_too_long_for_a_location_is_left_out_and_not_repeated(tmp_path: Path) -> None:
+async def test_a_span_whose_location_is_too_long_is_left_out_and_the_location_is_not_printed_in_full(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "spans.jsonl"
     path.write_bytes(request_line(span_document(1, tenant="x" * 1_000_000)))
     exporter = OTLPExporter("http://127.0.0.1:1/v1/traces")
     result, err = await send_files(exporter, path, location_of=LocationOf(attribute="tenant"))
     assert "has 1000000 characters; at most 1024 are allowed" in err
-    assert "it is the attribute 'tenant'" in err
+    assert "it is the value of the attribute 'tenant'" in err
     assert len(err) < 1000
     assert len(repr(counts_of(result))) < 1000
 
 
-async def test_an_attribute_that_is_no_location_is_named_and_the_location_is_no_row_without_a_name(
+async def test_an_attribute_that_is_not_a_location_is_named_and_adds_no_row_without_a_name(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "spans.jsonl"
@@ -366,14 +368,14 @@ async def test_an_attribute_that_is_no_location_is_named_and_the_location_is_no_
         f"{path}:1: span 1: no location: the attribute 'tenant' is ''; it must not be empty",
         (
             f"{path}:1: span 2: location 'a b ' cannot be sent in a header: it must be printable ASCII, not empty, "
-            "without outer spaces; it is the attribute 'tenant'"
+            "without outer spaces; it is the value of the attribute 'tenant'"
         ),
         f"{path}:1: span 3: no location: neither the span nor its resource has an attribute 'tenant'",
     ]
     assert list(counts_of(result)["locations"]) == ["a b "]
 
 
-async def test_spans_in_the_form_of_old_versions_are_told_once_a_file_and_not_passed_over_in_silence(
+async def test_spans_of_old_versions_of_otlp_are_reported_once_per_file(
     tmp_path: Path,
 ) -> None:
     old = {"resourceSpans": [{"instrumentationLibrarySpans": [{"spans": [span_document(1)]}]}]}
@@ -385,7 +387,7 @@ async def test_spans_in_the_form_of_old_versions_are_told_once_a_file_and_not_pa
     assert (counts_of(result)["delivered"], counts_of(result)["invalid"], result.exit_code) == (1, 1, 1)
 
 
-async def test_a_span_that_is_too_large_for_any_request_is_told_in_words_of_the_command(lines: Path) -> None:
+async def test_a_span_that_is_too_large_for_any_request_is_reported_without_the_names_of_arguments(lines: Path) -> None:
     limits = Limits(max_pending_bytes_per_location=10)
     _, err = await send_files(InMemoryExporter(), lines, limits=limits, words=in_words_of_options)
     assert re.search(
@@ -396,7 +398,7 @@ async def test_a_span_that_is_too_large_for_any_request_is_told_in_words_of_the_
     assert "Limits" not in err
 
 
-async def test_the_same_document_in_several_files_is_sent_as_often_as_it_comes(lines: Path) -> None:
+async def test_a_document_that_is_in_several_files_is_sent_each_time(lines: Path) -> None:
     exporter = InMemoryExporter()
     result, err = await send_files(exporter, lines, lines, lines)
     assert err == ""
@@ -404,13 +406,13 @@ async def test_the_same_document_in_several_files_is_sent_as_often_as_it_comes(l
     assert len({span.to_message().span_id for span in exporter.delivered["default"]}) == 6
 
 
-async def test_all_spans_have_the_location_that_is_given(lines: Path) -> None:
+async def test_all_spans_have_the_location_of_the_option(lines: Path) -> None:
     exporter = InMemoryExporter()
     await send_files(exporter, lines, location_of=LocationOf("main.a.spans"))
     assert list(exporter.delivered) == ["main.a.spans"]
 
 
-async def test_all_of_more_locations_than_may_live_at_once_are_sent_and_listed(tmp_path: Path) -> None:
+async def test_more_locations_than_may_live_at_once_are_all_sent_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
     tenants = [f"t{n}" for n in range(10)]
     spans = [request_line(span_document(n + 1, tenant=tenant)) for n, tenant in enumerate([*tenants, *tenants])]
@@ -448,11 +450,11 @@ async def test_rejected_spans_are_counted_and_explained(lines: Path) -> None:
     assert result.exit_code == 1
 
 
-async def test_it_gives_up_when_nobody_ever_answers_and_says_what_to_do(lines: Path) -> None:
+async def test_it_gives_up_with_advice_if_no_request_is_ever_answered(lines: Path) -> None:
     ended = await run_with_patience(0.01, "http://127.0.0.1:1/v1/traces", lines)
     document = counts_of(ended)
     assert document["read"] == document["undelivered"] == 6
-    # The drain's last attempt at the batch is none: it was not sent.
+    # In the drain, the batch was handed back without another request.
     assert document["requests"] == document["locations"]["default"]["requests"] == 1
     assert document["retries"] == 0
     assert ended.exit_code == 1
@@ -475,7 +477,7 @@ async def test_it_gives_up_on_a_server_that_accepts_and_never_answers(lines: Pat
     assert result.exit_code == 1
 
 
-async def test_when_it_gives_up_it_says_that_it_stopped_reading(lines: Path) -> None:
+async def test_if_it_gives_up_it_reports_that_the_rest_was_not_read(lines: Path) -> None:
     limits = Limits(max_queued_spans=1)
     result, _ = await send_files(
         InMemoryExporter([Hang()]), lines, patience=0.01, server="localhost:4318", limits=limits
@@ -495,7 +497,7 @@ async def test_a_server_that_answers_503_for_a_while_gets_everything(lines: Path
     assert result.exit_code == 0
 
 
-# On the mock clock.
+# With the mock clock.
 
 
 @pytest.fixture
@@ -510,11 +512,11 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BUSY = TryLater("503 Service Unavailable", status_code=503)
-BUSY_FOR_5_S = "default: requests fail for 5 s now, and are repeated: 503 Service Unavailable\n"
+BUSY_FOR_5_S = "default: requests have failed for 5 s, and are retried: 503 Service Unavailable\n"
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_a_location_that_fails_for_good_takes_five_minutes_and_not_five_for_each_batch(
+async def test_a_location_that_keeps_failing_takes_five_minutes_and_not_five_for_each_batch(
     lines: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     exporter, began = InMemoryExporter(lambda batch: BUSY), trio.current_time()
@@ -527,12 +529,12 @@ async def test_a_location_that_fails_for_good_takes_five_minutes_and_not_five_fo
     assert document["retries"] == len(exporter.batches) - len({batch.spans[0] for batch in exporter.batches})
     assert list(result.explanations()) == ["default: 6 undelivered: retries exhausted: 503 Service Unavailable"]
     assert result.exit_code == 1
-    # Told early, and once.
+    # Reported early, and once.
     assert err == BUSY_FOR_5_S
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_a_retry_after_that_is_too_long_hands_back_all_of_its_location_at_once_and_others_go_on(
+async def test_a_retry_after_that_is_too_long_hands_back_all_spans_of_its_location_at_once_and_others_are_sent(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     path = tmp_path / "spans.jsonl"
@@ -552,13 +554,13 @@ async def test_a_retry_after_that_is_too_long_hands_back_all_of_its_location_at_
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_a_failure_that_is_soon_over_is_told_nobody(lines: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_short_failure_is_not_reported(lines: Path, autojump_clock: trio.testing.MockClock) -> None:
     result, err = await send_files(InMemoryExporter([attrs.evolve(BUSY, after=4.0)]), lines)
     assert (result.exit_code, err) == (0, "")
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_what_fails_for_long_is_told_in_a_line_that_counts_locations_and_not_again_when_it_goes_on(
+async def test_a_long_failure_is_reported_once_in_a_line_that_counts_locations(
     lines: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     fails = attrs.evolve(BUSY, after=100.0)
@@ -573,12 +575,12 @@ async def test_what_fails_for_long_is_told_in_a_line_that_counts_locations_and_n
     assert result.exit_code == 0
     (line,) = err.splitlines()
     assert re.fullmatch(
-        r"t\d and 2 more locations: requests fail for 5 s now, and are repeated: 503 Service Unavailable", line
+        r"t\d and 2 more locations: requests have failed for 5 s, and are retried: 503 Service Unavailable", line
     )
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_where_nobody_ever_answers_only_the_end_tells_it(
+async def test_if_no_request_is_ever_answered_only_the_summary_reports_it(
     lines: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     exporter = InMemoryExporter(lambda batch: TryLater("cannot connect to localhost:4318: Connection refused"))
@@ -590,7 +592,7 @@ async def test_where_nobody_ever_answers_only_the_end_tells_it(
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_the_last_failure_stands_below_the_progress_on_a_terminal_and_is_cut_at_its_edge(
+async def test_the_last_failure_is_shown_below_the_progress_bar_and_cut_at_the_terminals_width(
     lines: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     screen, _, err = screen_of_text(terminal=True)
@@ -619,7 +621,7 @@ async def test_options_reach_the_requests(lines: Path) -> None:
     assert "s3cr3t" not in ended.out + ended.err
 
 
-async def test_the_environment_says_where_to_and_options_win(lines: Path) -> None:
+async def test_the_environment_sets_the_endpoint_and_options_win(lines: Path) -> None:
     async with OTLPReceiver() as receiver:
         environ = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url.removesuffix("/v1/traces"),
@@ -635,21 +637,21 @@ async def test_the_environment_says_where_to_and_options_win(lines: Path) -> Non
         assert request.header("content-encoding") is None
 
 
-async def test_nothing_is_sent_where_telemetry_is_switched_off(lines: Path) -> None:
+async def test_nothing_is_sent_if_the_sdk_is_disabled(lines: Path) -> None:
     ended = await run_in_process("send", lines, environ={"OTEL_SDK_DISABLED": "true"})
     assert ended.exit_code == 1
     assert ended.err == "default: 6 rejected: OTEL_SDK_DISABLED is true: nothing is sent\n"
 
 
-async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
+async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None:
     async with OTLPReceiver() as receiver:
         ended = await run_in_process("send", lines, "--endpoint", receiver.url, "--location-attribute", "tenant")
     rows = [line.split() for line in ended.out.splitlines()]
     assert rows[0] == ["location", *COUNTS]
-    assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "in"]
-    assert rows[-1] == ["in", "all", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
-    # Without the header they are locations here, and one there.
-    assert ended.err == "the server is not told the locations of --location-attribute: name a --location-header\n"
+    assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "total"]
+    assert rows[-1] == ["total", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
+    # Without the header, the server gets all spans in one location.
+    assert ended.err == "the server does not learn the locations of --location-attribute; name a --location-header\n"
 
 
 @pytest.mark.parametrize(
@@ -658,7 +660,7 @@ async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
         ([], "Missing argument 'FILE...'"),
         (["missing.jsonl"], "File 'missing.jsonl' does not exist"),
         (["{here}"], "is a directory"),
-        (["-", "--location", "a", "--location-attribute", "b"], "exclude each other"),
+        (["-", "--location", "a", "--location-attribute", "b"], "are mutually exclusive"),
         (["-", "--header", "s3cr3t"], "--header number 1 is not of the form NAME=VALUE"),
         (["-", "--header", "Authorization: Basic s3cr3t=="], "header 'Authorization' has a colon after its name"),
         (["-", "--endpoint", "http://me:s3cr3t?x@h/"], "--endpoint (not shown) has a user name or password in it"),
@@ -667,8 +669,8 @@ async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
         (["-", "--endpoint", "ftp://x"], "must begin with http:// or https://"),
         (["-", "--endpoint", "http://me:s3cr3t@x/"], "give them as --header"),
         (["-", "--max-spans", "0"], "0 is not in the range"),
-        (["-", "--max-delay", "nan"], "'--max-delay': nan is no number of seconds"),
-        (["-", "--timeout", "nan"], "'--timeout': nan is no number of seconds"),
+        (["-", "--max-delay", "nan"], "'--max-delay': nan is not a number of seconds"),
+        (["-", "--timeout", "nan"], "'--timeout': nan is not a number of seconds"),
         (["-", "--location", ""], "'--location': it is empty"),
         (["-", "--location-attribute", ""], "'--location-attribute': it is empty"),
         (["-", "--endpoint", ""], "'--endpoint': it is empty"),
@@ -681,19 +683,19 @@ async def test_the_summary_is_a_table_with_a_line_in_all(lines: Path) -> None:
         (["-", "--compression", "br"], "'br' is not one of"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(arguments: list[str], error: str, tmp_path: Path) -> None:
+def test_a_usage_error_is_one_line_with_advice(arguments: list[str], error: str, tmp_path: Path) -> None:
     arguments = [argument.format(here=tmp_path) for argument in arguments]
     result = CliRunner().invoke(commands.cli, ["send", *arguments], prog_name="trio-spanbatch")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert error in result.stderr
-    assert result.stderr.endswith("; trio-spanbatch send --help tells more\n")
+    assert result.stderr.endswith("; see trio-spanbatch send --help\n")
     assert len(result.stderr.splitlines()) == 1
     assert "s3cr3t" not in result.stderr
 
 
 class UntilShown(InMemoryExporter):
-    """Delivers nothing before something stands on the screen."""
+    """Delivers nothing before a text is on the screen."""
 
     def __init__(self, screen: io.StringIO, text: str) -> None:
         super().__init__(lambda batch: Refused("no"))
@@ -701,7 +703,7 @@ class UntilShown(InMemoryExporter):
         self._text = text
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        while self._text not in self._screen.getvalue():  # noqa: ASYNC110 - a screen tells nobody when it is drawn on
+        while self._text not in self._screen.getvalue():  # noqa: ASYNC110 - a screen has no event for output
             await trio.sleep(0.01)
         return await super().export(batch)
 
@@ -714,7 +716,7 @@ async def test_progress_moves_on_a_terminal(lines: Path) -> None:
     assert counts_of(result)["rejected"] == 12
 
 
-async def test_progress_tells_of_rejected_spans(lines: Path) -> None:
+async def test_progress_shows_rejected_spans(lines: Path) -> None:
     screen, _, err = screen_of_text(terminal=True)
 
     class Exporter(UntilShown):

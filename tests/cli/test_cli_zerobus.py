@@ -1,4 +1,4 @@
-"""``send --to zerobus``: where things go, and each mistake in one line that says what is wrong and what to do."""
+"""``send --to zerobus``: where spans are sent, and one-line errors that say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.destinations.databricks_support import (
 from tests.destinations.zerobus_support import OTHER_TABLE, Zerobus, status_of, zerobus_for
 from tests.support.processes import reserved_port
 from trio_spanbatch.cli import commands
-from trio_spanbatch.cli.watched import WatchedExporter
+from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +40,12 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """``send`` gives up after the first failure, and databricks-sdk after its first."""
 
-    async def give_up_after_a_failure(self: WatchedExporter) -> None:
-        while not self.failure:  # noqa: ASYNC110 - nobody tells when it fails
+    async def give_up_after_a_failure(self: CircuitBreaker) -> None:
+        while not self.failure:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.001)
         self.give_up()
 
-    monkeypatch.setattr(WatchedExporter, "wait_to_give_up", give_up_after_a_failure)
+    monkeypatch.setattr(CircuitBreaker, "wait_to_give_up", give_up_after_a_failure)
     monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))
 
 
@@ -127,7 +127,7 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
     [
         (ENDPOINT, "w.com", "--to zerobus needs a table: name it with --location <catalog>.<schema>.<table>, or name"),
         (("--location", "agents.spans"), "w.com", "location 'agents.spans' is no table of Unity Catalog: it has 2"),
-        (("--location", TABLE), "", "--to zerobus needs a workspace, where tokens come from: set DATABRICKS_HOST"),
+        (("--location", TABLE), "", "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST"),
         (("--location", TABLE), "https://w.com/s3cret", "host must be a workspace alone|--endpoint must be a worksp"),
         (("--location", TABLE, "--location-header", "X"), "w.com", "it is x-databricks-zerobus-table-name"),
         (("--location", TABLE, "--header", "authorization=s3cret"), "w.com", "databricks-sdk authenticates"),
@@ -144,7 +144,7 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
         (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) has a user"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line(
+def test_options_that_cannot_be_combined_are_a_one_line_error(
     arguments: tuple[str, ...], host: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABRICKS_HOST", host)
@@ -155,7 +155,7 @@ def test_options_that_do_not_go_together_are_one_line(
     assert "s3cret" not in result.stderr
 
 
-async def test_a_personal_access_token_is_one_line_that_says_what_to_use_instead(spans: Path) -> None:
+async def test_a_personal_access_token_is_a_one_line_error_that_says_what_to_use_instead(spans: Path) -> None:
     async with servers() as (workspace, zerobus):
         ended = await send(spans, workspace, zerobus, DATABRICKS_TOKEN=PERSONAL_TOKEN)
     assert only_line(ended) == (
@@ -175,7 +175,7 @@ async def test_a_wrong_client_secret_is_one_line(spans: Path) -> None:
     )
 
 
-async def test_no_right_to_a_table_is_one_line(spans: Path) -> None:
+async def test_missing_permission_for_a_table_is_one_line(spans: Path) -> None:
     async with servers(table_answers={TABLE: json_answer(403, {"error": "access_denied"})}) as (workspace, zerobus):
         ended = await send(spans, workspace, zerobus)
     assert only_line(ended) == (
@@ -201,7 +201,7 @@ async def test_an_unknown_table_is_one_line(spans: Path) -> None:
         (404, "is the endpoi"),
     ],
 )
-async def test_what_zerobus_refuses_is_one_line(status: int, words: str, spans: Path) -> None:
+async def test_a_refusal_of_zerobus_is_one_line(status: int, words: str, spans: Path) -> None:
     async with servers() as (workspace, zerobus):
         zerobus.answers = status_of(status)
         ended = await send(spans, workspace, zerobus)
@@ -218,7 +218,7 @@ async def test_a_metastore_that_names_no_host_of_zerobus_is_one_line(spans: Path
     )
 
 
-async def test_nobody_at_the_endpoint_is_told_with_what_to_do(spans: Path) -> None:
+async def test_an_endpoint_without_a_server_is_reported_with_advice(spans: Path) -> None:
     with reserved_port() as port:
         async with servers() as (workspace, _):
             ended = await send(
@@ -227,4 +227,4 @@ async def test_nobody_at_the_endpoint_is_told_with_what_to_do(spans: Path) -> No
     assert ended.exit_code == 1
     assert "Traceback" not in ended.err
     assert f"cannot connect to 127.0.0.1:{port}" in ended.err
-    assert "name the right workspace with DATABRICKS_HOST, or Zerobus' endpoint with --endpoint" in ended.err
+    assert "set DATABRICKS_HOST to the right workspace, or name Zerobus' endpoint with --endpoint" in ended.err

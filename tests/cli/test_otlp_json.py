@@ -1,4 +1,4 @@
-"""OTLP JSON against protobuf's own reading of it."""
+"""OTLP JSON is read as protobuf reads it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDS = ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_
 
 
 def with_base64_ids(value: Any) -> Any:
-    """Return OTLP JSON as protobuf's JSON, in which ids are base64 as all bytes are."""
+    """Return OTLP JSON as protobuf's JSON, where ids are base64, as all bytes are."""
     if isinstance(value, list):
         return [with_base64_ids(item) for item in value]
     if not isinstance(value, dict):
@@ -51,12 +51,12 @@ def request_of(spans: list[Span]) -> ExportTraceServiceRequest:
 
 
 def same_bytes(message: Message, other: Message) -> bool:
-    """Compare messages that may have a NaN in them, and then are not even equal to themselves."""
+    """Compare messages that may contain NaN, which is not equal to itself."""
     return message.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
 
 
 def envelopes_by_content(request: ExportTraceServiceRequest) -> dict[tuple[bytes, bytes], list[bytes]]:
-    """Return the spans under each resource and scope: requests may group them in different ways."""
+    """Return the spans under each resource and scope: requests may group spans differently."""
     spans: dict[tuple[bytes, bytes], list[bytes]] = {}
     for resource_spans in request.resource_spans:
         for scope_spans in resource_spans.scope_spans:
@@ -69,7 +69,7 @@ def envelopes_by_content(request: ExportTraceServiceRequest) -> dict[tuple[bytes
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=range(len(DOCUMENTS)))
-def test_recorded_requests_come_out_as_they_went_in(document: Any) -> None:
+def test_recorded_requests_round_trip(document: Any) -> None:
     assert request_of(read(document)) == read_by_protobuf(document)
 
 
@@ -189,13 +189,13 @@ REQUESTS = st.fixed_dictionaries({"resourceSpans": st.lists(RESOURCE_SPANS, min_
 
 
 @given(SPANS)
-def test_a_span_reads_as_protobuf_reads_it(span: dict[str, Any]) -> None:
+def test_a_span_is_read_as_protobuf_reads_it(span: dict[str, Any]) -> None:
     document = document_with(span)
     assert same_bytes(request_of(read(document)), read_by_protobuf(document))
 
 
 @given(REQUESTS)
-def test_a_request_reads_as_protobuf_reads_it(document: dict[str, Any]) -> None:
+def test_a_request_is_read_as_protobuf_reads_it(document: dict[str, Any]) -> None:
     assert envelopes_by_content(request_of(read(document))) == envelopes_by_content(read_by_protobuf(document))
 
 
@@ -221,7 +221,7 @@ def test_flags_are_kept_with_all_their_bits_and_tell_whether_the_parent_is_remot
     assert read_span().flags == 0
 
 
-def test_what_is_missing_stays_missing_in_the_message() -> None:
+def test_missing_fields_stay_missing_in_the_message() -> None:
     span = read_span()
     message = SpanEncoder().encode(span).to_message()
     assert span.kind is SpanKind.UNSPECIFIED
@@ -333,7 +333,7 @@ def test_entity_refs_of_a_resource_are_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("entity", [5, {"type": 5}, {"idKeys": "a"}, {"idKeys": [5]}, {"descriptionKeys": {}}])
-def test_entity_refs_that_are_wrong_are_told(entity: object) -> None:
+def test_invalid_entity_refs_are_reported(entity: object) -> None:
     (problem,) = read_request(with_entities(entity))
     assert "resource.entityRefs[0]" in str(problem)
 

@@ -1,4 +1,4 @@
-"""What is said of OTLP JSON that is wrong."""
+"""Errors in OTLP JSON."""
 
 from __future__ import annotations
 
@@ -115,14 +115,12 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("attributes[0].value.arrayValue.values", attribute({"arrayValue": {"values": {}}})),
     ("attributes[0].value.arrayValue.values[1]", attribute({"arrayValue": {"values": [{}, None]}})),
     ("attributes[0].value.kvlistValue.values[0].value", attribute({"kvlistValue": {"values": [{"value": 5}]}})),
-    ("attributes[0].value.intValue stands beside stringValue", attribute({"stringValue": "", "intValue": 1})),
+    ("attributes[0].value.intValue and stringValue are both set", attribute({"stringValue": "", "intValue": 1})),
 ]
 
 
 @pytest.mark.parametrize(("field", "fields"), WRONG, ids=[f"{i}-{field}" for i, (field, _) in enumerate(WRONG)])
-def test_what_is_wrong_with_a_span_is_told_in_its_place_and_the_others_are_read(
-    field: str, fields: dict[str, Any]
-) -> None:
+def test_an_invalid_span_is_an_error_in_its_place_and_the_others_are_read(field: str, fields: dict[str, Any]) -> None:
     first, problem, last = read_request(document_with(span_json(name="a"), span_json(**fields), span_json(name="z")))
     assert isinstance(first, Span)
     assert isinstance(last, Span)
@@ -133,7 +131,7 @@ def test_what_is_wrong_with_a_span_is_told_in_its_place_and_the_others_are_read(
 
 
 @pytest.mark.parametrize("span", [None, "span", 5, [1]])
-def test_a_span_that_is_no_object_is_told(span: object) -> None:
+def test_a_span_that_is_not_an_object_is_an_error(span: object) -> None:
     assert problem_of(span).startswith(f"resourceSpans[0].scopeSpans[0].spans[0] is {span!r}: ")
 
 
@@ -141,7 +139,7 @@ def test_an_empty_span_lacks_its_ids() -> None:
     assert problem_of({}) == "resourceSpans[0].scopeSpans[0].spans[0].traceId is missing"
 
 
-def test_a_span_nested_too_deep_for_the_stack_that_is_left_is_told() -> None:
+def test_a_span_nested_too_deeply_for_the_stack_is_an_error() -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 120)
     try:
@@ -149,7 +147,7 @@ def test_a_span_nested_too_deep_for_the_stack_that_is_left_is_told() -> None:
     finally:
         sys.setrecursionlimit(limit)
     assert problem.startswith("resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value.")
-    assert problem.endswith("is nested too deep")
+    assert problem.endswith("is nested too deeply")
 
 
 GOOD = {"scopeSpans": [{"spans": [span_json(name="good")]}]}
@@ -217,14 +215,14 @@ def test_a_bad_scope_leaves_the_other_scopes_of_its_resource() -> None:
     [
         (None, "the document is None"),
         ([], r"the document is \[\]; .*; write one request a line$"),
-        ({"resourceSpans": None}, "^the document's resourceSpans is null; it has to be a list"),
+        ({"resourceSpans": None}, "^the document's resourceSpans is null; it must be a list"),
         ("resourceSpans", "the document is 'resourceSpans'"),
         ({"resourceLogs": []}, r"the document has no resourceSpans; it has \['resourceLogs'\]"),
-        ({"resourceSpans": {}}, r"^resourceSpans is \{\}: it has to be a JSON array"),
+        ({"resourceSpans": {}}, r"^resourceSpans is \{\}: it must be a JSON array"),
         ({"resource_spans": "x"}, "^resourceSpans is 'x'"),
     ],
 )
-def test_a_document_that_is_no_request_is_a_value_error_of_the_call(document: object, words: str) -> None:
+def test_a_document_that_is_not_a_request_raises_a_value_error_in_the_call(document: object, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         read_request(document)
     assert not isinstance(caught.value, InvalidSpanError)
@@ -245,8 +243,8 @@ JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(st.data())
-def test_no_document_does_anything_but_give_spans_and_reasons(data: st.DataObject) -> None:
-    """Take a good document and put any JSON in some place of it."""
+def test_any_document_yields_only_spans_and_errors(data: st.DataObject) -> None:
+    """Replace any part of a valid document by any JSON."""
     document = json.loads(json.dumps(data.draw(st.sampled_from(DOCUMENTS))))
     place: Any = document
     while True:

@@ -57,7 +57,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         connection.close()
 
 
-def test_a_span_is_a_row_with_what_is_nested_as_json(store: SpanStore, path: Path) -> None:
+def test_a_span_is_a_row_with_nested_fields_as_json(store: SpanStore, path: Path) -> None:
     span = span_of(
         parent_span_id=b"\xff" * 8,
         kind=Span.SPAN_KIND_CLIENT,
@@ -161,7 +161,7 @@ def test_times_beyond_63_bits_are_kept_to_the_last_digit(store: SpanStore, path:
     assert (row["start_ns"], row["end_ns"]) == (2**63 - 1, str(2**64 - 1))
 
 
-def test_a_span_that_comes_again_is_stored_once_for_each_location(store: SpanStore) -> None:
+def test_a_repeated_span_is_stored_once_for_each_location(store: SpanStore) -> None:
     other = span_of(span_id=b"\x01" * 8)
     assert store.add("a", request_of(span_of(), span_of(name="again"))) == StoredCounts(1, 1)
     assert store.add("a", request_of(span_of(), other)) == StoredCounts(1, 1)
@@ -178,11 +178,11 @@ def test_a_span_that_comes_again_is_stored_once_for_each_location(store: SpanSto
     [{"trace_id": b"x"}, {"trace_id": bytes(16)}, {"span_id": b""}, {"span_id": bytes(8)}, {"span_id": b"x" * 9}],
     ids=["short trace id", "zero trace id", "no span id", "zero span id", "long span id"],
 )
-def test_spans_whose_ids_are_no_ids_are_left_out(store: SpanStore, ids: dict[str, bytes]) -> None:
+def test_spans_with_invalid_ids_are_left_out(store: SpanStore, ids: dict[str, bytes]) -> None:
     assert store.add("a", request_of(span_of(**ids), span_of())) == StoredCounts(1, 0)
 
 
-def test_what_was_stored_is_there_when_the_file_is_opened_again(path: Path) -> None:
+def test_stored_spans_are_there_when_the_file_is_opened_again(path: Path) -> None:
     for expected in (StoredCounts(1, 0), StoredCounts(0, 1)):
         store = SpanStore(path)
         assert store.add("a", request_of(span_of())) == expected
@@ -221,13 +221,13 @@ def test_a_request_that_fails_half_way_leaves_nothing_behind(store: SpanStore) -
     assert store.add("a", request_of(span_of())) == StoredCounts(1, 0)
 
 
-def test_a_file_that_is_no_database_cannot_be_opened(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database, but text that is long enough to be read as a header" * 10)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         SpanStore(tmp_path / "text.db")
 
 
-def test_closing_twice_is_fine(path: Path) -> None:
+def test_closing_twice_is_allowed(path: Path) -> None:
     store = SpanStore(path)
     store.close()
     store.close()
@@ -241,17 +241,17 @@ def test_closing_twice_is_fine(path: Path) -> None:
         "CREATE TABLE spans AS SELECT 1 AS location, 2 AS trace_id, 3 AS span_id",
     ],
 )
-def test_a_table_of_somebody_else_is_refused_and_left_as_it_is(sql: str, path: Path) -> None:
+def test_a_different_table_spans_is_refused_and_left_unchanged(sql: str, path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute(sql)
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(sqlite3.DatabaseError, match="its table spans has other columns"):
+    with pytest.raises(sqlite3.DatabaseError, match="its table spans has different columns"):
         SpanStore(path)
     assert path.read_bytes() == before
 
 
-def test_a_database_without_the_table_gets_it(path: Path) -> None:
+def test_the_table_is_created_in_a_database_without_it(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE other (a)")
     connection.close()

@@ -301,7 +301,7 @@ def test_the_command_accounts_for_whatever_is_in_its_files(contents: list[bytes]
         assert statistics.accepted == statistics.delivered == sum(map(len, exporter.delivered.values()))
         lines = err.getvalue().splitlines()
         assert all(len(line) <= MAX_MESSAGE + 200 for line in lines)
-        assert result.tally.invalid == len([line for line in lines if not line.endswith(": no spans in it")])
+        assert result.tally.invalid == len([line for line in lines if not line.endswith(": contains no spans")])
         assert result.exit_code == (1 if result.tally.invalid else 0)
         if attribute is None and not any(content.startswith(GZIP) for content in contents):
             assert statistics.accepted == sum(len(spans_of(parsed([content]))) for content in contents)

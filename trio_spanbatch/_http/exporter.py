@@ -183,9 +183,12 @@ class OTLPExporter:
         cls,
         environ: Mapping[str, str] | None = None,
         *,
+        endpoint: str | None = None,
         location_header: str | None = None,
         headers: Mapping[str, str] | None = None,
         auth: Auth | AuthFunction | None = None,
+        timeout: float | None = None,
+        compression: str | None = None,
         client: AsyncClient | None = None,
         transport: AsyncTransport | None = None,
     ) -> Self | DisabledExporter:
@@ -197,9 +200,12 @@ class OTLPExporter:
 
         Args:
             environ: The variables; by default those of the process.
+            endpoint: The URL to send to, instead of the environment's.
             location_header: As for the class.
             headers: Headers besides those of the environment, which they replace where both have one.
             auth: As for the class.
+            timeout: As for the class, instead of the environment's.
+            compression: ``"gzip"`` or ``"none"``, instead of the environment's.
             client: As for the class. The certificates of the environment are then not looked at.
             transport: As for the class; the same holds.
 
@@ -211,19 +217,21 @@ class OTLPExporter:
         if sdk_disabled(environ):
             return DisabledExporter()
         headers = checked_headers(headers)
-        options = exporter_options(environ)
+        options = exporter_options(environ, endpoint=endpoint)
         own_tls = client is None and transport is None
         own_headers = {name.lower() for name in headers}
         inherited = {
             name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
         }
+        if compression is None:
+            compression = options.get("compression")
         return cls(
             options["endpoint"],
             location_header=location_header,
             headers={**inherited, **headers},
             auth=auth,
-            timeout=options.get("timeout", 10.0),
-            compression=options.get("compression"),
+            timeout=options.get("timeout", 10.0) if timeout is None else timeout,
+            compression=None if compression == "none" else compression,
             client=client,
             transport=transport,
             **(_checked_files(options, environ) if own_tls else TLSFiles()),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancelled
-from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
+from .._exporter import Delivered, ExportResult, HandsBack, Refused, TryLater, is_closed
 from .._reporting.statistics import Settlement
 from .._scheduler.isolation import Isolation, Verdict
 from .._scheduler.ledger import Lease
@@ -33,7 +33,7 @@ class _ExporterBug(Exception):
 
 
 class _GaveUp(Exception):
-    """There is no other attempt. The message says why."""
+    """No further attempt is made. The message says why."""
 
     def __init__(self, reason: str, last: TryLater | None = None) -> None:
         super().__init__(reason)
@@ -133,9 +133,11 @@ class Delivery:
         """Send a part until the server says yes or no, as often and as long as may be."""
         while True:
             await self._get_slot(part)
+            self._give_up_if_asked(part)
             result = await self._attempt(part)
             if not isinstance(result, TryLater):
                 return result
+            self._give_up_if_asked(part, result)
             await self._wait_to_repeat(part, result)
 
     # -- attempts ----------------------------------------------------------------------------------------------
@@ -145,6 +147,17 @@ class Delivery:
         if not self._has_slot and not await self._lane.wait_for_turn(part, self._give_up_at):
             raise _GaveUp(self._why_no_turn())
         self._has_slot = True
+
+    def _give_up_if_asked(self, part: Lease, last: TryLater | None = None) -> None:
+        exporter = self._shared.exporter
+        reason = exporter.reason_to_hand_back(part.batch.location) if isinstance(exporter, HandsBack) else None
+        if reason is None:
+            return
+        if self._has_slot:
+            # The attempt failed before it began: no request is counted, and its slot is free again.
+            self._has_slot = False
+            self._lane.export_ended(part, TryLater(reason))
+        raise _GaveUp(reason, last)
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
         asked_again_at = max(self._lane.back_off(result.after), trio.current_time() + (result.after or 0))

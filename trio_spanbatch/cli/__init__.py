@@ -1,4 +1,4 @@
-"""The command ``trio-spanbatch``. Its libraries come with the extra ``cli``; without them it says how to get them."""
+"""The entry point of ``trio-spanbatch``. Without the extra ``cli``, it prints how to install it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXTRA = frozenset({"click", "rich"})
 _DEBUG = "TRIO_SPANBATCH_DEBUG"
 
 
-# What a shell reports for a program that SIGINT ended. The module for signals is not worth importing for it.
+# What a shell reports for a program that SIGINT ended, without importing `signal`.
 _CTRL_C = 128 + 2
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        # Before a command has begun to look after signals, most of all while all that it needs is imported.
+        # Pressed before a command handles signals, most likely during its imports.
         sys.exit(_CTRL_C)
 
 
@@ -37,7 +37,7 @@ def _run() -> None:
     except Exception as error:
         if os.environ.get(_DEBUG):
             raise
-        _exit(f"this should not have happened: {error!r}; set {_DEBUG}=1 to see where, and please report it")
+        _exit(f"unexpected error: {error!r}; set {_DEBUG}=1 for a traceback, and please report it")
 
 
 def _exit(message: str) -> None:

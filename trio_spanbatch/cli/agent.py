@@ -1,7 +1,7 @@
-"""A small agent program: tenants whose agents think, call tools and answer, all at once, with a span for each step.
+"""A small agent program: several tenants' agents run at once and record a span for each step.
 
-It is what a program that uses a `SpanBatcher` looks like. Its spans are named after OpenTelemetry's conventions for
-generative AI. Nothing in it knows about batches, retries or shutdown.
+It shows how a program uses a `SpanBatcher`. Its spans follow OpenTelemetry's conventions for generative AI. The program
+itself does not deal with batches, retries or shutdown.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _SCOPE = InstrumentationScope("trio_spanbatch.demo", "1")
 _TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
 _QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")
 
-# How many spans three answers in a row have.
+# The number of spans in three consecutive answers.
 SPANS_OF_THREE_ANSWERS = 5 + 7 + 9
 
-# Seconds; the longest that a step takes.
+# The longest duration of a step, in seconds.
 _LONGEST_STEP = 0.12
 
 
 @attrs.define
 class Tracer:
-    """Makes spans and adds them to a batcher when they end.
+    """Records spans and adds them to a batcher when they end.
 
     Attributes:
-        batcher: Where spans go.
-        location: Where they belong.
-        ids: Makes ids.
-        accepted: The trace id and span id of every span that the batcher accepted.
-        turned_away: How many it had no room for.
+        batcher: The batcher.
+        location: The location of the spans.
+        ids: Generates ids.
+        accepted: The trace id and span id of every accepted span.
+        not_accepted: The number of spans that found the queue full.
     """
 
     batcher: SpanBatcher
     location: str
     ids: random.Random
     accepted: list[tuple[int, int]] = attrs.Factory(list)
-    turned_away: int = 0
+    not_accepted: int = 0
     _resource: Resource = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -57,7 +57,7 @@ class Tracer:
     def span(
         self, name: str, parent: SpanContext | None = None, kind: SpanKind = SpanKind.INTERNAL, **attributes: Any
     ) -> Iterator[SpanContext]:
-        """Measure what happens inside. The span ends however that ends, a cancel included."""
+        """Record a span around the body. The span also ends if the body raises or is cancelled."""
         trace_id = parent.trace_id if parent is not None else self.ids.getrandbits(128) or 1
         context = SpanContext(trace_id, self.ids.getrandbits(64) or 1)
         started = time.time_ns()
@@ -86,29 +86,29 @@ class Tracer:
             )
 
     def _add(self, span: Span) -> None:
-        # Synchronous, so it also works while the program is being cancelled.
+        # Synchronous, so that it works during a cancellation too.
         try:
             self.batcher.add_span_nowait(self.location, span)
         except trio.WouldBlock:
-            self.turned_away += 1
+            self.not_accepted += 1
         else:
             self.accepted.append((span.context.trace_id, span.context.span_id))
 
 
 @attrs.frozen
 class Agent:
-    """Answers questions, one after the other: 5, 7 or 9 spans each.
+    """Answers questions one after the other, with 5, 7 or 9 spans each.
 
     Attributes:
-        tracer: Makes its spans.
-        chance: Decides what it does and how long that takes.
+        tracer: Records its spans.
+        chance: Selects questions, tools and durations.
     """
 
     tracer: Tracer
     chance: random.Random
 
     async def run(self, questions: int) -> None:
-        """Answer so many questions."""
+        """Answer ``questions`` questions."""
         for number in range(questions):
             await self._answer(number)
 

@@ -1,4 +1,4 @@
-"""What the development receiver does with requests: it stores their spans and counts them."""
+"""Store and count the spans that the development receiver gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .store import SpanStore, StoredCounts, has_ids
 
 __all__ = ["Collector", "CollectorCounts"]
 
-_BAD_IDS = "a trace id has 16 bytes, a span id 8, and neither is all zero"
+_BAD_IDS = "a trace id must have 16 bytes, a span id 8, and neither may be all zero"
 
 
 @attrs.define
@@ -23,12 +23,12 @@ class CollectorCounts:
     """Counts since the start.
 
     Attributes:
-        requests: Requests that were answered, in whatever way.
-        refused: Those of them that were answered with an error.
-        spans: Spans stored, each once.
+        requests: All requests that were answered.
+        refused: Requests that were answered with an error.
+        spans: Spans that were stored.
         repeated: Spans that had been stored before.
-        rejected: Spans that cannot be stored, as their ids are no ids.
-        locations: Spans stored for each location.
+        rejected: Spans that were not stored because their ids are invalid.
+        locations: Spans that were stored, by location.
     """
 
     requests: int = 0
@@ -53,14 +53,14 @@ def _counted(count: int, noun: str) -> str:
 
 
 class Collector:
-    """Answers a receiver's requests: each span is committed to the store before its request is acknowledged.
+    """Answers a receiver's requests. Spans are committed to the store before their request is acknowledged.
 
     Args:
-        store: Where spans go; None: nowhere, they are only counted.
-        warn: Called with a line about what went wrong with the store.
+        store: The store; if None, spans are only counted.
+        warn: Called with a message if the store fails.
 
     Attributes:
-        store: Where spans go.
+        store: The store.
     """
 
     def __init__(self, store: SpanStore | None, warn: Callable[[str], object]) -> None:
@@ -70,27 +70,27 @@ class Collector:
         self._changed = trio.Event()
 
     def answer(self, request: ReceivedRequest) -> Outcome | None:
-        """Decide on a request, as `OTLPReceiver`'s ``answers``."""
+        """Answer a request. Used as `OTLPReceiver`'s ``answers``."""
         if request.message is None or request.default_answer.status != 200:
             return None
         rejected = [span for span in request.spans if not has_ids(span)]
         try:
             self._store_spans(request.location, request.message, len(request.spans) - len(rejected))
         except sqlite3.Error as error:
-            self._warn(f"cannot store: {error}; answered 503, so that clients try again")
-            return Answer(503, headers=[("retry-after", "1")], body=b"the store cannot be written to")
+            self._warn(f"cannot store spans: {error}; answered 503, so that clients retry")
+            return Answer(503, headers=[("retry-after", "1")], body=b"cannot write to the store")
         self.counts.rejected += len(rejected)
         return partial_success(len(rejected), _BAD_IDS, rejected_spans=rejected) if rejected else None
 
     def count(self, _request: ReceivedRequest, status: int | None) -> None:
-        """Count a request, as `OTLPReceiver`'s ``on_request``."""
+        """Count a request. Used as `OTLPReceiver`'s ``on_request``."""
         self.counts.requests += 1
         if status is None or status >= 300:
             self.counts.refused += 1
         self._changed.set()
 
     async def wait_for_change(self) -> None:
-        """Return once a request was counted since the last call returned."""
+        """Wait until another request has been counted since the last call."""
         await self._changed.wait()
         self._changed = trio.Event()
 

@@ -1,4 +1,4 @@
-"""The commands and their options. What they do is in modules of their own."""
+"""The commands and their options. Each command is implemented in its own module."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .destinations import (
     Destination,
     attempt_timeout,
     in_words_of_options,
-    location_is_not_told,
+    location_is_not_sent,
     make_exporter,
     nobody_there,
     server_of,
@@ -41,13 +41,13 @@ __all__ = ["cli"]
 
 _LOGGER = logging.getLogger("trio_spanbatch")
 
-# A file may have larger spans than a live program should hold: each has to fit.
+# Larger than a program's defaults, as every span in a file must fit.
 _PENDING_BYTES = 128 * MIB
 _PENDING_BYTES_PER_LOCATION = 64 * MIB
 
 
 class _Seconds(click.FloatRange):
-    """A number above 0; ``inf`` is one."""
+    """A number above 0, including ``inf``."""
 
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True)
@@ -55,7 +55,7 @@ class _Seconds(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value} is no number of seconds", param, ctx)
+            self.fail(f"{value} is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -66,10 +66,10 @@ def _file_for_store(_context: click.Context, _option: click.Parameter, value: st
     if value is None:
         return None
     if not value:
-        raise click.BadParameter("it is empty; name a file, as in spans.db")
+        raise click.BadParameter("it is empty; give the name of a file, as in spans.db")
     if value.startswith(":memory:"):
-        # SQLite's name for no file at all.
-        raise click.BadParameter(f"{value} is no file; name one, as in spans.db, or leave --store out")
+        # SQLite's name for a database without a file.
+        raise click.BadParameter(f"{value} is not a file; name one, as in spans.db, or leave out --store")
     return Path(value)
 
 
@@ -80,14 +80,14 @@ def _not_empty(_context: click.Context, _option: click.Parameter, value: str | N
 
 
 class _OneLineErrors(click.Group):
-    """Errors are one line, where click prints the usage as well."""
+    """A group that prints errors in one line, without click's usage lines."""
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with output_errors():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # In here, as click ends the process without a word where a pipe is closed.
+        # Here, because click exits silently if a pipe is closed.
         with output_errors():
             return super().invoke(ctx)
 
@@ -112,7 +112,7 @@ class _OneLineErrors(click.Group):
     @staticmethod
     def _print(message: str, context: click.Context | None) -> None:
         path = context.command_path if context is not None else "trio-spanbatch"
-        hint = f"; {path} --help tells more" if context is not None else ""
+        hint = f"; see {path} --help" if context is not None else ""
         with suppress(OSError):
             click.echo(f"{path}: {' '.join(message.split()).rstrip('.')}{hint}", err=True)
 
@@ -127,53 +127,58 @@ def cli() -> None:
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True, dir_okay=False)
 )
-@click.option(
-    "--to", type=click.Choice(DESTINATIONS), default="otlp", show_default=True, help="What kind of server it is."
-)
+@click.option("--to", type=click.Choice(DESTINATIONS), default="otlp", show_default=True, help="The kind of server.")
 @click.option(
     "--endpoint",
     metavar="URL",
     callback=_not_empty,
-    help="Where to send to, as it is. By default what OTEL_EXPORTER_OTLP_ENDPOINT and its like say, "
-    "else http://localhost:4318/v1/traces. For mlflow it is the tracking URI, by default MLFLOW_TRACKING_URI; "
-    "for unity-catalog the workspace, by default DATABRICKS_HOST; for zerobus its endpoint, by default the one of the "
-    "workspace in DATABRICKS_HOST.",
+    help="The URL to send to; no path is added. [default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or "
+    "OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318/v1/traces] For mlflow: the tracking URI, by default "
+    "MLFLOW_TRACKING_URI. For unity-catalog: the workspace, by default DATABRICKS_HOST. For zerobus: its endpoint, by "
+    "default that of the workspace in DATABRICKS_HOST.",
 )
 @click.option(
     "--location",
     metavar="NAME",
     callback=_not_empty,
-    help="The location of all spans. For mlflow it is an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID; "
-    "for unity-catalog and zerobus a table. [default: default]",
+    help="The location of all spans. For mlflow: an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID. For "
+    "unity-catalog and zerobus: a table. [default: default]",
 )
 @click.option(
     "--location-attribute",
     metavar="KEY",
     callback=_not_empty,
-    help="Take each span's location from this attribute of the span, else of its resource.",
+    help="Take each span's location from this attribute of the span, or else of its resource.",
 )
 @click.option(
     "--location-header",
     metavar="HEADER",
     callback=_not_empty,
-    help="The header that tells the server the location, e.g. X-Scope-OrgID.",
+    help="The header that carries the location, e.g. X-Scope-OrgID.",
 )
-@click.option("--header", "headers", metavar="K=V", multiple=True, help="A header for every request. May be repeated.")
-@click.option("--compression", type=click.Choice(["gzip", "none"]), help="How requests are compressed. [default: none]")
+@click.option("--header", "headers", metavar="K=V", multiple=True, help="A header for all requests. May be repeated.")
 @click.option(
-    "--max-spans", type=click.IntRange(min=1), metavar="N", help="A batch has at most so many spans. [default: 512]"
+    "--compression",
+    type=click.Choice(["gzip", "none"]),
+    help="The compression of requests. [default: gzip for mlflow, else none]",
 )
+@click.option("--max-spans", type=click.IntRange(min=1), metavar="N", help="The most spans in a batch. [default: 512]")
 @click.option(
-    "--max-bytes", type=click.IntRange(min=1), metavar="N", help="A request has at most so many bytes. [default: 4 MiB]"
+    "--max-bytes", type=click.IntRange(min=1), metavar="N", help="The most bytes in a request. [default: 4 MiB]"
 )
 @click.option(
     "--max-delay",
     type=_SECONDS,
     metavar="S",
-    help="A batch waits at most so many seconds for more spans. [default: 5]",
+    help="Seconds that a batch waits for more spans. [default: 5]",
 )
-@click.option("--timeout", type=_SECONDS, metavar="S", help="Seconds that an attempt may take. [default: 10]")
-@click.option("--json", "as_json", is_flag=True, help="Print what became of the spans as one JSON document.")
+@click.option(
+    "--timeout",
+    type=_SECONDS,
+    metavar="S",
+    help="Seconds that an attempt may take. [default: 10; mlflow: 60; unity-catalog, zerobus: 20]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 def send_command(
     files: Sequence[str],
     to: str,
@@ -189,9 +194,9 @@ def send_command(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Send the spans in FILEs: OTLP as JSON lines or as JSON documents, plain or gzip; - is standard input.
+    """Send the spans in FILEs: OTLP as JSON lines or JSON documents, plain or gzip; - is standard input.
 
-    Exits with 1 if a span was invalid, rejected or not delivered.
+    The exit code is 1 if a span was invalid, rejected or not delivered.
     """
     from .send import LocationOf, SendSettings, send
 
@@ -224,8 +229,8 @@ def send_command(
             raise click.UsageError(in_words_of_options(str(error))) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(str(error)) from error
-        if location_is_not_told(destination):
-            screen.warn("the server is not told the locations of --location-attribute: name a --location-header")
+        if location_is_not_sent(destination):
+            screen.warn("the server does not learn the locations of --location-attribute; name a --location-header")
         result = trio.run(send, settings, exporter, screen)
     if as_json:
         screen.document(_json(result.tally.document(result.statistics)))
@@ -239,14 +244,19 @@ def send_command(
 @cli.command("receive")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=4318, show_default=True, metavar="N", help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=4318,
+    show_default=True,
+    metavar="N",
+    help="The port to listen on; 0 selects a free one.",
 )
 @click.option(
     "--store",
     type=click.Path(dir_okay=False),
     callback=_file_for_store,
     metavar="FILE.db",
-    help="Store spans in this SQLite file, one row a span. Without, they are only counted.",
+    help="Store spans in this SQLite file, one row per span. Without it, they are only counted.",
 )
 @click.option(
     "--location-header",
@@ -255,7 +265,7 @@ def send_command(
     help="The header that carries the location of a request.",
 )
 def receive_command(host: str, port: int, store: Path | None, location_header: str | None) -> None:
-    """Receive spans over OTLP/HTTP, for development. Ctrl-C ends it."""
+    """Receive spans over OTLP/HTTP, for development. Stop it with Ctrl-C."""
     from .receive import ReceiveSettings, receive
 
     if location_header is not None:
@@ -275,28 +285,28 @@ def receive_command(host: str, port: int, store: Path | None, location_header: s
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> str:
-    """Return what is wrong and what to do. No other port helps where the host is no address of this machine."""
+    """Return an error message. Another port does not help if the host is not an address of this machine."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         advice = "name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all"
     else:
-        advice = "name another port with --port, 0 takes a free one"
+        advice = "name another port with --port; 0 selects a free one"
     return f"cannot listen on {host}:{port}: {error.strerror or error}; {advice}"
 
 
-@cli.command("demo", short_help="Show that nothing is lost: an ill server, a cancel half-way.")
+@cli.command("demo", short_help="Show that no span is lost when a server fails.")
 @click.option(
     "--store",
     type=click.Path(dir_okay=False),
     callback=_file_for_store,
     metavar="FILE.db",
-    help="Where to store the spans: a new file. [default: a new temporary one]",
+    help="The file to store spans in; it must not exist. [default: a new temporary file]",
 )
 def demo_command(store: Path | None) -> None:
-    """Show that nothing is lost: an agent program, a server that fails for a while, a cancel half-way."""
+    """Show that no span is lost: an agent program is cancelled half-way, while its server fails for a time."""
     from .demo import demo
 
     if store is not None and store.exists():
-        raise click.ClickException(f"{store} is there already; the demo wants a new file")
+        raise click.ClickException(f"{store} already exists; name a new file with --store")
     if store is None:
         store = _new_folder() / "demo.db"
     screen = Screen()
@@ -305,7 +315,7 @@ def demo_command(store: Path | None) -> None:
             result = trio.run(demo, store, screen)
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
-    screen.say(f"the store: {store}")
+    screen.say(f"spans are stored in {store}")
     screen.say(result.verdict)
     sys.exit(result.exit_code)
 
@@ -314,11 +324,12 @@ def _new_folder() -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="trio-spanbatch-"))
     except OSError as error:
-        raise click.ClickException(f"no temporary file: {error.strerror}; name a file with --store") from error
+        reason = f"cannot create a temporary directory: {error.strerror}"
+        raise click.ClickException(f"{reason}; name a file with --store") from error
 
 
 def _json(document: object) -> str:
-    """Return ``document`` in one line, with characters as they are if standard output can have them."""
+    """Return ``document`` in one line, with escapes only if standard output cannot encode its characters."""
     text = json.dumps(document, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -328,7 +339,7 @@ def _json(document: object) -> str:
 
 
 def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
-    """Return the headers by name. A message never shows one: it may be a credential."""
+    """Return the headers by name. Error messages never show a header, as it may be a credential."""
     parsed = {}
     for number, header in enumerate(headers, 1):
         name, equals, value = header.partition("=")
@@ -348,7 +359,7 @@ def _batch_policy(max_spans: int | None, max_bytes: int | None, max_delay: float
 
 
 def _limits(batch: BatchPolicy) -> Limits:
-    """Return limits with room for several batches of each location."""
+    """Return limits that hold several batches of each location."""
     limits = Limits(**queue_options(os.environ))
     return attrs.evolve(
         limits,
@@ -360,10 +371,10 @@ def _limits(batch: BatchPolicy) -> Limits:
 
 @contextmanager
 def _log_lines(screen: Screen) -> Iterator[None]:
-    """Show what the library logs as lines on stderr."""
+    """Print the library's log messages on stderr, one line each."""
     handler = LogLines(screen)
     _LOGGER.addHandler(handler)
-    # What it warns of comes back as a reason; Python would print it as well.
+    # Its warnings are repeated in the reasons of losses. Without a handler, Python would print them.
     logging.getLogger("databricks").addHandler(logging.NullHandler())
     try:
         yield

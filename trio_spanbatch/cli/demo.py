@@ -1,7 +1,7 @@
-"""``trio-spanbatch demo``: an agent program, a server that fails for a while, a cancel half-way, and nothing is lost.
+"""``trio-spanbatch demo``: cancel an agent program half-way, while its server fails, and show that no span is lost.
 
-Everything is real: spans go over HTTP to a receiver that stores them in SQLite. At the end, the ids of the spans that
-the batcher accepted are compared with those in the file.
+Spans are sent over real HTTP to a receiver that stores them in SQLite. At the end, the ids of the accepted spans are
+compared with those in the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _AGENTS_A_LOCATION = 6
 _QUESTIONS_AN_AGENT = 30
 PLANNED_SPANS = len(LOCATIONS) * _AGENTS_A_LOCATION * _QUESTIONS_AN_AGENT // 3 * SPANS_OF_THREE_ANSWERS
 
-# Seconds: when the server begins to answer 503 for one location, and how long after the cancel it goes on.
+# Seconds until the server begins to answer 503 for one location, and until it stops after the cancellation.
 _FAILS_AFTER = 1.0
 _FAILS_BEYOND_CANCEL = 1.0
 
@@ -61,11 +61,11 @@ _SHUTDOWN_TIMEOUT = 15.0
 
 
 class MeasuringExporter:
-    """Sends with another exporter, and measures requests.
+    """An exporter that measures another exporter's requests.
 
     Attributes:
-        ages: For each location, how old each batch was when it was acknowledged, in seconds since its first span ended.
-        sent: For each location, how many spans each request had.
+        ages: For each location, the age of each batch at its acknowledgement: seconds since its first span ended.
+        sent: For each location, the number of spans in each request.
     """
 
     def __init__(self, exporter: OTLPExporter) -> None:
@@ -89,11 +89,11 @@ class MeasuringExporter:
 
 @attrs.define
 class FailingServer:
-    """Answers 503 for one location for a while.
+    """Answers 503 for one location for some time.
 
     Attributes:
-        collector: Answers everything else.
-        began: When it was started, in trio's time.
+        collector: Answers all other requests.
+        began: When the server was started, in trio's time.
         cancelled: When the program was cancelled.
     """
 
@@ -103,28 +103,28 @@ class FailingServer:
 
     @property
     def fails(self) -> bool:
-        """Whether it fails now."""
+        """Whether the server fails now."""
         now = trio.current_time()
         over = self.cancelled is not None and now >= self.cancelled + _FAILS_BEYOND_CANCEL
         return now >= self.began + _FAILS_AFTER and not over
 
     def answer(self, request: ReceivedRequest) -> Outcome | None:
-        """Decide on a request, as `OTLPReceiver`'s ``answers``."""
+        """Answer a request. Used as `OTLPReceiver`'s ``answers``."""
         if request.location == FAILING and self.fails:
-            return Answer(503, body=b"out for lunch")
+            return Answer(503, body=b"temporarily unavailable")
         return self.collector.answer(request)
 
 
 @attrs.frozen(kw_only=True)
 class DemoResult:
-    """What became of the spans.
+    """The outcome of the spans.
 
     Attributes:
-        accepted: Location, trace id and span id of all spans that the batcher accepted.
-        stored: The same of all rows of the store.
-        handed_back: The same of all spans that the batcher handed back undelivered.
-        reason: Why it did.
-        interrupted: 128 and the number of the signal that ended it, 0 if none did.
+        accepted: Location, trace id and span id of each accepted span.
+        stored: Location, trace id and span id of each row in the store.
+        handed_back: Location, trace id and span id of each span that was handed back undelivered.
+        reason: Why spans were handed back.
+        interrupted: 128 plus the number of the signal that ended the demo, 0 if there was none.
     """
 
     accepted: Sequence[Key]
@@ -135,15 +135,15 @@ class DemoResult:
 
     @property
     def holds(self) -> bool:
-        """Whether every accepted span is stored, once, and nothing else is."""
+        """Whether each accepted span is stored exactly once, and no other span is."""
         return sorted(self.accepted) == sorted(self.stored)
 
     @property
     def verdict(self) -> str:
-        """What the comparison of ids showed."""
+        """The result of the comparison, in a sentence."""
         if self.holds:
             return f"nothing was lost: all {len(self.accepted):,} accepted spans are in the store, one row each"
-        # Some that were handed back may be stored all the same: nobody waited for the answer.
+        # Spans that were handed back may be stored too, if their request was cancelled before its answer.
         missing = len(set(self.accepted) - set(self.stored) - set(self.handed_back))
         unknown = len(set(self.stored) - set(self.accepted))
         if not missing and not unknown and len(self.stored) == len(set(self.stored)):
@@ -152,21 +152,21 @@ class DemoResult:
                 f"undelivered ({self.reason}); all others are in the store"
             )
         return (
-            f"NOT what was promised: {len(self.accepted):,} spans accepted, {len(self.stored):,} rows, "
-            f"{missing:,} spans missing, {unknown:,} rows that nobody sent"
+            f"spans were LOST or duplicated: {len(self.accepted):,} spans accepted, {len(self.stored):,} rows, "
+            f"{missing:,} spans missing, {unknown:,} unexpected rows"
         )
 
     @property
     def exit_code(self) -> int:
-        """0 if it holds."""
+        """0 if nothing was lost or duplicated, else 1 or ``interrupted``."""
         return self.interrupted or (0 if self.holds else 1)
 
 
 async def demo(path: Path, screen: Screen) -> DemoResult:
-    """Run the demonstration, with a new store in ``path``.
+    """Run the demo with a new store in ``path``.
 
     Raises:
-        sqlite3.Error: The store cannot be made.
+        sqlite3.Error: If the store cannot be created.
     """
     with closing(SpanStore(path)) as store:
         server = FailingServer(Collector(store, screen.warn), trio.current_time())
@@ -204,7 +204,7 @@ async def _run_program(
     losses: list[Loss],
     screen: Screen,
 ) -> None:
-    """Run agents for all locations, cancel them half-way, and show what became of their spans."""
+    """Run agents for all locations, cancel them half-way, and print the outcome of their spans."""
     exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))
     batcher = SpanBatcher(
         exporter,
@@ -219,7 +219,7 @@ async def _run_program(
         async with trio.open_nursery() as observers:
             observers.start_soon(progress.run)
             observers.start_soon(_cancel_half_way, batcher, server, interrupt.scope, progress)
-            # A second Ctrl-C ends the drain, and what is known then is shown all the same.
+            # After a second Ctrl-C has ended the drain, the results are printed too.
             with interrupt.absorb(), interrupt.scope:
                 async with batcher:
                     with interrupt.body():
@@ -255,7 +255,7 @@ async def _cancel_half_way(
     )
     scope.cancel()
     await trio.sleep(_FAILS_BEYOND_CANCEL)
-    progress.say(f"the server is well again for {FAILING}")
+    progress.say(f"the server accepts spans for {FAILING} again")
 
 
 def _accepted(tracers: Sequence[Tracer]) -> Iterator[Key]:
@@ -265,7 +265,7 @@ def _accepted(tracers: Sequence[Tracer]) -> Iterator[Key]:
 
 
 def handed_back(losses: Sequence[Loss]) -> Iterator[Key]:
-    """Yield the keys of all spans that were handed back undelivered; those that the server rejected are not."""
+    """Yield the keys of all spans that were handed back undelivered. Rejected spans are not included."""
     for loss in losses:
         if loss.outcome == "undelivered":
             for span in loss.batch.spans:
@@ -274,9 +274,9 @@ def handed_back(losses: Sequence[Loss]) -> Iterator[Key]:
 
 
 def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tracer], screen: Screen) -> None:
-    """Print what became of the spans of each location."""
+    """Print a table of the outcomes, by location."""
     statistics = batcher.statistics()
-    columns = ["location", "accepted", "delivered", "rejected", "undelivered", "requests", "spans a request"]
+    columns = ["location", "accepted", "delivered", "rejected", "undelivered", "requests", "spans per request"]
     rows = []
     for location in LOCATIONS:
         counts = statistics.locations.get(location, LocationStatistics())
@@ -291,7 +291,7 @@ def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tr
         )
     screen.say("")
     screen.table([*columns, "age p50", "age p99"], rows, optional={"rejected", "undelivered"})
-    screen.say("age: from the end of a batch's first span to its acknowledgement")
-    turned_away = sum(tracer.turned_away for tracer in tracers)
-    if turned_away:
-        screen.say(f"{turned_away:,} more spans found a full queue and were not accepted")
+    screen.say("age: from the end of a batch's first span to the batch's acknowledgement")
+    not_accepted = sum(tracer.not_accepted for tracer in tracers)
+    if not_accepted:
+        screen.say(f"{not_accepted:,} more spans found a full queue and were not accepted")

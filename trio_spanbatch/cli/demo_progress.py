@@ -1,4 +1,4 @@
-"""Progress of the demonstration: moving bars on a terminal, a line now and then in a pipe."""
+"""Progress of the demo: bars on a terminal, a line once a second otherwise."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .screen import Screen
 
 __all__ = ["DemoProgress"]
 
-# Seconds between two pictures, and between two lines.
-_PICTURE_INTERVAL = 0.1
+# Seconds between two redraws, and between two lines.
+_REDRAW_INTERVAL = 0.1
 _LINE_INTERVAL = 1.0
-# Where there are fewer columns, the numbers have no room beside a bar.
+# On a narrower terminal, there is no room for bars beside the numbers.
 _WIDE = 80
 
 
 class DemoProgress:
-    """How many spans are accepted and delivered, for each location."""
+    """Shows how many spans were accepted and delivered, by location."""
 
     def __init__(self, batcher: SpanBatcher, planned: int, screen: Screen) -> None:
         self._batcher = batcher
@@ -38,7 +38,7 @@ class DemoProgress:
             disable=not self._moves,
             transient=True,
         )
-        self._tasks = {"in all": self._progress.add_task("in all", total=planned, counts="")}
+        self._tasks = {"total": self._progress.add_task("total", total=planned, counts="")}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -51,7 +51,7 @@ class DemoProgress:
         self._progress.stop()
 
     def end_plan(self) -> None:
-        """Take what is accepted for all that will be: nothing more is planned."""
+        """Make the number of accepted spans the total: no more are planned."""
         self._planned = 0
 
     def say(self, line: str) -> None:
@@ -62,7 +62,7 @@ class DemoProgress:
         """Show progress until cancelled."""
         while True:
             self._draw(self._batcher.statistics())
-            await trio.sleep(_PICTURE_INTERVAL if self._moves else _LINE_INTERVAL)
+            await trio.sleep(_REDRAW_INTERVAL if self._moves else _LINE_INTERVAL)
 
     def _draw(self, statistics: SpanBatcherStatistics) -> None:
         if not self._moves:
@@ -72,7 +72,7 @@ class DemoProgress:
             if location not in self._tasks:
                 self._tasks[location] = self._progress.add_task(location, counts="")
             self._update(location, self._planned // 4, counts.accepted, counts.delivered)
-        self._update("in all", self._planned, statistics.accepted, statistics.delivered)
+        self._update("total", self._planned, statistics.accepted, statistics.delivered)
         self._progress.refresh()
 
     def _update(self, name: str, planned: int, accepted: int, delivered: int) -> None:

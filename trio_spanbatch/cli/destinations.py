@@ -1,4 +1,4 @@
-"""Which exporter ``send --to`` means, and which of its options go with it."""
+"""Make the exporter for ``send --to``, and check the options that apply to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attrs
 
 from .._exporter import ExportResult, LocationChecker, Refused, SpanExporter
 from .._http.exporter import DisabledExporter, OTLPExporter
-from .._settings.environment import ExporterOptions, export_timeout, exporter_options, sdk_disabled
+from .._settings.environment import export_timeout, exporter_options, sdk_disabled
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from ..destinations import mlflow, unity_catalog, zerobus
@@ -26,7 +26,7 @@ __all__ = [
     "Destination",
     "attempt_timeout",
     "in_words_of_options",
-    "location_is_not_told",
+    "location_is_not_sent",
     "make_exporter",
     "nobody_there",
     "server_of",
@@ -37,38 +37,43 @@ DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 # Seconds that an attempt may take unless --timeout says otherwise.
 _TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0, "zerobus": 20.0}
 
+# Advice if there is no server.
 _NOBODY_THERE = {
     "otlp": NOBODY_THERE,
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
-    "zerobus": "name the right workspace with DATABRICKS_HOST, or Zerobus' endpoint with --endpoint",
+    "zerobus": "set DATABRICKS_HOST to the right workspace, or name Zerobus' endpoint with --endpoint",
 }
 
-# The library's messages name its arguments: what these are called here, the first that applies.
-_WORDS = (
-    (r"headers= or auth=", "--header"),
-    (r"\bheaders has ", "--header has "),
-    (r"\bendpoint (?='|\(not shown|must be a host|http)", "--endpoint "),
-    (r"\blocation_header (?=')", "--location-header "),
+# The options for arguments of the library. A message names an argument in its first word, or with a "=" after it.
+_OPTIONS = {
+    "endpoint": "--endpoint",
+    "host": "--endpoint",
+    "tracking_uri": "--endpoint",
+    "location_header": "--location-header",
+    "headers": "--header",
+}
+_ARGUMENT = re.compile(rf"^({'|'.join(_OPTIONS)})(?= )|\b({'|'.join(_OPTIONS)})=")
+
+# Advice about arguments for which there is no option.
+_ADVICE = (
+    (r" or auth=", ""),
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
-    (r"\bgive host=", "give --endpoint"),
-    (r"\bhost (?=must be|\(not shown)", "--endpoint "),
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
-    (r"\btracking_uri=?", "--endpoint"),
-    (r"give experiment_id=, or use an experiment's id as the location", "or give an experiment with --location"),
+    (r"give experiment_id=, or use an experiment's id as the location", "or name an experiment with --location"),
     (r"; names are locations with mlflow\(experiments='name'\)", "; a name can only be given with --location"),
     (r"Limits\.max_pending_bytes_per_location and max_pending_bytes allow (\d+)", r"no request has more than \1"),
 )
 
 
 class OptionError(ValueError):
-    """Options do not go together. The message is for whoever typed them."""
+    """Options cannot be combined, or one is missing. The message names options."""
 
 
 @attrs.frozen(kw_only=True)
 class Destination:
-    """Where ``send`` sends to, as it was typed.
+    """The options of ``send`` about its destination.
 
     Attributes:
         to: One of `DESTINATIONS`.
@@ -77,7 +82,7 @@ class Destination:
         location_attribute: ``--location-attribute``.
         location_header: ``--location-header``.
         headers: The headers of all ``--header``.
-        compression: ``gzip``, ``none``, or None for what is usual.
+        compression: ``gzip``, ``none``, or None for the destination's default.
         timeout: ``--timeout``.
     """
 
@@ -92,42 +97,44 @@ class Destination:
 
 
 def make_exporter(destination: Destination) -> SpanExporter:
-    """Return an exporter for ``destination``, as the environment says where the options do not.
+    """Return an exporter for ``destination``. Options that are not given come from the environment.
 
     Raises:
-        ValueError: Options or variables cannot be used, or not together. `OptionError` is one.
-        TypeError: The same.
-        ModuleNotFoundError: A library is missing.
+        ValueError: If an option or variable is invalid, or if options cannot be combined (`OptionError`).
+        TypeError: As for `ValueError`.
+        ModuleNotFoundError: If a library is missing.
     """
     if destination.location is not None and destination.location_attribute is not None:
-        raise OptionError("--location and --location-attribute exclude each other")
+        raise OptionError("--location and --location-attribute are mutually exclusive")
     if sdk_disabled(os.environ):
         return DisabledExporter()
     make = {"otlp": _otlp, "mlflow": _mlflow, "unity-catalog": _unity_catalog, "zerobus": _zerobus}[destination.to]
     exporter = make(destination)
     if destination.location_attribute is None and isinstance(exporter, LocationChecker):
-        # Else every span would be told to be invalid.
+        # Otherwise each span would be reported as invalid.
         exporter.check_location(destination.location or "default")
     return exporter
 
 
 def attempt_timeout(destination: Destination) -> float:
-    """Return the batcher's timeout for an attempt, which is behind the exporter's: that one tells more."""
+    """Return the batcher's timeout for an attempt: longer than the exporter's, whose messages say more."""
     if destination.timeout is not None:
         return destination.timeout + 1.0
     if destination.to in _TIMEOUTS:
         return max(export_timeout(os.environ), _TIMEOUTS[destination.to] + 1.0)
-    exporters = 0.0 if sdk_disabled(os.environ) else _options(destination).get("timeout", 0.0)
-    return export_timeout(os.environ, max(30.0, exporters + 1.0))
+    if sdk_disabled(os.environ):
+        return export_timeout(os.environ)
+    timeout = exporter_options(os.environ, endpoint=destination.endpoint).get("timeout", 0.0)
+    return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
 def nobody_there(destination: Destination) -> str:
-    """Return what to do when no request was ever answered."""
+    """Return advice for the case that no request was ever answered."""
     return _NOBODY_THERE[destination.to]
 
 
-def location_is_not_told(destination: Destination) -> bool:
-    """Whether spans have locations of their own, and nothing tells the server."""
+def location_is_not_sent(destination: Destination) -> bool:
+    """Whether locations differ between spans, but the server does not learn them."""
     by_span = destination.location_attribute is not None
     return by_span and destination.to == "otlp" and destination.location_header is None
 
@@ -142,32 +149,24 @@ def server_of(exporter: SpanExporter) -> str:
 
 
 def in_words_of_options(message: str) -> str:
-    """Return a message of the library with options in the place of its arguments."""
-    for pattern, words in _WORDS:
+    """Return a message of the library that names options instead of arguments."""
+    for pattern, words in _ADVICE:
         message = re.sub(pattern, words, message)
-    return message
-
-
-def _options(destination: Destination) -> ExporterOptions:
-    return exporter_options(os.environ, endpoint=destination.endpoint)
+    return _ARGUMENT.sub(lambda match: _OPTIONS[match[1] or match[2]], message)
 
 
 def _otlp(destination: Destination) -> SpanExporter:
-    options = _options(destination)
-    own = {name.lower() for name in destination.headers}
-    inherited = {name: value for name, value in options.get("headers", {}).items() if name.lower() not in own}
-    options["headers"] = {**inherited, **destination.headers}
-    if destination.timeout is not None:
-        options["timeout"] = destination.timeout
-    if destination.compression is not None:
-        options["compression"] = destination.compression
-    if options.get("compression") == "none":
-        del options["compression"]
-    return _AdvisedExporter(OTLPExporter(**options, location_header=destination.location_header))
+    return _AdvisedExporter.from_env(
+        endpoint=destination.endpoint,
+        location_header=destination.location_header,
+        headers=destination.headers,
+        timeout=destination.timeout,
+        compression=destination.compression,
+    )
 
 
 def _mlflow(destination: Destination) -> SpanExporter:
-    _refuse(destination.location_header is not None, "--location-header", destination, "MLflow's is known")
+    _refuse(destination.location_header is not None, "--location-header", destination, "it is x-mlflow-experiment-id")
     _check_mlflows_variables(destination)
     location = destination.location or "default"
     by_name = location != "default" and re.fullmatch(r"[0-9]+", location) is None
@@ -181,18 +180,18 @@ def _mlflow(destination: Destination) -> SpanExporter:
 
 
 def _check_mlflows_variables(destination: Destination) -> None:
-    """Refuse what the library takes for a mistake in a program, or only warns of."""
-    what, uri = ("--endpoint", destination.endpoint)
+    """Raise `OptionError` where the library reports a programming error, or only logs a warning."""
+    name, uri = "--endpoint", destination.endpoint
     if uri is None:
-        what, uri = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "")
+        name, uri = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "")
     if re.fullmatch(r"https?:[/\\]*", uri.strip(), re.IGNORECASE):
-        raise OptionError(f"{what} has no host; it must be the URL of a tracking server, as in http://localhost:5000")
+        raise OptionError(f"{name} has no host; it must be the URL of a tracking server, as in http://localhost:5000")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
     by_variable = destination.location is None and destination.location_attribute is None
     if by_variable and experiment and not is_experiment_id(experiment):
         raise OptionError(
-            f"MLFLOW_EXPERIMENT_ID is {shown(experiment)}, no experiment's id, a whole number such as '3'; correct it, "
-            "or give an experiment with --location"
+            f"MLFLOW_EXPERIMENT_ID is {shown(experiment)}; it must be the id of an experiment, a whole number such as "
+            "'3'; correct it, or name an experiment with --location"
         )
 
 
@@ -210,7 +209,7 @@ def _zerobus(destination: Destination) -> SpanExporter:
     _check_options_for_tables(destination, ZEROBUS_HEADER)
     if not os.environ.get("DATABRICKS_HOST", "").strip():
         raise OptionError(
-            "--to zerobus needs a workspace, where tokens come from: set DATABRICKS_HOST, as in "
+            "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST, as in "
             "https://dbc-a1b2c3d4-e5f6.cloud.databricks.com"
         )
     return zerobus(
@@ -231,42 +230,32 @@ def _check_options_for_tables(destination: Destination, header: str) -> None:
     )
     if destination.location is None and destination.location_attribute is None:
         raise OptionError(
-            f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name with "
-            "--location-attribute what attribute has it"
+            f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name the "
+            "attribute that contains it with --location-attribute"
         )
 
 
 def _refuse(given: bool, option: str, destination: Destination, reason: str) -> None:
     if given:
-        raise OptionError(f"{option} does not go with --to {destination.to}: {reason}")
+        raise OptionError(f"{option} cannot be used with --to {destination.to}: {reason}")
 
 
-class _AdvisedExporter:
-    """A `SpanExporter` around an `OTLPExporter` that says what to do where servers only say no."""
-
-    def __init__(self, exporter: OTLPExporter) -> None:
-        self._exporter = exporter
-        self.endpoint: str = exporter.endpoint
-
-    def check_location(self, location: str) -> None:
-        self._exporter.check_location(location)
+class _AdvisedExporter(OTLPExporter):
+    """Adds advice to the reasons of refusals."""
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        result = await self._exporter.export(batch)
+        result = await super().export(batch)
         if isinstance(result, Refused) and (advice := _advice(result.status_code)):
             return attrs.evolve(result, reason=f"{result.reason}; {advice}")
         return result
-
-    async def aclose(self) -> None:
-        await self._exporter.aclose()
 
 
 def _advice(status_code: int | None) -> str:
     status = math.nan if status_code is None else status_code
     if status in (401, 403):
-        return "give the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"
+        return "set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"
     if status in (404, 405):
-        return "--endpoint is the whole URL with its path, as in http://localhost:4318/v1/traces"
+        return "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
     if 300 <= status < 400:
-        return "if it leads to the right place, name that with --endpoint"
+        return "if its target is right, name that with --endpoint"
     return ""

@@ -1,11 +1,11 @@
-"""JSON documents out of bytes that come in pieces: one a line (JSON lines), over many lines, or any mix of them.
+"""Parse JSON documents from chunks of bytes: one per line (JSON lines), over several lines, or a mix of both.
 
-Memory stays at the size of the largest line, however long the input is. A document over many lines has to be held as a
-whole. Neither may be larger than `MAX_DOCUMENT_BYTES`.
+Memory use is bounded by the largest line, or the largest document over several lines. Neither may be larger than
+`MAX_DOCUMENT_BYTES`.
 
-A line whose last value is unfinished begins a document over many lines. It is held until as many brackets are closed
-as were opened, and parsed once, so the time that it takes grows with its size and no faster. A line that is a whole
-request by itself ends it before: then what was held is JSON lines, some of them broken, and each line is read as one.
+A line whose last value is incomplete begins a document over several lines. Its lines are held until all brackets are
+closed, and parsed once, so that the time grows linearly with the document's size. If a line is a complete request by
+itself, the lines held so far are parsed separately, as JSON lines of which some are broken.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import attrs
 __all__ = ["MAX_DOCUMENT_BYTES", "Document", "DocumentParser", "Unreadable"]
 
 MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
-_TOO_LARGE = f"larger than {MAX_DOCUMENT_BYTES // 1024**2} MiB; write it as JSON lines, one smaller request a line"
+_TOO_LARGE = (
+    f"larger than {MAX_DOCUMENT_BYTES // 1024**2} MiB; write it as JSON lines, with a smaller request in each line"
+)
 
 _DECODER = json.JSONDecoder()
-# What may stand between two documents: files that were joined bring their byte order marks along.
+# Allowed between two documents. Concatenated files contain byte order marks.
 _BETWEEN = " \t\r\n\f\v\ufeff"
 _SKIP = re.compile(f"[{_BETWEEN}]*")
-# A string, which ends with its line at the latest. It takes what it has seen for good, so that quotation marks without
-# an end take no more time than others.
+# A string ends at the end of its line at the latest. The quantifiers are possessive, so that unclosed quotation marks
+# cause no backtracking.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
 _BRACKETS = re.compile(rb"[][{}]")
 _STEPS = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
@@ -43,12 +45,12 @@ class Document:
 
 @attrs.frozen
 class Unreadable:
-    """A line (from 1) that is no JSON, and why.
+    """A line that cannot be read.
 
     Attributes:
-        line: The line.
-        reason: Why it cannot be read.
-        unfinished: The beginning of a JSON value that may go on in the next line, if it is one.
+        line: The number of the line, from 1.
+        reason: Why the line cannot be read.
+        unfinished: The data, if it may be the beginning of a JSON value that continues in the next line.
     """
 
     line: int
@@ -57,12 +59,12 @@ class Unreadable:
 
 
 class _Held:
-    """The lines so far of a value that goes on.
+    """The lines so far of a value over several lines.
 
     Attributes:
-        line: The first of them.
-        depth: How many brackets are open.
-        is_too_large: Whether they were thrown away. Brackets are counted all the same, to see where the value ends.
+        line: The number of the first line.
+        depth: The number of open brackets.
+        is_too_large: Whether the lines were discarded. Brackets are still counted, to find the end of the value.
     """
 
     def __init__(self, line: int) -> None:
@@ -73,7 +75,7 @@ class _Held:
         self._size = 0
 
     def add(self, line: bytes) -> bool:
-        """Add a line. Return whether the value ends in it."""
+        """Add a line. Return whether the value ends in this line."""
         lowest = self.depth
         for bracket in _BRACKETS.findall(_STRING.sub(b"", line)):
             self.depth += _STEPS[bracket]
@@ -84,7 +86,7 @@ class _Held:
         return lowest <= 0
 
     def outgrew(self) -> bool:
-        """Throw the lines away if they have become too large. Return whether they have just now."""
+        """Discard the lines if they have become too large. Return whether that happened in this call."""
         if self.is_too_large or self._size <= MAX_DOCUMENT_BYTES:
             return False
         self.is_too_large = True
@@ -96,23 +98,23 @@ class _Held:
         return b"\n".join(self._lines)
 
     def by_line(self) -> Iterator[Document | Unreadable]:
-        """Yield what the lines are if each is taken by itself."""
+        """Yield the values of each line, parsed separately."""
         for number, line in enumerate(self._lines, self.line):
             yield from _values(line, number)
 
 
 class DocumentParser:
-    """Bytes in, JSON documents out. Knows nothing of files."""
+    """Turns chunks of bytes into JSON documents."""
 
     def __init__(self) -> None:
-        self.line: int = 1  # the line that comes next
+        self.line: int = 1  # the number of the next line
         self._parts: list[bytes] = []  # the beginning of that line
         self._parts_size = 0
         self._skip_line = False
         self._held: _Held | None = None
 
     def feed(self, data: bytes) -> Iterator[Document | Unreadable]:
-        """Take in the next bytes, and yield what is complete."""
+        """Parse the next bytes, and yield what is complete."""
         *ended, rest = data.split(b"\n")
         for piece in ended:
             yield from self._extend_line(piece)
@@ -120,7 +122,7 @@ class DocumentParser:
         yield from self._extend_line(rest)
 
     def finish(self) -> Iterator[Document | Unreadable]:
-        """Yield what the end of the input completes."""
+        """Yield what remains at the end of the input."""
         if self._parts:
             yield from self._end_line()
         held, self._held = self._held, None
@@ -147,7 +149,7 @@ class DocumentParser:
             yield from self._hold(self._held, line, number)
 
     def _take(self, data: bytes, number: int) -> Iterator[Document | Unreadable]:
-        """Yield the values in whole lines from ``number`` on. The beginning of one that goes on is held."""
+        """Yield the values in complete lines from ``number`` on. The beginning of an incomplete one is held."""
         for item in _values(data, number):
             if isinstance(item, Unreadable) and item.unfinished:
                 self._held = _Held(self.line - 1 - item.unfinished.count(b"\n"))
@@ -170,7 +172,7 @@ class DocumentParser:
 
 
 def _values(data: bytes, first: int) -> Iterator[Document | Unreadable]:
-    """Yield the values in ``data``, which begins with the line ``first``. What cannot be read is the last of them."""
+    """Yield the values in ``data``, which begins with the line ``first``, up to the first that cannot be read."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -201,7 +203,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _whole_requests(line: bytes, number: int) -> list[Document | Unreadable] | None:
-    """Return what is in ``line`` if it is nothing but whole requests, else None."""
+    """Return the values in ``line`` if all of them are complete requests, else None."""
     line = line.strip()
     if not (line.startswith(b"{") and line.endswith(b"}")):
         return None
@@ -216,7 +218,7 @@ def _reason(error: Exception) -> str:
         return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "not read: nested too deeply"
-    # Python's advice is for programs.
+    # Python adds advice that is meant for programs.
     return f"not read: {str(error).partition('; use sys.')[0]}"
 
 

@@ -1,4 +1,4 @@
-"""The bytes of files and of standard input, a piece at a time, unpacked where they are gzip."""
+"""Read files and standard input in chunks, and decompress gzip."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["InputFile", "InputFileError"]
 
 _CHUNK = 64 * 1024
-_GZIP_MAGIC = b"\x1f"  # no JSON begins with it, and a pipe may give one byte at first
+_GZIP_MAGIC = b"\x1f"  # JSON never begins with it; one byte, as a pipe may return no more at first
 _STDIN = 0
 
 
 class InputFileError(Exception):
-    """A file cannot be opened or read on. The message says why."""
+    """A file cannot be opened or read. The message says why."""
 
 
 class _Waiting(io.FileIO):
-    """Waits for what comes, also where whoever shares the file has made it non-blocking.
+    """Waits for data even if another process has made the shared file description non-blocking.
 
-    Nothing to read would otherwise look like the end of the file. The flag belongs to all who share the file, so it
-    stays as it is.
+    Otherwise the absence of data would look like the end of the file. The flag is shared, so it is left alone.
     """
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         while True:
-            # None, which its type does not say, is for nothing there yet.
+            # None means that there is no data yet; its annotation leaves that out.
             count: int | None = super().readinto(buffer)
             if count is not None:
                 return count
@@ -44,16 +43,16 @@ class _Waiting(io.FileIO):
 
 
 class _AsItComes(io.BufferedReader):
-    """Gives what comes through a pipe as soon as it comes. ``GzipFile`` calls ``read``, which would wait for more."""
+    """Returns data from a pipe as soon as there is any. ``GzipFile`` calls ``read``, which would wait for more."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return self.read1(-1 if size is None else size)
 
 
 class InputFile:
-    """The bytes of a file, or of standard input for ``-``; unpacked if they begin like gzip.
+    """A file, or standard input for ``-``. Gzip is recognized by its first byte and decompressed.
 
-    Reading waits in a thread, as a pipe may take its time; a cancel leaves the thread behind.
+    Files are read in a thread, as a pipe may block. A cancellation abandons the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -64,10 +63,10 @@ class InputFile:
         self._in_thread = False
 
     async def read(self) -> bytes:
-        """Return the next bytes, at most 64 KiB, and none at the end of the file.
+        """Return the next bytes, at most 64 KiB, or ``b""`` at the end of the file.
 
         Raises:
-            InputFileError: The file cannot be opened or read, or its gzip data is damaged.
+            InputFileError: If the file cannot be opened or read, or if its gzip data is damaged.
         """
         self._in_thread = True
         try:
@@ -97,19 +96,19 @@ class InputFile:
 
     @property
     def _is_closed_stdin(self) -> bool:
-        # Python looks before anything else is opened, which may have the number 0 by now.
+        # Checked by Python at startup. By now another file may have the descriptor 0.
         return self._path == _STDIN and getattr(sys, "stdin", None) is None
 
     @property
     def position(self) -> int:
-        """How many bytes of the file were read, packed as they are; 0 where that cannot be known (a pipe)."""
+        """How many bytes of the file, before decompression, have been read; 0 if it has no position (a pipe)."""
         try:
             return 0 if self._buffered is None else self._buffered.raw.tell()
         except OSError:
             return 0
 
     def size(self) -> int | None:
-        """Return the size of the file in bytes, or None if it is no regular file."""
+        """Return the size of the file in bytes, or None if it is not a regular file."""
         if self._is_closed_stdin:
             return None
         try:
@@ -119,6 +118,6 @@ class InputFile:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def close(self) -> None:
-        """Close the file, unless a cancelled `read` still uses it in its thread."""
+        """Close the file, unless an abandoned thread is still reading it."""
         if self._buffered is not None and not self._in_thread:
             self._buffered.close()

@@ -1,7 +1,7 @@
-"""The fields of protobuf's JSON: what may stand for a number, bytes, an enum, and what stands for nothing.
+"""Read fields of protobuf's JSON: numbers, bytes, enums, ids, and their defaults.
 
-https://protobuf.dev/programming-guides/json/ has the rules. A field is looked for under its name in lowerCamelCase
-and under the original one in snake_case; null and a missing field are the default.
+The rules are in https://protobuf.dev/programming-guides/json/. A field may be named in lowerCamelCase
+or in its original snake_case. If it is null or missing, it has its default value.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FLOATS: Final[Mapping[str, float]] = {
 
 
 def field_of(message: JSONObject, name: str) -> Any:
-    """Return the field ``name`` (in lowerCamelCase) as it stands there, None if it is missing."""
+    """Return the value of the field ``name`` (in lowerCamelCase), None if it is missing."""
     value = message.get(name)
     return message.get(snake_case(name)) if value is None else value
 
@@ -58,21 +58,21 @@ def snake_case(name: str) -> str:
 
 
 def as_object(value: object, name: str) -> JSONObject:
-    """Return ``value``, an object."""
+    """Return ``value`` if it is an object."""
     if not isinstance(value, dict):
-        raise invalid(name, value, "it has to be a JSON object")
+        raise invalid(name, value, "it must be a JSON object")
     return value
 
 
 def as_text(value: object, name: str) -> str:
-    """Return ``value``, a string."""
+    """Return ``value`` if it is a string."""
     if not isinstance(value, str):
-        raise invalid(name, value, "it has to be a string")
+        raise invalid(name, value, "it must be a string")
     return value
 
 
 def as_int(value: object, first: int, end: int, name: str) -> int:
-    """Return the whole number from ``first`` to ``end - 1`` that ``value``, a number or a string, stands for."""
+    """Convert ``value``, a number or a string, to an int from ``first`` to ``end - 1``."""
     if isinstance(value, str):
         number = _number(value)
     else:
@@ -81,11 +81,11 @@ def as_int(value: object, first: int, end: int, name: str) -> int:
         number = int(number)
     if isinstance(number, int) and first <= number < end:
         return number
-    raise invalid(name, value, f"it has to be a whole number from {first} to {end - 1}")
+    raise invalid(name, value, f"it must be a whole number from {first} to {end - 1}")
 
 
 def as_float(value: object, name: str) -> float:
-    """Return the number that ``value``, a number or a string, stands for."""
+    """Convert ``value``, a number or a string, to a float."""
     number: object = value
     if isinstance(value, str):
         number = _FLOATS.get(value)
@@ -95,7 +95,7 @@ def as_float(value: object, name: str) -> float:
             return float(number)
         except OverflowError:
             pass
-    raise invalid(name, value, "it has to be a number, or 'NaN', 'Infinity' or '-Infinity'")
+    raise invalid(name, value, "it must be a number, or 'NaN', 'Infinity' or '-Infinity'")
 
 
 def _number(text: str) -> int | float | None:
@@ -108,22 +108,22 @@ def _number(text: str) -> int | float | None:
 
 
 def as_bytes(value: object, name: str) -> bytes:
-    """Return the bytes that ``value`` stands for: base64, also of the URL-safe kind and without padding."""
+    """Decode ``value`` from base64, standard or URL-safe, with or without padding."""
     text = as_text(value, name).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid(name, value, f"it is no base64 ({error})") from error
+        raise invalid(name, value, f"it is not base64 ({error})") from error
 
 
 def text_field(message: JSONObject, name: str) -> str:
-    """Return a field of text."""
+    """Return a string field."""
     value = field_of(message, name)
     return "" if value is None else as_text(value, name)
 
 
 def int_field(message: JSONObject, name: str, end: int) -> int:
-    """Return an unsigned number below ``end``."""
+    """Return an unsigned integer field, which must be below ``end``."""
     value = field_of(message, name)
     return 0 if value is None else as_int(value, 0, end, name)
 
@@ -134,22 +134,22 @@ def list_field(message: JSONObject, name: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise invalid(name, value, "it has to be a JSON array")
+        raise invalid(name, value, "it must be a JSON array")
     return value
 
 
 def id_field(message: JSONObject, name: str, size: int, *, may_be_zero: bool = False) -> int:
-    """Return an id of ``size`` bytes; 0 if it is missing or empty, or all zero where it may be.
+    """Return an id of ``size`` bytes as an int; 0 if it is missing or empty, or all zero with ``may_be_zero``.
 
     Raises:
-        InvalidSpanError: It is no hex, of another size, or all zero.
+        InvalidSpanError: If the id is not hex, has another size, or is all zero.
     """
     value = field_of(message, name)
     if value is None or value == "" or (may_be_zero and value == "0" * (2 * size)):
         return 0
     number = _hex(value, size) if isinstance(value, str) else 0
     if not number:
-        raise invalid(name, value, f"it has to be {2 * size} hex digits, not all zero")
+        raise invalid(name, value, f"it must be {2 * size} hex digits, not all zero")
     return number
 
 
@@ -163,13 +163,13 @@ def _hex(text: str, size: int) -> int:
 
 
 def enum_field(message: JSONObject, name: str, numbers: Mapping[int, _Enum], prefix: str) -> _Enum:
-    """Return the member that a field stands for by its number, or by its name after ``prefix``.
+    """Return the enum member for a field, which contains its number or its OTLP name.
 
     Args:
         message: The object with the field.
         name: The field's name.
         numbers: The members by their numbers in OTLP; 0 is the default.
-        prefix: What OTLP's names have in front of the names of the members.
+        prefix: The prefix of OTLP's names before the members' names.
     """
     value = field_of(message, name)
     if value is None:
@@ -182,4 +182,4 @@ def enum_field(message: JSONObject, name: str, numbers: Mapping[int, _Enum], pre
     if isinstance(value, int | float) and not isinstance(value, bool) and value in numbers:
         return numbers[int(value)]
     names = ", ".join(f"{number} ({prefix}{member.name})" for number, member in numbers.items())
-    raise invalid(name, field_of(message, name), f"known are {names}")
+    raise invalid(name, field_of(message, name), f"it must be one of {names}")

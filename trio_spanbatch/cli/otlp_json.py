@@ -1,10 +1,10 @@
-"""OTLP JSON to records.
+"""Convert OTLP JSON to records.
 
 OTLP's JSON is protobuf's with two changes: ids are hex, and enums are numbers
-(https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding). Read is what either allows: ids in upper or lower
-case, enums as numbers or names, 64-bit numbers as strings or numbers. Fields that are not known are ignored.
+(https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding). Both forms are accepted: ids in upper or lower case,
+enums as numbers or names, 64-bit numbers as strings or numbers. Unknown fields are ignored.
 
-What is wrong with one span is told in place of that span, and the others are read all the same.
+If a span is invalid, the iterator yields an error in its place and continues with the next span.
 """
 
 from __future__ import annotations
@@ -56,34 +56,33 @@ _STATUS_CODES: Final = MappingProxyType({code.value: code for code in StatusCode
 _TRACE_FLAGS_MASK: Final = 0xFF
 _IS_REMOTE: Final = 0x200
 
-# More than the encoder takes, which drops what is nested that deep and counts it.
+# Deeper than the encoder allows: it drops such values and counts them.
 _MAX_DEPTH: Final = 48
 
 
 def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
-    """Read an ``ExportTraceServiceRequest`` out of a parsed JSON document.
+    """Read an ``ExportTraceServiceRequest`` from a parsed JSON document.
 
-    Spans of one envelope have the same `Resource` and `InstrumentationScope` objects. Of attributes with the same
+    Spans of one envelope share their `Resource` and `InstrumentationScope` objects. Of several attributes with the same
     key, the last one counts.
 
     Args:
-        document: What ``json.loads`` returned.
+        document: The result of ``json.loads``.
 
     Returns:
-        An iterator over the spans in their order. In place of a span that cannot be read stands an
-        `InvalidSpanError`, not raised, which says where the span is in the document, and which field has what
-        value. An envelope that is broken makes each of its spans such an error; where there is nothing in it that
-        could be a span, it counts as one.
+        An iterator over the spans in their order. For an invalid span it yields, but does not raise, an
+        `InvalidSpanError` that contains the span's place in the document, the field and its value. If an envelope
+        is invalid, each of its spans is; if its spans cannot be read either, it counts as one span.
 
     Raises:
-        ValueError: The document is no such request. Raised by the call, not by the iterator.
+        ValueError: If the document is not such a request. Raised by the call, not by the iterator.
     """
     if not isinstance(document, dict):
         advice = "; write one request a line" if isinstance(document, list) else ""
         raise ValueError(f"the document is {shown(document)}; a request is a JSON object with resourceSpans{advice}")
     envelopes = field_of(document, "resourceSpans")
     if envelopes is None and ("resourceSpans" in document or "resource_spans" in document):
-        raise ValueError("the document's resourceSpans is null; it has to be a list")
+        raise ValueError("the document's resourceSpans is null; it must be a list")
     if envelopes is None and document:
         raise ValueError(f"the document has no resourceSpans; it has {shown(list(document))}")
     try:
@@ -93,7 +92,7 @@ def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
 
 
 def has_old_spans(document: object) -> bool:
-    """Whether there are spans in a document that stand where OTLP had them before 0.15 (2022), and are not read."""
+    """Whether a document has spans in the field of OTLP before 0.15 (2022), which is not read."""
     envelopes = field_of(document, "resourceSpans") if isinstance(document, dict) else None
     return isinstance(envelopes, list) and any(
         bool(field_of(envelope, "instrumentationLibrarySpans")) for envelope in envelopes if isinstance(envelope, dict)
@@ -102,7 +101,7 @@ def has_old_spans(document: object) -> bool:
 
 @attrs.frozen
 class _Envelope:
-    """What the spans of one ScopeSpans share, and what is wrong with it."""
+    """The resource and scope that the spans of one ScopeSpans share, and the error if either is invalid."""
 
     resource: Resource | None = None
     scope: InstrumentationScope | None = None
@@ -151,19 +150,19 @@ def _read_span(path: str, span: object, shared: _Envelope) -> Span | InvalidSpan
 
 
 def _inside(path: str, read: Callable[..., _Part], *args: object) -> _Part:
-    """Call ``read``; the fields that its errors name are fields of ``path``."""
+    """Call ``read``, and put ``path`` in front of the fields that its errors name."""
     try:
         return read(*args)
     except InvalidSpanError as error:
         raise within(path, error) from error.__cause__
     except RecursionError as error:
-        raise InvalidSpanError(f"{path} is nested too deep") from error
+        raise InvalidSpanError(f"{path} is nested too deeply") from error
 
 
 def _span(message: JSONObject, shared: _Envelope) -> Span:
     flags = int_field(message, "flags", COUNT_END)
     context = _context(message, flags=flags & _TRACE_FLAGS_MASK)
-    # Some producers write zeros for the parent of a root.
+    # Some producers write an all-zero parent id for a root span.
     parent_id = id_field(message, "parentSpanId", 8, may_be_zero=True)
     events: list[SpanEvent] = _items(message, "events", _event)
     links: list[SpanLink] = _items(message, "links", _link)
@@ -290,13 +289,13 @@ def _key_value(message: JSONObject, depth: int = 0) -> tuple[str, Any]:
 def _any_value(message: JSONObject, depth: int) -> Any:
     present = [name for name, value in message.items() if value is not None and name in _VALUES]
     if len(present) > 1:
-        raise InvalidSpanError(f"{present[1]} stands beside {present[0]}: a value is one of them")
+        raise InvalidSpanError(f"{present[1]} and {present[0]} are both set; a value must have only one of them")
     return _VALUES[present[0]](message[present[0]], present[0], depth) if present else None
 
 
 def _bool(value: object, name: str, _depth: int) -> bool:
     if not isinstance(value, bool):
-        raise invalid(name, value, "it has to be true or false")
+        raise invalid(name, value, "it must be true or false")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Progress while a command runs: on a terminal it moves, in a pipe there is none."""
+"""A progress bar for ``send``. It is shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from .._reporting.statistics import SpanBatcherStatistics
+from .circuit_breaker import FailingLocation
 from .input import InputFile
 from .screen import Screen, one_line
-from .watched import Trouble
 
 __all__ = ["SendProgress"]
 
-# Seconds between two pictures. With very many locations, counting takes its time: at most a twentieth of all.
+# Seconds between two redraws. With very many locations, counting is slow: it may take a twentieth of the time.
 _INTERVAL = 0.1
 _REST = 20
 
 
 class _Progress(Progress):
-    """Bars, and a line below them that is cut where the terminal ends."""
+    """Bars, and a line below them that is cut at the width of the terminal."""
 
     below: str = ""
 
@@ -36,11 +36,11 @@ class _Progress(Progress):
 
 
 class SendProgress:
-    """How much of the files is read, then how much of what was read is delivered.
+    """The share of the files that has been read, then the share of the accepted spans that has been delivered.
 
     Attributes:
-        position: How many bytes of the current file are read.
-        read_whole: Whether all files are read.
+        position: How many bytes of the current file have been read.
+        read_whole: Whether all files have been read.
     """
 
     def __init__(self, files: Sequence[str], screen: Screen) -> None:
@@ -72,35 +72,31 @@ class SendProgress:
         self._progress.stop()
 
     def end_file(self, file: InputFile) -> None:
-        """Note that ``file`` is read whole."""
+        """Record that all of ``file`` has been read."""
         self._before += file.size() or 0
         self.position = 0
 
     @property
     def is_shown(self) -> bool:
-        """Whether there is a terminal to show it on."""
+        """Whether standard error is a terminal."""
         return not self._progress.disable
 
     async def run(
-        self,
-        statistics: Callable[[], SpanBatcherStatistics],
-        troubles: Callable[[], Iterable[Trouble]],
-        given_up: Callable[[], int],
+        self, statistics: Callable[[], SpanBatcherStatistics], failing: Callable[[], Iterable[FailingLocation]]
     ) -> None:
         """Draw until cancelled.
 
         Args:
             statistics: Returns the batcher's counts.
-            troubles: Returns the locations that fail now.
-            given_up: Returns how many spans are counted as rejected that were handed back.
+            failing: Returns the locations that fail now.
         """
         while True:
             began = trio.current_time()
-            self._progress.below = _line_of(list(troubles()))
-            self._draw(statistics(), given_up())
+            self._progress.below = _line_of(list(failing()))
+            self._draw(statistics())
             await trio.sleep(max(_INTERVAL, _REST * (trio.current_time() - began)))
 
-    def _draw(self, counts: SpanBatcherStatistics, given_up: int) -> None:
+    def _draw(self, counts: SpanBatcherStatistics) -> None:
         if self.read_whole:
             self._progress.update(
                 self._task,
@@ -111,17 +107,14 @@ class SendProgress:
         else:
             self._progress.update(self._task, completed=self._before + self.position)
         words = f"{counts.delivered:,} of {counts.accepted:,} delivered"
-        for count, outcome in (
-            (counts.rejected - given_up, "rejected"),
-            (counts.undelivered + given_up, "undelivered"),
-        ):
+        for count, outcome in ((counts.rejected, "rejected"), (counts.undelivered, "undelivered")):
             words += f", {count:,} {outcome}" if count else ""
         self._progress.update(self._task, counts=words, refresh=True)
 
 
-def _line_of(troubles: Sequence[Trouble]) -> str:
-    """Return what to say of locations that fail, ``""`` if there are none."""
-    if not troubles:
+def _line_of(failing: Sequence[FailingLocation]) -> str:
+    """Return a line about the locations that fail, ``""`` if there are none."""
+    if not failing:
         return ""
-    more = f" and {len(troubles) - 1:,} more" if len(troubles) > 1 else ""
-    return one_line(f"{troubles[0].location}{more}: failing: {troubles[0].reason}")
+    more = f" and {len(failing) - 1:,} more" if len(failing) > 1 else ""
+    return one_line(f"{failing[0].location}{more}: failing: {failing[0].reason}")

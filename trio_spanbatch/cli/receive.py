@@ -1,4 +1,4 @@
-"""``trio-spanbatch receive``: an OTLP/HTTP server for development, with a store to look into."""
+"""``trio-spanbatch receive``: an OTLP/HTTP server for development, with an optional SQLite store."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .store import SpanStore
 
 __all__ = ["ReceiveSettings", "receive"]
 
-# Seconds between two lines of counts, at least.
+# The shortest time between two lines of counts, in seconds.
 _INTERVAL = 1.0
 
 
 @attrs.frozen(kw_only=True)
 class ReceiveSettings:
-    """What to listen on and where to store.
+    """Where to listen and where to store spans.
 
     Attributes:
         host: The address to listen on.
-        port: The port; 0 takes a free one.
-        store: The SQLite file; None: spans are counted and thrown away.
-        location_header: The header that carries a request's location; None: all are in ``default``.
+        port: The port; 0 selects a free one.
+        store: The SQLite file; if None, spans are only counted.
+        location_header: The header that carries a request's location; if None, all requests are for ``default``.
     """
 
     host: str
@@ -40,11 +40,11 @@ class ReceiveSettings:
 
 
 async def receive(settings: ReceiveSettings, screen: Screen) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Raises:
-        OSError: The address cannot be listened on.
-        sqlite3.Error: The store cannot be opened.
+        OSError: If the server cannot listen on the address.
+        sqlite3.Error: If the store cannot be opened.
     """
     interrupt = Interrupt()
     failure: OSError | sqlite3.Error | None = None
@@ -55,7 +55,7 @@ async def receive(settings: ReceiveSettings, screen: Screen) -> None:
             try:
                 await _serve(settings, collector, screen)
             except (OSError, sqlite3.Error) as error:
-                # Kept out of the nursery, which would put it into a group.
+                # Raised outside of the nursery, which would wrap it in an exception group.
                 failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -72,12 +72,12 @@ async def _serve(settings: ReceiveSettings, collector: Collector, screen: Screen
         on_request=collector.count,
         keep=False,
     )
-    # Closed after the receiver, which may be storing until it is.
+    # The store is closed after the receiver, which may store spans until then.
     with ExitStack() as stack:
         async with receiver:
             if settings.store is not None:
-                # Only now, so that an address that cannot be listened on leaves no file behind. No request can have
-                # come: there was no checkpoint.
+                # Opened after listening has succeeded, so that a failure leaves no file behind. No request can have
+                # arrived yet, as there was no checkpoint.
                 collector.store = stack.enter_context(closing(SpanStore(settings.store)))
             screen.say(f"listening on {receiver.url}")
             if settings.store is not None:

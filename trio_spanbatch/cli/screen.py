@@ -1,4 +1,4 @@
-"""Standard output that cannot be written to: a full disk, a closed pipe."""
+"""Output for terminals and pipes: lines, tables, log messages, and errors of standard output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import attrs
@@ -28,23 +28,22 @@ __all__ = [
     "table_lines",
 ]
 
-# A table of names and numbers in whatever width there is: no number is ever cut, and no name lost.
-#
-# Three layouts, the first that fits: a name and its numbers on one line; the same without columns that have nothing to
-# tell, which a line below names; a name with ``label number`` pairs below, as many on a line as fit.
+# A table of names and numbers fits any width without cutting a number or a name. Of three layouts, the first that fits
+# is used: a name and its numbers on one line; the same without columns of zeros, which a line below the table names; a
+# name with ``label number`` pairs below it, as many on a line as fit.
 
-# How far columns stand apart: as far as there is room for.
+# The space between columns: the first that fits.
 _GAPS = ("  ", " ")
 _INDENT = "  "
 
 
 @attrs.frozen
 class Line:
-    """A line of a table. Names may be longer than the width; everything else fits.
+    """A line of a table. Only names may be longer than the width.
 
     Attributes:
-        text: What it says.
-        heading: Whether it names columns.
+        text: The text.
+        heading: Whether the line is part of the table's heading.
     """
 
     text: str
@@ -54,13 +53,13 @@ class Line:
 def table_lines(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, optional: Collection[str] = ()
 ) -> list[Line]:
-    """Return the lines of a table whose first column holds names, and whose others hold numbers.
+    """Return the lines of a table of names and numbers.
 
     Args:
-        columns: What stands above them.
-        rows: A name and its numbers each.
-        width: How many characters there are to a line.
-        optional: Columns that may be left out where there is nothing but zeros in them, if the table does not fit.
+        columns: The headings of the columns.
+        rows: The rows: a name, then its numbers.
+        width: The number of characters in a line.
+        optional: Columns that may be left out if the table does not fit and they contain only zeros.
     """
     lines = _beside_if_it_fits(columns, rows, width)
     if lines is not None:
@@ -72,13 +71,13 @@ def table_lines(
         lines = _beside_if_it_fits(columns, rows, width)
     if lines is None:
         lines = [line for row in rows for line in _pairs(columns[1:], row, width)]
-    note = textwrap.wrap(f"0 everywhere: {', '.join(empty)}", width) if empty else []
+    note = textwrap.wrap(f"all zero: {', '.join(empty)}", width) if empty else []
     return [*lines, *map(Line, note)]
 
 
 def _beside_if_it_fits(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Line] | None:
     labels, names = columns[1:], [columns[0], *(row[0] for row in rows)]
-    # A label may be folded at its spaces; a number may not.
+    # A label may be wrapped at its spaces; a number may not.
     widths = [
         max(map(cell_len, [*label.split(), *cells]))
         for label, *cells in zip(labels, *(row[1:] for row in rows), strict=True)
@@ -112,7 +111,7 @@ def _pairs(labels: Sequence[str], row: Sequence[str], width: int) -> Iterator[Li
 
 
 def _folded(labels: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
-    """Return the lines of a heading, the short labels on the last of them."""
+    """Return the lines of the heading, aligned at the bottom."""
     cells = [_fold(label, width) for label, width in zip(labels, widths, strict=True)]
     height = max(map(len, cells))
     return [list(line) for line in zip(*([""] * (height - len(cell)) + cell for cell in cells), strict=True)]
@@ -129,27 +128,21 @@ def _fold(label: str, width: int) -> list[str]:
 
 
 def _joined(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
-    places: list[Callable[[str, int], str]] = [_to_the_left, *[_to_the_right] * (len(cells) - 1)]
-    return gap.join(place(cell, width) for place, cell, width in zip(places, cells, widths, strict=True)).rstrip()
+    """Return a line with the first cell aligned to the left, and the others to the right."""
+    padding = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    numbers = [space + cell for space, cell in zip(padding[1:], cells[1:], strict=True)]
+    return gap.join([cells[0] + padding[0], *numbers]).rstrip()
 
 
-def _to_the_left(text: str, width: int) -> str:
-    return text + " " * (width - cell_len(text))
+# Results go to stdout; errors and progress go to stderr.
 
-
-def _to_the_right(text: str, width: int) -> str:
-    return " " * (width - cell_len(text)) + text
-
-
-# What people see: errors and progress on stderr, results on stdout, each fit for a terminal or for a pipe.
-
-# Wide enough for any table: where nobody looks, nothing is to be folded.
+# Wide enough for any table, so that output to a pipe is never wrapped.
 _PIPE_WIDTH = 1_000_000
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Raise what has come, where rich would end the process without a word."""
+        """Raise the error again. Rich would exit silently."""
         raise
 
 
@@ -176,28 +169,28 @@ class Screen:
         """Print a line of results.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: If standard output cannot be written to.
         """
         with output_errors():
             _print(self.out, one_line(line))
 
     def warn(self, line: str) -> None:
-        """Print a line about something that is wrong, if that can be printed anywhere."""
+        """Print a warning or an error. Nothing happens if standard error cannot be written to."""
         with suppress(OSError):
             _print(self.err, one_line(line))
 
     def document(self, text: str) -> None:
-        """Print a result for programs, as it is.
+        """Print a result for programs, without any formatting.
 
         Raises:
-            OutputError: As for all results.
+            OutputError: If standard output cannot be written to.
         """
         with output_errors():
             self.out.file.write(f"{text}\n")
             self.out.file.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Collection[str] = ()) -> None:
-        """Print a table: the first column has names, the others numbers. See `table_lines`."""
+        """Print a table, see `table_lines`."""
         lines = table_lines(columns, [[*map(one_line, row)] for row in rows], self.out.width, optional)
         for line in lines:
             with output_errors():
@@ -205,14 +198,14 @@ class Screen:
 
 
 def _print(console: Console, line: str) -> None:
-    # A terminal would break it within a word; what somebody reads from a pipe is one line.
+    # Rich wraps between words for a terminal; in a pipe, a line must stay one line.
     console.print(line, soft_wrap=not console.is_terminal)
 
 
 class LogLines(logging.Handler):
-    """Prints what the library logs as single lines, without tracebacks.
+    """Prints log messages of the library in one line each, without tracebacks.
 
-    What a batcher sums up at its end is left out: commands show the same for each location, and with counts.
+    A batcher's summary at its end is left out, as the command prints its own.
     """
 
     def __init__(self, screen: Screen) -> None:
@@ -226,7 +219,7 @@ class LogLines(logging.Handler):
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` with what would break the line, or drive the terminal, made visible."""
+    """Return ``text`` with line breaks and control characters escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -234,19 +227,19 @@ _ERRNOS = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno
 
 
 class OutputError(Exception):
-    """Standard output cannot be written to. The message says so, and why."""
+    """Standard output cannot be written to. The message says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"cannot write the result: {reason}")
 
 
 def check_output() -> None:
-    """Have both streams show whatever comes: what they have no characters for, as escapes.
+    """Make both streams escape characters that they cannot encode.
 
     Raises:
-        OutputError: Standard output is closed.
+        OutputError: If standard output is closed.
     """
-    # A closed one is None, which its type does not say.
+    # If it is closed, it is None, despite its annotation.
     if getattr(sys, "stdout", None) is None:
         raise OutputError("standard output is closed")
     for stream in (sys.stdout, sys.stderr):
@@ -256,9 +249,9 @@ def check_output() -> None:
 
 @contextmanager
 def output_errors() -> Iterator[None]:
-    """Make one `OutputError` of whatever says that standard output cannot be written to.
+    """Raise an `OutputError` instead of exceptions that mean that standard output cannot be written to.
 
-    From then on it leads nowhere: Python would try to write what is left of it once more at its end.
+    Standard output is then redirected to the null device, because Python flushes it once more when it exits.
     """
     try:
         yield
@@ -277,7 +270,7 @@ def _output_error(error: BaseException) -> OutputError | None:
 
 
 def _close_stdout() -> None:
-    # What is no file has no such number.
+    # A stream that is not a file has no descriptor.
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

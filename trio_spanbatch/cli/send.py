@@ -1,4 +1,4 @@
-"""``trio-spanbatch send``: spans from files of OTLP JSON, through a batcher, to a server."""
+"""``trio-spanbatch send``: send the spans in OTLP JSON files to a server, through a `SpanBatcher`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .._settings.policies import BatchPolicy, Limits, RetryPolicy
 from .._spans.checks import shown
 from .._spans.records import Span
 from .._values import checked_location
+from .circuit_breaker import CircuitBreaker
 from .documents import Document, DocumentParser, Unreadable
 from .input import InputFile, InputFileError
 from .otlp_json import has_old_spans, read_request
@@ -25,44 +26,43 @@ from .progress import SendProgress
 from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
-from .watched import WatchedExporter
 
 __all__ = ["NOBODY_THERE", "NO_ANSWER", "LocationOf", "SendResult", "SendSettings", "send"]
 
-# Seconds. When nobody is there, the command takes this long; its drain then takes no time.
+# Seconds after which the command gives up if no request was ever answered. Its drain then takes no time.
 PATIENCE = 20.0
-# What to do then, if there was no connection, and if there was one.
+# Advice for that case: if there was no connection, and if there was one.
 NOBODY_THERE = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
-NO_ANSWER = "look after that server, or name another one with --endpoint"
+NO_ANSWER = "check that server, or name another one with --endpoint"
 _SIGNS_OF_NOBODY = re.compile(r"\b(cannot connect to|no connection to|is it up\?)")
 _SIGNS_OF_SILENCE = re.compile(r"\bno (complete )?answer from\b")
-# Seconds for which a location fails before that is told where no progress shows it, and between two such lines. What
-# is shorter stands in the summary at the end, or is over by then.
-_TELL_AFTER = 5.0
-_TELL_INTERVAL = 30.0
-# What files of old versions have. How many spans these are is not looked at: it is said, and counted, once a file.
-_OLD = "has instrumentationLibrarySpans, the scopeSpans of OTLP before 0.15: they are not read; convert the file"
+# Seconds after which a failing location is reported if there is no progress bar, and between two reports. Shorter
+# failures are in the summary if they lost spans.
+_REPORT_AFTER = 5.0
+_REPORT_INTERVAL = 30.0
+# Reported, and counted as one invalid span, once per file.
+_OLD = "has instrumentationLibrarySpans, the scopeSpans of OTLP before 0.15, which are not read; convert the file"
 # Seconds that the drain may take after a Ctrl-C.
 SHUTDOWN_TIMEOUT = 10.0
 
-# A batcher forgets the counts of locations that ended long ago once there are more than it allows at once. Here each
-# is to be counted to the end, so it allows any number; the sender sees to it that few of them live at once.
+# If there are more locations than `Limits.max_locations`, a batcher drops the counts of those that have ended. The
+# summary needs the counts of all, so the batcher's limit is out of reach, and the sender limits the live locations.
 _ANY_NUMBER = 2**62
-# Seconds. A location without spans that lives on is only a burden then.
+# Seconds. Short, as there may be many locations, and few of them get more spans later.
 _IDLE_TIMEOUT = 5.0
 
 
 class NoLocation(ValueError):
-    """A span does not say where it belongs."""
+    """The location of a span is missing or invalid."""
 
 
 @attrs.frozen
 class LocationOf:
-    """Where a span belongs: all of them in one location, or each where an attribute of it says.
+    """Determines the location of a span: the same for all, or the value of an attribute.
 
     Attributes:
-        name: The location of all spans.
-        attribute: The key of the attribute, of the span or else of its resource; None: ``name``.
+        name: The location of all spans, unless there is an ``attribute``.
+        attribute: The key of an attribute of the span, or else of its resource.
     """
 
     name: str = "default"
@@ -70,15 +70,15 @@ class LocationOf:
 
     @property
     def only(self) -> str | None:
-        """The location of whatever comes, None if that depends on the span."""
+        """The location of all spans, None if it depends on the span."""
         return self.name if self.attribute is None else None
 
     def __call__(self, span: Span) -> str:
         """Return the location of ``span``.
 
         Raises:
-            NoLocation: It has no such attribute, or one that is no location.
-            InvalidLocationError: The attribute's value is too long for a location.
+            NoLocation: If the attribute is missing, or is not a non-empty string or an int.
+            InvalidLocationError: If the attribute's value is too long for a location.
         """
         if self.attribute is None:
             return self.name
@@ -88,7 +88,7 @@ class LocationOf:
         if isinstance(value, str) and value:
             return checked_location(value)
         if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)  # MLflow's experiment ids are numbers
+            return str(value)  # for example one of MLflow's experiment ids
         if value is None:
             raise NoLocation(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
         must = "it must not be empty" if value == "" else "it must be a string"
@@ -101,14 +101,14 @@ class SendSettings:
 
     Attributes:
         files: The names of the files; ``-`` is standard input.
-        location_of: Where each span belongs.
+        location_of: Determines the location of each span.
         batch: When a batch is due.
-        limits: What may wait. The spans of more than its ``max_locations`` are sent as well, but not at once.
-        retry: How often an export is repeated.
-        patience: Seconds from the first attempt after which it gives up, if no request was ever answered.
-        server: Who does not answer then, as in ``localhost:4318``.
-        nobody_there: What to do then.
-        words: Puts what the library says about a span into the words of options.
+        limits: What may be pending. Input with more than ``max_locations`` locations is sent in several rounds.
+        retry: How often and how long requests are retried.
+        patience: Seconds from the first attempt after which the command gives up if no request was ever answered.
+        server: The server's name for messages, as in ``localhost:4318``.
+        nobody_there: Advice if there is no server.
+        words: Translates a message of the library so that it names options.
     """
 
     files: Sequence[str]
@@ -124,15 +124,15 @@ class SendSettings:
 
 @attrs.frozen(kw_only=True)
 class SendResult:
-    """How it ended.
+    """The outcome.
 
     Attributes:
-        statistics: The batcher's last counts.
-        tally: What the batcher does not know: invalid spans, and reasons of losses.
-        failure: Why it gave up, as no request was ever answered; None if it did not.
-        interrupted: 128 and the number of the signal that ended it, 0 if none did.
+        statistics: The batcher's final counts.
+        tally: Invalid spans, and the reasons of losses.
+        failure: Why no request was ever answered, None if one was.
+        interrupted: 128 plus the number of the signal that ended the command, 0 if there was none.
         read_whole: Whether the files were read to their ends.
-        nobody_there: What to do when it gave up.
+        nobody_there: Advice if there is no server.
     """
 
     statistics: SpanBatcherStatistics
@@ -144,13 +144,13 @@ class SendResult:
 
     @property
     def exit_code(self) -> int:
-        """0 if everything that was read was delivered."""
+        """0 if everything that was read was delivered, else 1 or ``interrupted``."""
         if self.interrupted:
             return self.interrupted
         return 0 if self.failure is None and self.tally.is_complete(self.statistics) else 1
 
     def explanations(self) -> Iterator[str]:
-        """Yield lines that say why not everything was delivered, and what to do."""
+        """Yield lines that say why spans were not delivered, and what to do."""
         if self.failure is not None:
             advice = _what_to_do(self.failure, self.nobody_there)
             yield f"no request was ever answered: {self.failure}{advice and f'; {advice}'}"
@@ -161,38 +161,37 @@ class SendResult:
 
 
 def _what_to_do(failure: str, nobody_there: str) -> str:
-    """Return what to do if no request was ever answered. Whatever is wrong with TLS, a proxy or credentials says it."""
+    """Return advice if no request was ever answered. Failures of TLS, proxies and credentials contain their own."""
     if _SIGNS_OF_NOBODY.search(failure):
         return nobody_there
     return NO_ANSWER if _SIGNS_OF_SILENCE.search(failure) else ""
 
 
 async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
-    """Send all files, and return when every span is accounted for. The exporter is closed at the end."""
+    """Send all files, and return once every span is accounted for. The exporter is closed at the end."""
     tally = Tally()
-    watched = WatchedExporter(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
-    tally.not_sent, tally.not_repeated = watched.not_sent, watched.not_repeated
+    breaker = CircuitBreaker(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
     interrupt = Interrupt()
     progress = SendProgress(settings.files, screen)
     batcher = SpanBatcher(
-        watched,
+        breaker,
         batch=settings.batch,
         limits=attrs.evolve(settings.limits, max_locations=_ANY_NUMBER, location_idle_timeout=_IDLE_TIMEOUT),
         retry=settings.retry,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         on_loss=tally.add_loss,
-        # How locations fare is told by the progress or by us, and by the summary.
+        # Failing locations are shown below the progress bar, or reported here, and in the summary.
         log_level=logging.INFO,
     )
     with interrupt.absorb():
         async with trio.open_nursery() as nursery:
             await nursery.start(interrupt.watch, signal.SIGTERM)
-            nursery.start_soon(_stop_if_nobody_answers, watched, interrupt.scope)
+            nursery.start_soon(_stop_if_nobody_answers, breaker, interrupt.scope)
             with progress:
                 if progress.is_shown:
-                    nursery.start_soon(progress.run, batcher.statistics, watched.troubles, tally.given_up.total)
+                    nursery.start_soon(progress.run, batcher.statistics, breaker.failing)
                 else:
-                    nursery.start_soon(_tell_of_troubles, watched, screen)
+                    nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
                     with interrupt.body(), interrupt.scope:
                         await _Sender(batcher, settings, tally, screen, progress).send_all()
@@ -202,36 +201,39 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     return SendResult(
         statistics=batcher.statistics(),
         tally=tally,
-        failure=watched.failure if watched.gave_up else None,
+        failure=breaker.failure if breaker.gave_up else None,
         interrupted=interrupt.exit_code,
         read_whole=progress.read_whole,
         nobody_there=settings.nobody_there,
     )
 
 
-async def _stop_if_nobody_answers(watched: WatchedExporter, scope: trio.CancelScope) -> None:
-    await watched.wait_to_give_up()
+async def _stop_if_nobody_answers(breaker: CircuitBreaker, scope: trio.CancelScope) -> None:
+    await breaker.wait_to_give_up()
     scope.cancel()
 
 
-async def _tell_of_troubles(watched: WatchedExporter, screen: Screen) -> None:
-    """Say in a line what fails for long, where no progress shows it. If nobody ever answers, the end says so."""
+async def _report_failing_locations(breaker: CircuitBreaker, screen: Screen) -> None:
+    """Report locations that keep failing, for output without a progress bar.
+
+    If no request was ever answered, nothing is reported: the summary says so.
+    """
     while True:
-        await trio.sleep(_TELL_AFTER / 5)
-        if not watched.answered:
+        await trio.sleep(_REPORT_AFTER / 5)
+        if not breaker.answered:
             continue
-        latest = trio.current_time() - _TELL_AFTER
-        troubles = [trouble for trouble in watched.troubles() if trouble.since <= latest and not trouble.is_told]
-        if not troubles:
+        latest = trio.current_time() - _REPORT_AFTER
+        failing = [location for location in breaker.failing() if location.since <= latest and not location.is_reported]
+        if not failing:
             continue
-        first, *others = troubles
+        first, *others = failing
         more = f" and {len(others):,} more locations" if others else ""
         screen.warn(
-            f"{first.location}{more}: requests fail for {_TELL_AFTER:g} s now, and are repeated: {first.reason}"
+            f"{first.location}{more}: requests have failed for {_REPORT_AFTER:g} s, and are retried: {first.reason}"
         )
-        for trouble in troubles:
-            trouble.is_told = True
-        await trio.sleep(_TELL_INTERVAL)
+        for location in failing:
+            location.is_reported = True
+        await trio.sleep(_REPORT_INTERVAL)
 
 
 @attrs.frozen
@@ -241,10 +243,10 @@ class _Sender:
     tally: Tally
     screen: Screen
     progress: SendProgress
-    # Locations that may hold spans: those since the last flush.
+    # Locations that may hold spans: those that got one since the last flush.
     _live: set[str] = attrs.field(factory=set, init=False)
-    # Files of which it was said that they have spans in an old form.
-    _told_old: set[InputFile] = attrs.field(factory=set, init=False)
+    # Files whose spans of old versions of OTLP were reported.
+    _reported_old: set[InputFile] = attrs.field(factory=set, init=False)
 
     @property
     def location_of(self) -> LocationOf:
@@ -265,18 +267,18 @@ class _Sender:
             found += await self._send_parsed(file, parser.finish())
         except InputFileError as error:
             line = parser.line
-            # What was read whole before the damage. That the rest is no JSON is no mistake of its own.
+            # Requests that were read completely before the damage are sent; the rest of the data is not reported.
             await self._send_parsed(file, filter(_may_be_request, parser.finish()))
             self._leave_out(file, line, str(error), self.location_of.only)
         else:
             if not found:
-                self.screen.warn(f"{file.name}: no spans in it")
+                self.screen.warn(f"{file.name}: contains no spans")
         finally:
             file.close()
         self.progress.end_file(file)
 
     async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Unreadable]) -> int:
-        """Send what was read, and return how many spans or unreadable lines it was."""
+        """Send the spans of ``parsed``, and return the number of spans and unreadable lines."""
         found = 0
         for item in parsed:
             if isinstance(item, Unreadable):
@@ -286,8 +288,8 @@ class _Sender:
             for number, span in enumerate(_spans(item), 1):
                 await self._send_span(file, item.line, number, span)
                 found += 1
-            if file not in self._told_old and has_old_spans(item.value):
-                self._told_old.add(file)
+            if file not in self._reported_old and has_old_spans(item.value):
+                self._reported_old.add(file)
                 self._leave_out(file, item.line, _OLD, self.location_of.only)
                 found += 1
         return found
@@ -306,12 +308,12 @@ class _Sender:
         except ValueError as error:
             reason = self.settings.words(str(error))
             if isinstance(error, InvalidLocationError) and self.location_of.attribute is not None:
-                reason += f"; it is the attribute {self.location_of.attribute!r}"
+                reason += f"; it is the value of the attribute {self.location_of.attribute!r}"
             self._leave_out(file, line, f"span {number}: {reason}", location)
 
     async def _add(self, location: str, span: Span) -> None:
         if location not in self._live and len(self._live) >= self.settings.limits.max_locations:
-            # None holds spans after a flush.
+            # After a flush, no location holds spans.
             await self.batcher.flush()
             self._live.clear()
         await self.batcher.add_span(location, span)
@@ -323,7 +325,7 @@ class _Sender:
 
 
 def _may_be_request(item: Document | Unreadable) -> bool:
-    # The beginning of a number is a number; that of an object is none.
+    # A number that was cut off may still be a number, but an object that was cut off is not JSON.
     return isinstance(item, Document) and isinstance(item.value, dict)
 
 

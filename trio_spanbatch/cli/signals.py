@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a cancel: programs end in order, and their exit codes say what ended them."""
+"""Turn Ctrl-C and SIGTERM into a cancellation and an exit code."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Interrupt:
     """Cancels ``scope`` at the first signal.
 
     Attributes:
-        scope: What is cancelled.
-        signal: The signal that came, None as long as there was none.
+        scope: The scope to cancel.
+        signal: The last signal, None if there was none.
     """
 
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     signal: Signals | None = None
 
     async def watch(self, *numbers: Signals, task_status: trio.TaskStatus[None]) -> None:
-        """Wait for signals until cancelled. They come to the main thread; in another one it waits for nothing."""
+        """Wait for signals until cancelled. Outside of the main thread there are none."""
         if threading.current_thread() is not threading.main_thread():
             task_status.started()
             await trio.sleep_forever()
@@ -38,10 +38,10 @@ class Interrupt:
 
     @contextmanager
     def body(self) -> Iterator[None]:
-        """Have Ctrl-C cancel ``scope`` in here, the body of a batcher.
+        """Make Ctrl-C cancel ``scope`` inside a batcher's body.
 
-        Not in the drain that follows: a batcher leaves SIGINT to a handler that somebody has set, and ends its drain at
-        once only if there is none.
+        The handler must be gone when the drain begins: a batcher ends its drain at a Ctrl-C only if no handler for
+        SIGINT is installed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -61,7 +61,7 @@ class Interrupt:
 
     @contextmanager
     def absorb(self) -> Iterator[None]:
-        """End a KeyboardInterrupt here: a batcher raises one after a drain that a Ctrl-C has cut short."""
+        """Catch the KeyboardInterrupt that a batcher raises if Ctrl-C ended its drain early."""
         try:
             yield
         except* KeyboardInterrupt:
@@ -69,5 +69,5 @@ class Interrupt:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a program that such a signal ended, 0 if there was none."""
+        """The exit code of a program that the signal ended; 0 if there was none."""
         return 0 if self.signal is None else 128 + self.signal

@@ -1,7 +1,7 @@
-"""Received spans in a SQLite file: one row a span, to look at with any SQLite tool.
+"""Store received spans in a SQLite file, one row per span.
 
-The key is the location, the trace id and the span id, so a span that is sent again (delivery is at least once)
-is stored once. What is nested (attributes, events, links, resource, scope) is JSON, for SQLite's own functions::
+The primary key is the location, the trace id and the span id, so that a span that is sent twice (delivery is at least
+once) is stored once. Attributes, events, links, resource and scope are JSON, for SQLite's functions::
 
     SELECT name, attributes ->> '$."http.request.method"' FROM spans WHERE location = 'main.agents.spans'
 """
@@ -27,8 +27,8 @@ __all__ = ["SpanStore", "StoredCounts", "has_ids"]
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Row: TypeAlias = tuple[object, ...]
 
-# Times have no type on purpose: they are unsigned 64-bit numbers, SQLite's are signed, and a column of type
-# INTEGER would round what does not fit to a float. Without a type it stays the text that it is.
+# The columns for times have no type on purpose. Times are unsigned 64-bit numbers, and SQLite's integers are signed: a
+# column of type INTEGER would round larger numbers to a float, but a column without a type keeps them as text.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spans (
     location TEXT NOT NULL,
@@ -54,17 +54,17 @@ CREATE TABLE IF NOT EXISTS spans (
 _COLUMNS = 17
 _INSERT = f"INSERT INTO spans VALUES ({', '.join('?' * _COLUMNS)}) ON CONFLICT DO NOTHING"
 _LARGEST_INTEGER = 2**63 - 1
-# Seconds to wait for another program that writes to the file. The receiver's event loop waits along.
+# Seconds to wait while another program writes to the file. The receiver's event loop is blocked meanwhile.
 _BUSY_TIMEOUT = 0.5
 
 
 @attrs.frozen
 class StoredCounts:
-    """What one request brought.
+    """The numbers of stored spans of one request.
 
     Attributes:
-        stored: How many of its spans are new.
-        repeated: How many were there already.
+        stored: The number of new spans.
+        repeated: The number of spans that had been stored before.
     """
 
     stored: int
@@ -72,19 +72,19 @@ class StoredCounts:
 
 
 class SpanStore:
-    """A SQLite file with a table ``spans``. Its methods block, and may be called from any one thread at a time.
+    """A SQLite file with a table ``spans``. Its methods block, and may be called by one thread at a time.
 
     Raises:
-        sqlite3.Error: The file cannot be opened, is no SQLite file, or has a table ``spans`` of somebody else's.
+        sqlite3.Error: If the file cannot be opened, is not a SQLite file, or has a different table ``spans``.
     """
 
     def __init__(self, path: Path | str) -> None:
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_BUSY_TIMEOUT)
         try:
-            # Before anything is written: the file may be somebody else's.
+            # Before anything is written, as the file may belong to another program.
             _check_columns(self._connection)
             self._connection.execute("PRAGMA journal_mode=WAL")
-            # What is committed survives the end of this process, however it ends; only a power cut may take it.
+            # A commit survives any end of this process, but it may not survive a power failure.
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(_SCHEMA)
         except sqlite3.Error:
@@ -92,12 +92,12 @@ class SpanStore:
             raise
 
     def add(self, location: str, request: ExportTraceServiceRequest) -> StoredCounts:
-        """Store the spans of one request, all of them or none. They are committed when this returns.
+        """Store and commit the spans of one request, all of them or none.
 
-        Spans without proper ids are left out: see `has_ids`.
+        Spans with invalid ids are left out, see `has_ids`.
 
         Raises:
-            sqlite3.Error: Nothing was stored: the disk is full, another program holds the file.
+            sqlite3.Error: If nothing was stored, for example because the disk is full or the file is locked.
         """
         rows = list(_rows(location, request))
         before = self._connection.total_changes
@@ -106,7 +106,7 @@ class SpanStore:
             self._connection.executemany(_INSERT, rows)
             self._connection.execute("COMMIT")
         except BaseException:
-            # SQLite has rolled back by itself after some errors, a full disk for one.
+            # After some errors, such as a full disk, SQLite has rolled back by itself.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
@@ -114,11 +114,11 @@ class SpanStore:
         return StoredCounts(stored, len(rows) - stored)
 
     def keys(self) -> Iterator[tuple[str, str, str]]:
-        """Return location, trace id and span id of each row, the ids as lower-case hex."""
+        """Return the location, trace id and span id of each row, with ids as lower-case hex."""
         return iter(self._connection.execute("SELECT location, trace_id, span_id FROM spans"))
 
     def close(self) -> None:
-        """Close the file. Closing twice is fine."""
+        """Close the file. Closing it twice is allowed."""
         self._connection.close()
 
 
@@ -128,11 +128,11 @@ def _check_columns(connection: sqlite3.Connection) -> None:
         empty.execute(_SCHEMA)
         expected = _columns(empty)
     if found not in ([], expected):
-        raise sqlite3.DatabaseError("its table spans has other columns than trio-spanbatch's")
+        raise sqlite3.DatabaseError("its table spans has different columns than trio-spanbatch's")
 
 
 def _columns(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-    """Return name and place in the key (0 for none) of the columns of the table, none if it is not there."""
+    """Return each column's name and position in the key (0 if not part of it); empty if there is no table."""
     return [(row[1], row[5]) for row in connection.execute("PRAGMA table_info(spans)")]
 
 
@@ -147,7 +147,7 @@ def _rows(location: str, request: ExportTraceServiceRequest) -> Iterator[Row]:
 
 
 def has_ids(span: Span) -> bool:
-    """Whether the ids have 16 and 8 bytes and are not all zero, as OTLP wants them."""
+    """Whether the ids have 16 and 8 bytes and are not all zero, as OTLP requires."""
     return len(span.trace_id) == 16 and len(span.span_id) == 8 and any(span.trace_id) and any(span.span_id)
 
 
@@ -178,7 +178,7 @@ def _unsigned(value: int) -> int | str:
 
 
 def _enum_name(enum: Any, number: int, prefix: str) -> str:
-    """Return e.g. ``SERVER`` for 2, and the number itself where a newer protocol has one that we do not know."""
+    """Return e.g. ``SERVER`` for 2; unknown numbers of newer protocols are returned as they are."""
     if number not in enum.values():
         return str(number)
     return str(enum.Name(number)).removeprefix(prefix)
@@ -229,7 +229,7 @@ def _value(value: AnyValue) -> Json:
 
 
 def _double(value: float) -> float | str:
-    """JSON has no NaN and no infinities; OTLP writes them as strings."""
+    """Return a JSON value for a float. NaN and infinities are strings, as in OTLP."""
     if value != value:
         return "NaN"
     if value in (float("inf"), float("-inf")):

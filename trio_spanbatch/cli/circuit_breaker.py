@@ -1,0 +1,144 @@
+"""A circuit breaker for ``send``: it stops sending if no server answers, or if a location keeps failing.
+
+A batcher that lost its server retries each batch for minutes, one after the other, because servers come back. A command
+has to end, even if the address is wrong or the server does not recover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import attrs
+import trio
+
+from .._exporter import ExportResult, LocationChecker, SpanExporter, TryLater
+from .._spans.batch import SpanBatch
+
+__all__ = ["CircuitBreaker", "FailingLocation"]
+
+
+@attrs.define(eq=False)
+class FailingLocation:
+    """A location whose last attempt failed.
+
+    Attributes:
+        location: Its name.
+        since: When the first attempt that failed began, in trio's time.
+        reason: Why the last attempt failed.
+        is_reported: Whether the user was told.
+        is_given_up: Whether its batches are handed back without an attempt.
+    """
+
+    location: str
+    since: float
+    reason: str = ""
+    is_reported: bool = False
+    is_given_up: bool = False
+
+
+class CircuitBreaker:
+    """A `SpanExporter` that wraps another one and stops sending where nothing gets through.
+
+    It gives up altogether if no request was ever answered. It gives up a location if its attempts have failed for
+    ``max_elapsed`` seconds in a row, or if the server asks to wait for longer than that. From then on it has the
+    batcher hand batches back without an attempt.
+
+    Args:
+        exporter: Makes the attempts.
+        patience: Seconds from the first attempt after which it gives up altogether.
+        server: The server's name for messages, as in ``localhost:4318``.
+        max_elapsed: Seconds after which it gives up a location.
+
+    Attributes:
+        answered: Whether any request was answered, with any status.
+        failure: Why the last attempt without an answer failed.
+        gave_up: Whether it gave up altogether.
+    """
+
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        patience: float,
+        server: str = "the server",
+        max_elapsed: float = math.inf,
+    ) -> None:
+        self.answered: bool = False
+        self.failure: str = ""
+        self.gave_up: bool = False
+        self._exporter = exporter
+        self._patience = patience
+        self._max_elapsed = max_elapsed
+        self._silence = f"no answer from {server} within {patience:g} s"
+        self._attempted = trio.Event()
+        self._attempts: set[trio.CancelScope] = set()
+        self._failing: dict[str, FailingLocation] = {}
+
+    def check_location(self, location: str) -> None:
+        """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
+        if isinstance(self._exporter, LocationChecker):
+            self._exporter.check_location(location)
+
+    def failing(self) -> Iterator[FailingLocation]:
+        """Yield the locations that fail now, in the order in which they began to fail."""
+        yield from self._failing.values()
+
+    def reason_to_hand_back(self, location: str) -> str | None:
+        """Return why batches for ``location`` are handed back without an attempt; None if they are not."""
+        if self.gave_up:
+            return self.failure
+        failing = self._failing.get(location)
+        if failing is None or not self._is_given_up(failing, trio.current_time()):
+            return None
+        # Worded like the batcher's own reason, so that all losses of a location have the same.
+        return f"retries exhausted: {failing.reason}"
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        """Make one attempt at sending ``batch``."""
+        self._attempted.set()
+        began = trio.current_time()
+        with trio.CancelScope() as attempt:
+            self._attempts.add(attempt)
+            try:
+                result = await self._exporter.export(batch)
+            finally:
+                self._attempts.discard(attempt)
+            self._note(result, batch.location, began)
+            return result
+        return TryLater(self.failure, ambiguous=True)
+
+    async def aclose(self) -> None:
+        """Close the exporter."""
+        await self._exporter.aclose()
+
+    async def wait_to_give_up(self) -> None:
+        """Give up altogether once ``patience`` has run out; wait forever if any request was answered by then."""
+        await self._attempted.wait()
+        await trio.sleep(self._patience)
+        if self.answered:
+            await trio.sleep_forever()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Cancel the attempts under way, and have all batches handed back from now on."""
+        self.gave_up = True
+        self.failure = self.failure or self._silence
+        for attempt in self._attempts:
+            attempt.cancel()
+
+    def _note(self, result: ExportResult, location: str, began: float) -> None:
+        if not isinstance(result, TryLater):
+            self.answered = True
+            self._failing.pop(location, None)
+            return
+        if result.status_code is None:
+            self.failure = result.reason
+        else:
+            self.answered = True
+        failing = self._failing.setdefault(location, FailingLocation(location, began))
+        failing.reason = result.reason
+        self._is_given_up(failing, trio.current_time() + (result.after or 0))
+
+    def _is_given_up(self, failing: FailingLocation, next_attempt_at: float) -> bool:
+        failing.is_given_up = failing.is_given_up or next_attempt_at >= failing.since + self._max_elapsed
+        return failing.is_given_up
