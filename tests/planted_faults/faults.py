@@ -129,7 +129,7 @@ FAULTS = (
         "a wake-up is cleared too late: after the sleep that it ended",
         "_scheduler/location.py",
         "await self._receive.receive()\n        self._sleep = None\n",
-        "await self._receive.receive()\n        self._sleep = None\n        self._pressed = False\n",
+        "await self._receive.receive()\n        self._sleep = None\n        self._made_due = False\n",
     ),
     PlantedFault(
         "a lane looks whether there is something to do, and falls asleep a moment later",
@@ -188,8 +188,8 @@ FAULTS = (
     PlantedFault(
         "add_spans counts a span before it was admitted",
         "_batcher.py",
-        "                waited = await self._admit(location, encoded)\n                accepted += 1",
-        "                accepted += 1\n                waited = await self._admit(location, encoded)",
+        "        waited = await self._admit(location, span)\n        progress.accepted += 1\n",
+        "        progress.accepted += 1\n        waited = await self._admit(location, span)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -210,8 +210,8 @@ FAULTS = (
     PlantedFault(
         "places that a seal frees are not given to those who wait",
         "_scheduler/admission.py",
-        "        self._pressed.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
-        "        self._pressed.discard(lane)\n",
+        "        self._made_due.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
+        "        self._made_due.discard(lane)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -221,19 +221,19 @@ FAULTS = (
         "            if lane.waiting:\n                waiter, _",
         first="state machine",
     ),
-    # -- slots, pace, turns ----------------------------------------------------------------------------------------
+    # -- slots, concurrency, backoff, retries ----------------------------------------------------------------------
     PlantedFault(
         "a slot that is given back wakes nobody in the line for one",
         "_scheduler/slots.py",
-        "            lane, _ = self._line.popitem(last=False)\n            lane.take_slot()\n",
+        "            lane, _ = self._waiting.popitem(last=False)\n            lane.take_slot()\n",
         "            self.free += 1\n",
         first="state machine",
     ),
     PlantedFault(
         "a lane that has ended takes a slot",
         "_scheduler/location.py",
-        "        self._sleep = None\n        self._shared.crowded_out.pop",
-        "        self._shared.crowded_out.pop",
+        "        self._sleep = None\n        self._shared.over_share.pop",
+        "        self._shared.over_share.pop",
         first="cancel everywhere",
         scenario="drain_in_progress",
     ),
