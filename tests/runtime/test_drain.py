@@ -479,7 +479,7 @@ async def test_an_exporter_that_exits_the_program_does_so_and_every_span_is_acco
 async def test_a_batcher_is_entered_once(autojump_clock: MockClock) -> None:
     batcher = SpanBatcher(InMemoryExporter())
     async with batcher:
-        with pytest.raises(trio.BusyResourceError, match="entered once"):
+        with pytest.raises(trio.BusyResourceError, match="entered only once"):
             await batcher.__aenter__()
     with pytest.raises(trio.BusyResourceError):
         async with batcher:

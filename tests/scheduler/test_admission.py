@@ -428,7 +428,7 @@ async def test_what_is_no_location_is_refused_before_anything_is_accepted(
     location: Any, autojump_clock: MockClock
 ) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(InvalidLocationError, match="a location is a str"):
+        with pytest.raises(InvalidLocationError, match=r"location must be a (non-empty )?str"):
             batcher.add_span_nowait(location, make_span())
         with pytest.raises(InvalidLocationError):
             await batcher.add_spans(location, make_spans(2))
@@ -443,7 +443,7 @@ async def test_a_location_whose_hash_fails_in_its_own_way_is_refused_like_any_ot
 
     location: Any = Unhashable()
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(InvalidLocationError, match="a location is a str, not Unhashable"):
+        with pytest.raises(InvalidLocationError, match="location must be a str, not Unhashable"):
             batcher.add_span_nowait(location, make_span())
 
 
@@ -452,7 +452,7 @@ async def test_a_location_that_does_not_even_tell_its_class_is_refused_like_any_
 ) -> None:
     location: Any = UnboundProxy()
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(InvalidLocationError, match="a location is a str, not UnboundProxy"):
+        with pytest.raises(InvalidLocationError, match="location must be a str, not UnboundProxy"):
             batcher.add_span_nowait(location, make_span())
 
 

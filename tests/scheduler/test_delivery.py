@@ -315,7 +315,7 @@ async def test_a_result_that_is_none_hands_the_batch_back(
     async with watched_batcher(Broken()) as batcher:
         batcher.add_span_nowait("a", make_span())
     assert [loss.reason for loss in batcher.undelivered] == [
-        f"the exporter returned {type(result).__name__}, which is no ExportResult"
+        f"the exporter returned {type(result).__name__}, which is not an ExportResult"
     ]
     assert any("the exporter returned" in record.getMessage() for record in caplog.records)
 

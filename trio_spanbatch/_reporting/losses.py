@@ -47,7 +47,7 @@ class Losses:
             return
         try:
             self._on_loss(loss)
-        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled of ours comes out of it
+        except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task
             self._logger.caught(exc, "on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
 
     def reasons(self, outcome: str) -> dict[str, int]:

@@ -33,7 +33,7 @@ class _ExporterBug(Exception):
 
 
 class _GaveUp(Exception):
-    """There will be no other attempt. The message says why."""
+    """No further attempt is made. The message says why."""
 
     def __init__(self, reason: str, last: TryLater | None = None) -> None:
         super().__init__(reason)
@@ -113,7 +113,7 @@ class Delivery:
         return self._last_result.cause or str(self._last_result.status_code or "")
 
     async def _deliver(self, part: Lease) -> list[Verdict]:
-        """Send a part until the server says yes or no. Return what is known about spans then."""
+        """Send a part until the server accepts or refuses it. Return the verdicts that follow from that."""
         try:
             result = await self._answer(part)
         except _GaveUp as why:
@@ -130,7 +130,7 @@ class Delivery:
         return self._isolation.passed(result)
 
     async def _answer(self, part: Lease) -> Delivered | Refused:
-        """Send a part until the server says yes or no, as often and as long as may be."""
+        """Send a part until the server accepts or refuses it, within the limits on retries."""
         while True:
             await self._get_slot(part)
             result = await self._attempt(part)
@@ -141,7 +141,7 @@ class Delivery:
     # -- attempts ----------------------------------------------------------------------------------------------
 
     async def _get_slot(self, part: Lease) -> None:
-        """Have a slot: the one from the beginning, the one that came with the end of a wait, or another one."""
+        """Wait for a slot, unless one is held already."""
         if not self._has_slot and not await self._lane.wait_for_retry(part, self._give_up_at):
             raise _GaveUp(self._why_no_retry())
         self._has_slot = True
@@ -190,7 +190,7 @@ class Delivery:
                 try:
                     result = await self._shared.exporter.export(part.batch)
                 except BaseException as exc:
-                    # Here, as the scope puts a complaint in its place if the exporter left one of its own open.
+                    # Here, as the scope replaces the exception if the exporter left a scope open.
                     fatal = fatal_part(exc)
                     raise
         except BaseException as exc:
@@ -200,7 +200,7 @@ class Delivery:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
         if not isinstance(result, Delivered | TryLater | Refused):
             self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
-            message = f"the exporter returned {type(result).__name__}, which is no ExportResult"
+            message = f"the exporter returned {type(result).__name__}, which is not an ExportResult"
             raise _ExporterBug(message) from TypeError(message)
         return result
 

@@ -276,11 +276,11 @@ class Supervisor:
         if self.is_forked:
             raise RuntimeError(IN_A_FORKED_CHILD)
         if self._owner is None:
-            raise RuntimeError("the batcher was left already, or is being left; it is left once")
+            raise RuntimeError("the batcher was left already, or is being left; it can be left only once")
         if not self.is_here():
-            raise RuntimeError("the batcher is left in the trio run in which it was entered")
+            raise RuntimeError("the batcher must be left in the trio run in which it was entered")
         if trio.lowlevel.current_task() is not self._owner:
-            raise RuntimeError("the batcher is left by the task that entered it: use `async with`")
+            raise RuntimeError("the batcher must be left by the task that entered it: use `async with`")
 
     @trio.lowlevel.enable_ki_protection
     async def close(self, exc: BaseException | None) -> None:
