@@ -157,7 +157,9 @@ async def test_a_server_that_asks_for_more_than_max_elapsed_is_not_asked_more_of
     assert took[1] > 0.8 * took[0] > 100
 
 
-async def test_what_the_drain_leaves_no_time_for_is_handed_back_with_that_reason(autojump_clock: MockClock) -> None:
+async def test_spans_for_which_the_drain_has_no_time_are_handed_back_with_that_reason(
+    autojump_clock: MockClock,
+) -> None:
     async with in_memory(*[Answer(503)] * 1000) as receiver:
         async with batcher_to(receiver, retry=RetryPolicy(), shutdown_timeout=30) as batcher:
             batcher.add_spans_nowait("a", make_spans(3))
@@ -325,7 +327,7 @@ async def test_a_flush_can_be_bounded_and_its_spans_are_delivered_all_the_same(a
         assert (trio.current_time(), batcher.statistics().delivered) == (8, 3)
 
 
-async def test_one_byte_a_second_of_a_failure_is_what_its_status_says(autojump_clock: MockClock) -> None:
+async def test_a_failure_response_at_one_byte_a_second_is_judged_by_its_status(autojump_clock: MockClock) -> None:
     drip = Drip(
         itertools.chain([b"HTTP/1.1 404 Not Found\r\ncontent-length: 999999\r\n\r\n"], itertools.repeat(b"x")), 1.0
     )

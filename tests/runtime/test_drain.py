@@ -325,7 +325,9 @@ async def test_a_retry_after_that_comes_during_the_drain_and_ends_too_late_hands
     assert batcher.statistics().requests == 1
 
 
-async def test_a_shutdown_timeout_of_zero_hands_back_what_is_not_delivered(autojump_clock: MockClock) -> None:
+async def test_a_shutdown_timeout_of_zero_hands_back_all_spans_that_are_not_delivered(
+    autojump_clock: MockClock,
+) -> None:
     async with watched_batcher(InMemoryExporter(delay=1), NEVER, shutdown_timeout=0) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))
     assert trio.current_time() == 0
@@ -567,7 +569,7 @@ async def test_the_drain_makes_full_batches(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan])
-def test_a_shutdown_timeout_that_is_none_is_named(timeout: float) -> None:
+def test_an_error_names_an_invalid_shutdown_timeout(timeout: float) -> None:
     with pytest.raises(ValueError, match=r"shutdown_timeout is .*; it must be 0 or more seconds"):
         SpanBatcher(InMemoryExporter(), shutdown_timeout=timeout)
 

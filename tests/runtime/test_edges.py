@@ -78,7 +78,7 @@ async def test_an_idle_lane_ends_also_after_its_waiting_adder_was_cancelled(auto
         assert trio.lowlevel.current_statistics().tasks_living == before - 1
 
 
-async def test_what_the_server_asked_for_outlives_an_idle_lane(autojump_clock: MockClock) -> None:
+async def test_the_wait_that_the_server_asked_for_outlives_an_idle_location(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter([TryLater("busy", after=250)])
     limits = Limits(location_idle_timeout=10)
     async with watched_batcher(exporter, ONE, limits=limits, retry=RetryPolicy(max_elapsed=240)) as batcher:
@@ -91,7 +91,7 @@ async def test_what_the_server_asked_for_outlives_an_idle_lane(autojump_clock: M
         assert trio.current_time() == 240
 
 
-async def test_a_policy_function_that_adds_a_span_itself_makes_one_lane(autojump_clock: MockClock) -> None:
+async def test_a_policy_function_that_adds_a_span_opens_one_location(autojump_clock: MockClock) -> None:
     calls: list[str] = []
 
     def policy(location: str) -> BatchPolicy:
@@ -196,7 +196,9 @@ async def test_add_spans_that_is_cancelled_leaves_an_in_order_prefix(autojump_cl
     assert sent == [span.context.span_id for span in spans[: len(sent)]]
 
 
-async def test_adding_from_another_thread_says_what_to_do_and_changes_nothing(mock_clock: MockClock) -> None:
+async def test_the_error_for_adding_from_another_thread_names_the_remedy_and_no_span_is_accepted(
+    mock_clock: MockClock,
+) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         with pytest.raises(RuntimeError, match=r"trio\.from_thread\.run_sync"):
             await trio.to_thread.run_sync(batcher.add_span_nowait, "a", make_span())
@@ -314,7 +316,7 @@ def test_results_check_their_values(make: Any, message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_a_loss_is_of_the_whole_batch_unless_it_says_otherwise() -> None:
+def test_a_loss_counts_the_whole_batch_by_default() -> None:
     batch = SpanBatch("a", [EncodedSpan(b"")] * 3)
     assert Loss("a", batch, "undelivered", "no").count == 3
     assert Loss("a", batch, "rejected", "no", count=1).count == 1
@@ -409,7 +411,7 @@ async def test_an_exit_in_on_loss_leaves_at_the_end_with_every_span_accounted_fo
     assert batcher.statistics().undelivered == 9
 
 
-async def test_the_exporter_is_closed_also_when_there_is_no_time_at_all(autojump_clock: MockClock) -> None:
+async def test_the_exporter_is_closed_even_with_no_time_left(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=1)
     async with watched_batcher(exporter, ONE, shutdown_timeout=0) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))

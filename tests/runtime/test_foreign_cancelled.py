@@ -98,7 +98,7 @@ async def test_what_ends_only_a_task_costs_the_exporter_one_batch_and_everything
     assert "the exporter raised for <SpanBatch 'bad'" in caplog.text
 
 
-async def test_a_cancelled_that_nobody_sent_is_named_in_the_reason(autojump_clock: MockClock) -> None:
+async def test_the_reason_names_a_cancelled_without_a_cancelled_scope(autojump_clock: MockClock) -> None:
     async with watched_batcher(FailsAtBad(raises(await kept_cancelled())), ONE) as batcher:
         batcher.add_span_nowait("bad", make_span())
     (loss,) = batcher.undelivered
@@ -217,7 +217,7 @@ async def test_a_cancelled_out_of_closing_the_exporter_as_entering_was_cancelled
     assert "closing the exporter failed with Cancelled" in caplog.text
 
 
-async def test_what_closing_the_exporter_leaves_open_is_logged_and_shows_no_nursery(
+async def test_a_nursery_that_aclose_leaves_open_is_logged_and_raises_no_group(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Closes(InMemoryExporter):
@@ -236,7 +236,7 @@ async def test_what_closing_the_exporter_leaves_open_is_logged_and_shows_no_nurs
 
 
 @pytest.mark.parametrize("what", FAILURES)
-async def test_what_ends_only_a_task_is_logged_when_on_loss_raises_it(
+async def test_an_exception_from_on_loss_that_ends_only_a_task_is_logged(
     what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     failure = FAILURES[what](await kept_cancelled())
@@ -251,7 +251,7 @@ async def test_what_ends_only_a_task_is_logged_when_on_loss_raises_it(
     assert caplog.text.count("on_loss raised") == 3
 
 
-async def test_what_a_policy_function_or_a_check_raises_leaves_the_call_that_adds_and_nothing_was_accepted(
+async def test_an_exception_from_a_policy_function_or_a_location_check_leaves_the_adding_call_and_no_span_was_accepted(
     autojump_clock: MockClock,
 ) -> None:
     kept = await kept_cancelled()

@@ -223,7 +223,7 @@ def test_ctrl_c_in_the_last_step_of_the_drain_is_raised_again() -> None:
     assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 3, 0, []]])
 
 
-async def test_a_handler_that_somebody_put_back_passes_the_signal_on_and_takes_itself_out() -> None:
+async def test_a_handler_that_other_code_restored_passes_the_signal_on_and_removes_itself() -> None:
     before = signal.getsignal(signal.SIGINT)
     watch = InterruptWatch.of_this_run()
     stopped: list[bool] = []

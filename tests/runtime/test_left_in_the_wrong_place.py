@@ -58,7 +58,7 @@ async def leave_inside(inside: Inside, batcher: SpanBatcher, error: Exception | 
 
 
 @pytest.mark.parametrize("inside", INSIDE)
-async def test_leaving_inside_of_what_was_entered_later_accounts_for_all_spans_and_says_what_is_wrong(
+async def test_leaving_inside_a_scope_that_was_entered_later_accounts_for_all_spans_and_raises_an_explanation(
     inside: Inside, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     batcher = SpanBatcher(InMemoryExporter(lambda batch: Refused("no")), batch=ONE)
@@ -142,7 +142,7 @@ async def test_an_exit_of_an_exporter_that_left_a_scope_open_leaves_all_the_same
     assert batcher.undelivered[0].reason == "the exporter raised SystemExit"
 
 
-async def test_what_runs_in_a_nursery_that_an_exporter_left_open_ends_with_its_task(autojump_clock: MockClock) -> None:
+async def test_tasks_in_a_nursery_that_an_exporter_left_open_end_with_the_delivery(autojump_clock: MockClock) -> None:
     exporter = LeavesOpen(lambda: None)
     with pytest.raises(RuntimeError, match="Nursery stack corrupted"):
         async with watched_batcher(exporter, ONE) as batcher:
@@ -154,7 +154,7 @@ async def test_what_runs_in_a_nursery_that_an_exporter_left_open_ends_with_its_t
     assert batcher.statistics().undelivered == 1
 
 
-async def test_the_drain_ends_what_runs_in_a_nursery_that_an_exporter_left_open_as_it_closed(
+async def test_the_drain_ends_tasks_in_a_nursery_that_aclose_left_open(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class LeavesOpenAsItCloses(LeavesOpen):

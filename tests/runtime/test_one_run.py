@@ -101,7 +101,7 @@ async def test_another_trio_run_in_a_thread_gets_a_runtime_error_and_changes_not
     assert batcher.statistics().delivered == 2
 
 
-async def test_a_thread_with_a_run_of_its_own_adds_by_way_of_the_batchers_token() -> None:
+async def test_a_thread_with_another_run_adds_with_the_batchers_trio_token() -> None:
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
         token = trio.lowlevel.current_trio_token()
 
@@ -355,7 +355,7 @@ async def test_leaving_a_batcher_twice_says_that_it_was_left_already() -> None:
     assert batcher.statistics().delivered == 1
 
 
-async def test_leaving_a_batcher_whose_entering_was_cancelled_says_that_it_was_left_already() -> None:
+async def test_the_error_for_leaving_a_batcher_whose_entering_was_cancelled_says_that_it_was_left() -> None:
     batcher = SpanBatcher(InMemoryExporter())
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -417,7 +417,7 @@ class OwnWithAMethod(Own):
         return True
 
 
-async def test_entering_with_an_exporter_that_a_batcher_has_closed_names_it_and_what_to_do() -> None:
+async def test_the_error_for_entering_with_an_exporter_that_a_batcher_has_closed_names_it_and_the_remedy() -> None:
     exporter = InMemoryExporter()
     async with SpanBatcher(exporter):
         pass
@@ -448,14 +448,14 @@ async def test_entering_with_an_otlp_exporter_that_is_closed_raises_and_does_not
 
 
 @pytest.mark.parametrize("exporter", [Own(), OwnWithAMethod()])
-async def test_an_exporter_of_ones_own_that_can_be_used_again_is_used_again(exporter: Own) -> None:
+async def test_a_custom_exporter_that_can_be_used_again_is_used_again(exporter: Own) -> None:
     for _ in range(2):
         async with SpanBatcher(exporter, batch=ONE) as batcher:
             batcher.add_span_nowait("a", make_span())
     assert (exporter.spans, exporter.times_closed) == (2, 2)
 
 
-async def test_what_a_batcher_cannot_send_as_another_one_has_closed_its_exporter_says_so(
+async def test_the_reason_says_if_another_batcher_has_closed_the_exporter(
     autojump_clock: MockClock,
 ) -> None:
     exporter = InMemoryExporter()

@@ -59,12 +59,12 @@ async def test_the_most_frequent_reason_comes_first() -> None:
     assert str(error) == "4 spans were rejected: frequent (3), rare (1)"
 
 
-def test_one_that_is_made_without_reasons_says_the_counts() -> None:
+def test_without_reasons_the_message_has_the_counts() -> None:
     assert str(UndeliveredSpansError(1, 2)) == "1 span was rejected and 2 were handed back undelivered"
     assert str(UndeliveredSpansError(0, 2)) == "2 spans were handed back undelivered"
 
 
-def test_one_that_is_made_with_the_reasons_of_one_outcome_only_says_what_is_known() -> None:
+def test_with_reasons_for_only_one_outcome_the_message_has_those() -> None:
     error = UndeliveredSpansError(1, 2, {"undelivered": {"busy": 2}})
     assert str(error) == "1 span was rejected and 2 were handed back undelivered; handed back: busy (2)"
     assert str(UndeliveredSpansError(1, 0, {})) == "1 span was rejected"

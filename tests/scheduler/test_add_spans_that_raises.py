@@ -109,7 +109,7 @@ async def test_what_the_callers_iterator_raises_says_how_many_were_accepted(erro
         assert error.accepted == batcher.statistics().accepted == count
 
 
-async def test_what_cannot_be_iterated_says_that_none_was_accepted() -> None:
+async def test_the_error_for_a_non_iterable_says_that_no_span_was_accepted() -> None:
     not_iterable: Any = None
     async with SpanBatcher(InMemoryExporter(), batch=NEVER) as batcher:
         with pytest.raises(TypeError) as caught:
@@ -139,7 +139,7 @@ async def test_a_bad_span_says_how_many_were_accepted_before_it() -> None:
         assert caught.value.accepted == 0
 
 
-async def test_what_the_policy_function_raises_says_that_none_was_accepted() -> None:
+async def test_an_exception_from_the_policy_function_says_that_no_span_was_accepted() -> None:
     def policy(location: str) -> BatchPolicy:
         raise LookupError(location)
 
@@ -150,7 +150,7 @@ async def test_what_the_policy_function_raises_says_that_none_was_accepted() -> 
 
 
 @pytest.mark.parametrize("count", [0, 2])
-async def test_a_location_that_the_exporter_cannot_send_says_that_none_was_accepted(count: int) -> None:
+async def test_the_error_for_a_location_that_the_exporter_rejects_says_that_no_span_was_accepted(count: int) -> None:
     class Choosy(InMemoryExporter):
         def check_location(self, location: str) -> None:
             raise InvalidLocationError("not here")
@@ -161,7 +161,7 @@ async def test_a_location_that_the_exporter_cannot_send_says_that_none_was_accep
     assert caught.value.accepted == 0
 
 
-async def test_no_place_for_the_location_says_that_none_was_accepted() -> None:
+async def test_the_error_for_too_many_locations_says_that_no_span_was_accepted() -> None:
     async with SpanBatcher(InMemoryExporter(), batch=NEVER, limits=Limits(max_locations=1)) as batcher:
         batcher.add_span_nowait("b", make_span())
         with pytest.raises(TooManyLocationsError) as caught:
@@ -238,7 +238,7 @@ async def test_a_cancelled_add_spans_says_how_many_were_accepted(count: int, aut
         assert scope.cancelled_caught
 
 
-async def test_an_add_spans_outside_of_the_batcher_says_that_none_was_accepted() -> None:
+async def test_the_error_for_add_spans_outside_of_the_batcher_says_that_no_span_was_accepted() -> None:
     with pytest.raises(RuntimeError) as caught:
         await SpanBatcher(InMemoryExporter()).add_spans("a", make_spans(2))
     assert getattr(caught.value, "accepted", None) == 0

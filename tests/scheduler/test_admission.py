@@ -62,7 +62,7 @@ async def test_the_queue_holds_exactly_max_queued_spans_while_its_lane_sleeps(au
             batcher.add_span_nowait("a", make_span())
 
 
-async def test_nowait_lists_are_accepted_whole_or_not_at_all(autojump_clock: MockClock) -> None:
+async def test_add_spans_nowait_accepts_all_spans_or_none(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(), NEVER, limits=Limits(max_queued_spans=5)) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))
         with pytest.raises(trio.WouldBlock):
@@ -75,7 +75,7 @@ async def test_nowait_lists_are_accepted_whole_or_not_at_all(autojump_clock: Moc
         assert "b" not in batcher.statistics().locations
 
 
-async def test_what_can_never_fit_is_a_value_error_at_once(autojump_clock: MockClock) -> None:
+async def test_spans_that_can_never_fit_raise_a_value_error_at_once(autojump_clock: MockClock) -> None:
     limits = Limits(max_queued_spans=3, max_pending_bytes_per_location=1000, max_pending_bytes=5000)
     async with watched_batcher(InMemoryExporter(), NEVER, limits=limits) as batcher:
         with pytest.raises(ValueError, match=r"4 spans can never fit at once: Limits\.max_queued_spans is 3"):
@@ -174,7 +174,9 @@ async def test_bytes_in_flight_count_until_they_are_accounted_for(autojump_clock
         assert trio.current_time() == 5
 
 
-async def test_a_byte_budget_spread_over_many_lanes_that_are_not_due_stalls_nobody(autojump_clock: MockClock) -> None:
+async def test_a_byte_budget_spread_over_many_lanes_that_are_not_due_stalls_nobody(
+    autojump_clock: MockClock,
+) -> None:
     exporter = InMemoryExporter()
     limits = Limits(max_pending_bytes=100 * SIZE)
     async with watched_batcher(exporter, NEVER, limits=limits) as batcher:
@@ -418,13 +420,13 @@ async def test_adding_to_a_closed_batcher_raises_closed_resource_error(autojump_
         await batcher.flush()
 
 
-def test_adding_before_entering_says_what_to_do() -> None:
+def test_the_error_for_adding_before_entering_names_the_remedy() -> None:
     with pytest.raises(RuntimeError, match="async with SpanBatcher"):
         SpanBatcher(InMemoryExporter()).add_span_nowait("a", make_span())
 
 
 @pytest.mark.parametrize("location", ["", None, 7, ["a"]])
-async def test_what_is_no_location_is_refused_before_anything_is_accepted(
+async def test_an_invalid_location_is_refused_before_any_span_is_accepted(
     location: Any, autojump_clock: MockClock
 ) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
@@ -436,7 +438,9 @@ async def test_what_is_no_location_is_refused_before_anything_is_accepted(
         assert len(batcher.statistics().locations) == 0
 
 
-async def test_a_location_whose_hash_fails_in_its_own_way_is_refused_like_any_other(autojump_clock: MockClock) -> None:
+async def test_a_location_whose_hash_raises_is_refused_like_any_other_invalid_location(
+    autojump_clock: MockClock,
+) -> None:
     class Unhashable:
         def __hash__(self) -> int:
             raise RuntimeError("no hash")
@@ -456,7 +460,9 @@ async def test_a_location_that_does_not_even_tell_its_class_is_refused_like_any_
             batcher.add_span_nowait(location, make_span())
 
 
-async def test_a_str_with_ways_of_its_own_is_the_location_that_it_spells(autojump_clock: MockClock) -> None:
+async def test_a_str_subclass_with_overridden_methods_is_the_location_of_its_characters(
+    autojump_clock: MockClock,
+) -> None:
     class Odd(str):
         __slots__ = ()
 

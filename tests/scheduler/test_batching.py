@@ -46,7 +46,7 @@ async def test_a_batch_is_due_max_delay_after_its_first_span(autojump_clock: Moc
         assert batch_lengths(exporter.batches) == [2]
 
 
-async def test_what_a_seal_leaves_behind_is_due_max_delay_after_its_own_first_span(autojump_clock: MockClock) -> None:
+async def test_the_spans_left_after_a_seal_are_due_max_delay_after_the_first_of_them(autojump_clock: MockClock) -> None:
     sent_at: list[float] = []
     exporter = InMemoryExporter(delay=recording_times(sent_at))
     async with watched_batcher(exporter, BatchPolicy(max_spans=10, max_delay=5)) as batcher:

@@ -50,7 +50,7 @@ async def test_a_failed_export_is_repeated_with_exponential_backoff_and_full_jit
     assert statistics.ambiguous == 0
 
 
-async def test_what_the_server_asks_for_is_waited_for(autojump_clock: MockClock) -> None:
+async def test_the_wait_that_the_server_asks_for_is_kept(autojump_clock: MockClock) -> None:
     script = Timed(TryLater("busy", after=17), TryLater("busy", after=40), TryLater("busy", after=0))
     async with watched_batcher(InMemoryExporter(script), ONE) as batcher:
         batcher.add_span_nowait("a", make_span())

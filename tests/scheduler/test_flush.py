@@ -65,7 +65,7 @@ async def test_a_flush_of_one_location_leaves_the_others_alone(autojump_clock: M
         assert batcher.statistics().queued == 2
 
 
-async def test_a_flush_waits_for_what_is_in_flight_already(autojump_clock: MockClock) -> None:
+async def test_a_flush_waits_for_spans_that_are_already_in_flight(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(delay=5), BatchPolicy(max_spans=2, max_delay=60)) as batcher:
         batcher.add_spans_nowait("a", make_spans(2))
         await trio.sleep(3)

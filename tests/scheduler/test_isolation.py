@@ -237,7 +237,7 @@ async def test_an_isolation_that_is_cut_off_by_the_deadline_accounts_for_every_s
     assert handed_back.isdisjoint(map(id, exporter.delivered["a"]))
 
 
-async def test_a_batch_whose_parts_were_given_up_does_not_make_its_location_one_that_refuses_everything(
+async def test_a_batch_whose_parts_were_given_up_does_not_mark_its_location_as_refusing_everything(
     autojump_clock: MockClock,
 ) -> None:
     first, second = make_spans(4), make_spans(4)
@@ -389,7 +389,7 @@ def test_isolation_gives_up_on_a_server_that_refuses_everything(count: int, stat
     assert len(sent) <= MAX_REFUSALS
 
 
-def test_a_half_is_not_asked_when_its_twin_told_already() -> None:
+def test_a_half_is_not_sent_if_its_result_follows_from_the_other_half() -> None:
     _, sent = isolate(4, frozenset({3}), 422)
     # The left half passed, so the right one must hold the bad span: only half of that is asked about.
     assert sent == [(0, 4), (0, 2), (2, 1)]
@@ -398,7 +398,7 @@ def test_a_half_is_not_asked_when_its_twin_told_already() -> None:
     assert sent == [(0, 4), (0, 2), (2, 2), (2, 1), (3, 1)]
 
 
-def test_the_request_size_limit_follows_what_the_server_takes() -> None:
+def test_the_request_size_limit_follows_the_sizes_that_the_server_accepts() -> None:
     limit = RequestSizeLimit()
     limit.passed(100)
     assert limit.limit == float("inf")

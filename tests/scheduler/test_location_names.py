@@ -93,7 +93,7 @@ async def test_a_span_whose_function_returns_a_longer_one_is_counted_as_invalid(
         assert batcher.statistics().accepted == 0
 
 
-async def test_what_the_log_says_of_a_location_is_bounded_and_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_messages_about_a_location_are_bounded_and_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     location = "evil\n" + "\x1b" * 1019
     async with SpanBatcher(InMemoryExporter([Refused("no"), RuntimeError("bug")]), batch=NEVER) as batcher:
