@@ -1,4 +1,4 @@
-"""Programs that get in the way: logs that raise, exceptions that take no notes, entering that is cut short."""
+"""Awkward programs: log handlers that raise, exceptions that take no notes, cancelled entering."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _raising_filter(record: logging.LogRecord) -> bool:
 
 
 def raising_logger(by: str) -> logging.Logger:
-    logger = logging.Logger("raising")  # noqa: LOG001  # of its own, without a parent to which it propagates
+    logger = logging.Logger("raising")  # noqa: LOG001  # it must have no parent to propagate to
     if by == "filter":
         logger.addFilter(_raising_filter)
     else:
@@ -123,7 +123,7 @@ class _TakesNoNotes(Exception):
 
 
 @pytest.mark.parametrize("failure", [_Frozen(3), _HasOtherNotes(), _TakesNoNotes()], ids=lambda e: type(e).__name__)
-async def test_an_exception_that_takes_no_notes_leaves_as_it_is(failure: Exception, autojump_clock: MockClock) -> None:
+async def test_an_exception_that_takes_no_notes_leaves_unchanged(failure: Exception, autojump_clock: MockClock) -> None:
     async def run() -> None:
         async with watched_batcher(InMemoryExporter(lambda batch: Hang()), shutdown_timeout=1) as batcher:
             batcher.add_spans_nowait("a", make_spans(1))
@@ -138,7 +138,7 @@ async def test_an_exception_that_takes_no_notes_leaves_as_it_is(failure: Excepti
 
 
 class _Interrupted(InMemoryExporter):
-    """Closing it is interrupted, as by a Ctrl-C."""
+    """Closing it raises KeyboardInterrupt, as if by a Ctrl-C."""
 
     async def aclose(self) -> None:
         raise KeyboardInterrupt
@@ -161,7 +161,7 @@ async def test_force_flush_of_a_batcher_that_was_never_open_ends_at_once() -> No
         scope.cancel()
         async with batcher:
             raise AssertionError("the body runs")
-    # It would be waited for until the test is ended from outside.
+    # Otherwise the test would wait until it is ended from outside.
     assert await trio.to_thread.run_sync(processor.force_flush, 10_000_000)
 
 

@@ -1,4 +1,4 @@
-"""No answer hangs, fools or grows a whole batcher: `SpanBatcher` and `OTLPExporter` on a real TCP receiver."""
+"""No response makes a batcher hang, lose spans or use unbounded memory, with a real TCP receiver."""
 
 from __future__ import annotations
 

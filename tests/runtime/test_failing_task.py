@@ -1,4 +1,4 @@
-"""When one of the batcher's own tasks fails, as it does when an exporter exits the program."""
+"""A task of the batcher fails, for instance because an exporter exits the program."""
 
 from __future__ import annotations
 

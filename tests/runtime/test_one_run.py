@@ -106,7 +106,7 @@ async def test_a_thread_with_another_run_adds_with_the_batchers_trio_token() -> 
         token = trio.lowlevel.current_trio_token()
 
         async def other_run() -> None:
-            # It waits for the other run, in a thread of its own.
+            # It waits for the other run, in a separate thread.
             await trio.to_thread.run_sync(
                 lambda: trio.from_thread.run_sync(batcher.add_span_nowait, "a", make_span(), trio_token=token)
             )
@@ -162,7 +162,7 @@ def errors_in_a_child(child: Callable[[], object]) -> str:
     if not pid:
         try:
             os.write(write, str(child()).encode())
-        except BaseException as error:  # noqa: ASYNC103  # the child must end here, whatever happens
+        except BaseException as error:  # noqa: ASYNC103  # the child must end here in any case
             os.write(write, repr(error).encode())
         finally:
             os._exit(0)
@@ -284,7 +284,7 @@ LEAVES_IN_A_CHILD = """
             batcher = SpanBatcher(OTLPExporter(server.url), batch=BatchPolicy(max_spans=1))
             try:
                 async with batcher:
-                    # There is a connection, and another export under way.
+                    # There is a connection, and another export is running.
                     batcher.add_span_nowait("a", make_span())
                     await batcher.flush()
                     batcher.add_span_nowait("a", make_span())
@@ -394,7 +394,7 @@ async def test_leaving_a_batcher_in_another_task_is_refused_and_the_batcher_stay
 
 
 class Own:
-    """An exporter that knows nothing of being closed, and may be used again."""
+    """An exporter without a ``closed`` attribute, which can be used again."""
 
     def __init__(self) -> None:
         self.spans = 0
@@ -411,7 +411,7 @@ class Own:
 
 
 class OwnWithAMethod(Own):
-    """Has something by the name of ``closed`` that is not True."""
+    """Has an attribute ``closed`` that is not True."""
 
     def closed(self) -> bool:
         return True

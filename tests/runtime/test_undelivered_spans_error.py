@@ -1,4 +1,4 @@
-"""`UndeliveredSpansError` says why: its text is often all that anybody sees of a program that has ended."""
+"""The message of `UndeliveredSpansError`, which is often all that is seen of a program that has ended."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ async def ended_with(exporter: InMemoryExporter, count: int, batch: BatchPolicy 
     return caught.value
 
 
-async def test_a_strict_batcher_says_the_servers_reason() -> None:
+async def test_a_strict_batchers_error_has_the_servers_reason() -> None:
     error = await ended_with(InMemoryExporter([Refused("401 Unauthorized: token expired", 401)]), 1)
     assert str(error) == "1 span was rejected: 401 Unauthorized: token expired (1)"
     assert error.reasons == {"rejected": {"401 Unauthorized: token expired": 1}, "undelivered": {}}
 
 
-async def test_a_strict_batcher_says_why_spans_were_handed_back(autojump_clock: MockClock) -> None:
+async def test_a_strict_batchers_error_has_the_reasons_of_spans_handed_back(autojump_clock: MockClock) -> None:
     error = await ended_with(InMemoryExporter(delay=math.inf), 2, BatchPolicy())
     assert str(error) == "2 spans were handed back undelivered: the shutdown deadline passed (2)"
     assert (error.rejected, error.undelivered) == (0, 2)

@@ -1,4 +1,4 @@
-"""What a location may be called, wherever one is given."""
+"""Which names are valid locations, in all APIs that take one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trio_spanbatch.testing import InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
 LONGEST = "x" * 1024
-# So many characters, whatever they take in UTF-8.
+# This many characters, regardless of their size in UTF-8.
 LONGEST_IN_UTF_8 = "\U0001f680" * 1024
 MEGABYTE = "tenant-" + "\x00" * 1_000_000
 

@@ -21,7 +21,23 @@ __all__ = [
 
 
 @attrs.frozen(kw_only=True)
-class LocationStatistics:
+class _Counts:
+    accepted: int = 0
+    queued: int = 0
+    in_flight: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    spooled: int = 0
+    undelivered: int = 0
+    ambiguous: int = 0
+    pending_bytes: int = 0
+    requests: int = 0
+    retries: int = 0
+    splits: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class LocationStatistics(_Counts):
     """A snapshot of one location's counts. The last two fields are not counts.
 
     Attributes:
@@ -41,24 +57,12 @@ class LocationStatistics:
         consecutive_failures: Attempts that failed since the last one that succeeded.
     """
 
-    accepted: int = 0
-    queued: int = 0
-    in_flight: int = 0
-    delivered: int = 0
-    rejected: int = 0
-    spooled: int = 0
-    undelivered: int = 0
-    ambiguous: int = 0
-    pending_bytes: int = 0
-    requests: int = 0
-    retries: int = 0
-    splits: int = 0
     oldest_pending_age: float = 0.0
     consecutive_failures: int = 0
 
 
 @attrs.frozen(kw_only=True)
-class SpanBatcherStatistics:
+class SpanBatcherStatistics(_Counts):
     """A snapshot of a batcher's counts, over all locations and for each.
 
     At every instant ``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``.
@@ -80,18 +84,6 @@ class SpanBatcherStatistics:
             ``Limits.max_locations`` have ended; the counts above keep them.
     """
 
-    accepted: int = 0
-    queued: int = 0
-    in_flight: int = 0
-    delivered: int = 0
-    rejected: int = 0
-    spooled: int = 0
-    undelivered: int = 0
-    ambiguous: int = 0
-    pending_bytes: int = 0
-    requests: int = 0
-    retries: int = 0
-    splits: int = 0
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
 
     __hash__ = hash_of_record

@@ -8,7 +8,6 @@ for ever. So a batcher that was open when its process was forked does nothing in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -18,8 +17,7 @@ __all__ = ["Forkable", "forget", "remember"]
 class Forkable(Protocol):
     """An object that a forked child must not use."""
 
-    @property
-    def forked(self) -> Callable[[], None]:
+    def forked(self) -> None:
         """Called in the child."""
         ...
 

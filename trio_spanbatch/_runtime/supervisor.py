@@ -359,7 +359,7 @@ class Supervisor:
             if exc is not None and not isinstance(exc, GeneratorExit) and split_cancelled(exc)[1] is not None:
                 # Python does not print the context of a SystemExit.
                 self.shared.logger.error(
-                    "SpanBatcher: %s leaves in place of what the body raised", type(fatal).__name__, exc_info=exc
+                    "SpanBatcher: %s is raised in place of the body's exception", type(fatal).__name__, exc_info=exc
                 )
             raise fatal
 

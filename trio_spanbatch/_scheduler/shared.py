@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from .location import Lane
     from .locations import Lanes
 
-__all__ = ["Shared", "TaskStarter"]
+__all__ = ["Shared"]
 
-TaskStarter: TypeAlias = Callable[[Callable[[], Awaitable[None]], str], None]
 _Listener = TypeVar("_Listener")
 
 
@@ -68,7 +67,7 @@ class Shared:
     losses: Losses
     health: HealthLog
     slots: ExportSlots
-    start: TaskStarter
+    start: Callable[[Callable[[], Awaitable[None]], str], None]
     exporting: int = 0
     over_share: dict[Lane, None] = attrs.Factory(dict)
     draining: bool = False
