@@ -1,4 +1,4 @@
-"""Batches trace spans by location and sends them, on trio, without losing one in silence.
+"""Batches trace spans by location and sends them, on trio, without silently losing any.
 
 async with SpanBatcher() as batcher:
     batcher.add_span_nowait("main.agents.spans", span)

@@ -1,10 +1,10 @@
-"""Checking what a batcher is given, and making up what it is not given, from the environment."""
+"""Validate `SpanBatcher`'s arguments and fill in defaults from the environment."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 from ._exporter import LimitsItsAttempts, SpanExporter
@@ -26,19 +26,19 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-# Seconds.
+# Seconds by which the default time limit of an attempt is longer than the exporter's.
 _LATER_THAN_THE_EXPORTER = 1.0
 
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
-    """Return ``value`` if it is None or of type ``kind``."""
+    """Return ``value`` if it is None or an instance of ``kind``."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r}; it must be of type {kind.__name__}")
     return value
 
 
 def checked_function(name: str, value: _T | None) -> _T | None:
-    """Return ``value`` if it is None or can be called."""
+    """Return ``value`` if it is None or a synchronous function."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r}; it must be a function")
     if inspect.iscoroutinefunction(value):
@@ -54,7 +54,7 @@ def checked_level(value: int) -> int:
 
 
 def checked_timeout(value: float) -> float:
-    """Return ``value`` if it is a number of seconds, 0 or more."""
+    """Return ``value`` if it is a non-negative number of seconds."""
     if not is_number(value):
         raise TypeError(f"shutdown_timeout is {shown(value)}; it must be a number of seconds, 0 or more")
     if not value >= 0:
@@ -63,15 +63,15 @@ def checked_timeout(value: float) -> float:
 
 
 def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
-    """Return ``exporter``, or the one that the environment describes."""
+    """Return ``exporter``, or one that is configured by the environment."""
     if exporter is None:
         from ._http.exporter import OTLPExporter
 
         return OTLPExporter.from_env()
-    # Types say so already; people who do not run a type checker are told here, before a span is lost.
+    # Without a type checker, the mistake would otherwise show only in the first export.
     given: object = exporter
     if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("export", "aclose")):
-        # Not the value: it may be a URL with a password in it.
+        # The value is not shown, as it may be a URL with a password in it.
         kind = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
         raise TypeError(
             f"exporter is {kind}; it must be a SpanExporter, for instance "
@@ -81,7 +81,7 @@ def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
 
 
 def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -> Callable[[str], BatchPolicy]:
-    """Return a function of the location that returns its policy."""
+    """Return a function from a location to its policy."""
     if isinstance(batch, type):
         raise TypeError(f"batch is {batch!r}; it must be a BatchPolicy, or a function of the location that returns one")
     if callable(batch):
@@ -91,18 +91,16 @@ def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) ->
 
 
 def limits_or_default(limits: Limits | None) -> Limits:
-    """Return ``limits``, or those of the environment."""
+    """Return ``limits``, or limits from the environment."""
     return checked("limits", limits, Limits) or Limits(**environment.queue_options(os.environ))
 
 
 def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> RetryPolicy:
-    """Return ``retry``, or one that leaves an attempt the time that the environment says, or the exporter needs."""
-    return checked("retry", retry, RetryPolicy) or _default_retry(exporter, os.environ)
-
-
-def _default_retry(exporter: SpanExporter, environ: Mapping[str, str]) -> RetryPolicy:
+    """Return ``retry``, or a policy whose time limit for attempts is from the environment or suits the exporter."""
+    if (given := checked("retry", retry, RetryPolicy)) is not None:
+        return given
     default = RetryPolicy().attempt_timeout
     if isinstance(exporter, LimitsItsAttempts) and default <= exporter.timeout:
-        # A little later than the exporter's own limit: its reason says more than ours. None if that has none.
+        # Later than the exporter's own limit, as its reason is more precise.
         default = exporter.timeout + _LATER_THAN_THE_EXPORTER
-    return RetryPolicy(attempt_timeout=environment.export_timeout(environ, default))
+    return RetryPolicy(attempt_timeout=environment.export_timeout(os.environ, default))

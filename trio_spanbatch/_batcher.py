@@ -1,4 +1,4 @@
-"""`SpanBatcher`: the public face. What happens behind it is told in `_supervisor`, `_admission` and `_lane`."""
+"""`SpanBatcher`, the public interface of the supervisor, admission and locations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ __all__ = ["SpanBatcher"]
 
 _NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as batcher:`"
 
-# ``add_spans`` lets other tasks run after so many spans: encoding one takes 10 to 20 us.
+# ``add_spans`` lets other tasks run after this many spans: encoding one takes 10 to 20 us.
 _SPANS_A_CHECKPOINT = 64
 
 
@@ -64,37 +64,37 @@ class _Progress:
 
 
 class SpanBatcher:
-    """Batches spans by location, and accounts for every one that it accepted.
+    """Batches spans by location, and accounts for every span that it accepts.
 
     An async context manager, entered once::
 
         async with SpanBatcher() as batcher:
             batcher.add_span_nowait("main.agents.spans", span)
 
-    When the ``async with`` ends, for whatever reason and within ``shutdown_timeout``, each accepted span is delivered,
-    rejected by the server with its reason, or handed back undelivered with its reason. Adding is possible inside the
-    ``async with``, in the trio run in which it was entered: in another one, and in a forked child, it is a
-    `RuntimeError`. The batcher is left by the task that entered it.
+    When the ``async with`` ends, for any reason and within ``shutdown_timeout``, each accepted span has been delivered,
+    rejected by the server, or handed back undelivered, the latter two with a reason. Spans can be added inside the
+    ``async with``, in the trio run in which it was entered; adding them in another run or in a forked child raises
+    `RuntimeError`. The batcher must be left by the task that entered it.
 
     Args:
-        exporter: What sends the batches; by default `OTLPExporter.from_env`. The batcher closes it at the end.
-        batch: When a batch is due, or a function of the location that returns that, called once for each location that
-            comes to life. By default as the ``OTEL_BSP_*`` variables say.
-        limits: What may wait and run at once. By default as the ``OTEL_BSP_*`` variables say.
-        retry: How often an export is repeated. By default ``OTEL_BSP_EXPORT_TIMEOUT`` bounds an attempt, else 30 s, or
-            what the exporter needs if that is more (`OTLPExporter.timeout`).
-        shutdown_timeout: Seconds that leaving the ``async with`` may take; `math.inf` for no limit.
+        exporter: Sends the batches; by default `OTLPExporter.from_env`. The batcher closes it at the end.
+        batch: When a batch is due, or a function of the location that returns a policy, called once for each location
+            when it is opened. By default from the ``OTEL_BSP_*`` variables.
+        limits: Limits on pending spans and running exports. By default from the ``OTEL_BSP_*`` variables.
+        retry: How often an export is repeated. By default an attempt may take ``OTEL_BSP_EXPORT_TIMEOUT``, or 30 s
+            without that, or what the exporter needs if that is more (`OTLPExporter.timeout`).
+        shutdown_timeout: The most seconds that leaving the ``async with`` may take; `math.inf` for no limit.
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
-        on_loss: Called at once, in the trio thread, with each `Loss`. It is synchronous and may add spans. What it
-            raises is logged; a `SystemExit` or the like is also raised when the batcher is left.
-        rng: Where the jitter of backoffs comes from, to make a run repeatable.
-        logger: Where messages go; by default the logger ``trio_spanbatch``.
-        log_level: The level of messages about locations that fail and recover. Lost spans and bugs are errors.
+        on_loss: Called immediately, in the trio thread, with each `Loss`. It must be synchronous, and may add spans. An
+            exception from it is logged; a `SystemExit` or the like is also raised when the batcher is left.
+        rng: The source of the jitter of backoffs, to make a run repeatable.
+        logger: The logger for messages; by default the logger ``trio_spanbatch``.
+        log_level: The level of messages about failing and recovering locations. Lost spans and bugs are errors.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: ``shutdown_timeout`` is negative or NaN, or the environment names what cannot be done.
+        ValueError: ``shutdown_timeout`` is negative or NaN, or an environment variable has an unusable value.
     """
 
     def __init__(
@@ -142,14 +142,14 @@ class SpanBatcher:
     # -- adding ------------------------------------------------------------------------------------------------
 
     def add_span_nowait(self, location: str, span: SpanLike | EncodedSpan) -> None:
-        """Accept a span, if there is room for it now.
+        """Accept a span if there is room for it now.
 
         Args:
-            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
+            location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
-            trio.WouldBlock: There is no room, or others wait for it already. Nothing was accepted.
+            trio.WouldBlock: There is no room, or other adders wait for it. Nothing was accepted.
             InvalidSpanError: The span cannot be encoded, or is larger than the byte budget.
             InvalidLocationError: Nothing can be sent to the location.
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
@@ -165,7 +165,7 @@ class SpanBatcher:
         """Accept all of ``spans``, or none.
 
         Raises:
-            ValueError: So many spans can never fit at once.
+            ValueError: This many spans can never fit at once.
             trio.WouldBlock: There is no room for all of them now.
             InvalidSpanError: One of them cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
@@ -180,7 +180,7 @@ class SpanBatcher:
             raise trio.WouldBlock
 
     def _encoded_if_they_fit(self, spans: Iterable[SpanLike | EncodedSpan]) -> list[EncodedSpan]:
-        """Encode no more than may ever be pending together."""
+        """Encode the spans. Raise as soon as they are more than may ever be pending together."""
         if isinstance(spans, Sized):
             self._admission.check_can_ever_fit(len(spans), 0)
         encoded: list[EncodedSpan] = []
@@ -195,11 +195,11 @@ class SpanBatcher:
     async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
         """Accept a span, waiting for room.
 
-        Adders are served in the order in which they came, for each location. Always a checkpoint. If it is cancelled,
-        the span was not accepted.
+        The adders of a location are served in order of arrival. Always a checkpoint. If this is cancelled, the span was
+        not accepted.
 
         Args:
-            location: Where the span belongs: a str of 1 to 1,024 characters that the exporter can send.
+            location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
@@ -217,10 +217,10 @@ class SpanBatcher:
     async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
         """Accept spans one after the other, waiting for room.
 
-        What was accepted when it raises is a prefix of ``spans``, as with ``SendStream.send_all``. Whatever it raises,
-        `trio.Cancelled` and exceptions of ``spans`` itself included, says how many that were: in an attribute
-        ``accepted``, or in a note if the exception takes no attribute. Spans are encoded just before they are accepted.
-        Other adders may come in between. Always a checkpoint.
+        If this raises, a prefix of ``spans`` was accepted, as with ``SendStream.send_all``. The exception, even a
+        `trio.Cancelled` or one from ``spans``, has the number of accepted spans in an attribute ``accepted``, or in a
+        note if it takes no attribute. Spans are encoded just before they are accepted. Other adders' spans may be
+        accepted in between. Always a checkpoint.
 
         Raises:
             InvalidSpanError: A span cannot be encoded.
@@ -242,7 +242,7 @@ class SpanBatcher:
         for span in spans:
             if progress.accepted and progress.accepted % _SPANS_A_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
-            # Again for each span: the batcher may have been closed by whoever ran meanwhile.
+            # Checked for each span, as the batcher may have been closed meanwhile.
             self._check_open()
             waited = await self._admit_next(location, self._encoder.encode(span), progress)
         if not progress.accepted:
@@ -254,8 +254,8 @@ class SpanBatcher:
         if self._admission.is_open:
             if not self._supervisor.is_here():
                 raise RuntimeError(
-                    "a batcher is used in the trio run in which it was entered; in a thread of that run use "
-                    "trio.from_thread.run_sync, with the trio_token of that run where the thread has another run"
+                    "a batcher can be used only in the trio run in which it was entered; in a thread of that run use "
+                    "trio.from_thread.run_sync, with the trio_token of that run if the thread has another run"
                 )
             return
         if self._supervisor.is_forked:
@@ -266,15 +266,15 @@ class SpanBatcher:
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit(self, location: str, span: EncodedSpan) -> bool:
-        # In place of `Lanes.get`, as each call here takes a twentieth of the time of accepting a span. But not for a
-        # subclass of str, which might be found as another location, by an equality of its own.
+        # `Lanes.get` inlined, as each call takes 5% of the time of accepting a span. Not for a subclass of str, which
+        # might compare equal to another location.
         lane = self._live.get(location) if type(location) is str else self._lanes.get(location)
         if lane is not None and self._admission.try_admit(lane, span):
             return True
         return self._try_admit_first(location, lane, span)
 
     def _try_admit_first(self, location: str, lane: Lane | None, span: EncodedSpan) -> bool:
-        """Admit a span to a lane that may have to be opened."""
+        """Open the location if necessary, and admit a span."""
         self._admission.check_can_ever_fit(1, cost_of([span]))
         if lane is not None:
             return False
@@ -287,17 +287,17 @@ class SpanBatcher:
 
     @trio.lowlevel.enable_ki_protection
     async def _admit(self, location: str, span: EncodedSpan) -> bool:
-        """Admit a span, waiting if need be. Return whether this was a checkpoint."""
+        """Admit a span, waiting if necessary. Return whether this was a checkpoint."""
         if self._try_admit(location, span):
             return False
         lane = self._lanes.get(location)
-        assert lane is not None, "the lane was found or opened just now"
+        assert lane is not None, "the location is live or was opened just now"
         await self._admission.wait(lane, span)
         return True
 
     @trio.lowlevel.enable_ki_protection
     async def _admit_next(self, location: str, span: EncodedSpan, progress: _Progress) -> bool:
-        """Do the same, and count the span before a Ctrl-C can come."""
+        """Call `_admit`, and count the span before a Ctrl-C can interrupt."""
         waited = await self._admit(location, span)
         progress.accepted += 1
         return waited
@@ -307,12 +307,12 @@ class SpanBatcher:
     async def flush(self, location: str | None = None) -> FlushReport:
         """Wait until every span accepted before this call is accounted for.
 
-        Makes them due at once, for all locations or for one. It waits through retries and backoffs; use
-        ``trio.move_on_after`` to bound it. Always a checkpoint. If it is cancelled, the spans are delivered all the
-        same, later.
+        Makes the spans due immediately, for all locations or for one. Retries and backoffs are waited for; use
+        ``trio.move_on_after`` for a time limit. Always a checkpoint. If this is cancelled, the spans are still
+        delivered later.
 
         Returns:
-            What became of these spans.
+            The outcome of these spans.
 
         Raises:
             trio.ClosedResourceError: The batcher is closed.
@@ -338,14 +338,14 @@ class SpanBatcher:
     def statistics(self) -> SpanBatcherStatistics:
         """Return a snapshot of all counts. Takes time in proportion to the number of locations.
 
-        It can be read before, in and after the ``async with``; while there are locations, in the batcher's trio run.
+        Can be called before, in and after the ``async with``; while there are locations, only in the batcher's run.
 
         Raises:
-            RuntimeError: This is a thread, or another trio run.
+            RuntimeError: The caller is in a thread or in another trio run.
         """
         if self._live and not self._supervisor.is_here():
             raise RuntimeError(
-                "statistics() is read in the batcher's trio run until the batcher was left; in a thread use "
+                "statistics() can be called only in the batcher's trio run until the batcher is left; in a thread use "
                 "trio.from_thread.run_sync(batcher.statistics)"
             )
         live = {lane.location: lane for lane in self._lanes}
@@ -357,9 +357,9 @@ class SpanBatcher:
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:
-        """The batches that were handed back, for a program that gave no ``on_loss``: keep them, or add them again.
+        """The batches that were handed back, if there is no ``on_loss``, to be stored or added again.
 
-        At most ``Limits.max_pending_bytes`` of them; the rest is counted and logged.
+        At most ``Limits.max_pending_bytes`` are kept; the rest is counted and logged.
         """
         return self._shared.losses.kept
 
@@ -368,7 +368,7 @@ class SpanBatcher:
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise trio.BusyResourceError("a SpanBatcher is entered once; make another one")
+            raise trio.BusyResourceError("a SpanBatcher can be entered only once; make another one")
         if is_closed(exporter := self._shared.exporter):
             raise trio.ClosedResourceError(
                 f"the {type(exporter).__name__} is closed, as a batcher closes its exporter when it is left; "

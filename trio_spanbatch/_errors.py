@@ -1,7 +1,7 @@
-"""What goes wrong on the caller's side.
+"""The exceptions that this package defines.
 
-Everything else that can be raised is trio's own: ``trio.WouldBlock`` when there is no room,
-``trio.ClosedResourceError`` once the batcher is closed, ``trio.BusyResourceError`` when it is entered twice.
+Others that a batcher raises are trio's: ``trio.WouldBlock`` if there is no room, ``trio.ClosedResourceError`` once the
+batcher is closed, ``trio.BusyResourceError`` if it is entered twice.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = [
     "tell_accepted",
 ]
 
-# So many reasons, and so much of each, stand in a message.
+# How many reasons a message has, and how many characters of each.
 _MAX_REASONS_SHOWN = 5
 _MAX_REASON_LENGTH = 300
 
-# What reasons are counted as once there are too many different ones.
+# Counts all further reasons once there are too many different ones.
 OTHER_REASONS = "other reasons"
 
 
@@ -40,7 +40,7 @@ class InvalidSpanError(ValueError):
 
 
 class InvalidLocationError(ValueError):
-    """A location cannot be sent to: the exporter has no way, or it is no str of 1 to 1,024 characters.
+    """A location is not a str of 1 to 1,024 characters, or the exporter cannot send to it.
 
     Attributes:
         accepted: How many spans of the same ``add_spans`` call were accepted before. Other calls accepted nothing.
@@ -53,21 +53,21 @@ class TooManyLocationsError(ValueError):
     """``Limits.max_locations`` locations all hold spans.
 
     Attributes:
-        accepted: How many spans of the same ``add_spans`` call were accepted before: its location can come to an end
-            between two of them, and another one take its place. Other calls accepted nothing.
+        accepted: How many spans of the same ``add_spans`` call were accepted before: its location can end between two
+            of them, and another one replace it. Other calls accepted nothing.
     """
 
     accepted: int = 0
 
 
 class UndeliveredSpansError(Exception):
-    """Raised at the end of a strict batcher when spans were rejected or handed back. Its text has the reasons.
+    """Raised at the end of a strict batcher if spans were rejected or handed back. The message has the reasons.
 
     Attributes:
         rejected: How many spans servers rejected.
         undelivered: How many spans were handed back.
-        reasons: For ``"rejected"`` and ``"undelivered"``, each reason with its number of spans, the most frequent one
-            first. Reasons beyond the first 20 are counted together, as ``"other reasons"``.
+        reasons: For ``"rejected"`` and ``"undelivered"``, each reason with its number of spans, most frequent first.
+            Reasons beyond the first 20 are counted together as ``"other reasons"``.
     """
 
     def __init__(
@@ -106,47 +106,48 @@ def _reasons_text(reasons: Mapping[str, int]) -> str:
     others = sum(reasons.values()) - sum(reasons[reason] for reason in named[:_MAX_REASONS_SHOWN])
     if others:
         number = len(named) - _MAX_REASONS_SHOWN
-        # Nobody has counted how many different ones there are beyond those that have a name.
+        # How many different reasons are in OTHER_REASONS was not counted.
         how_many = f"more than {number}" if OTHER_REASONS in reasons else f"{number}"
         parts.append(f"and {how_many} other reason{'' if how_many == '1' else 's'} ({others})")
     return ", ".join(parts)
 
 
 def _on_one_line(reason: str) -> str:
-    # Somebody else's words: they must look neither like several messages nor like a terminal's control sequences.
+    # The server's words must look neither like several messages nor like a terminal's control sequences.
     line = " ".join("".join(character if character.isprintable() else " " for character in reason[:2000]).split())
     return line if len(line) <= _MAX_REASON_LENGTH else f"{line[:_MAX_REASON_LENGTH]}…"
 
 
 class _Accepted(int):
-    """A number that `tell_accepted` has set, unlike an attribute of that name that the exception has by itself."""
+    """A number set by `tell_accepted`, as opposed to the exception's own attribute of that name."""
 
 
 class _AcceptedNote(str):
-    """A note that `tell_accepted` has added."""
+    """A note added by `tell_accepted`."""
 
     __slots__ = ()
 
 
 @trio.lowlevel.enable_ki_protection
 def tell_accepted(exc: BaseException, accepted: int) -> None:
-    """Let an exception that leaves ``add_spans`` say how many spans the call had accepted.
+    """Add the number of accepted spans to an exception that leaves ``add_spans``.
 
-    In its attribute ``accepted``. If it takes none, or has one that means something else, in a note. If it has notes of
-    another kind than Python's, it stays as it is. An exception that is raised again says the number of the last call.
+    It is in the attribute ``accepted``, or in a note if the exception has another such attribute or takes none.
+    If ``__notes__`` is not a list, nothing is added. If the exception is raised again, the number is that of the last
+    call.
     """
     if not _set_accepted(exc, accepted):
         _add_accepted_note(exc, accepted)
 
 
 def _set_accepted(exc: BaseException, accepted: int) -> bool:
-    # Exceptions are anybody's classes: looking at an attribute or setting it may raise, or have no effect.
+    # The class may be any: getting or setting the attribute may raise, or have no effect.
     try:
         ours = isinstance(exc, InvalidSpanError | InvalidLocationError | TooManyLocationsError)
         if not ours and type(getattr(exc, "accepted", _Accepted())) is not _Accepted:
             return False
         value = _Accepted(accepted)
-        exc.accepted = value  # type: ignore[attr-defined]  # what is not ours has no such field
+        exc.accepted = value  # type: ignore[attr-defined]  # only our exceptions declare it
         return exc.accepted is value  # type: ignore[attr-defined]
     except Exception:
         return False
@@ -157,7 +158,7 @@ def _add_accepted_note(exc: BaseException, accepted: int) -> None:
     with suppress(Exception):
         notes = getattr(exc, "__notes__", None)
         if notes is None:
-            # Not by add_note, which sets an attribute as anybody would: a frozen exception refuses or forgets that.
+            # Not by add_note, which sets the attribute normally: a frozen exception refuses or ignores that.
             object.__setattr__(exc, "__notes__", [note])
         elif isinstance(notes, list):
             notes[:] = [*(old for old in notes if type(old) is not _AcceptedNote), note]

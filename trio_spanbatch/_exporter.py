@@ -1,4 +1,4 @@
-"""What sends batches: the interface between the batcher and any destination."""
+"""The interface between the batcher and its exporter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "is_closed",
 ]
 
-# What one export ended with. Expected failures are values, not exceptions.
+# The results of an export. Expected failures are values, not exceptions.
 
 
 def _of_type(*types: type | None) -> Callable[[object, attrs.Attribute[Any], object], None]:
@@ -48,14 +48,13 @@ def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -
 
 @attrs.frozen
 class Delivered:
-    """The server has the batch, less the spans that it says it rejected.
+    """The server accepted the batch, except for the spans that it reports as rejected.
 
     Attributes:
         rejected: How many spans of the batch the server rejected (OTLP's partial success). They are not
             sent again. The batcher clips it to 0 and the length of the batch.
-        message: The server's words about them, or a warning where ``rejected`` is 0.
-        status_code: The HTTP status code, where there was a response. It does not count when two are compared: any
-            2xx means the same.
+        message: The server's message about them, or a warning if ``rejected`` is 0.
+        status_code: The HTTP status code, if there was a response. It is not compared, as any 2xx means the same.
     """
 
     rejected: int = attrs.field(default=0, validator=_of_type(int))
@@ -65,16 +64,16 @@ class Delivered:
 
 @attrs.frozen
 class TryLater:
-    """The batch was not delivered, as far as anybody knows; the same request may succeed later.
+    """The batch was not delivered, as far as is known; the same request may succeed later.
 
     Attributes:
         reason: What happened, in a few words, without credentials.
-        after: Seconds to wait at least, where the server said so (``Retry-After``).
-        ambiguous: Whether the server may have taken the batch all the same: a connection that broke after
-            the request was sent, a timeout.
-        status_code: The HTTP status code, where there was a response.
-        cause: What kind of failure it was if there was no response: ``timeout``, or an exception's name. Metrics have
-            it as ``error.type``, so there should be few different ones. It does not count when two are compared.
+        after: The least number of seconds to wait, if the server said so (``Retry-After``).
+        ambiguous: Whether the server may have accepted the batch, for instance after a timeout, or if the connection
+            broke after the request was sent.
+        status_code: The HTTP status code, if there was a response.
+        cause: The kind of failure if there was no response: ``timeout``, or an exception's name. Metrics have it as
+            ``error.type``, so there should be few different ones. It is not compared.
     """
 
     reason: str = attrs.field(validator=_of_type(str))
@@ -86,13 +85,14 @@ class TryLater:
 
 @attrs.frozen
 class Refused:
-    """The server will never take this request. Its spans are accounted for as rejected.
+    """The server will never accept this request. Its spans are accounted for as rejected.
 
     Attributes:
         reason: What the server said, in a few words, without credentials.
-        status_code: The HTTP status code, where there is one.
-        isolate: Whether a part of the batch may be to blame, so that the rest is worth another request.
-        cause: What kind of failure it was if there was no response, as in `TryLater`.
+        status_code: The HTTP status code, if there was a response.
+        isolate: Whether the server may have refused the batch because of some of its spans, so that the others may
+            succeed in another request.
+        cause: The kind of failure if there was no response, as in `TryLater`.
     """
 
     reason: str = attrs.field(validator=_of_type(str))
@@ -108,44 +108,44 @@ class SpanExporter(Protocol):
     """Sends batches. Implement this to send spans anywhere."""
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        """Make one attempt at sending ``batch``.
+        """Make one attempt to send ``batch``.
 
-        Expected failures are returned. An exception is taken for a bug: it is logged with its traceback and the
-        batch is handed back. The batcher cancels an attempt that takes longer than ``RetryPolicy.attempt_timeout``,
-        and all that are still under way at the end of the drain; an exporter must neither shield itself from that
-        nor swallow ``trio.Cancelled``. Several exports run at once, also of one location.
+        Expected failures are returned. An exception is treated as a bug: it is logged with its traceback, and the batch
+        is handed back. The batcher cancels an attempt that takes longer than ``RetryPolicy.attempt_timeout``, and all
+        attempts that are still running at the end of the drain. An exporter must not shield itself from that or swallow
+        ``trio.Cancelled``. Several exports run concurrently, including several of one location.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close what the exporter has opened. Called once, at the end of the drain.
+        """Close the exporter's resources. Called once, at the end of the drain.
 
-        An exporter that cannot be used after that may have an attribute ``closed``, which is then ``True``: the next
-        batcher that is given it says so when it is entered.
+        If the exporter cannot be used after that, it may have an attribute ``closed`` that is then ``True``, so that a
+        batcher that uses it again raises an error when it is entered.
         """
         ...
 
 
 @runtime_checkable
 class LimitsItsAttempts(Protocol):
-    """What an exporter has besides `SpanExporter` if it ends its attempts by itself.
+    """Optional part of a `SpanExporter` that limits the time of its attempts.
 
-    Where the user gave no `RetryPolicy`, an attempt gets at least this time, so that a slow destination's exporter need
-    not be given twice how slow it is.
+    Without a `RetryPolicy` from the user, an attempt may take at least this long, so that the time limit for a slow
+    destination is set only once.
 
     Attributes:
-        timeout: Seconds that one attempt may take.
+        timeout: The most seconds that one attempt may take.
     """
 
     @property
     def timeout(self) -> float:
-        """Seconds that one attempt may take."""
+        """The most seconds that one attempt may take."""
         ...
 
 
 @runtime_checkable
 class LocationChecker(Protocol):
-    """What an exporter has besides `SpanExporter` if not every string is a location for it."""
+    """Optional part of a `SpanExporter` that can send only to some locations."""
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
@@ -166,5 +166,5 @@ class HandsBack(Protocol):
 
 def is_closed(exporter: SpanExporter) -> bool:
     """Return whether an exporter says that it is closed."""
-    # Nothing else than True: somebody else's ``closed`` may be a method, or anything.
+    # Only True counts: in other exporters ``closed`` may be a method.
     return getattr(exporter, "closed", False) is True

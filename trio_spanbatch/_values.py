@@ -1,4 +1,4 @@
-"""What counts as a number in what a user gives."""
+"""Checks of locations and numbers."""
 
 from __future__ import annotations
 
@@ -6,33 +6,26 @@ from typing import Final, TypeGuard
 
 from ._errors import InvalidLocationError
 
-__all__ = [
-    "MAX_LOCATION_LENGTH",
-    "checked_location",
-    "is_number",
-    "plain_location",
-]
+__all__ = ["MAX_LOCATION_LENGTH", "checked_location", "is_number", "plain_location"]
 
-# What a location may be called.
-
-# Characters. Often a tenant chooses the name, and it is kept for as long as statistics are, repeated in log lines and
-# sent in a header. The longest names that destinations know are Unity Catalog's, three parts of 255 characters each.
-# In UTF-8 this is at most 4 KiB; servers take 8 KiB of headers or more.
+# Characters. Often a tenant chooses the name, which is kept as long as statistics, repeated in log lines and sent in a
+# header. The longest names of the known destinations are Unity Catalog's, with three parts of 255 characters each. In
+# UTF-8, a location has at most 4 KiB; servers accept at least 8 KiB of headers.
 MAX_LOCATION_LENGTH: Final = 1024
 
-# So much of a name that is too long is shown.
+# How many characters of a name that is too long are shown.
 _SHOWN_LENGTH = 60
 
 
 def plain_location(location: object) -> str:
-    """Return ``location`` as a plain str: a subclass may compare, hash and show itself as it likes.
+    """Return ``location`` as a plain str, as a subclass may override ``__eq__``, ``__hash__`` and ``__repr__``.
 
     Raises:
         InvalidLocationError: It is not a str.
     """
-    # By its type, as isinstance() also asks the object itself for its class, and an unbound proxy raises then.
+    # By type, as isinstance() also looks at __class__, for which an unbound proxy raises.
     if not issubclass(type(location), str):
-        raise InvalidLocationError(f"a location is a str, not {type(location).__name__}")
+        raise InvalidLocationError(f"location must be a str, not {type(location).__name__}")
     return str.__str__(location)
 
 
@@ -44,7 +37,7 @@ def checked_location(location: object) -> str:
     """
     plain = plain_location(location)
     if not plain:
-        raise InvalidLocationError("a location is a str that is not empty")
+        raise InvalidLocationError("location must be a non-empty str")
     if len(plain) > MAX_LOCATION_LENGTH:
         raise InvalidLocationError(
             f"location {plain[:_SHOWN_LENGTH]!r}... has {len(plain)} characters; at most {MAX_LOCATION_LENGTH} are "
@@ -54,7 +47,7 @@ def checked_location(location: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether ``value`` is an int or a float, no bool, and not too large for a float."""
+    """Return whether ``value`` is a float, or an int that fits in a float. A bool is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

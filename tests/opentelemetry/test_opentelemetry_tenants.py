@@ -1052,7 +1052,7 @@ async def test_an_object_that_only_claims_to_be_a_str_is_rejected_everywhere(aut
     async with watched_batcher(InMemoryExporter()) as batcher:
         batcher.add_span_nowait("globex", make_span())
         for add in (batcher.add_span_nowait, lambda location, span: batcher.add_spans_nowait(location, [span])):
-            with pytest.raises(InvalidLocationError, match="a location is a str, not Claims"):
+            with pytest.raises(InvalidLocationError, match="location must be a str, not Claims"):
                 add(wrong, make_span())
         with pytest.raises(InvalidLocationError):
             batcher.add_spans_nowait(wrong, [])
@@ -1065,5 +1065,5 @@ async def test_an_object_that_only_claims_to_be_a_str_is_rejected_everywhere(aut
         lambda location: BatcherSpanProcessor(SpanBatcher(InMemoryExporter()), location),
         lambda location: SpanBatch(location, ()),
     ):
-        with pytest.raises(InvalidLocationError, match="a location is a str, not Claims"):
+        with pytest.raises(InvalidLocationError, match="location must be a str, not Claims"):
             refuses(wrong)

@@ -129,7 +129,7 @@ FAULTS = (
         "a wake-up is cleared too late, after the sleep that it ended",
         "_scheduler/location.py",
         "await self._receive.receive()\n        self._sleep = None\n",
-        "await self._receive.receive()\n        self._sleep = None\n        self._pressed = False\n",
+        "await self._receive.receive()\n        self._sleep = None\n        self._made_due = False\n",
     ),
     PlantedFault(
         "a lane checks for work and falls asleep a moment later",
@@ -210,8 +210,8 @@ FAULTS = (
     PlantedFault(
         "the room that sealing a batch frees is not given to waiting adders",
         "_scheduler/admission.py",
-        "        self._pressed.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
-        "        self._pressed.discard(lane)\n",
+        "        self._made_due.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
+        "        self._made_due.discard(lane)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -221,19 +221,19 @@ FAULTS = (
         "            if lane.waiting:\n                waiter, _",
         first="state machine",
     ),
-    # -- slots, pace, turns ----------------------------------------------------------------------------------------
+    # -- slots, concurrency, backoff, retries ----------------------------------------------------------------------
     PlantedFault(
         "a slot that is given back wakes no lane that waits for one",
         "_scheduler/slots.py",
-        "            lane, _ = self._line.popitem(last=False)\n            lane.take_slot()\n",
+        "            lane, _ = self._waiting.popitem(last=False)\n            lane.take_slot()\n",
         "            self.free += 1\n",
         first="state machine",
     ),
     PlantedFault(
         "a lane that has ended takes a slot",
         "_scheduler/location.py",
-        "        self._sleep = None\n        self._shared.crowded_out.pop",
-        "        self._shared.crowded_out.pop",
+        "        self._sleep = None\n        self._shared.over_share.pop",
+        "        self._shared.over_share.pop",
         first="cancel everywhere",
         scenario="drain_in_progress",
     ),

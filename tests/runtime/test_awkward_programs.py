@@ -1,4 +1,4 @@
-"""Programs that get in the way: logs that raise, exceptions that take no notes, entering that is cut short."""
+"""Awkward programs: log handlers that raise, exceptions that take no notes, cancelled entering."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _raising_filter(record: logging.LogRecord) -> bool:
 
 
 def raising_logger(by: str) -> logging.Logger:
-    logger = logging.Logger("raising")  # noqa: LOG001  # of its own, without a parent to which it propagates
+    logger = logging.Logger("raising")  # noqa: LOG001  # it must have no parent to propagate to
     if by == "filter":
         logger.addFilter(_raising_filter)
     else:
@@ -89,7 +89,7 @@ async def test_logs_that_raise_lose_no_span_and_disturb_neither_the_body_nor_the
     assert "OSError: the log server is gone" in capsys.readouterr().err
 
 
-async def test_logs_that_raise_are_silent_where_logging_is_told_so(
+async def test_log_handlers_that_raise_print_nothing_if_raise_exceptions_is_false(
     autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -123,7 +123,7 @@ class _TakesNoNotes(Exception):
 
 
 @pytest.mark.parametrize("failure", [_Frozen(3), _HasOtherNotes(), _TakesNoNotes()], ids=lambda e: type(e).__name__)
-async def test_an_exception_that_takes_no_notes_leaves_as_it_is(failure: Exception, autojump_clock: MockClock) -> None:
+async def test_an_exception_that_takes_no_notes_leaves_unchanged(failure: Exception, autojump_clock: MockClock) -> None:
     async def run() -> None:
         async with watched_batcher(InMemoryExporter(lambda batch: Hang()), shutdown_timeout=1) as batcher:
             batcher.add_spans_nowait("a", make_spans(1))
@@ -138,7 +138,7 @@ async def test_an_exception_that_takes_no_notes_leaves_as_it_is(failure: Excepti
 
 
 class _Interrupted(InMemoryExporter):
-    """Closing it is interrupted, as by a Ctrl-C."""
+    """Closing it raises KeyboardInterrupt, as if by a Ctrl-C."""
 
     async def aclose(self) -> None:
         raise KeyboardInterrupt
@@ -161,11 +161,11 @@ async def test_force_flush_of_a_batcher_that_was_never_open_ends_at_once() -> No
         scope.cancel()
         async with batcher:
             raise AssertionError("the body runs")
-    # It would be waited for until the test is ended from outside.
+    # Otherwise the test would wait until it is ended from outside.
     assert await trio.to_thread.run_sync(processor.force_flush, 10_000_000)
 
 
-async def test_batches_that_are_not_kept_are_told_of_twice_a_minute_at_most(
+async def test_batches_that_are_not_kept_are_logged_twice_a_minute_at_most(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = InMemoryExporter(itertools.repeat(TryLater("down")))
@@ -198,7 +198,7 @@ def test_arguments_that_cannot_work_are_refused_when_a_batcher_is_made() -> None
 
 
 @pytest.mark.parametrize("value", [True, math.nan, -1, 10**400, "5"])
-def test_a_wait_that_is_no_number_of_seconds_is_named(value: float) -> None:
+def test_an_error_names_a_try_later_wait_that_is_not_a_number_of_seconds(value: float) -> None:
     with pytest.raises(ValueError, match=r"TryLater\.after is .*; it must be 0 or more seconds, or None"):
         TryLater("busy", after=value)
 

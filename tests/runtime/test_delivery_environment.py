@@ -1,4 +1,4 @@
-"""`SpanBatcher()` without an argument does what the environment says, against real servers and a real proxy."""
+"""`SpanBatcher()` without arguments follows the environment, with real servers and a real proxy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def env(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 
 async def send(count: int = 3) -> SpanBatcher:
-    """Send spans with a batcher that was given nothing."""
+    """Send spans with a batcher without arguments."""
     async with SpanBatcher() as batcher:
         batcher.add_spans_nowait("a", make_spans(count))
     return batcher
@@ -244,7 +244,7 @@ async def test_what_makes_no_sense_is_warned_about_once_and_ignored_and_what_is_
     async with OTLPReceiver() as receiver:
         env.send_to(receiver, **nonsense, **empty)
         assert (await send()).statistics().delivered == 3
-    # Whoever makes more batchers has been told.
+    # Later batchers do not warn again.
     SpanBatcher()
     for variable in nonsense:
         assert len([record for record in caplog.records if record.getMessage().startswith(variable)]) == 1, variable
@@ -354,7 +354,7 @@ async def test_no_proxy_is_honoured(variable: str, hosts: str, env: Environment)
         assert proxy.asked == []
 
 
-async def test_a_proxy_for_https_is_not_asked_for_http(env: Environment) -> None:
+async def test_a_proxy_for_https_is_not_used_for_http(env: Environment) -> None:
     async with OTLPReceiver() as receiver, running_proxy() as proxy:
         env.send_to(receiver, HTTPS_PROXY=proxy.url)
         assert (await send()).statistics().delivered == 3

@@ -1,4 +1,4 @@
-"""No answer hangs, fools or grows a whole batcher: `SpanBatcher` and `OTLPExporter` on a real TCP receiver."""
+"""No response makes a batcher hang, lose spans or use unbounded memory, with a real TCP receiver."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def test_an_error_in_the_body_of_a_2xx_is_a_delivery_that_is_warned_about_
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain; charset=utf-8", "application/octet-stream", None])
 @pytest.mark.parametrize("compressed", [False, True])
-async def test_rejected_spans_are_counted_whatever_the_content_type_of_the_answer(
+async def test_rejected_spans_are_counted_regardless_of_the_responses_content_type(
     kind: str | None, compressed: bool
 ) -> None:
     said = partial_success(2, "too old")

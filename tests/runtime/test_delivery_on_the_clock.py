@@ -1,4 +1,4 @@
-"""When a whole batcher sends, repeats and gives up: `SpanBatcher` and `OTLPExporter` on trio's mock clock.
+"""When a batcher sends, retries and gives up: `SpanBatcher` and `OTLPExporter` on trio's mock clock.
 
 Most tests run over memory, where the clock jumps by itself. Where a test is about TCP, the clock stands still until the
 test moves it: the kernel needs no clock.
@@ -119,13 +119,13 @@ async def test_without_a_sensible_retry_after_the_backoff_is_exponential_with_fu
 @pytest.mark.parametrize("seconds", [61, 3600, 10**12, 10**400])
 @pytest.mark.parametrize("as_date", [False, True])
 async def test_a_retry_after_is_clipped_by_max_elapsed(seconds: int, as_date: bool, autojump_clock: MockClock) -> None:
-    # A date is counted from now, not from the answer.
+    # A date is relative to now, not to the response.
     value = http_date(40 + min(seconds, 10**9)) if as_date else str(seconds)
     async with in_memory(busy("40"), busy(value)) as receiver:
         async with batcher_to(receiver, retry=RetryPolicy(max_elapsed=100)) as batcher:
             batcher.add_spans_nowait("a", make_spans(3))
             report = await batcher.flush()
-            # Nobody waits for an attempt that will not be made.
+            # There is no wait for an attempt that will not be made.
             assert (report.undelivered, trio.current_time()) == (3, 40)
         assert times(receiver) == [0, 40]
 
@@ -141,7 +141,7 @@ async def test_a_batch_that_comes_later_does_not_wait_for_longer_than_max_elapse
         assert times(receiver) == [0, 100]
 
 
-async def test_a_server_that_asks_for_more_than_max_elapsed_is_not_asked_more_often_than_one_that_asks_for_nothing(
+async def test_a_retry_after_beyond_max_elapsed_causes_no_more_requests_than_none(
     autojump_clock: MockClock,
 ) -> None:
     took = []
@@ -157,7 +157,9 @@ async def test_a_server_that_asks_for_more_than_max_elapsed_is_not_asked_more_of
     assert took[1] > 0.8 * took[0] > 100
 
 
-async def test_what_the_drain_leaves_no_time_for_is_handed_back_with_that_reason(autojump_clock: MockClock) -> None:
+async def test_spans_for_which_the_drain_has_no_time_are_handed_back_with_that_reason(
+    autojump_clock: MockClock,
+) -> None:
     async with in_memory(*[Answer(503)] * 1000) as receiver:
         async with batcher_to(receiver, retry=RetryPolicy(), shutdown_timeout=30) as batcher:
             batcher.add_spans_nowait("a", make_spans(3))
@@ -180,7 +182,7 @@ async def test_a_retry_after_is_honoured_in_the_drain_if_it_ends_before_the_dead
     assert (statistics.delivered, statistics.undelivered) == (delivered, 3 - delivered)
 
 
-# Nobody knows.
+# Unknown outcomes.
 
 
 @pytest.mark.parametrize("store", [False, True])
@@ -325,7 +327,7 @@ async def test_a_flush_can_be_bounded_and_its_spans_are_delivered_all_the_same(a
         assert (trio.current_time(), batcher.statistics().delivered) == (8, 3)
 
 
-async def test_one_byte_a_second_of_a_failure_is_what_its_status_says(autojump_clock: MockClock) -> None:
+async def test_a_failure_response_at_one_byte_a_second_is_judged_by_its_status(autojump_clock: MockClock) -> None:
     drip = Drip(
         itertools.chain([b"HTTP/1.1 404 Not Found\r\ncontent-length: 999999\r\n\r\n"], itertools.repeat(b"x")), 1.0
     )
@@ -378,7 +380,7 @@ async def test_between_the_first_failure_and_the_recovery_a_summary_comes_at_mos
     ]
     assert 3 <= len(summaries) <= 5
     assert all(later - earlier >= 30 for earlier, later in itertools.pairwise([0, *summaries]))
-    # The first failure, summaries, the recovery, and at the end what was lost: nothing else.
+    # Only the first failure, summaries, the recovery, and the lost spans at the end.
     assert len(messages) == len(summaries) + 3
     assert not any("'well'" in message for message in messages)
 

@@ -1,4 +1,4 @@
-"""What a whole batcher does with the answers of a server: `SpanBatcher` and `OTLPExporter` on a real TCP receiver."""
+"""How a batcher reacts to a server's responses: `SpanBatcher` and `OTLPExporter` with a real TCP receiver."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_a_retry_after_that_is_garbage_or_past_leaves_our_own_backoff(valu
     assert (report.delivered, batcher.statistics().requests) == (3, 2)
 
 
-# What the server did not take.
+# Spans that the server did not accept.
 
 
 @pytest.mark.parametrize("content_type", ["application/x-protobuf", "application/json"])
@@ -281,7 +281,7 @@ async def test_each_location_has_its_own_queue_acknowledgement_and_retries() -> 
     assert batcher.statistics().undelivered == 3
 
 
-# Nobody knows.
+# Unknown outcomes.
 
 
 @pytest.mark.parametrize("outcome", [
@@ -295,7 +295,7 @@ async def test_a_connection_that_breaks_is_retried_and_its_spans_are_counted_as_
         batcher.add_spans_nowait("a", spans)
         batcher.add_spans_nowait("b", make_spans(2))
         report = await batcher.flush()
-        # At least once: a server that had stored them has them again.
+        # Delivery is at least once: a server that had stored them gets them again.
         assert set(stored_ids(receiver)) >= set(ids_of(spans))
     statistics = batcher.statistics()
     assert (report.delivered, statistics.delivered, statistics.retries) == (5, 5, 2)

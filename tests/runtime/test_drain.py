@@ -52,8 +52,8 @@ async def test_the_end_of_the_body_delivers_everything(autojump_clock: MockClock
     assert exporter.closed
 
 
-async def test_neither_a_thread_nor_a_hook_at_exit_takes_part(autojump_clock: MockClock) -> None:
-    # Trap 13 (shutdown by atexit, blocking inside an event loop): the `async with` only.
+async def test_neither_a_thread_nor_an_exit_hook_is_used(autojump_clock: MockClock) -> None:
+    # No atexit hook that would block inside an event loop: only the `async with` shuts down.
     def hooks() -> int:
         return atexit._ncallbacks()
 
@@ -111,7 +111,7 @@ async def test_a_cancel_from_outside_ends_the_body_and_everything_is_delivered(a
 async def test_an_export_that_is_cancelled_hands_its_batch_back_and_the_queue_follows_in_order(
     autojump_clock: MockClock,
 ) -> None:
-    # Trap 12 (cancelling in-flight work loses it): a lease, returned in order.
+    # A cancelled delivery hands its spans back, in order.
     exporter = InMemoryExporter(lambda batch: Hang())
     spans = make_spans(9)
     with trio.move_on_after(3):
@@ -121,7 +121,7 @@ async def test_an_export_that_is_cancelled_hands_its_batch_back_and_the_queue_fo
     (in_flight,) = exporter.batches
     assert batcher.statistics().ambiguous == 3
     handed_back = [loss.batch for loss in batcher.undelivered]
-    # The delivery and the lane are cancelled in any order.
+    # The delivery and the location are cancelled in any order.
     handed_back.remove(in_flight)
     handed_back.insert(0, in_flight)
     assert [span_ids(batch.spans) for batch in handed_back] == [ids_of(spans[at : at + 3]) for at in (0, 3, 6)]
@@ -192,7 +192,7 @@ async def test_an_exporter_that_hangs_for_ever_cannot_outlast_the_deadline(
     assert trio.current_time() == pytest.approx(6.3)
     statistics = batcher.statistics()
     assert statistics.undelivered == 7
-    # What was in flight may have arrived, nobody knows.
+    # Spans in flight may have arrived.
     assert statistics.ambiguous == 5
     assert sum(loss.count for loss in batcher.undelivered) == 7
     assert {loss.reason for loss in batcher.undelivered} == {"the shutdown deadline passed"}
@@ -262,7 +262,7 @@ async def test_the_bodys_exception_wins_over_an_outer_cancel_during_the_drain(au
 
 
 async def test_our_own_backoff_is_cut_short_by_the_drain(autojump_clock: MockClock) -> None:
-    # Trap 11 (retry budgets that outlive the shutdown): one deadline clips everything.
+    # Retries do not outlive the shutdown: its deadline limits everything.
     class Slow(random.Random):
         def uniform(self, a: float, b: float) -> float:
             return b
@@ -271,15 +271,15 @@ async def test_our_own_backoff_is_cut_short_by_the_drain(autojump_clock: MockClo
     async with watched_batcher(exporter, ONE, rng=Slow()) as batcher:
         batcher.add_span_nowait("a", make_span())
         await trio.sleep(3.5)
-        # Failed at 0, 1 and 3: asleep until 7.
+        # It failed at 0, 1 and 3, and sleeps until 7.
         assert len(exporter.batches) == 3
         began = trio.current_time()
-    # Asked at once, then after min(8, half of the 29 s that are left).
+    # Sent at once, then after min(8, half of the remaining 29 s).
     assert trio.current_time() - began == pytest.approx(8)
     assert batcher.statistics().delivered == 1
 
 
-async def test_a_server_that_never_recovers_is_asked_until_shortly_before_the_deadline(
+async def test_a_server_that_never_recovers_gets_requests_until_shortly_before_the_deadline(
     autojump_clock: MockClock,
 ) -> None:
     exporter = InMemoryExporter(lambda batch: TryLater("busy"))
@@ -310,7 +310,7 @@ async def test_a_retry_after_that_ends_after_the_deadline_hands_back_at_once(aut
     statistics = batcher.statistics()
     assert (statistics.delivered, statistics.undelivered) == (3, 3)
     assert all("deadline" in loss.reason for loss in batcher.undelivered)
-    # The location is not asked again before the server's time: one request.
+    # There is no request before the server's time: one request.
     assert statistics.locations["a"].requests == 1
 
 
@@ -325,7 +325,9 @@ async def test_a_retry_after_that_comes_during_the_drain_and_ends_too_late_hands
     assert batcher.statistics().requests == 1
 
 
-async def test_a_shutdown_timeout_of_zero_hands_back_what_is_not_delivered(autojump_clock: MockClock) -> None:
+async def test_a_shutdown_timeout_of_zero_hands_back_all_spans_that_are_not_delivered(
+    autojump_clock: MockClock,
+) -> None:
     async with watched_batcher(InMemoryExporter(delay=1), NEVER, shutdown_timeout=0) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))
     assert trio.current_time() == 0
@@ -435,7 +437,7 @@ async def test_what_on_loss_raises_is_logged_and_disturbs_nothing(
     assert caplog.text.count("on_loss raised") == 2
 
 
-async def test_with_on_loss_undelivered_batches_are_not_kept_as_well(autojump_clock: MockClock) -> None:
+async def test_with_on_loss_undelivered_batches_are_not_kept(autojump_clock: MockClock) -> None:
     losses: list[Loss] = []
     exporter = InMemoryExporter(lambda batch: Hang())
     async with watched_batcher(exporter, ONE, on_loss=losses.append, shutdown_timeout=1) as batcher:
@@ -479,14 +481,14 @@ async def test_an_exporter_that_exits_the_program_does_so_and_every_span_is_acco
 async def test_a_batcher_is_entered_once(autojump_clock: MockClock) -> None:
     batcher = SpanBatcher(InMemoryExporter())
     async with batcher:
-        with pytest.raises(trio.BusyResourceError, match="entered once"):
+        with pytest.raises(trio.BusyResourceError, match="entered only once"):
             await batcher.__aenter__()
     with pytest.raises(trio.BusyResourceError):
         async with batcher:
             pytest.fail("was entered")
 
 
-async def test_lanes_and_deliveries_run_in_the_batchers_own_context(autojump_clock: MockClock) -> None:
+async def test_locations_and_deliveries_run_in_the_batchers_context(autojump_clock: MockClock) -> None:
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request")
     seen = []
 
@@ -504,7 +506,7 @@ async def test_lanes_and_deliveries_run_in_the_batchers_own_context(autojump_clo
     assert seen == ["the batcher's"] * 3
 
 
-async def test_a_lane_does_not_keep_its_adders_context_alive(autojump_clock: MockClock) -> None:
+async def test_a_location_does_not_keep_its_adders_context_alive(autojump_clock: MockClock) -> None:
     import weakref
 
     class Request:
@@ -567,7 +569,7 @@ async def test_the_drain_makes_full_batches(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan])
-def test_a_shutdown_timeout_that_is_none_is_named(timeout: float) -> None:
+def test_an_error_names_an_invalid_shutdown_timeout(timeout: float) -> None:
     with pytest.raises(ValueError, match=r"shutdown_timeout is .*; it must be 0 or more seconds"):
         SpanBatcher(InMemoryExporter(), shutdown_timeout=timeout)
 

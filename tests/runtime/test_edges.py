@@ -1,4 +1,4 @@
-"""What happens when two things come together: the cases that a careful attack found, and their like."""
+"""Edge cases in which two events coincide."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ from trio_spanbatch.testing import Hang, InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
 ONE = BatchPolicy(max_spans=1)
-# What a span of size=100 takes, and a little more.
+# A little more than the bytes of a span of size=100.
 SPAN_BYTES = 180
 
 
 # -- locations that come and go --------------------------------------------------------------------------------
 
 
-async def test_a_location_that_is_ended_to_make_place_can_come_back_in_the_same_step(autojump_clock: MockClock) -> None:
+async def test_a_location_that_is_ended_for_another_one_can_be_opened_again_in_the_same_step(
+    autojump_clock: MockClock,
+) -> None:
     async with watched_batcher(InMemoryExporter(), ONE, limits=Limits(max_locations=2)) as batcher:
         for location in "ab":
             batcher.add_span_nowait(location, make_span())
         await batcher.flush()
-        # C ends A's lane, A ends B's: two lanes of A exist until the old one's task has run.
+        # C ends A, A ends B: two lanes of A exist until the old one's task has run.
         batcher.add_span_nowait("c", make_span())
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
@@ -59,13 +61,13 @@ async def test_a_location_is_not_ended_while_an_adder_waits_for_it_to_get_bytes(
         await batcher.add_span("b", make_span(size=100))
         nursery.start_soon(batcher.add_span, "a", make_span(size=100))
         await wait_all_tasks_blocked()
-        # Nothing of A is pending, but its adder waits. B is the only one that may end, once it is empty.
+        # A has no pending spans, but its adder waits. Only B may end, once it is empty.
         with pytest.raises(TooManyLocationsError):
             batcher.add_span_nowait("c", make_span())
     assert batcher.statistics().delivered == 2
 
 
-async def test_an_idle_lane_ends_also_after_its_waiting_adder_was_cancelled(autojump_clock: MockClock) -> None:
+async def test_an_idle_location_ends_even_after_its_waiting_adder_was_cancelled(autojump_clock: MockClock) -> None:
     limits = Limits(max_pending_bytes=SPAN_BYTES, location_idle_timeout=10)
     exporter = InMemoryExporter(lambda batch: Hang())
     retry = RetryPolicy(attempt_timeout=math.inf)
@@ -78,7 +80,7 @@ async def test_an_idle_lane_ends_also_after_its_waiting_adder_was_cancelled(auto
         assert trio.lowlevel.current_statistics().tasks_living == before - 1
 
 
-async def test_what_the_server_asked_for_outlives_an_idle_lane(autojump_clock: MockClock) -> None:
+async def test_the_wait_that_the_server_asked_for_outlives_an_idle_location(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter([TryLater("busy", after=250)])
     limits = Limits(location_idle_timeout=10)
     async with watched_batcher(exporter, ONE, limits=limits, retry=RetryPolicy(max_elapsed=240)) as batcher:
@@ -87,11 +89,11 @@ async def test_what_the_server_asked_for_outlives_an_idle_lane(autojump_clock: M
         assert batcher.statistics().undelivered == 1
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
-        # No batch waits for longer than max_elapsed for its first attempt.
+        # No batch waits longer than max_elapsed for its first attempt.
         assert trio.current_time() == 240
 
 
-async def test_a_policy_function_that_adds_a_span_itself_makes_one_lane(autojump_clock: MockClock) -> None:
+async def test_a_policy_function_that_adds_a_span_opens_one_location(autojump_clock: MockClock) -> None:
     calls: list[str] = []
 
     def policy(location: str) -> BatchPolicy:
@@ -128,7 +130,9 @@ async def test_add_spans_that_was_admitted_as_the_drain_begins_adds_nothing_more
     assert statistics.delivered == statistics.accepted
 
 
-async def test_an_adder_for_bytes_is_served_when_the_pressed_lane_backs_off(autojump_clock: MockClock) -> None:
+async def test_an_adder_that_waits_for_bytes_is_served_when_the_location_made_due_backs_off(
+    autojump_clock: MockClock,
+) -> None:
     exporter = InMemoryExporter(lambda batch: TryLater("down", after=200) if batch.location == "down" else Delivered())
     limits = Limits(max_pending_bytes=10 * SPAN_BYTES, max_exports=1)
     async with watched_batcher(exporter, NEVER, limits=limits, shutdown_timeout=1) as batcher:
@@ -159,7 +163,7 @@ async def test_an_adder_for_bytes_uses_a_slot_that_becomes_free_while_another_lo
             assert trio.current_time() == 1
 
 
-async def test_a_cancelled_adder_for_bytes_leaves_its_location_one_turn_and_not_all(autojump_clock: MockClock) -> None:
+async def test_after_a_cancelled_adder_for_bytes_its_location_is_served_round_robin(autojump_clock: MockClock) -> None:
     def span(size: int) -> EncodedSpan:
         return EncodedSpan(b"x" * size)
 
@@ -177,7 +181,7 @@ async def test_a_cancelled_adder_for_bytes_leaves_its_location_one_turn_and_not_
             await wait_all_tasks_blocked()
         assert batcher.statistics().accepted == 1
         large.cancel_scope.cancel()
-        # Of A the next one comes in, then it is B's turn. There is no room for the last one of A.
+        # A's next span is admitted, then B's. There is no room for A's last one.
         counts = batcher.statistics().locations
         assert (counts["a"].accepted, counts["b"].accepted) == (1, 1)
         others.cancel_scope.cancel()
@@ -196,7 +200,9 @@ async def test_add_spans_that_is_cancelled_leaves_an_in_order_prefix(autojump_cl
     assert sent == [span.context.span_id for span in spans[: len(sent)]]
 
 
-async def test_adding_from_another_thread_says_what_to_do_and_changes_nothing(mock_clock: MockClock) -> None:
+async def test_the_error_for_adding_from_another_thread_names_the_remedy_and_no_span_is_accepted(
+    mock_clock: MockClock,
+) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         with pytest.raises(RuntimeError, match=r"trio\.from_thread\.run_sync"):
             await trio.to_thread.run_sync(batcher.add_span_nowait, "a", make_span())
@@ -211,7 +217,7 @@ async def test_a_slot_that_was_kept_free_for_others_is_used_once_a_location_expo
     autojump_clock: MockClock,
 ) -> None:
     limits = Limits(max_exports=3, max_exports_per_location=3)
-    # Which lane runs first is up to trio's scheduler, and only one of the two orders ever left the slot free.
+    # Trio's scheduler decides which location runs first, and only one of the two orders left the slot free.
     for _ in range(20):
         exporter = InMemoryExporter(delay=1)
         async with watched_batcher(exporter, ONE, limits=limits) as batcher:
@@ -226,13 +232,13 @@ async def test_a_slot_that_was_kept_free_for_others_is_used_once_a_location_expo
             await trio.sleep(1)
             await wait_all_tasks_blocked()
             assert exporter.active == 2
-            # Both end at once, in either order. A location that exports alone may use what was kept.
+            # Both end at once, in either order. A location that exports alone may use the reserved slots.
             await trio.sleep(1)
             await wait_all_tasks_blocked()
             assert exporter.active == 2
 
 
-async def test_no_empty_batch_is_exported_when_the_only_delivery_gave_up_its_turn(autojump_clock: MockClock) -> None:
+async def test_no_empty_batch_is_exported_if_the_only_waiting_delivery_gave_up(autojump_clock: MockClock) -> None:
     def answer(batch: SpanBatch) -> ExportResult | Hang:
         return Hang() if batch.location == "hangs" else TryLater("busy", after=1)
 
@@ -280,7 +286,7 @@ async def test_the_servers_time_is_kept_when_our_own_wait_was_longer(autojump_cl
         batcher.add_spans_nowait("a", make_spans(2))
         await trio.sleep(1)
         began.append(trio.current_time())
-    # The drain cuts our own wait short, not the server's.
+    # The drain ends the backoff, but not the wait that the server asked for.
     assert trio.current_time() == pytest.approx(20.2)
     assert batcher.statistics().delivered == 6
 
@@ -314,7 +320,7 @@ def test_results_check_their_values(make: Any, message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_a_loss_is_of_the_whole_batch_unless_it_says_otherwise() -> None:
+def test_a_loss_counts_the_whole_batch_by_default() -> None:
     batch = SpanBatch("a", [EncodedSpan(b"")] * 3)
     assert Loss("a", batch, "undelivered", "no").count == 3
     assert Loss("a", batch, "rejected", "no", count=1).count == 1
@@ -333,7 +339,7 @@ async def test_reprs_tell_the_state(autojump_clock: MockClock) -> None:
 # -- the drain -------------------------------------------------------------------------------------------------
 
 
-async def test_an_exporter_whose_nursery_fails_as_it_is_cut_off_disturbs_nothing(
+async def test_an_exporter_whose_nursery_fails_when_it_is_cancelled_disturbs_nothing(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Grouped(InMemoryExporter):
@@ -364,7 +370,7 @@ async def test_an_exporter_whose_nursery_fails_as_it_is_cut_off_disturbs_nothing
     assert caught.value is error
     assert trio.current_time() == 5
     statistics = batcher.statistics()
-    # One attempt of each location was under way.
+    # One attempt of each location was running.
     assert (statistics.undelivered, statistics.ambiguous) == (4, 2)
     assert {loss.reason for loss in batcher.undelivered} == {"the shutdown deadline passed"}
     assert "closing the exporter failed with ValueError" in caplog.text
@@ -409,7 +415,7 @@ async def test_an_exit_in_on_loss_leaves_at_the_end_with_every_span_accounted_fo
     assert batcher.statistics().undelivered == 9
 
 
-async def test_the_exporter_is_closed_also_when_there_is_no_time_at_all(autojump_clock: MockClock) -> None:
+async def test_the_exporter_is_closed_even_with_no_time_left(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=1)
     async with watched_batcher(exporter, ONE, shutdown_timeout=0) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))
@@ -421,7 +427,7 @@ async def test_the_exporter_is_closed_also_when_there_is_no_time_at_all(autojump
 async def test_a_location_that_waits_for_a_slot_is_handed_back_at_once_when_it_has_become_hopeless(
     autojump_clock: MockClock,
 ) -> None:
-    """The lane stands in the line for slots when its server asks for a minute."""
+    """The location waits for a slot when its server asks for a minute."""
 
     def answer(batch: SpanBatch) -> ExportResult | Hang:
         return Hang() if batch.location == "hangs" else TryLater("busy", after=60)

@@ -1,4 +1,4 @@
-"""A program that is ended from within: by the exporter, ``on_loss`` or a log handler."""
+"""An exporter, ``on_loss`` or a log handler exits the program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONE = BatchPolicy(max_spans=1)
 
 
 class Stop(BaseException):
-    """Like pytest's, a BaseException of a program's own."""
+    """A BaseException that a program defines, as pytest does."""
 
 
 class Raises(InMemoryExporter):
@@ -46,7 +46,7 @@ class Raises(InMemoryExporter):
 
 
 class ExitingHandler(logging.Handler):
-    """Ends the program at the first message, or at each."""
+    """Exits the program at the first message, or at each."""
 
     def __init__(self, exit_: BaseException) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ExitingHandler(logging.Handler):
 
 
 def exiting_logger(exit_: BaseException) -> tuple[logging.Logger, ExitingHandler]:
-    logger = logging.Logger("exiting")  # noqa: LOG001  # of its own, without a parent to which it propagates
+    logger = logging.Logger("exiting")  # noqa: LOG001  # it must have no parent to propagate to
     logger.addHandler(handler := ExitingHandler(exit_))
     return logger, handler
 
@@ -106,7 +106,7 @@ async def use(what: str, exit_: BaseException, body: BaseException | None, *, ca
                 raise body
 
 
-# -- what leaves -----------------------------------------------------------------------------------------------------
+# -- the exception that leaves ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exit_", [SystemExit(3), KeyboardInterrupt(), Stop()], ids=repr)
@@ -139,7 +139,7 @@ async def test_an_exit_leaves_in_place_of_the_bodys_exception_which_is_its_conte
     assert caught.value is exit_
     assert exit_.__context__ is error
     if "log handler" not in what:
-        assert "SystemExit leaves in place of what the body raised" in caplog.text
+        assert "SystemExit is raised in place of the body's exception" in caplog.text
         assert "ValueError: of the body" in caplog.text
 
 
@@ -232,7 +232,7 @@ async def test_a_log_handler_that_exits_at_each_message_loses_no_span_and_shows_
             for location in "ab":
                 batcher.add_spans_nowait(location, make_spans(4))
             await trio.sleep(1)
-            # It goes on until it is left.
+            # It continues until it is left.
             batcher.add_spans_nowait("c", make_spans(2))
     assert caught.value is exit_
     assert handler.messages
@@ -250,7 +250,7 @@ async def test_a_log_handler_that_exits_where_the_program_itself_logs_does_so_at
     left_early = True
     with pytest.raises(SystemExit):
         async with SpanBatcher(InMemoryExporter(), logger=logger) as batcher:
-            # It warns that it cannot wait in the trio thread. Nothing of the batcher's is under way.
+            # It warns that it cannot wait in the trio thread. No task of the batcher runs.
             BatcherSpanProcessor(batcher).force_flush()
             left_early = False
     assert left_early

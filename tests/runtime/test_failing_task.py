@@ -1,4 +1,4 @@
-"""When one of the batcher's own tasks fails, as it does when an exporter exits the program."""
+"""A task of the batcher fails, for instance because an exporter exits the program."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ExitsAtB(InMemoryExporter):
         return await super().export(batch)
 
 
-async def test_nothing_is_accepted_while_the_other_tasks_hand_back_what_they_hold(autojump_clock: MockClock) -> None:
+async def test_no_span_is_accepted_while_the_other_tasks_hand_back_theirs(autojump_clock: MockClock) -> None:
     refused: list[str] = []
 
     def add_elsewhere(loss: Loss) -> None:

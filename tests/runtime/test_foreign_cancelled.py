@@ -1,4 +1,4 @@
-"""Exceptions that end a task and come from somebody else: a `trio.Cancelled` that nobody sent to the batcher.
+"""Exceptions that end a task and come from other code: a `trio.Cancelled` that no scope of the batcher sent.
 
 A program gets one by keeping it: a future that keeps what its maker raised, a cache of results, an ``auth`` whose
 callers share one fetch.
@@ -38,7 +38,7 @@ FAILURES: dict[str, Failure] = {
 
 
 async def kept_cancelled() -> trio.Cancelled:
-    """Return what a cancelled task raised, long after its scope has ended."""
+    """Return the exception of a cancelled task, long after its scope has ended."""
     kept: list[trio.Cancelled] = []
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -58,7 +58,7 @@ def traceback_length(exc: BaseException) -> int:
 
 
 class FailsAtBad(InMemoryExporter):
-    """Delivers, and does something else with the location "bad"."""
+    """Delivers, except for the location "bad"."""
 
     def __init__(self, fail: Callable[[], Awaitable[None]]) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ async def test_what_ends_only_a_task_costs_the_exporter_one_batch_and_everything
     assert "the exporter raised for <SpanBatch 'bad'" in caplog.text
 
 
-async def test_a_cancelled_that_nobody_sent_is_named_in_the_reason(autojump_clock: MockClock) -> None:
+async def test_the_reason_names_a_cancelled_without_a_cancelled_scope(autojump_clock: MockClock) -> None:
     async with watched_batcher(FailsAtBad(raises(await kept_cancelled())), ONE) as batcher:
         batcher.add_span_nowait("bad", make_span())
     (loss,) = batcher.undelivered
     assert loss.reason == "the exporter raised Cancelled, though its attempt was not cancelled"
 
 
-async def test_adders_that_wait_for_room_are_let_in_after_an_export_raised_a_kept_cancelled(
+async def test_waiting_adders_are_admitted_after_an_export_raised_a_kept_cancelled(
     autojump_clock: MockClock,
 ) -> None:
     limits = Limits(max_pending_bytes=400, max_queued_spans=1)
@@ -217,7 +217,7 @@ async def test_a_cancelled_out_of_closing_the_exporter_as_entering_was_cancelled
     assert "closing the exporter failed with Cancelled" in caplog.text
 
 
-async def test_what_closing_the_exporter_leaves_open_is_logged_and_shows_no_nursery(
+async def test_a_nursery_that_aclose_leaves_open_is_logged_and_raises_no_group(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Closes(InMemoryExporter):
@@ -236,7 +236,7 @@ async def test_what_closing_the_exporter_leaves_open_is_logged_and_shows_no_nurs
 
 
 @pytest.mark.parametrize("what", FAILURES)
-async def test_what_ends_only_a_task_is_logged_when_on_loss_raises_it(
+async def test_an_exception_from_on_loss_that_ends_only_a_task_is_logged(
     what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     failure = FAILURES[what](await kept_cancelled())
@@ -251,7 +251,7 @@ async def test_what_ends_only_a_task_is_logged_when_on_loss_raises_it(
     assert caplog.text.count("on_loss raised") == 3
 
 
-async def test_what_a_policy_function_or_a_check_raises_leaves_the_call_that_adds_and_nothing_was_accepted(
+async def test_an_exception_from_a_policy_function_or_a_location_check_leaves_the_adding_call_and_no_span_was_accepted(
     autojump_clock: MockClock,
 ) -> None:
     kept = await kept_cancelled()
@@ -275,7 +275,7 @@ async def test_what_a_policy_function_or_a_check_raises_leaves_the_call_that_add
 
 
 class RaisingObserver:
-    """Raises whatever it is told."""
+    """Raises a given exception."""
 
     def __init__(self, failure: BaseException) -> None:
         self._failure = failure
@@ -294,7 +294,7 @@ class RaisingObserver:
 
 
 class RaisingFeeder:
-    """Raises whenever it is asked."""
+    """Raises in each method."""
 
     def __init__(self, failure: BaseException) -> None:
         self._failure = failure
@@ -323,7 +323,7 @@ async def test_observers_and_feeders_that_raise_disturb_no_delivery_and_no_drain
 
 
 class SharedFetch:
-    """An ``auth`` whose callers share a fetch, and what came of it."""
+    """An ``auth`` whose callers share a fetch and its result."""
 
     def __init__(self) -> None:
         self.seconds = 60.0
@@ -352,7 +352,7 @@ class SharedFetch:
             done.set()
 
 
-async def test_auth_whose_callers_share_a_fetch_that_was_cancelled_is_asked_again(autojump_clock: MockClock) -> None:
+async def test_auth_whose_shared_fetch_was_cancelled_is_called_again(autojump_clock: MockClock) -> None:
     auth = SharedFetch()
     async with OTLPReceiver(listen=False, location_header="x-location") as server:
         exporter = OTLPExporter(
@@ -362,7 +362,7 @@ async def test_auth_whose_callers_share_a_fetch_that_was_cancelled_is_asked_agai
             batcher.add_span_nowait("first", make_span())
             await trio.sleep(5)
             batcher.add_span_nowait("second", make_span())
-            # The first one's attempt ends, and the second one is told of that.
+            # The first one's attempt ends, and the second one is notified.
             await trio.sleep(5.1)
             assert batcher.statistics().locations["second"].consecutive_failures == 1
             auth.seconds = 0.1
@@ -406,7 +406,7 @@ async def closes_the_scope_of_the_nursery_that_it_runs_in() -> None:
 
 
 class IntakeWatch(trio.abc.Instrument):
-    """Looks after each step whether a batcher lets spans in though its tasks are being cancelled."""
+    """Checks after each step that a batcher admits no spans while its tasks are being cancelled."""
 
     def __init__(self, batcher: SpanBatcher) -> None:
         self._batcher = batcher
@@ -477,7 +477,7 @@ async def test_however_the_work_ends_the_intake_closes_in_that_step_and_everybod
 
 
 async def ignoring_the_end(use: Callable[[], Awaitable[None]]) -> None:
-    """Run ``use``. What ended the work leaves it by itself, and never in a group of the batcher's."""
+    """Run ``use``. The exception that ended the work leaves it without a group."""
     with contextlib.suppress(SystemExit, RuntimeError):
         await use()
 

@@ -87,7 +87,7 @@ def test_warnings_are_rate_limited_too(log: HealthLog, clock: Clock, caplog: pyt
     assert caplog.messages == ["the server for 'a' took a batch, with a warning: deprecated use v2"] * 3
 
 
-def test_what_is_remembered_of_locations_is_bounded(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_remembered_locations_is_bounded(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(100):
         log.failed(str(number), "reset")
         log.warned(str(number), "old")
@@ -99,7 +99,7 @@ def test_what_is_remembered_of_locations_is_bounded(log: HealthLog, caplog: pyte
     ]
 
 
-def test_somebody_elses_words_stay_on_one_line(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_servers_words_stay_on_one_line(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
     log.failed("a", "100 % lost\nCRITICAL root: all is well %s")
     assert caplog.messages == ["exports to 'a' fail: 100 % lost CRITICAL root: all is well %s"]
 

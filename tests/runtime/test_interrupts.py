@@ -3,7 +3,7 @@
 A child says on its standard output how far it is, the test sends a signal at that point, and the child prints what
 became of its spans at the end. Nothing here waits for time to pass.
 
-What a Ctrl-C at one certain place of our own code does is in `test_interrupts_at_a_place`.
+Tests of a Ctrl-C at a specific place in the package's code are in `test_interrupts_at_a_place`.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def test_ctrl_c_in_the_drain_stops_it_at_once_and_is_raised_again(where: str) ->
     )
     assert result["error"] == "KeyboardInterrupt"
     assert result["counts"] == [[30, 0, 30, ["Ctrl-C during the drain"]]]
-    # What was lost stands in the traceback that the user sees.
+    # The traceback that the user sees has the losses.
     assert "30 of 30 spans were handed back undelivered" in result["notes"][0]
 
 
@@ -223,7 +223,7 @@ def test_ctrl_c_in_the_last_step_of_the_drain_is_raised_again() -> None:
     assert (result["error"], result["counts"]) == ("KeyboardInterrupt", [[3, 3, 0, []]])
 
 
-async def test_a_handler_that_somebody_put_back_passes_the_signal_on_and_takes_itself_out() -> None:
+async def test_a_handler_that_other_code_restored_passes_the_signal_on_and_removes_itself() -> None:
     before = signal.getsignal(signal.SIGINT)
     watch = InterruptWatch.of_this_run()
     stopped: list[bool] = []
@@ -237,7 +237,7 @@ async def test_a_handler_that_somebody_put_back_passes_the_signal_on_and_takes_i
     assert not watch.remove(stop)
     assert signal.getsignal(signal.SIGINT) is before
     signal.signal(signal.SIGINT, ours)
-    # A handler that is in place already is not taken for the one to pass signals on to.
+    # A handler that is already installed is not stored as the one to pass signals on to.
     watch.add(stop)
     signal.raise_signal(signal.SIGINT)
     assert watch.remove(stop)
@@ -245,7 +245,7 @@ async def test_a_handler_that_somebody_put_back_passes_the_signal_on_and_takes_i
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    # What comes after a stop was removed is none of its business, though it was asked for before.
+    # A Ctrl-C after a stop was removed does not count for it.
     await trio.lowlevel.checkpoint()
     assert stopped == []
 
@@ -473,7 +473,7 @@ def test_ctrl_c_in_the_drains_of_two_batchers_stops_both_and_later_ones_work_as_
     assert result["counts"] == [[3, 0, 3, ["Ctrl-C during the drain"]]] * 2
 
 
-def test_a_process_that_ignores_sigint_goes_on_ignoring_it_in_the_drain() -> None:
+def test_a_process_that_ignores_sigint_still_ignores_it_in_the_drain() -> None:
     result = run_child(
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)

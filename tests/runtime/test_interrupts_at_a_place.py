@@ -1,8 +1,8 @@
 """Ctrl-C at one place of the code, as a SIGINT that this very process sends itself there.
 
-Trio raises a KeyboardInterrupt in whatever runs at that moment, unless that is protected; then it is raised at the next
-checkpoint of the main task, here the body. The signal always comes at the same step, so these runs repeat exactly, on
-the mock clock. How whole programs end on a Ctrl-C is in `test_interrupts`.
+Trio raises a KeyboardInterrupt in the code that runs at that moment or, if that is protected, at the next checkpoint of
+the main task, here the body. The signal always comes at the same step, so these runs repeat exactly, on the mock clock.
+How whole programs end on a Ctrl-C is in `test_interrupts`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trio_spanbatch.testing import Hang, InMemoryExporter
 
 ONE = BatchPolicy(max_spans=1)
 NEVER = BatchPolicy(max_delay=math.inf)
-# What a body sleeps that a Ctrl-C shall wake, in seconds of the mock clock.
+# How long a body sleeps until a Ctrl-C wakes it, in seconds of the mock clock.
 LONG = 1000.0
 
 
@@ -74,7 +74,7 @@ class CheckingExporter(InMemoryExporter):
 
 
 def run_until_interrupted(main: Callable[[], Awaitable[None]]) -> KeyboardInterrupt:
-    """Run a program that a Ctrl-C ends. It leaves as it is, in no group."""
+    """Run a program that a Ctrl-C ends. The KeyboardInterrupt leaves without a group."""
     with pytest.raises(KeyboardInterrupt) as caught:
         trio.run(main, clock=MockClock(autojump_threshold=0))
     return caught.value
@@ -127,7 +127,7 @@ def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
         return NEVER
 
     if where == "Ledger.accept":
-        # Not at its end: without protection a span that is counted and not queued would keep its lane busy for ever.
+        # Not at its end: without protection, a span that is counted but not queued keeps its location busy for ever.
         monkeypatch.setattr(Ledger, "accept", ctrl_c.at_the_beginning_of(Ledger.accept))
     exporter = CheckingExporter(ctrl_c) if where == "check_location" else InMemoryExporter()
     batcher = SpanBatcher(exporter, batch=policy)
@@ -206,7 +206,7 @@ def test_ctrl_c_inside_aclose_outside_of_the_drain_lets_it_end(caplog: pytest.Lo
         closed_to_the_end = False
 
         async def export(self, batch: SpanBatch) -> ExportResult:
-            # The supervisor ends, and the body goes on.
+            # The supervisor ends, and the body continues.
             raise SystemExit(3)
 
         async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""A batcher that is left inside of what was opened after it, and an exporter that leaves open what it opened."""
+"""A batcher that is left inside a scope opened after it, and an exporter that leaves a nursery open."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INSIDE: list[Inside] = [scope, cancelled_scope, trio.open_nursery, lambda: SpanB
 
 
 async def leave_inside(inside: Inside, batcher: SpanBatcher, error: Exception | None) -> list[Exception]:
-    """Leave ``batcher`` inside of what is entered after it. Return what that raises."""
+    """Leave ``batcher`` inside a scope that is entered after it. Return the exception."""
     raised: list[Exception] = []
 
     async def use() -> None:
@@ -50,15 +50,15 @@ async def leave_inside(inside: Inside, batcher: SpanBatcher, error: Exception | 
             raised.append(exc)
         await what.__aexit__(None, None, None)
 
-    # In a task of its own: trio complains of it in several places, and again as it ends.
+    # In a separate task: trio complains in several places, and again when the task ends.
     with suppress(ExceptionGroup):
-        async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # for a task of its own
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # for a separate task
             nursery.start_soon(use)
     return raised
 
 
 @pytest.mark.parametrize("inside", INSIDE)
-async def test_leaving_inside_of_what_was_entered_later_accounts_for_all_spans_and_says_what_is_wrong(
+async def test_leaving_inside_a_scope_that_was_entered_later_accounts_for_all_spans_and_raises_an_explanation(
     inside: Inside, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     batcher = SpanBatcher(InMemoryExporter(lambda batch: Refused("no")), batch=ONE)
@@ -74,7 +74,7 @@ async def test_leaving_inside_of_what_was_entered_later_accounts_for_all_spans_a
 
 
 @pytest.mark.parametrize("inside", INSIDE)
-async def test_a_body_that_raised_leaves_as_it_is_with_a_note_about_the_wrong_place(
+async def test_the_bodys_exception_leaves_unchanged_with_a_note_about_the_wrong_place(
     inside: Inside, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = ValueError("of the body")
@@ -86,7 +86,7 @@ async def test_a_body_that_raised_leaves_as_it_is_with_a_note_about_the_wrong_pl
     assert batcher.statistics().delivered == 1
 
 
-# -- what an exporter leaves open --------------------------------------------------------------------------------------
+# -- nurseries that an exporter leaves open ----------------------------------------------------------------------------
 
 
 class LeavesOpen(InMemoryExporter):
@@ -142,7 +142,7 @@ async def test_an_exit_of_an_exporter_that_left_a_scope_open_leaves_all_the_same
     assert batcher.undelivered[0].reason == "the exporter raised SystemExit"
 
 
-async def test_what_runs_in_a_nursery_that_an_exporter_left_open_ends_with_its_task(autojump_clock: MockClock) -> None:
+async def test_tasks_in_a_nursery_that_an_exporter_left_open_end_with_the_delivery(autojump_clock: MockClock) -> None:
     exporter = LeavesOpen(lambda: None)
     with pytest.raises(RuntimeError, match="Nursery stack corrupted"):
         async with watched_batcher(exporter, ONE) as batcher:
@@ -154,7 +154,7 @@ async def test_what_runs_in_a_nursery_that_an_exporter_left_open_ends_with_its_t
     assert batcher.statistics().undelivered == 1
 
 
-async def test_the_drain_ends_what_runs_in_a_nursery_that_an_exporter_left_open_as_it_closed(
+async def test_the_drain_ends_tasks_in_a_nursery_that_aclose_left_open(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class LeavesOpenAsItCloses(LeavesOpen):

@@ -101,12 +101,12 @@ async def test_another_trio_run_in_a_thread_gets_a_runtime_error_and_changes_not
     assert batcher.statistics().delivered == 2
 
 
-async def test_a_thread_with_a_run_of_its_own_adds_by_way_of_the_batchers_token() -> None:
+async def test_a_thread_with_another_run_adds_with_the_batchers_trio_token() -> None:
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
         token = trio.lowlevel.current_trio_token()
 
         async def other_run() -> None:
-            # It waits for the other run, in a thread of its own.
+            # It waits for the other run, in a separate thread.
             await trio.to_thread.run_sync(
                 lambda: trio.from_thread.run_sync(batcher.add_span_nowait, "a", make_span(), trio_token=token)
             )
@@ -162,7 +162,7 @@ def errors_in_a_child(child: Callable[[], object]) -> str:
     if not pid:
         try:
             os.write(write, str(child()).encode())
-        except BaseException as error:  # noqa: ASYNC103  # the child must end here, whatever happens
+        except BaseException as error:  # noqa: ASYNC103  # the child must end here in any case
             os.write(write, repr(error).encode())
         finally:
             os._exit(0)
@@ -284,7 +284,7 @@ LEAVES_IN_A_CHILD = """
             batcher = SpanBatcher(OTLPExporter(server.url), batch=BatchPolicy(max_spans=1))
             try:
                 async with batcher:
-                    # There is a connection, and another export under way.
+                    # There is a connection, and another export is running.
                     batcher.add_span_nowait("a", make_span())
                     await batcher.flush()
                     batcher.add_span_nowait("a", make_span())
@@ -355,7 +355,7 @@ async def test_leaving_a_batcher_twice_says_that_it_was_left_already() -> None:
     assert batcher.statistics().delivered == 1
 
 
-async def test_leaving_a_batcher_whose_entering_was_cancelled_says_that_it_was_left_already() -> None:
+async def test_the_error_for_leaving_a_batcher_whose_entering_was_cancelled_says_that_it_was_left() -> None:
     batcher = SpanBatcher(InMemoryExporter())
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -394,7 +394,7 @@ async def test_leaving_a_batcher_in_another_task_is_refused_and_the_batcher_stay
 
 
 class Own:
-    """An exporter that knows nothing of being closed, and may be used again."""
+    """An exporter without a ``closed`` attribute, which can be used again."""
 
     def __init__(self) -> None:
         self.spans = 0
@@ -411,13 +411,13 @@ class Own:
 
 
 class OwnWithAMethod(Own):
-    """Has something by the name of ``closed`` that is not True."""
+    """Has an attribute ``closed`` that is not True."""
 
     def closed(self) -> bool:
         return True
 
 
-async def test_entering_with_an_exporter_that_a_batcher_has_closed_names_it_and_what_to_do() -> None:
+async def test_the_error_for_entering_with_an_exporter_that_a_batcher_has_closed_names_it_and_the_remedy() -> None:
     exporter = InMemoryExporter()
     async with SpanBatcher(exporter):
         pass
@@ -448,14 +448,14 @@ async def test_entering_with_an_otlp_exporter_that_is_closed_raises_and_does_not
 
 
 @pytest.mark.parametrize("exporter", [Own(), OwnWithAMethod()])
-async def test_an_exporter_of_ones_own_that_can_be_used_again_is_used_again(exporter: Own) -> None:
+async def test_a_custom_exporter_that_can_be_used_again_is_used_again(exporter: Own) -> None:
     for _ in range(2):
         async with SpanBatcher(exporter, batch=ONE) as batcher:
             batcher.add_span_nowait("a", make_span())
     assert (exporter.spans, exporter.times_closed) == (2, 2)
 
 
-async def test_what_a_batcher_cannot_send_as_another_one_has_closed_its_exporter_says_so(
+async def test_the_reason_says_if_another_batcher_has_closed_the_exporter(
     autojump_clock: MockClock,
 ) -> None:
     exporter = InMemoryExporter()

@@ -1,4 +1,4 @@
-"""`UndeliveredSpansError` says why: its text is often all that anybody sees of a program that has ended."""
+"""The message of `UndeliveredSpansError`, which is often all that is seen of a program that has ended."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ async def ended_with(exporter: InMemoryExporter, count: int, batch: BatchPolicy 
     return caught.value
 
 
-async def test_a_strict_batcher_says_the_servers_reason() -> None:
+async def test_a_strict_batchers_error_has_the_servers_reason() -> None:
     error = await ended_with(InMemoryExporter([Refused("401 Unauthorized: token expired", 401)]), 1)
     assert str(error) == "1 span was rejected: 401 Unauthorized: token expired (1)"
     assert error.reasons == {"rejected": {"401 Unauthorized: token expired": 1}, "undelivered": {}}
 
 
-async def test_a_strict_batcher_says_why_spans_were_handed_back(autojump_clock: MockClock) -> None:
+async def test_a_strict_batchers_error_has_the_reasons_of_spans_handed_back(autojump_clock: MockClock) -> None:
     error = await ended_with(InMemoryExporter(delay=math.inf), 2, BatchPolicy())
     assert str(error) == "2 spans were handed back undelivered: the shutdown deadline passed (2)"
     assert (error.rejected, error.undelivered) == (0, 2)
@@ -59,12 +59,12 @@ async def test_the_most_frequent_reason_comes_first() -> None:
     assert str(error) == "4 spans were rejected: frequent (3), rare (1)"
 
 
-def test_one_that_is_made_without_reasons_says_the_counts() -> None:
+def test_without_reasons_the_message_has_the_counts() -> None:
     assert str(UndeliveredSpansError(1, 2)) == "1 span was rejected and 2 were handed back undelivered"
     assert str(UndeliveredSpansError(0, 2)) == "2 spans were handed back undelivered"
 
 
-def test_one_that_is_made_with_the_reasons_of_one_outcome_only_says_what_is_known() -> None:
+def test_with_reasons_for_only_one_outcome_the_message_has_those() -> None:
     error = UndeliveredSpansError(1, 2, {"undelivered": {"busy": 2}})
     assert str(error) == "1 span was rejected and 2 were handed back undelivered; handed back: busy (2)"
     assert str(UndeliveredSpansError(1, 0, {})) == "1 span was rejected"

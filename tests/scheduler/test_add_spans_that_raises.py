@@ -1,4 +1,4 @@
-"""Whatever leaves ``add_spans`` says how many spans were accepted before."""
+"""Each exception that leaves ``add_spans`` has the number of spans accepted before."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spans_and_then(count: int, error: BaseException) -> Iterator[Span]:
 
 
 class OwnMeaning(Exception):
-    """Has an attribute ``accepted`` that is about something else."""
+    """Has an attribute ``accepted`` with another meaning."""
 
     def __init__(self) -> None:
         super().__init__("negotiation failed")
@@ -109,7 +109,7 @@ async def test_what_the_callers_iterator_raises_says_how_many_were_accepted(erro
         assert error.accepted == batcher.statistics().accepted == count
 
 
-async def test_what_cannot_be_iterated_says_that_none_was_accepted() -> None:
+async def test_the_error_for_a_non_iterable_says_that_no_span_was_accepted() -> None:
     not_iterable: Any = None
     async with SpanBatcher(InMemoryExporter(), batch=NEVER) as batcher:
         with pytest.raises(TypeError) as caught:
@@ -139,7 +139,7 @@ async def test_a_bad_span_says_how_many_were_accepted_before_it() -> None:
         assert caught.value.accepted == 0
 
 
-async def test_what_the_policy_function_raises_says_that_none_was_accepted() -> None:
+async def test_an_exception_from_the_policy_function_says_that_no_span_was_accepted() -> None:
     def policy(location: str) -> BatchPolicy:
         raise LookupError(location)
 
@@ -150,7 +150,7 @@ async def test_what_the_policy_function_raises_says_that_none_was_accepted() -> 
 
 
 @pytest.mark.parametrize("count", [0, 2])
-async def test_a_location_that_the_exporter_cannot_send_says_that_none_was_accepted(count: int) -> None:
+async def test_the_error_for_a_location_that_the_exporter_rejects_says_that_no_span_was_accepted(count: int) -> None:
     class Choosy(InMemoryExporter):
         def check_location(self, location: str) -> None:
             raise InvalidLocationError("not here")
@@ -161,7 +161,7 @@ async def test_a_location_that_the_exporter_cannot_send_says_that_none_was_accep
     assert caught.value.accepted == 0
 
 
-async def test_no_place_for_the_location_says_that_none_was_accepted() -> None:
+async def test_the_error_for_too_many_locations_says_that_no_span_was_accepted() -> None:
     async with SpanBatcher(InMemoryExporter(), batch=NEVER, limits=Limits(max_locations=1)) as batcher:
         batcher.add_span_nowait("b", make_span())
         with pytest.raises(TooManyLocationsError) as caught:
@@ -170,7 +170,7 @@ async def test_no_place_for_the_location_says_that_none_was_accepted() -> None:
 
 
 async def add_until_the_place_is_lost() -> tuple[int, int] | None:
-    """Return how many spans were said to be accepted, and how many were, if another location took the place."""
+    """Return the reported and the real number of accepted spans if another location replaced this one."""
 
     def accepted() -> int:
         counts = batcher.statistics().locations.get("a")
@@ -238,7 +238,7 @@ async def test_a_cancelled_add_spans_says_how_many_were_accepted(count: int, aut
         assert scope.cancelled_caught
 
 
-async def test_an_add_spans_outside_of_the_batcher_says_that_none_was_accepted() -> None:
+async def test_the_error_for_add_spans_outside_of_the_batcher_says_that_no_span_was_accepted() -> None:
     with pytest.raises(RuntimeError) as caught:
         await SpanBatcher(InMemoryExporter()).add_spans("a", make_spans(2))
     assert getattr(caught.value, "accepted", None) == 0
@@ -305,7 +305,7 @@ async def test_an_exception_that_refuses_attributes_has_a_note_all_the_same(kind
     assert error.__notes__ == ["SpanBatcher.add_spans: 1 span was accepted before"]
 
 
-async def test_an_exception_that_takes_neither_leaves_as_it_is() -> None:
+async def test_an_exception_that_takes_neither_leaves_unchanged() -> None:
     error = NotesOfItsOwn()
     assert await raised_after(3, error) is error
     assert not hasattr(error, "accepted")
@@ -313,7 +313,7 @@ async def test_an_exception_that_takes_neither_leaves_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyError, OwnMeaning])
-async def test_an_exception_that_is_raised_again_says_the_number_of_the_last_call(
+async def test_an_exception_that_is_raised_again_has_the_number_of_the_last_call(
     kind: Callable[[], Exception],
 ) -> None:
     error = kind()
@@ -327,7 +327,7 @@ async def test_an_exception_that_is_raised_again_says_the_number_of_the_last_cal
         assert error.__notes__ == ["of the program itself", "SpanBatcher.add_spans: 5 spans were accepted before"]
 
 
-def test_an_exception_that_says_a_number_can_be_copied_and_pickled() -> None:
+def test_an_exception_with_a_number_can_be_copied_and_pickled() -> None:
     for error in (KeyError("x"), InvalidSpanError("x"), NoSetter("x")):
         tell_accepted(error, 3)
         for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):

@@ -1,4 +1,4 @@
-"""Who may put a span in, and who waits: the queue, the location's bytes, the bytes over all."""
+"""Admission and waiting adders: the limits on a location's queue, its bytes, and the bytes of all locations."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ async def test_nowait_raises_would_block_when_the_queue_is_full_and_accepts_noth
         with pytest.raises(trio.WouldBlock):
             batcher.add_span_nowait("a", make_span())
         assert batcher.statistics().accepted == 3
-        # The lane took a batch out: there is room again, for exactly three.
+        # The location sealed a batch, so there is room for exactly three spans again.
         await wait_all_tasks_blocked()
         batcher.add_spans_nowait("a", make_spans(3))
         with pytest.raises(trio.WouldBlock):
             batcher.add_span_nowait("a", make_span())
 
 
-async def test_the_queue_holds_exactly_max_queued_spans_while_its_lane_sleeps(autojump_clock: MockClock) -> None:
+async def test_the_queue_holds_exactly_max_queued_spans_while_its_location_sleeps(autojump_clock: MockClock) -> None:
     async with watched_batcher(
         InMemoryExporter(delay=1), BatchPolicy(max_spans=1), limits=Limits(max_queued_spans=2)
     ) as batcher:
@@ -62,7 +62,7 @@ async def test_the_queue_holds_exactly_max_queued_spans_while_its_lane_sleeps(au
             batcher.add_span_nowait("a", make_span())
 
 
-async def test_nowait_lists_are_accepted_whole_or_not_at_all(autojump_clock: MockClock) -> None:
+async def test_add_spans_nowait_accepts_all_spans_or_none(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(), NEVER, limits=Limits(max_queued_spans=5)) as batcher:
         batcher.add_spans_nowait("a", make_spans(3))
         with pytest.raises(trio.WouldBlock):
@@ -75,7 +75,7 @@ async def test_nowait_lists_are_accepted_whole_or_not_at_all(autojump_clock: Moc
         assert "b" not in batcher.statistics().locations
 
 
-async def test_what_can_never_fit_is_a_value_error_at_once(autojump_clock: MockClock) -> None:
+async def test_spans_that_can_never_fit_raise_a_value_error_at_once(autojump_clock: MockClock) -> None:
     limits = Limits(max_queued_spans=3, max_pending_bytes_per_location=1000, max_pending_bytes=5000)
     async with watched_batcher(InMemoryExporter(), NEVER, limits=limits) as batcher:
         with pytest.raises(ValueError, match=r"4 spans can never fit at once: Limits\.max_queued_spans is 3"):
@@ -97,7 +97,7 @@ async def test_add_span_waits_for_room_in_the_queue(autojump_clock: MockClock) -
     async with watched_batcher(exporter, NEVER, limits=Limits(max_queued_spans=2)) as batcher:
         for _ in range(6):
             await batcher.add_span("a", make_span())
-        # Two went out at 0, two at 3 when the first export was done, two wait.
+        # Two were sent at 0, two at 3 when the first export had ended, two wait.
         assert trio.current_time() == 3
         assert batch_lengths(exporter.batches) == [2, 2]
     assert batch_lengths(exporter.batches) == [2, 2, 2]
@@ -132,7 +132,7 @@ async def test_nowait_never_overtakes_a_waiting_adder(autojump_clock: MockClock)
 
 
 async def test_one_full_location_holds_up_no_other(autojump_clock: MockClock) -> None:
-    # Trap 5 (unfairness): a location that hangs fills its own queue and its own bytes, nobody else's.
+    # Fairness: a location that hangs fills only its own queue and its own byte limit.
     exporter = InMemoryExporter(delay=lambda batch: math.inf if batch.location == "stuck" else 0)
     limits = Limits(max_queued_spans=4)
     async with (
@@ -156,7 +156,7 @@ async def test_the_bytes_of_a_location_are_bounded(autojump_clock: MockClock) ->
         for _ in range(7):
             await batcher.add_span("a", make_span(size=100))
             assert batcher.statistics().pending_bytes <= 3 * SIZE
-        # The adder that waits for bytes makes the batch due, though it never is by itself.
+        # The adder that waits for bytes makes the batch due, which it never is otherwise.
         assert trio.current_time() == 4
         assert batch_lengths(exporter.batches) == [3, 3]
 
@@ -174,7 +174,9 @@ async def test_bytes_in_flight_count_until_they_are_accounted_for(autojump_clock
         assert trio.current_time() == 5
 
 
-async def test_a_byte_budget_spread_over_many_lanes_that_are_not_due_stalls_nobody(autojump_clock: MockClock) -> None:
+async def test_a_byte_budget_spread_over_many_lanes_that_are_not_due_stalls_nobody(
+    autojump_clock: MockClock,
+) -> None:
     exporter = InMemoryExporter()
     limits = Limits(max_pending_bytes=100 * SIZE)
     async with watched_batcher(exporter, NEVER, limits=limits) as batcher:
@@ -188,7 +190,7 @@ async def test_a_byte_budget_spread_over_many_lanes_that_are_not_due_stalls_nobo
         assert trio.current_time() == 0
 
 
-async def test_an_adder_that_waits_for_bytes_wakes_the_fullest_lane_first(autojump_clock: MockClock) -> None:
+async def test_an_adder_that_waits_for_bytes_makes_the_fullest_location_due_first(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=1)
     limits = Limits(max_pending_bytes=6 * SIZE, max_exports=1)
     async with watched_batcher(exporter, NEVER, limits=limits) as batcher:
@@ -198,7 +200,7 @@ async def test_an_adder_that_waits_for_bytes_wakes_the_fullest_lane_first(autoju
         assert [batch.location for batch in exporter.batches] == ["three"]
 
 
-async def test_a_budget_held_by_a_location_that_backs_off_is_pressed_out_when_it_recovers(
+async def test_a_location_that_holds_the_budget_and_backs_off_is_made_due_when_it_recovers(
     autojump_clock: MockClock,
 ) -> None:
     from trio_spanbatch import Delivered, RetryPolicy, TryLater
@@ -238,7 +240,7 @@ async def test_a_large_span_is_not_starved_by_small_ones(autojump_clock: MockClo
     assert admitted_at[0] <= 10
 
 
-async def test_adders_for_bytes_take_turns_over_locations(autojump_clock: MockClock) -> None:
+async def test_adders_that_wait_for_bytes_are_served_round_robin_over_locations(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=1)
     limits = Limits(max_pending_bytes=2 * SIZE, max_exports_per_location=1)
     done: list[str] = []
@@ -258,7 +260,7 @@ async def test_adders_for_bytes_take_turns_over_locations(autojump_clock: MockCl
     assert set(done[:8]) == set("abcd")
 
 
-async def test_many_adders_of_few_locations_all_get_their_bytes_in_turns(autojump_clock: MockClock) -> None:
+async def test_many_adders_of_few_locations_all_get_their_bytes_round_robin(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=1)
     limits = Limits(max_pending_bytes=3 * SIZE, max_pending_bytes_per_location=2 * SIZE, max_exports_per_location=1)
     order: list[str] = []
@@ -418,17 +420,17 @@ async def test_adding_to_a_closed_batcher_raises_closed_resource_error(autojump_
         await batcher.flush()
 
 
-def test_adding_before_entering_says_what_to_do() -> None:
+def test_the_error_for_adding_before_entering_names_the_remedy() -> None:
     with pytest.raises(RuntimeError, match="async with SpanBatcher"):
         SpanBatcher(InMemoryExporter()).add_span_nowait("a", make_span())
 
 
 @pytest.mark.parametrize("location", ["", None, 7, ["a"]])
-async def test_what_is_no_location_is_refused_before_anything_is_accepted(
+async def test_an_invalid_location_is_refused_before_any_span_is_accepted(
     location: Any, autojump_clock: MockClock
 ) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(InvalidLocationError, match="a location is a str"):
+        with pytest.raises(InvalidLocationError, match=r"location must be a (non-empty )?str"):
             batcher.add_span_nowait(location, make_span())
         with pytest.raises(InvalidLocationError):
             await batcher.add_spans(location, make_spans(2))
@@ -436,14 +438,16 @@ async def test_what_is_no_location_is_refused_before_anything_is_accepted(
         assert len(batcher.statistics().locations) == 0
 
 
-async def test_a_location_whose_hash_fails_in_its_own_way_is_refused_like_any_other(autojump_clock: MockClock) -> None:
+async def test_a_location_whose_hash_raises_is_refused_like_any_other_invalid_location(
+    autojump_clock: MockClock,
+) -> None:
     class Unhashable:
         def __hash__(self) -> int:
             raise RuntimeError("no hash")
 
     location: Any = Unhashable()
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(InvalidLocationError, match="a location is a str, not Unhashable"):
+        with pytest.raises(InvalidLocationError, match="location must be a str, not Unhashable"):
             batcher.add_span_nowait(location, make_span())
 
 
@@ -452,11 +456,13 @@ async def test_a_location_that_does_not_even_tell_its_class_is_refused_like_any_
 ) -> None:
     location: Any = UnboundProxy()
     async with watched_batcher(InMemoryExporter()) as batcher:
-        with pytest.raises(InvalidLocationError, match="a location is a str, not UnboundProxy"):
+        with pytest.raises(InvalidLocationError, match="location must be a str, not UnboundProxy"):
             batcher.add_span_nowait(location, make_span())
 
 
-async def test_a_str_with_ways_of_its_own_is_the_location_that_it_spells(autojump_clock: MockClock) -> None:
+async def test_a_str_subclass_with_overridden_methods_is_the_location_of_its_characters(
+    autojump_clock: MockClock,
+) -> None:
     class Odd(str):
         __slots__ = ()
 
@@ -495,8 +501,8 @@ async def test_an_exporter_may_refuse_locations(autojump_clock: MockClock) -> No
     assert batcher.statistics().delivered == 1
 
 
-async def test_one_location_too_many_ends_the_lane_that_was_empty_longest(autojump_clock: MockClock) -> None:
-    # Trap 2 (the map of locations grows for ever).
+async def test_one_location_too_many_ends_the_location_that_was_empty_longest(autojump_clock: MockClock) -> None:
+    # The number of locations is bounded.
     async with watched_batcher(InMemoryExporter(), NEVER, limits=Limits(max_locations=3)) as batcher:
         for location in "abc":
             batcher.add_span_nowait(location, make_span())
@@ -523,7 +529,7 @@ async def test_more_locations_than_may_be_alive_can_come_and_go(autojump_clock: 
             assert trio.lowlevel.current_statistics().tasks_living < 20
         assert len(batcher.statistics().locations) <= 20
     statistics = batcher.statistics()
-    # Locations are forgotten, their spans are not.
+    # Locations are forgotten, but not their counts.
     assert statistics.delivered == statistics.accepted == 100
 
 
@@ -542,7 +548,7 @@ async def test_a_location_whose_adder_waits_is_not_ended(autojump_clock: MockClo
     assert len(exporter.delivered["b"]) == 1
 
 
-async def test_rejected_spans_free_their_room_too(autojump_clock: MockClock) -> None:
+async def test_rejected_spans_free_their_room(autojump_clock: MockClock) -> None:
     limits = Limits(max_pending_bytes=SIZE)
     exporter = InMemoryExporter(lambda batch: Refused("no"))
     async with watched_batcher(exporter, BatchPolicy(max_spans=1), limits=limits) as batcher:

@@ -1,4 +1,4 @@
-"""When a batch is due, how large it is, and how often a lane wakes for it."""
+"""When a batch is due, how large it is, and how often its location wakes."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ async def test_a_batch_is_due_max_delay_after_its_first_span(autojump_clock: Moc
         await trio.sleep(1)
         batcher.add_span_nowait("a", make_span())
         await trio.sleep(4.9)
-        # Trap 6 (a delay that each span restarts): the deadline is absolute, from the first span.
+        # The deadline is counted from the first span; later spans do not restart it.
         batcher.add_span_nowait("a", make_span())
         assert exporter.batches == []
         await trio.sleep(0.2)
         assert batch_lengths(exporter.batches) == [2]
 
 
-async def test_what_a_seal_leaves_behind_is_due_max_delay_after_its_own_first_span(autojump_clock: MockClock) -> None:
+async def test_the_spans_left_after_a_seal_are_due_max_delay_after_the_first_of_them(autojump_clock: MockClock) -> None:
     sent_at: list[float] = []
     exporter = InMemoryExporter(delay=recording_times(sent_at))
     async with watched_batcher(exporter, BatchPolicy(max_spans=10, max_delay=5)) as batcher:
@@ -59,7 +59,7 @@ async def test_what_a_seal_leaves_behind_is_due_max_delay_after_its_own_first_sp
 
 
 async def test_locations_are_never_mixed_in_a_batch(autojump_clock: MockClock) -> None:
-    # Trap 1 (batch first, group later): 25 spans over 5 tables are 5 requests, not 25.
+    # Spans are grouped by location before they are batched: 25 spans of 5 tables are 5 requests, not 25.
     exporter = InMemoryExporter()
     async with watched_batcher(exporter, BatchPolicy(max_spans=5, max_delay=60)) as batcher:
         for span in make_spans(5):
@@ -79,7 +79,7 @@ async def test_spans_keep_their_order_within_a_location(autojump_clock: MockCloc
 
 
 async def test_a_batch_never_exceeds_max_bytes_with_its_envelopes(autojump_clock: MockClock) -> None:
-    # Trap 8 (counting items against byte limits): sizes are exact, envelopes included.
+    # Byte limits count exact sizes, envelopes included.
     exporter = InMemoryExporter()
     resources = [Resource({"service.name": "x" * n}) for n in (10, 100, 130)]
     spans = [with_resource(make_span(size=37 * i % 400), resources[i % 3]) for i in range(200)]
@@ -119,7 +119,7 @@ async def test_a_span_that_would_overflow_a_batch_makes_it_due_and_opens_the_nex
 
 
 async def test_a_span_larger_than_max_bytes_travels_alone(autojump_clock: MockClock) -> None:
-    # Trap 9 (an oversized span takes others with it).
+    # An oversized span does not take others with it.
     exporter = InMemoryExporter()
     spans = [make_span(size=10), make_span(size=5000), make_span(size=10)]
     async with watched_batcher(exporter, BatchPolicy(max_bytes=1000, max_delay=60)) as batcher:
@@ -156,7 +156,7 @@ async def test_a_batch_cannot_be_larger_than_the_queue(autojump_clock: MockClock
 
 
 async def test_a_batch_grows_while_it_waits_for_a_slow_server(autojump_clock: MockClock) -> None:
-    # "Seal late": what is due but cannot be sent yet goes on growing.
+    # Sealed late: a batch that is due but cannot be sent yet continues to grow.
     exporter = InMemoryExporter(delay=10)
     async with watched_batcher(exporter, BatchPolicy(max_spans=100, max_delay=1)) as batcher:
         for _ in range(9):
@@ -188,8 +188,8 @@ async def test_a_policy_function_that_returns_no_policy_is_named(autojump_clock:
         assert batcher.statistics().accepted == 0
 
 
-async def test_a_lane_wakes_twice_for_a_batch_however_many_spans_it_has(autojump_clock: MockClock) -> None:
-    # Trap 7 (wake-ups): the first span and the deadline; not one a span.
+async def test_a_location_wakes_twice_for_a_batch_of_any_size(autojump_clock: MockClock) -> None:
+    # The first span and the deadline wake the task, not each span.
     async with watched_batcher(InMemoryExporter(), BatchPolicy(max_delay=1)) as batcher:
         batcher.add_span_nowait("a", make_span())
         await trio.sleep(10)
@@ -203,7 +203,7 @@ async def test_a_lane_wakes_twice_for_a_batch_however_many_spans_it_has(autojump
     assert counter.steps == 2
 
 
-async def test_a_full_batch_wakes_a_lane_twice(autojump_clock: MockClock) -> None:
+async def test_a_full_batch_wakes_a_location_twice(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(), BatchPolicy(max_spans=100, max_delay=60)) as batcher:
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
@@ -218,7 +218,7 @@ async def test_a_full_batch_wakes_a_lane_twice(autojump_clock: MockClock) -> Non
     assert counter.steps == 2
 
 
-async def test_a_lane_that_waits_for_a_slot_wakes_three_times_for_a_batch(autojump_clock: MockClock) -> None:
+async def test_a_location_that_waits_for_a_slot_wakes_three_times_for_a_batch(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=lambda batch: 10 if batch.location == "slow" else 0)
     async with watched_batcher(exporter, BatchPolicy(max_delay=1), limits=Limits(max_exports=1)) as batcher:
         for location in ("slow", "a"):
@@ -234,8 +234,8 @@ async def test_a_lane_that_waits_for_a_slot_wakes_three_times_for_a_batch(autoju
     assert counter.steps == 3
 
 
-async def test_a_span_added_while_its_lane_is_being_woken_is_not_forgotten(autojump_clock: MockClock) -> None:
-    # Trap 7 (lost wake-ups): spans that come at the very instant of a deadline or of a seal.
+async def test_a_span_added_while_its_location_is_being_woken_is_not_lost(autojump_clock: MockClock) -> None:
+    # No wake-up is lost if spans are added at the very instant of a deadline or of a seal.
     exporter = InMemoryExporter()
     async with watched_batcher(exporter, BatchPolicy(max_spans=2, max_delay=1)) as batcher:
         for _ in range(50):

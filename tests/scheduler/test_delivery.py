@@ -1,4 +1,4 @@
-"""Attempts, backoff, the probe, growth and fall of a location's exports."""
+"""Attempts, backoff, the probe, and the concurrency of a location's exports."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ async def test_a_failed_export_is_repeated_with_exponential_backoff_and_full_jit
     assert statistics.ambiguous == 0
 
 
-async def test_what_the_server_asks_for_is_waited_for(autojump_clock: MockClock) -> None:
+async def test_the_wait_that_the_server_asks_for_is_kept(autojump_clock: MockClock) -> None:
     script = Timed(TryLater("busy", after=17), TryLater("busy", after=40), TryLater("busy", after=0))
     async with watched_batcher(InMemoryExporter(script), ONE) as batcher:
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
     assert script.waits[:2] == [17, 40]
-    # "after 0" is no invitation to ask without a pause.
+    # With after=0, the usual backoff still applies.
     assert 0 < script.waits[2] <= 4
 
 
@@ -132,7 +132,7 @@ async def test_ambiguous_is_counted_when_the_exporter_says_so(autojump_clock: Mo
 
 
 async def test_a_backoff_holds_no_slot(autojump_clock: MockClock) -> None:
-    # Trap 4 (a backoff that holds an export slot stalls everyone).
+    # A backoff that held an export slot would stall the other locations.
     exporter = InMemoryExporter(lambda batch: TryLater("down") if batch.location == "down" else Delivered())
     limits = Limits(max_exports=1)
     async with watched_batcher(exporter, ONE, limits=limits, shutdown_timeout=1) as batcher:
@@ -215,7 +215,7 @@ async def test_a_location_starts_with_one_export_gains_one_with_each_success_and
 
 
 async def test_locations_that_hang_cannot_take_all_slots(autojump_clock: MockClock) -> None:
-    # Trap 5 (unfairness): each that hangs holds one slot.
+    # Fairness: each location that hangs holds one slot.
     exporter = InMemoryExporter(lambda batch: Hang() if batch.location.startswith("hang") else Delivered())
     async with watched_batcher(exporter, ONE, limits=Limits(max_exports=8), shutdown_timeout=1) as batcher:
         for number in range(7):
@@ -228,8 +228,8 @@ async def test_locations_that_hang_cannot_take_all_slots(autojump_clock: MockClo
 
 
 async def test_max_exports_is_never_exceeded(autojump_clock: MockClock) -> None:
-    # Trap 3 (waiting for a slot while holding one): those that repeat, and the halves of those that were refused, wait
-    # for another one. If they kept theirs, nothing would ever go on.
+    # Deadlock: retries, and the halves of refused batches, wait for another slot. If they kept theirs, no export would
+    # ever begin.
     rng = random.Random(3)
     answers: list[ExportResult] = [Delivered(), Delivered(), Delivered(), TryLater("busy"), Refused("no", isolate=True)]
     exporter = InMemoryExporter(lambda batch: rng.choice(answers), delay=lambda batch: rng.uniform(0, 2))
@@ -256,7 +256,7 @@ async def test_a_refused_batch_is_rejected_with_its_reason_and_not_repeated(auto
     (loss,) = losses
     assert (loss.location, loss.outcome, loss.reason, loss.status_code) == ("a", "rejected", "unknown table", 404)
     assert loss.batch is exporter.batches[0]
-    # Rejected spans reach on_loss and the log only.
+    # Rejected spans are reported only to on_loss and the log.
     assert batcher.undelivered == ()
 
 
@@ -315,7 +315,7 @@ async def test_a_result_that_is_none_hands_the_batch_back(
     async with watched_batcher(Broken()) as batcher:
         batcher.add_span_nowait("a", make_span())
     assert [loss.reason for loss in batcher.undelivered] == [
-        f"the exporter returned {type(result).__name__}, which is no ExportResult"
+        f"the exporter returned {type(result).__name__}, which is not an ExportResult"
     ]
     assert any("the exporter returned" in record.getMessage() for record in caplog.records)
 
@@ -361,7 +361,7 @@ async def test_the_statistics_tell_the_age_of_the_oldest_pending_span_and_the_fa
 async def test_spans_that_wait_behind_a_probe_are_handed_back_when_their_own_time_is_over(
     autojump_clock: MockClock,
 ) -> None:
-    """Two deliveries fail at once; the one in front hangs in its probes, the other must not wait for ever."""
+    """Two deliveries fail at once; the first one hangs in its probes, and the other must not wait for ever."""
     failing = False
 
     def answer(batch: SpanBatch) -> ExportResult | Hang:
@@ -386,8 +386,8 @@ async def test_spans_that_wait_behind_a_probe_are_handed_back_when_their_own_tim
     assert batcher.statistics().undelivered == 2
 
 
-async def test_an_idle_lane_ends_and_a_new_span_begins_another(autojump_clock: MockClock) -> None:
-    # Trap 2: idle lanes end, by a time of their own.
+async def test_an_idle_location_ends_and_a_new_span_opens_it_again(autojump_clock: MockClock) -> None:
+    # Idle locations end after location_idle_timeout.
     limits = Limits(location_idle_timeout=90)
     exporter = InMemoryExporter(delay=200)
     async with watched_batcher(exporter, ONE, limits=limits, retry=RetryPolicy(attempt_timeout=math.inf)) as batcher:
@@ -405,8 +405,8 @@ async def test_an_idle_lane_ends_and_a_new_span_begins_another(autojump_clock: M
     assert batcher.statistics().locations["a"].delivered == 2
 
 
-async def test_a_span_added_in_the_step_in_which_its_lane_ends_is_delivered(autojump_clock: MockClock) -> None:
-    # Trap 2: add during removal, at the very instant of the idle timeout, in any order of tasks.
+async def test_a_span_added_in_the_step_in_which_its_location_ends_is_delivered(autojump_clock: MockClock) -> None:
+    # Spans are added at the very instant of the idle timeout, with the tasks in any order.
     async with watched_batcher(InMemoryExporter(), ONE, limits=Limits(location_idle_timeout=1)) as batcher:
         for _ in range(100):
             batcher.add_span_nowait("a", make_span())
@@ -415,7 +415,7 @@ async def test_a_span_added_in_the_step_in_which_its_lane_ends_is_delivered(auto
         assert batcher.statistics().delivered == 100
 
 
-def test_pace_never_waits_longer_than_the_policy_says() -> None:
+def test_a_backoff_is_never_longer_than_the_policy_allows() -> None:
     pace = Pace(RetryPolicy(initial=1, maximum=30, multiplier=10), random.Random(1), Account(), 4)
     for failure in range(2000):
         now = failure * 100.0

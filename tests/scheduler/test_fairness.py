@@ -1,4 +1,4 @@
-"""Locations that hang cost the others nothing, measured on the mock clock."""
+"""Locations that hang do not delay the others, measured on the mock clock."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Servers:
 
 
 async def keep_adding(batcher: SpanBatcher, location: str, servers: Servers, rounds: int) -> None:
-    """Add a full batch each period, in a phase of the location's own."""
+    """Add a full batch each period, starting at a phase that depends on the location."""
     await trio.sleep(servers.rng.uniform(0, PERIOD))
     for _ in range(rounds):
         spans = make_spans(SPANS)
@@ -65,7 +65,7 @@ async def keep_adding(batcher: SpanBatcher, location: str, servers: Servers, rou
 
 @attrs.frozen
 class Course:
-    """When the others hang, and when the healthy locations begin, in seconds."""
+    """When the others hang and when the healthy locations begin, in seconds."""
 
     hang_from: float = 0
     healthy_from: float = 0
@@ -91,7 +91,7 @@ async def run(hanging: int, course: Course) -> Servers:
 
 
 async def pour(batcher: SpanBatcher, location: str, seconds: float) -> None:
-    """Add four batches at a time, so that the location's exports grow to what they may, and go on."""
+    """Add four batches at a time forever, so that the location reaches its maximum of concurrent exports."""
     while True:
         await batcher.add_spans(location, make_spans(4 * SPANS))
         await trio.sleep(0.5)
@@ -143,7 +143,7 @@ async def test_a_stalled_location_with_large_spans_never_makes_a_healthy_one_wai
         async with trio.open_nursery() as healthy:
             for number in range(HEALTHY):
                 healthy.start_soon(add, f"well {number}")
-        # The stalled one is stopped by its own budget.
+        # The stalled one is stopped by its time limit.
         stalled = batcher.statistics().locations["hangs"].pending_bytes
         assert 16_000_000 < stalled <= Limits().max_pending_bytes_per_location
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""A flush is a barrier over all that was accepted before it."""
+"""A flush waits for all spans that were accepted before it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_flush_of_nothing_reports_nothing(autojump_clock: MockClock) -> 
         assert await batcher.flush("never seen") == FlushReport()
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
-        # What was accounted for before the call is none of its business.
+        # Spans accounted for before the call do not count.
         assert await batcher.flush() == FlushReport()
 
 
@@ -65,7 +65,7 @@ async def test_a_flush_of_one_location_leaves_the_others_alone(autojump_clock: M
         assert batcher.statistics().queued == 2
 
 
-async def test_a_flush_waits_for_what_is_in_flight_already(autojump_clock: MockClock) -> None:
+async def test_a_flush_waits_for_spans_that_are_already_in_flight(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(delay=5), BatchPolicy(max_spans=2, max_delay=60)) as batcher:
         batcher.add_spans_nowait("a", make_spans(2))
         await trio.sleep(3)
@@ -130,7 +130,7 @@ async def test_rejected_spans_of_a_shared_batch_are_counted_as_far_as_they_can_b
 
 
 async def test_a_flush_works_when_the_queue_is_full(autojump_clock: MockClock) -> None:
-    # Trap 10 (a flush through the same bounded queue fails when the queue is full): out of band, by watermark.
+    # A flush does not go through the queue, so it works when the queue is full.
     async with watched_batcher(
         InMemoryExporter(delay=1), BatchPolicy(max_spans=2), limits=Limits(max_queued_spans=8)
     ) as batcher:

@@ -1,4 +1,4 @@
-"""Poison is isolated: one bad span does not take hundreds of good ones with it."""
+"""Isolation: one bad span does not cause hundreds of good ones to be rejected."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_512_spans_of_which_8_are_bad_end_with_504_delivered_and_8_rejecte
         report = await batcher.flush()
     assert (report.delivered, report.rejected) == (504, 8)
     assert sorted(span_ids(exporter.delivered["a"])) == sorted(set(ids_of(spans)) - set(bad))
-    # Each bad span stands alone, with the server's words about it or about a part that it was in.
+    # Each bad span is rejected alone, with the server's message about it or about a part that it was in.
     assert sorted(span_ids(span for loss in losses for span in loss.batch.spans)) == sorted(bad)
     assert {(loss.status_code, loss.outcome, loss.count) for loss in losses} == {(status, "rejected", 1)}
     assert all(loss.reason.startswith("bad span") for loss in losses)
@@ -93,7 +93,7 @@ async def test_a_server_that_refuses_everything_sees_few_requests(autojump_clock
             report = await batcher.flush()
             assert report.rejected == 512
             assert batcher.statistics().requests == before + 1
-            # It is asked about a single span.
+            # It is sent a single span.
             assert len(exporter.batches[-1].spans) == 1
     assert batcher.statistics().rejected == 6 * 512
 
@@ -148,7 +148,7 @@ async def test_a_single_refused_span_does_not_make_a_location_suspicious(autojum
     assert (report.delivered, report.rejected) == (20, 1)
 
 
-async def test_a_location_that_refused_everything_is_asked_about_a_batch_of_one_as_it_is(
+async def test_a_location_that_refused_everything_is_sent_a_batch_of_one_span_whole(
     autojump_clock: MockClock,
 ) -> None:
     exporter = InMemoryExporter(lambda batch: Refused("no", 400, isolate=True))
@@ -165,7 +165,7 @@ async def test_when_the_budget_is_used_up_the_remainder_is_handed_back_if_any_pa
     autojump_clock: MockClock,
 ) -> None:
     spans = make_spans(512)
-    # Every other span: far more requests than may be, and never 24 refusals in a row.
+    # Every other span is bad: far more requests than allowed, and never 24 refusals in a row.
     exporter = InMemoryExporter(refusing(ids_of(spans[::2])))
     async with watched_batcher(exporter, BIG) as batcher:
         batcher.add_spans_nowait("a", spans)
@@ -188,7 +188,7 @@ async def test_after_a_413_the_location_remembers_the_size_that_passed(autojump_
             await batcher.flush()
     assert batcher.statistics().delivered == 1200
     too_large = [batch for batch in exporter.batches if batch.size > 10_000]
-    # Refused on the way down, once; never again.
+    # Refused once while the batch is halved, and never again.
     assert len(too_large) <= 7
     assert exporter.batches[: len(too_large)] != too_large or len(exporter.batches) > len(too_large)
     first_passed = next(i for i, batch in enumerate(exporter.batches) if batch.size <= 10_000)
@@ -225,7 +225,7 @@ async def test_a_part_that_is_tried_again_later_is_isolated_all_the_same(autojum
     assert (batcher.statistics().delivered, batcher.statistics().rejected) == (62, 2)
 
 
-async def test_an_isolation_that_is_cut_off_by_the_deadline_accounts_for_every_span(autojump_clock: MockClock) -> None:
+async def test_an_isolation_that_the_deadline_ends_accounts_for_every_span(autojump_clock: MockClock) -> None:
     spans = make_spans(256)
     exporter = InMemoryExporter(refusing(ids_of(spans[100:105])), delay=1)
     async with watched_batcher(exporter, BIG, shutdown_timeout=10) as batcher:
@@ -237,7 +237,7 @@ async def test_an_isolation_that_is_cut_off_by_the_deadline_accounts_for_every_s
     assert handed_back.isdisjoint(map(id, exporter.delivered["a"]))
 
 
-async def test_a_batch_whose_parts_were_given_up_does_not_make_its_location_one_that_refuses_everything(
+async def test_a_batch_whose_parts_were_given_up_does_not_mark_its_location_as_refusing_everything(
     autojump_clock: MockClock,
 ) -> None:
     first, second = make_spans(4), make_spans(4)
@@ -245,7 +245,7 @@ async def test_a_batch_whose_parts_were_given_up_does_not_make_its_location_one_
 
     def answer(batch: SpanBatch) -> ExportResult:
         if not set(span_ids(batch.spans)).isdisjoint(ids_of(first)):
-            # Refused as a whole; whether any of its parts is good is not known in time.
+            # The whole batch was refused; whether any of its parts is good is not known in time.
             return Refused("bad", 400, isolate=True) if len(batch.spans) == 4 else TryLater("busy")
         return refuse_one(batch)
 
@@ -273,7 +273,7 @@ async def test_no_batch_is_worth_more_than_256_requests(autojump_clock: MockCloc
     async with watched_batcher(exporter, BIG) as batcher:
         batcher.add_spans_nowait("a", spans)
         report = await batcher.flush()
-        # Also where it is a part that passed which used the last of them.
+        # Even if the last request was for a part that passed.
         assert len(exporter.batches) == MAX_REQUESTS == 256
         assert report.undelivered > 0
         assert report.delivered + report.rejected + report.undelivered == 512
@@ -281,7 +281,9 @@ async def test_no_batch_is_worth_more_than_256_requests(autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize("at_most", [1, 2, 3])
-async def test_a_server_that_takes_few_spans_at_once_gets_all_of_them(at_most: int, autojump_clock: MockClock) -> None:
+async def test_a_server_that_accepts_few_spans_per_request_gets_all_of_them(
+    at_most: int, autojump_clock: MockClock
+) -> None:
     def answer(batch: SpanBatch) -> ExportResult:
         return Delivered() if len(batch.spans) <= at_most else Refused("too large", 413, isolate=True)
 
@@ -290,7 +292,7 @@ async def test_a_server_that_takes_few_spans_at_once_gets_all_of_them(at_most: i
         for _ in range(2):
             batcher.add_spans_nowait("a", make_spans(512))
             assert (await batcher.flush()).delivered == 512
-    # What passes is known after the first refusals.
+    # The size that passes is known after the first refusals.
     assert sum(len(batch.spans) > at_most for batch in exporter.batches) < 20
 
 
@@ -309,7 +311,7 @@ async def test_parts_that_passed_before_the_first_judgement_do_not_count(autojum
     assert (report.delivered, report.rejected, report.undelivered) == (399, 1, 0)
 
 
-async def test_a_location_that_refused_everything_is_remembered_beyond_its_idle_lane(
+async def test_a_location_that_refused_everything_is_remembered_after_it_ended_idle(
     autojump_clock: MockClock,
 ) -> None:
     exporter = InMemoryExporter(lambda batch: Refused("no", 400, isolate=True))
@@ -326,7 +328,7 @@ async def test_a_location_that_refused_everything_is_remembered_beyond_its_idle_
     assert requests[1:] == [1, 1]
 
 
-async def test_a_half_that_passed_without_some_of_its_spans_says_nothing_about_the_other_half(
+async def test_a_half_that_passed_with_rejected_spans_implies_nothing_about_the_other_half(
     autojump_clock: MockClock,
 ) -> None:
     spans = make_spans(64)
@@ -389,16 +391,16 @@ def test_isolation_gives_up_on_a_server_that_refuses_everything(count: int, stat
     assert len(sent) <= MAX_REFUSALS
 
 
-def test_a_half_is_not_asked_when_its_twin_told_already() -> None:
+def test_a_half_is_not_sent_if_its_result_follows_from_the_other_half() -> None:
     _, sent = isolate(4, frozenset({3}), 422)
-    # The left half passed, so the right one must hold the bad span: only half of that is asked about.
+    # The left half passed, so the bad span is in the right one: only half of that is sent.
     assert sent == [(0, 4), (0, 2), (2, 1)]
     _, sent = isolate(4, frozenset({3}), 413)
-    # A 413 says nothing of the kind: both halves may be small enough.
+    # A 413 implies nothing for the other half: both halves may be small enough.
     assert sent == [(0, 4), (0, 2), (2, 2), (2, 1), (3, 1)]
 
 
-def test_the_request_size_limit_follows_what_the_server_takes() -> None:
+def test_the_request_size_limit_follows_the_sizes_that_the_server_accepts() -> None:
     limit = RequestSizeLimit()
     limit.passed(100)
     assert limit.limit == float("inf")

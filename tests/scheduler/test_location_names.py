@@ -1,4 +1,4 @@
-"""What a location may be called, wherever one is given."""
+"""Which names are valid locations, in all APIs that take one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trio_spanbatch.testing import InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
 LONGEST = "x" * 1024
-# So many characters, whatever they take in UTF-8.
+# This many characters, regardless of their size in UTF-8.
 LONGEST_IN_UTF_8 = "\U0001f680" * 1024
 MEGABYTE = "tenant-" + "\x00" * 1_000_000
 
@@ -93,7 +93,7 @@ async def test_a_span_whose_function_returns_a_longer_one_is_counted_as_invalid(
         assert batcher.statistics().accepted == 0
 
 
-async def test_what_the_log_says_of_a_location_is_bounded_and_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_messages_about_a_location_are_bounded_and_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     location = "evil\n" + "\x1b" * 1019
     async with SpanBatcher(InMemoryExporter([Refused("no"), RuntimeError("bug")]), batch=NEVER) as batcher:

@@ -1,7 +1,7 @@
-"""Where the bridge to OpenTelemetry touches the core: who brings spans in from outside, and who watches deliveries.
+"""The interfaces through which the OpenTelemetry bridge brings in spans and watches deliveries.
 
-Both are told of things in single synchronous calls in the trio thread, and must not raise. The core knows neither
-OpenTelemetry nor threads.
+All methods are synchronous, are called in the trio thread, and should not raise. The core knows neither OpenTelemetry
+nor threads.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ __all__ = ["DeliveryObserver", "Feeder"]
 
 
 class Feeder(Protocol):
-    """Holds spans that are on their way into the batcher."""
+    """Holds spans on their way into the batcher."""
 
     def feed(self) -> None:
-        """Add what is there. Called before a flush begins and before the intake closes."""
+        """Add these spans. Called before a flush begins and before admission closes."""
         ...
 
     def ended(self) -> None:
-        """Take note that everything is accounted for, and nothing will be accepted any more. Called once."""
+        """Called once, when every span is accounted for and none will be accepted any more."""
         ...
 
 
@@ -29,15 +29,15 @@ class DeliveryObserver(Protocol):
     """Watches the deliveries of a batcher."""
 
     def began(self, spans: int) -> None:
-        """A batch was sealed; its delivery begins in the same step."""
+        """Called when a batch was sealed, in the step in which its delivery begins."""
         ...
 
     def settled(self, settlement: Settlement) -> None:
-        """Spans of a delivery are accounted for. A delivery's settlements add up to what `began` said."""
+        """Called when spans of a delivery are accounted for. In all, these are as many as `began` was called with."""
         ...
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:
-        """A delivery ended.
+        """Called when a delivery has ended.
 
         Args:
             seconds: From the start of its first attempt to the end of its last one.
@@ -47,5 +47,5 @@ class DeliveryObserver(Protocol):
         ...
 
     def handed_back(self, spans: int) -> None:
-        """Spans were handed back out of the queue. No delivery had begun with them."""
+        """Called when spans were handed back from the queue, before any delivery of them began."""
         ...

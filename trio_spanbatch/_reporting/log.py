@@ -1,4 +1,4 @@
-"""The door through which messages leave: a program's log handlers must not reach into the accounting of spans."""
+"""A logger whose handlers cannot disturb the accounting of spans."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ AnyLogger: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """Logs through a logger, and raises nothing in the middle of the batcher's work.
+    """Logs through a logger, and raises nothing while the batcher works.
 
-    `logging.Handler.handle` catches nothing by itself: what a filter raises, or a handler whose ``emit`` does not call
-    `logging.Handler.handleError`, comes out of the call that logs. Here that would be in the middle of settling a
-    batch, or in the drain. So it is shown on stderr instead, as `logging` shows what its own handlers fail with, unless
-    `logging.raiseExceptions` is off. A handler that exits the program does so when the batcher is left.
+    An exception from a filter, or from a handler whose ``emit`` does not call `logging.Handler.handleError`, leaves the
+    logging call, which here may be in the middle of settling a batch or in the drain. So it is printed to stderr
+    instead, as `logging` does for its handlers, unless `logging.raiseExceptions` is false. If a handler exits the
+    program, that takes effect when the batcher is left.
 
     Attributes:
-        is_running: Whether the batcher runs, so that what has to end the program can be raised later.
+        is_running: Whether the batcher runs, so that an exception that has to end the program can be raised later.
         fatal: The first exception that has to end the program; raised when the batcher is left.
     """
 
@@ -35,13 +35,13 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     fatal: BaseException | None = None
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log a message. All other methods go through this one."""
-        # The caller's place, not this one, is that of the message.
+        """Log a message. All other methods call this one."""
+        # The record must name the caller's place, not this one.
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
         try:
             super().log(level, msg, *args, **kwargs)
-        except BaseException as exc:  # noqa: ASYNC103  # logging is synchronous: no Cancelled of ours comes out of it
-            # In code that is not protected, the caller is the program: it has been interrupted, or exits by itself.
+        except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task
+            # In unprotected code the caller is the program, which was interrupted or exits.
             if fatal_part(exc) is not None and not (self.is_running and currently_ki_protected()):
                 raise
             self.keep_if_fatal(exc)
@@ -50,17 +50,17 @@ class Log(logging.LoggerAdapter[logging.Logger]):
                     sys.stderr.write(f"--- Logging error in trio_spanbatch ---\n{traceback.format_exc()}")
 
     def caught(self, exc: BaseException, msg: str, *args: object) -> None:
-        """Log what code of the program raised in the middle of the batcher's work. If fatal, it is raised later."""
+        """Log an exception from the program's code. If it has to end the program, it is raised later."""
         self.error(msg, *args, exc_info=exc, stacklevel=2)
         if not self.keep_if_fatal(exc):
             forget_traceback(exc)
 
     def keep_if_fatal(self, exc: BaseException) -> bool:
-        """Return whether ``exc`` has to end the program. The first one that has to is kept."""
+        """Return whether ``exc`` has to end the program. The first such exception is kept."""
         fatal = fatal_part(exc)
         self.fatal = self.fatal or fatal
         return fatal is not None
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Leave the message as it is, ``extra`` included."""
+        """Return the message and ``extra`` unchanged."""
         return msg, kwargs

@@ -1,8 +1,7 @@
-"""Nothing is lost in silence: where spans go that were not delivered."""
+"""Reports each span that was not delivered to the program or the log."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,35 +9,29 @@ from .._errors import OTHER_REASONS
 from .._spans.batch import SpanHeaders
 from .log import Log
 from .statistics import Loss
+from .throttle import Throttle
 
 __all__ = ["Losses"]
 
-# Reasons are the exporter's words; so many different ones are counted by name, the others together.
+# Reasons are the exporter's words. This many different ones are counted separately, the others together.
 _MAX_REASONS = 20
-# Seconds between two messages about batches that are not kept.
-_INTERVAL = 30.0
 
 
 class Losses:
-    """Tells the program of each loss, and keeps undelivered batches for a program that did not ask to be told."""
+    """Calls ``on_loss`` with each loss. Without an ``on_loss``, keeps the undelivered batches."""
 
     def __init__(
-        self,
-        on_loss: Callable[[Loss], object] | None,
-        max_kept_bytes: int,
-        logger: Log,
-        clock: Callable[[], float],
+        self, on_loss: Callable[[Loss], object] | None, max_kept_bytes: int, logger: Log, clock: Callable[[], float]
     ) -> None:
         self._on_loss = on_loss
         self._max_kept_bytes = max_kept_bytes
         self._logger = logger
-        self._clock = clock
+        self._warnings = Throttle(clock)
         self._kept: list[Loss] = []
         self._kept_bytes = 0
-        # By their identity: what spans share is in memory once, and counts once.
+        # By id: headers that spans share are in memory once, so they count once.
         self._kept_headers: dict[int, SpanHeaders] = {}
         self._not_kept = 0
-        self._said_at = -math.inf
         self._reasons: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -47,23 +40,22 @@ class Losses:
         return tuple(self._kept)
 
     def report(self, loss: Loss) -> None:
-        """Tell of a loss. Everything else about it is settled by now: ``on_loss`` may use the batcher."""
+        """Report a loss. Its accounting must be complete: ``on_loss`` may use the batcher."""
         self._count(loss)
         if self._on_loss is None:
             self._keep(loss)
             return
         try:
             self._on_loss(loss)
-        except BaseException as exc:  # noqa: ASYNC103  # on_loss is synchronous: no Cancelled of ours comes out of it
-            # Accounting goes on, whatever happens.
+        except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task
             self._logger.caught(exc, "on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
 
     def reasons(self, outcome: str) -> dict[str, int]:
-        """Return the reasons of one outcome with their numbers of spans, the most frequent one first."""
+        """Return the reasons for one outcome and their numbers of spans, most frequent first."""
         return {reason: count for (of, reason), count in self._reasons.most_common() if of == outcome}
 
     def summary(self, outcome: str) -> str:
-        """Return the reasons of one outcome, each with its number of spans."""
+        """Return the reasons for one outcome and their numbers of spans as text."""
         reasons = [f"{reason}: {count}" for reason, count in self.reasons(outcome).items()]
         if self._not_kept and outcome == "undelivered":
             reasons.append(f"{self._not_kept} of them beyond max_pending_bytes and not kept")
@@ -83,20 +75,18 @@ class Losses:
         cost = sum(span.size for span in spans) + sum(own.size for own in headers.values())
         if self._kept_bytes + cost > self._max_kept_bytes:
             self._not_kept += loss.count
-            self._say_what_is_not_kept(loss)
+            self._warn_of_not_kept(loss)
             return
         self._kept_bytes += cost
         self._kept_headers.update(headers)
         self._kept.append(loss)
 
-    def _say_what_is_not_kept(self, loss: Loss) -> None:
-        if self._clock() < self._said_at + _INTERVAL:
-            return
-        self._said_at = self._clock()
-        self._logger.error(
-            "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds max_pending_bytes "
-            "already; give an on_loss to have them all",
-            loss.count,
-            loss.location,
-            self._not_kept,
-        )
+    def _warn_of_not_kept(self, loss: Loss) -> None:
+        if self._warnings.allows():
+            self._logger.error(
+                "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds max_pending_bytes "
+                "already; give an on_loss to have them all",
+                loss.count,
+                loss.location,
+                self._not_kept,
+            )

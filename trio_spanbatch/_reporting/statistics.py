@@ -1,4 +1,4 @@
-"""The records in which a batcher tells what became of its spans."""
+"""The records of span counts and losses."""
 
 from __future__ import annotations
 
@@ -21,26 +21,7 @@ __all__ = [
 
 
 @attrs.frozen(kw_only=True)
-class LocationStatistics:
-    """What became of one location's spans so far. All but the last two fields are counts.
-
-    Attributes:
-        accepted: Spans accepted. Always the sum of the next six.
-        queued: Spans that wait in the location's queue.
-        in_flight: Spans in batches that are being delivered.
-        delivered: Spans that a server acknowledged.
-        rejected: Spans that a server rejected.
-        spooled: Spans kept on disk.
-        undelivered: Spans handed back.
-        ambiguous: Spans that had an attempt of unknown outcome, each counted once, whatever became of it.
-        pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
-        requests: Attempts made.
-        retries: Attempts that repeated one before.
-        splits: Batches cut in two to find the span that a server refuses, or to make a request smaller.
-        oldest_pending_age: Seconds since the oldest batch with a pending span was begun; 0 if nothing is pending.
-        consecutive_failures: Attempts that failed since the last one that succeeded.
-    """
-
+class _Counts:
     accepted: int = 0
     queued: int = 0
     in_flight: int = 0
@@ -53,45 +34,56 @@ class LocationStatistics:
     requests: int = 0
     retries: int = 0
     splits: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class LocationStatistics(_Counts):
+    """A snapshot of one location's counts. The last two fields are not counts.
+
+    Attributes:
+        accepted: Spans accepted. Always the sum of the next six.
+        queued: Spans in the location's queue.
+        in_flight: Spans in batches that are being delivered.
+        delivered: Spans that a server acknowledged.
+        rejected: Spans that a server rejected.
+        spooled: Spans kept on disk.
+        undelivered: Spans handed back.
+        ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
+        pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
+        requests: Attempts made.
+        retries: Attempts that repeated one before.
+        splits: Batches split in two to find a span that the server refuses, or to make a request smaller.
+        oldest_pending_age: Seconds since the oldest batch with a pending span was opened; 0 if no span is pending.
+        consecutive_failures: Attempts that failed since the last one that succeeded.
+    """
+
     oldest_pending_age: float = 0.0
     consecutive_failures: int = 0
 
 
 @attrs.frozen(kw_only=True)
-class SpanBatcherStatistics:
+class SpanBatcherStatistics(_Counts):
     """A snapshot of a batcher's counts, over all locations and for each.
 
     At every instant ``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``.
 
     Attributes:
         accepted: Spans accepted.
-        queued: Spans that wait in a location's queue.
+        queued: Spans in a location's queue.
         in_flight: Spans in batches that are being delivered.
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
         spooled: Spans kept on disk.
         undelivered: Spans handed back.
-        ambiguous: Spans that had an attempt of unknown outcome, each counted once, whatever became of it.
+        ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
         requests: Attempts made.
         retries: Attempts that repeated one before.
-        splits: Batches cut in two.
+        splits: Batches split in two.
         locations: The same for each location. Locations that ended long ago are left out once more than
             ``Limits.max_locations`` have ended; the counts above keep them.
     """
 
-    accepted: int = 0
-    queued: int = 0
-    in_flight: int = 0
-    delivered: int = 0
-    rejected: int = 0
-    spooled: int = 0
-    undelivered: int = 0
-    ambiguous: int = 0
-    pending_bytes: int = 0
-    requests: int = 0
-    retries: int = 0
-    splits: int = 0
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
 
     __hash__ = hash_of_record
@@ -99,7 +91,7 @@ class SpanBatcherStatistics:
 
 @attrs.frozen(kw_only=True)
 class FlushCounts:
-    """What became of one location's spans that a flush waited for."""
+    """The outcome of one location's spans that a flush waited for."""
 
     delivered: int = 0
     rejected: int = 0
@@ -108,10 +100,10 @@ class FlushCounts:
 
 @attrs.frozen(kw_only=True)
 class FlushReport:
-    """What became of the spans that were pending when ``flush`` was called.
+    """The outcome of the spans that were pending when ``flush`` was called.
 
-    A server that rejects some spans of a batch does not say which. Where such a batch held spans that came after
-    the call too, as many of the rejected as can be are counted here.
+    A server that rejects some spans of a batch does not say which. If such a batch also has spans that were added after
+    the call, as many of the rejected spans as possible are counted here.
 
     Attributes:
         delivered: Spans that a server acknowledged.
@@ -130,15 +122,15 @@ class FlushReport:
 
 @attrs.frozen
 class Loss:
-    """Spans that were not delivered, and why.
+    """Spans that were not delivered, with the reason.
 
     Attributes:
-        location: Where they belong.
-        batch: The spans. Where the server rejected some of a batch without saying which, the whole batch.
+        location: Their location.
+        batch: The spans. If the server rejected some of a batch without saying which, the whole batch.
         outcome: ``"rejected"`` by the server, or handed back ``"undelivered"``.
-        reason: Why, in a few words.
-        status_code: The HTTP status code, where there was one.
-        count: How many spans were lost. Less than ``len(batch.spans)`` only where a server rejected some.
+        reason: The reason, in a few words.
+        status_code: The HTTP status code, if there was one.
+        count: How many spans were lost. Less than ``len(batch.spans)`` only if a server rejected some.
     """
 
     location: str
@@ -155,10 +147,10 @@ class Loss:
 
 @attrs.frozen
 class Settlement:
-    """What became of the spans of one lease. The three counts add up to its length.
+    """The outcome of the spans of one lease. The three counts add up to its length.
 
     Attributes:
-        cause: What kind of failure the last attempt ended with if there was no response, in a word.
+        cause: The kind of the last attempt's failure, in one word, if there was no response.
     """
 
     delivered: int = 0

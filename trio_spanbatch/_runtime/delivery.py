@@ -1,11 +1,11 @@
-"""A delivery: everything that happens to a batch until its spans are accounted for.
+"""A delivery: sends a batch until all of its spans are accounted for.
 
-It owns the batch (a lease) and leaves it in one way only: by settling it with its lane. Whatever ends the delivery's
-task settles what is left, so that a cancelled delivery hands its spans back. Where a server refuses the batch for some
-of its spans, `Isolation` decides which parts to send instead; each part is a lease of its own.
+It owns the batch as a lease, and always settles it with its location: however the delivery's task ends, it settles the
+remaining spans, so a cancelled delivery hands its spans back. If a server refuses the batch because of some spans,
+`Isolation` decides which parts to send instead, each as a separate lease.
 
-It starts with an export slot, which its lane took for it. The slot is given back as soon as the attempt has ended, so
-that a backoff never holds one, and the lane gives another for the next attempt.
+It starts with an export slot, which its location took for it. The slot is given back as soon as the attempt has ended,
+so no backoff holds one; the location gives it another for the next attempt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Delivery"]
 
 
 class _ExporterBug(Exception):
-    """An exporter raised, or returned what is no result. The message says which, for the spans' reason."""
+    """An exporter raised, or returned something other than a result. The message is the reason for the spans."""
 
 
 class _GaveUp(Exception):
@@ -41,7 +41,7 @@ class _GaveUp(Exception):
 
 
 class Delivery:
-    """Delivers one batch. When it starts, it holds an export slot."""
+    """Delivers one batch. It starts with an export slot."""
 
     def __init__(self, lease: Lease, lane: Lane, shared: Shared) -> None:
         self._lane = lane
@@ -57,7 +57,7 @@ class Delivery:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Deliver, and hand back what is left when cancelled."""
+        """Deliver the batch. When cancelled, hand back the remaining spans."""
         try:
             if self._lane.account.refuses_everything:
                 self._isolation.probe_first()
@@ -78,7 +78,7 @@ class Delivery:
     # -- parts -------------------------------------------------------------------------------------------------
 
     def _next_part(self) -> Lease | None:
-        """Return the part to send next, in halves if the location has refused requests of its size."""
+        """Return the part to send next, halved until it is no larger than the location's largest request."""
         part = self._isolation.next()
         while part is not None and len(part) > 1 and part.batch.size > self._lane.largest_request:
             self._isolation.halve()
@@ -96,7 +96,7 @@ class Delivery:
         del self._open[lease]
         if settlement.delivered < len(lease):
             self._last_loss = settlement
-        # Told before the lane, whose on_loss may run for long.
+        # Before the location is told, which calls on_loss, which may run for long.
         self._shared.tell_observers(lambda observer: observer.settled(settlement))
         self._lane.settle(lease, settlement)
 
@@ -105,7 +105,7 @@ class Delivery:
         self._shared.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
 
     def _cause(self) -> str:
-        """Return in a word what the last attempt failed with."""
+        """Return the kind of the last attempt's failure in one word."""
         if self._first_attempt_at is None or isinstance(self._last_result, Delivered):
             return ""
         if self._last_result is None:
@@ -113,7 +113,7 @@ class Delivery:
         return self._last_result.cause or str(self._last_result.status_code or "")
 
     async def _deliver(self, part: Lease) -> list[Verdict]:
-        """Send a part until the server says yes or no. Return what is known about spans then."""
+        """Send a part until the server accepts or refuses it. Return the verdicts that follow from that."""
         try:
             result = await self._answer(part)
         except _GaveUp as why:
@@ -130,7 +130,7 @@ class Delivery:
         return self._isolation.passed(result)
 
     async def _answer(self, part: Lease) -> Delivered | Refused:
-        """Send a part until the server says yes or no, as often and as long as may be."""
+        """Send a part until the server accepts or refuses it, within the limits on retries."""
         while True:
             await self._get_slot(part)
             self._give_up_if_asked(part)
@@ -143,9 +143,9 @@ class Delivery:
     # -- attempts ----------------------------------------------------------------------------------------------
 
     async def _get_slot(self, part: Lease) -> None:
-        """Have a slot: the one from the beginning, the one that came with the end of a wait, or another one."""
-        if not self._has_slot and not await self._lane.wait_for_turn(part, self._give_up_at):
-            raise _GaveUp(self._why_no_turn())
+        """Wait for a slot, unless one is held already."""
+        if not self._has_slot and not await self._lane.wait_for_retry(part, self._give_up_at):
+            raise _GaveUp(self._why_no_retry())
         self._has_slot = True
 
     def _give_up_if_asked(self, part: Lease, last: TryLater | None = None) -> None:
@@ -162,16 +162,16 @@ class Delivery:
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
         asked_again_at = max(self._lane.back_off(result.after), trio.current_time() + (result.after or 0))
         is_in_time = asked_again_at <= self._give_up_at
-        self._has_slot = is_in_time and await self._lane.wait_for_turn(part, self._give_up_at)
+        self._has_slot = is_in_time and await self._lane.wait_for_retry(part, self._give_up_at)
         if not self._has_slot:
-            raise _GaveUp(f"{self._why_no_turn()}: {result.reason}", result)
+            raise _GaveUp(f"{self._why_no_retry()}: {result.reason}", result)
 
     @property
     def _give_up_at(self) -> float:
         began_at = self._first_attempt_at
         return math.inf if began_at is None else began_at + self._shared.retry.max_elapsed
 
-    def _why_no_turn(self) -> str:
+    def _why_no_retry(self) -> str:
         if self._shared.draining and self._shared.drain_deadline <= self._give_up_at:
             return "no time for another attempt before the shutdown deadline"
         return "retries exhausted"
@@ -203,7 +203,7 @@ class Delivery:
                 try:
                     result = await self._shared.exporter.export(part.batch)
                 except BaseException as exc:
-                    # Here, as the scope puts a complaint in its place if the exporter left one of its own open.
+                    # Here, as the scope replaces the exception if the exporter left a scope open.
                     fatal = fatal_part(exc)
                     raise
         except BaseException as exc:
@@ -213,25 +213,25 @@ class Delivery:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
         if not isinstance(result, Delivered | TryLater | Refused):
             self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
-            message = f"the exporter returned {type(result).__name__}, which is no ExportResult"
+            message = f"the exporter returned {type(result).__name__}, which is not an ExportResult"
             raise _ExporterBug(message) from TypeError(message)
         return result
 
     def _sort_out(self, exc: BaseException, fatal: BaseException | None, part: Lease) -> None:
-        """Take a bug of the exporter for what it is, also when its own nursery wrapped it together with a cancel."""
+        """Raise an exporter's exception as what it is: fatal, a cancel of this task, or a bug. It may be a group."""
         if isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_run():
-            # The run is over, and this coroutine is being thrown away.
+            # The run has ended, and this coroutine is being closed.
             return
         if fatal is not None:
-            # Before the attempt is accounted for, as that tells on_loss and wakes others.
+            # Before the attempt is accounted for, which calls on_loss and wakes other tasks.
             self._shared.stop(f"the exporter raised {type(fatal).__name__}")
-            # Now, as trio may put another complaint in its place at the end of this task.
+            # Kept now, as trio may replace it at the end of this task.
             self._shared.logger.keep_if_fatal(fatal)
             if fatal is not exc:
                 self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
             raise fatal
         cancelled, failure = split_cancelled(exc)
-        # One that is not for us would end all tasks of the batcher.
+        # A Cancelled that is not for this task would end all tasks of the batcher.
         ours = cancelled if is_cancelled_here() else None
         bug = exc if ours is None else failure
         if bug is not None:

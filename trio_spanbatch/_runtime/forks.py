@@ -1,14 +1,13 @@
-"""Telling a forked child that the batchers in it are copies of its parent's.
+"""Disables copies of open batchers in forked child processes.
 
-A child has its parent's trio run in its memory, and shares its epoll instance and its sockets. A task of ours that ran
-or was cancelled there would take the parent's sockets out of the epoll instance, and the parent would wait for them for
-ever. So a batcher that was open when its process was forked does nothing in the child.
+A child has a copy of its parent's trio run and shares its epoll instance and its sockets. A task of the batcher that
+ran or was cancelled there would remove the parent's sockets from the epoll instance, and the parent would wait for them
+for ever. So a batcher that was open when its process was forked does nothing in the child.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -16,25 +15,24 @@ __all__ = ["Forkable", "forget", "remember"]
 
 
 class Forkable(Protocol):
-    """Something that a forked child must not use."""
+    """An object that a forked child must not use."""
 
-    @property
-    def forked(self) -> Callable[[], None]:
+    def forked(self) -> None:
         """Called in the child."""
         ...
 
 
-# Functions that are called at a fork cannot be removed again: there is one for all batchers.
+# Functions registered with os.register_at_fork cannot be removed, so one serves all batchers.
 _OPEN: Final[WeakSet[Forkable]] = WeakSet()
 
 
 def remember(what: Forkable) -> None:
-    """Tell ``what`` of a fork, until it is forgotten or gone."""
+    """Call ``what.forked`` in forked children, until ``what`` is forgotten or garbage-collected."""
     _OPEN.add(what)
 
 
 def forget(what: Forkable) -> None:
-    """End what `remember` began."""
+    """Undo `remember`."""
     _OPEN.discard(what)
 
 

@@ -1,18 +1,18 @@
-"""Seeing a Ctrl-C that arrives during a drain.
+"""Ends a drain on a Ctrl-C.
 
-Trio turns SIGINT into a KeyboardInterrupt in the main task. A drain that runs in another task never sees it, and a
-drain in the main task waits inside a shield, with KeyboardInterrupt protection on. So while any batcher of a run
-drains, SIGINT has a handler of its own, which stops all drains of that run at once.
+Trio turns SIGINT into a KeyboardInterrupt in the main task. A drain in another task never sees it, and a drain in the
+main task waits inside a shield, with KeyboardInterrupt protection. So while any batcher of a run drains, SIGINT has a
+handler that stops all drains of that run at once.
 
-Only Python's default handler is replaced, or the one that trio puts in its place. Any other one is the program's: it is
-called in the drain as at any other time, and what a Ctrl-C means is the program's decision. That holds for
-`signal.signal` and for `trio.open_signal_receiver`, and for a host of trio in guest mode, such as asyncio.
+It replaces only Python's default handler, or trio's in place of that. Any other handler is the program's, which decides
+what a Ctrl-C means, in the drain as at any other time. This includes handlers from `signal.signal`, from
+`trio.open_signal_receiver`, and from a host of trio in guest mode such as asyncio.
 
-`trio.open_signal_receiver` would do for one batcher. But it puts back the handler that it found, as if receivers were
-always closed in the reverse order of their opening; the drains of two batchers in two tasks overlap in any order, and
-would leave a dead handler behind, deaf to every later Ctrl-C. So the batchers of a run share one handler, put in by the
-first drain and taken out by the last. If somebody else puts it back after that, it takes itself out with the next
-signal, which it passes on.
+`trio.open_signal_receiver` would not do: it restores the handler that it found, which is right only if receivers are
+closed in the reverse order of their opening. The drains of two batchers in two tasks overlap in any order, and would
+leave a handler behind that ignores every later Ctrl-C. So the batchers of a run share one handler, which the first
+drain installs and the last one removes. If other code restores it after that, it removes itself at the next signal and
+passes that on.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import trio
 
 __all__ = ["InterruptWatch"]
 
-# The module of the handler that `trio.run` puts in place of Python's default. There is no public way to recognize it.
-# With a trio that has it elsewhere, it is taken for a handler of the program: a Ctrl-C then stops a drain in the main
-# task as before, since trio raises it there, and leaves one in another task alone.
+# The module of the handler that `trio.run` installs in place of Python's default. There is no public way to recognize
+# it. If a version of trio has it elsewhere, it is treated as the program's: a Ctrl-C then stops a drain in the main
+# task, where trio raises it, but not one in another task.
 _MODULE_OF_TRIOS_HANDLER = "trio._core._ki"
 
 _WATCH: trio.lowlevel.RunVar[InterruptWatch] = trio.lowlevel.RunVar("trio_spanbatch interrupt watch")
@@ -54,22 +54,22 @@ class InterruptWatch:
             return watch
 
     def add(self, stop: Callable[[], None]) -> None:
-        """Have ``stop`` called in the trio thread on a Ctrl-C, any number of times, until it is removed."""
+        """Call ``stop`` in the trio thread on each Ctrl-C until it is removed."""
         self._stops[stop] = self._interrupts
         self._install()
 
     def remove(self, stop: Callable[[], None]) -> bool:
-        """End what `add` began. Return whether there was a Ctrl-C since, though ``stop`` may not be called yet."""
+        """Remove ``stop``. Return whether there was a Ctrl-C since `add`, even if ``stop`` was not called yet."""
         interrupts_before = self._stops.pop(stop)
-        # Of this Ctrl-C the handler below has told nobody, if it came after the last `stop` was removed: it passed it
-        # on. So the count is read before the handler goes.
+        # The count is read before the handler is removed: a Ctrl-C after the last `stop` was removed is passed on and
+        # not counted.
         interrupted = self._interrupts > interrupts_before
         if not self._stops:
             self._put_back(self._previous)
         return interrupted
 
     def _install(self) -> None:
-        """Handle SIGINT, if this thread may and nobody but Python and trio does."""
+        """Handle SIGINT if this is the main thread and the present handler is Python's or trio's."""
         if threading.current_thread() is not threading.main_thread():
             return
         current = signal.getsignal(signal.SIGINT)
@@ -78,7 +78,7 @@ class InterruptWatch:
             signal.signal(signal.SIGINT, self._handle)
 
     def _put_back(self, handler: Any) -> None:
-        # Whoever handles SIGINT by now in place of this watch goes on doing so.
+        # If other code has installed a handler meanwhile, that stays.
         if signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, handler)
 
@@ -86,7 +86,7 @@ class InterruptWatch:
         try:
             self._token.run_sync_soon(self._stop_all, idempotent=True)
         except trio.RunFinishedError:
-            # Trio's handler of a run that has ended hears nothing any more.
+            # Trio's handler has no effect once its run has ended.
             self._previous = signal.default_int_handler
             self._stops.clear()
         if self._stops:
@@ -101,9 +101,9 @@ class InterruptWatch:
 
 
 def _is_replaceable(handler: Any) -> bool:
-    """Return whether a handler of SIGINT is Python's default, trio's in its place, or one of a watch, put back."""
+    """Return whether a handler of SIGINT is Python's default, trio's in its place, or a restored one of a watch."""
     if isinstance(handler, FunctionType):
-        # Not by its __module__, which functools.wraps gives to a handler of the program that calls this one.
+        # Not by __module__, which functools.wraps copies to a handler of the program that calls this one.
         return handler.__globals__.get("__name__") == _MODULE_OF_TRIOS_HANDLER
     owner = getattr(handler, "__self__", None) if isinstance(handler, MethodType) else None
     return handler is signal.default_int_handler or isinstance(owner, InterruptWatch)

@@ -1,43 +1,40 @@
-"""The supervisor: who owns the tasks of a batcher, and how they end.
+"""The supervisor: owns the tasks of a batcher and ends them.
 
 Ownership
 ---------
-``async with SpanBatcher()`` opens a nursery around its body and starts one task in it, the supervisor. Everything that
-works for the batcher (a task for each lane, one for each delivery) runs in an inner nursery of the supervisor, inside a
-shield::
+``async with SpanBatcher()`` opens a nursery around its body and starts one task in it, the supervisor. All other tasks
+of the batcher (one for each location and each delivery) run in an inner nursery of the supervisor, inside a shield::
 
     async with trio.open_nursery():                   # cancelled from outside like any other
-        +-- the body                                  # so is the body: shielding it would make it deaf
-        +-- supervisor: CancelScope(shield=True)      # what delivers is not
+        +-- the body                                  # not shielded, so it can be cancelled
+        +-- supervisor: CancelScope(shield=True)
               +-- work: CancelScope()                 # until the drain's deadline, or a Ctrl-C in the drain
-              |     +-- lanes, deliveries
-              +-- the exporter's aclose()             # in the time that is left
+              |     +-- locations, deliveries
+              +-- the exporter's aclose()             # in the remaining time
 
-A cancel from outside therefore ends the body and nothing else; ``__aexit__`` then begins the drain, which gives the
-shield its deadline. Shielding only the waiting in ``__aexit__`` would not do: the cancel would kill the lanes before
-``__aexit__`` runs. The shield has no deadline before the drain begins; the drain always begins, as ``__aexit__`` is
-called however the body ends.
+A cancel from outside therefore ends only the body. ``__aexit__``, which is called however the body ends, then begins
+the drain, which gives the shield its deadline. A shield around the wait in ``__aexit__`` alone would be too late: the
+cancel would end the locations' tasks before ``__aexit__`` runs.
 
-However the work ends
----------------------
-Each way in which the tasks can end goes through a cancel of the inner nursery: one of them failed, or trio complains
-about one at its exit, or somebody cancelled the nursery. The supervisor waits in that nursery for the drain, so trio
-calls its abort function in the very step of the cancel, and there the intake is closed and everybody who waits is
-woken. A lane that still took spans or adders would never be run again.
+A failure before the drain
+--------------------------
+If a task fails, or trio complains at a task's exit, or something cancels the inner nursery, that nursery is cancelled.
+The supervisor waits for the drain in the same nursery, so trio calls its abort function in the step of the cancel. It
+closes admission and wakes all adders: the location of a span admitted later would never run again.
 
 The drain
 ---------
-``__aexit__`` closes the intake and sets the deadlines in one synchronous step. From then on lanes are due, and end when
-they are empty; the inner nursery ends when all of them have. At the work's deadline the work scope is cancelled: each
-delivery and each lane settles what it holds as it unwinds, so there is nothing to collect afterwards.
+``__aexit__`` closes admission and sets the deadlines in one synchronous step. Then all locations are due, and end when
+they are empty; the inner nursery ends with the last of them. At the deadline of the work, its scope is cancelled: each
+delivery and location settles its spans as it unwinds, so nothing is left to collect.
 
-What leaves
------------
-The internal nurseries never show. The body's exception is not handed to them: it leaves as it is. What goes wrong in
-the supervisor is kept in ``_failure`` and never raised inside a nursery. What has to end the program (a `SystemExit`
-out of the exporter, ``on_loss`` or a log handler) is kept by `Log`, as it may come up anywhere in the accounting. It
-leaves in place of what the body raised, unless that ends the program itself: the exit status is the one that was asked
-for, whatever the body does. The body's exception is its context then, and is logged.
+Exceptions
+----------
+The internal nurseries never show. The body's exception is not passed to them, so it leaves unchanged. Failures in the
+supervisor are kept in ``_failure`` and never raised inside a nursery. An exception that has to end the program (such as
+a `SystemExit` from the exporter, ``on_loss`` or a log handler) may occur anywhere in the accounting, so `Log` keeps it.
+It leaves in place of the body's exception, which becomes its context and is logged, unless the body's exception ends
+the program itself.
 """
 
 from __future__ import annotations
@@ -72,14 +69,14 @@ _MISPLACED = (
 
 _Exc = TypeVar("_Exc", bound=BaseException)
 
-# The drain stops deliveries this long before its deadline, or a tenth of its time if that is less: what is left is
-# for accounting and for closing the exporter. Seconds.
+# The drain stops deliveries this long before its deadline, or a tenth of its time if that is less, to leave time for
+# accounting and for closing the exporter. Seconds.
 _LONGEST_RESERVE = 1.0
 
 
 @attrs.frozen(eq=False)
 class _EndOfRun(trio.abc.Instrument):
-    """Calls a function when the trio run has ended, in whatever way. No other event costs anything."""
+    """Calls a function when the trio run has ended, however it ended."""
 
     _tell: Callable[[], None]
 
@@ -92,11 +89,11 @@ class Supervisor:
     """Runs the tasks of one batcher, from `open` to `close`.
 
     Attributes:
-        shutdown_timeout: Seconds that `close` may take.
+        shutdown_timeout: The most seconds that `close` may take.
         strict: Whether `close` raises if spans were lost.
-        shared: What the tasks work with.
-        token: The trio run that it was opened in, `None` before.
-        is_forked: Whether this is a copy in a forked child of the process in which it was opened.
+        shared: The state that the tasks share.
+        token: The trio run in which it was opened; None before that.
+        is_forked: Whether this is a copy in a forked child.
     """
 
     shutdown_timeout: float
@@ -104,7 +101,7 @@ class Supervisor:
     shared: Shared = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
     is_forked: bool = attrs.field(init=False, default=False)
-    # Stands for the trio run, until that ends: a thread has one at a time. Nothing is compared faster.
+    # Identifies the trio run until that ends, as a thread has one run at a time. It is the fastest to compare.
     _thread_id: int | None = attrs.field(init=False, default=None)
     _end_of_run: _EndOfRun = attrs.field(init=False)
     _owner: trio.lowlevel.Task | None = attrs.field(init=False, default=None)
@@ -121,7 +118,7 @@ class Supervisor:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all tasks have ended, so that every span is accounted for. May be asked in any thread."""
+        """Whether all tasks have ended, so that every span is accounted for. May be read in any thread."""
         return self._done.is_set()
 
     async def wait_until_ended(self) -> None:
@@ -129,18 +126,18 @@ class Supervisor:
         await self._done.wait()
 
     def is_here(self) -> bool:
-        """Return whether the caller is in the trio run that the tasks run in."""
+        """Return whether the caller is in the trio run of the tasks."""
         return get_ident() == self._thread_id
 
     def forked(self) -> None:
-        """Take note that this is a copy in a forked child. Nothing is done with it any more."""
+        """Note that this is a copy in a forked child, which must not be used."""
         self.is_forked = True
-        # Not closed: that would wake tasks of the parent's.
+        # Admission is not closed, as that would wake tasks of the parent process.
         self.shared.admission.thread_id = None
 
     def _run_ended(self) -> None:
-        """Take note that the run ended, and the batcher was not left: trio has crashed, or nobody ever left it."""
-        # Not closed: there is nobody left to wake.
+        """Note that the run ended before the batcher was left, for instance because trio crashed."""
+        # Admission is not closed, as no task is left to wake.
         self.shared.admission.thread_id = self._thread_id = None
         self.shared.logger.is_running = False
 
@@ -152,7 +149,7 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def open(self) -> None:
-        """Start. If it raises, nothing is left, and the exporter is closed."""
+        """Start the supervisor. If this raises, no task is left, and the exporter is closed."""
         _forks.remember(self)
         self.token = trio.lowlevel.current_trio_token()
         self._thread_id = get_ident()
@@ -168,10 +165,10 @@ class Supervisor:
             self._shield.deadline = trio.current_time() + self.shutdown_timeout
             with self._shield:
                 await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
-            self._tell_feeders()
+            self.shared.end_feeding()
             self._end()
             if (fatal := self.shared.logger.fatal) is not None:
-                # A Ctrl-C that came while the exporter was being closed goes before a mere cancel.
+                # A Ctrl-C that came while the exporter was being closed has precedence over a cancel.
                 raise fatal from None  # noqa: ASYNC104  # a Ctrl-C ends the program anyway
             raise
         self._owner = trio.lowlevel.current_task()
@@ -179,16 +176,15 @@ class Supervisor:
 
     def _end(self) -> None:
         self._done.set()
-        # What is logged from now on is nobody's work.
         self.shared.logger.is_running = False
         self._thread_id = None
         trio.lowlevel.remove_instrument(self._end_of_run)
         _forks.forget(self)
 
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
-        """Start a task that lives until the drain ends."""
-        # `start_soon` gives the task a copy of the current context: here the batcher's, not that of the adder whose
-        # span opened a lane. A lane must not keep a request's context alive, nor trace under its span.
+        """Start a task that runs until the end of the drain at most."""
+        # In the batcher's context, not in that of the adder whose span opened a location: a location must not keep a
+        # request's context alive, nor trace under its span.
         self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
     @trio.lowlevel.enable_ki_protection
@@ -205,7 +201,7 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
         await trio.lowlevel.checkpoint_if_cancelled()
-        # In this task's own context, a copy of that in which the batcher was entered; all other tasks get copies of it.
+        # In this task's context, a copy of the one in which the batcher was entered. All other tasks get copies of it.
         suppress_instrumentation()
         self._context = copy_context()
         # No checkpoint from here to `started`: a cancelled `start` would wait for a shielded task that never ends.
@@ -243,15 +239,15 @@ class Supervisor:
 
     async def _close_exporter(self) -> None:
         try:
-            # In a task of its own, so that what it leaves open is not trio's complaint about ours.
+            # In a separate task, so that trio complains about that one if it leaves a nursery open.
             async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # see above
                 nursery.start_soon(self._call_aclose, name="trio_spanbatch closing the exporter")
-        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+        except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
             cancelled, failure = split_cancelled(exc)
             if failure is not None:
                 self._note_failure("closing the exporter failed", failure, is_bug=False)
             if cancelled is not None:
-                raise cancelled from None  # noqa: ASYNC104  # that is what happens here
+                raise cancelled from None  # noqa: ASYNC104  # this raises it again
 
     @trio.lowlevel.enable_ki_protection
     async def _call_aclose(self) -> None:
@@ -259,14 +255,14 @@ class Supervisor:
             await self.shared.exporter.aclose()
             if trio.lowlevel.current_task().child_nurseries:
                 _complain_of_nurseries()
-        except BaseException as exc:  # noqa: ASYNC103  # what is cancelled is raised again
+        except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
             if is_cancelled_here():
                 raise
-            # Also a Cancelled, which is an error like any other then.
+            # Any Cancelled is an error like others here, as no scope around this task is cancelled.
             self._note_failure("closing the exporter failed", exc, is_bug=False)
 
     def _note_failure(self, what: str, failure: BaseException, *, is_bug: bool) -> None:
-        """Log what went wrong. A bug of ours is raised at the end, and so is what has to end the program."""
+        """Log a failure. A bug of the batcher is raised at the end, as is an exception that has to end the program."""
         self.shared.admission.close()
         for exc in leaves(failure):
             self._trouble(f"{what} with {type(exc).__name__}", exc)
@@ -276,38 +272,38 @@ class Supervisor:
     # -- closing -----------------------------------------------------------------------------------------------
 
     def check_may_close(self) -> None:
-        """Raise `RuntimeError` where `close` cannot be called, or not any more."""
+        """Raise `RuntimeError` if `close` must not be called here or was called before."""
         if self.is_forked:
             raise RuntimeError(IN_A_FORKED_CHILD)
         if self._owner is None:
-            raise RuntimeError("the batcher was left already, or is being left; it is left once")
+            raise RuntimeError("the batcher was left already, or is being left; it can be left only once")
         if not self.is_here():
-            raise RuntimeError("the batcher is left in the trio run in which it was entered")
+            raise RuntimeError("the batcher must be left in the trio run in which it was entered")
         if trio.lowlevel.current_task() is not self._owner:
-            raise RuntimeError("the batcher is left by the task that entered it: use `async with`")
+            raise RuntimeError("the batcher must be left by the task that entered it: use `async with`")
 
     @trio.lowlevel.enable_ki_protection
     async def close(self, exc: BaseException | None) -> None:
-        """Drain, and raise what has to be raised. ``exc`` is what the body raised."""
+        """Drain, and raise the exceptions that were kept. ``exc`` is the body's exception."""
         self._owner = None
         watch = InterruptWatch.of_this_run()
         watch.add(self._interrupt)
         try:
             self._begin_drain()
             await self._wait_until_done()
-            # The supervisor has ended. The body's exception is not told, so that it cannot be wrapped in a group.
+            # The supervisor has ended. The body's exception is not passed, so that it is not wrapped in a group.
             await self._manager.__aexit__(None, None, None)
-        except BaseExceptionGroup as group:  # noqa: ASYNC103  # no Cancelled: what it waits for is shielded
-            # Trio complains about the supervisor itself: somebody has closed a scope of ours.
+        except BaseExceptionGroup as group:  # noqa: ASYNC103  # no Cancelled: the wait is shielded
+            # Trio complains about the supervisor itself: other code has closed one of its scopes.
             self._note_failure("its supervisor failed", group, is_bug=True)
         except (RuntimeError, AssertionError) as error:
-            # Trio complains about where our nursery is closed. Everything is accounted for by now.
+            # Trio complains that the nursery is closed in the wrong place. Every span is accounted for by now.
             misplaced = RuntimeError(_MISPLACED)
             misplaced.__cause__ = error
             self._note_failure("leaving it failed", misplaced, is_bug=True)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
-            self._tell_feeders()
+            self.shared.end_feeding()
         try:
             self._conclude(exc)
         finally:
@@ -329,13 +325,6 @@ class Supervisor:
         for lane in self.shared.lanes:
             lane.close()
 
-    def _tell_feeders(self) -> None:
-        for feeder in self.shared.feeders:
-            try:
-                feeder.ended()
-            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
-                self.shared.logger.caught(exc, "SpanBatcher: telling of the end failed")
-
     async def _wait_until_done(self) -> None:
         with trio.CancelScope(shield=True):
             while not self._done.is_set():
@@ -352,7 +341,7 @@ class Supervisor:
         self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
 
     def _conclude(self, exc: BaseException | None) -> None:
-        """Say what went wrong. Raise what has to be raised even in place of the body's exception."""
+        """Log lost spans. Raise an exception if it takes precedence over the body's."""
         total = self.shared.ledger.total()
         if total.rejected:
             reasons = self.shared.losses.summary("rejected")
@@ -368,15 +357,15 @@ class Supervisor:
             raise self._add_notes(KeyboardInterrupt())
         if (fatal := self.shared.logger.fatal) is not None and not isinstance(exc, KeyboardInterrupt | SystemExit):
             if exc is not None and not isinstance(exc, GeneratorExit) and split_cancelled(exc)[1] is not None:
-                # Nobody sees the context of a SystemExit.
+                # Python does not print the context of a SystemExit.
                 self.shared.logger.error(
-                    "SpanBatcher: %s leaves in place of what the body raised", type(fatal).__name__, exc_info=exc
+                    "SpanBatcher: %s is raised in place of the body's exception", type(fatal).__name__, exc_info=exc
                 )
             raise fatal
 
     def _add_notes(self, exc: _Exc) -> _Exc:
         for trouble in self._troubles:
-            # Not every exception takes notes (a frozen one does not); the log has it all.
+            # Some exceptions take no notes, such as frozen ones. The log has all of this.
             with suppress(Exception):
                 exc.add_note(f"SpanBatcher: {trouble}")
         return exc
@@ -396,15 +385,14 @@ class Supervisor:
 
     def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
         self._troubles.append(message)
-        # What counts lost spans is marked: a program that shows the counts itself can filter it out.
+        # Marked if it counts lost spans, so that a program that shows the counts itself can filter it out.
         self.shared.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
 
 
 def _complain_of_nurseries() -> NoReturn:
-    """End the nurseries that the current task leaves open, and raise.
+    """Cancel the nurseries that the current task leaves open, and raise `RuntimeError`.
 
-    As trio itself does at a task's exit, but older ones than 0.31 let such a task end, and what runs in its nurseries
-    would go on for ever.
+    Trio does the same at a task's exit since 0.31. Before, the tasks in those nurseries would run for ever.
     """
     task = trio.lowlevel.current_task()
     for nursery in task.child_nurseries:

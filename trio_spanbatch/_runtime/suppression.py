@@ -1,8 +1,8 @@
-"""The batcher's own requests are not to be traced: each would make a span, which would make a request, and so on.
+"""Excludes the batcher's requests from tracing: otherwise each would make a span, which would make a request.
 
-OpenTelemetry's instrumentation of a library looks in the current context for a key that says to keep still. There are
-three, as the convention has changed: the API's key for everything and the one for HTTP, and a plain string, which
-packages of before 2021 look at and today's still do.
+OpenTelemetry's instrumentations look in the current context for a key that suppresses them. There are three, as the
+convention has changed: the API's key for everything, its key for HTTP, and a plain string, which packages from before
+2021 look for and current ones still do.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _API_KEYS: Final = ("_SUPPRESS_INSTRUMENTATION_KEY", "_SUPPRESS_HTTP_INSTRUMENTA
 
 
 def suppress_instrumentation() -> None:
-    """Have nothing traced automatically in the current context (`contextvars`) and its copies, from now on.
+    """Suppress automatic tracing in the current context (`contextvars`) and its copies from now on.
 
-    Without OpenTelemetry's API there is nothing to suppress. It may be installed and not imported yet: the program
+    Without OpenTelemetry's API there is nothing to suppress. If it is installed, it is imported here, as the program
     may instrument itself later.
     """
     try:
@@ -27,7 +27,7 @@ def suppress_instrumentation() -> None:
         return
     suppressed = api.set_value(_PLAIN_KEY, True)
     for name in _API_KEYS:
-        # They are private, so that one may be missing: older versions of the API have no key for HTTP.
+        # The names are private, so one may be missing: older versions of the API have no key for HTTP.
         key = getattr(api, name, None)
         if isinstance(key, str):
             suppressed = api.set_value(key, True, suppressed)

@@ -1,7 +1,7 @@
-"""A flush: a barrier over all spans that were pending when it was asked for.
+"""A flush: waits until all spans that were pending when it began are accounted for.
 
-It has a watermark for each location, the number of spans accepted so far, and counts down as the spans below it are
-accounted for. Spans above the watermark are none of its business, but for those that share a batch with one below.
+For each location it has a watermark, the number of spans accepted when it began, and counts down as spans below it are
+accounted for. Later spans do not matter, unless they share a batch with one below the watermark.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Flush", "LocationFlush"]
 
 @attrs.define(eq=False)
 class LocationFlush:
-    """One location's part in a flush.
+    """One location's part of a flush.
 
     Attributes:
-        watermark: The number of the first span that is not waited for.
-        remaining: How many spans below the watermark are pending.
+        watermark: The number of the first span that the flush does not wait for.
+        remaining: The number of pending spans below the watermark.
     """
 
     watermark: int
@@ -31,7 +31,7 @@ class LocationFlush:
     undelivered: int = 0
 
     def note(self, lease: Lease, settlement: Settlement) -> None:
-        """Count what became of the spans of ``lease`` that are below the watermark."""
+        """Count the spans of ``lease`` that are below the watermark, by outcome."""
         below = max(0, min(self.watermark - lease.first, len(lease)))
         rejected = min(settlement.rejected, below)
         undelivered = min(settlement.undelivered, below - rejected)
@@ -42,7 +42,7 @@ class LocationFlush:
 
 
 class Flush:
-    """What a call of ``flush`` waits for."""
+    """The state of one call of ``flush``."""
 
     def __init__(self) -> None:
         self._done = trio.Event()
@@ -50,25 +50,25 @@ class Flush:
         self._open = 0
 
     def watch(self, location: str, account: Account) -> LocationFlush:
-        """Wait for what is pending in ``account`` too."""
+        """Wait for the pending spans of another location."""
         part = self._locations[location] = LocationFlush(account.accepted, account.pending)
         self._open += 1
         return part
 
     def finished(self) -> None:
-        """One location has nothing left below its watermark."""
+        """Note that one location has no pending span below its watermark."""
         self._open -= 1
         if not self._open:
             self._done.set()
 
     async def wait(self) -> None:
-        """Return once every location is finished. Always a checkpoint."""
+        """Wait until every location is finished. Always a checkpoint."""
         if not self._open:
             self._done.set()
         await self._done.wait()
 
     def report(self) -> FlushReport:
-        """Return what became of the spans."""
+        """Return the outcome of the spans."""
         locations = {
             location: FlushCounts(delivered=part.delivered, rejected=part.rejected, undelivered=part.undelivered)
             for location, part in self._locations.items()

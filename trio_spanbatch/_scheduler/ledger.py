@@ -1,10 +1,10 @@
-"""The ledger: how many spans are where, conserved at every instant.
+"""The ledger: counts the spans in each state, conserved at every instant.
 
-Every span that was accepted stands in exactly one column of its location's account: ``queued`` or ``in_flight``
-while it is pending, then ``delivered``, ``rejected``, ``spooled`` or ``undelivered`` for good. A move from one column
-to another is one synchronous step, so no task and no statistics ever see a span in two columns or in none.
-``accepted`` is counted by itself when a span enters; it is not the sum of the others. So the identity
-``accepted == queued + in_flight + delivered + rejected + spooled + undelivered`` can fail, and tests watch it.
+Every accepted span is in exactly one column of its location's account: ``queued`` or ``in_flight`` while it is pending,
+then ``delivered``, ``rejected``, ``spooled`` or ``undelivered`` for good. A move from one column to another is one
+synchronous step, so no task and no statistics ever see a span in two columns or in none. ``accepted`` is counted
+separately when a span is queued, so the identity
+``accepted == queued + in_flight + delivered + rejected + spooled + undelivered`` can fail, and tests check it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Account", "Lease", "Ledger"]
 
 @attrs.define(eq=False)
 class Account:
-    """One location's columns. Its names are those of `LocationStatistics`.
+    """One location's columns, named as in `LocationStatistics`.
 
-    Three things about the location are kept here beside its counts, because the account outlives the lane.
+    The last three attributes are kept here because the account outlives the live location.
 
     Attributes:
         consecutive_failures: Attempts that failed since the last one that succeeded.
-        not_before: When the server said that it may be asked again, in trio's time.
-        refuses_everything: Whether the server refused all of a batch, part by part, and took nothing since.
+        not_before: The end of the wait that the server asked for, in trio's time.
+        refuses_everything: Whether the server refused all parts of a batch and has accepted nothing since.
     """
 
     accepted: int = 0
@@ -61,11 +61,11 @@ class Account:
         return self.accepted - self.queued
 
     def counts(self) -> dict[str, int]:
-        """Return the columns that are counts, by name."""
+        """Return the counts by name."""
         return dict(zip(_COUNTS, _counts_of(self), strict=True))
 
     def statistics(self, oldest_pending_age: float = 0.0) -> LocationStatistics:
-        """Return a snapshot. The age is the lane's to know; without one nothing is pending."""
+        """Return a snapshot. ``oldest_pending_age`` is needed if spans are pending."""
         return LocationStatistics(
             **self.counts(),
             oldest_pending_age=oldest_pending_age,
@@ -75,7 +75,7 @@ class Account:
 
 _NO_COUNTS = ("consecutive_failures", "not_before", "refuses_everything")
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
-# Statistics are asked for often, over many locations.
+# One function for all columns, as statistics are read often and over many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
 
 
@@ -87,10 +87,10 @@ class Lease:
         batch: The spans.
         first: The number of its first span in its location; the others follow without a gap.
         opened_at: When its first span was accepted, in trio's time.
-        headers_before: Those of the span that was accepted before its first one; None if nothing was pending then.
-        cost: The bytes that its spans take of the budgets.
+        headers_before: The headers of the span accepted before its first one; None if no span was pending then.
+        cost: The bytes of the budgets that its spans take.
         ambiguous: Whether an attempt of unknown outcome was counted for its spans.
-        attempts: How many attempts were made with just these spans.
+        attempts: How many attempts were made with exactly these spans.
     """
 
     batch: SpanBatch
@@ -105,7 +105,7 @@ class Lease:
         return len(self.batch.spans)
 
     def split(self, at: int) -> tuple[Lease, Lease]:
-        """Return two leases in place of this one: for its first ``at`` spans, and for the others."""
+        """Return a lease for the first ``at`` spans and one for the others."""
         left, right = self.batch.spans[:at], self.batch.spans[at:]
         return self._part(left, self.first, self.headers_before), self._part(right, self.first + at, left[-1].headers)
 
@@ -120,9 +120,8 @@ class Ledger:
     """The accounts of all locations.
 
     Attributes:
-        pending_bytes: The sum of all accounts' ``pending_bytes``, kept for the budget's sake.
-        kept_ended: How many accounts are kept of locations that have no lane any more. Older ones are added up in
-            one account without a name.
+        pending_bytes: The sum of all accounts' ``pending_bytes``, for the byte budget.
+        kept_ended: How many accounts of ended locations are kept. Older ones are added to one account without a name.
     """
 
     kept_ended: int
@@ -132,26 +131,26 @@ class Ledger:
     _forgotten: Account = attrs.Factory(Account)
 
     def open(self, location: str) -> Account:
-        """Return the account of a location that has a lane from now on."""
+        """Return the account of a location that becomes live."""
         self._ended.pop(location, None)
         return self._accounts.setdefault(location, Account())
 
     def end(self, location: str) -> None:
-        """Note that a location has no lane any more."""
+        """Note that a location is no longer live."""
         self._ended[location] = None
         if len(self._ended) > self.kept_ended:
             oldest, _ = self._ended.popitem(last=False)
             self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))
 
     def accept(self, account: Account, cost: int) -> None:
-        """A span that costs ``cost`` bytes enters a location's queue."""
+        """Count a span of ``cost`` bytes as queued."""
         account.accepted += 1
         account.queued += 1
         account.pending_bytes += cost
         self.pending_bytes += cost
 
     def seal(self, account: Account, count: int) -> None:
-        """The oldest ``count`` spans leave the queue in a lease."""
+        """Count the oldest ``count`` queued spans as in flight."""
         account.queued -= count
         account.in_flight += count
 
@@ -172,11 +171,11 @@ class Ledger:
 
     @property
     def queued(self) -> int:
-        """The sum of all accounts' ``queued``. Other threads may ask: nothing can come in between to make the tuple."""
+        """The sum of all accounts' ``queued``. Safe to read from other threads, as making the tuple is atomic."""
         return sum([account.queued for account in tuple(self._accounts.values())])
 
     def accounts(self) -> Iterator[tuple[str, Account]]:
-        """Yield the location and the account of each location that is kept."""
+        """Yield each location with a kept account, and the account."""
         yield from self._accounts.items()
 
     def total(self) -> Account:

@@ -1,25 +1,24 @@
-"""A lane: one location's memory channel, its task and its batches.
+"""A location: its memory channel, its task and its batches.
 
-The task sleeps until there is something to do, and whoever changes what there is to do moves its alarm clock
-(`Lane.reconsider`). It never has to be told *what* changed: each time it wakes, it looks at the lane's whole state
-again and decides from that alone, and there is no checkpoint between looking and falling asleep. So no wake-up can be
-lost. There are two sleeps: inside ``receive`` while the lane holds nothing, which the first span ends; and with an
-absolute deadline otherwise. For a batch in a quiet lane that makes two wake-ups, the first span and the deadline (or
-the batch getting full, a flush, the drain). A third comes if no slot is free at the deadline: then the lane stands in
-the line for slots (`ExportSlots`) and is woken when it has one.
+The task sleeps until there is something to do. Any change of a location's state moves the deadline of that sleep
+(`Lane.reconsider`). When the task wakes, it decides from the whole state of the location, and there is no checkpoint
+between that and the next sleep, so no wake-up is lost. While the location is empty, the task sleeps in ``receive``, and
+the first span wakes it; otherwise it sleeps until an absolute deadline. So a batch in a quiet location takes two
+wake-ups: for the first span, and for the deadline (or a full batch, a flush, the drain). If no slot is free then, the
+location waits for one (`ExportSlots`), and a third wake-up comes with the slot.
 
-What there is to do, in this order:
+The task does one of these, in this order:
 
-1. a delivery of this location that waits for its next attempt gets a slot, the oldest first;
-2. the first batch in the queue is sealed, if it is due, and a delivery starts with it;
-3. a lane that held nothing for ``location_idle_timeout`` ends.
+1. give a slot to the oldest delivery that waits for its next attempt;
+2. seal the first batch in the queue, if it is due, and start its delivery;
+3. end, if the location has been empty for ``location_idle_timeout``.
 
-1 and 2 wait for the location's pace (`Pace`: not backing off, not too many exports at once) and for one of the slots
-that all locations share. A slot is held by an export that is running, and for the moment before that by the lane that
-takes it and wakes to begin one; never during a backoff, and never while waiting for anything else.
+1 and 2 require that the location's concurrency and backoff allow an export (`Pace`), and one of the slots that all
+locations share. Only a running export holds a slot, and for a moment before it the location that is about to begin it:
+never a backoff, nor any other wait.
 
-The first span of a batch comes out of ``receive`` and stays in ``_first`` until the batch is sealed; it counts as
-queued all the while. The cuts between batches are made on the way in, see `BatchCutter`.
+The first span of a batch comes from ``receive`` and is kept in ``_first`` until the batch is sealed. It still counts as
+queued. `BatchSplitter` decides where batches end as spans are accepted.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ from .flush import Flush, LocationFlush
 from .ledger import Lease
 from .pace import Pace, RequestSizeLimit
 from .shared import Shared
-from .slots import Turns
-from .splitter import BatchCutter
+from .slots import RetryQueue
+from .splitter import BatchSplitter
 
 if TYPE_CHECKING:
     from .admission import Waiter
@@ -60,9 +59,9 @@ class Lane:
 
     Attributes:
         location: Its name.
-        account: Its counts, which outlive the lane.
-        waiting: The adders that wait for room here, first come first.
-        headers: Those of the span that was accepted last; None if nothing is pending.
+        account: Its counts, which outlive this object.
+        waiting: The adders that wait for room here, first in, first out.
+        headers: The headers of the span accepted last; None if no span is pending.
     """
 
     def __init__(self, location: str, policy: BatchPolicy, shared: Shared) -> None:
@@ -77,16 +76,17 @@ class Lane:
         self._ledger = shared.ledger
         self._request_size = RequestSizeLimit()
         self._max_delay = policy.max_delay
-        self._cutter = BatchCutter(min(policy.max_spans, limits.max_queued_spans), policy.max_bytes, trio.current_time)
+        max_spans = min(policy.max_spans, limits.max_queued_spans)
+        self._splitter = BatchSplitter(max_spans, policy.max_bytes, trio.current_time)
         self._send, self._receive = trio.open_memory_channel[EncodedSpan](limits.max_queued_spans)
         self._first: EncodedSpan | None = None
         self._leases: dict[Lease, None] = {}
         self._leased_bytes = 0
-        # Made when a delivery waits for its next attempt; most lanes never need it.
-        self._turns: Turns | None = None
+        # Made when a delivery first waits for its next attempt, as most locations never need it.
+        self._retries: RetryQueue | None = None
         self._flushes: dict[LocationFlush, Flush] = {}
         self._flush_watermark = 0
-        self._pressed = False
+        self._made_due = False
         self._closed = False
         self._retired = False
         self._idle_since = trio.current_time()
@@ -96,81 +96,82 @@ class Lane:
     def __repr__(self) -> str:
         return f"<Lane {self.location!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"
 
-    # -- what others do to a lane, each in one synchronous step ------------------------------------------------
+    # -- events, each handled in one synchronous step ----------------------------------------------------------
 
     def accept(self, span: EncodedSpan, cost: int) -> None:
-        """Put a span that fits into the queue. ``cost`` is what it costs after the one before it."""
+        """Queue a span that fits. ``cost`` is its cost after the span before it."""
         account = self.account
         if not account.queued:
             self._shared.lanes.occupied(self)
-        # Nothing from here on raises: the channel is as large as the queue may be, and a lane that was closed or
-        # retired is not asked. Counted before it is enqueued, so that whoever the span wakes finds it counted.
+        # Nothing below raises: the channel is as large as the queue may be, and no span is admitted to a location that
+        # was closed or retired. The span is counted before it is sent, for the task that it wakes.
         self._ledger.accept(account, cost)
         self.headers = span.headers
-        became_full = self._cutter.add(span)
+        became_full = self._splitter.add(span)
         self._send.send_nowait(span)
         if became_full:
             self.reconsider()
 
-    def press(self) -> None:
-        """Make the first batch due, if there is one: somebody waits for its bytes."""
-        self._pressed = self.account.queued > 0
+    def make_due(self) -> None:
+        """Make the first batch due, if there is one, as an adder waits for its bytes."""
+        self._made_due = self.account.queued > 0
         self.reconsider()
 
     def flush(self, flush: Flush) -> None:
-        """Make all that is queued now due, and tell ``flush`` when it is accounted for."""
+        """Make all queued spans due, and tell ``flush`` when all pending spans are accounted for."""
         self._flush_watermark = self.account.accepted
         self._flushes[flush.watch(self.location, self.account)] = flush
         self.reconsider()
 
     def forget_flush(self, flush: Flush) -> None:
-        """Stop telling ``flush``. What is due stays due."""
+        """Stop telling ``flush``. Spans that are due stay due."""
         self._flushes = {part: other for part, other in self._flushes.items() if other is not flush}
 
     def close(self) -> None:
-        """End the lane once nothing is pending; all that is queued is due."""
+        """Make all queued spans due, and end once no span is pending."""
         self._closed = True
         self._send.close()
         self.pace.cut_short(trio.current_time())
         self.reconsider()
 
     def retire(self) -> None:
-        """End the lane now. It holds nothing, and its location may have another one before its task ends.
+        """End now, while the location is empty.
 
-        The two share an account, so a retired lane does not look at it any more.
+        The location may be opened again before this task ends. Both then share an account, so a retired lane does not
+        use it any more.
         """
         self._retired = True
         self._send.close()
         self.reconsider()
 
     def reconsider(self) -> None:
-        """Let the task wake when there is something to do, now that something has changed."""
+        """Move the deadline of the task's sleep after a change of state."""
         if self._sleep is not None:
             self._sleep.deadline = self._wake_at()
 
     def take_slot(self) -> None:
-        """Have an export slot that became free, and wake to use it."""
+        """Take an export slot that became free, and wake to use it."""
         self._has_slot = True
         self.reconsider()
 
-    # -- what others ask ---------------------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------------------------
 
     def queued_bytes(self) -> int:
-        """Return the bytes that are queued."""
+        """Return the number of queued bytes."""
         return self.account.pending_bytes - self._leased_bytes
 
     def could_export(self, now: float) -> bool:
         """Return whether an export would begin now if the first batch in the queue were due."""
-        return bool(self.account.queued) and not self._turns and self._pace_at() <= now
+        return bool(self.account.queued) and not self._retries and self._allowed_at() <= now
 
     def could_export_after_backoff(self) -> bool:
-        """Return the same for the time when the location's backoff has ended."""
-        return bool(self.account.queued) and not self._turns and self._pace_at() < math.inf
+        """Return whether it would once the location's backoff has ended."""
+        return bool(self.account.queued) and not self._retries and self._allowed_at() < math.inf
 
     def statistics(self) -> LocationStatistics:
-        """Return a snapshot of the lane's counts."""
+        """Return a snapshot of the location's counts."""
         opened_at = [lease.opened_at for lease in self._leases]
-        if (queued_since := self._cutter.oldest_opened_at) is not None:
+        if (queued_since := self._splitter.oldest_opened_at) is not None:
             opened_at.append(queued_since)
         now = trio.current_time()
         return self.account.statistics(now - min(opened_at, default=now))
@@ -179,7 +180,7 @@ class Lane:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Live until the lane ended, or hand back the queue when cancelled."""
+        """Run until the location ends. When cancelled, hand back the queue."""
         try:
             while self._end_at() > trio.current_time():
                 if self._is_hopeless():
@@ -197,9 +198,9 @@ class Lane:
             self._end()
 
     def _end(self) -> None:
-        # Nobody wakes it from now on, so it takes no slot any more: a cancelled sleep has left its scope here.
+        # A cancelled sleep leaves its scope here. Without it, nothing wakes the task or takes a slot for it any more.
         self._sleep = None
-        self._shared.crowded_out.pop(self, None)
+        self._shared.over_share.pop(self, None)
         self._shared.slots.leave(self)
         if self._has_slot:
             self._has_slot = False
@@ -211,12 +212,12 @@ class Lane:
         self._receive.close()
 
     def _wake_at(self) -> float:
-        """Return when there will be something to do, as far as is known. Take a slot if one can be used now."""
-        if self._is_crowded_out():
-            # Then it is not known: whoever makes a slot spare wakes the lanes that stand here.
-            self._shared.crowded_out[self] = None
+        """Return when there will be something to do, as far as is known. Take a slot if it can be used now."""
+        if self._is_over_share():
+            # Woken once a slot can be spared.
+            self._shared.over_share[self] = None
         else:
-            self._shared.crowded_out.pop(self, None)
+            self._shared.over_share.pop(self, None)
         if self._is_hopeless() or self._has_slot:
             return -math.inf
         export_at = self._export_at()
@@ -226,25 +227,25 @@ class Lane:
             self._has_slot = True
             return -math.inf
         else:
-            # It is not known when there will be a slot: whoever gives one back wakes this lane.
+            # Woken once a slot is given back.
             export_at = math.inf
         return min(export_at, self._end_at())
 
     def _export_at(self) -> float:
-        """Return when an export may begin; `math.inf` if there is none to make."""
-        if self._retired or not (self._turns or self.account.queued):
+        """Return when an export may begin; `math.inf` if there is nothing to export."""
+        if self._retired or not (self._retries or self.account.queued):
             return math.inf
-        return self._pace_at() if self._turns else max(self._due_at(), self._pace_at())
+        return self._allowed_at() if self._retries else max(self._due_at(), self._allowed_at())
 
-    def _pace_at(self) -> float:
-        """Return when the location's pace lets another export begin; `math.inf` if one of its own has to end before."""
-        return math.inf if self._is_crowded_out() else self.pace.next_at()
+    def _allowed_at(self) -> float:
+        """Return when the location may begin another export; `math.inf` if a running export must end first."""
+        return math.inf if self._is_over_share() else self.pace.next_at()
 
-    def _is_crowded_out(self) -> bool:
+    def _is_over_share(self) -> bool:
         return 0 < self.pace.active < self.pace.allowed and not self._shared.has_slot_to_spare(taken=self._has_slot)
 
     def _end_at(self) -> float:
-        """Return when the lane ends, if nothing happens until then."""
+        """Return when the location ends if nothing happens until then."""
         if self._retired:
             return -math.inf
         if self.account.pending or self.waiting:
@@ -252,27 +253,26 @@ class Lane:
         return -math.inf if self._closed else self._idle_since + self._shared.limits.location_idle_timeout
 
     def _due_at(self) -> float:
-        opened_at = self._cutter.oldest_opened_at
-        assert opened_at is not None, "a queue that holds spans has a batch"
+        opened_at = self._splitter.oldest_opened_at
+        assert opened_at is not None, "a non-empty queue has a batch"
         flushed = self.account.first_queued < self._flush_watermark
-        if self._closed or self._pressed or flushed or self._cutter.has_full:
+        if self._closed or self._made_due or flushed or self._splitter.has_full:
             return opened_at
         return opened_at + self._max_delay
 
     async def _sleep_until(self, time: float) -> None:
-        # As few coroutines as can be: there may be ten thousand lanes that sleep here, and each coroutine is an object
-        # that the garbage collector looks at.
+        # Few coroutines: ten thousand tasks may sleep here, and the garbage collector looks at each coroutine.
         with trio.CancelScope(deadline=time) as self._sleep:
             if self._closed or self.account.queued:
                 await trio.lowlevel.wait_task_rescheduled(_wake)
             else:
-                # If it was closed meanwhile, whoever looks next decides what there is to do.
+                # The channel may be closed by now. `run` decides what to do then.
                 with suppress(trio.EndOfChannel):
                     self._first = await self._receive.receive()
         self._sleep = None
 
     def _use_slot(self) -> None:
-        """Begin an export, or give the slot back if there is none to make any more."""
+        """Begin an export, or give the slot back if there is nothing to export any more."""
         can_export = self._export_at() <= trio.current_time()
         self._has_slot = False
         if can_export:
@@ -291,13 +291,13 @@ class Lane:
         self._shared.admission.keep_slots_busy()
 
     def _export(self) -> None:
-        """Let a delivery begin an export. The slot is its own from now on."""
+        """Let a delivery begin an export, with the slot."""
         self._shared.exporting += not self.pace.active
         self.pace.active += 1
-        # That may be one location less to keep a slot free for.
+        # One location fewer may need a slot to be kept free.
         self._shared.offer_spare_slot()
-        if self._turns:
-            self._turns.give_first()
+        if self._retries:
+            self._retries.start_first()
             self._shared.admission.keep_slots_busy()
         else:
             delivery = Delivery(self._seal(), self, self._shared)
@@ -306,17 +306,17 @@ class Lane:
     # -- batches -----------------------------------------------------------------------------------------------
 
     def _seal(self) -> Lease:
-        """Take the first batch out of the queue."""
+        """Move the first batch from the queue into a lease."""
         first = self.account.first_queued
-        cut = self._cutter.pop()
-        spans = self._take(cut.count)
-        # What they cost when they were accepted: they leave the queue in the order in which they came.
+        queued = self._splitter.pop()
+        spans = self._take(queued.count)
+        # As when the spans were accepted: they leave the queue in the same order.
         before, self._sealed_headers = self._sealed_headers, spans[-1].headers
-        batch = SpanBatch(self.location, spans, size=cut.size)
-        lease = Lease(batch, first, cut.opened_at, before, cost_of(spans, before))
-        self._ledger.seal(self.account, cut.count)
+        batch = SpanBatch(self.location, spans, size=queued.size)
+        lease = Lease(batch, first, queued.opened_at, before, cost_of(spans, before))
+        self._ledger.seal(self.account, queued.count)
         self._lease(lease)
-        self._pressed = False
+        self._made_due = False
         self._shared.admission.sealed(self)
         return lease
 
@@ -332,7 +332,7 @@ class Lane:
         self._leased_bytes += lease.cost
 
     def replace(self, lease: Lease, parts: tuple[Lease, ...]) -> None:
-        """Go on with ``parts`` in place of a lease that was cut in two."""
+        """Replace a lease that was split by its parts."""
         self.account.splits += 1
         del self._leases[lease]
         self._leased_bytes -= lease.cost
@@ -367,7 +367,7 @@ class Lane:
             losses.report(Loss(self.location, lease.batch, "rejected", reason, code, count=settlement.rejected))
         if settlement.undelivered:
             if not self._shared.draining:
-                # The end of the drain has a summary of its own.
+                # At the end of the drain there is a summary.
                 self._shared.health.handed_back(self.location, settlement.undelivered, reason)
             losses.report(Loss(self.location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
 
@@ -375,17 +375,17 @@ class Lane:
 
     @property
     def largest_request(self) -> float:
-        """How large a request may be, in bytes, as far as the server's refusals tell."""
+        """The size of the largest request to send, in bytes, learned from refusals; `math.inf` without any."""
         return self._request_size.limit
 
     def export_begins(self, lease: Lease) -> None:
-        """A delivery begins an export, with a slot of its own."""
+        """Note that a delivery begins an export, with its slot."""
         self.account.requests += 1
         self.account.retries += lease.attempts > 0
         lease.attempts += 1
 
     def export_ended(self, lease: Lease, result: ExportResult | None) -> None:
-        """A delivery's export ended, without a result if it was cancelled or raised. Its slot is free again."""
+        """Note that an export ended, without a result if it was cancelled or raised. Its slot is given back."""
         if isinstance(result, Delivered):
             self._note_success(lease, result)
         else:
@@ -410,35 +410,35 @@ class Lane:
             self._request_size.refused(lease.batch.size)
 
     def back_off(self, after: float | None) -> float:
-        """Hold the location back after a failure that may pass. Return when it will be asked again."""
+        """Back off after a temporary failure. Return when the backoff ends."""
         self.pace.back_off(trio.current_time(), after, self._shared.drain_deadline)
         self.reconsider()
         self._shared.admission.keep_slots_busy()
         return self.pace.retry_at
 
-    async def wait_for_turn(self, lease: Lease, give_up_at: float) -> bool:
-        """Wait until a delivery may make its next attempt, and have a slot for it.
+    async def wait_for_retry(self, lease: Lease, give_up_at: float) -> bool:
+        """Wait for the next attempt of a delivery, and for its slot.
 
         Returns:
-            False if ``give_up_at`` came first, or there will be no turn before the drain's end. Then there is no slot.
+            False, without a slot, if there will be no attempt before ``give_up_at`` and the end of the drain.
         """
-        if self._turns is None:
-            self._turns = Turns(self.reconsider, self._release_export)
-        return await self._turns.wait(lease, give_up_at)
+        if self._retries is None:
+            self._retries = RetryQueue(self.reconsider, self._release_export)
+        return await self._retries.wait(lease, give_up_at)
 
     # -- giving up ---------------------------------------------------------------------------------------------
 
     def _is_hopeless(self) -> bool:
-        """Return whether the location must not be asked again before the drain ends."""
+        """Return whether spans wait for a backoff that ends after the drain."""
         return (
             self._shared.draining
             and self.pace.retry_at >= self._shared.drain_deadline
-            and bool(self._turns or self.account.queued)
+            and bool(self._retries or self.account.queued)
         )
 
     def _give_up(self) -> None:
-        if self._turns is not None:
-            self._turns.end_all()
+        if self._retries is not None:
+            self._retries.cancel_all()
         self._hand_back_queue("the location backs off beyond the shutdown deadline")
 
     def _hand_back_queue(self, reason: str) -> None:

@@ -16,19 +16,19 @@ __all__ = ["Lanes"]
 
 
 class Lanes:
-    """Finds the lane of a location, or opens one.
+    """Finds live locations and opens new ones.
 
-    A lane that holds nothing stands in ``_empty``, longest empty first. There a new location finds its place when the
-    limit is reached.
+    Empty locations are in ``_empty``, longest empty first. When the limit is reached, a new location replaces the first
+    of these.
 
     Attributes:
-        by_location: The live lanes. Only this class changes it.
+        by_location: The live locations. Only this class changes it.
     """
 
     def __init__(self, shared: Shared, policy: Callable[[str], BatchPolicy]) -> None:
         self._shared = shared
         self._policy = policy
-        # Asked once: to look whether an object is of a protocol takes as long as to open a quarter of a lane.
+        # Checked once, as an isinstance check against a protocol is slow: a quarter of the time of opening a location.
         self._checker = shared.exporter if isinstance(shared.exporter, LocationChecker) else None
         self.by_location: dict[str, Lane] = {}
         self._empty: OrderedDict[Lane, None] = OrderedDict()
@@ -40,7 +40,7 @@ class Lanes:
         return len(self.by_location)
 
     def get(self, location: str) -> Lane | None:
-        """Return the lane of a location that is live."""
+        """Return a live location, or None."""
         return self.by_location.get(plain_location(location))
 
     def check(self, location: str) -> None:
@@ -49,29 +49,29 @@ class Lanes:
             self._checked(location)
 
     def open(self, location: str) -> Lane:
-        """Start a lane for a location that has none.
+        """Open a location that is not live.
 
         Raises:
             InvalidLocationError: Nothing can be sent to ``location``.
-            TooManyLocationsError: As many locations as may be all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
         """
         location = self._checked(location)
         policy = self._policy(location)
         if not isinstance(policy, BatchPolicy):
             raise TypeError(f"batch({location!r}) returned {policy!r}; it must return a BatchPolicy")
         if (opened := self.by_location.get(location)) is not None:
-            # By the policy function or the exporter's check, if they add spans themselves.
+            # The policy function or the exporter's check has added a span.
             return opened
         self._make_place()
         lane = Lane(location, policy, self._shared)
-        # Registered after its task was started: a lane without a task would hold its spans for ever.
+        # Registered only once its task is started: without a task, its spans would never be sent.
         self._shared.start(lane.run, f"trio_spanbatch lane {location!r}")
         self.by_location[location] = lane
         self._empty[lane] = None
         return lane
 
     def remove(self, lane: Lane) -> None:
-        """Forget a lane that ends. Nothing happens if it was forgotten before."""
+        """Remove a location that ends. Removing it again has no effect."""
         if self.by_location.get(lane.location) is lane:
             del self.by_location[lane.location]
             self._empty.pop(lane, None)
@@ -80,11 +80,11 @@ class Lanes:
             self._shared.admission.keep_slots_busy()
 
     def occupied(self, lane: Lane) -> None:
-        """Note that a lane holds spans, or an adder waits for it."""
+        """Note that a location holds spans, or that an adder waits for room in it."""
         self._empty.pop(lane, None)
 
     def emptied(self, lane: Lane) -> None:
-        """Note that a lane holds nothing. One for which an adder waits does not count as empty."""
+        """Note that a location holds no spans. It is not empty if an adder waits."""
         if self.by_location.get(lane.location) is lane and not lane.waiting:
             self._empty[lane] = None
 

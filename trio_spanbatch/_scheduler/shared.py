@@ -1,11 +1,11 @@
-"""What all lanes and deliveries of one batcher share."""
+"""The state that all locations and deliveries of one batcher share."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
     from .location import Lane
     from .locations import Lanes
 
-__all__ = ["Shared", "TaskStarter"]
+__all__ = ["Shared"]
 
-TaskStarter: TypeAlias = Callable[[Callable[[], Awaitable[None]], str], None]
+_Listener = TypeVar("_Listener")
 
 
 @attrs.define(eq=False)
 class Shared:
-    """The parts of one batcher that its lanes and deliveries work with.
+    """The state that all locations and deliveries of one batcher share.
 
     Attributes:
         exporter: Sends the batches.
-        limits: What may wait and run at once.
+        limits: The limits on pending spans and running exports.
         retry: How often an attempt is repeated.
-        rng: Where jitter comes from.
-        logger: Where messages go.
+        rng: The source of jitter.
+        logger: The logger for messages.
         ledger: The accounts.
-        losses: Told of spans that were not delivered.
-        health: Told of how locations fare.
-        slots: One for each export that may run now, over all locations.
-        exporting: How many locations have an export that runs now.
-        crowded_out: The lanes that could begin another export if there were a slot to spare. All of them have one
-            running, so there are at most as many as slots.
-        start: Starts a task that lives until the drain ends, in the batcher's own context.
+        losses: Reports spans that were not delivered.
+        health: Logs failing and recovering locations.
+        slots: One for each export that may run at a time, over all locations.
+        exporting: How many locations have a running export.
+        over_share: The locations over their share: they have a running export and could begin another one if a slot
+            could be spared. There are at most as many as slots.
+        start: Starts a task in the batcher's context, which runs until the end of the drain at most.
         draining: Whether the drain has begun.
-        drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` before it began.
+        drain_deadline: When the drain stops deliveries, in trio's time; `math.inf` outside a drain.
         stopped: Whether the work ends without a drain.
-        stop_reason: Why deliveries are being stopped, for the spans that they hand back.
-        stop_cause: The same in a word, for metrics.
-        feeders: Who brings in spans from outside.
-        observers: Who watches deliveries.
+        stop_reason: Why deliveries are stopped, as the reason for the spans that they hand back.
+        stop_cause: The same in one word, for metrics.
+        feeders: Bring in spans from outside.
+        observers: Watch deliveries.
         lanes: The live locations.
-        admission: Lets spans in.
+        admission: Admits spans.
     """
 
     exporter: SpanExporter
@@ -67,9 +67,9 @@ class Shared:
     losses: Losses
     health: HealthLog
     slots: ExportSlots
-    start: TaskStarter
+    start: Callable[[Callable[[], Awaitable[None]], str], None]
     exporting: int = 0
-    crowded_out: dict[Lane, None] = attrs.Factory(dict)
+    over_share: dict[Lane, None] = attrs.Factory(dict)
     draining: bool = False
     drain_deadline: float = math.inf
     stopped: bool = False
@@ -81,53 +81,56 @@ class Shared:
     admission: Admission = attrs.field(init=False)
 
     def feed(self) -> None:
-        """Let in what is on its way from outside."""
-        for feeder in self.feeders:
-            try:
-                feeder.feed()
-            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
-                self.logger.caught(exc, "SpanBatcher: letting in spans from outside failed")
+        """Admit the spans that are on their way from outside."""
+        self._call_each(self.feeders, lambda feeder: feeder.feed(), "SpanBatcher: letting in spans from outside failed")
+
+    def end_feeding(self) -> None:
+        """Tell the feeders that every span is accounted for."""
+        self._call_each(self.feeders, lambda feeder: feeder.ended(), "SpanBatcher: telling of the end failed")
 
     def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
-        """Tell all observers of something. What they raise is logged, so that it cannot end a delivery."""
-        for observer in self.observers:
+        """Call ``tell`` with each observer."""
+        self._call_each(self.observers, tell, "SpanBatcher: an observer of deliveries failed")
+
+    def _call_each(self, listeners: list[_Listener], call: Callable[[_Listener], None], message: str) -> None:
+        for listener in listeners:
             try:
-                tell(observer)
-            except BaseException as exc:  # noqa: ASYNC103  # it is synchronous: no Cancelled of ours comes out of it
-                self.logger.caught(exc, "SpanBatcher: an observer of deliveries failed")
+                call(listener)
+            except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task
+                self.logger.caught(exc, message)
 
     def stop(self, reason: str) -> None:
-        """Let nothing in any more: all tasks are about to end, and hand back what they hold."""
+        """Close admission, as all tasks are about to end and hand back their spans."""
         if not self.stopped:
             self.stopped, self.stop_reason = True, reason
         self.admission.close()
 
     def task_failed(self, exc: BaseException) -> None:
-        """Stop, because of what is about to end one of the tasks. To be called before it hands back what it holds."""
+        """Stop because ``exc`` ends a task. Call this before the task hands back its spans."""
         _, failure = split_cancelled(exc)
         if failure is not None:
             self.stop(f"a task of the batcher failed with {type(leaves(failure)[0]).__name__}")
         self.admission.close()
 
     def has_slot_to_spare(self, *, taken: bool = False) -> bool:
-        """Return whether a location that has an export running may begin another one.
+        """Return whether a location that has a running export may begin another one.
 
-        Locations that had grown to several exports and then hang must not hold the slots of those that are well, nor
-        of those that come alive only then. So from the second location on, half of all slots are kept free for
-        locations that have none running. A location that exports alone leaves one for each other that is live.
+        Locations that had several exports running when they began to hang must not hold the slots that healthy and new
+        locations need. So if several locations export, half of all slots are kept free for locations that have none
+        running. A location that exports alone leaves one slot for each other live location.
 
         Args:
-            taken: Whether the location has taken a slot for it already.
+            taken: Whether the location has already taken a slot for it.
         """
         half = self.limits.max_exports // 2
         without_any = min(len(self.lanes) - self.exporting, half)
-        # Nobody comes alive in the drain.
+        # No location is opened in the drain.
         is_for_newcomers = self.exporting > 1 and not self.draining
         return self.slots.free + taken > (half if is_for_newcomers else without_any)
 
     def offer_spare_slot(self) -> None:
-        """Let the lanes that wait for a slot to spare look again, if there is one now."""
-        if self.crowded_out and self.has_slot_to_spare():
-            crowded_out, self.crowded_out = self.crowded_out, {}
-            for lane in crowded_out:
+        """Let the locations over their share reconsider, if a slot can be spared now."""
+        if self.over_share and self.has_slot_to_spare():
+            over_share, self.over_share = self.over_share, {}
+            for lane in over_share:
                 lane.reconsider()

@@ -1,93 +1,87 @@
-"""The export slots that all locations share, and the line of lanes that wait for one.
+"""The export slots that all locations share, and the deliveries that wait for a retry.
 
-A lane that could export and finds no slot stands in the line and sleeps on. Whoever gives a slot back hands it to the
-lane that has stood there longest, and wakes it: a lane is woken when there is a slot for it, not to look for one. While
-lanes stand in the line, no slot is free, so nobody overtakes them.
+If a location can export and no slot is free, it waits for one and sleeps on. A slot that is given back goes to the
+location that has waited longest, which is only then woken. No slot is free while locations wait, so none is overtaken.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .location import Lane
 from bisect import insort
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from .ledger import Lease
 
-__all__ = [
-    "ExportSlots",
-    "Turns",
-]
+if TYPE_CHECKING:
+    from .location import Lane
 
-# The line of deliveries of one location that wait for their next attempt.
+__all__ = ["ExportSlots", "RetryQueue"]
 
 
 @attrs.define(eq=False)
-class _Turn:
+class _Retry:
     lease: Lease
-    given: bool = False
-    over: trio.Event = attrs.Factory(trio.Event)
+    may_start: bool = False
+    decided: trio.Event = attrs.Factory(trio.Event)
 
     def first(self) -> int:
         return self.lease.first
 
 
-class Turns:
-    """The waiting deliveries, the one with the oldest spans first.
+class RetryQueue:
+    """One location's deliveries that wait for their next attempt, oldest spans first.
 
     Args:
-        changed: Called when the line has changed by itself.
-        give_back: Called when a turn was given that its delivery cannot use any more.
+        changed: Called when a delivery joins the queue, or leaves it without an attempt.
+        give_back: Called when a delivery that may make its attempt cannot any more.
     """
 
     def __init__(self, changed: Callable[[], None], give_back: Callable[[], None]) -> None:
         self._changed = changed
         self._give_back = give_back
-        self._waiting: list[_Turn] = []
+        self._waiting: list[_Retry] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def give_first(self) -> None:
+    def start_first(self) -> None:
         """Let the first delivery make its attempt."""
-        turn = self._waiting.pop(0)
-        turn.given = True
-        turn.over.set()
+        retry = self._waiting.pop(0)
+        retry.may_start = True
+        retry.decided.set()
 
-    def end_all(self) -> None:
-        """Tell all deliveries that there will be no turn."""
-        for turn in self._waiting:
-            turn.over.set()
+    def cancel_all(self) -> None:
+        """Tell all deliveries that there will be no other attempt."""
+        for retry in self._waiting:
+            retry.decided.set()
         self._waiting.clear()
 
     async def wait(self, lease: Lease, give_up_at: float) -> bool:
-        """Wait for a turn. Return False if ``give_up_at`` came first, or there will be none."""
-        turn = _Turn(lease)
-        insort(self._waiting, turn, key=_Turn.first)
+        """Wait for the next attempt. Return False if there will be none before ``give_up_at``."""
+        retry = _Retry(lease)
+        insort(self._waiting, retry, key=_Retry.first)
         self._changed()
         try:
             with trio.CancelScope(deadline=give_up_at):
-                await turn.over.wait()
+                await retry.decided.wait()
         except trio.Cancelled:
-            if turn.given:
-                # Cancelled first and then, before this task ran, given its turn.
+            if retry.may_start:
+                # `start_first` was called after the cancel, before this task ran.
                 self._give_back()
             raise
         finally:
-            if not turn.over.is_set():
-                self._waiting.remove(turn)
+            if not retry.decided.is_set():
+                self._waiting.remove(retry)
                 self._changed()
-        return turn.given
+        return retry.may_start
 
 
 class ExportSlots:
-    """Slots, one for each export that may run now.
+    """Slots, one for each export that may run at a time.
 
     Attributes:
         free: How many are free.
@@ -95,24 +89,24 @@ class ExportSlots:
 
     def __init__(self, count: int) -> None:
         self.free = count
-        self._line: OrderedDict[Lane, None] = OrderedDict()
+        self._waiting: OrderedDict[Lane, None] = OrderedDict()
 
     def try_take(self, lane: Lane) -> bool:
-        """Take a slot for ``lane`` if one is free; else let it stand in the line, where it may stand already."""
+        """Take a slot for ``lane`` if one is free; otherwise let it wait, unless it waits already."""
         if not self.free:
-            self._line.setdefault(lane)
+            self._waiting.setdefault(lane)
             return False
         self.free -= 1
         return True
 
     def leave(self, lane: Lane) -> None:
-        """Let ``lane`` leave the line. Nothing happens if it does not stand there."""
-        self._line.pop(lane, None)
+        """Let ``lane`` wait no longer, if it does."""
+        self._waiting.pop(lane, None)
 
     def give_back(self) -> None:
-        """Give a slot back: the first lane in the line gets it."""
-        if self._line:
-            lane, _ = self._line.popitem(last=False)
+        """Give a slot back. The location that has waited longest gets it."""
+        if self._waiting:
+            lane, _ = self._waiting.popitem(last=False)
             lane.take_slot()
         else:
             self.free += 1

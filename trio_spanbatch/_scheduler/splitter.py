@@ -1,13 +1,11 @@
-"""Where one batch ends and the next begins, decided span by span as they are accepted.
+"""The batch splitter: where one batch of a location's queue ends and the next begins.
 
-A lane's queue is a memory channel, and a channel has no peek: who wants to know how large the next batch would be has
-to know it without looking. So the cuts are made on the way in. The open batch takes spans until it has ``max_spans``
-or another one would take its request over ``max_bytes``; then it is full and a new one is opened. The spans stay in
-the channel; here are only the numbers that a lane needs to take a batch out of it: how many spans, how many bytes, and
-when the first of them came.
+The queue is a memory channel, which has no peek. So the splitter decides as spans are accepted: the open batch grows
+until it has ``max_spans``, or until another span would take its request over ``max_bytes``. Then it is full, and a new
+one is opened. The spans stay in the channel; the splitter has only the numbers that are needed to take a batch out.
 
-An open batch that is due but cannot be sealed yet goes on growing until it is full. That is what makes batches large
-when a server is slow.
+An open batch that is due but cannot be sealed yet continues to grow until it is full. So batches are large when a
+server is slow.
 """
 
 from __future__ import annotations
@@ -19,15 +17,15 @@ import attrs
 
 from .._spans.batch import EncodedSpan, RequestSizer
 
-__all__ = ["BatchCutter", "Cut"]
+__all__ = ["BatchSplitter", "QueuedBatch"]
 
 
 @attrs.frozen
-class Cut:
-    """A batch as it lies in the queue.
+class QueuedBatch:
+    """A batch that is still in the queue.
 
     Attributes:
-        count: How many spans it has.
+        count: Its number of spans.
         size: The exact size of its request, in bytes.
         opened_at: When its first span was accepted, in trio's time.
     """
@@ -37,8 +35,8 @@ class Cut:
     opened_at: float
 
 
-class BatchCutter:
-    """Cuts one location's queue into batches."""
+class BatchSplitter:
+    """Splits one location's queue into batches."""
 
     __slots__ = ("_clock", "_count", "_full", "_max_bytes", "_max_spans", "_opened_at", "_sizer")
 
@@ -46,7 +44,7 @@ class BatchCutter:
         self._max_spans = max_spans
         self._max_bytes = max_bytes
         self._clock = clock
-        self._full: deque[Cut] = deque()
+        self._full: deque[QueuedBatch] = deque()
         self._sizer = RequestSizer(max_bytes)
         self._count = 0
         self._opened_at = 0.0
@@ -58,13 +56,13 @@ class BatchCutter:
 
     @property
     def oldest_opened_at(self) -> float | None:
-        """When the first span in the queue's first batch was accepted; None if the queue is empty."""
+        """When the first span of the queue's first batch was accepted; None if the queue is empty."""
         if self._full:
             return self._full[0].opened_at
         return self._opened_at if self._count else None
 
     def add(self, span: EncodedSpan) -> bool:
-        """Note that ``span`` goes into the queue. Return whether that made a batch full."""
+        """Add a span that enters the queue. Return whether a batch became full."""
         count = self._count
         if not count:
             return self._open(span)
@@ -79,8 +77,8 @@ class BatchCutter:
             return True
         return False
 
-    def pop(self) -> Cut:
-        """Take out the first batch, full or not. The queue must not be empty."""
+    def pop(self) -> QueuedBatch:
+        """Remove the first batch, full or not. The queue must not be empty."""
         if not self._full:
             self._close()
         return self._full.popleft()
@@ -96,5 +94,5 @@ class BatchCutter:
         return True
 
     def _close(self) -> None:
-        self._full.append(Cut(self._count, self._sizer.size, self._opened_at))
+        self._full.append(QueuedBatch(self._count, self._sizer.size, self._opened_at))
         self._count = 0

@@ -13,10 +13,12 @@ import base64
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Required, TypedDict
 from urllib.parse import unquote, unquote_to_bytes
 
+from .._reporting.throttle import Throttle
 from .._spans.records import Resource
 from .header_checks import check_endpoint, check_header_name, has_userinfo
 
@@ -53,9 +55,8 @@ _USERINFO = re.compile(r"https?://(?P<userinfo>(?:[-._~!$&'()*+,;=:0-9A-Za-z]|%[
 
 _logger = logging.getLogger("trio_spanbatch")
 
-# What was warned of in this process: the variable, and the value where it may be shown.
-_warned: set[str] = set()
-_MAX_WARNED = 1000
+# Once per process and message, which names the variable, and its value where that may be shown.
+_warnings = Throttle(time.monotonic, interval=math.inf, max_keys=1000)
 
 
 class BatchOptions(TypedDict, total=False):
@@ -401,15 +402,11 @@ def _ignored(variable: str, problem: str, what: str = "it is") -> None:
 
 
 def warn_once(message: str) -> None:
-    """Log what was not logged before: every batcher reads the same variables, and a process may make many."""
-    if message in _warned:
-        return
-    if len(_warned) >= _MAX_WARNED:
-        _warned.clear()
-    _warned.add(message)
-    _logger.warning("%s", message)
+    """Log a message once per process: every batcher reads the same variables, and a process may make many."""
+    if _warnings.allows(message):
+        _logger.warning("%s", message)
 
 
 def forget_warnings() -> None:
     """Log everything again. For tests."""
-    _warned.clear()
+    _warnings.clear()

@@ -20,6 +20,7 @@ from typing import Final, Literal, TypeAlias
 import attrs
 
 from .._reporting.log import AnyLogger
+from .._reporting.throttle import Throttle
 from .._spans.hashing import hash_of_record
 
 __all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
@@ -29,9 +30,6 @@ REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid
 
 # The number of pairs of locations that are warned about.
 MAX_PAIRS: Final = 10_000
-
-# Seconds from one warning about dropped spans to the next.
-WARNING_INTERVAL: Final = 30.0
 
 
 @attrs.frozen
@@ -72,18 +70,17 @@ class SpanProcessorStatistics:
 
 
 class Tally:
-    """Counts spans that ended, and warns of those that were dropped, at most every `WARNING_INTERVAL` seconds."""
+    """Counts spans that ended, and warns of those that were dropped, at most every 30 seconds."""
 
     def __init__(self, logger: AnyLogger, clock: Callable[[], float]) -> None:
         self._logger = logger
-        self._clock = clock
+        self._warnings = Throttle(clock)
         self.renew_lock()
         self._ended = self._on_their_way = self._accepted = self._overruled = 0
         self._pairs: dict[tuple[str, str], tuple[str, str]] = {}
         self._dropped: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._said: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self._details: dict[Reason, str] = {}
-        self._next_warning: float | None = None
 
     def renew_lock(self) -> None:
         """Replace the lock: in a forked process a thread that no longer exists may hold the old one."""
@@ -103,16 +100,12 @@ class Tally:
 
     def dropped(self, drop: Drop) -> None:
         """A span that ended was dropped."""
-        now = self._clock()
         with self._lock:
             self._on_their_way -= 1
             self._dropped[drop.reason] += 1
             if drop.detail:
                 self._details[drop.reason] = drop.detail
-            is_time = self._next_warning is None or now >= self._next_warning
-            if is_time:
-                self._next_warning = now + WARNING_INTERVAL
-        if is_time:
+        if self._warnings.allows():
             self.say_rest()
 
     def overruled(self, wanted: str, parents: str) -> None:

@@ -341,9 +341,9 @@ def test_the_same_mistake_is_warned_about_once_in_a_process_and_another_value_ag
         "OTEL_BSP_SCHEDULE_DELAY is 'soon', no whole number: it is ignored",
         "OTEL_BSP_SCHEDULE_DELAY is 'later', no whole number: it is ignored",
     ]
-    monkeypatch.setattr(_environment, "_MAX_WARNED", 2)
+    monkeypatch.setattr(_environment._warnings, "_max_keys", 2)
     batch_options({"OTEL_BSP_SCHEDULE_DELAY": "never"})
-    assert len(_environment._warned) == 1
+    assert len(_environment._warnings._allowed_at) == 2
 
 
 def test_headers_for_traces_replace_those_for_all_signals() -> None:
