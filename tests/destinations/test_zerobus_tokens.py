@@ -16,7 +16,7 @@ from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
 from trio_spanbatch import Delivered, InvalidLocationError, Refused, SpanBatcher, TryLater
 from trio_spanbatch._http.auth import Auth, AuthError
-from trio_spanbatch.destinations import zerobus_auth
+from trio_spanbatch.destinations import shared_fetch, zerobus_auth
 from trio_spanbatch.destinations.zerobus import ZerobusExporter
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 from trio_spanbatch.testing import Answer, Hang, Outcome, ReceivedRequest, Reset
@@ -225,20 +225,20 @@ async def test_a_401_to_a_token_that_was_replaced_in_the_meantime_does_not_repla
 async def test_no_more_tokens_are_kept_than_a_batcher_has_locations(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    monkeypatch.setattr(zerobus_auth, "_MAX_TOKENS", 3)
+    monkeypatch.setattr(shared_fetch, "_MAX_KEYS", 3)
     tables = [f"main.agents.spans_{number}" for number in range(5)]
     async with setup_of(endpoint=ENDPOINT, tables=set(tables)) as setup:
         for table in (*tables[:3], tables[0], *tables[3:], tables[0]):
             assert await export(setup, table) == Delivered()
         # The first table was used again before room was needed.
         assert setup.zerobus.tokens == ["1", "2", "3", "1", "4", "5", "1"]
-        assert len(tokens_of(setup)._tokens) == 3
+        assert len(tokens_of(setup)._tokens._fetches) == 3
 
 
 async def test_a_token_that_is_being_fetched_is_not_dropped_for_another_table(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    monkeypatch.setattr(zerobus_auth, "_MAX_TOKENS", 1)
+    monkeypatch.setattr(shared_fetch, "_MAX_KEYS", 1)
     async with setup_of(endpoint=ENDPOINT) as setup:
         setup.workspace.table_answers[TABLE] = Answer(
             headers=[("content-type", "application/json")],
@@ -341,7 +341,7 @@ async def test_a_secret_that_the_workspace_does_not_know_is_read_again_before_th
         assert await export(setup, OTHER_TABLE) == Delivered()
         assert setup.auth.reads == 2
         setup.workspace.secret = CLIENT_SECRET
-        tokens_of(setup)._tokens.clear()
+        tokens_of(setup)._tokens.forget(TABLE)
         result = await export(setup)
         assert isinstance(result, Refused)
         # The same again is not sent twice.

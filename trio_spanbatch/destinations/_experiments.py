@@ -6,6 +6,7 @@ https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-nam
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from .._http.client import TLSAdvice
 from .._http.messages import is_bounded_json
 from .._http.questions import ask
 from .._http.responses import Response, interpret_response, retry_after
+from .shared_fetch import KeyedFetch
 
 __all__ = ["ExperimentNames", "Found", "check_experiment_name", "experiment_in", "is_experiment_id"]
 
@@ -116,30 +118,15 @@ def _parsed(body: bytes | None) -> object:
         return None
 
 
-@attrs.frozen
-class _Known:
-    id: str
-    good_until: float
-
-
-class _Question:
-    """A request that is under way, for whoever wants to know the same."""
-
-    def __init__(self) -> None:
-        self.ended = trio.Event()
-        # None if it was cancelled.
-        self.answer: Found | None = None
-
-
 class ExperimentNames:
-    """The ids of experiments by their names, each asked once in five minutes.
+    """The ids of experiments by their names, each looked up once in five minutes.
 
     Only experiments that exist are remembered, so that one that is created later is found with the next batch. They
     are not remembered for ever, as MLflow goes on storing traces in one that is deleted, where nobody sees them.
 
     Args:
         root: The tracking URI, without a slash at its end.
-        client: What to ask with. It is not closed here.
+        client: Sends the requests. It is not closed here.
         headers: The headers of each request, credentials included.
         timeout: Seconds that a request may take.
         tls_advice: What to do about a failure of TLS.
@@ -153,58 +140,30 @@ class ExperimentNames:
         timeout: float,
         tls_advice: TLSAdvice,
     ) -> None:
-        self._url = httpx.URL(f"{root}/{BY_NAME_PATH}")
+        self._url = f"{root}/{BY_NAME_PATH}"
         self._client = client
         self._headers = dict(headers)
         self._timeout = timeout
         self._tls_advice = tls_advice
-        self._ids: dict[str, _Known] = {}
-        self._questions: dict[str, _Question] = {}
+        self._ids = KeyedFetch(self._look_up)
 
     async def id_of(self, name: str) -> Found:
-        """Return the id of the experiment named ``name``, or why it is not known.
-
-        Tasks that ask at the same time share one request. If the task that sent it is cancelled, another one sends
-        its own.
-        """
-        while (known := self._ids.get(name)) is None or known.good_until <= trio.current_time():
-            question = self._questions.get(name)
-            if question is None:
-                return await self._lead(name)
-            await question.ended.wait()
-            if question.answer is not None:
-                return question.answer
-        await trio.lowlevel.checkpoint()
-        return known.id
+        """Return the id of the experiment named ``name``, or why it is not known."""
+        return await self._ids.get(name)
 
     def forget(self, name: str) -> None:
-        """Ask again the next time: the server does not know the id any more."""
-        self._ids.pop(name, None)
+        """Look the name up again the next time: the server does not know its id any more."""
+        self._ids.forget(name)
 
-    async def _lead(self, name: str) -> Found:
-        question = self._questions[name] = _Question()
-        try:
-            answer = question.answer = await self._ask(name)
-        finally:
-            del self._questions[name]
-            question.ended.set()
-        if isinstance(answer, str):
-            self._ids[name] = _Known(answer, trio.current_time() + _LIFE)
-        return answer
-
-    async def _ask(self, name: str) -> Found:
+    async def _look_up(self, name: str) -> tuple[Found, float]:
         request = self._client.build_request(
-            "GET",
-            str(self._url),
-            params={"experiment_name": name},
-            headers=list(self._headers.items()),
-            timeout=None,
+            "GET", self._url, params={"experiment_name": name}, headers=list(self._headers.items()), timeout=None
         )
         answer = await ask(
             self._client, request, seconds=self._timeout, max_bytes=MAX_ANSWER_BYTES, advice=self._tls_advice
         )
         found = experiment_in(answer, name) if isinstance(answer, Response) else answer
         if isinstance(found, str):
-            return found
+            return found, trio.current_time() + _LIFE
         # Not shortened as a whole: what to do stands at the end.
-        return attrs.evolve(found, reason=f"looking up the experiment {_shown(name)}: {found.reason}")
+        return attrs.evolve(found, reason=f"looking up the experiment {_shown(name)}: {found.reason}"), -math.inf

@@ -77,12 +77,6 @@ class ServicePrincipal:
     workspace_id: str
 
 
-@attrs.frozen
-class _Credentials:
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    good_until: float
-
-
 @attrs.define
 class _Session:
     """One ``Config``, which is made and used in a thread; the SDK keeps the token in it."""
@@ -158,8 +152,8 @@ class DatabricksAuth:
         self._make_config = make_config
         self._host = host
         self._names_workspace = names_workspace
-        self._credentials = SharedFetch(self._fetch_credentials, _lasts)
-        self._principal = SharedFetch(self._fetch_principal, lambda principal: True)
+        self._credentials = SharedFetch(self._fetch_headers)
+        self._principal = SharedFetch(self._fetch_principal)
         self._session = self._new_session()
         self._left_behind: list[_Session] = []
 
@@ -171,12 +165,11 @@ class DatabricksAuth:
         Raises:
             AuthError: There are none. The reason never has the SDK's own words, which may hold credentials.
         """
-        return (await self._credentials.get()).headers
+        return await self._credentials.get()
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
         """Forget ``headers`` and the SDK's token, so that the next call of `headers` authenticates anew."""
-        kept = self._credentials.kept
-        if kept is not None and kept.headers == headers:
+        if self._credentials.kept == headers:
             self._credentials.forget()
             self._replace_session()
 
@@ -197,12 +190,12 @@ class DatabricksAuth:
     def __repr__(self) -> str:
         return f"<DatabricksAuth for {self._host}>"
 
-    async def _fetch_credentials(self) -> _Credentials:
+    async def _fetch_headers(self) -> tuple[Mapping[str, str], float]:
         headers, seconds_left = await self._ask(_Session.fetch)
-        return _Credentials(headers, trio.current_time() + _good_for(seconds_left))
+        return headers, trio.current_time() + _good_for(seconds_left)
 
-    async def _fetch_principal(self) -> ServicePrincipal:
-        return await self._ask(_Session.service_principal)
+    async def _fetch_principal(self) -> tuple[ServicePrincipal, float]:
+        return await self._ask(_Session.service_principal), math.inf
 
     async def _ask(self, question: Callable[[_Session], T]) -> T:
         while True:
@@ -245,10 +238,6 @@ class DatabricksAuth:
         if host and host != self._host:
             raise AuthError(f"databricks-sdk has credentials for another workspace than {self._host}", retry=False)
         return config
-
-
-def _lasts(credentials: _Credentials) -> bool:
-    return trio.current_time() < credentials.good_until
 
 
 def _text_of(config: DatabricksConfig, name: str) -> str:

@@ -7,6 +7,7 @@ no endpoint is given it is made from what the workspace says of its metastore, a
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -172,7 +173,7 @@ class Zerobus:
         one_client = options["transport"] is not None or options["client"] is not None
         self._client = asking._client if one_client else None
         self._options = options
-        self._found = SharedFetch(self._find, lambda exporter: True)
+        self._found = SharedFetch(self._find)
         url = zerobus_url(endpoint, may_be_http=one_client)
         self.exporter: EndpointExporter | None = None if url is None else self._exporter_for(url)
 
@@ -211,7 +212,7 @@ class Zerobus:
             client=self._client,
         )
 
-    async def _find(self) -> EndpointExporter:
+    async def _find(self) -> tuple[EndpointExporter, float]:
         workspace_id = (await self._auth.service_principal()).workspace_id
         answer = await self._ask_for_summary(workspace_id)
         if answer.status != 200:
@@ -228,7 +229,7 @@ class Zerobus:
                 retry=False,
             )
         try:
-            return self._exporter_for(f"https://{found}{TRACES_PATH}")
+            return self._exporter_for(f"https://{found}{TRACES_PATH}"), math.inf
         except ValueError as error:
             # A variable for proxies that counts for this host.
             raise AuthError(str(error), retry=False) from None

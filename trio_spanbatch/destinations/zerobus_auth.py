@@ -7,27 +7,22 @@ https://docs.databricks.com/aws/en/ingestion/opentelemetry/configure. What a tok
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import math
 import re
 from collections.abc import Mapping
 
-import attrs
 import trio
 
 from .._http.auth import AuthError
 from .databricks_auth import DatabricksAuth, ServicePrincipal
 from .databricks_failures import OAUTH_REFUSALS
 from .databricks_questions import Answer, Workspace
-from .shared_fetch import SharedFetch
+from .shared_fetch import KeyedFetch
 
 __all__ = ["TableTokens"]
 
 _TOKEN_PATH = "/oidc/v1/token"
-
-# As many as a batcher has locations by default. The one that was used least recently goes first.
-_MAX_TOKENS = 10_000
 
 # A token is replaced so many seconds before it ends, or at three quarters of its life if that is later.
 _MARGIN = 60.0
@@ -37,16 +32,6 @@ _LONGEST_LIFE = 24 * 3600.0
 
 # What can stand in a header after ``Bearer``.
 _TOKEN = re.compile(r"[\x21-\x7e]{1,32768}")
-
-
-@attrs.frozen
-class _Token:
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    good_until: float
-
-    @property
-    def lasts(self) -> bool:
-        return trio.current_time() < self.good_until
 
 
 class TableTokens:
@@ -60,8 +45,7 @@ class TableTokens:
     def __init__(self, workspace: Workspace, auth: DatabricksAuth) -> None:
         self._workspace = workspace
         self._auth = auth
-        # The one used least recently first.
-        self._tokens: dict[str, SharedFetch[_Token]] = {}
+        self._tokens = KeyedFetch(self._fetch)
 
     async def headers(self, location: str) -> Mapping[str, str]:
         """Return the headers with which to send to the table ``location``.
@@ -69,33 +53,21 @@ class TableTokens:
         Raises:
             AuthError: There is no token. The reason holds no credentials.
         """
-        return (await self._shared(location).get()).headers
+        return await self._tokens.get(location)
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
         """Forget the token for ``location``, if it is the one in ``headers``."""
-        shared = self._tokens.get(location)
-        if shared is not None and shared.kept is not None and shared.kept.headers == headers:
-            shared.forget()
+        if self._tokens.kept(location) == headers:
+            self._tokens.forget(location)
 
     def has_token(self, location: str) -> bool:
         """Return whether a token for ``location`` is cached and was not invalidated."""
-        shared = self._tokens.get(location)
-        return shared is not None and shared.kept is not None
+        return self._tokens.kept(location) is not None
 
     def __repr__(self) -> str:
         return f"<TableTokens of {self._workspace.url}>"
 
-    def _shared(self, table: str) -> SharedFetch[_Token]:
-        shared = self._tokens.pop(table, None)
-        if shared is None:
-            shared = SharedFetch(functools.partial(self._fetch, table), lambda token: token.lasts)
-            if len(self._tokens) >= _MAX_TOKENS:
-                oldest = next((name for name, other in self._tokens.items() if not other.busy), None)
-                self._tokens.pop(oldest or "", None)
-        self._tokens[table] = shared
-        return shared
-
-    async def _fetch(self, table: str) -> _Token:
+    async def _fetch(self, table: str) -> tuple[Mapping[str, str], float]:
         principal = await self._auth.service_principal()
         began = trio.current_time()
         answer = await self._ask(table, principal)
@@ -108,7 +80,7 @@ class TableTokens:
                 answer = await self._ask(table, fresh)
         token = answer.text("access_token")
         if answer.status == 200 and _TOKEN.fullmatch(token):
-            return _Token({"Authorization": f"Bearer {token}"}, began + _good_for(answer.document.get("expires_in")))
+            return {"Authorization": f"Bearer {token}"}, began + _good_for(answer.document.get("expires_in"))
         raise self._failure(answer)
 
     async def _ask(self, table: str, principal: ServicePrincipal) -> Answer:
