@@ -290,7 +290,7 @@ def test_a_variable_that_is_no_experiment_is_one_line(monkeypatch: pytest.Monkey
 async def test_what_is_no_experiment_among_attributes_is_told_in_words_of_the_command(spans: Path) -> None:
     ended = await send(spans, *MLFLOW, "--location-attribute", "tenant")
     assert ended.err.splitlines()[0] == (
-        f"{spans}:1: span 1: location '{TABLE}' is no id of an MLflow experiment, a whole number such as '3'; a name "
+        f"{spans}:1: span 1: location '{TABLE}' is not an MLflow experiment's id, a whole number such as '3'; a name "
         "can only be given with --location; it is the attribute 'tenant'"
     )
     assert len(ended.err.splitlines()) == 3

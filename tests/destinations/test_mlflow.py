@@ -158,7 +158,7 @@ def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], messag
     [
         ("", "there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI"),
         ("mlflow.test:5000", "has no scheme; it must be the URL of a tracking server"),
-        ("databricks", "has no scheme; .*for Databricks there is unity_catalog"),
+        ("databricks", "has no scheme; .*for Databricks, use unity_catalog"),
         (f"postgresql://user:{SECRET}@db/mlflow", "begins with 'postgresql'; it must be the URL"),
         ("sqlite:///mlflow.db", "begins with 'sqlite'"),
         ("file:///mlruns", "begins with 'file'"),
@@ -200,7 +200,7 @@ def test_ids_of_experiments_are_locations(location: str) -> None:
 )
 async def test_what_can_be_no_id_is_an_invalid_location_before_anything_is_accepted(location: str) -> None:
     exporter = mlflow(URI, environ={})
-    with pytest.raises(InvalidLocationError, match=r"no id of an MLflow experiment.*experiments='name'") as caught:
+    with pytest.raises(InvalidLocationError, match=r"not an MLflow experiment's id.*experiments='name'") as caught:
         exporter.check_location(location)
     assert len(str(caught.value)) < 300
     async with SpanBatcher(exporter) as batcher:
@@ -212,7 +212,7 @@ async def test_what_can_be_no_id_is_an_invalid_location_before_anything_is_accep
 @pytest.mark.parametrize("location", ["", " a", "a ", "a\nb", "\x00", "a\x7f", "\ud800", "x" * 501])
 async def test_what_can_be_no_name_is_an_invalid_location_before_anything_is_accepted(location: str) -> None:
     exporter = mlflow(URI, experiments="name", environ={})
-    with pytest.raises(InvalidLocationError, match="is no name of an MLflow experiment"):
+    with pytest.raises(InvalidLocationError, match="is not a name of an MLflow experiment"):
         exporter.check_location(location)
     async with SpanBatcher(exporter) as batcher:
         with pytest.raises(InvalidLocationError):
@@ -248,7 +248,7 @@ def test_default_stands_for_nothing_if_no_experiment_is_set() -> None:
 def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "trio_spanbatch"):
         exporter = mlflow(URI, environ={"MLFLOW_EXPERIMENT_ID": "agents"})
-    assert "MLFLOW_EXPERIMENT_ID is 'agents', no whole number: it is ignored" in caplog.text
+    assert "MLFLOW_EXPERIMENT_ID is 'agents', not a whole number: it is ignored" in caplog.text
     with pytest.raises(InvalidLocationError):
         exporter.check_location("default")
 
@@ -257,8 +257,8 @@ def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog
     ("options", "message"),
     [
         ({"experiment_id": "agents"}, "experiment_id is 'agents'; it must be a whole number"),
-        ({"experiments": "names"}, "experiments is 'names'; a location is an experiment's 'id' or its 'name'"),
-        ({"experiments": "name", "experiment_id": "3"}, "experiment_id is given with experiments='name'"),
+        ({"experiments": "names"}, "experiments is 'names'; it must be 'id' or 'name'"),
+        ({"experiments": "name", "experiment_id": "3"}, "experiment_id cannot be given with experiments='name'"),
         ({"timeout": 0}, "timeout is 0"),
         ({"compression": "br"}, "compression is 'br'"),
         ({"certificate": "missing.pem"}, "certificate 'missing.pem' cannot be read"),

@@ -80,7 +80,7 @@ async def test_an_empty_workspace_is_an_unset_one(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["team a", "team\r\nX-Admin: 1", "é", "a" * 300, "\udcff"])
 def test_a_workspace_that_cannot_be_sent_is_an_error_and_not_left_out(value: str) -> None:
-    with pytest.raises(ValueError, match=r"^MLFLOW_WORKSPACE is '.*, no workspace's name") as caught:
+    with pytest.raises(ValueError, match=r"^MLFLOW_WORKSPACE is '.*; it must be a workspace's name") as caught:
         mlflow(URI, environ={"MLFLOW_WORKSPACE": value})
     assert len(str(caught.value)) < 200
 
@@ -114,7 +114,7 @@ async def test_an_authorization_among_headers_goes_before_the_variables_for_cred
         ({"headers": {"authorization": SECRET}, "token": SECRET}, ValueError, "headers has Authorization as well"),
         ({"headers": {"Authorization": SECRET}, "password": SECRET}, ValueError, "headers has Authorization as well"),
         ({"headers": {"X-MLflow-Run-Id": "1"}, "run_id": "2"}, ValueError, "run_id is given, and headers has"),
-        ({"headers": {"X-MLflow-Experiment-Id": "1"}}, ValueError, "a batch's location says which experiment"),
+        ({"headers": {"X-MLflow-Experiment-Id": "1"}}, ValueError, "a batch's location names its experiment"),
         ({"headers": {"Content-Type": "text/plain"}}, ValueError, "set by the exporter itself"),
         ({"headers": {"X-Key": f"{SECRET}\n"}}, ValueError, "the value of header 'X-Key'"),
         ({"headers": {1: SECRET}}, TypeError, "a header's name is of type int"),
@@ -179,7 +179,7 @@ async def test_no_certificate_is_checked_if_the_environment_says_so_and_that_is_
 ) -> None:
     assert await sent_to(tls_of(authority), {INSECURE: value}) == [Delivered()] * 2
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{INSECURE} is true: whether the server is MLflow is not checked")
+    assert record.getMessage().startswith(f"{INSECURE} is true: the server's certificate is not verified")
 
 
 @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("0", 0), ("", 0), ("yes", 1), ("a\r\nb" * 99, 1)])
@@ -248,7 +248,7 @@ def test_a_setting_of_mlflows_that_is_not_read_is_told_once_with_what_to_do_inst
         mlflow(URI, environ={variable: UNREAD[variable]})
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage().startswith(f"{variable} is set, which mlflow() does not read: ")
+    assert record.getMessage().startswith(f"{variable} is set, but mlflow() does not read it: ")
     assert UNREAD[variable] not in record.getMessage().replace(variable, "")
 
 
@@ -297,7 +297,5 @@ def test_mlflows_file_of_credentials_is_told_where_there_are_no_others(
     assert told == (
         []
         if options
-        else [
-            "~/.mlflow/credentials is there, which mlflow() does not read: set MLFLOW_TRACKING_USERNAME and _PASSWORD"
-        ]
+        else ["~/.mlflow/credentials exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD"]
     )

@@ -1,11 +1,10 @@
-"""From the name of an MLflow experiment to its id, asked over MLflow's REST API.
+"""Look up the id of an MLflow experiment by its name, over MLflow's REST API.
 
 https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -19,64 +18,58 @@ import trio
 from .._errors import InvalidLocationError
 from .._exporter import Refused, TryLater
 from .._http.client import TLSAdvice
-from .._http.messages import is_bounded_json
-from .._http.questions import ask
+from .._http.questions import ask, json_object
 from .._http.responses import Response, interpret_response, retry_after
+from .._spans.checks import shown
 from .shared_fetch import KeyedFetch
 
 __all__ = ["ExperimentNames", "Found", "check_experiment_name", "experiment_in", "is_experiment_id"]
 
 BY_NAME_PATH = "api/2.0/mlflow/experiments/get-by-name"
 
-# What MLflow says when there is no such experiment, in an answer that is a 404 as any wrong URL gets one.
+# MLflow's error code for an unknown experiment; a wrong URL gets a 404 without it.
 NO_EXPERIMENT = "RESOURCE_DOES_NOT_EXIST"
 
-# MLflow's own limit.
+# MLflow's limit.
 MAX_NAME_LENGTH = 500
 
 # MLflow's answer is 300 bytes and the experiment's tags.
 MAX_ANSWER_BYTES = 1024 * 1024
 
-# Seconds for which an id is used without asking again. It is one small request besides those with spans, and so long
-# may spans go into an experiment that was deleted.
+# Seconds for which an id is cached. A lookup is one small request; after an experiment was deleted, spans may go into
+# it for as long as this.
 _LIFE = 300.0
 
-# Ids are SQL integers. Zeros in front would make two locations of one experiment.
+# Ids are SQL integers. Leading zeros would give one experiment two locations.
 _ID = re.compile(r"0|[1-9][0-9]{0,18}")
 _LARGEST_ID = 2**63 - 1
 
-# Control characters, and halves of surrogate pairs, which UTF-8 cannot say.
+# Control characters and lone surrogates; the latter cannot be encoded as UTF-8.
 _NOT_IN_NAMES = ("Cc", "Cs")
 
 Found: TypeAlias = str | Refused | TryLater
 
 
 def is_experiment_id(text: str) -> bool:
-    """Return whether ``text`` can be the id of an experiment: a whole number below 2**63, without zeros in front."""
+    """Return whether ``text`` can be the id of an experiment: a whole number below 2**63, without leading zeros."""
     return _ID.fullmatch(text) is not None and int(text) <= _LARGEST_ID
 
 
 def check_experiment_name(name: str) -> None:
-    """Raise `InvalidLocationError` if no experiment can have this name, or nobody could tell it from another."""
+    """Raise `InvalidLocationError` if no experiment can have this name, or if it looks the same as another name."""
     if (
         not 0 < len(name) <= MAX_NAME_LENGTH
         or name != name.strip()
         or any(unicodedata.category(character) in _NOT_IN_NAMES for character in name)
     ):
-        shown = repr(name if len(name) <= 100 else name[:100] + "…")
         raise InvalidLocationError(
-            f"location {shown} is no name of an MLflow experiment: it must have 1 to {MAX_NAME_LENGTH} characters, no "
-            "control characters and no outer spaces"
+            f"location {shown(name)} is not a name of an MLflow experiment: it must have 1 to {MAX_NAME_LENGTH} "
+            "characters, no control characters and no leading or trailing spaces"
         )
 
 
 def experiment_in(response: Response, name: str) -> Found:
-    """Return the id that MLflow's answer tells, or why there is none.
-
-    Args:
-        response: The answer, to a question for one experiment.
-        name: The experiment's name.
-    """
+    """Return the id in MLflow's response to the lookup of ``name``, or the result for a batch that needs it."""
     if response.status == 429 or response.status >= 500:
         after = retry_after(response.headers, now=response.now)
         return TryLater(response.reason, after=after, status_code=response.status)
@@ -89,16 +82,12 @@ def experiment_in(response: Response, name: str) -> Found:
     )
     if isinstance(verdict, Refused):
         return attrs.evolve(verdict, isolate=False)
-    return _experiment_in_document(_parsed(response.body), name, response.status)
-
-
-def _experiment_in_document(document: object, name: str, status: int) -> Found:
-    experiment = document.get("experiment") if isinstance(document, dict) else None
+    experiment = json_object(response.body).get("experiment")
     found = experiment.get("experiment_id") if isinstance(experiment, dict) else None
     if not isinstance(experiment, dict) or not isinstance(found, str) or not is_experiment_id(found):
-        return Refused("the answer names no experiment: does the tracking URI lead to MLflow?", status)
+        return Refused("the answer names no experiment: does the tracking URI lead to MLflow?", response.status)
     if experiment.get("lifecycle_stage") == "deleted":
-        # MLflow stores traces there all the same, where nobody sees them.
+        # MLflow would still store traces there, but show them nowhere.
         return Refused(
             f"the experiment named {_shown(name)} (id {found}) is deleted: restore it, or correct the location"
         )
@@ -109,27 +98,18 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:60] + "…")
 
 
-def _parsed(body: bytes | None) -> object:
-    if body is None or not is_bounded_json(body):
-        return None
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
 class ExperimentNames:
     """The ids of experiments by their names, each looked up once in five minutes.
 
-    Only experiments that exist are remembered, so that one that is created later is found with the next batch. They
-    are not remembered for ever, as MLflow goes on storing traces in one that is deleted, where nobody sees them.
+    Only experiments that exist are cached, so that an experiment that is created later is found with the next batch.
+    Ids expire because MLflow goes on storing traces in a deleted experiment, where nobody sees them.
 
     Args:
-        root: The tracking URI, without a slash at its end.
+        root: The tracking URI, without a trailing slash.
         client: Sends the requests. It is not closed here.
         headers: The headers of each request, credentials included.
         timeout: Seconds that a request may take.
-        tls_advice: What to do about a failure of TLS.
+        tls_advice: The remedies to name if TLS fails.
     """
 
     def __init__(
@@ -148,11 +128,11 @@ class ExperimentNames:
         self._ids = KeyedFetch(self._look_up)
 
     async def id_of(self, name: str) -> Found:
-        """Return the id of the experiment named ``name``, or why it is not known."""
+        """Return the id of the experiment named ``name``, or the result for a batch that needs it."""
         return await self._ids.get(name)
 
     def forget(self, name: str) -> None:
-        """Look the name up again the next time: the server does not know its id any more."""
+        """Drop the cached id of ``name``: the server does not know it any more."""
         self._ids.forget(name)
 
     async def _look_up(self, name: str) -> tuple[Found, float]:
@@ -165,5 +145,5 @@ class ExperimentNames:
         found = experiment_in(answer, name) if isinstance(answer, Response) else answer
         if isinstance(found, str):
             return found, trio.current_time() + _LIFE
-        # Not shortened as a whole: what to do stands at the end.
+        # Not shortened as a whole: the remedy stands at the end.
         return attrs.evolve(found, reason=f"looking up the experiment {_shown(name)}: {found.reason}"), -math.inf
