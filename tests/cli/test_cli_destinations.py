@@ -258,7 +258,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         ),
         (("--to", "mlflow", "--endpoint", "http://me:s3cret@h"), "give them as MLFLOW_TRACKING_USERNAME and"),
         (CATALOG, "--to unity-catalog needs a table: name it with --location <catalog>.<schema>.<table>"),
-        ((*CATALOG, "--location", "agents.spans"), "location 'agents.spans' is no table of Unity Catalog: it has 2"),
+        ((*CATALOG, "--location", "agents.spans"), "location 'agents.spans' is not a table of Unity Catalog: it has 2"),
         ((*CATALOG, "--location", TABLE, "--location-header", "X"), "it is X-Databricks-UC-Table-Name"),
         ((*CATALOG, "--location", TABLE, "--header", "authorization=s3cret"), "databricks-sdk authenticates"),
         (("--to", "unity-catalog", "--location", TABLE), "give --endpoint, as in https://dbc-a1b2c3d4-e5f6.cloud."),

@@ -179,7 +179,7 @@ async def test_a_server_that_always_answers_401_is_asked_twice_and_the_batch_is_
         result = await export(exporter)
     assert isinstance(result, Refused)
     assert result.status_code == 401
-    assert "Credential was not sent or is not valid; the workspace does not take" in result.reason
+    assert "Credential was not sent or is not valid; the workspace does not accept" in result.reason
     assert len(workspace.issued) == len(workspace.trace_requests) == 2
 
 
@@ -219,9 +219,7 @@ async def test_a_404_that_is_not_about_a_table_asks_whether_the_host_is_a_worksp
         result = await export(exporter)
         await exporter.aclose()
     assert isinstance(result, Refused)
-    assert result.reason.endswith(
-        "; is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?"
-    )
+    assert result.reason.endswith("; is it a Databricks workspace with OpenTelemetry enabled (a preview)?")
 
 
 async def test_a_403_says_which_privileges_are_needed(personal_token: None) -> None:
@@ -339,7 +337,7 @@ async def test_credentials_for_another_workspace_are_not_sent(personal_token: No
 
 async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted(personal_token: None) -> None:
     async with workspace_of() as workspace, SpanBatcher(unity_catalog(workspace.host)) as batcher:
-        with pytest.raises(InvalidLocationError, match=r"^location 'agents.spans' is no table of Unity Catalog"):
+        with pytest.raises(InvalidLocationError, match=r"^location 'agents.spans' is not a table of Unity Catalog"):
             await batcher.add_spans("agents.spans", make_spans(1))
         assert batcher.statistics().accepted == 0
     assert workspace.receiver.requests == []
@@ -438,8 +436,8 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
         ("w w", "has no host"),
         ("ftp://w.cloud.databricks.com", "must begin with http:// or https://"),
         ("https://", "must begin with http:// or https://"),
-        ("", "no workspace is named: give host="),
-        (None, "no workspace is named: give host="),
+        ("", "there is no workspace: give host="),
+        (None, "there is no workspace: give host="),
     ],
 )
 def test_a_host_that_is_none_is_told_without_showing_credentials(host: str | None, message: str) -> None:
@@ -450,7 +448,7 @@ def test_a_host_that_is_none_is_told_without_showing_credentials(host: str | Non
 
 def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
     with pytest.raises(
-        ValueError, match="databricks-sdk authenticates: give DATABRICKS_TOKEN or make_config="
+        ValueError, match="databricks-sdk authenticates: set DATABRICKS_TOKEN, give make_config="
     ) as caught:
         unity_catalog("https://w.cloud.databricks.com", headers={"authorization": "Bearer s3cret"})
     assert "s3cret" not in str(caught.value)

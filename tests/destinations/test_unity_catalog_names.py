@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from trio_spanbatch import InvalidLocationError
 from trio_spanbatch._settings.header_checks import check_header_location
+from trio_spanbatch._spans.checks import shown
 from trio_spanbatch.destinations.unity_catalog import check_table_name
 
 
@@ -54,10 +55,9 @@ def test_three_names_with_periods_between_are_a_table(location: str) -> None:
 def test_anything_else_is_told_with_the_value_and_what_is_allowed(location: str, problem: str) -> None:
     with pytest.raises(InvalidLocationError) as caught:
         check_table_name(location)
-    shown = repr(location if len(location) <= 100 else location[:100] + "…")
     assert str(caught.value) == (
-        f"location {shown} is no table of Unity Catalog: {problem}; it is <catalog>.<schema>.<table>, each of 1 to 255 "
-        "characters of printable ASCII without space, period, slash and backquote"
+        f"location {shown(location)} is not a table of Unity Catalog: {problem}; it is <catalog>.<schema>.<table>, each of 1 to "
+        "255 characters of printable ASCII without space, period, slash and backquote"
     )
 
 

@@ -175,9 +175,9 @@ async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted() -> 
         exporter = zerobus(workspace.host, endpoint=service.endpoint)
         async with SpanBatcher(exporter) as batcher:
             for name in ("agents.spans", "main.agents.`spans`", "main..spans", "main.agents.a b"):
-                with pytest.raises(InvalidLocationError, match="is no table of Unity Catalog"):
+                with pytest.raises(InvalidLocationError, match="is not a table of Unity Catalog"):
                     await batcher.add_spans(name, make_spans(1))
-        with pytest.raises(InvalidLocationError, match="is no table of Unity Catalog"):
+        with pytest.raises(InvalidLocationError, match="is not a table of Unity Catalog"):
             exporter.check_location("agents.spans")
     assert workspace.receiver.requests == service.receiver.requests == []
 
@@ -332,7 +332,7 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         ("https://user:s3cret@1.zerobus.r.cloud.databricks.com", "user name or password"),
         ("https://1.zerobus.r.cloud.databricks.com/v1/s3cret", "must be a host alone"),
         ("https://1.zerobus.r.cloud.databricks.com/?k=s3cret", "query or fragment"),
-        ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://: a token is sent there"),
+        ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://, because tokens are sent there"),
         ("http://127.0.0.1.example.com", "must begin with https://"),
         ("ftp://1.zerobus.r.cloud.databricks.com", "must begin with http:// or https://"),
         ("", "has no host|must begin with|is no URL"),
@@ -366,7 +366,7 @@ def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
 
 
 def test_without_a_workspace_it_says_what_to_set() -> None:
-    with pytest.raises(ValueError, match="no workspace is named: give host="):
+    with pytest.raises(ValueError, match="there is no workspace: give host="):
         zerobus(endpoint="https://1.zerobus.us-west-2.cloud.databricks.com")
 
 
@@ -390,7 +390,7 @@ async def test_prefer_zerobus_sends_through_zerobus_and_then_through_the_workspa
     assert {table: len(spans) for table, spans in workspace.receiver.stored.items()} == {TABLE: 3, OTHER_TABLE: 3}
     (line,) = [record for record in caplog.records if record.name.endswith("zerobus_fallback")]
     assert line.getMessage() == (
-        "Zerobus does not take spans (403 Forbidden; the service principal needs USE CATALOG, USE SCHEMA, SELECT and "
+        "Zerobus does not accept spans (403 Forbidden; the service principal needs USE CATALOG, USE SCHEMA, SELECT and "
         f"MODIFY for the table): they go to {workspace.host}/api/2.0/otel/v1/traces instead, and Zerobus is tried "
         "again in an hour"
     )

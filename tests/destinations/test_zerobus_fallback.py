@@ -75,7 +75,7 @@ async def test_a_batch_goes_to_the_workspace_for_a_408_413_or_429_and_the_next_t
         assert await export(setup, 2) == Delivered()
         assert where(setup) == (4, 3)
     (line,) = lines(caplog)
-    assert line.startswith(f"Zerobus did not take a batch ({status} ")
+    assert line.startswith(f"Zerobus did not accept a batch ({status} ")
     assert len(lines(caplog, logging.DEBUG)) == 2
 
 
@@ -127,7 +127,7 @@ async def test_everything_goes_to_the_workspace_for_any_other_4xx(
         assert where(setup) == (asked, 4)
         assert setup.zerobus.stored() == 0
     (line,) = lines(caplog)
-    assert line.startswith(f"Zerobus does not take spans ({status} ")
+    assert line.startswith(f"Zerobus does not accept spans ({status} ")
     assert line.endswith("instead, and Zerobus is tried again in an hour")
 
 
@@ -195,7 +195,7 @@ async def test_more_rejected_spans_than_were_sent_leave_the_outcome_unknown(
         setup.zerobus.answers = lambda request: partial_success(7, "what?")
         batch = batch_of(3, TABLE)
         assert await setup.export(batch) == TryLater(
-            "Zerobus says that it rejected 7 of 3 spans", ambiguous=True, status_code=200
+            "Zerobus reported 7 of 3 spans as rejected", ambiguous=True, status_code=200
         )
         assert await setup.export(batch) == Delivered()
         assert where(setup) == (1, 1)
@@ -311,7 +311,7 @@ async def test_after_an_hour_one_batch_tries_zerobus_again_and_the_others_do_not
             assert await export(setup) == Delivered()
         assert where(setup) == (5, 67)
     assert len(lines(caplog)) == 1
-    assert lines(caplog, logging.INFO) == ["Zerobus takes spans again"]
+    assert lines(caplog, logging.INFO) == ["Zerobus accepts spans again"]
 
 
 @pytest.mark.parametrize("outcome", [Answer(503), Reset()])

@@ -191,7 +191,7 @@ async def test_a_401_of_zerobus_replaces_the_token_of_that_table_once(autojump_c
         result = await export(setup)
         assert isinstance(result, Refused)
         assert result.status_code == 401
-        assert result.reason.endswith("also not a fresh one: is the endpoint that of the workspace?")
+        assert result.reason.endswith("not even a fresh one: is it the endpoint of this workspace?")
         assert setup.zerobus.tokens[5:] == ["3", "4"]
 
 

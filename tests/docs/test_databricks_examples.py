@@ -70,7 +70,7 @@ async def test_the_example_that_prefers_zerobus_delivers_also_where_that_fails(f
         ended = await run_example("prefer_zerobus.py", workspace, zerobus, *TABLES)
         stored = (workspace if fails else zerobus).receiver.stored
     assert (ended.exit_code, ended.out) == (0, "delivered: 2\n")
-    assert ended.err.count("Zerobus does not take spans (403 Forbidden") == fails
+    assert ended.err.count("Zerobus does not accept spans (403 Forbidden") == fails
     assert len(ended.err.splitlines()) == fails
     assert {table: len(spans) for table, spans in stored.items()} == dict.fromkeys(TABLES, 1)
     (attribute,) = stored[TABLES[0]][0].attributes
