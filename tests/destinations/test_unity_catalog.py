@@ -299,8 +299,8 @@ async def test_without_credentials_it_says_which_variables_to_set() -> None:
 async def test_two_ways_to_authenticate_are_one_too_many(service_principal: None, personal_token: None) -> None:
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Refused(
-            "no credentials: databricks-sdk found more than one way to authenticate (oauth and pat): unset the "
-            "variables of the others, or choose with DATABRICKS_AUTH_TYPE"
+            "no credentials: databricks-sdk found more than one method of authentication (oauth and pat): unset "
+            "the variables of the others, or choose one with DATABRICKS_AUTH_TYPE"
         )
 
 
@@ -330,7 +330,7 @@ async def test_credentials_for_another_workspace_are_not_sent(personal_token: No
         exporter_for(workspace, make_config=make_config) as exporter,
     ):
         assert await export(exporter) == Refused(
-            f"no credentials: databricks-sdk has credentials for another workspace than {workspace.host}"
+            f"no credentials: databricks-sdk has credentials for a workspace other than {workspace.host}"
         )
     assert workspace.receiver.requests == []
 

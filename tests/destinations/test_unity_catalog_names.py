@@ -56,8 +56,9 @@ def test_anything_else_is_told_with_the_value_and_what_is_allowed(location: str,
     with pytest.raises(InvalidLocationError) as caught:
         check_table_name(location)
     assert str(caught.value) == (
-        f"location {shown(location)} is not a table of Unity Catalog: {problem}; it is <catalog>.<schema>.<table>, each of 1 to "
-        "255 characters of printable ASCII without space, period, slash and backquote"
+        f"location {shown(location)} is not a table of Unity Catalog: {problem}; it is "
+        "<catalog>.<schema>.<table>, each of 1 to 255 characters of printable ASCII without space, period, slash and "
+        "backquote"
     )
 
 

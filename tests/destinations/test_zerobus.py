@@ -229,7 +229,7 @@ async def test_the_workspace_id_may_be_given_where_the_workspace_does_not_tell_i
 async def test_a_workspace_without_an_id_is_told() -> None:
     async with servers(tells_id=False) as (workspace, service), exporter_of(workspace, service) as exporter:
         assert await exporter.export(batch_of(1, TABLE)) == Refused(
-            "no credentials: the workspace does not say what its id is: set DATABRICKS_WORKSPACE_ID"
+            "no credentials: the workspace does not tell its id: set DATABRICKS_WORKSPACE_ID"
         )
 
 

@@ -179,11 +179,11 @@ async def test_no_credential_leaves_for_a_host_that_is_not_one_of_zerobus(
 ) -> None:
     async with setup_of(metastore=summary) as setup:
         assert await setup.export(batch_of(1, TABLE)) == Refused(
-            f"no endpoint of Zerobus: the cloud and region in the metastore summary of https://{WORKSPACE} are not those "
-            "of a Zerobus host; set ZEROBUS_ENDPOINT, or give the endpoint"
+            f"no endpoint of Zerobus: the cloud and region in the metastore summary of https://{WORKSPACE} are not "
+            "those of a Zerobus host; set ZEROBUS_ENDPOINT, or give the endpoint"
         )
         assert set(setup.transport.asked) == {WORKSPACE}
-        # Nor is a token for the table asked for.
+        # Nor is a token for the table requested.
         assert setup.workspace.token_requests == []
 
 
