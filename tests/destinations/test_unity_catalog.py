@@ -273,8 +273,8 @@ async def test_a_wrong_client_secret_is_refused_with_what_to_do(
 async def test_a_token_endpoint_that_is_ill_is_asked_again_later(answer: Answer, service_principal: None) -> None:
     async with workspace_of(token_answer=answer) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater(
-            f"no credentials: the answer of the token endpoint of {workspace.host} has no token in it, and no code of "
-            "OAuth's"
+            f"no credentials: the answer of the token endpoint of {workspace.host} has no token in it, and no "
+            "OAuth error code"
         )
         workspace.token_answer = None
         assert await export(exporter) == Delivered()

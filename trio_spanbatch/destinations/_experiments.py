@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import attrs
-import httpx
 import trio
 
 from .._errors import InvalidLocationError
 from .._exporter import Refused, TryLater
-from .._http.client import TLSAdvice
+from .._http.exporter import OTLPExporter
 from .._http.questions import ask, json_object
 from .._http.responses import Response, interpret_response, retry_after
 from .._spans.checks import shown
@@ -98,46 +97,29 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:60] + "…")
 
 
-class ExperimentNames:
-    """The ids of experiments by their names, each looked up once in five minutes.
+class ExperimentNames(KeyedFetch[Found]):
+    """The ids of experiments by their names, or the results for batches that need them; each looked up when needed.
 
-    Only experiments that exist are cached, so that an experiment that is created later is found with the next batch.
-    Ids expire because MLflow goes on storing traces in a deleted experiment, where nobody sees them.
+    Only ids are cached, for five minutes, so that an experiment that is created later is found with the next batch.
+    They expire because MLflow goes on storing traces in a deleted experiment, where nobody sees them.
 
     Args:
         root: The tracking URI, without a trailing slash.
-        client: Sends the requests. It is not closed here.
+        exporter: The exporter for traces, whose client and timeout are used.
         headers: The headers of each request, credentials included.
-        timeout: Seconds that a request may take.
-        tls_advice: The remedies to name if TLS fails.
     """
 
-    def __init__(
-        self,
-        root: str,
-        client: httpx.AsyncClient,
-        headers: Mapping[bytes, bytes],
-        timeout: float,
-        tls_advice: TLSAdvice,
-    ) -> None:
+    def __init__(self, root: str, exporter: OTLPExporter, headers: Mapping[bytes, bytes]) -> None:
+        super().__init__(self._look_up)
         self._url = f"{root}/{BY_NAME_PATH}"
-        self._client = client
-        self._headers = dict(headers)
-        self._timeout = timeout
-        self._tls_advice = tls_advice
-        self._ids = KeyedFetch(self._look_up)
-
-    async def id_of(self, name: str) -> Found:
-        """Return the id of the experiment named ``name``, or the result for a batch that needs it."""
-        return await self._ids.get(name)
-
-    def forget(self, name: str) -> None:
-        """Drop the cached id of ``name``: the server does not know it any more."""
-        self._ids.forget(name)
+        self._client = exporter._client
+        self._headers = list(headers.items())
+        self._timeout = exporter.timeout
+        self._tls_advice = exporter._tls_advice
 
     async def _look_up(self, name: str) -> tuple[Found, float]:
         request = self._client.build_request(
-            "GET", self._url, params={"experiment_name": name}, headers=list(self._headers.items()), timeout=None
+            "GET", self._url, params={"experiment_name": name}, headers=self._headers, timeout=None
         )
         answer = await ask(
             self._client, request, seconds=self._timeout, max_bytes=MAX_ANSWER_BYTES, advice=self._tls_advice

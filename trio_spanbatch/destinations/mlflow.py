@@ -141,12 +141,7 @@ def mlflow(
 class _MLflowExporter(OTLPExporter):
     """An `OTLPExporter` that translates locations to ids of experiments.
 
-    Args:
-        root: The tracking URI, without a trailing slash.
-        by_name: Whether locations are names.
-        default: The id that the location ``"default"`` stands for, if locations are ids.
-        verify: Whether the server's certificate is verified.
-        options: Further arguments of `OTLPExporter`.
+    The location ``"default"`` stands for the id ``default``, unless locations are names.
     """
 
     _tls_settings = TLSSettings(
@@ -162,7 +157,7 @@ class _MLflowExporter(OTLPExporter):
         if by_name:
             headers = {name: value for name, value in self._headers.items() if name != RUN_HEADER.encode("ascii")}
             agent = {b"user-agent": self._headers_always[b"user-agent"], b"accept-encoding": b"gzip, deflate"}
-            self._names = ExperimentNames(root, self._client, {**agent, **headers}, self._timeout, self._tls_advice)
+            self._names = ExperimentNames(root, self, {**agent, **headers})
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` is not an id, or a name, of an experiment."""
@@ -184,18 +179,17 @@ class _MLflowExporter(OTLPExporter):
         """Make one attempt at sending ``batch``, after looking up its experiment if its id is not cached."""
         self._check_open()
         self.check_location(batch.location)
-        experiment = await self._experiment_of(batch.location)
+        experiment: Found = batch.location
+        if self._names is not None:
+            experiment = await self._names.get(batch.location)
+        elif self._default is not None and batch.location == DEFAULT_LOCATION:
+            experiment = self._default
         if not isinstance(experiment, str):
             return _advised(experiment)
         result = await super().export(SpanBatch(experiment, batch.spans, size=batch.size))
         if self._names is not None and isinstance(result, Refused) and result.status_code == 404:
             self._names.forget(batch.location)
         return _advised(result)
-
-    async def _experiment_of(self, location: str) -> Found:
-        if self._names is not None:
-            return await self._names.id_of(location)
-        return self._default if self._default is not None and location == DEFAULT_LOCATION else location
 
 
 def _advised(result: ExportResult) -> ExportResult:
@@ -214,10 +208,8 @@ def _advised(result: ExportResult) -> ExportResult:
 
 
 def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
-    uri: object = argument if argument is not None else environ.get("MLFLOW_TRACKING_URI", "").strip()
     name = "tracking_uri" if argument is not None else "MLFLOW_TRACKING_URI"
-    if not isinstance(uri, str):
-        raise TypeError(f"{name} is of type {type(uri).__name__}; it must be a str")
+    uri = _checked_str(name, environ.get(name, "").strip() if argument is None else argument)
     if not uri:
         raise ValueError("there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI")
     scheme, separator, _ = uri.partition("://")
@@ -298,7 +290,9 @@ def _authorization(
                     "of credentials"
                 )
     if token is not None:
-        return _bearer(token)
+        if not _TOKEN.fullmatch(_checked_str("token", token)):
+            raise ValueError("the token (not shown) is empty, or has a space, a line break or a character beyond ASCII")
+        return {"Authorization": f"Bearer {token}"}
     if username is None and password is None:
         if environ is os.environ:
             warn_of_credentials_file()
@@ -306,27 +300,23 @@ def _authorization(
     return _basic(username, password)
 
 
-def _bearer(token: object) -> dict[str, str]:
-    if not isinstance(token, str):
-        raise TypeError(f"token is of type {type(token).__name__}; it must be a str")
-    if not _TOKEN.fullmatch(token):
-        raise ValueError("the token (not shown) is empty, or has a space, a line break or a character beyond ASCII")
-    return {"Authorization": f"Bearer {token}"}
+def _checked_str(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
+    return value
 
 
-def _basic(username: object, password: object) -> dict[str, str]:
+def _basic(username: str | None, password: str | None) -> dict[str, str]:
     if username is None or password is None:
         given, missing = ("password", "username") if username is None else ("username", "password")
         raise ValueError(
             f"there is a {given}, but no {missing}: give {missing}= or set MLFLOW_TRACKING_{missing.upper()}"
         )
     for name, value in (("username", username), ("password", password)):
-        if not isinstance(value, str):
-            raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
         # https://www.rfc-editor.org/rfc/rfc7617#section-2: no control characters, and no colon in the user name.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in _checked_str(name, value)):
             raise ValueError(f"the {name} (not shown) has a line break or another control character")
-    if not username or ":" in str(username):
+    if not username or ":" in username:
         raise ValueError("the username (not shown) is empty or has a colon")
     credentials = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
     return {"Authorization": f"Basic {credentials}"}
