@@ -1,4 +1,4 @@
-"""mlflow(): where it sends, as whom, and what it takes for a location. The receiver stands in for MLflow."""
+"""mlflow(): the URL, the credentials and the locations. The receiver stands in for MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHO = "give the right username and password, or token (MLFLOW_TRACKING_USERNAME,
 
 
 async def received(location: str = "3", **options: Any) -> ReceivedRequest:
-    """Return the one request with which a batch arrives."""
+    """Return the only request that an export makes."""
     async with OTLPReceiver(listen=False, path=None) as receiver:
         exporter = mlflow(**{"tracking_uri": URI, "environ": {}, "transport": receiver.memory_transport(), **options})
         assert await exporter.export(batch_of(3, location)) == Delivered()
@@ -37,7 +37,7 @@ async def received(location: str = "3", **options: Any) -> ReceivedRequest:
 
 
 async def answered(*answers: Answer, location: str = "3", **options: Any) -> Any:
-    """Return what an export ends with that is answered like this."""
+    """Return the result of an export that gets this answer."""
     async with OTLPReceiver(listen=False, path=None, answers=answers) as receiver:
         exporter = mlflow(URI, environ={}, transport=receiver.memory_transport(), **options)
         result = await exporter.export(batch_of(1, location))
@@ -182,7 +182,7 @@ def test_a_tracking_uri_that_leads_to_no_tracking_server_is_refused(uri: str, me
     assert SECRET not in str(caught.value)
 
 
-def test_without_an_environment_given_that_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from.environment.test")
     exporter = mlflow()
     assert isinstance(exporter, OTLPExporter)
@@ -210,7 +210,7 @@ async def test_what_can_be_no_id_is_an_invalid_location_before_anything_is_accep
 
 
 @pytest.mark.parametrize("location", ["", " a", "a ", "a\nb", "\x00", "a\x7f", "\ud800", "x" * 501])
-async def test_what_can_be_no_name_is_an_invalid_location_before_anything_is_accepted(location: str) -> None:
+async def test_a_location_that_cannot_be_a_name_is_refused_before_anything_is_accepted(location: str) -> None:
     exporter = mlflow(URI, experiments="name", environ={})
     with pytest.raises(InvalidLocationError, match="is not a name of an MLflow experiment"):
         exporter.check_location(location)
@@ -240,12 +240,12 @@ async def test_default_stands_for_the_experiment_that_is_set(
     assert request.header("x-mlflow-experiment-id") == experiment
 
 
-def test_default_stands_for_nothing_if_no_experiment_is_set() -> None:
+def test_the_location_default_is_refused_if_no_experiment_is_set() -> None:
     with pytest.raises(InvalidLocationError, match="set MLFLOW_EXPERIMENT_ID, give experiment_id="):
         mlflow(URI, environ={"MLFLOW_EXPERIMENT_ID": ""}).check_location("default")
 
 
-def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_experiment_id_in_the_environment_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "trio_spanbatch"):
         exporter = mlflow(URI, environ={"MLFLOW_EXPERIMENT_ID": "agents"})
     assert "MLFLOW_EXPERIMENT_ID is 'agents', not a whole number: it is ignored" in caplog.text
@@ -266,7 +266,7 @@ def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog
         ({"client_key": "missing.pem"}, "client_key is given without client_certificate"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mlflow(URI, environ={}, **options)
 

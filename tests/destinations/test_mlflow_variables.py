@@ -1,4 +1,4 @@
-"""MLflow's own variables, and headers=: what they say is done, and of what cannot be done it is told once."""
+"""MLflow's own variables, and headers=: they take effect, or a warning is logged once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def found(request: ReceivedRequest) -> Answer | None:
-    """Answer a question for an experiment's id, and take traces."""
+    """Answer a lookup of an experiment's id, and accept traces."""
     if request.method == "POST":
         return None
     document = {"experiment": {"experiment_id": "3", "lifecycle_stage": "active"}}
@@ -52,7 +52,7 @@ def found(request: ReceivedRequest) -> Answer | None:
 
 
 async def requests(environ: dict[str, str], location: str = "3", **options: Any) -> list[ReceivedRequest]:
-    """Return the requests with which a batch arrives."""
+    """Return the requests that an export makes."""
     async with OTLPReceiver(listen=False, path=None, answers=found) as receiver:
         exporter = mlflow(URI, environ=environ, transport=receiver.memory_transport(), **options)
         assert await exporter.export(batch_of(1, location)) == Delivered()
@@ -153,7 +153,7 @@ def tls_of(authority: trustme.CA, *, asks_for_certificate: bool = False) -> ssl.
 
 
 async def sent_to(context: ssl.SSLContext, environ: dict[str, str], **options: Any) -> Any:
-    """Return what two exports to a server with TLS end with, the second after the lookup of a name."""
+    """Return the results of two exports to a server with TLS, the second after the lookup of a name."""
     async with OTLPReceiver(ssl_context=context, path=None, answers=found) as receiver:
         root = receiver.url.removesuffix("/v1/traces")
         results = []
@@ -237,7 +237,7 @@ def test_files_that_cannot_be_used_are_told_by_their_variable(environ: dict[str,
     mlflow("https://mlflow.test", environ=environ, transport=httpx.AsyncHTTPTransport())
 
 
-# What is not read.
+# Variables that are not read.
 
 
 @pytest.mark.parametrize("variable", UNREAD)
@@ -268,7 +268,7 @@ def test_a_setting_that_asks_for_what_is_done_anyway_is_not_told(
     assert caplog.records == []
 
 
-async def test_whoever_authenticates_is_not_told_that_mlflows_ways_are_not_read(
+async def test_no_warning_about_mlflows_authentication_if_the_program_authenticates(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     environ = {name: UNREAD[name] for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")}

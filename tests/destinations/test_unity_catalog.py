@@ -1,4 +1,4 @@
-"""Unity Catalog, over real HTTP: databricks-sdk itself against a workspace that answers as the documents say."""
+"""Unity Catalog over real HTTP: the real databricks-sdk against a fake workspace that follows the documentation."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_a_batcher_delivers_to_many_tables_with_one_token(service_principa
 
 
 async def test_a_token_that_ends_soon_is_replaced_before_it_ends(service_principal: None) -> None:
-    # 40 seconds before its end, databricks-sdk counts a token as ended.
+    # databricks-sdk counts a token as expired 40 seconds before it expires.
     async with workspace_of(expires_in=39) as workspace, exporter_for(workspace) as exporter:
         for _ in range(3):
             assert await export(exporter) == Delivered()
@@ -250,12 +250,12 @@ async def test_a_wrong_client_secret_is_refused_with_what_to_do(
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", "wrong-wrong-wrong")
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         result = await export(exporter)
-        # The token endpoint repeats the right one in its answer, which must not show either.
+        # The token endpoint echoes the right secret in its response, which must not be shown either.
         assert result == Refused(
             f"no credentials: the token endpoint of {workspace.host} answered invalid_client: check "
             "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
         )
-        # It was mended: nothing of the failure is kept.
+        # Once it is corrected, nothing of the failure is cached.
         monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", CLIENT_SECRET)
         assert await export(exporter) == Delivered()
 
@@ -440,7 +440,7 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
         (None, "there is no workspace: give host="),
     ],
 )
-def test_a_host_that_is_none_is_told_without_showing_credentials(host: str | None, message: str) -> None:
+def test_an_invalid_host_is_refused_without_showing_credentials(host: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         unity_catalog(host)
     assert "s3cret" not in str(caught.value)

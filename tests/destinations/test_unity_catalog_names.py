@@ -1,4 +1,4 @@
-"""Which locations are tables of Unity Catalog."""
+"""Which locations are valid names of tables of Unity Catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trio_spanbatch.destinations.unity_catalog import check_table_name
         ".".join(["x" * 255] * 3),
     ],
 )
-def test_three_names_with_periods_between_are_a_table(location: str) -> None:
+def test_three_names_separated_by_periods_are_a_table(location: str) -> None:
     check_table_name(location)
 
 
@@ -52,7 +52,7 @@ def test_three_names_with_periods_between_are_a_table(location: str) -> None:
         ("main.agents.\ud800", "it has '\\ud800' in it"),
     ],
 )
-def test_anything_else_is_told_with_the_value_and_what_is_allowed(location: str, problem: str) -> None:
+def test_any_other_name_is_refused_with_the_value_and_the_rule(location: str, problem: str) -> None:
     with pytest.raises(InvalidLocationError) as caught:
         check_table_name(location)
     assert str(caught.value) == (
@@ -63,7 +63,7 @@ def test_anything_else_is_told_with_the_value_and_what_is_allowed(location: str,
 
 
 @given(st.text(alphabet=st.sampled_from("a.`/ \n\x7fä~!")))
-def test_what_passes_can_be_sent_in_a_header(location: str) -> None:
+def test_every_valid_name_can_be_sent_in_a_header(location: str) -> None:
     try:
         check_table_name(location)
     except InvalidLocationError:

@@ -1,4 +1,4 @@
-"""Where Zerobus is: found through the workspace, once for all, and never a host that is not one of Databricks'."""
+"""Zerobus' endpoint: looked up in the workspace once, and always a host of Databricks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_the_endpoint_is_found_through_the_workspace_which_is_named_by_its
         assert setup.exporter.endpoint == f"https://{HOST}/v1/traces"
         assert setup.workspace.summaries == 1
         assert setup.transport.asked == [WORKSPACE, WORKSPACE, HOST, WORKSPACE, HOST]
-        # The fake workspace answers only to who names it.
+        # The fake workspace answers only requests that name it.
         (summary,) = [request for request in setup.workspace.receiver.requests if "summary" in request.target]
         assert summary.header("x-databricks-workspace-id") == "12345"
 

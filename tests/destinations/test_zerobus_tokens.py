@@ -1,4 +1,4 @@
-"""A token for each table: kept, shared, replaced, and never in the way of another table. On the mock clock."""
+"""One token per table: cached, shared and replaced without delaying other tables. On the mock clock."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_the_end_of_a_token_is_counted_from_when_it_was_asked_for(autojump
 )
 def test_a_token_is_kept_for_as_long_as_its_answer_allows(expires_in: object, kept_for: float) -> None:
     if expires_in == 10**400:
-        # More than a float holds: it is not known.
+        # Too large for a float, so the lifetime is unknown.
         kept_for = 240
     assert zerobus_auth._good_for(expires_in) == kept_for
 
@@ -230,7 +230,7 @@ async def test_no_more_tokens_are_kept_than_a_batcher_has_locations(
     async with setup_of(endpoint=ENDPOINT, tables=set(tables)) as setup:
         for table in (*tables[:3], tables[0], *tables[3:], tables[0]):
             assert await export(setup, table) == Delivered()
-        # The first table was used again before room was needed.
+        # The first table was used again before a token had to be dropped.
         assert setup.zerobus.tokens == ["1", "2", "3", "1", "4", "5", "1"]
         assert len(tokens_of(setup)._tokens._fetches) == 3
 
@@ -344,7 +344,7 @@ async def test_a_secret_that_the_workspace_does_not_know_is_read_again_before_th
         tokens_of(setup)._tokens.forget(TABLE)
         result = await export(setup)
         assert isinstance(result, Refused)
-        # The same again is not sent twice.
+        # The same secret is not sent twice.
         assert len(setup.workspace.token_requests) == 4
 
 
