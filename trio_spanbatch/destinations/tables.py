@@ -31,7 +31,6 @@ __all__ = [
     "check_table_name",
     "checked_workspace",
     "default_config",
-    "workspace_url",
 ]
 
 LOCATION_HEADER = "X-Databricks-UC-Table-Name"
@@ -129,28 +128,6 @@ class UnityCatalogExporter(TableExporter):
         self._decodes = decodes
 
 
-def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> str:
-    """Return the workspace's URL, see `workspace_url`, after checking that databricks-sdk can authenticate there.
-
-    Raises:
-        ModuleNotFoundError: databricks-sdk is not installed.
-        ValueError: There is no workspace, or ``headers`` has ``Authorization``.
-    """
-    try:
-        has_sdk = importlib.util.find_spec("databricks.sdk") is not None
-    except ModuleNotFoundError:
-        has_sdk = False
-    if not has_sdk:
-        raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
-    workspace = workspace_url(host)
-    if any(str(name).lower() == "authorization" for name in headers or ()):
-        raise ValueError(
-            "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
-            "make_config=, or use OTLPExporter"
-        )
-    return workspace
-
-
 def check_table_name(location: str) -> None:
     """Raise `InvalidLocationError` unless ``location`` is ``<catalog>.<schema>.<table>`` and can be in a header."""
     parts = location.split(".")
@@ -169,12 +146,29 @@ def check_table_name(location: str) -> None:
     raise InvalidLocationError(f"location {shown(location)} is not a table of Unity Catalog: {problem}; {_RULE}")
 
 
-def workspace_url(host: str | None) -> str:
-    """Return ``https://`` and the host of a workspace, or of ``DATABRICKS_HOST`` if ``host`` is ``None``.
+def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> str:
+    """Return ``https://`` and the host of a workspace, by default ``DATABRICKS_HOST``.
+
+    Args:
+        host: The workspace, as users write it.
+        headers: The headers for requests, which must not authenticate.
 
     Raises:
-        ValueError: There is none, or it is not a host. The message does not show credentials in it.
+        ModuleNotFoundError: databricks-sdk is not installed.
+        ValueError: There is no workspace, it is not a host, or ``headers`` has ``Authorization``. The message does not
+            show credentials.
     """
+    try:
+        has_sdk = importlib.util.find_spec("databricks.sdk") is not None
+    except ModuleNotFoundError:
+        has_sdk = False
+    if not has_sdk:
+        raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
+    if any(str(name).lower() == "authorization" for name in headers or ()):
+        raise ValueError(
+            "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
+            "make_config=, or use OTLPExporter"
+        )
     given = (os.environ.get("DATABRICKS_HOST", "") if host is None else host).strip()
     if not given:
         raise ValueError(
