@@ -258,7 +258,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         ),
         (("--to", "mlflow", "--endpoint", "http://me:s3cret@h"), "give them as MLFLOW_TRACKING_USERNAME and"),
         (CATALOG, "--to unity-catalog needs a table: name it with --location <catalog>.<schema>.<table>"),
-        ((*CATALOG, "--location", "agents.spans"), "location 'agents.spans' is no table of Unity Catalog: it has 2"),
+        ((*CATALOG, "--location", "agents.spans"), "location 'agents.spans' is not a table of Unity Catalog: it has 2"),
         ((*CATALOG, "--location", TABLE, "--location-header", "X"), "it is X-Databricks-UC-Table-Name"),
         ((*CATALOG, "--location", TABLE, "--header", "authorization=s3cret"), "databricks-sdk authenticates"),
         (("--to", "unity-catalog", "--location", TABLE), "give --endpoint, as in https://dbc-a1b2c3d4-e5f6.cloud."),
@@ -292,7 +292,7 @@ def test_a_variable_that_is_not_an_experiment_is_a_one_line_error(monkeypatch: p
 async def test_an_attribute_that_is_not_an_experiment_is_reported_with_the_names_of_options(spans: Path) -> None:
     ended = await send(spans, *MLFLOW, "--location-attribute", "tenant")
     assert ended.err.splitlines()[0] == (
-        f"{spans}:1: span 1: location '{TABLE}' is no id of an MLflow experiment, a whole number such as '3'; a name "
+        f"{spans}:1: span 1: location '{TABLE}' is not an MLflow experiment's id, a whole number such as '3'; a name "
         "can only be given with --location; it is the value of the attribute 'tenant'"
     )
     assert len(ended.err.splitlines()) == 3

@@ -126,7 +126,7 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
     ("arguments", "host", "error"),
     [
         (ENDPOINT, "w.com", "--to zerobus needs a table: name it with --location <catalog>.<schema>.<table>, or name"),
-        (("--location", "agents.spans"), "w.com", "location 'agents.spans' is no table of Unity Catalog: it has 2"),
+        (("--location", "agents.spans"), "w.com", "location 'agents.spans' is not a table of Unity Catalog: it has 2"),
         (("--location", TABLE), "", "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST"),
         (("--location", TABLE), "https://w.com/s3cret", "host must be a workspace alone|--endpoint must be a worksp"),
         (("--location", TABLE, "--location-header", "X"), "w.com", "it is x-databricks-zerobus-table-name"),
@@ -134,12 +134,12 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
         (
             ("--location", TABLE, "--endpoint", "https://1.zerobus.r.azuredatabricks.net/s3cret"),
             "w.com",
-            "--endpoint must be a host alone, as in https://1.zerobus.r.azuredatabricks.net; what follows it",
+            "--endpoint must be a host alone, as in https://1.zerobus.r.azuredatabricks.net; remove the rest",
         ),
         (
             ("--location", TABLE, "--endpoint", "http://1.zerobus.r.azuredatabricks.net"),
             "w.com",
-            "--endpoint http://1.zerobus.r.azuredatabricks.net must begin with https://: a token is sent there",
+            "--endpoint http://1.zerobus.r.azuredatabricks.net must begin with https://, because tokens are sent",
         ),
         (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) has a user"),
     ],
@@ -196,9 +196,9 @@ async def test_an_unknown_table_is_one_line(spans: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "Zerobus does not take this token"),
+        (401, "Zerobus does not accept this token"),
         (403, "the service principal needs USE CATALOG"),
-        (404, "is the endpoi"),
+        (404, "is it the endpoint"),
     ],
 )
 async def test_a_refusal_of_zerobus_is_one_line(status: int, words: str, spans: Path) -> None:
@@ -213,8 +213,8 @@ async def test_a_metastore_that_names_no_host_of_zerobus_is_one_line(spans: Path
     async with servers(metastore={"cloud": "mars", "region": "r"}) as (workspace, _):
         ended = await send(spans, workspace, None)
     assert only_line(ended) == (
-        f"{TABLE}: 3 rejected: no endpoint of Zerobus: what {workspace.host} says of its metastore's cloud and region "
-        "names no host of Zerobus; set ZEROBUS_ENDPOINT, or give the endpoint"
+        f"{TABLE}: 3 rejected: no endpoint of Zerobus: the cloud and region in the metastore summary of "
+        f"{workspace.host} are not those of a Zerobus host; set ZEROBUS_ENDPOINT, or give the endpoint"
     )
 
 

@@ -28,7 +28,7 @@ METASTORE: dict[str, object] = {
     "global_metastore_id": "aws:us-west-2:6f2a",
 }
 
-# databricks-sdk leaves its connections to the garbage collector, which warns of those that are open.
+# databricks-sdk leaves its connections to the garbage collector, which warns about open ones.
 JSON = [("content-type", "application/json"), ("connection", "close")]
 
 
@@ -41,7 +41,7 @@ def bearer_of(request: ReceivedRequest) -> str:
 
 
 def table_of(form: dict[str, str], workspace_id: str) -> str | None:
-    """The table that a token for Zerobus is asked for; None if it is not asked for as the documents say."""
+    """Return the table for which a token is requested; None if the request does not follow the documentation."""
     try:
         details = json.loads(form["authorization_details"])
         table = str(details[2]["object_full_path"])
@@ -67,7 +67,7 @@ def table_of(form: dict[str, str], workspace_id: str) -> str | None:
 
 @attrs.define
 class FakeWorkspace:
-    """What the server knows, and what it was asked.
+    """The state of the server, and the requests that it received.
 
     Attributes:
         tables: The tables that are there.
@@ -187,14 +187,14 @@ async def workspace_of(
 
 
 def forget_databricks(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    """Take away whatever this machine knows of Databricks, and proxies that would be asked for 127.0.0.1."""
+    """Remove this machine's Databricks settings, and proxies that would be used for 127.0.0.1."""
     import os
 
     for name in list(os.environ):
         if name.upper().startswith(("DATABRICKS_", "ARM_", "GOOGLE_")) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", f"{tmp_path}/databrickscfg")
-    # Where the SDK looks for the tools of Databricks and of clouds.
+    # Where the SDK looks for the command line tools of Databricks and of clouds.
     monkeypatch.setenv("PATH", str(tmp_path))
 
 

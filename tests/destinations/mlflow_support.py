@@ -1,4 +1,4 @@
-"""An MLflow server in a process of its own, the traces that tests send to it, and what it says it has stored."""
+"""An MLflow server in another process, the traces that tests send to it, and those that it returns."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.cli.support import clean_environment
 from tests.support.paths import PROJECT
 
 PROJECT = PROJECT
-# Another version's environment is named like this: TEST_MLFLOW_VENV=.venv-mlflow-3.18.
+# To use another version's environment: TEST_MLFLOW_VENV=.venv-mlflow-3.18.
 MLFLOW = PROJECT / os.environ.get("TEST_MLFLOW_VENV", ".venv-mlflow") / "bin" / "mlflow"
 
-# Seconds. It starts in 5 to 10; a busy machine takes its time.
+# Seconds. It starts in 5 to 10, or later on a busy machine.
 START_TIMEOUT = 180
 
 
@@ -64,14 +64,14 @@ class MLflowServer:
         environ |= {
             "HOME": str(self._directory),
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # What names none is in the workspace "default".
+            # Requests that name none use the workspace "default".
             "MLFLOW_ENABLE_WORKSPACES": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-        # Whatever coverage sets for child processes is for ours.
+        # Coverage's variables for child processes are for ours only.
         environ = {name: value for name, value in environ.items() if not name.startswith(("COV_", "COVERAGE_"))}
         with self._log.open("ab") as log:
-            # A session of its own, so that its workers can be killed with it.
+            # In a new session, so that its workers can be killed with it.
             self._process = subprocess.Popen(
                 command, cwd=self._directory, env=environ, stdout=log, stderr=log, start_new_session=True
             )
@@ -90,7 +90,7 @@ class MLflowServer:
             assert self._process is not None
             assert self._process.poll() is None, f"the server ended:\n{self._log.read_text()[-4000:]}"
             assert time.monotonic() < give_up_at, f"the server does not start:\n{self._log.read_text()[-4000:]}"
-            # Only asking again tells that it is ready; that it has ended is noticed at once.
+            # Only polling tells that it is ready; its end is noticed at once.
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.1)
 
@@ -116,7 +116,7 @@ class MLflowServer:
         self._call("POST", "api/2.0/mlflow/experiments/delete", json={"experiment_id": experiment_id})
 
     def trace(self, trace_id: int, workspace: str = "default") -> dict[str, Any]:
-        """Return what MLflow has of a trace."""
+        """Return what MLflow has stored of a trace."""
         headers = {"X-MLFLOW-WORKSPACE": workspace}
         params = {"trace_id": f"tr-{trace_id:032x}"}
         trace: dict[str, Any] = self._call("GET", "api/3.0/mlflow/traces/get", params=params, headers=headers)["trace"]
@@ -131,7 +131,7 @@ class MLflowServer:
 
 @contextmanager
 def running_mlflow(directory: Path) -> Iterator[MLflowServer]:
-    """An MLflow server that is ready, and gone at the end."""
+    """Run an MLflow server that is ready, and stop it at the end."""
     server = MLflowServer(directory)
     try:
         server.start()
@@ -152,7 +152,7 @@ def experiment_of(trace: dict[str, Any]) -> str:
 
 
 async def wait_in_real_time(condition: Callable[[], bool]) -> None:
-    """Return once ``condition()`` holds. What it waits for happens in other processes."""
+    """Return once ``condition()`` holds, which depends on other processes."""
     with trio.fail_after(START_TIMEOUT):
         while not condition():  # noqa: ASYNC110  # nobody can notify
             await trio.sleep(0.05)

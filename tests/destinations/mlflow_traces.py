@@ -1,4 +1,4 @@
-"""Traces with everything in them that MLflow stores, and how to compare them with what it says it has stored."""
+"""Traces with everything that MLflow stores, and their comparison with what it returns."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ SCOPE = InstrumentationScope("tests.mlflow", "1.0")
 
 
 class TraceMaker:
-    """Makes traces; with the same seed, the same ones."""
+    """Generates traces; the same seed gives the same traces."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def trace(self, spans: int) -> list[Span]:
-        """Return a trace: a root, and spans below any span that came before."""
+        """Return a trace: a root, and spans whose parents are any earlier spans."""
         trace_id = self._random.getrandbits(127) + 1
         contexts = [SpanContext(trace_id, self._random.getrandbits(63) + 1) for _ in range(spans)]
         parents = [None, *(self._random.choice(contexts[:number]) for number in range(1, spans))]
@@ -115,7 +115,7 @@ class TraceMaker:
 
 
 def assert_stored(stored: Sequence[SpanMessage], sent: Sequence[Span]) -> None:
-    """Assert that MLflow has exactly these spans of a trace, with everything that it tells of a span."""
+    """Assert that MLflow has exactly these spans of a trace, with everything that it returns of a span."""
     by_id = {message.span_id: message for message in stored}
     assert len(by_id) == len(stored)
     expected = {message.span_id: message for message in map(span_message, sent)}
@@ -128,7 +128,7 @@ def _assert_same(stored: SpanMessage, sent: SpanMessage) -> None:
     for field in ("trace_id", "parent_span_id", "name", "start_time_unix_nano", "end_time_unix_nano"):
         assert getattr(stored, field) == getattr(sent, field), field
     assert (stored.status.code, stored.status.message) == (sent.status.code, sent.status.message)
-    # MLflow adds attributes of its own.
+    # MLflow adds its own attributes.
     found = _values(stored.attributes)
     expected = {key: _parsed(value) for key, value in _values_without_bytes(sent.attributes).items()}
     assert not {key: found.get(key) for key, value in expected.items() if found.get(key) != value}, sent.name
@@ -145,7 +145,7 @@ def _values(attributes: Iterable[KeyValue]) -> dict[str, AnyValue]:
 
 
 def _values_without_bytes(attributes: Iterable[KeyValue], text_of: Callable[[bytes], str] = str) -> dict[str, AnyValue]:
-    """MLflow writes bytes as Python shows them; those of a link as base64."""
+    """Return bytes as MLflow stores them: their ``repr``, or base64 in a link."""
     return {
         key: any_value(text_of(value.bytes_value)) if value.HasField("bytes_value") else value
         for key, value in _values(attributes).items()
@@ -157,5 +157,5 @@ def _base64(data: bytes) -> str:
 
 
 def _parsed(value: AnyValue) -> AnyValue:
-    """MLflow takes text that is a JSON object for that object."""
+    """Return text as MLflow stores it: a JSON object becomes that object."""
     return any_value(json.loads(value.string_value)) if value.string_value.startswith("{") else value

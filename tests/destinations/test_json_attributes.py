@@ -1,4 +1,4 @@
-"""``decode_json_attributes=True``: attributes that MLflow keeps as JSON texts are sent as what they stand for."""
+"""``decode_json_attributes=True``: attributes that MLflow stores as JSON are sent decoded."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def value_of(value: AnyValue) -> Any:
     ],
     ids=repr,
 )
-async def test_a_json_text_becomes_the_value_that_it_stands_for(document: Any) -> None:
+async def test_an_attribute_that_is_json_is_decoded(document: Any) -> None:
     value = value_of(await sent(json.dumps(document)))
     assert value == document
     assert type(value) is type(document)
@@ -112,11 +112,11 @@ async def test_a_json_text_becomes_the_value_that_it_stands_for(document: Any) -
     ],
     ids=lambda text: repr(text[:20]),
 )
-async def test_what_is_no_json_or_would_lose_something_stays_as_it_is(text: str) -> None:
+async def test_a_string_that_is_not_json_or_would_lose_information_stays_as_it_is(text: str) -> None:
     assert await sent(text) == AnyValue(string_value=text)
 
 
-async def test_numbers_within_that_have_no_64_bit_form_become_their_digits() -> None:
+async def test_nested_numbers_without_a_64_bit_form_become_their_digits() -> None:
     text = '{"large": 123456789012345678901234567890, "huge": 1e999, "fine": 7}'
     assert value_of(await sent(text)) == {
         "large": "123456789012345678901234567890",
@@ -125,7 +125,7 @@ async def test_numbers_within_that_have_no_64_bit_form_become_their_digits() -> 
     }
 
 
-async def test_what_is_nested_as_deep_as_servers_read_is_decoded_and_the_request_parses() -> None:
+async def test_values_nested_as_deep_as_servers_accept_are_decoded_and_the_request_parses() -> None:
     for opening, closing in (("[", "]"), ('{"a":', "}")):
         deepest = 0
         for depth in range(1, 60):
@@ -151,7 +151,7 @@ async def test_only_attributes_of_spans_that_are_strings_are_decoded() -> None:
     assert batch.spans == (span,)
 
 
-async def test_fields_that_are_not_known_and_bytes_that_are_no_span_are_kept() -> None:
+async def test_unknown_fields_and_bytes_that_are_not_a_span_are_kept() -> None:
     unknown = b"\xfa\x3f\x03abc"
     strange = EncodedSpan(span_with("1").payload + unknown)
     broken = EncodedSpan(b"\xff\xff")
@@ -161,12 +161,12 @@ async def test_fields_that_are_not_known_and_bytes_that_are_no_span_are_kept() -
     assert batch.spans[1] is broken
 
 
-async def test_the_size_is_that_of_what_is_sent() -> None:
+async def test_the_size_is_that_of_the_decoded_batch() -> None:
     batch = await decoded(SpanBatch(TABLE, [span_with('"text"', "3"), span_with("words")]))
     assert batch.size == len(batch.to_request())
 
 
-async def test_decoding_gives_other_tasks_their_turn() -> None:
+async def test_decoding_yields_to_other_tasks() -> None:
     batch = SpanBatch(TABLE, [span_with(json.dumps(["x" * 50] * 1000)) for _ in range(20)])
     turns = 0
 
@@ -180,7 +180,7 @@ async def test_decoding_gives_other_tasks_their_turn() -> None:
         nursery.start_soon(count)
         await decoded(batch)
         nursery.cancel_scope.cancel()
-    # 2,000 characters and 1,000 values a span, of which a step takes 512.
+    # Each span has 1,000 values, and there is a checkpoint after at most 512.
     assert turns >= 20
 
 
@@ -201,7 +201,7 @@ DOCUMENTS = strategies.recursive(
 
 
 @hypothesis.given(DOCUMENTS)
-def test_whatever_mlflow_writes_is_decoded_to_what_it_was(document: Any) -> None:
+def test_decoding_inverts_mlflows_encoding(document: Any) -> None:
     async def main() -> None:
         assert value_of(await sent(json.dumps(document))) == document
         assert value_of(await sent(json.dumps(document, ensure_ascii=False))) == document
@@ -210,7 +210,7 @@ def test_whatever_mlflow_writes_is_decoded_to_what_it_was(document: Any) -> None
 
 
 @hypothesis.given(strategies.text())
-def test_no_text_makes_it_fail(text: str) -> None:
+def test_decoding_never_fails(text: str) -> None:
     async def main() -> None:
         batch = await decoded(SpanBatch(TABLE, [span_with(text.encode("utf-8", "replace").decode())]))
         assert batch.size == len(batch.to_request())
@@ -238,7 +238,7 @@ async def test_zerobus_gets_decoded_attributes_if_they_are_asked_for(
 
 @pytest.mark.parametrize("decode", [True, False])
 async def test_both_ways_get_the_same_attributes(decode: bool, autojump_clock: trio.testing.MockClock) -> None:
-    # Decoding what was decoded would make another value of it.
+    # Decoding twice would change the value.
     twice = SpanBatch(TABLE, [span_with('"\\"3\\""')])
     async with setup_of(ZerobusFirst, decode=decode) as setup:
         assert await setup.export(twice) == Delivered()
@@ -256,7 +256,7 @@ def test_it_is_an_argument_of_both_and_off_by_default(make: Any) -> None:
     assert isinstance(unity_catalog(host), UnityCatalogExporter)
 
 
-async def test_the_limit_of_a_request_is_about_what_is_sent(
+async def test_the_size_limit_of_a_request_applies_to_the_decoded_batch(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The two characters of a number and its comma are four bytes when they are decoded.

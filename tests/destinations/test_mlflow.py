@@ -1,4 +1,4 @@
-"""mlflow(): where it sends, as whom, and what it takes for a location. The receiver stands in for MLflow."""
+"""mlflow(): the URL, the credentials and the locations. The receiver stands in for MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHO = "give the right username and password, or token (MLFLOW_TRACKING_USERNAME,
 
 
 async def received(location: str = "3", **options: Any) -> ReceivedRequest:
-    """Return the one request with which a batch arrives."""
+    """Return the only request that an export makes."""
     async with OTLPReceiver(listen=False, path=None) as receiver:
         exporter = mlflow(**{"tracking_uri": URI, "environ": {}, "transport": receiver.memory_transport(), **options})
         assert await exporter.export(batch_of(3, location)) == Delivered()
@@ -37,7 +37,7 @@ async def received(location: str = "3", **options: Any) -> ReceivedRequest:
 
 
 async def answered(*answers: Answer, location: str = "3", **options: Any) -> Any:
-    """Return what an export ends with that is answered like this."""
+    """Return the result of an export that gets this answer."""
     async with OTLPReceiver(listen=False, path=None, answers=answers) as receiver:
         exporter = mlflow(URI, environ={}, transport=receiver.memory_transport(), **options)
         result = await exporter.export(batch_of(1, location))
@@ -158,7 +158,7 @@ def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], messag
     [
         ("", "there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI"),
         ("mlflow.test:5000", "has no scheme; it must be the URL of a tracking server"),
-        ("databricks", "has no scheme; .*for Databricks there is unity_catalog"),
+        ("databricks", "has no scheme; .*for Databricks, use unity_catalog"),
         (f"postgresql://user:{SECRET}@db/mlflow", "begins with 'postgresql'; it must be the URL"),
         ("sqlite:///mlflow.db", "begins with 'sqlite'"),
         ("file:///mlruns", "begins with 'file'"),
@@ -182,7 +182,7 @@ def test_a_tracking_uri_that_leads_to_no_tracking_server_is_refused(uri: str, me
     assert SECRET not in str(caught.value)
 
 
-def test_without_an_environment_given_that_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from.environment.test")
     exporter = mlflow()
     assert isinstance(exporter, OTLPExporter)
@@ -200,7 +200,7 @@ def test_ids_of_experiments_are_locations(location: str) -> None:
 )
 async def test_what_can_be_no_id_is_an_invalid_location_before_anything_is_accepted(location: str) -> None:
     exporter = mlflow(URI, environ={})
-    with pytest.raises(InvalidLocationError, match=r"no id of an MLflow experiment.*experiments='name'") as caught:
+    with pytest.raises(InvalidLocationError, match=r"not an MLflow experiment's id.*experiments='name'") as caught:
         exporter.check_location(location)
     assert len(str(caught.value)) < 300
     async with SpanBatcher(exporter) as batcher:
@@ -210,9 +210,9 @@ async def test_what_can_be_no_id_is_an_invalid_location_before_anything_is_accep
 
 
 @pytest.mark.parametrize("location", ["", " a", "a ", "a\nb", "\x00", "a\x7f", "\ud800", "x" * 501])
-async def test_what_can_be_no_name_is_an_invalid_location_before_anything_is_accepted(location: str) -> None:
+async def test_a_location_that_cannot_be_a_name_is_refused_before_anything_is_accepted(location: str) -> None:
     exporter = mlflow(URI, experiments="name", environ={})
-    with pytest.raises(InvalidLocationError, match="is no name of an MLflow experiment"):
+    with pytest.raises(InvalidLocationError, match="is not a name of an MLflow experiment"):
         exporter.check_location(location)
     async with SpanBatcher(exporter) as batcher:
         with pytest.raises(InvalidLocationError):
@@ -240,15 +240,15 @@ async def test_default_stands_for_the_experiment_that_is_set(
     assert request.header("x-mlflow-experiment-id") == experiment
 
 
-def test_default_stands_for_nothing_if_no_experiment_is_set() -> None:
+def test_the_location_default_is_refused_if_no_experiment_is_set() -> None:
     with pytest.raises(InvalidLocationError, match="set MLFLOW_EXPERIMENT_ID, give experiment_id="):
         mlflow(URI, environ={"MLFLOW_EXPERIMENT_ID": ""}).check_location("default")
 
 
-def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_experiment_id_in_the_environment_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "trio_spanbatch"):
         exporter = mlflow(URI, environ={"MLFLOW_EXPERIMENT_ID": "agents"})
-    assert "MLFLOW_EXPERIMENT_ID is 'agents', no whole number: it is ignored" in caplog.text
+    assert "MLFLOW_EXPERIMENT_ID is 'agents', not a whole number: it is ignored" in caplog.text
     with pytest.raises(InvalidLocationError):
         exporter.check_location("default")
 
@@ -257,8 +257,8 @@ def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog
     ("options", "message"),
     [
         ({"experiment_id": "agents"}, "experiment_id is 'agents'; it must be a whole number"),
-        ({"experiments": "names"}, "experiments is 'names'; a location is an experiment's 'id' or its 'name'"),
-        ({"experiments": "name", "experiment_id": "3"}, "experiment_id is given with experiments='name'"),
+        ({"experiments": "names"}, "experiments is 'names'; it must be 'id' or 'name'"),
+        ({"experiments": "name", "experiment_id": "3"}, "experiment_id cannot be given with experiments='name'"),
         ({"timeout": 0}, "timeout is 0"),
         ({"compression": "br"}, "compression is 'br'"),
         ({"certificate": "missing.pem"}, "certificate 'missing.pem' cannot be read"),
@@ -266,7 +266,7 @@ def test_an_experiment_id_in_the_environment_that_is_none_is_warned_about(caplog
         ({"client_key": "missing.pem"}, "client_key is given without client_certificate"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mlflow(URI, environ={}, **options)
 

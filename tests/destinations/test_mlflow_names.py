@@ -1,4 +1,4 @@
-"""mlflow(experiments="name"): names are looked up once, whatever happens in between."""
+"""mlflow(experiments="name"): each name is looked up once, despite failures and cancellation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def found(experiment_id: object, **fields: object) -> Answer:
 
 @attrs.define
 class MLflow:
-    """What MLflow does: to questions as the script says, then as ``ids`` say; to traces as that script says."""
+    """A scripted MLflow: lookups are answered from a script and then from ``ids``, traces from another script."""
 
     ids: dict[str, str] = attrs.field(factory=dict)
     questions: list[Outcome] = attrs.field(factory=list)
@@ -65,7 +65,7 @@ async def serving(server: MLflow, **options: Any) -> AsyncIterator[tuple[OTLPExp
         await exporter.aclose()
 
 
-async def test_each_name_is_asked_once() -> None:
+async def test_each_name_is_looked_up_once() -> None:
     names = {"support": "3", "für alle 東京 & 1+1=2?": "4"}
     server = MLflow(names)
     async with serving(server, token=SECRET) as (exporter, receiver):
@@ -77,7 +77,7 @@ async def test_each_name_is_asked_once() -> None:
     assert len({request.header("user-agent") for request in receiver.requests}) == 1
 
 
-async def test_concurrent_exports_of_one_name_share_a_question(autojump_clock: trio.testing.MockClock) -> None:
+async def test_concurrent_exports_of_one_name_share_a_lookup(autojump_clock: trio.testing.MockClock) -> None:
     server = MLflow(questions=[attrs.evolve(found("3"), delay=5), attrs.evolve(found("4"), delay=5)])
     async with serving(server) as (exporter, receiver), trio.open_nursery() as nursery:
         for name in ["support"] * 4 + ["search"]:
@@ -86,7 +86,7 @@ async def test_concurrent_exports_of_one_name_share_a_question(autojump_clock: t
     assert sum(map(len, receiver.stored.values())) == 5
 
 
-async def test_a_failure_is_shared_as_well_and_then_asked_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failed_lookup_is_shared_too_and_then_repeated(autojump_clock: trio.testing.MockClock) -> None:
     server = MLflow({"support": "3"}, questions=[Answer(503, delay=5)])
     results: list[Any] = []
     async with serving(server) as (exporter, _receiver):
@@ -102,7 +102,7 @@ async def test_a_failure_is_shared_as_well_and_then_asked_again(autojump_clock: 
     assert results == [TryLater("looking up the experiment 'support': 503 Service Unavailable", status_code=503)] * 3
 
 
-async def test_who_waits_for_a_cancelled_question_asks_its_own() -> None:
+async def test_an_export_that_waits_for_a_cancelled_lookup_makes_its_own() -> None:
     server = MLflow({"support": "3"}, questions=[Hang()])
     results: list[Any] = []
 
@@ -214,7 +214,7 @@ async def test_a_name_is_asked_again_after_five_minutes_and_may_be_deleted_by_th
         (Answer(headers=JSON, body=b" " * 1_100_000), Refused("200: the answer is larger than 1048576 bytes", 200)),
     ],
 )
-async def test_answers_to_a_question(answer: Answer, expected: TryLater | Refused) -> None:
+async def test_answers_to_a_lookup(answer: Answer, expected: TryLater | Refused) -> None:
     async with serving(MLflow(questions=[answer])) as (exporter, receiver):
         result = await exporter.export(batch_of(1, "support"))
     assert result == attrs.evolve(expected, reason=f"looking up the experiment 'support': {expected.reason}")
@@ -222,7 +222,7 @@ async def test_answers_to_a_question(answer: Answer, expected: TryLater | Refuse
 
 
 @pytest.mark.parametrize("when", ["before_body", "after_body", "mid_response"])
-async def test_a_connection_that_breaks_during_a_question_leaves_no_doubt_about_spans(when: Any) -> None:
+async def test_a_connection_that_breaks_during_a_lookup_makes_no_span_ambiguous(when: Any) -> None:
     async with serving(MLflow(questions=[Reset(when)])) as (exporter, _receiver):
         result = await exporter.export(batch_of(1, "support"))
     assert isinstance(result, TryLater)
@@ -230,7 +230,7 @@ async def test_a_connection_that_breaks_during_a_question_leaves_no_doubt_about_
     assert result.reason.startswith("looking up the experiment 'support': the exchange with mlflow.test:80 broke")
 
 
-async def test_a_server_that_is_not_there_is_tried_later() -> None:
+async def test_a_server_that_cannot_be_reached_is_tried_later() -> None:
     async with OTLPReceiver() as receiver:
         uri = receiver.url.removesuffix("/v1/traces")
     exporter = mlflow(uri, experiments="name", environ={})
@@ -247,7 +247,7 @@ def endless() -> Sequence[Callable[[], Outcome]]:
 
 
 @pytest.mark.parametrize("make", endless(), ids=["never answers", "a byte a second"])
-async def test_a_question_takes_no_longer_than_the_timeout(
+async def test_a_lookup_takes_no_longer_than_the_timeout(
     make: Callable[[], Outcome], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with serving(MLflow(questions=[make()])) as (exporter, receiver):
@@ -276,7 +276,7 @@ async def test_a_long_name_is_shortened_in_reasons() -> None:
     assert "x" * 61 not in result.reason
 
 
-async def test_a_batcher_delivers_to_names_though_the_first_question_fails(
+async def test_a_batcher_delivers_to_names_although_the_first_lookup_fails(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = MLflow({"support": "3", "search": "4"}, questions=[Answer(503), Answer(503)])

@@ -14,7 +14,7 @@ from trio_spanbatch.destinations import mlflow
 pytestmark = pytest.mark.long
 
 TRACE_ID = 0x90150
-# Each breaks another rule of OTLP, and none of them can be made with our encoder.
+# Each violates a different rule of OTLP; our encoder cannot produce any of them.
 POISON = {17: {"span_id": b"\x01" * 9}, 18: {"trace_id": b""}, 83: {"trace_id": b"\x02" * 17}}
 
 

@@ -1,4 +1,4 @@
-"""mlflow() against a real MLflow server: what is sent is what it has stored, span for span."""
+"""mlflow() against a real MLflow server, which stores what was sent, span for span."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_the_workspace_of_the_environment_says_which_experiment_of_a_name_
             trace = server.trace(spans[0].context.trace_id, workspace)
             assert experiment_of(trace) == experiment
             assert_stored(stored_spans(trace), spans)
-    # By its id, an experiment of another workspace is not there.
+    # Ids do not find experiments of another workspace.
     async with SpanBatcher(mlflow(server.uri, environ={}), retry=RETRY) as batcher:
         await batcher.add_spans(experiments["team-a"], all_of(traces))
     assert batcher.statistics().rejected == len(all_of(traces))
@@ -153,7 +153,7 @@ async def test_spans_for_an_experiment_that_is_not_there_are_rejected_with_the_r
 
 def span_message(**fields: bytes) -> bytes:
     """Return a request of one span with ``fields`` in place of good ones."""
-    # Each of a trace of its own: for one that it knows, the server does not look at the experiment.
+    # Each in a new trace: for a trace that it knows, the server ignores the experiment.
     span = {"trace_id": next(_TRACE_IDS).to_bytes(16, "big"), "span_id": b"\x07" * 8, "name": "work", **fields}
     request = ExportTraceServiceRequest()
     request.resource_spans.add().scope_spans.add().spans.add(**span)
@@ -170,7 +170,7 @@ def span_message(**fields: bytes) -> bytes:
         ("known", b"\xff", 400),
         ("known", span_message(trace_id=b""), 422),
         ("known", span_message(span_id=b"\x07" * 9), 422),
-        # An 8-byte trace id is taken, so that only we can refuse it.
+        # The server accepts an 8-byte trace id, so only we can refuse it.
         ("known", span_message(trace_id=b"\x07" * 8), 200),
         ("known", span_message(), 200),
     ],

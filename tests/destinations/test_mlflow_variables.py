@@ -1,4 +1,4 @@
-"""MLflow's own variables, and headers=: what they say is done, and of what cannot be done it is told once."""
+"""MLflow's own variables, and headers=: they take effect, or a warning is logged once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def found(request: ReceivedRequest) -> Answer | None:
-    """Answer a question for an experiment's id, and take traces."""
+    """Answer a lookup of an experiment's id, and accept traces."""
     if request.method == "POST":
         return None
     document = {"experiment": {"experiment_id": "3", "lifecycle_stage": "active"}}
@@ -52,7 +52,7 @@ def found(request: ReceivedRequest) -> Answer | None:
 
 
 async def requests(environ: dict[str, str], location: str = "3", **options: Any) -> list[ReceivedRequest]:
-    """Return the requests with which a batch arrives."""
+    """Return the requests that an export makes."""
     async with OTLPReceiver(listen=False, path=None, answers=found) as receiver:
         exporter = mlflow(URI, environ=environ, transport=receiver.memory_transport(), **options)
         assert await exporter.export(batch_of(1, location)) == Delivered()
@@ -80,7 +80,7 @@ async def test_an_empty_workspace_is_an_unset_one(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["team a", "team\r\nX-Admin: 1", "é", "a" * 300, "\udcff"])
 def test_a_workspace_that_cannot_be_sent_is_an_error_and_not_left_out(value: str) -> None:
-    with pytest.raises(ValueError, match=r"^MLFLOW_WORKSPACE is '.*, no workspace's name") as caught:
+    with pytest.raises(ValueError, match=r"^MLFLOW_WORKSPACE is '.*; it must be a workspace's name") as caught:
         mlflow(URI, environ={"MLFLOW_WORKSPACE": value})
     assert len(str(caught.value)) < 200
 
@@ -114,7 +114,7 @@ async def test_an_authorization_among_headers_goes_before_the_variables_for_cred
         ({"headers": {"authorization": SECRET}, "token": SECRET}, ValueError, "headers has Authorization as well"),
         ({"headers": {"Authorization": SECRET}, "password": SECRET}, ValueError, "headers has Authorization as well"),
         ({"headers": {"X-MLflow-Run-Id": "1"}, "run_id": "2"}, ValueError, "run_id is given, and headers has"),
-        ({"headers": {"X-MLflow-Experiment-Id": "1"}}, ValueError, "a batch's location says which experiment"),
+        ({"headers": {"X-MLflow-Experiment-Id": "1"}}, ValueError, "a batch's location names its experiment"),
         ({"headers": {"Content-Type": "text/plain"}}, ValueError, "set by the exporter itself"),
         ({"headers": {"X-Key": f"{SECRET}\n"}}, ValueError, "the value of header 'X-Key'"),
         ({"headers": {1: SECRET}}, TypeError, "a header's name is of type int"),
@@ -153,7 +153,7 @@ def tls_of(authority: trustme.CA, *, asks_for_certificate: bool = False) -> ssl.
 
 
 async def sent_to(context: ssl.SSLContext, environ: dict[str, str], **options: Any) -> Any:
-    """Return what two exports to a server with TLS end with, the second after the lookup of a name."""
+    """Return the results of two exports to a server with TLS, the second after the lookup of a name."""
     async with OTLPReceiver(ssl_context=context, path=None, answers=found) as receiver:
         root = receiver.url.removesuffix("/v1/traces")
         results = []
@@ -179,7 +179,7 @@ async def test_no_certificate_is_checked_if_the_environment_says_so_and_that_is_
 ) -> None:
     assert await sent_to(tls_of(authority), {INSECURE: value}) == [Delivered()] * 2
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{INSECURE} is true: whether the server is MLflow is not checked")
+    assert record.getMessage().startswith(f"{INSECURE} is true: the server's certificate is not verified")
 
 
 @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("0", 0), ("", 0), ("yes", 1), ("a\r\nb" * 99, 1)])
@@ -237,7 +237,7 @@ def test_files_that_cannot_be_used_are_told_by_their_variable(environ: dict[str,
     mlflow("https://mlflow.test", environ=environ, transport=httpx.AsyncHTTPTransport())
 
 
-# What is not read.
+# Variables that are not read.
 
 
 @pytest.mark.parametrize("variable", UNREAD)
@@ -248,7 +248,7 @@ def test_a_setting_of_mlflows_that_is_not_read_is_told_once_with_what_to_do_inst
         mlflow(URI, environ={variable: UNREAD[variable]})
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage().startswith(f"{variable} is set, which mlflow() does not read: ")
+    assert record.getMessage().startswith(f"{variable} is set, but mlflow() does not read it: ")
     assert UNREAD[variable] not in record.getMessage().replace(variable, "")
 
 
@@ -268,7 +268,7 @@ def test_a_setting_that_asks_for_what_is_done_anyway_is_not_told(
     assert caplog.records == []
 
 
-async def test_whoever_authenticates_is_not_told_that_mlflows_ways_are_not_read(
+async def test_no_warning_about_mlflows_authentication_if_the_program_authenticates(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     environ = {name: UNREAD[name] for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")}
@@ -297,7 +297,5 @@ def test_mlflows_file_of_credentials_is_told_where_there_are_no_others(
     assert told == (
         []
         if options
-        else [
-            "~/.mlflow/credentials is there, which mlflow() does not read: set MLFLOW_TRACKING_USERNAME and _PASSWORD"
-        ]
+        else ["~/.mlflow/credentials exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD"]
     )

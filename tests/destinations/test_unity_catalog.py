@@ -1,4 +1,4 @@
-"""Unity Catalog, over real HTTP: databricks-sdk itself against a workspace that answers as the documents say."""
+"""Unity Catalog over real HTTP: the real databricks-sdk against a fake workspace that follows the documentation."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_a_batcher_delivers_to_many_tables_with_one_token(service_principa
 
 
 async def test_a_token_that_ends_soon_is_replaced_before_it_ends(service_principal: None) -> None:
-    # 40 seconds before its end, databricks-sdk counts a token as ended.
+    # databricks-sdk counts a token as expired 40 seconds before it expires.
     async with workspace_of(expires_in=39) as workspace, exporter_for(workspace) as exporter:
         for _ in range(3):
             assert await export(exporter) == Delivered()
@@ -179,7 +179,7 @@ async def test_a_server_that_always_answers_401_is_asked_twice_and_the_batch_is_
         result = await export(exporter)
     assert isinstance(result, Refused)
     assert result.status_code == 401
-    assert "Credential was not sent or is not valid; the workspace does not take" in result.reason
+    assert "Credential was not sent or is not valid; the workspace does not accept" in result.reason
     assert len(workspace.issued) == len(workspace.trace_requests) == 2
 
 
@@ -219,9 +219,7 @@ async def test_a_404_that_is_not_about_a_table_asks_whether_the_host_is_a_worksp
         result = await export(exporter)
         await exporter.aclose()
     assert isinstance(result, Refused)
-    assert result.reason.endswith(
-        "; is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?"
-    )
+    assert result.reason.endswith("; is it a Databricks workspace with OpenTelemetry enabled (a preview)?")
 
 
 async def test_a_403_says_which_privileges_are_needed(personal_token: None) -> None:
@@ -252,12 +250,12 @@ async def test_a_wrong_client_secret_is_refused_with_what_to_do(
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", "wrong-wrong-wrong")
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         result = await export(exporter)
-        # The token endpoint repeats the right one in its answer, which must not show either.
+        # The token endpoint echoes the right secret in its response, which must not be shown either.
         assert result == Refused(
             f"no credentials: the token endpoint of {workspace.host} answered invalid_client: check "
             "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
         )
-        # It was mended: nothing of the failure is kept.
+        # Once it is corrected, nothing of the failure is cached.
         monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", CLIENT_SECRET)
         assert await export(exporter) == Delivered()
 
@@ -275,8 +273,8 @@ async def test_a_wrong_client_secret_is_refused_with_what_to_do(
 async def test_a_token_endpoint_that_is_ill_is_asked_again_later(answer: Answer, service_principal: None) -> None:
     async with workspace_of(token_answer=answer) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater(
-            f"no credentials: the answer of the token endpoint of {workspace.host} has no token in it, and no code of "
-            "OAuth's"
+            f"no credentials: the answer of the token endpoint of {workspace.host} has no token in it, and no "
+            "OAuth error code"
         )
         workspace.token_answer = None
         assert await export(exporter) == Delivered()
@@ -301,8 +299,8 @@ async def test_without_credentials_it_says_which_variables_to_set() -> None:
 async def test_two_ways_to_authenticate_are_one_too_many(service_principal: None, personal_token: None) -> None:
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Refused(
-            "no credentials: databricks-sdk found more than one way to authenticate (oauth and pat): unset the "
-            "variables of the others, or choose with DATABRICKS_AUTH_TYPE"
+            "no credentials: databricks-sdk found more than one method of authentication (oauth and pat): unset "
+            "the variables of the others, or choose one with DATABRICKS_AUTH_TYPE"
         )
 
 
@@ -332,14 +330,14 @@ async def test_credentials_for_another_workspace_are_not_sent(personal_token: No
         exporter_for(workspace, make_config=make_config) as exporter,
     ):
         assert await export(exporter) == Refused(
-            f"no credentials: databricks-sdk has credentials for another workspace than {workspace.host}"
+            f"no credentials: databricks-sdk has credentials for a workspace other than {workspace.host}"
         )
     assert workspace.receiver.requests == []
 
 
 async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted(personal_token: None) -> None:
     async with workspace_of() as workspace, SpanBatcher(unity_catalog(workspace.host)) as batcher:
-        with pytest.raises(InvalidLocationError, match=r"^location 'agents.spans' is no table of Unity Catalog"):
+        with pytest.raises(InvalidLocationError, match=r"^location 'agents.spans' is not a table of Unity Catalog"):
             await batcher.add_spans("agents.spans", make_spans(1))
         assert batcher.statistics().accepted == 0
     assert workspace.receiver.requests == []
@@ -438,11 +436,11 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
         ("w w", "has no host"),
         ("ftp://w.cloud.databricks.com", "must begin with http:// or https://"),
         ("https://", "must begin with http:// or https://"),
-        ("", "no workspace is named: give host="),
-        (None, "no workspace is named: give host="),
+        ("", "there is no workspace: give host="),
+        (None, "there is no workspace: give host="),
     ],
 )
-def test_a_host_that_is_none_is_told_without_showing_credentials(host: str | None, message: str) -> None:
+def test_an_invalid_host_is_refused_without_showing_credentials(host: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         unity_catalog(host)
     assert "s3cret" not in str(caught.value)
@@ -450,7 +448,7 @@ def test_a_host_that_is_none_is_told_without_showing_credentials(host: str | Non
 
 def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
     with pytest.raises(
-        ValueError, match="databricks-sdk authenticates: give DATABRICKS_TOKEN or make_config="
+        ValueError, match="databricks-sdk authenticates: set DATABRICKS_TOKEN, give make_config="
     ) as caught:
         unity_catalog("https://w.cloud.databricks.com", headers={"authorization": "Bearer s3cret"})
     assert "s3cret" not in str(caught.value)

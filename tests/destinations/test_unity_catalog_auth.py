@@ -189,13 +189,13 @@ async def test_a_token_that_is_born_within_its_last_40_seconds_is_asked_for_each
     assert sdk.calls == 3
 
 
-async def test_having_a_token_is_a_checkpoint(auth: DatabricksAuth) -> None:
+async def test_returning_a_cached_token_is_a_checkpoint(auth: DatabricksAuth) -> None:
     await token_of(auth)
     with trio.testing.assert_checkpoints():
         await token_of(auth)
 
 
-async def test_exports_at_once_share_one_fetch(sdk: FakeSDK, auth: DatabricksAuth, gate: Gate) -> None:
+async def test_concurrent_exports_share_one_fetch(sdk: FakeSDK, auth: DatabricksAuth, gate: Gate) -> None:
     sdk.work = gate.wait
     tokens = []
 
@@ -333,7 +333,7 @@ async def test_of_waiting_exports_one_takes_over_when_the_fetching_one_is_cancel
     assert sdk.calls == 2
 
 
-async def test_a_thread_that_hangs_is_left_behind_after_a_minute_and_only_a_few_are(
+async def test_a_hanging_thread_is_abandoned_after_a_minute_and_only_a_few_are(
     sdk: FakeSDK, auth: DatabricksAuth, gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
     sdk.work = gate.wait
@@ -419,7 +419,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
         (AuthError("as it is", retry=False), "as it is", False),
     ],
 )
-def test_failures_of_the_sdk_are_told_in_words_of_our_own(error: Exception, reason: str, retry: bool) -> None:
+def test_failures_of_the_sdk_are_reported_without_its_messages(error: Exception, reason: str, retry: bool) -> None:
     told = auth_error(error, HOST)
     assert reason in told.reason
     assert told.retry is retry

@@ -1,4 +1,4 @@
-"""Which locations are tables of Unity Catalog."""
+"""Which locations are valid names of tables of Unity Catalog."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from trio_spanbatch import InvalidLocationError
 from trio_spanbatch._settings.header_checks import check_header_location
+from trio_spanbatch._spans.checks import shown
 from trio_spanbatch.destinations.unity_catalog import check_table_name
 
 
@@ -22,7 +23,7 @@ from trio_spanbatch.destinations.unity_catalog import check_table_name
         ".".join(["x" * 255] * 3),
     ],
 )
-def test_three_names_with_periods_between_are_a_table(location: str) -> None:
+def test_three_names_separated_by_periods_are_a_table(location: str) -> None:
     check_table_name(location)
 
 
@@ -51,18 +52,18 @@ def test_three_names_with_periods_between_are_a_table(location: str) -> None:
         ("main.agents.\ud800", "it has '\\ud800' in it"),
     ],
 )
-def test_anything_else_is_told_with_the_value_and_what_is_allowed(location: str, problem: str) -> None:
+def test_any_other_name_is_refused_with_the_value_and_the_rule(location: str, problem: str) -> None:
     with pytest.raises(InvalidLocationError) as caught:
         check_table_name(location)
-    shown = repr(location if len(location) <= 100 else location[:100] + "…")
     assert str(caught.value) == (
-        f"location {shown} is no table of Unity Catalog: {problem}; it is <catalog>.<schema>.<table>, each of 1 to 255 "
-        "characters of printable ASCII without space, period, slash and backquote"
+        f"location {shown(location)} is not a table of Unity Catalog: {problem}; it is "
+        "<catalog>.<schema>.<table>, each of 1 to 255 characters of printable ASCII without space, period, slash and "
+        "backquote"
     )
 
 
 @given(st.text(alphabet=st.sampled_from("a.`/ \n\x7fä~!")))
-def test_what_passes_can_be_sent_in_a_header(location: str) -> None:
+def test_every_valid_name_can_be_sent_in_a_header(location: str) -> None:
     try:
         check_table_name(location)
     except InvalidLocationError:

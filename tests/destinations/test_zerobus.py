@@ -1,4 +1,4 @@
-"""Zerobus over real HTTP: databricks-sdk itself, a workspace that gives tokens, and a service that takes them."""
+"""Zerobus over real HTTP: the real databricks-sdk, a workspace that issues tokens, and a service that accepts them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_each_table_gets_its_spans_with_a_token_for_that_table_and_nothing
     async with servers() as (workspace, service), exporter_of(workspace, service, compression="gzip") as exporter:
         for table in (TABLE, OTHER_TABLE, TABLE):
             assert await exporter.export(batch_of(2, table)) == Delivered()
-    # The fake workspace gives no token to a request that is not as the documents say.
+    # The fake workspace issues no token unless the request follows the documentation.
     assert workspace.scopes == {"token-0123456789-1": TABLE, "token-0123456789-2": OTHER_TABLE}
     assert service.tokens == ["1", "2", "1"]
     assert (service.stored(TABLE), service.stored(OTHER_TABLE)) == (4, 2)
@@ -116,7 +116,7 @@ async def test_the_endpoint_is_found_through_the_workspace_and_reached_over_tls(
         zerobus_for(workspace, ssl_context=context) as service,
         running_proxy() as proxy,
     ):
-        # Nothing leaves this machine: the name leads here.
+        # Nothing leaves this machine: the name resolves to it.
         proxy.ports[HOST] = service.receiver.port
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -128,7 +128,7 @@ async def test_the_endpoint_is_found_through_the_workspace_and_reached_over_tls(
     assert (service.stored(), workspace.summaries) == (6, 1)
     # One connection, which is kept.
     assert proxy.asked == [f"CONNECT {HOST}:443 HTTP/1.1"]
-    # A token of the workspace for the question, and one for the table.
+    # One token of the workspace for the lookup, and one for the table.
     assert [form.get("resource", "")[-21:] for form in workspace.token_requests] == ["", "zerobusDirectWriteApi"]
 
 
@@ -160,7 +160,7 @@ async def test_any_5xx_is_repeated_with_backoff_until_the_spans_are_delivered(st
             await batcher.add_spans(TABLE, make_spans(3))
     statistics = batcher.statistics()
     assert (statistics.delivered, statistics.retries, service.stored()) == (3, 2, 3)
-    # OTLP's retryable codes say that the request was not processed; of another one that is not known.
+    # OTLP's retryable codes mean that the request was not processed; with other codes, that is unknown.
     assert statistics.ambiguous == (0 if status in (502, 503, 504) else 3)
 
 
@@ -175,9 +175,9 @@ async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted() -> 
         exporter = zerobus(workspace.host, endpoint=service.endpoint)
         async with SpanBatcher(exporter) as batcher:
             for name in ("agents.spans", "main.agents.`spans`", "main..spans", "main.agents.a b"):
-                with pytest.raises(InvalidLocationError, match="is no table of Unity Catalog"):
+                with pytest.raises(InvalidLocationError, match="is not a table of Unity Catalog"):
                     await batcher.add_spans(name, make_spans(1))
-        with pytest.raises(InvalidLocationError, match="is no table of Unity Catalog"):
+        with pytest.raises(InvalidLocationError, match="is not a table of Unity Catalog"):
             exporter.check_location("agents.spans")
     assert workspace.receiver.requests == service.receiver.requests == []
 
@@ -226,10 +226,10 @@ async def test_the_workspace_id_may_be_given_where_the_workspace_does_not_tell_i
     assert "/workspaces/777/" in workspace.token_requests[0]["resource"]
 
 
-async def test_a_workspace_without_an_id_is_told() -> None:
+async def test_a_workspace_without_an_id_is_refused() -> None:
     async with servers(tells_id=False) as (workspace, service), exporter_of(workspace, service) as exporter:
         assert await exporter.export(batch_of(1, TABLE)) == Refused(
-            "no credentials: the workspace does not say what its id is: set DATABRICKS_WORKSPACE_ID"
+            "no credentials: the workspace does not tell its id: set DATABRICKS_WORKSPACE_ID"
         )
 
 
@@ -302,7 +302,7 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
                     error = error.__cause__ or error.__context__  # type: ignore[assignment]
 
         await try_it()
-        # Servers that repeat what they were sent.
+        # Servers that echo what they receive.
         service.answers = lambda request: Answer(
             403, body=(request.header("authorization") or "").encode(), headers=[("x-echo", "Bearer")]
         )
@@ -332,14 +332,14 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         ("https://user:s3cret@1.zerobus.r.cloud.databricks.com", "user name or password"),
         ("https://1.zerobus.r.cloud.databricks.com/v1/s3cret", "must be a host alone"),
         ("https://1.zerobus.r.cloud.databricks.com/?k=s3cret", "query or fragment"),
-        ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://: a token is sent there"),
+        ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://, because tokens are sent there"),
         ("http://127.0.0.1.example.com", "must begin with https://"),
         ("ftp://1.zerobus.r.cloud.databricks.com", "must begin with http:// or https://"),
         ("", "has no host|must begin with|is no URL"),
         ("1.zerobus r", "has no host|is no URL"),
     ],
 )
-def test_an_endpoint_that_is_none_is_told_without_showing_credentials(endpoint: str, message: str) -> None:
+def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         zerobus("https://dbc-1.cloud.databricks.com", endpoint=endpoint)
     assert "s3cret" not in str(caught.value)
@@ -366,7 +366,7 @@ def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
 
 
 def test_without_a_workspace_it_says_what_to_set() -> None:
-    with pytest.raises(ValueError, match="no workspace is named: give host="):
+    with pytest.raises(ValueError, match="there is no workspace: give host="):
         zerobus(endpoint="https://1.zerobus.us-west-2.cloud.databricks.com")
 
 
@@ -390,7 +390,7 @@ async def test_prefer_zerobus_sends_through_zerobus_and_then_through_the_workspa
     assert {table: len(spans) for table, spans in workspace.receiver.stored.items()} == {TABLE: 3, OTHER_TABLE: 3}
     (line,) = [record for record in caplog.records if record.name.endswith("zerobus_fallback")]
     assert line.getMessage() == (
-        "Zerobus does not take spans (403 Forbidden; the service principal needs USE CATALOG, USE SCHEMA, SELECT and "
+        "Zerobus does not accept spans (403 Forbidden; the service principal needs USE CATALOG, USE SCHEMA, SELECT and "
         f"MODIFY for the table): they go to {workspace.host}/api/2.0/otel/v1/traces instead, and Zerobus is tried "
         "again in an hour"
     )

@@ -1,4 +1,4 @@
-"""Where Zerobus is: found through the workspace, once for all, and never a host that is not one of Databricks'."""
+"""Zerobus' endpoint: looked up in the workspace once, and always a host of Databricks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.destinations.zerobus_support import HOST, OTHER_TABLE, setup_of
 from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
 from trio_spanbatch import Delivered, Refused, SpanBatcher, TryLater
-from trio_spanbatch.destinations.databricks_questions import Answer as Answered
+from trio_spanbatch.destinations.workspace import Answer as Answered
 from trio_spanbatch.destinations.zerobus import _host_in
 from trio_spanbatch.testing import Answer, Hang
 
@@ -30,7 +30,7 @@ async def test_the_endpoint_is_found_through_the_workspace_which_is_named_by_its
         assert setup.exporter.endpoint == f"https://{HOST}/v1/traces"
         assert setup.workspace.summaries == 1
         assert setup.transport.asked == [WORKSPACE, WORKSPACE, HOST, WORKSPACE, HOST]
-        # The fake workspace answers only to who names it.
+        # The fake workspace answers only requests that name it.
         (summary,) = [request for request in setup.workspace.receiver.requests if "summary" in request.target]
         assert summary.header("x-databricks-workspace-id") == "12345"
 
@@ -48,7 +48,7 @@ async def test_exports_that_begin_at_once_share_one_look_up_and_its_failure(
             for number in range(64):
                 nursery.start_soon(one, number)
         reason = (
-            f"no endpoint of Zerobus: https://{WORKSPACE} answered 503 when asked for its metastore; set "
+            f"no endpoint of Zerobus: https://{WORKSPACE} answered 503 to the request for its metastore; set "
             "ZEROBUS_ENDPOINT, or give the endpoint"
         )
         assert results == [TryLater(reason)] * 64
@@ -78,21 +78,21 @@ async def test_a_look_up_that_failed_is_made_again_and_the_batcher_delivers(
         (
             json_answer(404, {"error_code": "METASTORE_DOES_NOT_EXIST"}),
             Refused(
-                f"no endpoint of Zerobus: https://{WORKSPACE} answered 404 when asked for its metastore; set "
+                f"no endpoint of Zerobus: https://{WORKSPACE} answered 404 to the request for its metastore; set "
                 "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
         (
             json_answer(401, {}),
             Refused(
-                f"no endpoint of Zerobus: https://{WORKSPACE} answered 401 when asked for its metastore; set "
+                f"no endpoint of Zerobus: https://{WORKSPACE} answered 401 to the request for its metastore; set "
                 "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
         (
             Answer(302, headers=[("location", "https://evil.example")]),
             Refused(
-                f"no endpoint of Zerobus: https://{WORKSPACE} answered 302 when asked for its metastore; set "
+                f"no endpoint of Zerobus: https://{WORKSPACE} answered 302 to the request for its metastore; set "
                 "ZEROBUS_ENDPOINT, or give the endpoint"
             ),
         ),
@@ -179,11 +179,11 @@ async def test_no_credential_leaves_for_a_host_that_is_not_one_of_zerobus(
 ) -> None:
     async with setup_of(metastore=summary) as setup:
         assert await setup.export(batch_of(1, TABLE)) == Refused(
-            f"no endpoint of Zerobus: what https://{WORKSPACE} says of its metastore's cloud and region names no host "
-            "of Zerobus; set ZEROBUS_ENDPOINT, or give the endpoint"
+            f"no endpoint of Zerobus: the cloud and region in the metastore summary of https://{WORKSPACE} are not "
+            "those of a Zerobus host; set ZEROBUS_ENDPOINT, or give the endpoint"
         )
         assert set(setup.transport.asked) == {WORKSPACE}
-        # Nor is a token for the table asked for.
+        # Nor is a token for the table requested.
         assert setup.workspace.token_requests == []
 
 

@@ -39,7 +39,7 @@ async def export(setup: Setup, count: int = 1, table: str = TABLE) -> Any:
 
 
 def where(setup: Setup) -> tuple[int, int]:
-    """How many requests with spans Zerobus and the workspace got."""
+    """Return the numbers of requests with spans that Zerobus and the workspace received."""
     return len(setup.zerobus.receiver.requests), len(setup.by_workspace)
 
 
@@ -75,7 +75,7 @@ async def test_a_batch_goes_to_the_workspace_for_a_408_413_or_429_and_the_next_t
         assert await export(setup, 2) == Delivered()
         assert where(setup) == (4, 3)
     (line,) = lines(caplog)
-    assert line.startswith(f"Zerobus did not take a batch ({status} ")
+    assert line.startswith(f"Zerobus did not accept a batch ({status} ")
     assert len(lines(caplog, logging.DEBUG)) == 2
 
 
@@ -91,7 +91,7 @@ async def test_a_batch_without_a_token_goes_to_the_workspace_and_other_tables_do
         setup.workspace.table_answers[TABLE] = answer
         began = trio.current_time()
         assert await export(setup, 2) == Delivered()
-        # It leaves half of the attempt's time.
+        # This leaves half of the attempt's time.
         assert trio.current_time() - began <= 10
         assert await export(setup, 2, OTHER_TABLE) == Delivered()
         assert where(setup) == (1, 1)
@@ -127,7 +127,7 @@ async def test_everything_goes_to_the_workspace_for_any_other_4xx(
         assert where(setup) == (asked, 4)
         assert setup.zerobus.stored() == 0
     (line,) = lines(caplog)
-    assert line.startswith(f"Zerobus does not take spans ({status} ")
+    assert line.startswith(f"Zerobus does not accept spans ({status} ")
     assert line.endswith("instead, and Zerobus is tried again in an hour")
 
 
@@ -142,7 +142,7 @@ async def test_everything_goes_to_the_workspace_where_zerobus_cannot_be_connecte
         for table in (TABLE, OTHER_TABLE):
             assert await export(setup, 2, table) == Delivered()
         assert where(setup) == (1, 2)
-        # Only the first of them tried.
+        # Only the first export tried.
         assert setup.transport.asked.count(HOST) == 2
     (line,) = lines(caplog)
     assert "cannot connect to" in line
@@ -195,7 +195,7 @@ async def test_more_rejected_spans_than_were_sent_leave_the_outcome_unknown(
         setup.zerobus.answers = lambda request: partial_success(7, "what?")
         batch = batch_of(3, TABLE)
         assert await setup.export(batch) == TryLater(
-            "Zerobus says that it rejected 7 of 3 spans", ambiguous=True, status_code=200
+            "Zerobus reported 7 of 3 spans as rejected", ambiguous=True, status_code=200
         )
         assert await setup.export(batch) == Delivered()
         assert where(setup) == (1, 1)
@@ -252,7 +252,7 @@ async def test_a_web_page_in_place_of_an_answer_leaves_the_outcome_unknown(
 async def test_no_batch_is_sent_both_ways_unless_it_is_counted_as_ambiguous(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Every failure in turn, with a server that stores what it says it did not where it may have."""
+    """Try every failure in turn; where the outcome is unknown, the server has stored the spans."""
     outcomes = [
         Answer(400),
         Answer(413),
@@ -311,11 +311,11 @@ async def test_after_an_hour_one_batch_tries_zerobus_again_and_the_others_do_not
             assert await export(setup) == Delivered()
         assert where(setup) == (5, 67)
     assert len(lines(caplog)) == 1
-    assert lines(caplog, logging.INFO) == ["Zerobus takes spans again"]
+    assert lines(caplog, logging.INFO) == ["Zerobus accepts spans again"]
 
 
 @pytest.mark.parametrize("outcome", [Answer(503), Reset()])
-async def test_a_trial_that_tells_nothing_is_followed_by_another_one(
+async def test_an_inconclusive_probe_is_followed_by_another(
     outcome: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with both_ways() as setup:
@@ -329,7 +329,7 @@ async def test_a_trial_that_tells_nothing_is_followed_by_another_one(
         assert where(setup) == (3, 1)
 
 
-async def test_a_trial_that_is_cancelled_leaves_room_for_another_one(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cancelled_probe_is_followed_by_another(autojump_clock: trio.testing.MockClock) -> None:
     async with both_ways() as setup:
         setup.zerobus.answers = status_of(403)
         assert await export(setup) == Delivered()
@@ -347,7 +347,7 @@ async def test_64_exports_that_are_under_way_at_the_turn_are_all_delivered_and_i
 ) -> None:
     async with both_ways() as setup:
         answers = iter(range(1000))
-        # Of those that are under way, one is taken: that is no reason to go back.
+        # One of the exports under way succeeds, which does not end the fallback.
         setup.zerobus.answers = lambda request: None if next(answers) == 40 else Answer(404, delay=1)
         async with trio.open_nursery() as nursery:
             for _ in range(64):

@@ -1,4 +1,4 @@
-"""A token for each table: kept, shared, replaced, and never in the way of another table. On the mock clock."""
+"""One token per table: cached, shared and replaced without delaying other tables. On the mock clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
 from trio_spanbatch import Delivered, InvalidLocationError, Refused, SpanBatcher, TryLater
 from trio_spanbatch._http.auth import Auth, AuthError
-from trio_spanbatch.destinations import zerobus_auth
+from trio_spanbatch.destinations import shared_fetch, zerobus_auth
 from trio_spanbatch.destinations.zerobus import ZerobusExporter
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 from trio_spanbatch.testing import Answer, Hang, Outcome, ReceivedRequest, Reset
@@ -83,7 +83,7 @@ async def test_the_end_of_a_token_is_counted_from_when_it_was_asked_for(autojump
 )
 def test_a_token_is_kept_for_as_long_as_its_answer_allows(expires_in: object, kept_for: float) -> None:
     if expires_in == 10**400:
-        # More than a float holds: it is not known.
+        # Too large for a float, so the lifetime is unknown.
         kept_for = 240
     assert zerobus_auth._good_for(expires_in) == kept_for
 
@@ -191,7 +191,7 @@ async def test_a_401_of_zerobus_replaces_the_token_of_that_table_once(autojump_c
         result = await export(setup)
         assert isinstance(result, Refused)
         assert result.status_code == 401
-        assert result.reason.endswith("also not a fresh one: is the endpoint that of the workspace?")
+        assert result.reason.endswith("not even a fresh one: is it the endpoint of this workspace?")
         assert setup.zerobus.tokens[5:] == ["3", "4"]
 
 
@@ -225,20 +225,20 @@ async def test_a_401_to_a_token_that_was_replaced_in_the_meantime_does_not_repla
 async def test_no_more_tokens_are_kept_than_a_batcher_has_locations(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    monkeypatch.setattr(zerobus_auth, "_MAX_TOKENS", 3)
+    monkeypatch.setattr(shared_fetch, "_MAX_KEYS", 3)
     tables = [f"main.agents.spans_{number}" for number in range(5)]
     async with setup_of(endpoint=ENDPOINT, tables=set(tables)) as setup:
         for table in (*tables[:3], tables[0], *tables[3:], tables[0]):
             assert await export(setup, table) == Delivered()
-        # The first table was used again before room was needed.
+        # The first table was used again before a token had to be dropped.
         assert setup.zerobus.tokens == ["1", "2", "3", "1", "4", "5", "1"]
-        assert len(tokens_of(setup)._tokens) == 3
+        assert len(tokens_of(setup)._tokens._fetches) == 3
 
 
 async def test_a_token_that_is_being_fetched_is_not_dropped_for_another_table(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    monkeypatch.setattr(zerobus_auth, "_MAX_TOKENS", 1)
+    monkeypatch.setattr(shared_fetch, "_MAX_KEYS", 1)
     async with setup_of(endpoint=ENDPOINT) as setup:
         setup.workspace.table_answers[TABLE] = Answer(
             headers=[("content-type", "application/json")],
@@ -341,10 +341,10 @@ async def test_a_secret_that_the_workspace_does_not_know_is_read_again_before_th
         assert await export(setup, OTHER_TABLE) == Delivered()
         assert setup.auth.reads == 2
         setup.workspace.secret = CLIENT_SECRET
-        tokens_of(setup)._tokens.clear()
+        tokens_of(setup)._tokens.forget(TABLE)
         result = await export(setup)
         assert isinstance(result, Refused)
-        # The same again is not sent twice.
+        # The same secret is not sent twice.
         assert len(setup.workspace.token_requests) == 4
 
 

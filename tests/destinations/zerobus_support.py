@@ -1,4 +1,4 @@
-"""Zerobus for tests: a service that takes the tokens of a fake workspace, each for its table, and ways to reach it."""
+"""A fake Zerobus that accepts the tokens of a fake workspace, each for its table, and transports that lead to it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = [
 HEADER = "x-databricks-zerobus-table-name"
 OTHER_TABLE = "main.agents.other_otel_spans"
 
-# Where Zerobus is for the workspace of databricks_support.
+# The host of Zerobus for the workspace of databricks_support.
 HOST = "12345.zerobus.us-west-2.cloud.databricks.com"
 WORKSPACE = "https://dbc-1.cloud.databricks.com"
 
 
 @attrs.define
 class Zerobus:
-    """What Zerobus knows, and how it fails.
+    """The state of the fake Zerobus, and its failures.
 
     Attributes:
         workspace: Where its tokens come from.
@@ -61,7 +61,7 @@ class Zerobus:
 
     @property
     def tokens(self) -> list[str]:
-        """The numbers of the tokens that requests had, in order."""
+        """The numbers of the tokens in requests, in order."""
         return [bearer_of(request).rpartition("-")[2] for request in self.receiver.requests]
 
     def stored(self, table: str = TABLE) -> int:
@@ -85,7 +85,7 @@ async def zerobus_for(workspace: FakeWorkspace, **options: Any) -> AsyncIterator
 
 
 class RoutedTransport(httpx.AsyncBaseTransport):
-    """Leads to receivers by the host of a request, and notes what was sent where. Other hosts do not resolve.
+    """Routes requests to receivers by host and records them. Other hosts do not resolve.
 
     Attributes:
         hosts: Which transport leads to which host.
@@ -115,7 +115,7 @@ class RoutedTransport(httpx.AsyncBaseTransport):
 
 @attrs.define
 class FakeAuth:
-    """Stands in for `DatabricksAuth` where the clock is a mock: it has no thread.
+    """Stands in for `DatabricksAuth` on a mock clock: it uses no thread.
 
     Attributes:
         secret: The client secret; None: there is no service principal.
@@ -153,7 +153,7 @@ class FakeAuth:
 
 @attrs.define
 class Setup:
-    """An exporter whose requests go to a workspace and to Zerobus, on whatever clock there is."""
+    """An exporter whose requests go to a fake workspace and a fake Zerobus, on any clock."""
 
     workspace: FakeWorkspace
     zerobus: Zerobus
@@ -169,7 +169,7 @@ class Setup:
         return self.workspace.trace_requests
 
     def table_tokens(self, table: str = TABLE) -> int:
-        """How many tokens were asked for that are for ``table``."""
+        """Return the number of tokens that were requested for ``table``."""
         return sum(table in form.get("authorization_details", "") for form in self.workspace.token_requests)
 
 

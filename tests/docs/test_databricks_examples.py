@@ -73,7 +73,7 @@ async def test_the_example_that_prefers_zerobus_delivers_even_if_zerobus_fails(f
     # On a busy machine there may be no token in time, and then a batch goes to the workspace.
     told = [line for line in ended.err.splitlines() if "no token for Zerobus in time" not in line]
     assert len(told) == fails
-    assert all("Zerobus does not take spans (403 Forbidden" in line for line in told)
+    assert all("Zerobus does not accept spans (403 Forbidden" in line for line in told)
     stored = {table: [span for way in ways for span in way.get(table, ())] for table in TABLES}
     assert [len(spans) for spans in stored.values()] == [1, 1]
     if told == ended.err.splitlines():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -14,11 +16,12 @@ from .attempt import Attempt, close_at_once
 from .body import BoundedBody, read_bounded
 from .client import TLSAdvice
 from .failures import failure_result
+from .messages import is_bounded_json
 from .packages import classes
 from .responses import Response
 from .secrets import hidden_in_logs
 
-__all__ = ["ask"]
+__all__ = ["ask", "json_object"]
 
 
 async def ask(
@@ -59,6 +62,17 @@ async def ask(
             return Refused(f"{status}: the answer is larger than {body.limit} bytes", status)
         return Response(status, response.headers, body.content, time.time(), attempt.secrets)
     return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", cause="timeout")
+
+
+def json_object(body: bytes | None) -> Mapping[str, object]:
+    """Return the JSON object in ``body``; an empty one if there is none, or parsing it could take too much memory."""
+    if body is None or not is_bounded_json(body):
+        return {}
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 async def _send_and_read(

@@ -1,6 +1,7 @@
-"""MLflow's own variables besides those for where and as whom: what can be honoured is, of the others it is told.
+"""MLflow's variables besides those for the tracking URI, the experiment and credentials.
 
-What they mean is in MLflow's ``mlflow/environment_variables.py`` and ``mlflow/utils/rest_utils.py``.
+Those that can be honoured are; for the others, a warning says what to do instead. Their meaning is documented in
+MLflow's ``mlflow/environment_variables.py`` and ``mlflow/utils/rest_utils.py``.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 
-import attrs
-
 from .._http.client import client_context
 from .._settings.environment import warn_once
 
-__all__ = ["TLSVariables", "tls_variables", "warn_of_credentials_file", "warn_of_what_is_not_read", "workspace"]
+__all__ = ["tls_variables", "warn_of_credentials_file", "warn_of_ignored_variables", "workspace"]
 
 _SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 _CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
@@ -22,7 +21,9 @@ _INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"
 
 _WORKSPACE = re.compile(r"[\x21-\x7e]{1,200}")
 
-# What is not read, and what to do instead.
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+# Variables that are not read, and what to do instead.
 _AUTHENTICATION = {
     "MLFLOW_TRACKING_AUTH": "give headers=, or a client= with an httpx.Auth",
     "MLFLOW_TRACKING_AWS_SIGV4": "give a client= with an httpx.Auth that signs requests",
@@ -39,56 +40,52 @@ _OTHERS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "Retry-After is always respected",
     "MLFLOW_ALLOW_HTTP_REDIRECTS": "redirects are not followed",
 }
-# These ask for what is done anyway.
-_AS_IT_IS = {
+# Settings that match the exporter's behaviour.
+_ALREADY_SO = {
     ("MLFLOW_TRACKING_AWS_SIGV4", False),
     ("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", True),
     ("MLFLOW_ALLOW_HTTP_REDIRECTS", False),
 }
 
 
-@attrs.frozen
-class TLSVariables:
-    """What the environment says about TLS.
-
-    Attributes:
-        certificate: The file, or directory, with the CAs to trust.
-        client_certificate: The file with the certificate to show, and its key.
-        verify: Whether the server's certificate is checked.
-    """
-
-    certificate: str | None = None
-    client_certificate: str | None = None
-    verify: bool = True
-
-
-def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> TLSVariables:
-    """Return what ``MLFLOW_TRACKING_*`` says about TLS.
+def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> tuple[dict[str, str], bool]:
+    """Read ``MLFLOW_TRACKING_*`` for TLS.
 
     Args:
         environ: The variables.
-        server: Whether those about the server's certificate are wanted.
-        client: Whether the one about the client's certificate is wanted.
+        server: Whether to read those for the server's certificate.
+        client: Whether to read the one for the client's certificate.
+
+    Returns:
+        Arguments of `OTLPExporter`, and whether the server's certificate is verified.
 
     Raises:
         ValueError: A file cannot be read, or variables contradict each other.
     """
     certificate = _get(environ, _SERVER_CERTIFICATE) if server else None
     client_certificate = _get(environ, _CLIENT_CERTIFICATE) if client else None
-    insecure = server and _boolean(environ, _INSECURE) is True
+    value = _get(environ, _INSECURE) if server else None
+    insecure = value is not None and _BOOLEANS.get(value.lower())
     if insecure and certificate is not None:
         raise ValueError(
             f"{_INSECURE} is true, and {_SERVER_CERTIFICATE} is set as well; unset the first to have the server's "
-            "certificate checked, or the second"
+            "certificate verified, or the second"
         )
-    _check(_SERVER_CERTIFICATE, certificate=certificate)
-    _check(_CLIENT_CERTIFICATE, client_certificate=client_certificate)
     if insecure:
-        warn_once(f"{_INSECURE} is true: whether the server is MLflow is not checked, credentials may go to others")
-    return TLSVariables(certificate, client_certificate, not insecure)
+        warn_once(f"{_INSECURE} is true: the server's certificate is not verified, credentials may go to others")
+    elif insecure is None and value is not None:
+        warn_once(f"{_INSECURE} is {value[:40]!r}, neither true nor false: it is ignored")
+    files = {}
+    if certificate is not None:
+        _check(_SERVER_CERTIFICATE, certificate, None)
+        files["certificate"] = certificate
+    if client_certificate is not None:
+        _check(_CLIENT_CERTIFICATE, None, client_certificate)
+        files["client_certificate"] = client_certificate
+    return files, not insecure
 
 
-def _check(variable: str, *, certificate: str | None = None, client_certificate: str | None = None) -> None:
+def _check(variable: str, certificate: str | None, client_certificate: str | None) -> None:
     try:
         client_context(certificate, client_certificate, None)
     except ValueError as error:
@@ -99,18 +96,18 @@ def workspace(environ: Mapping[str, str]) -> str | None:
     """Return ``MLFLOW_WORKSPACE``.
 
     Raises:
-        ValueError: It cannot be sent. Without it, experiments of another workspace would be meant.
+        ValueError: It cannot be sent. Ignoring it would select experiments of another workspace.
     """
     name = _get(environ, "MLFLOW_WORKSPACE")
     if name is not None and not _WORKSPACE.fullmatch(name):
         raise ValueError(
-            f"MLFLOW_WORKSPACE is {name[:40]!r}, no workspace's name; it takes letters, digits and hyphens"
+            f"MLFLOW_WORKSPACE is {name[:40]!r}; it must be a workspace's name, of letters, digits and hyphens"
         )
     return name
 
 
-def warn_of_what_is_not_read(environ: Mapping[str, str], *, authenticated: bool) -> None:
-    """Log once which variables are set that change what MLflow's own client does, but nothing here.
+def warn_of_ignored_variables(environ: Mapping[str, str], *, authenticated: bool) -> None:
+    """Log once each variable that is set and changes what MLflow's own client does, but has no effect here.
 
     Args:
         environ: The variables. Their values are not shown.
@@ -118,30 +115,16 @@ def warn_of_what_is_not_read(environ: Mapping[str, str], *, authenticated: bool)
     """
     for variable, instead in {**_OTHERS, **({} if authenticated else _AUTHENTICATION)}.items():
         value = _get(environ, variable)
-        if value is not None and (variable, _as_boolean(value)) not in _AS_IT_IS:
-            warn_once(f"{variable} is set, which mlflow() does not read: {instead}")
+        if value is not None and (variable, _BOOLEANS.get(value.lower())) not in _ALREADY_SO:
+            warn_once(f"{variable} is set, but mlflow() does not read it: {instead}")
 
 
 def warn_of_credentials_file() -> None:
-    """Log once that MLflow's file with a user name and a password is there, which is not read."""
+    """Log once that MLflow's file with a user name and a password exists, which is not read."""
     file = "~/.mlflow/credentials"
     if os.path.exists(os.path.expanduser(file)):  # noqa: PTH110, PTH111  # these never raise
-        warn_once(f"{file} is there, which mlflow() does not read: set MLFLOW_TRACKING_USERNAME and _PASSWORD")
+        warn_once(f"{file} exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD")
 
 
 def _get(environ: Mapping[str, str], variable: str) -> str | None:
     return environ.get(variable, "").strip() or None
-
-
-def _boolean(environ: Mapping[str, str], variable: str) -> bool | None:
-    value = _get(environ, variable)
-    if value is None:
-        return None
-    boolean = _as_boolean(value)
-    if boolean is None:
-        warn_once(f"{variable} is {value[:40]!r}, neither true nor false: it is ignored")
-    return boolean
-
-
-def _as_boolean(value: str) -> bool | None:
-    return {"true": True, "1": True, "false": False, "0": False}.get(value.lower())

@@ -1,12 +1,12 @@
 """Databricks' unified authentication as an `Auth`: tokens of databricks-sdk, fetched in a thread.
 
-databricks-sdk finds out by itself how to authenticate (``DATABRICKS_*``, a profile, the clouds' own ways) and keeps
-its tokens, but it blocks: its import takes a second, its ``Config`` asks the workspace where tokens come from, and
-``authenticate()`` fetches one when it has none that lasts. All three happen in a thread, one at a time.
+databricks-sdk determines how to authenticate (``DATABRICKS_*``, a profile, the methods of the clouds) and caches its
+tokens, but it blocks: its import takes a second, its ``Config`` asks the workspace where tokens come from, and
+``authenticate()`` fetches a token if the cached one is about to expire. All three happen in a thread, one at a time.
 
-A token of a service principal lasts an hour, one of another way less or more, and a personal access token has no end
-that could be asked for. The SDK hands out no token that ends within 40 seconds, so asking it every 30 seconds always
-gives one that lasts, whatever its kind; where the SDK tells when the token ends, that is heeded too.
+A service principal's token is valid for an hour, others for shorter or longer, and the expiry of a personal access
+token is unknown. The SDK returns no token that expires within 40 seconds, so asking it every 30 seconds always gives a
+valid one of any kind. If the SDK tells when the token expires, that is respected too.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from .shared_fetch import SharedFetch
 
 __all__ = ["WORKSPACE_HEADER", "DatabricksAuth", "DatabricksConfig", "MakeConfig", "ServicePrincipal"]
 
-# Which workspace is meant where several have one host. databricks-sdk sends it with its own requests.
+# Selects the workspace where several share one host. databricks-sdk sends it with its own requests.
 WORKSPACE_HEADER = "X-Databricks-Workspace-Id"
 
-# Seconds for which a token is used without asking the SDK whether it still would be.
+# Seconds for which a token is used without asking the SDK again.
 _RECHECK = 30.0
 
-# Seconds before its end from which a token is not used any more: databricks-sdk's own margin (`oauth.Token.expired`),
-# as Azure refuses a token that ends within 30 seconds.
+# A token is not used in its last seconds. This is databricks-sdk's own margin (`oauth.Token.expired`), because Azure
+# refuses a token that expires within 30 seconds.
 _MARGIN = 40.0
 
-# The SDK gives no timeout to the request for a token. A thread that has worked for so many seconds is left behind.
-_HOPELESS = 60.0
+# The SDK's request for a token has no timeout. A thread that has run for this many seconds is abandoned.
+_HANGING = 60.0
 
-# So many may be left behind; then nothing more is started until one of them ends.
-_MAX_HOPELESS = 4
+# If this many threads are abandoned, no other is started until one of them ends.
+_MAX_ABANDONED = 4
 
 
 class DatabricksConfig(Protocol):
-    """What is used of databricks-sdk's ``Config``."""
+    """The used part of databricks-sdk's ``Config``."""
 
     @property
     def host(self) -> str | None:
-        """The workspace that the credentials are for."""
+        """The workspace to which the credentials belong."""
         ...
 
     def authenticate(self) -> dict[str, str]:
@@ -56,7 +56,7 @@ class DatabricksConfig(Protocol):
         ...
 
     def oauth_token(self) -> Any:
-        """Return the token as an object with an ``expiry``; `ValueError` where it is no OAuth token."""
+        """Return the token as an object with an ``expiry``; raise `ValueError` if it is not an OAuth token."""
         ...
 
 
@@ -64,28 +64,22 @@ MakeConfig: TypeAlias = Callable[[], DatabricksConfig]
 
 T = TypeVar("T")
 
-# A name of databricks-sdk's for a way to authenticate; anything else is not shown.
+# A name that databricks-sdk gives to a method of authentication; anything else is not shown.
 _AUTH_TYPE = re.compile(r"[a-z0-9-]{1,40}")
 
 
 @attrs.frozen
 class ServicePrincipal:
-    """A service principal's OAuth credentials, and the workspace that they are for."""
+    """A service principal's OAuth credentials, and the workspace to which they belong."""
 
     client_id: str
     client_secret: str = attrs.field(repr=False)
     workspace_id: str
 
 
-@attrs.frozen
-class _Credentials:
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    good_until: float
-
-
 @attrs.define
 class _Session:
-    """One ``Config``, which is made and used in a thread; the SDK keeps the token in it."""
+    """A ``Config``, which is created and used in a thread; the SDK caches the token in it."""
 
     make_config: MakeConfig
     names_workspace: bool
@@ -99,7 +93,7 @@ class _Session:
         return self.threads.borrowed_tokens > 0
 
     def fetch(self) -> tuple[dict[str, str], float | None]:
-        """Return headers, and how many seconds they last if that is known. Blocks."""
+        """Return headers, and the number of seconds until they expire if that is known. Blocks."""
         config = self._made_config()
         headers = dict(config.authenticate())
         seconds_left = 0.0 if self._short_lived else self._seconds_left(config, headers)
@@ -108,20 +102,20 @@ class _Session:
         return headers, seconds_left
 
     def service_principal(self) -> ServicePrincipal:
-        """Return what the ``Config`` knows of a service principal. Blocks."""
+        """Return the service principal of the ``Config``. Blocks."""
         config = self._made_config()
         client_id, client_secret = _text_of(config, "client_id"), _text_of(config, "client_secret")
-        way = _text_of(config, "auth_type")
-        if not (client_id and client_secret) or way not in ("", "oauth-m2m"):
-            found = f"databricks-sdk found {way}" if _AUTH_TYPE.fullmatch(way) else "databricks-sdk found none"
+        auth_type = _text_of(config, "auth_type")
+        if not (client_id and client_secret) or auth_type not in ("", "oauth-m2m"):
+            found = auth_type if _AUTH_TYPE.fullmatch(auth_type) else "none"
             raise AuthError(
-                f"Zerobus takes service principals only, and {found}: set DATABRICKS_CLIENT_ID and "
-                "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus",
+                f"Zerobus takes service principals only, and databricks-sdk found {found}: set DATABRICKS_CLIENT_ID "
+                "and DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus",
                 retry=False,
             )
         workspace_id = _text_of(config, "workspace_id")
         if not workspace_id:
-            raise AuthError("the workspace does not say what its id is: set DATABRICKS_WORKSPACE_ID", retry=False)
+            raise AuthError("the workspace does not tell its id: set DATABRICKS_WORKSPACE_ID", retry=False)
         return ServicePrincipal(client_id, client_secret, workspace_id)
 
     def _made_config(self) -> DatabricksConfig:
@@ -132,12 +126,12 @@ class _Session:
     def _seconds_left(self, config: DatabricksConfig, headers: Mapping[str, str]) -> float | None:
         try:
             token = config.oauth_token()
-            # The SDK's times are local and have no zone.
+            # The SDK's times are local times without a zone.
             left = (token.expiry - datetime.datetime.now(token.expiry.tzinfo)).total_seconds()
         except Exception:
-            # No OAuth token, or one without an end.
+            # Not an OAuth token, or one without an expiry.
             return None
-        # Within its margin, the SDK fetches a token for each question, so this one is another. It is asked no more.
+        # For a token within its margin, the SDK fetches another at each call, as it just did. So it is not asked again.
         self._short_lived = not headers.get("Authorization", "").endswith(token.access_token)
         return 0.0 if self._short_lived else float(left)
 
@@ -145,38 +139,37 @@ class _Session:
 class DatabricksAuth:
     """Authenticates with databricks-sdk. An `Auth`.
 
-    Exports that need a token at the same time share one refresh, its failure included. If all of them are cancelled,
-    the thread goes on, and what it fetched is there for the next one.
+    Exports that need a token at the same time share one refresh, including its failure. If all of them are cancelled,
+    the thread continues, and the next export uses the token that it fetched.
 
     Args:
-        make_config: Makes a ``Config``; called in a thread, for the first token and after a 401.
-        host: The workspace, as ``https://...``: credentials for another one are not sent to it.
-        names_workspace: Whether the headers have the workspace's id, where databricks-sdk knows it.
+        make_config: Creates a ``Config``; called in a thread, for the first token and after a 401.
+        host: The workspace, as ``https://...``: credentials for another workspace are not sent to it.
+        names_workspace: Whether the headers include the workspace's id, if databricks-sdk knows it.
     """
 
     def __init__(self, make_config: MakeConfig, host: str, *, names_workspace: bool = True) -> None:
         self._make_config = make_config
         self._host = host
         self._names_workspace = names_workspace
-        self._credentials = SharedFetch(self._fetch_credentials, _lasts)
-        self._principal = SharedFetch(self._fetch_principal, lambda principal: True)
+        self._credentials = SharedFetch(self._fetch_headers)
+        self._principal = SharedFetch(self._fetch_principal)
         self._session = self._new_session()
-        self._left_behind: list[_Session] = []
+        self._abandoned: list[_Session] = []
 
     async def headers(self, location: str) -> Mapping[str, str]:
-        """Return the headers with which to authenticate; they are the same for all locations.
+        """Return the headers that authenticate; they are the same for all locations.
 
-        When cancelled, a refresh that has begun goes on in its thread.
+        If this is cancelled, a refresh that has begun continues in its thread.
 
         Raises:
-            AuthError: There are none. The reason never has the SDK's own words, which may hold credentials.
+            AuthError: There are none. The reason never repeats the SDK's message, which may contain credentials.
         """
-        return (await self._credentials.get()).headers
+        return await self._credentials.get()
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
-        """Forget ``headers`` and the SDK's token, so that the next call of `headers` authenticates anew."""
-        kept = self._credentials.kept
-        if kept is not None and kept.headers == headers:
+        """Drop ``headers`` and the SDK's token, so that the next call of `headers` authenticates again."""
+        if self._credentials.kept == headers:
             self._credentials.forget()
             self._replace_session()
 
@@ -189,7 +182,7 @@ class DatabricksAuth:
         return await self._principal.get()
 
     def forget_principal(self, principal: ServicePrincipal) -> None:
-        """Read variables and files again the next time: ``principal`` is not known to the workspace."""
+        """Drop ``principal``, which the workspace does not know: the next call reads variables and files again."""
         if self._principal.kept is principal:
             self._principal.forget()
             self._replace_session()
@@ -197,12 +190,12 @@ class DatabricksAuth:
     def __repr__(self) -> str:
         return f"<DatabricksAuth for {self._host}>"
 
-    async def _fetch_credentials(self) -> _Credentials:
+    async def _fetch_headers(self) -> tuple[Mapping[str, str], float]:
         headers, seconds_left = await self._ask(_Session.fetch)
-        return _Credentials(headers, trio.current_time() + _good_for(seconds_left))
+        return headers, trio.current_time() + _good_for(seconds_left)
 
-    async def _fetch_principal(self) -> ServicePrincipal:
-        return await self._ask(_Session.service_principal)
+    async def _fetch_principal(self) -> tuple[ServicePrincipal, float]:
+        return await self._ask(_Session.service_principal), math.inf
 
     async def _ask(self, question: Callable[[_Session], T]) -> T:
         while True:
@@ -218,22 +211,22 @@ class DatabricksAuth:
             else:
                 if session is self._session:
                     return answer
-                # A 401 came in the meantime: this may be the very token that the server does not want.
+                # A 401 came in the meantime: this may be the token that the server refused.
                 continue
-            # What was configured may be mended by the next time, so nothing of it is kept.
+            # The configuration may be corrected before the next call, so nothing of it is cached.
             self._replace_session()
             raise failure
 
     def _usable_session(self) -> _Session:
-        self._left_behind = [session for session in self._left_behind if session.busy]
-        hopeless = self._session.busy and trio.current_time() - self._session.started > _HOPELESS
-        if hopeless and len(self._left_behind) < _MAX_HOPELESS:
+        self._abandoned = [session for session in self._abandoned if session.busy]
+        hangs = self._session.busy and trio.current_time() - self._session.started > _HANGING
+        if hangs and len(self._abandoned) < _MAX_ABANDONED:
             self._replace_session()
         return self._session
 
     def _replace_session(self) -> None:
         if self._session.busy:
-            self._left_behind.append(self._session)
+            self._abandoned.append(self._session)
         self._session = self._new_session()
 
     def _new_session(self) -> _Session:
@@ -243,16 +236,12 @@ class DatabricksAuth:
         config = self._make_config()
         host = (config.host or "").rstrip("/").lower()
         if host and host != self._host:
-            raise AuthError(f"databricks-sdk has credentials for another workspace than {self._host}", retry=False)
+            raise AuthError(f"databricks-sdk has credentials for a workspace other than {self._host}", retry=False)
         return config
 
 
-def _lasts(credentials: _Credentials) -> bool:
-    return trio.current_time() < credentials.good_until
-
-
 def _text_of(config: DatabricksConfig, name: str) -> str:
-    """Return an attribute of ``config`` that not every one has; empty if it has none."""
+    """Return an optional attribute of ``config`` as a str; empty if it is missing."""
     value = getattr(config, name, None)
     return str(value).strip() if isinstance(value, str | int) else ""
 

@@ -1,8 +1,8 @@
-"""Why databricks-sdk has no credentials, in words of our own.
+"""Reasons why databricks-sdk has no credentials.
 
-Its messages may hold credentials: a server's answer that repeats a secret, a line of a configuration file, a header
-that cannot be sent. So nothing is repeated of them but words that are known beforehand: the codes of OAuth, the names
-of ways to authenticate, the name of a profile.
+Its messages may contain credentials: a server's response that echoes a secret, a line of a configuration file, a header
+that cannot be sent. So only known words of them are repeated: OAuth error codes, names of methods of authentication,
+the name of a profile.
 """
 
 from __future__ import annotations
@@ -34,49 +34,51 @@ OAUTH_REFUSALS = (
     "unsupported_grant_type",
 )
 _OAUTH_REFUSAL = re.compile(rf"(?:^|[ :])({'|'.join(OAUTH_REFUSALS)})\b")
-_TWO_WAYS = re.compile(r"more than one authorization method configured: ([a-z -]{1,100})")
+_SEVERAL_METHODS = re.compile(r"more than one authorization method configured: ([a-z -]{1,100})")
 _NO_PROFILE = re.compile(r"has no ([\w-]{1,100}) profile configured")
 
-# The SDK uses requests, which does not look at SSL_CERT_FILE.
+# The SDK uses requests, which ignores SSL_CERT_FILE.
 _ABOUT_CA = "Is its certificate trusted (REQUESTS_CA_BUNDLE names the file with its CA)?"
 
-# What requests and urllib3 raise, by name, since they come with the extra only.
+# Exceptions of requests and urllib3, by name, since these packages come with the extra only.
 _CONNECTION_FAILURES = frozenset(
     {"ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProxyError"}
 )
 _TLS_FAILURES = frozenset({"SSLError"})
-# The SDK looks for the address of the token endpoint at the workspace; where it finds none, it asks "None" for a token.
+# The SDK asks the workspace for the URL of the token endpoint; if there is none, it requests a token from "None".
 _NO_TOKEN_ENDPOINT = frozenset({"MissingSchema", "InvalidSchema", "InvalidURL"})
-# databricks-sdk's own, for answers of the workspace.
+# databricks-sdk's exceptions for responses of the workspace.
 _NO_WORKSPACE = frozenset({"NotFound", "EndpointNotFound"})
 
 
 def auth_error(error: Exception, host: str) -> AuthError:
-    """Return why there are no credentials for ``host``, and whether there may be some later.
+    """Return the `AuthError` for an exception of databricks-sdk.
 
     Args:
-        error: What databricks-sdk raised.
+        error: The exception.
         host: The workspace.
     """
     if isinstance(error, AuthError):
         return error
+    if isinstance(error, ImportError):
+        return AuthError(MISSING_EXTRA, retry=False)
     causes = list(_causes(error))
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(str(cause)[:10_000] for cause in causes)
-    if isinstance(error, ImportError):
-        return AuthError(MISSING_EXTRA, retry=False)
-    return (
-        _configuration_error(text) or _answer_error(error, text, host) or _network_error(names, host) or _unknown(error)
+    known = _configuration_error(text) or _answer_error(error, text, host) or _network_error(names, host)
+    return known or AuthError(
+        f"{type(error).__name__} in databricks-sdk (its message is not shown, as it may contain credentials): "
+        "Config().authenticate() of databricks.sdk.core shows it"
     )
 
 
 def _configuration_error(text: str) -> AuthError | None:
     if "cannot configure default credentials" in text:
         return AuthError(f"databricks-sdk found none: {_SET_CREDENTIALS}", retry=False)
-    if (ways := _TWO_WAYS.search(text)) is not None:
+    if (methods := _SEVERAL_METHODS.search(text)) is not None:
         return AuthError(
-            f"databricks-sdk found more than one way to authenticate ({ways[1].strip()}): unset the variables of the "
-            "others, or choose with DATABRICKS_AUTH_TYPE",
+            f"databricks-sdk found more than one method of authentication ({methods[1].strip()}): unset the variables "
+            "of the others, or choose one with DATABRICKS_AUTH_TYPE",
             retry=False,
         )
     if (profile := _NO_PROFILE.search(text)) is not None:
@@ -91,17 +93,17 @@ def _answer_error(error: Exception, text: str, host: str) -> AuthError | None:
             "DATABRICKS_CLIENT_SECRET",
             retry=False,
         )
-    # What `databricks.sdk.oauth.retrieve_token` raises of answers that are not what OAuth says.
+    # `databricks.sdk.oauth.retrieve_token` raises these for responses that do not follow OAuth.
     if isinstance(error, KeyError | NotImplementedError) or any(isinstance(word, bytes) for word in error.args):
-        return AuthError(f"the answer of the token endpoint of {host} has no token in it, and no code of OAuth's")
+        return AuthError(f"the answer of the token endpoint of {host} has no token in it, and no OAuth error code")
     return None
 
 
 def _network_error(names: set[str], host: str) -> AuthError | None:
     if names & _TLS_FAILURES:
-        return AuthError(f"no TLS connection to {host} for a token: does it speak TLS? {_ABOUT_CA}")
+        return AuthError(f"no TLS connection to {host} for a token: does it support TLS? {_ABOUT_CA}")
     if names & (_NO_TOKEN_ENDPOINT | _NO_WORKSPACE):
-        # So it is as well if the connection for the question failed, whatever the reason.
+        # These are also raised if the connection to the workspace failed, for any reason.
         about_ca = f" {_ABOUT_CA}" if host.startswith("https:") else ""
         return AuthError(
             f"{host} does not say where tokens come from: is it a Databricks workspace, and is it up?{about_ca}"
@@ -109,13 +111,6 @@ def _network_error(names: set[str], host: str) -> AuthError | None:
     if names & _CONNECTION_FAILURES:
         return AuthError(f"cannot connect to {host} for a token: is it a Databricks workspace, and is it up?")
     return None
-
-
-def _unknown(error: Exception) -> AuthError:
-    return AuthError(
-        f"{type(error).__name__} in databricks-sdk (what it says is not shown, as it may hold credentials): "
-        "Config().authenticate() of databricks.sdk.core shows it"
-    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,12 +1,12 @@
-"""Attributes that are JSON texts, as values of OTLP.
+"""Decode span attributes whose values are JSON.
 
-MLflow keeps each attribute of a span as its JSON text, so that the number 3 is the string ``3`` and a string has quotes
-around it. Its own exporters decode these before they send a span, and so does `decoded`, for the attributes of spans
-only: those of events, links and resources are not encoded.
+MLflow stores each attribute of a span as JSON, so that the number 3 is the string ``3`` and a string has quotes around
+it. Its own exporters decode them before they send a span, and so does `decoded`. Only the attributes of spans are
+decoded: MLflow does not encode those of events, links and resources.
 
-A text stays as it is if it is not JSON (which knows no ``NaN``), or if decoding would lose something or cost too much:
-an object with two equal names, half of a surrogate pair, more than 1 MiB or 10,000 commas and brackets, a value that is
-nested deeper than servers read. A number that has no 64-bit form becomes its digits.
+A string stays as it is if it is not JSON (``NaN`` is not), or if decoding would lose information or cost too much: an
+object with duplicate names, a lone surrogate, more than 1 MiB or 10,000 commas and brackets, or nested too deep for
+servers. A number without a 64-bit form becomes a string of its digits.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ __all__ = ["decoded"]
 _MAX_CHARACTERS = 1024 * 1024
 _MAX_ITEMS = 10_000
 
-# protobuf's parsers take 100 messages inside each other. The value of a span's attribute is the sixth; a list takes two
-# more for each level (ArrayValue, AnyValue), an object three (KeyValueList, KeyValue, AnyValue).
+# protobuf's parsers accept 100 nested messages. The value of a span's attribute is at level 6; a list adds two levels
+# (ArrayValue, AnyValue), an object three (KeyValueList, KeyValue, AnyValue).
 _MAX_LEVELS = 94
 _LIST_LEVELS = 2
 _OBJECT_LEVELS = 3
 
-# Work between two checkpoints: a value counts as much as these characters, which take two microseconds.
-_CHARACTERS_A_VALUE = 128
+# Characters decoded between two checkpoints. A value counts as 128 characters, which take two microseconds.
+_CHARACTERS_PER_VALUE = 128
 _STEP = 64 * 1024
 
-# What JSON begins with, white space included.
-_BEGINNINGS = frozenset('{["-0123456789tfn \t\n\r')
+# The first characters of JSON, white space included.
+_FIRST_CHARACTERS = frozenset('{["-0123456789tfn \t\n\r')
 
 
 async def decoded(batch: SpanBatch) -> SpanBatch:
@@ -65,7 +65,7 @@ async def _decoded_span(span: EncodedSpan, budget: _Budget) -> EncodedSpan:
     try:
         message = span.to_message()
     except DecodeError:
-        # The server says what is wrong with it.
+        # The server reports the error.
         return span
     changed = False
     for attribute in message.attributes:
@@ -78,17 +78,17 @@ async def _decoded_span(span: EncodedSpan, budget: _Budget) -> EncodedSpan:
 
 
 async def _decoded_text(text: str, budget: _Budget) -> AnyValue | None:
-    """Return the value that ``text`` stands for, or None if it is to stay."""
-    if text[:1] not in _BEGINNINGS or not _is_bounded(text):
+    """Return the decoded value of ``text``, or None if it stays as it is."""
+    if text[:1] not in _FIRST_CHARACTERS or not _is_bounded(text):
         return None
     await budget.spend(len(text))
     try:
         document = json.loads(
-            text, parse_int=_integer, parse_float=_float, parse_constant=_no_json, object_pairs_hook=_object
+            text, parse_int=_integer, parse_float=_float, parse_constant=_refuse_constant, object_pairs_hook=_object
         )
         value = AnyValue()
         for _ in _fill(value, document):
-            await budget.spend(_CHARACTERS_A_VALUE)
+            await budget.spend(_CHARACTERS_PER_VALUE)
     except (ValueError, RecursionError):
         return None
     return value
@@ -104,7 +104,7 @@ def _fill(target: AnyValue, document: Any) -> Iterator[None]:
     while todo:
         target, value, levels = todo.pop()
         if levels < 0:
-            raise ValueError("it is nested too deep")
+            raise ValueError("it is nested too deeply")
         if isinstance(value, bool):
             target.bool_value = value
         elif isinstance(value, str):
@@ -120,14 +120,14 @@ def _fill(target: AnyValue, document: Any) -> Iterator[None]:
             target.kvlist_value.SetInParent()
             for key, item in value.items():
                 todo.append((target.kvlist_value.values.add(key=key).value, item, levels - _OBJECT_LEVELS))
-        # None is an AnyValue without a value, but a member of an object must have one to be there.
+        # None is an empty AnyValue, which must still be present as a member of an object.
         if value is None:
             target.SetInParent()
         yield
 
 
 def _integer(digits: str) -> int | str:
-    # int() refuses thousands of digits, and int64 has at most 19.
+    # int() refuses thousands of digits; an int64 has at most 19.
     number = int(digits) if len(digits) <= 20 else None
     return number if number is not None and -(2**63) <= number < 2**63 else digits
 
@@ -137,12 +137,12 @@ def _float(digits: str) -> float | str:
     return number if math.isfinite(number) else digits
 
 
-def _no_json(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("an object has two equal names")
+        raise ValueError("an object has duplicate names")
     return members

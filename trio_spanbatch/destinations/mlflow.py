@@ -1,4 +1,4 @@
-"""MLflow's tracking server: a trace belongs to an experiment."""
+"""An exporter for MLflow's tracking server, where a location is an experiment."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ from .._http.client import AsyncClient, AsyncTransport, TLSSettings
 from .._http.exporter import OTLPExporter
 from .._settings.header_checks import checked_headers, has_userinfo
 from .._spans.batch import SpanBatch
+from .._spans.checks import shown
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
-from ._mlflow_variables import (
-    TLSVariables,
-    tls_variables,
-    warn_of_credentials_file,
-    warn_of_what_is_not_read,
-    workspace,
-)
+from ._mlflow_variables import tls_variables, warn_of_credentials_file, warn_of_ignored_variables, workspace
 
 __all__ = ["mlflow"]
 
@@ -33,11 +28,11 @@ EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 RUN_HEADER = "x-mlflow-run-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"
 
-# The location of spans whose program leaves it to its settings which experiment they belong to.
+# The location that stands for the experiment that is configured.
 DEFAULT_LOCATION = "default"
 
-# Seconds. On SQLite, 1,000 spans take MLflow about 5 s and 8 requests of 512 at once 14 s: giving up after 10 s would
-# make it store everything several times over, ever more slowly.
+# Seconds. On SQLite, MLflow takes about 5 s for 1,000 spans and 14 s for 8 concurrent requests of 512. If attempts
+# ended after 10 s, MLflow would store everything several times, more and more slowly.
 TIMEOUT = 60.0
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -71,84 +66,82 @@ def mlflow(
 
     With ``experiments="id"``, a location is an experiment's id, for instance ``"3"``; ``"default"`` stands for the
     one that ``experiment_id`` or ``MLFLOW_EXPERIMENT_ID`` names. With ``experiments="name"``, every location is an
-    experiment's name. Its id is looked up with the first batch and then remembered for five minutes. Batches for an
-    experiment that does not exist are refused; none is created. MLflow takes traces for one that is deleted, and shows
-    them to nobody: with names, these are refused when the name is looked up the next time.
+    experiment's name. Its id is looked up with the first batch and then cached for five minutes. Batches for an
+    experiment that does not exist are refused; experiments are never created. MLflow accepts traces for a deleted
+    experiment but does not show them: with names, they are refused once the name has been looked up again.
 
-    A trace belongs into one experiment: MLflow stores all of it where its first span went.
+    All spans of a trace belong in one experiment: MLflow stores the whole trace where its first span went.
 
-    An attempt may take 60 seconds. A batcher that is given a `RetryPolicy` of its own needs an ``attempt_timeout``
-    that leaves as much.
+    An attempt may take 60 seconds. If you give the batcher a `RetryPolicy`, its ``attempt_timeout`` must allow as much.
 
     Args:
-        tracking_uri: Where MLflow is, by default ``MLFLOW_TRACKING_URI``: http or https, with a path if MLflow is
-            below one. Credentials do not belong into it.
-        experiments: What a location is: an experiment's ``"id"`` or its ``"name"``.
+        tracking_uri: The URL of MLflow, by default ``MLFLOW_TRACKING_URI``: http or https, with the path that MLflow
+            is served under, if any. It must not contain credentials.
+        experiments: Whether a location is an experiment's ``"id"`` or its ``"name"``.
         experiment_id: The experiment that the location ``"default"`` stands for, by default
             ``MLFLOW_EXPERIMENT_ID``; for ``experiments="id"`` only.
         run_id: The MLflow run that the traces are linked to.
         username: For Basic authentication, by default ``MLFLOW_TRACKING_USERNAME``.
         password: For Basic authentication, by default ``MLFLOW_TRACKING_PASSWORD``.
-        token: For Bearer authentication, by default ``MLFLOW_TRACKING_TOKEN``. There is a token, or a user name and
-            password, not both; an argument for the one makes the variables for the other unseen.
+        token: For Bearer authentication, by default ``MLFLOW_TRACKING_TOKEN``. A token, and a user name with a
+            password, are mutually exclusive; if arguments give one, the variables for the other are ignored.
         headers: Headers for every request, the lookup of names included, for instance for a gateway in front of
-            MLflow. They go before the variables: ``Authorization`` before those for credentials,
-            ``X-MLFLOW-WORKSPACE`` before ``MLFLOW_WORKSPACE``.
-        timeout: Seconds for a whole attempt, and as many for the lookup of a name.
+            MLflow. They take precedence over variables: ``Authorization`` over those for credentials,
+            ``X-MLFLOW-WORKSPACE`` over ``MLFLOW_WORKSPACE``.
+        timeout: Seconds for a whole attempt, and the same again for the lookup of a name.
         compression: ``"gzip"``, or ``None`` for none.
         client: As for `OTLPExporter`.
         transport: As for `OTLPExporter`.
         certificate: As for `OTLPExporter`, by default ``MLFLOW_TRACKING_SERVER_CERT_PATH``. If
-            ``MLFLOW_TRACKING_INSECURE_TLS`` is true instead, the server's certificate is not checked.
+            ``MLFLOW_TRACKING_INSECURE_TLS`` is true instead, the server's certificate is not verified.
         client_certificate: As for `OTLPExporter`, by default ``MLFLOW_TRACKING_CLIENT_CERT_PATH``.
         client_key: As for `OTLPExporter`.
-        environ: The variables; by default those of the process. An empty one is an unset one.
+        environ: The environment variables, by default those of the process. An empty variable counts as unset.
 
     Raises:
-        ValueError: There is no tracking URI, or an argument or variable cannot be used. Credentials are never in the
-            message.
+        ValueError: There is no tracking URI, or an argument or variable is invalid. The message never contains
+            credentials.
         TypeError: An argument is of the wrong type.
     """
     environ = os.environ if environ is None else environ
     if experiments not in ("id", "name"):
-        raise ValueError(f"experiments is {experiments!r}; a location is an experiment's 'id' or its 'name'")
+        raise ValueError(f"experiments is {experiments!r}; it must be 'id' or 'name'")
     if experiments == "name" and experiment_id is not None:
-        raise ValueError("experiment_id is given with experiments='name', where every location is a name")
+        raise ValueError("experiment_id cannot be given with experiments='name', where every location is a name")
     headers = checked_headers(headers)
-    warn_of_what_is_not_read(environ, authenticated=client is not None or _has(headers, "authorization"))
+    warn_of_ignored_variables(environ, authenticated=client is not None or _has(headers, "authorization"))
     root = _tracking_root(tracking_uri, environ)
-    tls = TLSVariables()
-    # A file that nothing is read from may be gone.
+    tls: dict[str, Any] = {
+        "certificate": certificate,
+        "client_certificate": client_certificate,
+        "client_key": client_key,
+    }
+    verify = True
+    # Where TLS files are not used, those that variables name may be missing.
     if client is None and transport is None and root.lower().startswith("https:"):
-        tls = tls_variables(
+        files, verify = tls_variables(
             environ, server=certificate is None, client=client_certificate is None and client_key is None
         )
+        tls.update(files)
     return _MLflowExporter(
         root,
         by_name=experiments == "name",
         default=_default_experiment(experiment_id, environ) if experiments == "id" else None,
-        verify=tls.verify,
+        verify=verify,
         location_header=EXPERIMENT_HEADER,
         headers=_all_headers(headers, run_id, username, password, token, environ),
         timeout=timeout,
         compression=compression,
         client=client,
         transport=transport,
-        certificate=certificate if tls.certificate is None else tls.certificate,
-        client_certificate=client_certificate if tls.client_certificate is None else tls.client_certificate,
-        client_key=client_key,
+        **tls,
     )
 
 
 class _MLflowExporter(OTLPExporter):
-    """An `OTLPExporter` whose locations are turned into ids of experiments.
+    """An `OTLPExporter` that translates locations to ids of experiments.
 
-    Args:
-        root: The tracking URI, without a slash at its end.
-        by_name: Whether locations are names.
-        default: What the location ``"default"`` stands for, if they are ids.
-        verify: Whether the server's certificate is checked.
-        options: Those of `OTLPExporter`.
+    The location ``"default"`` stands for the id ``default``, unless locations are names.
     """
 
     _tls_settings = TLSSettings(
@@ -164,10 +157,10 @@ class _MLflowExporter(OTLPExporter):
         if by_name:
             headers = {name: value for name, value in self._headers.items() if name != RUN_HEADER.encode("ascii")}
             agent = {b"user-agent": self._headers_always[b"user-agent"], b"accept-encoding": b"gzip, deflate"}
-            self._names = ExperimentNames(root, self._client, {**agent, **headers}, self._timeout, self._tls_advice)
+            self._names = ExperimentNames(root, self, {**agent, **headers})
 
     def check_location(self, location: str) -> None:
-        """Raise `InvalidLocationError` if ``location`` is no id, or no name, of an experiment."""
+        """Raise `InvalidLocationError` if ``location`` is not an id, or a name, of an experiment."""
         if self._names is not None:
             check_experiment_name(location)
         elif location == DEFAULT_LOCATION:
@@ -177,17 +170,20 @@ class _MLflowExporter(OTLPExporter):
                     "experiment_id=, or use an experiment's id as the location"
                 )
         elif not is_experiment_id(location):
-            shown = repr(location if len(location) <= 100 else location[:100] + "…")
             raise InvalidLocationError(
-                f"location {shown} is no id of an MLflow experiment, a whole number such as '3'; names are locations "
-                "with mlflow(experiments='name')"
+                f"location {shown(location)} is not an MLflow experiment's id, a whole number such as '3'; names "
+                "are locations with mlflow(experiments='name')"
             )
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        """Make one attempt at sending ``batch``, after looking up its experiment if that is not known yet."""
+        """Make one attempt at sending ``batch``, after looking up its experiment if its id is not cached."""
         self._check_open()
         self.check_location(batch.location)
-        experiment = await self._experiment_of(batch.location)
+        experiment: Found = batch.location
+        if self._names is not None:
+            experiment = await self._names.get(batch.location)
+        elif self._default is not None and batch.location == DEFAULT_LOCATION:
+            experiment = self._default
         if not isinstance(experiment, str):
             return _advised(experiment)
         result = await super().export(SpanBatch(experiment, batch.spans, size=batch.size))
@@ -195,14 +191,9 @@ class _MLflowExporter(OTLPExporter):
             self._names.forget(batch.location)
         return _advised(result)
 
-    async def _experiment_of(self, location: str) -> Found:
-        if self._names is not None:
-            return await self._names.id_of(location)
-        return self._default if self._default is not None and location == DEFAULT_LOCATION else location
-
 
 def _advised(result: ExportResult) -> ExportResult:
-    """Return ``result`` with what to do about it, where MLflow's own words do not say that."""
+    """Append the remedy to the reason of ``result`` if MLflow's message does not name it."""
     if not isinstance(result, Refused):
         return result
     if result.status_code == 401:
@@ -217,27 +208,25 @@ def _advised(result: ExportResult) -> ExportResult:
 
 
 def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
-    uri: object = argument if argument is not None else environ.get("MLFLOW_TRACKING_URI", "").strip()
-    what = "tracking_uri" if argument is not None else "MLFLOW_TRACKING_URI"
-    if not isinstance(uri, str):
-        raise TypeError(f"{what} is of type {type(uri).__name__}; it must be a str")
+    name = "tracking_uri" if argument is not None else "MLFLOW_TRACKING_URI"
+    uri = _checked_str(name, environ.get(name, "").strip() if argument is None else argument)
     if not uri:
         raise ValueError("there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI")
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
-        # Only the scheme is shown: the URI of a database has its password in it.
-        shown = f"begins with {scheme[:20]!r}" if separator and _SCHEME.fullmatch(scheme) else "has no scheme"
+        # Only the scheme is shown: a database's URI may contain a password.
+        problem = f"begins with {scheme[:20]!r}" if separator and _SCHEME.fullmatch(scheme) else "has no scheme"
         raise ValueError(
-            f"{what} {shown}; it must be the URL of a tracking server, as in http://localhost:5000 (for Databricks "
-            "there is unity_catalog; for files or a database, run `mlflow server` with them)"
+            f"{name} {problem}; it must be the URL of a tracking server, such as http://localhost:5000 (for "
+            "Databricks, use unity_catalog; for files or a database, run `mlflow server` with them)"
         )
     if has_userinfo(uri):
         raise ValueError(
-            f"{what} has a user name or password in it; give them as username= and password=, or as "
+            f"{name} has a user name or password in it; give them as username= and password=, or as "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if "?" in uri or "#" in uri:
-        raise ValueError(f"{what} has a query or fragment, which logs show; it ends with the path that MLflow is below")
+        raise ValueError(f"{name} has a query or fragment, which logs would show; remove it")
     return uri.rstrip("/")
 
 
@@ -248,7 +237,7 @@ def _default_experiment(argument: str | None, environ: Mapping[str, str]) -> str
         return argument
     variable = environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
     if variable and not is_experiment_id(variable):
-        _logger.warning("MLFLOW_EXPERIMENT_ID is %r, no whole number: it is ignored", variable[:40])
+        _logger.warning("MLFLOW_EXPERIMENT_ID is %r, not a whole number: it is ignored", variable[:40])
         return None
     return variable or None
 
@@ -262,12 +251,14 @@ def _all_headers(
     environ: Mapping[str, str],
 ) -> dict[str, str]:
     if _has(headers, EXPERIMENT_HEADER):
-        raise ValueError(f"headers has {EXPERIMENT_HEADER}; a batch's location says which experiment it is for")
+        raise ValueError(f"headers has {EXPERIMENT_HEADER}; a batch's location names its experiment: remove the header")
     if run_id is not None and _has(headers, RUN_HEADER):
-        raise ValueError(f"run_id is given, and headers has {RUN_HEADER} as well")
+        raise ValueError(f"run_id is given, and headers has {RUN_HEADER} as well; give only one")
     authorized = _has(headers, "authorization")
     if authorized and (username, password, token) != (None, None, None):
-        raise ValueError("username, password or token is given, and headers has Authorization as well")
+        raise ValueError(
+            "username, password or token is given, and headers has Authorization as well; give one of them"
+        )
     others = {} if authorized else _authorization(username, password, token, environ)
     if run_id is not None:
         others[RUN_HEADER] = run_id
@@ -278,7 +269,7 @@ def _all_headers(
 
 
 def _has(headers: Mapping[str, str], name: str) -> bool:
-    # A key that is no str is refused later, with the others' names and values.
+    # Keys that are not str are refused later, when names and values are checked.
     return any(str(given).lower() == name for given in headers)
 
 
@@ -299,7 +290,9 @@ def _authorization(
                     "of credentials"
                 )
     if token is not None:
-        return _bearer(token)
+        if not _TOKEN.fullmatch(_checked_str("token", token)):
+            raise ValueError("the token (not shown) is empty, or has a space, a line break or a character beyond ASCII")
+        return {"Authorization": f"Bearer {token}"}
     if username is None and password is None:
         if environ is os.environ:
             warn_of_credentials_file()
@@ -307,27 +300,23 @@ def _authorization(
     return _basic(username, password)
 
 
-def _bearer(token: object) -> dict[str, str]:
-    if not isinstance(token, str):
-        raise TypeError(f"token is of type {type(token).__name__}; it must be a str")
-    if not _TOKEN.fullmatch(token):
-        raise ValueError("the token (not shown) is empty, or has a space, a line break or a character beyond ASCII")
-    return {"Authorization": f"Bearer {token}"}
+def _checked_str(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
+    return value
 
 
-def _basic(username: object, password: object) -> dict[str, str]:
+def _basic(username: str | None, password: str | None) -> dict[str, str]:
     if username is None or password is None:
-        there, missing = ("password", "username") if username is None else ("username", "password")
+        given, missing = ("password", "username") if username is None else ("username", "password")
         raise ValueError(
-            f"there is a {there}, but no {missing}: give {missing}= or set MLFLOW_TRACKING_{missing.upper()}"
+            f"there is a {given}, but no {missing}: give {missing}= or set MLFLOW_TRACKING_{missing.upper()}"
         )
-    for what, value in (("username", username), ("password", password)):
-        if not isinstance(value, str):
-            raise TypeError(f"{what} is of type {type(value).__name__}; it must be a str")
+    for name, value in (("username", username), ("password", password)):
         # https://www.rfc-editor.org/rfc/rfc7617#section-2: no control characters, and no colon in the user name.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-            raise ValueError(f"the {what} (not shown) has a line break or another control character")
-    if not username or ":" in str(username):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in _checked_str(name, value)):
+            raise ValueError(f"the {name} (not shown) has a line break or another control character")
+    if not username or ":" in username:
         raise ValueError("the username (not shown) is empty or has a colon")
     credentials = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
     return {"Authorization": f"Basic {credentials}"}

@@ -1,17 +1,25 @@
-"""A cached value that is fetched by one task at a time."""
+"""Cached values, each of which is fetched by one task at a time."""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import trio
 
 from .._http.auth import AuthError
 
-__all__ = ["SharedFetch"]
+__all__ = ["KeyedFetch", "SharedFetch"]
 
 T = TypeVar("T")
+
+# A value, and the time of trio's clock until which it is valid.
+Fetched: TypeAlias = tuple[T, float]
+
+# The number of locations that a batcher allows by default.
+_MAX_KEYS = 10_000
 
 
 class SharedFetch(Generic[T]):
@@ -21,17 +29,16 @@ class SharedFetch(Generic[T]):
     cached. If the task that makes the call is cancelled, the next waiting task makes its own call.
 
     Args:
-        fetch: Returns the value, or raises `AuthError`.
-        is_good: Whether a cached value is still valid.
+        fetch: Returns the value and the time until which it is valid, or raises `AuthError`.
 
     Attributes:
         kept: The cached value; None if the last call failed or the value was forgotten.
     """
 
-    def __init__(self, fetch: Callable[[], Awaitable[T]], is_good: Callable[[T], bool]) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[Fetched[T]]]) -> None:
         self.kept: T | None = None
+        self._valid_until = -math.inf
         self._fetch = fetch
-        self._is_good = is_good
         self._failure: AuthError | None = None
         self._calls = 0
         self._fetching = trio.Lock()
@@ -48,7 +55,7 @@ class SharedFetch(Generic[T]):
             AuthError: The call failed, whether this task made it or another one.
         """
         kept = self.kept
-        if kept is not None and self._is_good(kept):
+        if kept is not None and trio.current_time() < self._valid_until:
             await trio.lowlevel.checkpoint()
             return kept
         seen = self._calls
@@ -68,8 +75,42 @@ class SharedFetch(Generic[T]):
 
     async def _call(self) -> None:
         try:
-            self.kept, self._failure = await self._fetch(), None
+            (self.kept, self._valid_until), self._failure = await self._fetch(), None
         except AuthError as failure:
             # Without its traceback, which would keep alive what the fetch knew.
             self.kept, self._failure = None, AuthError(failure.reason, retry=failure.retry)
         self._calls += 1
+
+
+class KeyedFetch(Generic[T]):
+    """A `SharedFetch` for each key. Of more than 10,000 keys, the least recently used ones are dropped.
+
+    Args:
+        fetch: Returns the value of a key and the time until which it is valid, or raises `AuthError`.
+    """
+
+    def __init__(self, fetch: Callable[[str], Awaitable[Fetched[T]]]) -> None:
+        self._fetch = fetch
+        # The least recently used one first.
+        self._fetches: dict[str, SharedFetch[T]] = {}
+
+    async def get(self, key: str) -> T:
+        """Return the cached value of ``key``, or fetch it; see `SharedFetch.get`."""
+        shared = self._fetches.pop(key, None)
+        if shared is None:
+            shared = SharedFetch(functools.partial(self._fetch, key))
+            if len(self._fetches) >= _MAX_KEYS:
+                oldest = next((name for name, other in self._fetches.items() if not other.busy), "")
+                self._fetches.pop(oldest, None)
+        self._fetches[key] = shared
+        return await shared.get()
+
+    def kept(self, key: str) -> T | None:
+        """Return the cached value of ``key``; None if there is none or it was forgotten."""
+        shared = self._fetches.get(key)
+        return None if shared is None else shared.kept
+
+    def forget(self, key: str) -> None:
+        """Drop the cached value of ``key``."""
+        if key in self._fetches:
+            self._fetches[key].forget()

@@ -1,4 +1,4 @@
-"""What both ways into Unity Catalog share, a workspace and Zerobus: tables, the workspace, advice about failures."""
+"""Common parts of the exporters for Unity Catalog through a workspace and through Zerobus."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .._http.client import AsyncClient, AsyncTransport, TLSSettings
 from .._http.exporter import OTLPExporter
 from .._settings.header_checks import check_endpoint, has_userinfo
 from .._spans.batch import SpanBatch
+from .._spans.checks import shown
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
 from .databricks_failures import MISSING_EXTRA
 from .json_attributes import decoded
@@ -30,7 +31,6 @@ __all__ = [
     "check_table_name",
     "checked_workspace",
     "default_config",
-    "workspace_url",
 ]
 
 LOCATION_HEADER = "X-Databricks-UC-Table-Name"
@@ -38,8 +38,8 @@ LOCATION_HEADER = "X-Databricks-UC-Table-Name"
 TRACES_PATH = "/api/2.0/otel/v1/traces"
 
 # https://docs.databricks.com/aws/en/sql/language-manual/sql-ref-names: names have at most 255 characters, and no
-# period, space, slash or control character. What is beyond ASCII cannot be sent in a header. Backquotes are how SQL
-# writes a name, not part of it: with and without them, one table would be two locations.
+# period, space, slash or control character. Characters beyond ASCII cannot be sent in a header. Backquotes are SQL's
+# quotes, not part of a name: if they were allowed, one table could be two locations.
 _MAX_NAME_LENGTH = 255
 _FORBIDDEN = re.compile(r"[^\x21-\x7e]|[/`]")
 _RULE = (
@@ -47,17 +47,17 @@ _RULE = (
     "period, slash and backquote"
 )
 
-# What a 404 is about that comes from Unity Catalog, rather than from a server that knows no such path.
+# Found in a 404 of Unity Catalog, but not in that of a server that does not know the path.
 _ABOUT_A_NAME = re.compile(r"(?<![a-z])(table|schema|catalog)(?![a-z])", re.IGNORECASE)
 
-# Seconds the SDK may take for one answer about where tokens come from, and in all for repeating a failed question.
-# The batcher repeats by itself.
+# Seconds the SDK may take for one response about where tokens come from, and altogether for repeating a failed request.
+# The batcher itself repeats attempts.
 _SDK_HTTP_TIMEOUT = 10
 _SDK_RETRY_TIMEOUT = 1
 
 
 class Options(TypedDict):
-    """Arguments of `OTLPExporter` that are the user's."""
+    """The user's arguments for `OTLPExporter`."""
 
     headers: Mapping[str, str] | None
     timeout: float
@@ -71,12 +71,15 @@ class TableExporter(OTLPExporter):
 
     _tls_settings = TLSSettings((), "a client certificate is given with client=")
 
-    # What to do about a failure, where Databricks' own words do not say that.
+    # Remedies by status code, which Databricks' messages do not name.
     _advice: ClassVar[Mapping[int | None, str]]
+    # Whether attributes that are JSON are decoded.
     _decodes: bool = False
+    # Closed together with this exporter.
+    _zerobus: trio.abc.AsyncResource | None = None
 
     def check_location(self, location: str) -> None:
-        """Raise `InvalidLocationError` if ``location`` is no three-part name of a table."""
+        """Raise `InvalidLocationError` if ``location`` is not the three-part name of a table."""
         check_table_name(location)
 
     async def export(self, batch: SpanBatch) -> ExportResult:
@@ -90,11 +93,18 @@ class TableExporter(OTLPExporter):
         sent = await decoded(batch) if self._decodes else batch
         return await self._send(batch, sent, max(self.timeout - (trio.current_time() - began), 0.0))
 
-    async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
-        """Make one attempt at sending ``sent``, which is what became of ``batch``."""
-        return self._advised(await self._export_within(sent, seconds))
+    async def aclose(self) -> None:
+        """Close the clients and their connections, unless the client was given; see `OTLPExporter`."""
+        try:
+            if self._zerobus is not None:
+                await self._zerobus.aclose()
+        finally:
+            # Even when cancelled, this closes its client, within a second.
+            await super().aclose()  # noqa: ASYNC102
 
-    def _advised(self, result: ExportResult) -> ExportResult:
+    async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
+        """Make one attempt at sending ``sent``, which is ``batch`` or its decoded form."""
+        result = await self._export_within(sent, seconds)
         if not isinstance(result, Refused) or result.status_code not in self._advice:
             return result
         advice = self._advice[result.status_code]
@@ -107,10 +117,10 @@ class UnityCatalogExporter(TableExporter):
     """Sends to tables of Unity Catalog through the workspace."""
 
     _advice: ClassVar = {
-        401: "the workspace does not take these credentials, also not fresh ones: are they for this workspace? Where "
-        "several have one host, DATABRICKS_WORKSPACE_ID says which one is meant",
+        401: "the workspace does not accept these credentials, not even fresh ones: are they for this workspace? If "
+        "several workspaces share one host, set DATABRICKS_WORKSPACE_ID",
         403: "these credentials need USE CATALOG, USE SCHEMA, SELECT and MODIFY for the table",
-        404: "is it a Databricks workspace that takes OpenTelemetry (a preview that can be switched on)?",
+        404: "is it a Databricks workspace with OpenTelemetry enabled (a preview)?",
     }
 
     def __init__(self, workspace: str, auth: DatabricksAuth, decodes: bool, options: Options) -> None:
@@ -118,91 +128,80 @@ class UnityCatalogExporter(TableExporter):
         self._decodes = decodes
 
 
+def check_table_name(location: str) -> None:
+    """Raise `InvalidLocationError` unless ``location`` is ``<catalog>.<schema>.<table>`` and can be in a header."""
+    parts = location.split(".")
+    forbidden = _FORBIDDEN.search(location)
+    longest = max(map(len, parts))
+    if forbidden is not None:
+        problem = f"it has {forbidden[0]!r} in it"
+    elif len(parts) != 3:
+        problem = f"it has {len(parts)} part{'s' if len(parts) > 1 else ''}"
+    elif not all(parts):
+        problem = "a part of it is empty"
+    elif longest > _MAX_NAME_LENGTH:
+        problem = f"a part of it has {longest} characters"
+    else:
+        return
+    raise InvalidLocationError(f"location {shown(location)} is not a table of Unity Catalog: {problem}; {_RULE}")
+
+
 def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> str:
-    """Return the workspace of an exporter that databricks-sdk authenticates.
+    """Return ``https://`` and the host of a workspace, by default ``DATABRICKS_HOST``.
+
+    Args:
+        host: The workspace, as users write it.
+        headers: The headers for requests, which must not authenticate.
 
     Raises:
         ModuleNotFoundError: databricks-sdk is not installed.
-        ValueError: There is no workspace, or ``headers`` authenticate.
+        ValueError: There is no workspace, it is not a host, or ``headers`` has ``Authorization``. The message does not
+            show credentials.
     """
-    if not _has_sdk():
+    try:
+        has_sdk = importlib.util.find_spec("databricks.sdk") is not None
+    except ModuleNotFoundError:
+        has_sdk = False
+    if not has_sdk:
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
-    workspace = workspace_url(host)
     if any(str(name).lower() == "authorization" for name in headers or ()):
         raise ValueError(
-            "headers has Authorization (not shown), but databricks-sdk authenticates: give DATABRICKS_TOKEN or "
-            "make_config=, or make an OTLPExporter"
+            "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
+            "make_config=, or use OTLPExporter"
         )
-    return workspace
-
-
-def check_table_name(location: str) -> None:
-    """Raise `InvalidLocationError` if ``location`` is no ``<catalog>.<schema>.<table>``, or cannot be in a header."""
-    problem = _problem(location)
-    if problem is not None:
-        shown = repr(location if len(location) <= 100 else location[:100] + "…")
-        raise InvalidLocationError(f"location {shown} is no table of Unity Catalog: {problem}; {_RULE}")
-
-
-def workspace_url(host: str | None) -> str:
-    """Return ``https://`` and the host of a workspace, or of ``DATABRICKS_HOST`` if ``host`` is ``None``.
-
-    Raises:
-        ValueError: There is none, or it is no host. Credentials in it are not shown.
-    """
     given = (os.environ.get("DATABRICKS_HOST", "") if host is None else host).strip()
     if not given:
         raise ValueError(
-            "no workspace is named: give host=, as in https://dbc-a1b2c3d4-e5f6.cloud.databricks.com, or set "
+            "there is no workspace: give host=, as in https://dbc-a1b2c3d4-e5f6.cloud.databricks.com, or set "
             "DATABRICKS_HOST"
         )
     if has_userinfo(given):
         raise ValueError(
-            "host (not shown) has a user name or password in it; databricks-sdk authenticates, for instance with "
-            "DATABRICKS_TOKEN"
+            "host (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
+            "DATABRICKS_TOKEN, for instance"
         )
     scheme, _, rest = given.partition("://") if "://" in given else ("", "", given)
     authority = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
     workspace = f"{(scheme or 'https').lower()}://{authority.lower()}"
     url = check_endpoint(workspace)
     if rest[len(authority) :].strip("/"):
-        raise ValueError(f"host must be a workspace alone, as in {workspace}; what follows it (not shown) is too much")
-    # As databricks-sdk writes it.
+        raise ValueError(f"host must be a workspace alone, as in {workspace}; remove the rest (not shown)")
+    # The form that databricks-sdk uses.
     return workspace.removesuffix(":443") if url.scheme == "https" else workspace
-
-
-def _problem(location: str) -> str | None:
-    parts = location.split(".")
-    found = _FORBIDDEN.search(location)
-    if found is not None:
-        return f"it has {found[0]!r} in it"
-    if len(parts) != 3:
-        return f"it has {len(parts)} part{'s' if len(parts) > 1 else ''}"
-    if not all(parts):
-        return "a part of it is empty"
-    longest = max(map(len, parts))
-    return f"a part of it has {longest} characters" if longest > _MAX_NAME_LENGTH else None
-
-
-def _has_sdk() -> bool:
-    try:
-        return importlib.util.find_spec("databricks.sdk") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def default_config(workspace: str) -> MakeConfig:
     """Return the function that makes the ``Config`` of databricks-sdk for ``workspace``."""
 
     def make_config() -> DatabricksConfig:
-        # Its import takes a second, so it happens here, in the thread.
+        # Imported here, in the thread, because the import takes a second.
         from databricks.sdk.core import Config
 
         return Config(
             host=workspace,
             http_timeout_seconds=_SDK_HTTP_TIMEOUT,
             retry_timeout_seconds=_SDK_RETRY_TIMEOUT,
-            # It would fetch tokens in threads of its own, for which Python waits when it ends.
+            # Otherwise the SDK starts threads to fetch tokens, and Python waits for them at exit.
             disable_async_token_refresh=True,
         )
 

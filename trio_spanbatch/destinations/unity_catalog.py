@@ -1,7 +1,7 @@
-"""Databricks Unity Catalog: a location is a table, and credentials come from databricks-sdk.
+"""An exporter for Databricks Unity Catalog, where a location is a table and databricks-sdk finds the credentials.
 
-https://docs.databricks.com/aws/en/mlflow3/genai/tracing/trace-unity-catalog says how tables are made and who may write
-to them.
+How tables are created and who may write to them:
+https://docs.databricks.com/aws/en/mlflow3/genai/tracing/trace-unity-catalog.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .zerobus_fallback import ZerobusFirst
 
 __all__ = ["check_table_name", "unity_catalog"]
 
-# These name the workspace; the second is the name that the first had before.
-_NAMES_OF_WORKSPACE = (WORKSPACE_HEADER.lower(), "x-databricks-org-id")
+# Headers that name the workspace; the second is the older name of the first.
+_WORKSPACE_HEADERS = (WORKSPACE_HEADER.lower(), "x-databricks-org-id")
 
 
 def unity_catalog(
@@ -34,37 +34,38 @@ def unity_catalog(
 ) -> OTLPExporter:
     """Return an exporter that sends to tables of Unity Catalog; a location is ``<catalog>.<schema>.<table>``.
 
-    It needs the extra ``databricks``. Credentials are those that databricks-sdk finds: ``DATABRICKS_TOKEN``,
-    ``DATABRICKS_CLIENT_ID`` and ``DATABRICKS_CLIENT_SECRET``, ``DATABRICKS_CONFIG_PROFILE``, the ways of the clouds.
-    They are looked for when the first batch is sent, in a thread; a token is kept, replaced before it ends, and
-    replaced once when the server answers 401. Requests name the workspace by its id, where databricks-sdk knows it,
-    unless ``headers`` does.
+    This needs the extra ``databricks``. databricks-sdk finds the credentials: ``DATABRICKS_TOKEN``,
+    ``DATABRICKS_CLIENT_ID`` and ``DATABRICKS_CLIENT_SECRET``, ``DATABRICKS_CONFIG_PROFILE``, or those that a cloud
+    provides. It looks for them in a thread when the first batch is sent. A token is cached, replaced before it expires,
+    and replaced once when the server answers 401. Requests carry the workspace's id, if databricks-sdk knows it and
+    ``headers`` has none.
 
     Args:
         host: The workspace, e.g. ``https://dbc-a1b2c3d4-e5f6.cloud.databricks.com``; by default ``DATABRICKS_HOST``.
-        prefer_zerobus: Whether to send through Zerobus first, as `zerobus` does, and through the workspace what
-            Zerobus does not take: a batch for which Zerobus answers 408, 413 or 429 or there is no token, and for an
-            hour everything once it answers any other 4xx, cannot be connected to, or rejects all of a batch. A batch
-            whose outcome there is unknown is counted as ambiguous and repeated through the workspace.
+        prefer_zerobus: Whether to send through Zerobus first, as `zerobus` does, and fall back to the workspace: for
+            a single batch if Zerobus answers 408, 413 or 429 or there is no token, and for everything during the next
+            hour if Zerobus answers any other 4xx, cannot be reached, or rejects all spans of a batch. A batch whose
+            outcome at Zerobus is unknown is counted as ambiguous and repeated through the workspace.
         make_config: Makes the ``databricks.sdk.core.Config`` that authenticates, for instance
             ``lambda: Config(profile="production")``. Called in a thread, for the first token and after a 401.
-        decode_json_attributes: Whether attributes of spans that are JSON texts, as MLflow keeps them, are sent as the
-            values that they stand for.
+        decode_json_attributes: Whether to decode span attributes whose values are JSON, which is how MLflow stores
+            them.
         headers: Headers for every request, without ``Authorization``.
-        timeout: Seconds for a whole attempt, also one that goes both ways. The first one includes databricks-sdk's
+        timeout: Seconds for a whole attempt, the fallback included. The first attempt includes databricks-sdk's
             import and its first token.
         compression: ``"gzip"``, or ``None`` for none.
         client: As for `OTLPExporter`. With ``prefer_zerobus``, tokens are fetched with it too.
-        transport: As for `OTLPExporter`; the same holds.
+        transport: As for `OTLPExporter`. With ``prefer_zerobus``, tokens are fetched with it too.
 
     Raises:
         ModuleNotFoundError: databricks-sdk is not installed.
-        ValueError: There is no host, or it is more than a host; ``headers`` authenticate; or see `OTLPExporter`.
+        ValueError: There is no host, or it has more parts than a host; ``headers`` has ``Authorization``; or as for
+            `OTLPExporter`.
     """
     workspace = checked_workspace(host, headers)
     names = {str(name).lower() for name in headers or ()}
     auth = DatabricksAuth(
-        make_config or default_config(workspace), workspace, names_workspace=names.isdisjoint(_NAMES_OF_WORKSPACE)
+        make_config or default_config(workspace), workspace, names_workspace=names.isdisjoint(_WORKSPACE_HEADERS)
     )
     options = Options(headers=headers, timeout=timeout, compression=compression, client=client, transport=transport)
     if not prefer_zerobus:

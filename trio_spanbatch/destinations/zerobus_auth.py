@@ -1,106 +1,78 @@
-"""Tokens for Zerobus: one for each table, which allows writing to that table only.
+"""Tokens for Zerobus: one per table, which only allows writing to that table.
 
-https://docs.databricks.com/aws/en/ingestion/opentelemetry/configure. What a token is to allow is said by
-``authorization_details`` (https://www.rfc-editor.org/rfc/rfc9396).
+See https://docs.databricks.com/aws/en/ingestion/opentelemetry/configure. ``authorization_details``
+(https://www.rfc-editor.org/rfc/rfc9396) restrict what a token allows.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import math
 import re
 from collections.abc import Mapping
 
-import attrs
 import trio
 
 from .._http.auth import AuthError
 from .databricks_auth import DatabricksAuth, ServicePrincipal
 from .databricks_failures import OAUTH_REFUSALS
-from .databricks_questions import Answer, Workspace
-from .shared_fetch import SharedFetch
+from .shared_fetch import KeyedFetch
+from .workspace import Answer, Workspace
 
 __all__ = ["TableTokens"]
 
 _TOKEN_PATH = "/oidc/v1/token"
 
-# As many as a batcher has locations by default. The one that was used least recently goes first.
-_MAX_TOKENS = 10_000
-
-# A token is replaced so many seconds before it ends, or at three quarters of its life if that is later.
+# A token is replaced this many seconds before it expires, or at three quarters of its lifetime if that is later.
 _MARGIN = 60.0
-# Seconds that a token is used whose answer does not say how long it lasts, and at most.
+# Seconds for which a token is used: if the response does not give its lifetime, and at most.
 _UNKNOWN_LIFE = 300.0
 _LONGEST_LIFE = 24 * 3600.0
 
-# What can stand in a header after ``Bearer``.
+# A token that can be sent in a header after ``Bearer``.
 _TOKEN = re.compile(r"[\x21-\x7e]{1,32768}")
 
 
-@attrs.frozen
-class _Token:
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    good_until: float
-
-    @property
-    def lasts(self) -> bool:
-        return trio.current_time() < self.good_until
-
-
 class TableTokens:
-    """A token for each table, fetched when it is first needed and kept until shortly before it ends. An `Auth`.
+    """One token per table, fetched when first needed and cached until shortly before it expires. An `Auth`.
 
     Args:
-        workspace: Where tokens come from.
-        auth: Knows the service principal.
+        workspace: Issues the tokens.
+        auth: Provides the service principal.
     """
 
     def __init__(self, workspace: Workspace, auth: DatabricksAuth) -> None:
         self._workspace = workspace
         self._auth = auth
-        # The one used least recently first.
-        self._tokens: dict[str, SharedFetch[_Token]] = {}
+        self._tokens = KeyedFetch(self._fetch)
 
     async def headers(self, location: str) -> Mapping[str, str]:
-        """Return the headers with which to send to the table ``location``.
+        """Return the headers for sending to the table ``location``.
 
         Raises:
             AuthError: There is no token. The reason holds no credentials.
         """
-        return (await self._shared(location).get()).headers
+        return await self._tokens.get(location)
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
         """Forget the token for ``location``, if it is the one in ``headers``."""
-        shared = self._tokens.get(location)
-        if shared is not None and shared.kept is not None and shared.kept.headers == headers:
-            shared.forget()
+        if self._tokens.kept(location) == headers:
+            self._tokens.forget(location)
 
     def has_token(self, location: str) -> bool:
         """Return whether a token for ``location`` is cached and was not invalidated."""
-        shared = self._tokens.get(location)
-        return shared is not None and shared.kept is not None
+        return self._tokens.kept(location) is not None
 
     def __repr__(self) -> str:
         return f"<TableTokens of {self._workspace.url}>"
 
-    def _shared(self, table: str) -> SharedFetch[_Token]:
-        shared = self._tokens.pop(table, None)
-        if shared is None:
-            shared = SharedFetch(functools.partial(self._fetch, table), lambda token: token.lasts)
-            if len(self._tokens) >= _MAX_TOKENS:
-                oldest = next((name for name, other in self._tokens.items() if not other.busy), None)
-                self._tokens.pop(oldest or "", None)
-        self._tokens[table] = shared
-        return shared
-
-    async def _fetch(self, table: str) -> _Token:
+    async def _fetch(self, table: str) -> tuple[Mapping[str, str], float]:
         principal = await self._auth.service_principal()
         began = trio.current_time()
         answer = await self._ask(table, principal)
-        if _knows_no_client(answer):
-            # Its secret may have been replaced since it was read.
+        if _is_unknown_client(answer):
+            # The secret may have been replaced since it was read.
             self._auth.forget_principal(principal)
             fresh = await self._auth.service_principal()
             if fresh != principal:
@@ -108,11 +80,11 @@ class TableTokens:
                 answer = await self._ask(table, fresh)
         token = answer.text("access_token")
         if answer.status == 200 and _TOKEN.fullmatch(token):
-            return _Token({"Authorization": f"Bearer {token}"}, began + _good_for(answer.document.get("expires_in")))
+            return {"Authorization": f"Bearer {token}"}, began + _good_for(answer.document.get("expires_in"))
         raise self._failure(answer)
 
     async def _ask(self, table: str, principal: ServicePrincipal) -> Answer:
-        # What an environment variable has that is no UTF-8 is sent as it is.
+        # Bytes of environment variables that are not UTF-8 are sent unchanged.
         pair = f"{principal.client_id}:{principal.client_secret}".encode("utf-8", "surrogateescape")
         basic = base64.b64encode(pair).decode("ascii")
         form = {
@@ -124,19 +96,19 @@ class TableTokens:
         return await self._workspace.ask("POST", _TOKEN_PATH, {"Authorization": f"Basic {basic}"}, form)
 
     def _failure(self, answer: Answer) -> AuthError:
-        # Only codes that are known beforehand are shown: the rest may repeat what was sent.
+        # Only known codes are shown: anything else may echo credentials.
         code = next((f" {code}" for code in OAUTH_REFUSALS if code == answer.text("error")), "")
-        said = f"the token endpoint of {self._workspace.url} answered {answer.status}{code}"
+        failure = f"the token endpoint of {self._workspace.url} answered {answer.status}{code}"
         if answer.may_change:
-            return AuthError(said)
+            return AuthError(failure)
         if 200 <= answer.status < 300:
-            return AuthError(f"{said}, without a token")
+            return AuthError(f"{failure}, without a token")
         if answer.status < 400:
-            return AuthError(f"{said}, a redirect: is it a Databricks workspace?", retry=False)
-        if _knows_no_client(answer):
-            return AuthError(f"{said}: check DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET", retry=False)
+            return AuthError(f"{failure}, a redirect: is it a Databricks workspace?", retry=False)
+        if _is_unknown_client(answer):
+            return AuthError(f"{failure}: check DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET", retry=False)
         return AuthError(
-            f"{said}: does the table exist, with USE CATALOG, USE SCHEMA, SELECT, MODIFY for the service principal?",
+            f"{failure}: does the table exist, with USE CATALOG, USE SCHEMA, SELECT, MODIFY for the service principal?",
             retry=False,
         )
 
@@ -154,12 +126,12 @@ def _authorization_details(table: str) -> list[dict[str, object]]:
     ]
 
 
-def _knows_no_client(answer: Answer) -> bool:
+def _is_unknown_client(answer: Answer) -> bool:
     return answer.status == 401 or answer.text("error") == "invalid_client"
 
 
 def _good_for(expires_in: object) -> float:
-    """Return for how many seconds a token is used that lasts ``expires_in``."""
+    """Return the number of seconds for which a token with this ``expires_in`` is used."""
     try:
         life = math.nan if isinstance(expires_in, bool) else float(expires_in)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Zerobus first, and the workspace for what Zerobus does not take.
+"""Send through Zerobus, and fall back to the workspace.
 
 One call of `export` sends the batch to Zerobus and, if Zerobus certainly did not store it, to the workspace, within the
 timeout of one attempt. The batcher counts that as one request. If too little time is left, or the outcome is unknown,
@@ -25,19 +25,18 @@ __all__ = ["ZerobusFirst"]
 logger = logging.getLogger(__name__)
 
 # Seconds for which everything goes to the workspace.
-_AWAY = 3600.0
+_FALLBACK_PERIOD = 3600.0
 
-# The most of an attempt's time that an endpoint and a token may take, and what must be left of it to begin another
-# exchange.
+# Parts of an attempt's time: at most for the endpoint and a token, and at least for a second exchange.
 _FOR_TOKENS = 1 / 2
 _FOR_ANOTHER = 1 / 4
 
-# Answers that are about one batch.
+# Status codes that concern only the batch.
 _ABOUT_A_BATCH = (408, 413, 429)
 
 
-class _Goes(enum.Enum):
-    """What goes to the workspace after an attempt at Zerobus."""
+class _Fallback(enum.Enum):
+    """What is sent to the workspace after an attempt at Zerobus."""
 
     NOTHING = enum.auto()
     THIS_BATCH = enum.auto()
@@ -45,39 +44,33 @@ class _Goes(enum.Enum):
 
 
 class ZerobusFirst(UnityCatalogExporter):
-    """Sends to tables of Unity Catalog through Zerobus, or else through the workspace."""
+    """Sends to tables of Unity Catalog through Zerobus, and falls back to the workspace."""
+
+    _zerobus: Zerobus
 
     def __init__(self, workspace: str, auth: DatabricksAuth, decodes: bool, options: Options) -> None:
         super().__init__(workspace, auth, decodes, options)
         self._zerobus = Zerobus(workspace, self, auth, None, options)
         # When Zerobus is tried again; None while it is used.
-        self._back_at: float | None = None
-        self._trying = False
-        self._has_told = False
-        # Batches that Zerobus may have, or for which there was no time left.
+        self._retry_at: float | None = None
+        self._is_retrying = False
+        self._has_warned = False
+        # Batches that Zerobus may have stored, or for which no time was left.
         self._for_workspace: weakref.WeakSet[SpanBatch] = weakref.WeakSet()
-
-    async def aclose(self) -> None:
-        """Close the clients and their connections, unless the client was given; see `OTLPExporter`."""
-        try:
-            await self._zerobus.aclose()
-        finally:
-            # It closes its own also when it is cancelled, within a second.
-            await super().aclose()  # noqa: ASYNC102
 
     async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
         if not self._is_for_zerobus(batch):
             return await super()._send(batch, sent, seconds)
         began = trio.current_time()
-        self._trying = is_trial = self._back_at is not None
+        self._is_retrying = is_probe = self._retry_at is not None
         try:
-            result, goes = await self._send_to_zerobus(sent, seconds)
+            result, fallback = await self._send_to_zerobus(sent, seconds)
         finally:
-            if is_trial:
-                self._trying = False
-        self._note(result, goes, is_trial)
-        if goes is _Goes.NOTHING:
-            if isinstance(result, TryLater) and result.ambiguous and not _is_ill(result):
+            if is_probe:
+                self._is_retrying = False
+        self._note(result, fallback, is_probe)
+        if fallback is _Fallback.NOTHING:
+            if isinstance(result, TryLater) and result.ambiguous and not _is_unavailable(result):
                 self._for_workspace.add(batch)
             return result
         left = seconds - (trio.current_time() - began)
@@ -89,10 +82,10 @@ class ZerobusFirst(UnityCatalogExporter):
     def _is_for_zerobus(self, batch: SpanBatch) -> bool:
         if batch in self._for_workspace:
             return False
-        # Once the hour is over, one batch at a time finds out.
-        return self._back_at is None or (self._back_at <= trio.current_time() and not self._trying)
+        # After the hour, one batch at a time probes Zerobus.
+        return self._retry_at is None or (self._retry_at <= trio.current_time() and not self._is_retrying)
 
-    async def _send_to_zerobus(self, sent: SpanBatch, seconds: float) -> tuple[ExportResult, _Goes]:
+    async def _send_to_zerobus(self, sent: SpanBatch, seconds: float) -> tuple[ExportResult, _Fallback]:
         began = trio.current_time()
         exporter, has_token = None, False
         reason = "no token for Zerobus in time"
@@ -104,60 +97,60 @@ class ZerobusFirst(UnityCatalogExporter):
             except AuthError as error:
                 reason = error.reason
                 if exporter is None and not error.retry:
-                    # There is none for any table.
-                    return TryLater(reason), _Goes.EVERYTHING
+                    # There is no token for any table.
+                    return TryLater(reason), _Fallback.EVERYTHING
         if exporter is None or not has_token:
-            return TryLater(reason), _Goes.THIS_BATCH
+            return TryLater(reason), _Fallback.THIS_BATCH
         result = await exporter._send(sent, sent, max(seconds - (trio.current_time() - began), 0.0))
-        return self._judged(result, sent)
+        return self._fallback_after(result, sent)
 
-    def _judged(self, result: ExportResult, sent: SpanBatch) -> tuple[ExportResult, _Goes]:
+    def _fallback_after(self, result: ExportResult, sent: SpanBatch) -> tuple[ExportResult, _Fallback]:
         status = result.status_code
         if isinstance(result, Delivered):
             if result.rejected > len(sent.spans):
-                reason = f"Zerobus says that it rejected {result.rejected} of {len(sent.spans)} spans"
-                return TryLater(reason, ambiguous=True, status_code=status), _Goes.NOTHING
-            return result, _Goes.EVERYTHING if result.rejected == len(sent.spans) else _Goes.NOTHING
+                reason = f"Zerobus reported {result.rejected} of {len(sent.spans)} spans as rejected"
+                return TryLater(reason, ambiguous=True, status_code=status), _Fallback.NOTHING
+            return result, _Fallback.EVERYTHING if result.rejected == len(sent.spans) else _Fallback.NOTHING
         if status in _ABOUT_A_BATCH:
-            return result, _Goes.THIS_BATCH
+            return result, _Fallback.THIS_BATCH
         if isinstance(result, Refused):
             if status is None:
-                # It was not sent.
-                return result, _Goes.THIS_BATCH
+                # The batch was not sent.
+                return result, _Fallback.THIS_BATCH
             if 300 <= status < 500:
-                return result, _Goes.EVERYTHING
-            # A 2xx that is no answer of Zerobus, or too long to be read.
-            return TryLater(result.reason, ambiguous=True, status_code=status), _Goes.NOTHING
+                return result, _Fallback.EVERYTHING
+            # A 2xx with a body that is not Zerobus' or is too large.
+            return TryLater(result.reason, ambiguous=True, status_code=status), _Fallback.NOTHING
         if status is not None or result.ambiguous:
-            return result, _Goes.NOTHING
-        # Nothing was sent. Without a token, there was a 401 before and then no other token.
+            return result, _Fallback.NOTHING
+        # Nothing was sent. If there is no token now, it was refused with a 401 and could not be replaced.
         has_token = self._zerobus.tokens.has_token(sent.location)
-        return result, _Goes.EVERYTHING if has_token else _Goes.THIS_BATCH
+        return result, _Fallback.EVERYTHING if has_token else _Fallback.THIS_BATCH
 
-    def _note(self, result: ExportResult, goes: _Goes, is_trial: bool) -> None:
-        if goes is _Goes.EVERYTHING:
-            if self._back_at is None:
+    def _note(self, result: ExportResult, fallback: _Fallback, is_probe: bool) -> None:
+        if fallback is _Fallback.EVERYTHING:
+            if self._retry_at is None:
                 logger.warning(
-                    "Zerobus does not take spans (%s): they go to %s instead, and Zerobus is tried again in an hour",
+                    "Zerobus does not accept spans (%s): they go to %s instead, and Zerobus is tried again in an hour",
                     _reason(result),
                     self.endpoint,
                 )
-            self._back_at = trio.current_time() + _AWAY
-        elif is_trial and (isinstance(result, Delivered) or result.status_code in _ABOUT_A_BATCH):
-            self._back_at = None
-            logger.info("Zerobus takes spans again")
-        elif goes is _Goes.THIS_BATCH:
-            level = logging.DEBUG if self._has_told else logging.WARNING
-            self._has_told = True
-            logger.log(level, "Zerobus did not take a batch (%s): it goes to %s", _reason(result), self.endpoint)
+            self._retry_at = trio.current_time() + _FALLBACK_PERIOD
+        elif is_probe and (isinstance(result, Delivered) or result.status_code in _ABOUT_A_BATCH):
+            self._retry_at = None
+            logger.info("Zerobus accepts spans again")
+        elif fallback is _Fallback.THIS_BATCH:
+            level = logging.DEBUG if self._has_warned else logging.WARNING
+            self._has_warned = True
+            logger.log(level, "Zerobus did not accept a batch (%s): it goes to %s", _reason(result), self.endpoint)
 
 
-def _is_ill(result: TryLater) -> bool:
-    """Whether Zerobus itself says that it cannot take anything now."""
+def _is_unavailable(result: TryLater) -> bool:
+    """Return whether Zerobus reports a failure of its own."""
     return result.status_code is not None and result.status_code >= 500
 
 
 def _reason(result: ExportResult) -> str:
     if isinstance(result, Delivered):
-        return f"all spans of a batch were rejected: {result.message or 'it does not say why'}"
+        return f"all spans of a batch were rejected: {result.message or 'no reason was given'}"
     return result.reason

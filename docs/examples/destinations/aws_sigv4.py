@@ -1,4 +1,4 @@
-"""Send spans to AWS X-Ray, which wants every request signed (Signature Version 4): python aws_sigv4.py
+"""Send spans to AWS X-Ray, which requires signed requests (Signature Version 4): python aws_sigv4.py
 
 Environment: AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary credentials, AWS_SESSION_TOKEN.
 """
@@ -19,14 +19,14 @@ import trio
 
 from trio_spanbatch import Loss, OTLPExporter, Span, SpanBatcher, SpanContext
 
-# Headers that a proxy may change on the way, and the one that is added here. All others are signed, that of the
-# location included.
+# Headers that a proxy may change on the way, and the one that is added here. All others are signed, including the
+# location's.
 UNSIGNED = {"accept", "accept-encoding", "authorization", "connection", "content-length", "user-agent"}
 
 
 @attrs.frozen
 class Credentials:
-    """Whom AWS takes a request to be from."""
+    """The credentials for a signature."""
 
     access_key: str
     secret_key: str = attrs.field(repr=False)
@@ -40,21 +40,21 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Credentials:
 
 
 def utc_now() -> datetime:
-    """Return the time that a signature has in it. AWS takes it for five minutes."""
+    """Return the time of a signature. AWS accepts it for five minutes."""
     return datetime.now(UTC)
 
 
 class SigV4(httpx.Auth):
-    """Signs each request, its body included, when it is sent: an attempt that is repeated is signed anew.
+    """Signs each request, including its body, when it is sent: each attempt gets a new signature.
 
     Args:
         region: For instance ``"eu-central-1"``.
-        service: Its name in signatures: ``"xray"``, or ``"execute-api"`` behind an API Gateway.
-        credentials: Returns the credentials; it is called for every request, as temporary ones are replaced.
+        service: The service's name in signatures: ``"xray"``, or ``"execute-api"`` behind an API Gateway.
+        credentials: Returns the credentials; called for every request, as temporary ones are replaced.
         now: Returns the time.
     """
 
-    # Else httpx would not have read the body, compressed as it is sent, before `auth_flow`.
+    # Makes httpx read the body, compressed as it is sent, before `auth_flow`.
     requires_request_body = True
 
     def __init__(
@@ -77,7 +77,7 @@ class SigV4(httpx.Auth):
         if credentials.session_token is not None:
             request.headers["x-amz-security-token"] = credentials.session_token
         if request.url.query:
-            # httpx writes a space as +, which is a plus sign for AWS.
+            # httpx encodes a space as +, which AWS reads as a plus sign.
             request.url = request.url.copy_with(query=request.url.query.replace(b"+", b"%20"))
         names = sorted({name.lower() for name in request.headers} - UNSIGNED)
         canonical = canonical_request(request, names)
@@ -94,13 +94,13 @@ class SigV4(httpx.Auth):
 
 
 def canonical_request(request: httpx.Request, names: list[str]) -> str:
-    """Return what is signed: the method, the path, the query, the headers ``names`` and a hash of the body."""
+    """Return the text to sign: the method, the path, the query, the headers ``names`` and a hash of the body."""
     path, _, query = request.url.raw_path.decode("ascii").partition("?")
     headers = [f"{name}:{' '.join(request.headers[name].split())}\n" for name in names]
     return "\n".join(
         (
             request.method,
-            # AWS wants it encoded once more; S3 is the exception.
+            # All services except S3 require the path to be encoded once more.
             quote(path, safe="/-_.~"),
             "&".join(sorted(query.split("&"))),
             "".join(headers),
@@ -111,7 +111,7 @@ def canonical_request(request: httpx.Request, names: list[str]) -> str:
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that are not stored."""
+    """Report spans that were not stored."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 
@@ -119,7 +119,7 @@ async def main(environ: Mapping[str, str]) -> None:
     """Trace a nap."""
     region = environ["AWS_REGION"]
     endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or f"https://xray.{region}.amazonaws.com/v1/traces"
-    # The exporter's own timeout is for a whole attempt. Only the batcher's limit bounds how many run at once.
+    # The exporter's timeout covers a whole attempt, and the batcher limits the number of concurrent attempts.
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(auth=SigV4(region, "xray"), timeout=None, limits=limits) as client:
         exporter = OTLPExporter(endpoint, client=client, compression="gzip")

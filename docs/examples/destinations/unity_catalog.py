@@ -1,6 +1,6 @@
 """Send a span to a table of Unity Catalog: python unity_catalog.py main.agents.demo_otel_spans.
 
-DATABRICKS_HOST names the workspace. Credentials are what databricks-sdk finds, for instance DATABRICKS_TOKEN, or
+DATABRICKS_HOST names the workspace. databricks-sdk finds the credentials, for instance DATABRICKS_TOKEN, or
 DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET.
 """
 
@@ -15,7 +15,7 @@ from trio_spanbatch.destinations import unity_catalog
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that are not in their table."""
+    """Report spans that were not stored."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 

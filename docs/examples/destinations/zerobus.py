@@ -1,4 +1,4 @@
-"""Send a span to each of some tables through Zerobus: python zerobus.py main.agents.a_otel_spans main.agents.b_...
+"""Send a span to each of several tables through Zerobus: python zerobus.py main.agents.a_otel_spans main.agents.b_...
 
 DATABRICKS_HOST names the workspace; DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET are those of a service principal.
 """
@@ -15,7 +15,7 @@ from trio_spanbatch.destinations import zerobus
 
 
 def tell(loss: Loss) -> None:
-    """Say what became of spans that are not in their table."""
+    """Report spans that were not stored."""
     print(f"{loss.location}: {loss.count} {loss.outcome}: {loss.reason}", file=sys.stderr)
 
 
