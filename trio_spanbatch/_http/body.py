@@ -89,12 +89,13 @@ class _Pieces(AsyncIterator[bytes]):
 
 
 class BoundedBody:
-    """Collects a response's body, decompressed, and never more than ``limit`` bytes of it.
+    """Collects the body of a response or request, decompressed, and never more than ``limit`` bytes of it.
 
     Attributes:
         limit: In bytes.
         exceeded: Whether there was more, before or after decompression. What is collected is then the beginning.
-        readable: Whether the encoding is known and the data fits to it.
+        readable: Whether the encoding is known and the data matches it.
+        has_trailing_data: Whether data follows the compressed stream. It is ignored, as gzip does it.
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
@@ -110,9 +111,9 @@ class BoundedBody:
         self._compressed = self._gzip or encoding == "deflate"
         self._inflater: zlib._Decompress | None = None
         self._streams = 0
-        # What came of the two bytes that tell what begins, and whether nothing that follows counts any more.
+        # The first byte of a stream whose format two bytes tell.
         self._lead = b""
-        self._over = False
+        self.has_trailing_data: bool = False
 
     @property
     def content(self) -> bytes | None:
@@ -148,7 +149,7 @@ class BoundedBody:
             self._collected.clear()
 
     def _inflate(self, data: bytes) -> None:
-        while data and not self.exceeded and not self._over:
+        while data and not self.exceeded and not self.has_trailing_data:
             data = self._begin(data) if self._inflater is None else self._continue(self._inflater, data)
 
     def _begin(self, data: bytes) -> bytes:
@@ -158,8 +159,8 @@ class BoundedBody:
             self._lead = data
             return b""
         if self._streams > 0 and not (self._gzip and data.startswith(_GZIP_MAGIC)):
-            # gzip may consist of several members (RFC 1952, section 2.2). What is none is ignored, as gzip does it.
-            self._over = True
+            # gzip may consist of several members (RFC 1952, section 2.2).
+            self.has_trailing_data = True
         else:
             self._streams += 1
             self._inflater = zlib.decompressobj(_GZIP_FORMAT if self._gzip else _deflate_format(data))
