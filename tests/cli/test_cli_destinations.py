@@ -207,7 +207,7 @@ async def test_a_password_in_the_endpoint_of_the_environment_goes_nowhere_else(s
 async def test_an_endpoint_that_cannot_be_read_is_not_shown_where_grpc_is_asked_for(spans: Path) -> None:
     ended = await send(spans, "--endpoint", "http://me:s3cr3t", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
     assert ended.exit_code != 0
-    assert "--endpoint (not shown) is no URL" in ended.err
+    assert "--endpoint (not shown) is not a URL" in ended.err
     assert "s3cr3t" not in ended.err
 
 

@@ -172,7 +172,7 @@ async def test_a_file_that_is_no_store_is_one_line_that_says_what_to_do(tmp_path
 async def test_a_header_that_is_none_is_a_mistake() -> None:
     ended = await run_in_process("receive", "--port", 0, "--location-header", "a b")
     assert ended.exit_code == 2
-    assert ended.err.startswith("trio-spanbatch receive: --location-header 'a b' is no header name")
+    assert ended.err.startswith("trio-spanbatch receive: --location-header 'a b' is not a valid header name")
 
 
 async def test_a_request_is_acknowledged_only_after_its_spans_are_committed(tmp_path: Path) -> None:

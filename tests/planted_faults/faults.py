@@ -370,13 +370,13 @@ FAULTS = (
     PlantedFault(
         "a broken exchange is taken for one that did not begin",
         "_http/failures.py",
-        "httpx.PoolTimeout, httpx.ProxyError)",
-        "httpx.PoolTimeout, httpx.ProxyError, httpx.ReadError)",
+        '"PoolTimeout", "ProxyError")',
+        '"PoolTimeout", "ProxyError", "ReadError")',
     ),
     PlantedFault(
         "what a partial success rejected is not counted",
         "_http/responses.py",
-        "return Delivered(max(rejected, 0),",
+        "return Delivered(rejected,",
         "return Delivered(0,",
     ),
     PlantedFault(

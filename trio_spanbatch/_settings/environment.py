@@ -1,10 +1,9 @@
-"""What ``OTEL_*`` variables say, as plain values.
+"""``OTEL_*`` variables, parsed into arguments.
 
 The rules are OpenTelemetry's (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/ and
-https://opentelemetry.io/docs/specs/otel/protocol/exporter/): an empty variable is an unset one; what cannot be parsed
-or is out of range is warned about and ignored; times are whole milliseconds. Values of headers are never shown.
-Where a variable exists for traces and for all signals, the one for traces counts and the other is not looked at,
-also for headers: they are not merged.
+https://opentelemetry.io/docs/specs/otel/protocol/exporter/): an empty variable counts as unset; values that cannot
+be parsed or are out of range are ignored with a warning; times are whole milliseconds. Values of headers are never
+shown. If a variable is set for traces, the one for all signals is ignored, also for headers: they are not merged.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ DEFAULT_ENDPOINT = "http://localhost:4318"
 TRACES_PATH = "v1/traces"
 _GRPC_PORT = 4317
 
-# Milliseconds. The largest number of OpenTelemetry's tables that can be meant: nobody waits for a century.
+# Milliseconds. OpenTelemetry sets no maximum; more than a century is a mistake.
 _MAX_MILLISECONDS = 100 * 365 * 24 * 3600 * 1000
 _MAX_COUNT = 2**31 - 1
 # Below this many milliseconds, a timeout was probably meant in seconds.
 _SUSPICIOUS_MILLISECONDS = 100
 
-# What stands before the ``@`` of a URL, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1.
+# User name and password in a URL, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1.
 _USERINFO = re.compile(r"https?://(?P<userinfo>(?:[-._~!$&'()*+,;=:0-9A-Za-z]|%[0-9A-Fa-f]{2})*)@", re.IGNORECASE)
 
 _logger = logging.getLogger("trio_spanbatch")
@@ -61,20 +60,20 @@ _MAX_WARNED = 1000
 
 
 class BatchOptions(TypedDict, total=False):
-    """Arguments for `BatchPolicy`."""
+    """Arguments of `BatchPolicy`."""
 
     max_spans: int
     max_delay: float
 
 
 class QueueOptions(TypedDict, total=False):
-    """Arguments for `Limits`."""
+    """Arguments of `Limits`."""
 
     max_queued_spans: int
 
 
 class TLSFiles(TypedDict, total=False):
-    """Arguments for `OTLPExporter` that are names of files."""
+    """Arguments of `OTLPExporter` that are names of files."""
 
     certificate: str
     client_certificate: str
@@ -82,7 +81,7 @@ class TLSFiles(TypedDict, total=False):
 
 
 class ExporterOptions(TLSFiles, total=False):
-    """Arguments for `OTLPExporter`."""
+    """Arguments of `OTLPExporter`."""
 
     endpoint: Required[str]
     headers: dict[str, str]
@@ -91,13 +90,13 @@ class ExporterOptions(TLSFiles, total=False):
 
 
 def batch_options(environ: Environ) -> BatchOptions:
-    """Return the arguments for `BatchPolicy` that ``OTEL_BSP_*`` sets."""
+    """Return the arguments of `BatchPolicy` that ``OTEL_BSP_*`` sets."""
     max_spans, max_delay = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY"
     return BatchOptions(**_options(environ, max_spans=(_count, max_spans), max_delay=(_delay, max_delay)))
 
 
 def queue_options(environ: Environ) -> QueueOptions:
-    """Return the arguments for `Limits` that ``OTEL_BSP_*`` sets."""
+    """Return the arguments of `Limits` that ``OTEL_BSP_*`` sets."""
     return QueueOptions(**_options(environ, max_queued_spans=(_count, "OTEL_BSP_MAX_QUEUE_SIZE")))
 
 
@@ -110,15 +109,15 @@ def export_timeout(environ: Environ, default: float = 30.0) -> float:
 def default_resource(environ: Environ) -> Resource | None:
     """Return the resource of spans that have none: ``OTEL_RESOURCE_ATTRIBUTES`` and ``OTEL_SERVICE_NAME``.
 
-    The service name wins over one among the attributes. As the specification asks, a list of attributes with a
-    mistake in it is ignored as a whole.
+    ``OTEL_SERVICE_NAME`` takes precedence over an attribute ``service.name``. As the specification says, a list of
+    attributes with a mistake in it is ignored as a whole.
     """
     attributes: dict[str, str] = {}
     listed = _get(environ, "OTEL_RESOURCE_ATTRIBUTES")
     if listed is not None:
         pairs, malformed = _pairs(listed)
         if malformed:
-            _ignored("OTEL_RESOURCE_ATTRIBUTES", "is no list of key=value pairs, separated by commas")
+            _ignored("OTEL_RESOURCE_ATTRIBUTES", "is not a list of key=value pairs, separated by commas")
         elif not _is_percent_encoded(listed):
             _ignored(
                 "OTEL_RESOURCE_ATTRIBUTES", "cannot be percent-decoded as UTF-8 (a percent sign itself is written %25)"
@@ -132,7 +131,7 @@ def default_resource(environ: Environ) -> Resource | None:
 
 
 def sdk_disabled(environ: Environ) -> bool:
-    """Return whether ``OTEL_SDK_DISABLED`` is true, in any case of letters. Nothing else is."""
+    """Return whether ``OTEL_SDK_DISABLED`` is ``true``, in any letter case. No other value disables."""
     value = (_get(environ, "OTEL_SDK_DISABLED") or "false").lower()
     if value not in ("true", "false"):
         _ignored("OTEL_SDK_DISABLED", "is neither true nor false")
@@ -140,14 +139,14 @@ def sdk_disabled(environ: Environ) -> bool:
 
 
 def exporter_options(environ: Environ, *, endpoint: str | None = None) -> ExporterOptions:
-    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included.
+    """Return the arguments of `OTLPExporter` that ``OTEL_EXPORTER_OTLP_*`` sets, and always its endpoint.
 
     Args:
         environ: The variables.
-        endpoint: An endpoint in place of theirs, which are then not looked at.
+        endpoint: The endpoint to use instead of that of the variables.
 
     Raises:
-        ValueError: A variable with an endpoint may have a password in it, and it cannot be said where that ends.
+        ValueError: The endpoint in a variable may have a password in it, and where that ends is ambiguous.
     """
     authorization = None
     if endpoint is None:
@@ -232,7 +231,7 @@ def _url(variable: str, value: str) -> tuple[str, str | None] | None:
     try:
         check_endpoint(url)
     except ValueError:
-        _ignored(variable, "is no URL that begins with http:// or https:// and a host")
+        _ignored(variable, "is not a URL that begins with http:// or https:// and a host")
         return None
     if url != value:
         _ignored(variable, "has a query or fragment (not shown), which an endpoint does not have")
@@ -240,7 +239,7 @@ def _url(variable: str, value: str) -> tuple[str, str | None] | None:
 
 
 def _basic(userinfo: str) -> str | None:
-    """Return the value of ``Authorization`` for what stands before the ``@`` of a URL."""
+    """Return the value of ``Authorization`` for the user name and password of a URL."""
     if not userinfo.strip(":"):
         return None
     username, _, password = userinfo.partition(":")
@@ -251,20 +250,20 @@ def _basic(userinfo: str) -> str | None:
 def _headers(variable: str, value: str) -> dict[str, str]:
     pairs, malformed = _pairs(value, _as_sent)
     if malformed:
-        _ignored(variable, f"has {malformed} parts that are no key=value pair (values are not shown)", "they are")
+        _ignored(variable, f"has {malformed} parts that are not key=value pairs (values are not shown)", "they are")
     for number, name in enumerate(tuple(pairs), 1):
         try:
             check_header_name(name)
         except ValueError:
             del pairs[name]
             # The name is not shown either: it may be a credential that was put there by mistake.
-            problem = "is no header's name, or one that the exporter sets itself"
+            problem = "is not a valid header name, or a header that the exporter sets itself"
             _ignored(variable, f"has a pair, number {number}, whose key (not shown) {problem}")
     return {name: value.strip(" \t") for name, value in pairs.items()}
 
 
 def _as_sent(text: str) -> str:
-    """Return the value of a header, percent-decoded. If it is beyond Latin-1, each of its bytes is a character."""
+    """Percent-decode the value of a header. If it is beyond Latin-1, each byte becomes a character."""
     data = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
     try:
         value = data.decode()
@@ -278,8 +277,8 @@ def _export_timeout(variable: str, value: str) -> float | None:
     timeout = _timeout(variable, value)
     if timeout is not None and timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
         warn_once(
-            f"{variable} is {timeout * 1000:g}: that is milliseconds, as the specification has it (OpenTelemetry "
-            "Python reads seconds here)"
+            f"{variable} is {timeout * 1000:g}: it is read as milliseconds, as the specification says (OpenTelemetry "
+            "Python reads it as seconds)"
         )
     return timeout
 
@@ -328,17 +327,17 @@ def _timeout(variable: str, value: str) -> float | None:
 def _integer(variable: str, value: str, *, minimum: int, maximum: int) -> int | None:
     # int() accepts more: "1_000", and digits of any script.
     if not re.fullmatch(r"[+-]?[0-9]+", value):
-        _ignored(variable, f"is {_shortened(value)}, no whole number")
+        _ignored(variable, f"is {_shortened(value)}, not a whole number")
         return None
     number = int(value) if len(value) <= 20 else maximum + 1
     if not minimum <= number <= maximum:
-        _ignored(variable, f"is {_shortened(value)}, not within {minimum} and {maximum}")
+        _ignored(variable, f"is {_shortened(value)}, not between {minimum} and {maximum}")
         return None
     return number
 
 
 def _pairs(text: str, decode: Callable[[str], str] = unquote) -> tuple[dict[str, str], int]:
-    """Return the pairs of a list like ``k=v,k2=v2``, percent-decoded, and how many parts of it are none."""
+    """Return the pairs of a list like ``k=v,k2=v2``, percent-decoded, and the number of malformed parts."""
     pairs: dict[str, str] = {}
     malformed = 0
     for part in text.split(","):

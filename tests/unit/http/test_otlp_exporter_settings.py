@@ -55,9 +55,9 @@ def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        (f"http://user:{SECRET}", "endpoint (not shown) is no URL"),
-        (f"http://user:{SECRET}/x", "endpoint (not shown) is no URL"),
-        (f"http://[{SECRET}]/x", "endpoint (not shown) is no URL"),
+        (f"http://user:{SECRET}", "endpoint (not shown) is not a URL"),
+        (f"http://user:{SECRET}/x", "endpoint (not shown) is not a URL"),
+        (f"http://[{SECRET}]/x", "endpoint (not shown) is not a URL"),
         (f"http://localhost/{SECRET}?", "endpoint 'http://localhost' has a query or fragment"),
         (f"http://localhost:0/{SECRET}", "endpoint 'http://localhost:0' has no host and port to connect to"),
         (f"ftp://localhost:21/{SECRET}", "endpoint 'ftp://localhost:21' must begin with http:// or https://"),
@@ -232,7 +232,7 @@ async def test_a_client_that_was_closed_is_reported_as_closed() -> None:
 
 async def test_a_client_and_a_transport_exclude_each_other() -> None:
     async with httpx.AsyncClient() as client:
-        with pytest.raises(ValueError, match="exclude each other"):
+        with pytest.raises(ValueError, match="mutually exclusive"):
             OTLPExporter(ENDPOINT, client=client, transport=httpx.AsyncHTTPTransport())
 
 

@@ -359,5 +359,5 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(files:
 
 
 def test_files_and_a_transport_exclude_each_other(files: Files) -> None:
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="mutually exclusive"):
         OTLPExporter("https://localhost", certificate=files.ca, transport=httpx.AsyncHTTPTransport())

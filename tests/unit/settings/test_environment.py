@@ -307,7 +307,7 @@ def test_headers_are_pairs_percent_decoded(value: str, pairs: dict[str, str], ca
 def test_what_is_no_pair_is_warned_about_without_showing_it(caplog: pytest.LogCaptureFixture) -> None:
     assert headers(f"k=v,{SECRET},={SECRET},%20,k2=v2") == {"k": "v", "k2": "v2"}
     assert len(caplog.records) == 1
-    assert "OTEL_EXPORTER_OTLP_HEADERS has 3 parts that are no key=value pair" in caplog.text
+    assert "OTEL_EXPORTER_OTLP_HEADERS has 3 parts that are not key=value pairs" in caplog.text
     assert SECRET not in caplog.text
 
 
@@ -327,8 +327,8 @@ def test_a_header_that_cannot_be_given_is_warned_about_by_its_number_and_ignored
     assert headers(f"k=v,{entry},k2=v2") == {"k": "v", "k2": "v2"}
     (record,) = caplog.records
     assert record.getMessage() == (
-        "OTEL_EXPORTER_OTLP_HEADERS has a pair, number 2, whose key (not shown) is no header's name, or one that the "
-        "exporter sets itself: it is ignored"
+        "OTEL_EXPORTER_OTLP_HEADERS has a pair, number 2, whose key (not shown) is not a valid header name, or a "
+        "header that the exporter sets itself: it is ignored"
     )
 
 
@@ -338,8 +338,8 @@ def test_the_same_mistake_is_warned_about_once_in_a_process_and_another_value_ag
     for value in ("soon", "soon", "later", "soon"):
         batch_options({"OTEL_BSP_SCHEDULE_DELAY": value})
     assert [record.getMessage() for record in caplog.records] == [
-        "OTEL_BSP_SCHEDULE_DELAY is 'soon', no whole number: it is ignored",
-        "OTEL_BSP_SCHEDULE_DELAY is 'later', no whole number: it is ignored",
+        "OTEL_BSP_SCHEDULE_DELAY is 'soon', not a whole number: it is ignored",
+        "OTEL_BSP_SCHEDULE_DELAY is 'later', not a whole number: it is ignored",
     ]
     monkeypatch.setattr(_environment, "_MAX_WARNED", 2)
     batch_options({"OTEL_BSP_SCHEDULE_DELAY": "never"})
@@ -372,8 +372,8 @@ def test_a_timeout_below_100_is_used_and_warned_about_as_it_may_be_meant_in_seco
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert exporter_options({f"{TRACES}TIMEOUT": value}).get("timeout") == int(value) / 1000
-    assert f"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is {value}: that is milliseconds" in caplog.text
-    assert "OpenTelemetry Python reads seconds here" in caplog.text
+    assert f"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is {value}: it is read as milliseconds" in caplog.text
+    assert "OpenTelemetry Python reads it as seconds" in caplog.text
 
 
 def test_the_timeout_for_traces_wins_unless_it_makes_no_sense(caplog: pytest.LogCaptureFixture) -> None:
@@ -493,7 +493,7 @@ def test_a_list_of_attributes_with_a_mistake_in_it_is_ignored_as_a_whole(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert default_resource({"OTEL_RESOURCE_ATTRIBUTES": value}) is None
-    assert "OTEL_RESOURCE_ATTRIBUTES is no list of key=value pairs" in caplog.text
+    assert "OTEL_RESOURCE_ATTRIBUTES is not a list of key=value pairs" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_a_readable_span_made_by_hand_is_encoded() -> None:
 
 
 def test_a_span_that_is_not_recorded_is_refused() -> None:
-    with pytest.raises(InvalidSpanError, match="is no span"):
+    with pytest.raises(InvalidSpanError, match="is not a span"):
         SpanEncoder().encode(trace.NonRecordingSpan(LOCAL))  # type: ignore[arg-type]  # on purpose
 
 

@@ -175,14 +175,14 @@ def test_a_property_that_raises_makes_the_span_invalid_and_is_named() -> None:
 @pytest.mark.parametrize("thing", [None, "a span", 5, {"name": "x"}, object(), Span, Raising()], ids=range(7))
 def test_what_is_no_span_is_refused_like_a_bad_one(thing: Any) -> None:
     with pytest.raises(
-        InvalidSpanError, match=r"is no span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
+        InvalidSpanError, match=r"is not a span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
     ):
         SpanEncoder().encode(thing)
 
 
 def test_an_object_that_does_not_even_tell_its_class_is_refused() -> None:
     thing: Any = UnboundProxy()
-    with pytest.raises(InvalidSpanError, match="is no span"):
+    with pytest.raises(InvalidSpanError, match="is not a span"):
         SpanEncoder().encode(thing)
 
 
@@ -196,7 +196,7 @@ def test_an_object_whose_missing_attributes_cannot_be_told_is_refused() -> None:
             raise Silent
 
     thing: Any = NoSpan()
-    with pytest.raises(InvalidSpanError, match=r"is no span: it has no attribute 'parent'$"):
+    with pytest.raises(InvalidSpanError, match=r"is not a span: it has no attribute 'parent'$"):
         SpanEncoder().encode(thing)
 
 
@@ -225,7 +225,7 @@ def test_what_is_only_called_a_set_is_not_sorted_to_be_shown() -> None:
 def test_an_object_without_one_of_the_attributes_is_refused_by_its_name(name: str) -> None:
     span = span_like()
     delattr(span, name)
-    with pytest.raises(InvalidSpanError, match=f"is no span: .* has no attribute '{name}'"):
+    with pytest.raises(InvalidSpanError, match=f"is not a span: .* has no attribute '{name}'"):
         SpanEncoder().encode(span)
 
 
