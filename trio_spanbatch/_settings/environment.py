@@ -92,12 +92,14 @@ class ExporterOptions(TLSFiles, total=False):
 def batch_options(environ: Environ) -> BatchOptions:
     """Return the arguments of `BatchPolicy` that ``OTEL_BSP_*`` sets."""
     max_spans, max_delay = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY"
-    return BatchOptions(**_options(environ, max_spans=(_count, max_spans), max_delay=(_delay, max_delay)))
+    options: BatchOptions = _options(environ, max_spans=(_count, max_spans), max_delay=(_delay, max_delay))
+    return options
 
 
 def queue_options(environ: Environ) -> QueueOptions:
     """Return the arguments of `Limits` that ``OTEL_BSP_*`` sets."""
-    return QueueOptions(**_options(environ, max_queued_spans=(_count, "OTEL_BSP_MAX_QUEUE_SIZE")))
+    options: QueueOptions = _options(environ, max_queued_spans=(_count, "OTEL_BSP_MAX_QUEUE_SIZE"))
+    return options
 
 
 def export_timeout(environ: Environ, default: float = 30.0) -> float:
@@ -156,7 +158,8 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
     if endpoint[:6].lower() == "https:":
         # These files are read for https only, so otherwise they need not exist.
         parsers |= dict.fromkeys(("certificate", "client_certificate", "client_key"), _file_name)
-    options = _options(environ, **{name: (parse, *_variables(name.upper())) for name, parse in parsers.items()})
+    table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
+    options: ExporterOptions = {**_options(environ, **table), "endpoint": endpoint}
     if authorization is not None and "authorization" not in {name.lower() for name in options.get("headers", ())}:
         options["headers"] = {**options.get("headers", {}), "Authorization": authorization}
     if options.get("compression") == "none":
@@ -165,7 +168,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
         del options["client_key"]
         variable = variable_of(environ, "CLIENT_KEY")
         _ignored(variable, "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, which it is the key of")
-    return ExporterOptions(endpoint=endpoint, **options)
+    return options
 
 
 def _options(environ: Environ, **table: tuple[Any, ...]) -> Any:
