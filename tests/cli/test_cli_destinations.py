@@ -207,7 +207,7 @@ async def test_a_password_in_the_environments_endpoint_is_not_sent_to_another_en
 async def test_an_invalid_endpoint_is_not_shown_if_the_protocol_is_grpc(spans: Path) -> None:
     ended = await send(spans, "--endpoint", "http://me:s3cr3t", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
     assert ended.exit_code != 0
-    assert "--endpoint (not shown) is no URL" in ended.err
+    assert "--endpoint (not shown) is not a URL" in ended.err
     assert "s3cr3t" not in ended.err
 
 

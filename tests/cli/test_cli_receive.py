@@ -174,7 +174,7 @@ async def test_a_file_that_is_not_a_store_is_a_one_line_error_with_advice(tmp_pa
 async def test_an_invalid_header_name_is_a_usage_error() -> None:
     ended = await run_in_process("receive", "--port", 0, "--location-header", "a b")
     assert ended.exit_code == 2
-    assert ended.err.startswith("trio-spanbatch receive: --location-header 'a b' is no header name")
+    assert ended.err.startswith("trio-spanbatch receive: --location-header 'a b' is not a valid header name")
 
 
 async def test_a_request_is_acknowledged_only_after_its_spans_are_committed(tmp_path: Path) -> None:

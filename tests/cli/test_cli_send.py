@@ -368,7 +368,7 @@ async def test_an_attribute_that_is_not_a_location_is_named_and_adds_no_row_with
         f"{path}:1: span 1: no location: the attribute 'tenant' is ''; it must not be empty",
         (
             f"{path}:1: span 2: location 'a b ' cannot be sent in a header: it must be printable ASCII, not empty, "
-            "without outer spaces; it is the value of the attribute 'tenant'"
+            "without leading or trailing spaces; it is the value of the attribute 'tenant'"
         ),
         f"{path}:1: span 3: no location: neither the span nor its resource has an attribute 'tenant'",
     ]
@@ -664,7 +664,7 @@ async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None
         (["-", "--header", "s3cr3t"], "--header number 1 is not of the form NAME=VALUE"),
         (["-", "--header", "Authorization: Basic s3cr3t=="], "header 'Authorization' has a colon after its name"),
         (["-", "--endpoint", "http://me:s3cr3t?x@h/"], "--endpoint (not shown) has a user name or password in it"),
-        (["-", "--endpoint", "http://me:s3cr3t"], "--endpoint (not shown) is no URL"),
+        (["-", "--endpoint", "http://me:s3cr3t"], "--endpoint (not shown) is not a URL"),
         (["-", "--header", "A=s3cr3t\nx"], "the value of header 'A' (not shown)"),
         (["-", "--endpoint", "ftp://x"], "must begin with http:// or https://"),
         (["-", "--endpoint", "http://me:s3cr3t@x/"], "give them as --header"),
@@ -674,7 +674,7 @@ async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None
         (["-", "--location", ""], "'--location': it is empty"),
         (["-", "--location-attribute", ""], "'--location-attribute': it is empty"),
         (["-", "--endpoint", ""], "'--endpoint': it is empty"),
-        (["-", "--location-header", "a b"], "send: --location-header 'a b' is no header name"),
+        (["-", "--location-header", "a b"], "send: --location-header 'a b' is not a valid header name"),
         (
             ["-", "--location-header", "X-T", "--header", "x-t=1"],
             "--location-header 'X-T' is also given with --header or OTEL_EXPORTER_OTLP_HEADERS",

@@ -167,12 +167,12 @@ def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], messag
         (f"http://user:{SECRET}/x@mlflow.test", "user name or password"),
         (f"http://user:1234/{SECRET}@mlflow.test", "user name or password"),
         (f"http://user:{SECRET}%40mlflow.test", "user name or password"),
-        (f"http://user:{SECRET}", "is no URL"),
+        (f"http://user:{SECRET}", "is not a URL"),
         (f"user:{SECRET}@mlflow://test", "has no scheme"),
         (f"http://mlflow.test/?token={SECRET}", "has a query or fragment"),
         (f"http://mlflow.test/#{SECRET}", "has a query or fragment"),
         ("http://", "must begin with http:// or https:// and a host"),
-        ("http://mlflow.test:99999", "has no host and port to connect to|is no URL"),
+        ("http://mlflow.test:99999", "has no host and port to connect to|is not a URL"),
     ],
 )
 @pytest.mark.parametrize("variable", [False, True])

@@ -335,8 +335,8 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://, because tokens are sent there"),
         ("http://127.0.0.1.example.com", "must begin with https://"),
         ("ftp://1.zerobus.r.cloud.databricks.com", "must begin with http:// or https://"),
-        ("", "has no host|must begin with|is no URL"),
-        ("1.zerobus r", "has no host|is no URL"),
+        ("", "has no host|must begin with|is not a URL"),
+        ("1.zerobus r", "has no host|is not a URL"),
     ],
 )
 def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: str, message: str) -> None:

@@ -1,10 +1,22 @@
-"""One attempt at sending a request, and how far it came.
+"""One attempt at sending a request, and how far it got.
 
-httpx tells what a request ended with, not how far it had come when it was cancelled; and httpcore leaves a
-connection to the garbage collector that is cancelled between the end of the TCP handshake and the request. Both are
-solved by httpcore's ``trace`` extension (https://www.encode.io/httpcore/extensions/#trace), which tells of each step;
-it is also where a connection gets what ``connection`` is about.
-With a transport that is not httpcore's there is no trace, and every outcome of a cancelled attempt is unknown.
+httpx does not report how far a request got before it was cancelled, and httpcore leaves a connection to the garbage
+collector if it is cancelled between the end of the TCP handshake and the request. httpcore's ``trace`` extension
+(https://www.encode.io/httpcore/extensions/#trace) solves both: it reports each step. With a transport that is not
+httpcore's there is no trace, and every outcome of a cancelled attempt is unknown.
+
+The trace also gives access to the connection, for two things that httpcore does not do:
+
+httpcore reads 64 KiB at a time and passes on everything in them without a checkpoint. A server can put ten thousand
+chunks of one byte into that, or thousands of interim responses: a second of work in one step, in which no other task
+runs and no deadline is noticed. So less is read at once.
+
+A connection is reused once its response is complete. Further data from the server (the same response twice, a body
+longer than announced, a body where there is none, a 408 because no request came) would then be read as the response to
+the *next* request, which belongs to another batch and perhaps to another location. Such data can be in three places. In
+the socket: httpcore checks that before it reuses a connection. In the buffer of h11, and between the socket and TLS:
+httpcore does not check these, so that is done here, when a response has been read and its connection is not back in
+the pool yet.
 """
 
 from __future__ import annotations
@@ -31,31 +43,18 @@ __all__ = [
     "retire_if_more_was_sent",
 ]
 
-# Two things about a connection that httpcore leaves open: how much it reads at once, and when it may be used again.
-#
-# httpcore reads 64 KiB at a time, and what stands in them reaches us without a checkpoint in between. A server can put
-# ten thousand chunks of one byte into that, or thousands of interim responses: a second of work in one go, in which no
-# other task runs and no deadline is noticed. So less is read at once.
-#
-# A connection is used again once its response is complete. What a server has sent beyond it (the same response twice, a
-# body longer than it said, a body where there is none, a 408 because nothing came) would then be taken for the answer
-# to the *next* request, which belongs to another batch and perhaps to another location. Such bytes can be in three
-# places. In the socket: httpcore looks there before it uses a connection again. In the buffer of h11, and between the
-# socket and TLS: it does not look there, so that is done here, when a response has been read and its connection is not
-# in the pool yet.
-
-# Bytes. A response is usually smaller than this, head and all; 4 MiB of one take 0.2 s longer than in large pieces.
+# Bytes. Most responses are smaller than this, head included; one of 4 MiB takes 0.2 s longer than in large pieces.
 READ_AT_ONCE = 1024
 
-# Where httpx and httpcore keep the h11 connection of a response. There is no public way to it.
+# The attributes that lead from a response to its h11 connection; there is no public way.
 _WAY_TO_H11 = ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state")
 
 
 def read_in_small_pieces(stream: Any) -> None:
-    """Let no ``read`` of ``stream``, an `httpcore.AsyncNetworkStream`, return more than `READ_AT_ONCE` bytes.
+    """Make ``stream.read`` return at most `READ_AT_ONCE` bytes; ``stream`` is an `httpcore.AsyncNetworkStream`.
 
-    An attribute of the object hides its method: httpx has no public way to hand httpcore a network of one's own, and
-    to a client that the user made it would come too late.
+    The method is replaced on the object: httpx has no public way to pass a network backend to httpcore, and a client
+    that the user made has its backend already.
     """
     read: Callable[[int, float | None], Awaitable[bytes]] = stream.read
 
@@ -66,24 +65,24 @@ def read_in_small_pieces(stream: Any) -> None:
 
 
 async def retire_if_more_was_sent(response: httpx.Response) -> None:
-    """See to it that the connection of ``response`` is not used again if there is more on it than the response.
+    """Prevent reuse of the connection of ``response`` if the server sent more than the response.
 
-    It is closed with the response. Only for a response that was read to its end and is not closed yet. A response
-    without a connection, or over HTTP/2, where every frame says what it belongs to, is left alone.
+    The connection is closed with the response, which must have been read to its end and not be closed yet. Responses
+    without a connection are left alone, and those over HTTP/2, whose frames name their stream.
 
-    This never waits for the server, and cannot be cancelled: the answer is here and is to be told.
+    This never waits for the server and cannot be cancelled: the response is complete and must be reported.
     """
     stream = response.extensions.get("network_stream")
     if stream is None or not response.http_version.startswith("HTTP/1"):
         return
-    # If a later version keeps it elsewhere, connections are not used again: slower, but never wrong.
+    # If a later version keeps it elsewhere, connections are never reused: slower, but correct.
     left_in_h11 = _left_in_h11(response)
     if left_in_h11 != b"" or (stream.get_extra_info("ssl_object") is not None and await _has_more(stream)):
         _retire(stream)
 
 
 def _left_in_h11(response: httpx.Response) -> bytes | None:
-    """Return what h11 has received beyond the response; ``None`` if that is not known."""
+    """Return the data that h11 has received after the response; ``None`` if unknown."""
     found: Any = response.stream
     for name in _WAY_TO_H11:
         found = getattr(found, name, None)
@@ -92,10 +91,10 @@ def _left_in_h11(response: httpx.Response) -> bytes | None:
 
 
 async def _has_more(stream: Any) -> bool:
-    """Return whether there is anything to read, the end of the stream included, without waiting for it.
+    """Return whether there is data to read, or the end of the stream, without waiting for it.
 
-    Whether TLS has records that it has not decrypted yet, only reading tells. A shield without a deadline: it is
-    cancelled in the scheduler's next step.
+    Only reading tells whether TLS has records that are not decrypted yet. The shield needs no deadline: its scope is
+    cancelled in trio's next step.
     """
     with trio.CancelScope(shield=True) as scope:
         trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
@@ -106,10 +105,10 @@ async def _has_more(stream: Any) -> bool:
 
 
 def _retire(stream: Any) -> None:
-    """Let httpcore take the connection for one that the server has closed, so that its pool closes it too.
+    """Make httpcore treat the connection as closed by the server, so that its pool closes it.
 
-    Closing ``stream`` from here would do harm: httpcore asks trio whether the socket is readable, and for one that is
-    closed trio raises.
+    ``stream`` must not be closed here: httpcore asks trio whether the socket is readable, and trio raises for a closed
+    socket.
     """
     extra_info: Callable[[str], Any] = stream.get_extra_info
 
@@ -124,10 +123,10 @@ class _Closable(Protocol):
 
 
 async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
-    """Close something in a scope that is cancelled already, as `trio.aclose_forcefully` does it.
+    """Call ``aclose`` in a scope that is cancelled already, as `trio.aclose_forcefully` does.
 
-    What is well-behaved closes all the same; what would wait cannot, so that neither the drain nor an export slot waits
-    for it. The shield is there to leave an exception that is on its way alone: a cancel from outside would replace it.
+    A well-behaved ``aclose`` closes anyway. It cannot wait, so neither the drain nor an export slot waits for it. The
+    shield keeps a cancellation from outside from replacing an exception that is being raised.
     """
     with trio.CancelScope(shield=True) as scope:
         scope.cancel()
@@ -135,30 +134,30 @@ async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
 
 
 class Attempt:
-    """What is known about an attempt while it runs, and after it was cancelled.
+    """The state of an attempt, while it runs and after it was cancelled.
 
     Attributes:
-        peer: Host and port that were connected to: the server's, or a proxy's.
-        waits_for: What was asked for credentials and has not returned any.
-        handed_over: Whether httpx was asked to send the request.
-        secrets: What must not be shown of the request: its credentials, and a proxy's.
-        response: The response, once its headers are there.
+        peer: Host and port of the connection: the server's, or a proxy's.
+        waits_for: The name of the ``auth`` that was asked for credentials and has not returned yet.
+        handed_over: Whether the request was passed to httpx.
+        secrets: The credentials of the request and of a proxy, which must not be shown.
+        response: The response, once its headers were received.
         body: The body of the response as far as it was received.
-        write_error: Why the request was not written to its end. httpcore reads the response all the same, since a
-            server may answer before it has read everything, and then tells only what reading ended with.
-        redirect: Status and headers of a response that is a redirect, known even if httpx cannot make sense of it.
+        write_error: The error that ended writing the request. httpcore reads the response anyway, since a server may
+            answer before it has read everything, and then raises only the error of reading.
+        redirect: Status and headers of a redirect, also of one that httpx cannot parse.
     """
 
     def __init__(self, peer: str, public: Collection[bytes] = ()) -> None:
         self.peer: str = peer
         self.secrets: tuple[str, ...] = ()
-        # All headers that may have credentials in them, for those of one task's exchanges are hidden together.
+        # All headers with possible credentials: those of all exchanges of a task are hidden together.
         self._hidden: dict[tuple[bytes, bytes], None] = {}
         self._public = public
         self.restart()
 
     def restart(self) -> None:
-        """Forget the exchange that was: the request is sent once more."""
+        """Reset the state before the request is sent once more."""
         self.handed_over = self._traced = self._written = False
         self.response: httpx.Response | None = None
         self.body: BoundedBody | None = None
@@ -168,7 +167,7 @@ class Attempt:
         self.waits_for = ""
 
     def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Let nothing be shown of ``headers``, besides what was hidden before."""
+        """Hide the credentials in ``headers`` as well."""
         known = len(self._hidden)
         self._hidden.update(dict.fromkeys(headers))
         if len(self._hidden) != known:
@@ -185,21 +184,21 @@ class Attempt:
         return self._written or (self.handed_over and not self._traced)
 
     def result(self) -> ExportResult:
-        """Return what the response means. Its body was read as far as it is allowed to go."""
+        """Return the result for the response, whose body was read up to its limit."""
         assert self.response is not None
         assert self.body is not None
         if self.body.exceeded:
             status = self.response.status_code
             return Refused(f"{status}: the response is larger than {self.body.limit} bytes", status)
-        # Half of an error's words are better than none; half of an answer may lack the count of rejected spans.
+        # Half of an error message is better than none; half of a 2xx may lack the count of rejected spans.
         unusable = self.body.cut_off and self.response.is_success
         content = None if unusable else self.body.content
         return self._interpreted(self.response.status_code, self.response.headers, content)
 
     def known_failure(self) -> ExportResult | None:
-        """Return what the response means if it is a failure, though it did not arrive in full; ``None`` if it is none.
+        """Return the result if the incomplete response is a failure, else ``None``.
 
-        The status of a failure says enough. With a 2xx the rest of the response would have said what was rejected.
+        The status of a failure is enough. The rest of a 2xx would have had the count of rejected spans.
         """
         if self.redirect is not None:
             return self._interpreted(*self.redirect, b"")
@@ -213,7 +212,7 @@ class Attempt:
         return interpret_response(status, headers, body, now=time.time(), secrets=self.secrets)
 
     async def trace(self, name: str, info: dict[str, Any]) -> None:
-        """Note a step. httpcore calls it with names like ``connection.connect_tcp.complete``."""
+        """Record a step. httpcore calls it with names such as ``connection.connect_tcp.complete``."""
         self._traced = True
         step = name.partition(".")[2]
         self._hide_what_is_sent(info)
@@ -222,8 +221,8 @@ class Attempt:
         elif step == "connect_tcp.complete":
             self._connection = info["return_value"]
             read_in_small_pieces(info["return_value"])
-            # httpcore marks a connection as failed if it is cancelled in here, and forgets to if it is cancelled
-            # before its next step: the pool would keep it for ever.
+            # httpcore marks a connection as failed if it is cancelled here, but not if it is cancelled before the next
+            # step: the pool would keep it for ever.
             await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "start_tls.complete":
             read_in_small_pieces(info["return_value"])
@@ -235,11 +234,11 @@ class Attempt:
         elif step == "receive_response_headers.complete" and self._written:
             self._note_redirect(info["return_value"])
         elif step == "receive_response_body.complete" and self.response is not None:
-            # Now, and not when it is closed: by then the connection may have gone to another request.
+            # Now, not when the response is closed: then another request may have the connection already.
             await retire_if_more_was_sent(self.response)
 
     def _hide_what_is_sent(self, info: Mapping[str, Any]) -> None:
-        # A client of the user's own and the connection to a proxy add credentials that nobody else knows.
+        # A given client and the connection to a proxy add credentials that are not known otherwise.
         request, socks_auth = info.get("request"), info.get("auth")
         if request is not None:
             self.hide(request.headers)
@@ -253,6 +252,6 @@ class Attempt:
             self.redirect = status, httpx.Headers(headers)
 
     async def close_unused_connection(self) -> None:
-        """Close the connection that was made for this attempt if the attempt ended before it was used."""
+        """Close the connection of this attempt if the attempt ended before the connection was used."""
         if self._connection is not None and not self._written:
             await close_at_once(self._connection.aclose)

@@ -1,4 +1,4 @@
-"""Credentials that are made or fetched, rather than fixed."""
+"""Credentials that are made or fetched for each attempt, rather than fixed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Auth", "AuthError", "AuthFunction", "as_auth", "name_of"]
 
 
 class AuthError(Exception):
-    """There are no credentials to be had.
+    """No credentials are available.
 
     Args:
-        reason: What went wrong; shown as it is, so it holds no credentials.
-        retry: Whether another attempt may have more luck: a token endpoint that is down, unlike a missing setting.
+        reason: What went wrong. It is shown, so it must not contain credentials.
+        retry: Whether another attempt may succeed: if a token endpoint is down, but not if a setting is missing.
     """
 
     def __init__(self, reason: str, *, retry: bool = True) -> None:
@@ -27,26 +27,26 @@ class AuthError(Exception):
 
 @runtime_checkable
 class Auth(Protocol):
-    """Makes the headers with which a request is authenticated, for instance from a token that it caches.
+    """Makes the headers that authenticate a request, for instance from a cached token.
 
-    Several attempts call it at once, also for one location.
+    Several attempts may call it at once, also for the same location.
     """
 
     async def headers(self, location: str) -> Mapping[str, str]:
         """Return the headers for one attempt at sending to ``location``.
 
-        It is called for every attempt, within the attempt's timeout, so it may be cancelled.
+        It is called for each attempt, within the attempt's timeout, so it may be cancelled.
 
         Raises:
-            AuthError: There are no credentials now, or never will be.
+            AuthError: No credentials are available, for now or permanently.
         """
         ...
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
-        """Forget ``headers``: the server answered 401 to them.
+        """Forget ``headers``, to which the server answered 401.
 
-        `headers` is then called once more and the request is repeated if it returns others. Compare with what is
-        cached: another attempt may have fetched a new token in the meantime.
+        `headers` is then called once more, and the request is repeated if it returns other headers. Compare them with
+        the cached ones: another attempt may have fetched a new token in the meantime.
         """
         ...
 
@@ -63,7 +63,7 @@ class _FunctionAuth:
         return await headers if inspect.isawaitable(headers) else headers
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
-        """Do nothing: the function is asked again anyway."""
+        """Do nothing: the function is called again anyway."""
 
 
 def as_auth(auth: Auth | AuthFunction | None) -> Auth | None:
@@ -78,12 +78,12 @@ def as_auth(auth: Auth | AuthFunction | None) -> Auth | None:
         return _FunctionAuth(auth)
     raise TypeError(
         f"auth is of type {type(auth).__name__}; it must be a function of the location that returns headers, or an "
-        "object with headers() and invalidate(); an httpx.Auth belongs into a client of your own, given as client="
+        "object with headers() and invalidate(); an httpx.Auth belongs in a client that is given as client="
     )
 
 
 def name_of(auth: Auth) -> str:
-    """Return what to call ``auth`` in a message: its own words may hold credentials."""
+    """Return a name for ``auth`` in messages: its ``repr`` may contain credentials."""
     if not isinstance(auth, _FunctionAuth):
         return type(auth).__name__
     name = getattr(auth.function, "__name__", None)

@@ -1,4 +1,4 @@
-"""Request bodies on their way out, response bodies on their way in: in pieces, and bounded."""
+"""Bodies of requests and responses: compressed, sent, received and decompressed in pieces, and bounded."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["CLOSE_TIMEOUT", "BoundedBody", "gzip_compress", "piecewise_stream", 
 # The most that is compressed or decompressed without a checkpoint: less than a millisecond of work.
 PIECE = 64 * 1024
 
-# The most that is given to a connection at once. TLS encrypts that in one go, at more than a gigabyte a second; each
-# piece takes some 25 us on its way through httpx and h11. A batch of 512 spans of 500 bytes is one.
+# The most that is passed to a connection at once. TLS encrypts it in one step, at more than 1 GB/s; each piece takes
+# some 25 us in httpx and h11. A batch of 512 spans of 500 bytes is one piece.
 _WRITTEN_PIECE = 512 * 1024
 
-# Seconds that closing a response or the client may take. A connection is closed or kept without a word, so it takes
-# none; this is for the streams and transports of a user's own.
+# Seconds that closing a response or the client may take. Connections are closed or kept without waiting; this is for
+# given streams and transports.
 CLOSE_TIMEOUT = 1.0
 
-# Measured on 1.7 MB of agents' spans: level 1 takes 8 ms and makes it 5.1 times smaller, 5 takes 16 ms for 6.0,
+# Measured on 1.7 MB of agents' spans: level 1 takes 8 ms and makes them 5.1 times smaller, 5 takes 16 ms for 6.0,
 # 6 (zlib's default) 30 ms for 6.3, 9 takes 86 ms for 6.4.
 GZIP_LEVEL = 5
 
-# The most compressed bytes that are taken in at once: what follows the end of a gzip member is copied, and a body may
-# consist of nothing but ends.
+# The most compressed bytes that are decompressed at once: zlib copies the data after the end of a gzip member, and a
+# body may consist of nothing but empty members.
 _INFLATED_PIECE = 4096
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -52,13 +52,13 @@ async def gzip_compress(body: bytes) -> bytes:
 
 
 def piecewise_stream(body: bytes, like: object) -> httpx.AsyncByteStream:
-    """Return a request body that is written in pieces: TLS encrypts what it is given in one go, and in memory.
+    """Return a request body that is written in pieces: TLS encrypts each write in one step, and in memory.
 
     It iterates without a generator: httpx drops one half-way when the connection breaks, and trio warns of that.
 
     Args:
-        body: What to write.
-        like: The stream that it replaces. Both are of the same package: httpx takes only its own, and so does httpx2.
+        body: The body.
+        like: The stream that it replaces. Both are of the same package: httpx and httpx2 accept only their own.
     """
     stream: httpx.AsyncByteStream = _stream_class(package_of(like, "AsyncByteStream"))(body)
     return stream
@@ -89,12 +89,13 @@ class _Pieces(AsyncIterator[bytes]):
 
 
 class BoundedBody:
-    """Collects a response's body, decompressed, and never more than ``limit`` bytes of it.
+    """Collects the body of a response or request, decompressed, and never more than ``limit`` bytes of it.
 
     Attributes:
         limit: In bytes.
         exceeded: Whether there was more, before or after decompression. What is collected is then the beginning.
-        readable: Whether the encoding is known and the data fits to it.
+        readable: Whether the encoding is known and the data matches it.
+        has_trailing_data: Whether data follows the compressed stream. It is ignored, as gzip does it.
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
@@ -110,28 +111,28 @@ class BoundedBody:
         self._compressed = self._gzip or encoding == "deflate"
         self._inflater: zlib._Decompress | None = None
         self._streams = 0
-        # What came of the two bytes that tell what begins, and whether nothing that follows counts any more.
+        # The first byte of a stream whose format two bytes tell.
         self._lead = b""
-        self._over = False
+        self.has_trailing_data: bool = False
 
     @property
     def content(self) -> bytes | None:
-        """What was collected; ``None`` if there is something that is not readable."""
+        """The collected data; ``None`` if the body is not readable."""
         return bytes(self._collected) if self.readable or self._received == 0 else None
 
     @property
     def cut_off(self) -> bool:
-        """Whether what was fed ends in the middle of compressed data. No body at all is fine."""
+        """Whether the body ends in the middle of compressed data. An empty body does not."""
         return self._inflater is not None or (self._compressed and self._received > 0 and self._streams == 0)
 
     def take_read(self, content: bytes) -> None:
-        """Take in a whole body that is decompressed already."""
+        """Collect a whole body that is decompressed already."""
         self.readable, self.exceeded = True, len(content) > self.limit
         self._inflater = None
         self._collected += content[: self.limit]
 
     def feed(self, data: bytes) -> None:
-        """Take in a piece as it came from the network."""
+        """Collect a piece as it was received."""
         self._received += len(data)
         self.exceeded = self.exceeded or self._received > self.limit
         if self.exceeded or not self.readable:
@@ -148,26 +149,26 @@ class BoundedBody:
             self._collected.clear()
 
     def _inflate(self, data: bytes) -> None:
-        while data and not self.exceeded and not self._over:
+        while data and not self.exceeded and not self.has_trailing_data:
             data = self._begin(data) if self._inflater is None else self._continue(self._inflater, data)
 
     def _begin(self, data: bytes) -> bytes:
-        """Begin to decompress a stream, once its first two bytes are there. Return what it is to be given."""
+        """Begin to decompress a stream once its first two bytes are there. Return the data to decompress."""
         data, self._lead = self._lead + data, b""
         if len(data) < 2:
             self._lead = data
             return b""
         if self._streams > 0 and not (self._gzip and data.startswith(_GZIP_MAGIC)):
-            # gzip may consist of several members (RFC 1952, section 2.2). What is none is ignored, as gzip does it.
-            self._over = True
+            # gzip may consist of several members (RFC 1952, section 2.2).
+            self.has_trailing_data = True
         else:
             self._streams += 1
             self._inflater = zlib.decompressobj(_GZIP_FORMAT if self._gzip else _deflate_format(data))
         return data
 
     def _continue(self, inflater: zlib._Decompress, data: bytes) -> bytes:
-        """Decompress up to a piece of ``data``. Return the rest."""
-        # One byte more than there is room for tells "just fits" from "too much".
+        """Decompress up to one piece of ``data``. Return the rest."""
+        # One byte more than fits, to distinguish "just fits" from "too much".
         most = min(self.limit + 1 - len(self._collected), PIECE)
         piece = inflater.decompress(data, most)
         self._collect(piece)
@@ -175,7 +176,7 @@ class BoundedBody:
             self._inflater = None
             return inflater.unused_data
         if len(piece) == most and not inflater.unconsumed_tail and not self.exceeded:
-            # It has taken in everything, but there was no room for all that comes out.
+            # All input was consumed, but not all output fitted into the piece.
             return self._continue(inflater, b"")
         return inflater.unconsumed_tail
 
@@ -187,7 +188,7 @@ class BoundedBody:
 
 
 def _deflate_format(data: bytes) -> int:
-    # "deflate" means zlib's format (RFC 1950), but some servers send what is inside of it (RFC 1951): the first two
+    # "deflate" means zlib's format (RFC 1950), but some servers send the raw data without it (RFC 1951): the first two
     # bytes tell. (RFC 9110, section 8.4.1.2)
     in_zlib = data[0] & 0x8F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
     return _ZLIB_FORMAT if in_zlib else _RAW_FORMAT
@@ -196,19 +197,19 @@ def _deflate_format(data: bytes) -> int:
 async def read_bounded(response: httpx.Response, body: BoundedBody) -> None:
     """Read the body of ``response`` into ``body`` until it ends or exceeds its limit, and close the response.
 
-    What is too much is not read: the connection is closed. The raw bytes are taken, as httpx would decompress each
-    piece of the network in one go, whatever comes out of it.
+    The rest beyond the limit is not read: the connection is closed. The raw bytes are read, as httpx would decompress
+    each received piece in one step, whatever its size.
 
-    If this is cancelled, the response is left to be closed by the caller.
+    If this is cancelled, the caller must close the response.
     """
     if response.is_stream_consumed:
-        # By a hook of a client of the user's own, or a transport that has no stream. httpx has decompressed it.
+        # By a hook of a given client, or by a transport without a stream. httpx has decompressed it.
         body.take_read(response.content)
         return
     with trio.CancelScope() as scope:
-        # Leaving httpx's generators half-way would leave them, and the connection, to the garbage collector. A
-        # cancel while they wait for the network unwinds them all. For the same reason nothing is awaited in here.
-        # Not `aiter_raw`, which closes the response at its end: if that hangs, nobody knows that there was an end.
+        # Leaving httpx's generators half-way would leave them, and the connection, to the garbage collector.
+        # Cancelling them while they wait for the network unwinds them all. So nothing else is awaited in this loop.
+        # `aiter_raw` is not used, as it closes the response at the end: if that hangs, the end would not be noticed.
         async for data in cast("AsyncIterable[bytes]", response.stream):
             if scope.cancel_called:
                 continue

@@ -1,4 +1,4 @@
-"""TLS from files: whom to trust, what to show, and what to tell the user to set."""
+"""The client that sends requests: the exporter's own, or a given one; its TLS files, and advice on failures of TLS."""
 
 from __future__ import annotations
 
@@ -33,10 +33,8 @@ __all__ = [
     "tls_advice",
 ]
 
-# The client that requests are sent with: the exporter's own, or one that it was given.
-
-# Seconds that an idle connection is kept, so that it outlives the delay between two batches. Servers close idle
-# connections by themselves after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it uses one again.
+# Seconds for which an idle connection is kept: longer than the delay between two batches. Servers close idle
+# connections after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it reuses one.
 KEEPALIVE_EXPIRY = 30.0
 
 
@@ -65,7 +63,7 @@ class AsyncTransport(Protocol):
 
 
 class _NoCookies(http.cookiejar.CookieJar):
-    """Neither stores cookies nor sends any: nothing that a server says is kept from one request to the next."""
+    """Neither stores nor sends cookies, so that no state of a server is kept between requests."""
 
     def extract_cookies(self, response: Any, request: Any) -> None:
         """Ignore the cookies of ``response``."""
@@ -75,7 +73,7 @@ class _NoCookies(http.cookiejar.CookieJar):
 
 
 class _Unconnected(httpx.AsyncBaseTransport):
-    """Connects to nothing, in the place of a proxy that must not be bypassed."""
+    """Fails every request, in place of an unusable proxy, which must not be bypassed."""
 
     def __init__(self, problem: str) -> None:
         self._problem = problem
@@ -87,10 +85,10 @@ class _Unconnected(httpx.AsyncBaseTransport):
 
 
 def make_client(url: httpx.URL, transport: AsyncTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
-    """Return a client for ``url`` that keeps nothing but connections. It is of the package that ``transport`` is of.
+    """Return a client for ``url``, of the same package as ``transport``, that keeps no state but connections.
 
     Raises:
-        ValueError: A variable for proxies cannot be used. Its value is not shown.
+        ValueError: A proxy variable cannot be used. Its value is not shown.
     """
     package = httpx if transport is None else package_of(transport, "AsyncBaseTransport")
     proxy = proxy_for(url) if transport is None else None
@@ -99,30 +97,30 @@ def make_client(url: httpx.URL, transport: AsyncTransport | None, context: ssl.S
     elif proxy is not None and proxy.url.scheme == "https":
         proxy.ssl_context = default_context()
     client: httpx.AsyncClient = package.AsyncClient(
-        # A transport has its own TLS.
+        # A transport has its own TLS settings.
         verify=context or (transport is not None) or default_context(),
         proxy=proxy,
         transport=transport,
-        # What httpx would read there was read above.
+        # The proxy variables, which httpx would read, were read above.
         trust_env=False,
         cookies=_NoCookies(),
         timeout=None,
-        # The batcher bounds how many exports run at once; a second, smaller bound would make them wait for a
-        # connection within their timeout.
+        # The batcher bounds concurrent exports; a smaller bound here would make them wait for a connection within
+        # their timeout.
         limits=package.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY),
     )
     return client
 
 
 def check_client(client: object) -> httpx.AsyncClient:
-    """Return ``client``; raise if it is none that requests can be sent with, or has parameters, which logs show."""
+    """Return ``client``; raise if it cannot send requests or has parameters, which logs show."""
     package = package_of(client, "AsyncClient")
     if package is None:
         raise TypeError(
             f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
         )
     own: httpx.AsyncClient = client  # type: ignore[assignment]  # httpx2's has the same interface
-    # Private, as nobody else tells. Where a later version has them elsewhere, the first request fails in the client.
+    # Private: there is no public way. If a later version keeps them elsewhere, the first request fails in the client.
     transports = [getattr(own, "_transport", None), *getattr(own, "_mounts", {}).values()]
     for transport in transports:
         other = None if transport is None else package_of(transport, "AsyncBaseTransport")
@@ -139,7 +137,7 @@ def check_client(client: object) -> httpx.AsyncClient:
 
 
 def check_transport(transport: object) -> None:
-    """Raise `TypeError` if ``transport`` is none that is async."""
+    """Raise `TypeError` unless ``transport`` is an async transport."""
     if not isinstance(transport, classes("AsyncBaseTransport")):
         raise TypeError(
             f"transport is of type {_name_of_type(transport)}; it must be an httpx.AsyncBaseTransport, such as "
@@ -154,17 +152,17 @@ def _name_of_type(thing: object) -> str:
 
 _File = str | os.PathLike[str]
 
-# Characters of a file's name that are shown.
+# How many characters of a file's name are shown.
 _LONGEST_SHOWN = 300
 
 
 @attrs.frozen
 class TLSSettings:
-    """What one kind of exporter is told its files with.
+    """The settings of a kind of exporter that name its TLS files, for messages.
 
     Attributes:
-        ca: What names the file with the CAs.
-        client_certificate: How to give a client certificate.
+        ca: The settings that name the file with the CAs.
+        client_certificate: How to set a client certificate.
     """
 
     ca: Sequence[str]
@@ -173,11 +171,11 @@ class TLSSettings:
 
 @attrs.frozen
 class TLSAdvice:
-    """What to do about a failure of TLS.
+    """Remedies for failures of TLS.
 
     Attributes:
-        untrusted: If the server's certificate is not trusted.
-        client_certificate: If the server does not accept the client's.
+        untrusted: The remedy if the server's certificate is not trusted.
+        client_certificate: The remedy if the server does not accept the client's.
     """
 
     untrusted: str
@@ -185,11 +183,11 @@ class TLSAdvice:
 
 
 def tls_advice(settings: TLSSettings, *, own_tls: bool, own_ca: bool) -> TLSAdvice:
-    """Return advice that does something.
+    """Return the remedies that have an effect with these arguments of the exporter.
 
     Args:
-        settings: What the exporter can be told.
-        own_tls: Whether the exporter made its own client, without a transport that it was given.
+        settings: The settings that the exporter has.
+        own_tls: Whether the exporter made its own client and transport.
         own_ca: Whether it was given a file with CAs, in place of those that httpx trusts.
     """
     if not own_tls:
@@ -214,13 +212,13 @@ def client_context(
     """Return the context for these files, or ``None`` if none is given.
 
     Args:
-        certificate: CAs to trust, instead of the usual ones.
-        client_certificate: The certificate to show.
-        client_key: Its key; by default it is in the same file.
-        verify: Whether the server's certificate is checked at all.
+        certificate: The CAs to trust, instead of the default ones.
+        client_certificate: The client's certificate.
+        client_key: Its key; by default in the same file.
+        verify: Whether the server's certificate is checked.
 
     Raises:
-        ValueError: A file cannot be read or has the wrong content, or there is a key without a certificate.
+        ValueError: A file cannot be read or has the wrong content, or a key is given without a certificate.
     """
     if client_key is not None and client_certificate is None:
         raise ValueError("client_key is given without client_certificate")
@@ -244,8 +242,8 @@ def client_context(
 def default_context() -> ssl.SSLContext:
     """Return a context that trusts what httpx trusts: ``SSL_CERT_FILE``, else ``SSL_CERT_DIR``, else certifi's list.
 
-    Other programs read these variables too, and conda leaves them set to files that are gone, so a file that cannot be
-    read stops no program. Nor does it make a server trusted that the file might not have: nobody is trusted then.
+    A file that cannot be read is warned about and no server is trusted. It does not stop the program: other programs
+    read these variables too, and conda leaves them set to files that no longer exist.
     """
     file, directory = (os.environ.get(variable, "") for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     context = _new_context()
@@ -285,7 +283,7 @@ def _trusting_everybody() -> ssl.SSLContext:
 
 
 def _new_context() -> ssl.SSLContext:
-    """Return what `ssl.create_default_context` does, without CAs, also if ``SSLKEYLOGFILE`` cannot be written."""
+    """Do as `ssl.create_default_context`, but without CAs, and also if ``SSLKEYLOGFILE`` cannot be written."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if sys.version_info >= (3, 13):
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
@@ -300,7 +298,7 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, *, cafile: _File | None = None, capath: _File | None = None) -> str | None:
-    """Load CAs, or return what is wrong with them."""
+    """Load CAs. Return the problem if that fails."""
     try:
         context.load_verify_locations(cafile, capath)
     except (OSError, ValueError):
@@ -312,7 +310,7 @@ def _load(context: ssl.SSLContext, *, cafile: _File | None = None, capath: _File
 def _check_readable(what: str, path: _File) -> None:
     if "-----BEGIN " in str(path):
         raise ValueError(f"{what} (not shown) is a PEM; it must be the name of a file")
-    # An exception that is raised from within ``except`` would have the file's name in its context.
+    # Raised within ``except``, an exception would have the file's name in its context.
     problem = _problem_with(path)
     if problem is not None:
         raise ValueError(f"{what} {_shown(path)} cannot be read: {problem}")
@@ -329,11 +327,11 @@ def _problem_with(path: _File) -> str | None:
 
 
 def _shown(path: _File) -> str:
-    """Return the name of a file, unless it is none: a key without its first and last line is one long text."""
+    """Return a file's name, unless it may be a key instead: without its first and last line, that is one long text."""
     name = os.fspath(path)
     return repr(name) if len(name) <= _LONGEST_SHOWN and name.isprintable() else "(not shown)"
 
 
 def _no_password() -> str:
-    # Without this, OpenSSL asks for the password of an encrypted key on the terminal, and waits.
+    # Without this, OpenSSL asks for an encrypted key's password on the terminal, and waits.
     return ""

@@ -1,9 +1,9 @@
-"""OTLP over HTTP, on httpx: the exporter that users get by default.
+"""The default exporter: OTLP over HTTP, with httpx; and the exporter that sends nothing.
 
-What a response means is in ``responses``, what a broken exchange means in ``failures``; here is the exchange itself.
-It is bounded in every direction: in time by one cancel scope around the whole attempt (httpx's own timeouts are for
-single steps, and a server that sends one byte a second never reaches them), and in space by the limits on request and
-response; the head of a response is bounded by h11 (100 KiB).
+This module makes the exchange; ``responses`` maps responses to results, and ``failures`` maps broken exchanges. Its
+time is bounded by one cancel scope around the whole attempt (httpx's own timeouts are for single steps, and a server
+that sends one byte a second never reaches them), its space by limits on request and response; h11 limits the head of a
+response to 100 KiB.
 """
 
 from __future__ import annotations
@@ -56,15 +56,13 @@ __all__ = [
     "OTLPExporter",
 ]
 
-# The exporter that sends nothing.
-
 
 @attrs.frozen
 class DisabledExporter:
     """Refuses every batch, as ``OTEL_SDK_DISABLED=true`` asks for.
 
     Attributes:
-        reason: What is said about each batch.
+        reason: The reason of each refusal.
     """
 
     reason: str = "OTEL_SDK_DISABLED is true: nothing is sent"
@@ -81,45 +79,45 @@ class DisabledExporter:
 
 MIB = 1024 * 1024
 
-# https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent asks for the exporter, its language and
-# its version.
+# With the exporter, its language and version: https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
 
 
 class OTLPExporter:
     """Sends batches to an OTLP/HTTP server, as protobuf. A `SpanExporter`.
 
-    It can be made outside of trio. Several exports may run at once, each on a connection of its own; connections are
-    kept alive. Redirects are not followed and cookies are not kept. ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and
-    ``NO_PROXY`` say which proxy is used.
+    It can be created outside of trio. Several exports may run at once, each on its own connection; connections are
+    kept alive. Redirects are not followed and cookies are not kept. The proxy is set by ``HTTP_PROXY``,
+    ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``.
 
     Args:
-        endpoint: The URL to send to, as it is: no path is added. It has no user name, password or query.
-        location_header: The header that carries a batch's location; without, the location is not sent.
+        endpoint: The URL to send to. No path is added. It has no user name, password or query.
+        location_header: The header that carries a batch's location. By default the location is not sent.
         headers: Headers for every request, for instance ``{"Authorization": "Bearer ..."}``. A ``User-Agent`` is put
             in front of the exporter's own.
-        auth: Headers that are made for each attempt: an `Auth`, or a function of the location, sync or async. After
-            a 401 it is asked again, and the request is repeated once if it returns other headers.
+        auth: Makes headers for each attempt: an `Auth`, or a function of the location, sync or async. After a 401 it
+            is called again, and the request is repeated once if it returns other headers.
         timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
-            to the last of the response; `math.inf` for none.
-        compression: ``"gzip"``, or ``None`` for none.
-        client: A client of your own, an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``. It is not closed, and its
-            settings (TLS, proxies, cookies, limits) are yours. It has no ``params``, which logs show.
+            to the last of the response; `math.inf` for no timeout.
+        compression: ``"gzip"``, or ``None`` for no compression.
+        client: The client to use instead of the exporter's own: an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``.
+            It is not closed, and keeps its settings (TLS, proxies, cookies, limits). It has no ``params``, which logs
+            show.
         transport: A transport for the exporter's own client, of httpx or httpx2, for instance
             `OTLPReceiver.memory_transport`. It is closed with the exporter.
-        certificate: The file with the CAs that the server's certificate is checked with (PEM), instead of those that
-            ``SSL_CERT_FILE`` names or certifi has.
-        client_certificate: The file with the certificate that the server is shown (PEM).
-        client_key: The file with its key; by default it is in the same file.
-        max_request_bytes: A request that is larger before compression is not sent, but refused.
-        max_response_bytes: A response that is larger after decompression is not read to its end, and refused.
+        certificate: The file with the CAs for checking the server's certificate (PEM), instead of those of
+            ``SSL_CERT_FILE`` or certifi.
+        client_certificate: The file with the client's certificate (PEM).
+        client_key: The file with its key; by default in the same file.
+        max_request_bytes: A request that is larger before compression is refused without sending it.
+        max_response_bytes: A response that is larger after decompression is not read to its end, and counts as refused.
 
     Raises:
-        ValueError: An argument, or a variable for proxies, cannot be used. Credentials are never in the message.
+        ValueError: An argument or a proxy variable cannot be used. Credentials are never in the message.
         TypeError: An argument is of the wrong type.
     """
 
-    # What a failure of TLS tells the user to set.
+    # The settings that messages about failures of TLS name.
     _tls_settings: ClassVar = TLSSettings(
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "certificate="),
         "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY or client_certificate= and client_key= name its files",
@@ -160,8 +158,8 @@ class OTLPExporter:
         context = client_context(certificate, client_certificate, client_key, verify=self._verify)
         if [client is not None, transport is not None, context is not None].count(True) > 1:
             raise ValueError(
-                "client, transport and certificates exclude each other: whoever makes a client or transport sets up "
-                "its TLS too"
+                "client, transport and certificates are mutually exclusive: a client or transport has its own TLS "
+                "settings"
             )
         if transport is not None:
             check_transport(transport)
@@ -244,19 +242,19 @@ class OTLPExporter:
 
     @property
     def endpoint(self) -> str:
-        """The URL that is sent to."""
+        """The URL that requests are sent to."""
         return str(self._url)
 
     @property
     def closed(self) -> bool:
-        """Whether the exporter, or the client that it was given, is closed."""
+        """Whether the exporter, or the client given to it, is closed."""
         return self._closed or self._client.is_closed
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` cannot be sent.
 
-        Without a ``location_header``, every location can. With one, it is printable ASCII, not empty and without
-        outer spaces.
+        Without a ``location_header``, every location can. With one, a location must be printable ASCII, not empty and
+        without leading or trailing spaces.
         """
         if self._location_header is not None:
             check_header_location(location)
@@ -264,10 +262,10 @@ class OTLPExporter:
     async def export(self, batch: SpanBatch) -> ExportResult:
         """Make one attempt at sending ``batch``.
 
-        If it is cancelled, the server may have the batch or not. Its connection is closed.
+        If it is cancelled, its connection is closed, and the server may or may not have the batch.
 
         Raises:
-            trio.ClosedResourceError: The exporter, or the client that it was given, is closed.
+            trio.ClosedResourceError: The exporter, or the client given to it, is closed.
             InvalidLocationError: See `check_location`.
         """
         return await self._export_within(batch, self._timeout)
@@ -276,7 +274,7 @@ class OTLPExporter:
         self._check_open()
         self.check_location(batch.location)
         if not batch.spans:
-            # The specification asks for no empty envelopes; some servers answer 400 to one.
+            # The specification forbids empty envelopes; some servers answer 400 to one.
             await trio.lowlevel.checkpoint()
             return Delivered()
         if batch.size > self._max_request_bytes:
@@ -284,7 +282,7 @@ class OTLPExporter:
             return Refused(
                 f"the request has {batch.size} bytes; more than {self._max_request_bytes} (max_request_bytes) are not "
                 "sent",
-                # As a server would say it, so that the halves are sent and later batches are no larger.
+                # The status that a server would return: the halves are sent and later batches are no larger.
                 status_code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value,
                 isolate=True,
             )
@@ -298,10 +296,10 @@ class OTLPExporter:
         return self._timed_out(attempt, seconds)
 
     async def aclose(self) -> None:
-        """Close the client and its connections, unless the client was given. No export may be under way.
+        """Close the client and its connections, unless the client was given. No export may be running.
 
-        If it is cancelled, they are closed all the same. A transport of your own has a second for it, and none once
-        this is cancelled.
+        They are closed even if this is cancelled. A given transport has one second to close, and none once this is
+        cancelled.
         """
         self._closed = True
         if self._owns_client:
@@ -351,7 +349,7 @@ class OTLPExporter:
             return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
         request = self._request(location, body, credential_headers, attempt)
-        # Besides those that are given here, a client of the user's own has headers.
+        # A given client may add headers.
         attempt.hide(request.headers.raw)
         attempt.handed_over = True
         try:
@@ -398,7 +396,7 @@ class OTLPExporter:
         return request
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
-        # First, as there may have been a 401 to the credentials before.
+        # Checked first, as there may have been a 401 to the previous credentials.
         if attempt.waits_for:
             reason = f"no credentials within {seconds:g} s: {attempt.waits_for} did not return"
             return TryLater(reason, cause="timeout")
@@ -420,7 +418,7 @@ class OTLPExporter:
 
 
 def _checked_files(options: ExporterOptions, environ: Mapping[str, str]) -> TLSFiles:
-    """Return the files for TLS that the environment names; what is wrong with one is told by its variable."""
+    """Return the TLS files that the environment names. Errors name the variable."""
     files = TLSFiles()
     variable = "CERTIFICATE"
     try:
@@ -450,13 +448,13 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
         reason = short_text(f"no credentials: {error.reason}")
         return TryLater(reason, cause=cause_of(error)) if error.retry else Refused(reason, cause=cause_of(error))
     except (*classes("HTTPError"), OSError, trio.TooSlowError) as error:
-        # Whatever auth talked to; the words of such an exception may hold a URL with a secret.
+        # The exception's text is not shown: it may have a URL with a secret.
         return TryLater(f"no credentials: {type(error).__name__} while they were fetched", cause=cause_of(error))
     except (trio.Cancelled, BaseExceptionGroup) as error:  # noqa: ASYNC103  # what cancels this attempt is raised again
         _, failure = split_cancelled(error)
         if failure is not None or is_cancelled_here():
             raise
-        # Callers that share one fetch share its end too: here the fetch of another attempt that was cancelled.
+        # A fetch that several attempts share was cancelled with another attempt.
         forget_traceback(error)
         reason = "no credentials: auth raised Cancelled, though this attempt was not cancelled"
         return TryLater(reason, cause="Cancelled")  # noqa: ASYNC104

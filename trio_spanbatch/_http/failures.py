@@ -1,4 +1,4 @@
-"""From a broken exchange to a result: what happened, whether the server may have the batch, what a user can do."""
+"""Map a broken exchange to a result: what happened, whether the server may have the batch, and the remedy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .packages import classes
 
 __all__ = ["cause_of", "failure_result"]
 
-# Nothing was sent with these. A request that was written may have arrived with any other.
+# With these errors the request was not sent. With any other it may have arrived.
 _BEFORE_THE_REQUEST = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
 
-# What OpenSSL calls an answer that is no TLS: bytes of another protocol where a record was expected.
+# OpenSSL's reasons for a peer that does not speak TLS: bytes of another protocol where a record was expected.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 
-# What a server that speaks TLS makes of plain HTTP: h11 shows the first bytes of its alert where it expected a status
-# line (or only says that the line is illegal, if they came alone), or it closes or resets the connection.
+# Errors when a server that speaks TLS gets plain HTTP: h11 shows the first bytes of the TLS alert instead of a status
+# line (or only that the line is illegal, if they came alone), or the server closes or resets the connection.
 _SIGNS_OF_TLS = (
     "\\x15\\x03",
     "illegal request line",
@@ -41,19 +41,19 @@ def failure_result(
     write_error: BaseException | None = None,
     secrets: Collection[str] = (),
 ) -> ExportResult:
-    """Return what an exception of httpx or httpx2 means for the batch.
+    """Return the result for an exception of httpx or httpx2.
 
     Args:
         error: The exception.
-        peer: Host and port that were connected to: the server's, or a proxy's.
-        connected: Whether a TCP connection to it was made for this attempt.
+        peer: Host and port of the connection: the server's, or a proxy's.
+        connected: Whether a TCP connection was made for this attempt.
         https: Whether the endpoint is https.
-        advice: What to do about a failure of TLS.
-        write_error: What went wrong before, while the request was written.
-        secrets: What must not be shown.
+        advice: Remedies for failures of TLS.
+        write_error: An earlier error of writing the request.
+        secrets: Credentials that must not be shown.
     """
     if isinstance(error, classes("LocalProtocolError", "UnsupportedProtocol", "InvalidURL")):
-        # Its text may show a header's value.
+        # The exception's text may show a header's value.
         return Refused(f"the request cannot be sent: {type(error).__name__}", cause=cause_of(error))
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
@@ -67,7 +67,7 @@ def failure_result(
     elif tls is not None and tls.reason in _NO_TLS:
         reason = f"{peer} does not speak TLS ({tls.reason}): does the endpoint need http:// instead of https://?"
     elif tls is not None and _is_about_client_certificate(tls.reason or ""):
-        # With TLS 1.3 the alert arrives after the handshake, but before anything of the request was looked at.
+        # With TLS 1.3 the alert arrives after the handshake, but before the server read any of the request.
         reason, may_have_arrived = f"{peer} does not accept the client certificate ({tls.reason})", False
         remedy = advice.client_certificate
     elif https and connected and not may_have_arrived:
@@ -78,7 +78,7 @@ def failure_result(
         reason = f"the exchange with {peer} broke: {words}"
         if connected and not https and _looks_like_tls(causes):
             remedy = "if it speaks TLS, the endpoint begins with https://"
-    # The remedy stays whole, however long the words are.
+    # The remedy is not cut off, however long the reason is.
     reason = "; ".join(filter(None, (short_text(reason, secrets), remedy)))
     return TryLater(reason, ambiguous=may_have_arrived, cause=cause_of(error))
 
@@ -89,25 +89,25 @@ def _is_about_client_certificate(code: str) -> bool:
 
 
 def _looks_like_tls(causes: Sequence[BaseException]) -> bool:
-    # All of them: whether writing or reading broke first depends on when the server closed.
+    # All causes: whether writing or reading failed first depends on when the server closed.
     texts = [text for cause in causes for text in (str(cause), getattr(cause, "strerror", None) or "")]
     return any(sign in text for sign in _SIGNS_OF_TLS for text in texts)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield ``error`` and what led to it. httpx keeps the exceptions of httpcore, trio and ssl as causes."""
+    """Yield ``error`` and its causes, among which httpx keeps the exceptions of httpcore, trio and ssl."""
     while error is not None:
         yield error
         error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
 
 
 def _words(causes: Sequence[BaseException]) -> str:
-    """Return the words of the operating system or of OpenSSL where there are any, else the first that there are."""
+    """Return the message of the operating system or of OpenSSL if there is one, else the first message."""
     for cause in causes:
         if isinstance(cause, ssl.SSLError) and cause.reason:
             return cause.reason
         if isinstance(cause, OSError) and cause.strerror:
-            # Trio puts the address in front, which stands in our message already.
+            # Trio puts the address in front, which the reason has already.
             plain = os.strerror(cause.errno) if cause.errno else ""
             return plain if cause.strerror.endswith(plain) and plain else cause.strerror
     return next((text for text in map(str, causes) if text), type(causes[0]).__name__)

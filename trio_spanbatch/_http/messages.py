@@ -1,8 +1,13 @@
-"""What a server says about an error, in one short printable line.
+"""The message of an error response, as one short printable line.
 
-Errors come as protobuf ``google.rpc.Status`` (the specification's own), as JSON of many shapes, as HTML from a proxy
-in between, or as plain text, with a content type that may be wrong. Nothing here trusts a length, an encoding or
-a structure, and no input costs more than reading it once.
+Errors come as protobuf ``google.rpc.Status`` (as the specification says), as JSON of many shapes, as HTML from a proxy,
+or as plain text, with a content type that may be wrong. Nothing here trusts a length, an encoding or a structure, and
+no input costs more than reading it once.
+
+protobuf refuses a whole message for one byte of invalid UTF-8 in a ``string``, such as a text cut off in the middle of
+a character: the number of rejected spans beside it would be lost, and they would count as delivered. A ``bytes`` field
+is the same on the wire and holds anything. So the messages of ``trace_service.proto`` and ``google/rpc/status.proto``
+are defined here, as far as they are read, with ``bytes`` in place of ``string``.
 """
 
 from __future__ import annotations
@@ -32,14 +37,6 @@ __all__ = [
     "short_text",
 ]
 
-# A server's protobuf messages, read although a text in them is no UTF-8.
-#
-# protobuf refuses a whole message for one byte in a ``string`` that is no UTF-8, such as that of a text that was cut
-# off in the middle of a character: the number of rejected spans beside it would be lost, and they would count as
-# delivered. A ``bytes`` field is the same on the wire and holds anything. So these are the messages of
-# ``trace_service.proto`` and ``google/rpc/status.proto``, as far as they are read, with ``bytes`` in place of
-# ``string``.
-
 _PACKAGE = "trio_spanbatch.lenient"
 
 
@@ -57,7 +54,7 @@ def _file() -> FileDescriptorProto:
         type_name=f".{_PACKAGE}.PartialSuccess",
         label=optional,
     )
-    # google.rpc.Status, which the specification has for errors; its details are not looked into.
+    # google.rpc.Status, which the specification uses for errors; its details are not read.
     status = file.message_type.add(name="Status")
     status.field.add(name="code", number=1, type=FieldDescriptorProto.TYPE_INT32, label=optional)
     status.field.add(name="message", number=2, type=FieldDescriptorProto.TYPE_BYTES, label=optional)
@@ -66,11 +63,11 @@ def _file() -> FileDescriptorProto:
     return file
 
 
-# A pool of their own: the names of the default one are everybody's.
+# A separate pool: names in the default one may clash with those of other packages.
 _pool = descriptor_pool.DescriptorPool()
 _pool.AddSerializedFile(_file().SerializeToString())
 
-# Classes without static types, as they are made here.
+# Any: classes that are made at run time have no static types.
 Status: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.Status"))
 PartialSuccess: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.PartialSuccess"))
 TraceServiceResponse: Any = message_factory.GetMessageClass(
@@ -80,25 +77,24 @@ TraceServiceResponse: Any = message_factory.GetMessageClass(
 
 MAX_MESSAGE_LENGTH = 200
 
-# A message with more bytes than this is not looked at.
+# Messages with more bytes than this are not read.
 MAX_MESSAGE_BYTES = 1024 * 1024
 
-# An error is looked for in this many bytes of a body. A page's title stands near its beginning, and so short a
-# prefix keeps even a regular expression that is run over nonsense cheap.
+# The bytes of a body in which a text is looked for. A page's title is near its beginning, and regular expressions
+# are cheap on so short a prefix, whatever it contains.
 _TEXT_PREFIX = 4096
 
-# JSON above these sizes is not parsed. The first bounds the text, the second what is made of it: a list of
-# empty lists takes thirty times the memory of its text.
+# JSON above these sizes is not parsed. The first bounds the text, the second the parsed objects: a list of empty lists
+# takes thirty times the memory of its text.
 _MAX_JSON_BYTES = 1024 * 1024
 _MAX_JSON_ITEMS = 20_000
 
-# Where servers put their message, in the order of preference: Google's and MLflow's, Databricks', FastAPI's,
-# and what others call it.
+# The keys of messages in order of preference: those of Google and MLflow, Databricks and FastAPI, then others.
 _MESSAGE_KEYS = ("message", "detail", "error_message", "error_description", "error", "msg", "title", "errors")
 _CODE_KEYS = ("error_code", "code")
 
-# What drives a terminal, as a whole: ESC or its 8-bit form, then a control sequence (ECMA-48, 5.4), or a string up to
-# its end. Of one that is cut off or unknown, only the ESC itself is dropped, as any character that cannot be printed.
+# Terminal sequences: ESC or its 8-bit form, then a control sequence (ECMA-48, 5.4) or a string up to its end. Of an
+# unknown or cut-off one, only the ESC itself is dropped, like any character that cannot be printed.
 _TERMINAL = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[P\\]^_X])[^\x07\x1b]*(?:\x07|\x1b\\\\)")
 
 _TITLE = re.compile(r"<title[^>]{0,200}>([^<]*)", re.IGNORECASE)
@@ -107,18 +103,18 @@ _TAG = re.compile(r"<[^<>]*>?")
 
 
 def media_type(headers: Mapping[str, str]) -> str:
-    """Return the content type in lower case, without its parameters; empty where there is none.
+    """Return the content type in lower case, without its parameters; empty if there is none.
 
-    Of several, which httpx joins with commas, it is the first.
+    If there are several, which httpx joins with commas, the first is returned.
     """
     return headers.get("content-type", "").partition(";")[0].partition(",")[0].strip().lower()
 
 
 def short_text(text: str, secrets: Collection[str] = ()) -> str:
     """Return ``text`` on one line, printable, without ``secrets``, of at most `MAX_MESSAGE_LENGTH` characters."""
-    # First, as it may stand within a secret.
+    # First, as a sequence may split a secret.
     text = _TERMINAL.sub("", text)
-    # Secrets are taken out before anything is cut off: half of a token is still half of a token.
+    # Secrets are removed before the text is cut off, which might leave half of one.
     text = redacted(text, secrets)[: 4 * MAX_MESSAGE_LENGTH]
     printable = "".join(character if character.isprintable() else " " for character in text)
     line = " ".join(printable.split())
@@ -131,12 +127,12 @@ def is_bounded_json(body: bytes) -> bool:
 
 
 def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()) -> str:
-    """Return what an error response says, shortened; empty if it says nothing that can be read.
+    """Return the message of an error response, shortened; empty if it has none that can be read.
 
     Args:
         headers: The response's headers, their names in lower case.
         body: The response's body, decompressed, or the beginning of it.
-        secrets: What must not be repeated, should the server do so: tokens, passwords.
+        secrets: Credentials that must not be shown if the server repeats them.
     """
     kind = media_type(headers)
     if "protobuf" in kind:
@@ -147,7 +143,7 @@ def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[
         found = _json_message(body)
         if found:
             return short_text(found, secrets)
-    # Four times as much as is looked at, so that a secret across the end of the prefix is whole when it is removed.
+    # Four times the prefix, so that a secret across its end is whole when it is removed.
     text = _TERMINAL.sub("", body[: 4 * _TEXT_PREFIX].decode("utf-8", "replace"))
     text = redacted(text, secrets)[:_TEXT_PREFIX]
     return short_text(_html_text(text) if "html" in kind or text.lstrip()[:1] == "<" else text, secrets)
@@ -174,7 +170,7 @@ def _json_message(body: bytes) -> str:
 
 
 def json_words(value: dict[str, Any]) -> str:
-    """Return what an error in a JSON document says: its message, or else the whole of it."""
+    """Return the message of an error in a JSON document, or the whole error if it has none."""
     return _json_words(value) or json.dumps(value, ensure_ascii=False)
 
 
@@ -187,7 +183,7 @@ def _json_words(document: Any) -> str:
 
 
 def _message_in(value: Any, depth: int = 4) -> str:
-    """Return the first string below the usual keys of ``value``."""
+    """Return the first string under one of the usual keys of ``value``."""
     if isinstance(value, str):
         return value
     if depth == 0:

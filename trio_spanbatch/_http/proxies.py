@@ -1,8 +1,7 @@
 """The proxy for an endpoint, from ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``.
 
 httpx turns every entry of ``NO_PROXY`` into a URL pattern. It fails on a range of IPv6 addresses, and a range of IPv4
-addresses matches nothing. An exporter has a single endpoint, so the question is answered here, once, when its client is
-made.
+addresses matches nothing. An exporter has a single endpoint, so its proxy is chosen here, when its client is made.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from .._settings.environment import warn_once
 __all__ = ["MissingProxySupport", "proxy_for"]
 
 _SCHEMES = ("http", "https", "all")
-_SOCKS = re.compile(r"socks(?:4a?|5h?)?://", re.IGNORECASE)
-_SOCKS_5 = re.compile(r"socks5h?://", re.IGNORECASE)
+_SOCKS = re.compile(r"socks(4a?|5h?)?://", re.IGNORECASE)
 _NAME = re.compile(r"[0-9a-z._-]+")
 _BRACKETED = re.compile(r"\[([^\[\]]+)\](/[0-9]+)?(?::([0-9]+))?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# The length of ::ffff:0:0, under which IPv6 has the addresses of IPv4.
+# The prefix length of ::ffff:0:0, under which IPv6 maps the addresses of IPv4.
 _MAPPED_PREFIX = 96
 
-# As many unusable entries of NO_PROXY are shown, and as many characters of each.
+# How many unusable entries of NO_PROXY a warning shows, and how many characters of each.
 _MAX_SHOWN = 3
 _LONGEST_SHOWN = 40
 
@@ -43,7 +41,7 @@ class MissingProxySupport:
     """A valid proxy that cannot be used: nothing may be sent, since the proxy must not be bypassed.
 
     Attributes:
-        problem: What to do about it, without the value of the variable.
+        problem: The problem and its remedy, without the value of the variable.
     """
 
     problem: str
@@ -54,21 +52,21 @@ class _Endpoint:
     scheme: str
     host: str
     port: int
-    # Empty if the host is a name. An IPv4 address may be given in its IPv6 form as well.
+    # Empty if the host is a name. Two if it is an IPv4 address in its IPv6 form.
     addresses: tuple[_Address, ...]
 
 
 def proxy_for(url: httpx.URL) -> httpx.Proxy | MissingProxySupport | None:
-    """Return the proxy that the environment wants for ``url``, or None for none.
+    """Return the proxy that the environment sets for ``url``; None if there is none.
 
     Raises:
-        ValueError: A variable has no URL of a proxy. Its value is not shown.
+        ValueError: A variable is not the URL of a proxy. Its value is not shown.
     """
     settings = getproxies()
     if _is_excluded(url, settings.get("no", "")):
         return None
     given = {scheme: value for scheme in _SCHEMES if (value := settings.get(scheme, "").strip())}
-    # All of them, so that a mistake is found whichever the endpoint is.
+    # All are parsed, so that a mistake is found with any endpoint.
     proxies = {scheme: _parsed(value, scheme) for scheme, value in given.items()}
     proxy = proxies.get(url.scheme, proxies.get("all"))
     if isinstance(proxy, MissingProxySupport):
@@ -77,20 +75,20 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | MissingProxySupport | None:
 
 
 def _parsed(value: str, scheme: str) -> httpx.Proxy | MissingProxySupport:
-    if _SOCKS.match(value):
+    socks = _SOCKS.match(value)
+    if socks is not None:
         variables = _variables(scheme)
-        if not _SOCKS_5.match(value):
+        if (socks[1] or "")[:1] != "5":
             return MissingProxySupport(f"{variables} has a SOCKS proxy of a version other than socks5:// (not shown)")
         if importlib.util.find_spec("socksio") is None:
             return MissingProxySupport(
                 f'{variables} has a SOCKS proxy (not shown), which needs another package: pip install "httpx[socks]"'
             )
-    # An exception that is raised from within ``except`` would have httpx's as its context, and that shows a part of
-    # the URL.
+    # Raised within ``except``, an exception would have httpx's as its context, which shows a part of the URL.
     try:
         proxy = httpx.Proxy(value if "://" in value else f"http://{value}")
     except (httpx.InvalidURL, ValueError):
-        # What stands in front of ``@`` ends at a ``/``, ``?`` or ``#``.
+        # User name and password end at a ``/``, ``?`` or ``#``.
         pass
     else:
         return proxy
@@ -121,7 +119,7 @@ def _is_excluded(url: httpx.URL, no_proxy: str) -> bool:
 
 
 def _warn_of(unusable: list[str]) -> None:
-    # A URL with a password in it may have been put there by mistake.
+    # An entry may be a URL with a password, put there by mistake.
     public = [entry[:_LONGEST_SHOWN] for entry in unusable if "@" not in entry]
     shown = ", ".join(map(repr, public[:_MAX_SHOWN])) or "not shown"
     variable = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
@@ -142,7 +140,7 @@ def _addresses(host: str) -> tuple[_Address, ...]:
 
 
 def _matches(entry: str, endpoint: _Endpoint) -> bool:
-    """Return whether an entry of ``NO_PROXY`` is for ``endpoint``. Raise `ValueError` if it is for nothing at all."""
+    """Return whether an entry of ``NO_PROXY`` matches ``endpoint``. Raise `ValueError` if it can match nothing."""
     if entry == "*":
         return True
     scheme, separator, rest = entry.rpartition("://")
@@ -151,9 +149,9 @@ def _matches(entry: str, endpoint: _Endpoint) -> bool:
     target, port = _split(rest)
     matches = scheme.lower() in ("", "all", endpoint.scheme) and port in (None, endpoint.port)
     if isinstance(target, str):
-        # A name is never a part of an address.
-        named = endpoint.host == target or endpoint.host.endswith(f".{target}")
-        return matches and named and not endpoint.addresses
+        # A name never matches an address, nor a part of one.
+        is_named = endpoint.host == target or endpoint.host.endswith(f".{target}")
+        return matches and is_named and not endpoint.addresses
     return matches and any(address in target for address in endpoint.addresses)
 
 
@@ -177,7 +175,7 @@ def _network(text: str) -> _Network | None:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         return None
-    # Of IPv4 addresses in their IPv6 form: the endpoint's has the shorter one too.
+    # IPv4 addresses in their IPv6 form become IPv4: the endpoint has its IPv4 form too.
     mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
     if mapped is None or network.prefixlen < _MAPPED_PREFIX:
         return network
@@ -185,8 +183,8 @@ def _network(text: str) -> _Network | None:
 
 
 def _name(text: str) -> str:
-    # ``.example.com`` and ``*.example.com`` are ``example.com``, as for curl and requests.
-    text = text.removeprefix("*").removeprefix(".") if text.startswith("*.") else text.removeprefix(".")
+    # ``.example.com`` and ``*.example.com`` mean ``example.com``, as for curl and requests.
+    text = text[1:].removeprefix(".") if text.startswith("*.") else text.removeprefix(".")
     try:
         name = httpx.URL(f"http://{text}").raw_host.decode("ascii").lower().rstrip(".")
     except httpx.InvalidURL as error:

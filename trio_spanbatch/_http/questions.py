@@ -1,4 +1,4 @@
-"""Requests that carry no spans: sent once, within some time, and with a bounded answer."""
+"""Requests without spans: sent once, with a timeout and a bounded response."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ async def ask(
     advice: TLSAdvice,
     **send_options: Any,
 ) -> Response | Refused | TryLater:
-    """Send ``request`` and return the response, or why there is none.
+    """Send ``request`` and return the response, or the failure.
 
-    Redirects are not followed. Credentials in the request's headers are in no log and no reason.
+    Redirects are not followed. Credentials in the request's headers appear in no log and no reason.
 
     Args:
-        client: What sends it.
+        client: The client that sends it.
         request: The request, made without a timeout.
-        seconds: Seconds that it may take.
+        seconds: The timeout in seconds.
         max_bytes: A response that is larger after decompression is refused.
-        advice: What to do about a failure of TLS.
+        advice: Remedies for failures of TLS.
         send_options: Further arguments of ``client.send``.
     """
     attempt = Attempt(request.url.netloc.decode("ascii"))
@@ -100,5 +100,5 @@ def _failure(error: Exception, attempt: Attempt, request: httpx.Request, advice:
         secrets=attempt.secrets,
     )
     assert isinstance(failure, Refused | TryLater)
-    # No span was sent, so nothing is in doubt.
+    # No span was sent, so nothing is ambiguous.
     return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure

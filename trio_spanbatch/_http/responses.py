@@ -1,9 +1,9 @@
-"""From a server's response to a result, as a table and without I/O.
+"""Map a server's response to a result, with a table and without I/O.
 
-`RULES` is the table: the first rule that applies to a response answers it. It follows the OTLP specification
-(https://opentelemetry.io/docs/specs/otlp/#otlphttp-response) and is stricter where the specification is silent:
-a redirect is a failure, since credentials would go along, and so is a web page with the status 200, since a login
-page stores no spans.
+`RULES` is the table: the first rule that applies to a response makes the result. It follows the OTLP specification
+(https://opentelemetry.io/docs/specs/otlp/#otlphttp-response) and is stricter where the specification says nothing:
+a redirect is a failure, since following it would pass on credentials, and so is a web page with the status 200, since
+a login page stores no spans.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from .messages import media_type, server_message, short_text
 
 __all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
 
-# Seconds. Whoever asks for more than a year did not mean it; what is left of it is clipped by the batcher anyway.
+# Seconds. More than a year is a mistake; the batcher limits the wait further.
 MAX_RETRY_AFTER = 365 * 24 * 3600.0
 
 # A member of a list of numbers and HTTP-dates, two of whose three forms have a comma after the day of the week; and
-# how many members are looked at.
+# how many members are read.
 _MEMBER = re.compile(r"(?:\s*(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},)?[^,]+", re.IGNORECASE)
 _MAX_MEMBERS = 100
 
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 
-# What a body begins with tells more than a type, behind comments and an XML declaration. Where the type says little, it
-# may be a part of a page; XML has elements of these names too.
+# The beginning of a body, after comments and an XML declaration, is more reliable than its type. If the type is vague,
+# the body may be a part of a page; in XML, elements of these names may be something else.
 _VAGUE = frozenset({"", "text/plain", "application/octet-stream"})
 _PAGE = re.compile(rb"<(!doctype\s+html|html)(?=[\s>/])", re.IGNORECASE)
 _PART_OF_A_PAGE = re.compile(
     rb"<(!doctype\s+html|html|head|body|title|script|noscript|style|meta|link|form|iframe|h1)(?=[\s>/])", re.IGNORECASE
 )
 _BEFORE_HTML = {b"<!--": b"-->", b"<?xml": b"?>"}
-# Bytes of a body that are looked at.
+# How many bytes of a body are examined.
 _BEGINNING = 4096
 
 
 @attrs.frozen
 class Response:
-    """What is known about a response.
+    """A response as it was received.
 
     Attributes:
         status: The status code.
         headers: Header names in lower case to values.
         body: The body, decompressed; ``None`` if it could not be decompressed.
-        now: The time, in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
-        secrets: What must not be repeated from the response, should the server echo it.
+        now: The time in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
+        secrets: Credentials that must not be shown if the server repeats them.
     """
 
     status: int
@@ -67,12 +67,12 @@ class Response:
 
     @property
     def message(self) -> str:
-        """What the server says about an error, shortened."""
+        """The server's error message, shortened."""
         return server_message(self.headers, self.body or b"", self.secrets)
 
     @property
     def reason(self) -> str:
-        """The status, and what the server says about it."""
+        """The status and the server's error message."""
         message = self.message
         return f"{_status_line(self.status)}: {message}" if message else _status_line(self.status)
 
@@ -90,10 +90,10 @@ class Rule:
     """One row of the table.
 
     Attributes:
-        requirement: What is asked for, in a sentence.
-        statuses: The status codes that it is about.
-        outcome: The result that it leads to.
-        applies: Whether it is about a response with one of these codes.
+        requirement: The rule in a sentence.
+        statuses: The status codes to which it applies.
+        outcome: The type of the result.
+        applies: A further condition on the response.
         answer: Makes the result.
     """
 
@@ -107,33 +107,32 @@ class Rule:
 def interpret_response(
     status: int, headers: Mapping[str, str], body: bytes | None, *, now: float, secrets: Collection[str] = ()
 ) -> ExportResult:
-    """Return what a response means for the batch that was sent.
+    """Return the result that a response means for the batch.
 
     Args:
         status: The status code.
         headers: Header names in lower case to values.
         body: The body, decompressed, or the beginning of an error's body; ``None`` if it could not be decompressed.
-        now: The time, in seconds since 1970.
-        secrets: What must not be repeated from the response: tokens, passwords.
+        now: The time in seconds since 1970.
+        secrets: Credentials that must not be shown if the server repeats them.
     """
     response = Response(status, headers, body, now, secrets)
-    # HTTP/2 carries any number as a status; the last rule is for everything else.
+    # With HTTP/2, a status may be any number; the last rule applies to everything else.
     rule = next((rule for rule in RULES if status in rule.statuses and rule.applies(response)), RULES[-1])
     result = rule.answer(response)
     return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
-    """Return how many seconds ``Retry-After`` asks for; ``None`` if it is missing or makes no sense.
+    """Return the seconds that ``Retry-After`` asks for, at most `MAX_RETRY_AFTER`; ``None`` if missing or invalid.
 
-    Each hop between here and the server may have added a value of its own, in a header of its own or in a list. The
-    longest is waited for: it suits all of them.
+    Each hop may have added a value, in another header or in a list. The longest is returned: it satisfies all.
 
     Args:
         headers: The response's headers, their names in lower case. A value is whole seconds or an HTTP-date. A date
-            counts from the response's own ``Date`` where that can be read, as the two clocks need not agree; one that
-            is over is 0 seconds away. At most `MAX_RETRY_AFTER` is returned.
-        now: The time, in seconds since 1970, for a response without a ``Date``.
+            counts from the response's ``Date`` if that can be read, as the two clocks may differ; a past date is 0
+            seconds.
+        now: The time in seconds since 1970, for a response without a ``Date``.
     """
     sent = next((moment for value in _listed(headers.get("date")) if (moment := _http_date(value)) is not None), now)
     waits = [wait for value in _listed(headers.get("retry-after")) if (wait := _seconds_until(value, sent)) is not None]
@@ -147,15 +146,15 @@ def _listed(value: str | None) -> Iterator[str]:
 
 def _seconds_until(value: str, sent: float) -> float | None:
     if re.fullmatch(r"[0-9]+", value):
-        # Not by int(), which refuses thousands of digits; so many are a year as well.
+        # int() refuses thousands of digits, which mean the maximum.
         return min(float(value), MAX_RETRY_AFTER)
     moment = _http_date(value)
     return None if moment is None else min(max(moment - sent, 0.0), MAX_RETRY_AFTER)
 
 
 def _http_date(value: str) -> float | None:
-    # Every form of HTTP-date begins with the day of the week and has the time in it. The library reads more than
-    # that ("5 1 1"), none of which a server means as a date.
+    # Each form of HTTP-date begins with the day of the week and contains the time. The library also accepts texts that
+    # are not meant as a date ("5 1 1").
     if not re.match(r"[A-Za-z]{3,9},? .*:", value[:64]):
         return None
     try:
@@ -176,14 +175,14 @@ def _status_line(status: int) -> str:
 def _is_html(response: Response) -> bool:
     kind = media_type(response.headers)
     if kind in _HTML:
-        # Flask's type for whatever a function returns, so an empty body or an answer of OTLP may have it too.
+        # Flask's default type, so an empty body or an answer of OTLP may have it too.
         return response.body is None or not (response.body.isspace() or is_answer(response.body))
     tag = _PART_OF_A_PAGE if kind in _VAGUE else _PAGE
     return tag.match(_without_preamble((response.body or b"")[:_BEGINNING])) is not None
 
 
 def _without_preamble(text: bytes) -> bytes:
-    """Return what follows the comments and the XML declaration at the beginning of ``text``."""
+    """Return ``text`` without comments and the XML declaration at its beginning."""
     text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
     while end := next((end for begin, end in _BEFORE_HTML.items() if text.startswith(begin)), None):
         text = text.partition(end)[2].lstrip()
@@ -208,7 +207,7 @@ def _without_a_body(_response: Response) -> Delivered:
 
 
 def _delivered(response: Response) -> Delivered:
-    """Read the partial success. What cannot be read is at most a warning: the status said that all is well."""
+    """Read the partial success. A body that cannot be read is only a warning, as the status is a success."""
     if response.body is None:
         encoding = response.headers.get("content-encoding", "")
         message = f"the answer's body could not be decompressed (content-encoding: {encoding})"
@@ -227,7 +226,7 @@ def _not_followed(response: Response) -> Refused:
 
 
 def _target(location: str) -> str:
-    """Return where a redirect points, without userinfo, query and fragment: they may hold credentials."""
+    """Return the target of a redirect without userinfo, query and fragment, which may contain credentials."""
     try:
         parts = urlsplit(location[:4096])
     except ValueError:

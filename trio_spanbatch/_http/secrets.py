@@ -1,9 +1,15 @@
-"""What must not be shown of a request: its credentials, in each form in which a server may repeat them.
+"""A request's credentials, in each form in which a server may repeat them, and removing them from texts and logs.
 
-A server that does not like a token often says which one: in the reason phrase, a header or the body, as it came, or
-decoded from Basic, or encoded for a URL, for JSON or for HTML; and h11 and httpcore show bytes as Python writes them.
-All these forms are made from the headers of a request and looked for as they are. So what cannot be found is what is
-too short to be told from other words, and what was changed in another way: other letter case, a hash, a part.
+A server that refuses a token often repeats it: in the reason phrase, a header or the body, as it was sent, decoded from
+Basic, or encoded for a URL, JSON or HTML; h11 and httpcore show bytes as Python literals. All these forms are made
+from the request's headers and searched for literally. So a credential is not found if it is too short to be
+distinguished from other words, or if it was changed in another way: other letter case, a hash, a part.
+
+httpx and httpcore, and httpx2 and httpcore2, do not log requests. But at DEBUG httpcore logs the head of each
+response, and at INFO httpx logs its reason phrase; if a server repeats a token there (in a ``Location``, a
+``Set-Cookie``), the program's logs would have it. With HTTP/2, which a given client may speak, hpack logs each header
+at DEBUG, also of requests. So their loggers get a filter that removes the credentials of the exchange in the current
+task. It has no effect outside the exporter's exchanges.
 """
 
 from __future__ import annotations
@@ -28,16 +34,6 @@ __all__ = [
     "secrets_of",
 ]
 
-# Keeping credentials out of the logs of httpx and httpcore, and of httpx2 and httpcore2.
-#
-# They do not log what we send. But at DEBUG httpcore logs the head of each response, and httpx logs its reason phrase
-# at
-# INFO; a server that echoes a token there (in a ``Location``, a ``Set-Cookie``) would have it written to the program's
-# logs. So their loggers get a filter, which takes out the credentials of the exchange that runs in the current task. It
-# does nothing outside our exchanges.
-#
-# With HTTP/2, which a client of the user's own may speak, hpack logs each header at DEBUG, also of requests.
-
 _LOGGERS = (
     *("httpx", "httpx2"),
     *(
@@ -53,7 +49,7 @@ _secrets: ContextVar[Callable[[], Collection[str]] | None] = ContextVar("trio_sp
 
 class _SecretFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Take the secrets out of ``record``, and let it pass."""
+        """Remove the secrets from ``record`` and let it pass."""
         if (secrets := _secrets.get()) is not None:
             message = record.getMessage()
             cleaned = redacted(message, secrets())
@@ -63,7 +59,7 @@ class _SecretFilter(logging.Filter):
 
 
 def install_log_filter() -> None:
-    """Put the filter on the loggers of httpx and httpcore, once."""
+    """Add the filter to the loggers of httpx and httpcore, once."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(present, _SecretFilter) for present in logger.filters):
@@ -72,10 +68,10 @@ def install_log_filter() -> None:
 
 @contextmanager
 def hidden_in_logs(secrets: Callable[[], Collection[str]]) -> Iterator[None]:
-    """Keep secrets out of what the current task has httpx and httpcore log.
+    """Keep secrets out of the log records of httpx and httpcore in the current task.
 
     Args:
-        secrets: Returns them. More of them may be known as the exchange goes on.
+        secrets: Returns the secrets known so far. More may become known during the exchange.
     """
     before = _secrets.set(secrets)
     try:
@@ -86,30 +82,30 @@ def hidden_in_logs(secrets: Callable[[], Collection[str]]) -> Iterator[None]:
 
 _PUBLIC = frozenset({name.encode("ascii") for name in OWN_HEADERS} | {b"accept", b"user-agent"})
 
-# What is shorter is no secret, and would be found in any text.
+# Shorter values are not treated as secrets: they would be found in any text.
 _SHORTEST = 8
-# The same where a header's name says that its value is a secret.
+# The same for headers whose name says that the value is a credential.
 _SHORTEST_CREDENTIAL = 6
 _CREDENTIAL = re.compile(rb"auth|token|key|secret|passw|cookie|credential|session|signature")
 
-# A value with more parts than this has none of its further ones known by itself.
+# How many parts of a value are treated as secrets.
 _MOST_PARTS = 64
 
-# A longer one is looked for as it is only: no server repeats so much in another form.
+# A longer secret is searched for only as it is: no server repeats so much in another form.
 _LONGEST_ENCODED = 4096
 
 # No encoding changes these.
 _PLAIN = re.compile(r"[-.0-9A-Z_a-z]*")
 
-# What is left as it is in a URL, besides those: by Python, in a path, by JavaScript in a part of a URL and in a whole.
+# Further characters that are not encoded in a URL: by Python, in a path, by JavaScript in a part and in a whole URL.
 _SAFE_IN_URLS = ("", "/", "!'()*", ";,/?:@&=+$!'()*#")
 
-# So much of a text is looked through, in characters: many times what is shown of one.
+# How many characters of a text are searched: many times what is shown of it.
 _LONGEST_TEXT = 64 * 1024
 
 
 def secrets_of(headers: Iterable[tuple[bytes, bytes]], public: Collection[bytes] = ()) -> tuple[str, ...]:
-    """Return what must not be repeated of a request's headers, longest first: what is part of another goes with it.
+    """Return the secrets in a request's headers, longest first, as one may be a part of another.
 
     Args:
         headers: Names and values.
@@ -124,7 +120,7 @@ def secrets_of(headers: Iterable[tuple[bytes, bytes]], public: Collection[bytes]
 
 
 def redacted(text: str, secrets: Collection[str]) -> str:
-    """Return ``text`` without ``secrets``. Of one that is very long, it is the beginning."""
+    """Return ``text`` without ``secrets``; only the beginning of a very long text."""
     if not secrets:
         return text
     longest = max(map(len, secrets))
@@ -133,11 +129,11 @@ def redacted(text: str, secrets: Collection[str]) -> str:
         text = text[: _LONGEST_TEXT + longest]
     for secret in secrets:
         text = text.replace(secret, "***")
-    # Where it was cut, there may be the beginning of a secret.
+    # A text that was cut off may end with the beginning of a secret.
     return text[:-longest] if cut else text
 
 
-# A request's headers are the same each time, or nearly so.
+# Most headers are the same in each request.
 @functools.lru_cache(maxsize=256)
 def _secrets_of_header(name: bytes, value: bytes) -> frozenset[str]:
     shortest = _SHORTEST_CREDENTIAL if _CREDENTIAL.search(name) else _SHORTEST
@@ -149,16 +145,16 @@ def _secrets_of_header(name: bytes, value: bytes) -> frozenset[str]:
 
 
 def _readings(value: bytes) -> set[str]:
-    """Return the texts that a server may take ``value`` for."""
+    """Return the texts as which a server may read ``value``."""
     readings = {value.decode("latin-1"), value.decode("utf-8", "replace")}
     return readings | {unquote(text) for text in readings}
 
 
 def _wholes(text: str) -> Iterator[str]:
-    """Yield a value, and the credentials in it: those after ``Bearer`` or the like, and what Basic encodes."""
+    """Yield a value and the credentials in it: those after a scheme such as ``Bearer``, and those in Basic."""
     scheme, _, credentials = text.partition(" ")
     credentials = credentials.strip()
-    # Without base64's padding as well.
+    # Also without base64's padding.
     yield from (text, text.rstrip("="), credentials, credentials.rstrip("="))
     if scheme.lower() == "basic":
         for decoded in _decoded(credentials):
@@ -193,12 +189,12 @@ def _forms(word: str) -> Iterator[str]:
     if _PLAIN.fullmatch(word) or len(word) > _LONGEST_ENCODED:
         return
     for raw in _encodings(word):
-        # Taken for Latin-1, and as Python shows bytes: among others with a quote, quotes are escaped.
+        # Read as Latin-1, and as a literal of bytes, which may or may not escape quotes.
         yield from (raw.decode("latin-1"), repr(raw)[2:-1], repr(b'"' + raw)[3:-1])
         for safe in _SAFE_IN_URLS:
             yield from _both_cases(quote(raw, safe=safe))
         yield from _both_cases(quote_plus(raw))
-    # As httpx shows a reason phrase, and as Python shows a string.
+    # As httpx shows a reason phrase, and as a literal of a string.
     yield from (word.encode("ascii", "ignore").decode("ascii"), repr(word)[1:-1], repr('"' + word)[2:-1])
     for ensure_ascii in (False, True):
         in_json = json.dumps(word, ensure_ascii=ensure_ascii)[1:-1]

@@ -1,10 +1,9 @@
-"""What ``OTEL_*`` variables say, as plain values.
+"""``OTEL_*`` variables, parsed into arguments.
 
 The rules are OpenTelemetry's (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/ and
-https://opentelemetry.io/docs/specs/otel/protocol/exporter/): an empty variable is an unset one; what cannot be parsed
-or is out of range is warned about and ignored; times are whole milliseconds. Values of headers are never shown.
-Where a variable exists for traces and for all signals, the one for traces counts and the other is not looked at,
-also for headers: they are not merged.
+https://opentelemetry.io/docs/specs/otel/protocol/exporter/): an empty variable counts as unset; values that cannot
+be parsed or are out of range are ignored with a warning; times are whole milliseconds. Values of headers are never
+shown. If a variable is set for traces, the one for all signals is ignored, also for headers: they are not merged.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Required, TypedDict
+from typing import Any, Required, TypeAlias, TypedDict
 from urllib.parse import unquote, unquote_to_bytes
 
 from .._reporting.throttle import Throttle
@@ -39,18 +38,20 @@ __all__ = [
 ]
 
 Environ = Mapping[str, str]
+# Takes a variable's name and text; returns its value, or None after a warning if it cannot be used.
+_Parser: TypeAlias = Callable[[str, str], Any]
 
 DEFAULT_ENDPOINT = "http://localhost:4318"
 TRACES_PATH = "v1/traces"
 _GRPC_PORT = 4317
 
-# Milliseconds. The largest number of OpenTelemetry's tables that can be meant: nobody waits for a century.
+# Milliseconds. OpenTelemetry sets no maximum; more than a century is a mistake.
 _MAX_MILLISECONDS = 100 * 365 * 24 * 3600 * 1000
 _MAX_COUNT = 2**31 - 1
 # Below this many milliseconds, a timeout was probably meant in seconds.
 _SUSPICIOUS_MILLISECONDS = 100
 
-# What stands before the ``@`` of a URL, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1.
+# User name and password in a URL, https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1.
 _USERINFO = re.compile(r"https?://(?P<userinfo>(?:[-._~!$&'()*+,;=:0-9A-Za-z]|%[0-9A-Fa-f]{2})*)@", re.IGNORECASE)
 
 _logger = logging.getLogger("trio_spanbatch")
@@ -60,20 +61,20 @@ _warnings = Throttle(time.monotonic, interval=math.inf, max_keys=1000)
 
 
 class BatchOptions(TypedDict, total=False):
-    """Arguments for `BatchPolicy`."""
+    """Arguments of `BatchPolicy`."""
 
     max_spans: int
     max_delay: float
 
 
 class QueueOptions(TypedDict, total=False):
-    """Arguments for `Limits`."""
+    """Arguments of `Limits`."""
 
     max_queued_spans: int
 
 
 class TLSFiles(TypedDict, total=False):
-    """Arguments for `OTLPExporter` that are names of files."""
+    """Arguments of `OTLPExporter` that are names of files."""
 
     certificate: str
     client_certificate: str
@@ -81,7 +82,7 @@ class TLSFiles(TypedDict, total=False):
 
 
 class ExporterOptions(TLSFiles, total=False):
-    """Arguments for `OTLPExporter`."""
+    """Arguments of `OTLPExporter`."""
 
     endpoint: Required[str]
     headers: dict[str, str]
@@ -90,41 +91,36 @@ class ExporterOptions(TLSFiles, total=False):
 
 
 def batch_options(environ: Environ) -> BatchOptions:
-    """Return what ``OTEL_BSP_*`` says about `BatchPolicy`."""
-    options = BatchOptions()
-    max_spans = _integer(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", minimum=1, maximum=_MAX_COUNT)
-    if max_spans is not None:
-        options["max_spans"] = max_spans
-    max_delay = _integer(environ, "OTEL_BSP_SCHEDULE_DELAY", minimum=1, maximum=_MAX_MILLISECONDS)
-    if max_delay is not None:
-        options["max_delay"] = max_delay / 1000
+    """Return the arguments of `BatchPolicy` that ``OTEL_BSP_*`` sets."""
+    max_spans, max_delay = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY"
+    options: BatchOptions = _options(environ, max_spans=(_count, max_spans), max_delay=(_delay, max_delay))
     return options
 
 
 def queue_options(environ: Environ) -> QueueOptions:
-    """Return what ``OTEL_BSP_*`` says about `Limits`."""
-    max_queued_spans = _integer(environ, "OTEL_BSP_MAX_QUEUE_SIZE", minimum=1, maximum=_MAX_COUNT)
-    return QueueOptions() if max_queued_spans is None else QueueOptions(max_queued_spans=max_queued_spans)
+    """Return the arguments of `Limits` that ``OTEL_BSP_*`` sets."""
+    options: QueueOptions = _options(environ, max_queued_spans=(_count, "OTEL_BSP_MAX_QUEUE_SIZE"))
+    return options
 
 
 def export_timeout(environ: Environ, default: float = 30.0) -> float:
-    """Return ``OTEL_BSP_EXPORT_TIMEOUT`` in seconds, `math.inf` for its 0, which means none."""
-    timeout = _timeout(environ, "OTEL_BSP_EXPORT_TIMEOUT")
+    """Return ``OTEL_BSP_EXPORT_TIMEOUT`` in seconds; `math.inf` for its 0, which means no timeout."""
+    timeout: float | None = _first(environ, _timeout, "OTEL_BSP_EXPORT_TIMEOUT")
     return default if timeout is None else timeout
 
 
 def default_resource(environ: Environ) -> Resource | None:
     """Return the resource of spans that have none: ``OTEL_RESOURCE_ATTRIBUTES`` and ``OTEL_SERVICE_NAME``.
 
-    The service name wins over one among the attributes. As the specification asks, a list of attributes with a
-    mistake in it is ignored as a whole.
+    ``OTEL_SERVICE_NAME`` takes precedence over an attribute ``service.name``. As the specification says, a list of
+    attributes with a mistake in it is ignored as a whole.
     """
     attributes: dict[str, str] = {}
     listed = _get(environ, "OTEL_RESOURCE_ATTRIBUTES")
     if listed is not None:
         pairs, malformed = _pairs(listed)
         if malformed:
-            _ignored("OTEL_RESOURCE_ATTRIBUTES", "is no list of key=value pairs, separated by commas")
+            _ignored("OTEL_RESOURCE_ATTRIBUTES", "is not a list of key=value pairs, separated by commas")
         elif not _is_percent_encoded(listed):
             _ignored(
                 "OTEL_RESOURCE_ATTRIBUTES", "cannot be percent-decoded as UTF-8 (a percent sign itself is written %25)"
@@ -138,7 +134,7 @@ def default_resource(environ: Environ) -> Resource | None:
 
 
 def sdk_disabled(environ: Environ) -> bool:
-    """Return whether ``OTEL_SDK_DISABLED`` is true, in any case of letters. Nothing else is."""
+    """Return whether ``OTEL_SDK_DISABLED`` is ``true``, in any letter case. No other value disables."""
     value = (_get(environ, "OTEL_SDK_DISABLED") or "false").lower()
     if value not in ("true", "false"):
         _ignored("OTEL_SDK_DISABLED", "is neither true nor false")
@@ -146,88 +142,84 @@ def sdk_disabled(environ: Environ) -> bool:
 
 
 def exporter_options(environ: Environ, *, endpoint: str | None = None) -> ExporterOptions:
-    """Return what ``OTEL_EXPORTER_OTLP_*`` says about `OTLPExporter`, its endpoint always included.
+    """Return the arguments of `OTLPExporter` that ``OTEL_EXPORTER_OTLP_*`` sets, and always its endpoint.
 
     Args:
         environ: The variables.
-        endpoint: An endpoint in place of theirs, which are then not looked at.
+        endpoint: The endpoint to use instead of that of the variables.
 
     Raises:
-        ValueError: A variable with an endpoint may have a password in it, and it cannot be said where that ends.
+        ValueError: The endpoint in a variable may have a password in it, and where that ends is ambiguous.
     """
     authorization = None
     if endpoint is None:
         endpoint, authorization = _endpoint(environ)
-    options = ExporterOptions(endpoint=endpoint)
     _check_protocol(environ, endpoint)
-    headers = _headers(environ)
-    if authorization is not None and "authorization" not in {name.lower() for name in headers or ()}:
-        headers = {**(headers or {}), "Authorization": authorization}
-    if headers is not None:
-        options["headers"] = headers
-    timeout = _otlp_timeout(environ)
-    if timeout is not None:
-        options["timeout"] = timeout
-    compression = _compression(environ)
-    if compression is not None:
-        options["compression"] = compression
+    parsers: dict[str, _Parser] = {"headers": _headers, "timeout": _export_timeout, "compression": _compression}
     if endpoint[:6].lower() == "https:":
-        # Elsewhere nothing is read from these files, so they may be gone.
-        return {**options, **_files(environ)}
+        # These files are read for https only, so otherwise they need not exist.
+        parsers |= dict.fromkeys(("certificate", "client_certificate", "client_key"), _file_name)
+    table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
+    options: ExporterOptions = {**_options(environ, **table), "endpoint": endpoint}
+    if authorization is not None and "authorization" not in {name.lower() for name in options.get("headers", ())}:
+        options["headers"] = {**options.get("headers", {}), "Authorization": authorization}
+    if options.get("compression") == "none":
+        del options["compression"]
+    if "client_key" in options and "client_certificate" not in options:
+        del options["client_key"]
+        variable = variable_of(environ, "CLIENT_KEY")
+        _ignored(variable, "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, which it is the key of")
     return options
 
 
-def _files(environ: Environ) -> TLSFiles:
-    files = TLSFiles()
-    certificate = _signal(environ, "CERTIFICATE")
-    if certificate is not None:
-        files["certificate"] = certificate[1]
-    client_certificate = _signal(environ, "CLIENT_CERTIFICATE")
-    client_key = _signal(environ, "CLIENT_KEY")
-    if client_certificate is not None:
-        files["client_certificate"] = client_certificate[1]
-        if client_key is not None:
-            files["client_key"] = client_key[1]
-    elif client_key is not None:
-        _ignored(client_key[0], "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, which it is the key of")
-    return files
+def _options(environ: Environ, **table: tuple[Any, ...]) -> Any:
+    """Return an argument for each row of ``table`` (a parser and its variables) of which a variable can be used."""
+    found = {argument: _first(environ, parse, *variables) for argument, (parse, *variables) in table.items()}
+    return {argument: value for argument, value in found.items() if value is not None}
+
+
+def _first(environ: Environ, parse: _Parser, *variables: str) -> Any:
+    """Return the value of the first of ``variables`` that is set and can be parsed; None if there is none."""
+    for variable in variables:
+        text = _get(environ, variable)
+        if text is not None and (value := parse(variable, text)) is not None:
+            return value
+    return None
 
 
 def _check_protocol(environ: Environ, endpoint: str) -> None:
-    found = _signal(environ, "PROTOCOL")
-    if found is None or found[1].lower() == "http/protobuf":
+    variable = variable_of(environ, "PROTOCOL")
+    protocol = (_get(environ, variable) or "http/protobuf").lower()
+    if protocol == "http/protobuf":
         return
-    variable, protocol = found
     port = ""
-    # By a pattern: an option may have anything in place of a port, and urlsplit shows it.
-    if protocol.lower() == "grpc" and re.search(rf":{_GRPC_PORT}(?:/|\Z)", endpoint):
+    # Matched by a pattern: an option may have anything in place of a port, and urlsplit's error shows it.
+    if protocol == "grpc" and re.search(rf":{_GRPC_PORT}(?:/|\Z)", endpoint):
         port = f" (to port {_GRPC_PORT}, where gRPC is usually spoken; for HTTP it is 4318)"
     warn_once(
-        f"{variable} is {_shortened(protocol)}, which is ignored: http/protobuf is sent, the only protocol that is "
-        f"supported{port}"
+        f"{variable} is {_shortened(environ[variable].strip())}, which is ignored: http/protobuf is sent, the only "
+        f"protocol that is supported{port}"
     )
 
 
 def _endpoint(environ: Environ) -> tuple[str, str | None]:
-    """Return the URL to send to, and the ``Authorization`` that stood in it."""
-    own, authorization = _url(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    if own is not None:
-        return own, authorization
-    base, authorization = _url(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
-    return _with_traces_path(base or DEFAULT_ENDPOINT), authorization
+    """Return the URL to send to, and the ``Authorization`` that was in it."""
+    for_traces, general = _variables("ENDPOINT")
+    found: tuple[str, str | None] | None = _first(environ, _url, for_traces)
+    if found is not None:
+        return found
+    base, authorization = _first(environ, _url, general) or (DEFAULT_ENDPOINT, None)
+    return f"{base.rstrip('/')}/{TRACES_PATH}", authorization
 
 
-def _url(environ: Environ, variable: str) -> tuple[str | None, str | None]:
-    """Return the URL in ``variable``, without user name, password, query and fragment, if it is one to send to.
+def _url(variable: str, value: str) -> tuple[str, str | None] | None:
+    """Return the URL without user name, password, query and fragment, and the ``Authorization`` made of the first two.
 
-    A user name and password become the value of a header, which neither logs nor messages show.
+    As a header, a user name and password appear in no log and no message.
 
     Raises:
-        ValueError: It may have a password in it, and it cannot be said where that ends.
+        ValueError: It may have a password in it, and where that ends is ambiguous.
     """
-    value = _get(environ, variable)
-    if value is None:
-        return None, None
     authorization = None
     match = _USERINFO.match(value)
     if match is not None:
@@ -240,16 +232,18 @@ def _url(environ: Environ, variable: str) -> tuple[str | None, str | None]:
             "OTEL_EXPORTER_OTLP_HEADERS"
         )
     url = re.split("[?#]", value, maxsplit=1)[0]
-    if not _is_http_url(url):
-        _ignored(variable, "is no URL that begins with http:// or https:// and a host")
-        return None, None
+    try:
+        check_endpoint(url)
+    except ValueError:
+        _ignored(variable, "is not a URL that begins with http:// or https:// and a host")
+        return None
     if url != value:
         _ignored(variable, "has a query or fragment (not shown), which an endpoint does not have")
     return url, authorization
 
 
 def _basic(userinfo: str) -> str | None:
-    """Return the value of ``Authorization`` for what stands before the ``@`` of a URL."""
+    """Return the value of ``Authorization`` for the user name and password of a URL."""
     if not userinfo.strip(":"):
         return None
     username, _, password = userinfo.partition(":")
@@ -257,39 +251,23 @@ def _basic(userinfo: str) -> str | None:
     return f"Basic {base64.b64encode(credentials).decode('ascii')}"
 
 
-def _with_traces_path(base: str) -> str:
-    return f"{base.rstrip('/')}/{TRACES_PATH}"
-
-
-def _is_http_url(url: str) -> bool:
-    try:
-        check_endpoint(url)
-    except ValueError:
-        return False
-    return True
-
-
-def _headers(environ: Environ) -> dict[str, str] | None:
-    found = _signal(environ, "HEADERS")
-    if found is None:
-        return None
-    variable, value = found
+def _headers(variable: str, value: str) -> dict[str, str]:
     pairs, malformed = _pairs(value, _as_sent)
     if malformed:
-        _ignored(variable, f"has {malformed} parts that are no key=value pair (values are not shown)", "they are")
-    # Not shown either: what stands for a name by mistake may be a credential.
+        _ignored(variable, f"has {malformed} parts that are not key=value pairs (values are not shown)", "they are")
     for number, name in enumerate(tuple(pairs), 1):
         try:
             check_header_name(name)
         except ValueError:
             del pairs[name]
-            problem = "is no header's name, or one that the exporter sets itself"
+            # The name is not shown either: it may be a credential that was put there by mistake.
+            problem = "is not a valid header name, or a header that the exporter sets itself"
             _ignored(variable, f"has a pair, number {number}, whose key (not shown) {problem}")
     return {name: value.strip(" \t") for name, value in pairs.items()}
 
 
 def _as_sent(text: str) -> str:
-    """Return the value of a header, percent-decoded. If it is beyond Latin-1, each of its bytes is a character."""
+    """Percent-decode the value of a header. If it is beyond Latin-1, each byte becomes a character."""
     data = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
     try:
         value = data.decode()
@@ -299,76 +277,71 @@ def _as_sent(text: str) -> str:
     return value
 
 
-def _otlp_timeout(environ: Environ) -> float | None:
-    for variable in ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"):
-        timeout = _timeout(environ, variable)
-        if timeout is None:
-            continue
-        if timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
-            warn_once(
-                f"{variable} is {timeout * 1000:g}: that is milliseconds, as the specification has it (OpenTelemetry "
-                "Python reads seconds here)"
-            )
-        return timeout
+def _export_timeout(variable: str, value: str) -> float | None:
+    timeout = _timeout(variable, value)
+    if timeout is not None and timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
+        warn_once(
+            f"{variable} is {timeout * 1000:g}: it is read as milliseconds, as the specification says (OpenTelemetry "
+            "Python reads it as seconds)"
+        )
+    return timeout
+
+
+def _compression(variable: str, value: str) -> str | None:
+    if value.lower() in ("gzip", "none"):
+        return value.lower()
+    _ignored(variable, f"is {_shortened(value)}, neither gzip nor none")
     return None
 
 
-def _compression(environ: Environ) -> str | None:
-    for variable in ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"):
-        value = _get(environ, variable)
-        if value is None:
-            continue
-        if value.lower() == "gzip":
-            return "gzip"
-        if value.lower() == "none":
-            return None
-        _ignored(variable, f"is {_shortened(value)}, neither gzip nor none")
-    return None
+def _file_name(_variable: str, value: str) -> str:
+    return value
 
 
 def variable_of(environ: Environ, name: str) -> str:
-    """Return which variable counts for ``name``, such as ``CERTIFICATE``: the one for traces, or for all signals."""
-    found = _signal(environ, name)
-    return f"OTEL_EXPORTER_OTLP_{name}" if found is None else found[0]
+    """Return the variable that counts for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
+    for_traces, general = _variables(name)
+    return for_traces if _get(environ, for_traces) else general
 
 
-def _signal(environ: Environ, name: str) -> tuple[str, str] | None:
-    """Return which variable counts and its value: the one for traces if it is set, else the one for all signals."""
-    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
-        value = _get(environ, variable)
-        if value is not None:
-            return variable, value
-    return None
+def _variables(name: str) -> tuple[str, str]:
+    return f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
 
 def _get(environ: Environ, variable: str) -> str | None:
     return environ.get(variable, "").strip() or None
 
 
-def _timeout(environ: Environ, variable: str) -> float | None:
-    milliseconds = _integer(environ, variable, minimum=0, maximum=_MAX_MILLISECONDS)
+def _count(variable: str, value: str) -> int | None:
+    return _integer(variable, value, minimum=1, maximum=_MAX_COUNT)
+
+
+def _delay(variable: str, value: str) -> float | None:
+    milliseconds = _integer(variable, value, minimum=1, maximum=_MAX_MILLISECONDS)
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _timeout(variable: str, value: str) -> float | None:
+    milliseconds = _integer(variable, value, minimum=0, maximum=_MAX_MILLISECONDS)
     if milliseconds is None:
         return None
     return milliseconds / 1000 if milliseconds else math.inf
 
 
-def _integer(environ: Environ, variable: str, *, minimum: int, maximum: int) -> int | None:
-    value = _get(environ, variable)
-    if value is None:
-        return None
-    # Not whatever int() takes: it reads "1_000" and digits of any script.
+def _integer(variable: str, value: str, *, minimum: int, maximum: int) -> int | None:
+    # int() accepts more: "1_000", and digits of any script.
     if not re.fullmatch(r"[+-]?[0-9]+", value):
-        _ignored(variable, f"is {_shortened(value)}, no whole number")
+        _ignored(variable, f"is {_shortened(value)}, not a whole number")
         return None
     number = int(value) if len(value) <= 20 else maximum + 1
     if not minimum <= number <= maximum:
-        _ignored(variable, f"is {_shortened(value)}, not within {minimum} and {maximum}")
+        _ignored(variable, f"is {_shortened(value)}, not between {minimum} and {maximum}")
         return None
     return number
 
 
 def _pairs(text: str, decode: Callable[[str], str] = unquote) -> tuple[dict[str, str], int]:
-    """Return the pairs of a list like ``k=v,k2=v2``, percent-decoded, and how many parts of it are none."""
+    """Return the pairs of a list like ``k=v,k2=v2``, percent-decoded, and the number of malformed parts."""
     pairs: dict[str, str] = {}
     malformed = 0
     for part in text.split(","):

@@ -1,7 +1,6 @@
-"""Checks of what goes into a request: the endpoint, header names and values, the location.
+"""Checks of the parts of a request: the endpoint, header names and values, the location.
 
-They are stricter than HTTP so that nothing can be smuggled into a request, and their messages never show a value:
-it may be a credential.
+They are stricter than HTTP, to prevent request smuggling. Their messages never show a value, which may be a credential.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _VALUE = re.compile(r"[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*")
 _LOCATION = re.compile(r"[\x21-\x7e]+(?: +[\x21-\x7e]+)*")
 
-# An ``@``, or what browsers and IDNA take for one: credentials may stand before it.
+# An ``@``, or a character that browsers and IDNA treat as one. Credentials may precede it.
 _AT = re.compile("[@\uff20\ufe6b]")
 _ENCODED_AT = re.compile("%40", re.IGNORECASE)
 
-# As much of a URL as can be shown: its scheme, host and port, if these can be nothing else.
+# The part of a URL that can be shown: scheme, host and port, if unambiguous.
 _SHOWN = re.compile(
     r"((?:[A-Za-z][A-Za-z0-9+.-]*://)(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(?::[0-9]{1,5})?|[A-Za-z0-9._-]+:[0-9]{1,5})"
     r"(?=[/?#]|\Z)"
 )
 
-# What the name of a host consists of, once it is ASCII.
+# The characters of a host name, encoded as ASCII.
 _HOST = re.compile(rb"[0-9A-Za-z._-]+")
 
 # The longest label of a host name, https://www.rfc-editor.org/rfc/rfc1035#section-2.3.4.
@@ -66,8 +65,8 @@ def check_endpoint(endpoint: object) -> httpx.URL:
     """Return ``endpoint`` as a URL.
 
     Raises:
-        ValueError: It is no http or https URL, or has userinfo, a query or a fragment. The message shows scheme, host
-            and port at most: credentials belong into ``headers`` or ``auth``.
+        ValueError: It is not an http or https URL, or has userinfo, a query or a fragment. The message shows at most
+            scheme, host and port.
     """
     if not isinstance(endpoint, str):
         raise TypeError(f"endpoint is of type {type(endpoint).__name__}; it must be a str")
@@ -83,7 +82,7 @@ def check_endpoint(endpoint: object) -> httpx.URL:
         )
     url = _parsed(endpoint)
     if url is None:
-        raise ValueError(f"endpoint {shown} is no URL, such as http://localhost:4318/v1/traces")
+        raise ValueError(f"endpoint {shown} is not a URL such as http://localhost:4318/v1/traces")
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
             f"endpoint {shown} must begin with http:// or https:// and a host, as in http://localhost:4318/v1/traces"
@@ -94,16 +93,16 @@ def check_endpoint(endpoint: object) -> httpx.URL:
 
 
 def has_userinfo(url: str) -> bool:
-    """Return whether there may be a user name or password in ``url``.
+    """Return whether ``url`` may have a user name or password in it.
 
-    A password with a ``/``, ``?`` or ``#`` in it ends what a URL takes for the host, and one can write the ``@`` in
-    several ways. So it is looked for everywhere, but for ``%40`` in the path, where that is how an ``@`` is written.
+    A ``/``, ``?`` or ``#`` in a password ends the host of a URL, and there are several ways to write ``@``. So all of
+    them are searched for everywhere, except ``%40`` in the path, where it is the normal form of ``@``.
     """
     return _AT.search(url) is not None or _ENCODED_AT.search(_authority(url)) is not None
 
 
 def _parsed(endpoint: str) -> httpx.URL | None:
-    # An exception that is raised from here would have httpx's as its context, and that shows a part of the URL.
+    # Raised within ``except``, an exception would have httpx's as its context, which shows a part of the URL.
     try:
         return httpx.URL(endpoint)
     except (httpx.InvalidURL, UnicodeError):
@@ -111,13 +110,13 @@ def _parsed(endpoint: str) -> httpx.URL | None:
 
 
 def _is_host(url: httpx.URL) -> bool:
-    # httpx has parsed what stood in brackets as an IPv6 address. Of a name, it encodes what cannot be in one.
+    # httpx has parsed a host in brackets as an IPv6 address. In a name, it percent-encodes invalid characters.
     name = b":" in url.raw_host or _HOST.fullmatch(url.raw_host) is not None
     return name and all(len(label) <= _LONGEST_LABEL for label in url.raw_host.split(b"."))
 
 
 def _authority(endpoint: str) -> str:
-    """Return what stands between the scheme and the path, also in what is no proper URL."""
+    """Return the text between scheme and path, also of an invalid URL."""
     before_path = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/?#]*)", endpoint)
     return before_path[1] if before_path is not None else ""
 
@@ -130,29 +129,29 @@ def _without_secrets(endpoint: str) -> str:
 
 
 def check_header_name(name: str, what: str = "header") -> None:
-    """Raise `ValueError` if ``name`` is no header's name, or one that the exporter sets itself."""
+    """Raise `ValueError` if ``name`` is not a valid header name, or a header that the exporter sets itself."""
     if not _TOKEN.fullmatch(name):
-        raise ValueError(f"{what} {name!r} is no header name; it takes letters, digits and -")
+        raise ValueError(f"{what} {name!r} is not a valid header name; it takes letters, digits and -")
     if name.lower() in OWN_HEADERS:
         raise ValueError(f"{what} {name!r} is set by the exporter itself and cannot be given")
 
 
 def _check_given_name(name: str) -> None:
-    """Do what `check_header_name` does, of a name that may be a whole header: who writes ``:`` for ``=``."""
+    """Check a name that may be a whole header by mistake, with ``:`` instead of ``=``; its value is not shown."""
     if _TOKEN.fullmatch(name):
         check_header_name(name)
         return
     before_colon = name.partition(":")[0]
     if before_colon != name and _TOKEN.fullmatch(before_colon):
         raise ValueError(
-            f"header {before_colon!r} has a colon after its name (what follows is not shown): headers= has name and "
-            "value apart, a variable or option has = between them"
+            f"header {before_colon!r} has a colon after its name (the rest is not shown): headers= takes name and "
+            "value separately, a variable or option takes = between them"
         )
-    raise ValueError("a header's name (not shown) is no header name; it takes letters, digits and -")
+    raise ValueError("a header's name (not shown) is not valid; it takes letters, digits and -")
 
 
 def checked_headers(headers: object) -> Mapping[str, str]:
-    """Return ``headers``, none if it is ``None``. The message of a `TypeError` does not show them."""
+    """Return ``headers``, or an empty mapping for ``None``. The message of a `TypeError` does not show them."""
     if headers is None:
         return {}
     if not isinstance(headers, Mapping):
@@ -164,10 +163,10 @@ def checked_headers(headers: object) -> Mapping[str, str]:
 
 
 def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Return headers as they are sent, their names in lower case.
+    """Return headers encoded for sending, their names in lower case.
 
     Raises:
-        ValueError: A name or a value cannot be sent as it is. The message names the header, never its value.
+        ValueError: A name or value cannot be sent unchanged. The message names the header, never its value.
     """
     encoded: dict[bytes, bytes] = {}
     items: Iterable[tuple[object, object]] = checked_headers(headers).items()
@@ -179,17 +178,18 @@ def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
             raise TypeError(f"the value of header {name!r} is of type {type(value).__name__}; it must be a str")
         if value and not _VALUE.fullmatch(value):
             raise ValueError(
-                f"the value of header {name!r} (not shown) has spaces around it, a line break, another control "
-                "character or one beyond Latin-1"
+                f"the value of header {name!r} (not shown) has leading or trailing spaces, a line break, another "
+                "control character or a character beyond Latin-1"
             )
         encoded[name.lower().encode("ascii")] = value.encode("latin-1")
     return encoded
 
 
 def check_header_location(location: str) -> None:
-    """Raise `InvalidLocationError` if ``location`` cannot be the value of a header as it is."""
+    """Raise `InvalidLocationError` if ``location`` cannot be the value of a header unchanged."""
     if not _LOCATION.fullmatch(location):
         shown = repr(location if len(location) <= 100 else location[:100] + "…")
         raise InvalidLocationError(
-            f"location {shown} cannot be sent in a header: it must be printable ASCII, not empty, without outer spaces"
+            f"location {shown} cannot be sent in a header: it must be printable ASCII, not empty, without leading or "
+            "trailing spaces"
         )

@@ -1,7 +1,6 @@
-"""What a user can decide: how large a batch grows, how much may wait, how often an export is repeated.
+"""Settings: how large a batch grows, how many spans may wait, how often an export is repeated.
 
-Each record checks its values when it is made. Times are seconds (floats, `math.inf` for "no limit"), sizes are
-bytes.
+Each record validates its values. Times are seconds (floats, `math.inf` for no limit), sizes are bytes.
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ def _check_number(name: str, value: object, allowed: str, *, above: float) -> No
 
 @attrs.frozen
 class BatchPolicy:
-    """When a batch is due: whichever comes first, for each location by itself.
+    """When the batch of a location is due: when it reaches the first of these limits.
 
     Attributes:
-        max_spans: A batch is due when it has this many spans, and never has more. A batch cannot grow beyond
-            ``Limits.max_queued_spans`` either, so the smaller of the two counts.
-        max_bytes: A batch is due when its request has this many bytes before compression, envelopes included, and
-            never has more, but for a single span that is larger by itself: that one travels alone.
+        max_spans: The most spans of a batch. A batch cannot grow beyond ``Limits.max_queued_spans`` either, so the
+            smaller of the two counts.
+        max_bytes: The most bytes of a batch's request before compression, envelopes included. A single span that is
+            larger is sent alone.
         max_delay: Seconds from the batch's first span until it is due.
     """
 
@@ -72,17 +71,17 @@ class BatchPolicy:
 
 @attrs.frozen
 class Limits:
-    """What may wait, and what may run at once.
+    """How many spans may wait, and how many exports may run at once.
 
     Attributes:
         max_queued_spans: Spans queued for one location, not counting those in flight.
-        max_pending_bytes: Bytes of all spans that are accepted and not accounted for yet: as `EncodedSpan.size` has
-            them, and those of a resource and scope once for spans that share them and follow each other.
+        max_pending_bytes: Bytes of all spans that are accepted and not accounted for yet: the sum of `EncodedSpan.size`
+            and of the bytes of resources and scopes, counted once for consecutive spans that share them.
         max_pending_bytes_per_location: The same for one location.
         max_locations: Locations that are alive at once. Each costs a task.
-        max_exports: Exports at once, over all locations.
-        max_exports_per_location: Exports at once for one location. Each location starts with one, gains one with
-            each success, and falls back to one with a failure.
+        max_exports: Concurrent exports of all locations.
+        max_exports_per_location: Concurrent exports of one location. Each location starts with one, gains one with
+            each success, and falls back to one after a failure.
         location_idle_timeout: Seconds without a pending span after which a location's task ends.
     """
 
@@ -101,14 +100,14 @@ class RetryPolicy:
 
     The n-th repetition waits a random time between 0 and ``initial * multiplier ** (n - 1)``, at most ``maximum``
     (exponential backoff with full jitter, https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/),
-    or as long as the server said.
+    or as long as the server asked for.
 
     Attributes:
         initial: Seconds; the longest wait before the first repetition.
-        maximum: Seconds; the longest wait of our own before any repetition.
-        multiplier: By how much the longest wait grows with each repetition; at least 1.
-        max_elapsed: Seconds from a batch's first attempt after which no other begins: its spans are handed back.
-        attempt_timeout: Seconds that one attempt of any exporter may take.
+        maximum: Seconds; the longest wait before any repetition, unless the server asks for more.
+        multiplier: The factor by which the longest wait grows with each repetition; at least 1.
+        max_elapsed: Seconds after a batch's first attempt until its spans are handed back instead of repeated.
+        attempt_timeout: Seconds that one attempt may take with any exporter.
     """
 
     initial: float = attrs.field(default=1.0, validator=_finite)

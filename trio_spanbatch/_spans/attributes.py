@@ -1,17 +1,17 @@
-"""Attributes as bytes: OpenTelemetry's mapping of arbitrary values to OTLP's ``AnyValue``.
+"""Encode attributes: OpenTelemetry's mapping of arbitrary values to OTLP's ``AnyValue``.
 
 https://opentelemetry.io/docs/specs/otel/common/attribute-type-mapping/
 
-A span is mostly attributes, and an attribute is mostly a short string under a key seen before. So that case is
-written out where attributes are appended; everything else goes through a table of types.
+Most of a span is attributes, and most attributes are short strings under known keys. So that case is inlined where
+attributes are appended; all other types are handled by a table of types.
 
-``AnyValue`` is a oneof: exactly one of its fields is there, also if it holds a zero or is empty, and none for None.
-Subclasses are taken for what they derive from. ``bytearray`` and ``memoryview`` are bytes, every other sequence is an
-array. Numbers that only say they are some (``numbers.Integral``, ``numbers.Real``: NumPy's) are converted. Sets,
-enums, dates, decimals and everything else become their ``str``. Keys that are no strings become their ``str`` too.
+``AnyValue`` is a oneof: exactly one of its fields is present, also for zero and empty values, and none for None.
+Subclasses are encoded as their base classes. ``bytearray`` and ``memoryview`` are bytes, every other sequence is an
+array. Numeric types of other packages (``numbers.Integral``, ``numbers.Real``: NumPy's) are converted. Sets, enums,
+dates, decimals and everything else become their ``str``, as do keys that are not strings.
 
-What cannot be expressed so is left out and counted, each attribute by itself: a value that is nested too deep, contains
-itself or is too large, and one that raises when it is read or when its ``str`` is asked for.
+Attributes that cannot be expressed are left out and counted, each by itself: values that are nested too deep, contain
+themselves or are too large, and those that raise when they are read or converted to ``str``.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from .wire import TABLE_SIZE, VARINTS, delimited, varint
 
 __all__ = ["AttributeEncoder", "snapshot"]
 
-# Parsers refuse what is nested deeper than 100 messages below the request (protobuf's own default), and with it
-# the whole request. The AnyValue of an event's attribute is at level 6. A list takes two levels more (ArrayValue
-# and AnyValue), a mapping three (KeyValueList, KeyValue and AnyValue).
+# Parsers refuse the whole request if messages are nested more than 100 levels deep below it (protobuf's own default).
+# The AnyValue of an event's attribute is at level 6. A list adds two levels (ArrayValue and AnyValue), a mapping three
+# (KeyValueList, KeyValue and AnyValue).
 _VALUE_LEVELS: Final = 94
 _LIST_LEVELS: Final = 2
 _MAPPING_LEVELS: Final = 3
 
-# Bytes. A list may hold the same list twice, which holds the same list twice, and so on: what YAML makes of a page of
-# aliases would be written out until memory is full. And so would ``range(10**9)``. A location holds no more than this
-# by default, and no server takes that much in one request.
+# Bytes. A list may hold the same list twice, which holds the same list twice, and so on: the encoding of a page of YAML
+# aliases would exhaust memory, and so would ``range(10**9)``. By default a location holds no more than this, and no
+# server accepts that much in one request.
 _MAX_CONTAINER_SIZE: Final = 16 * 1024 * 1024
 _MIN_ITEM_SIZE: Final = 2  # a tag and a length
-# How much of a mapping is looked at that is no dict. What it says of its own length may be anything.
+# The most items that are read of a mapping other than a dict, whose ``len()`` may be wrong.
 _MAX_ITEMS: Final = 1024 * 1024
 
-# Keys are few and come again and again; that there are more is data taken for keys. What is remembered of keys and
-# values takes 6 MiB at most in each of the four places where attributes stand.
+# Most programs use few keys, again and again. If there are more, data is used as keys. Remembered keys and values take
+# at most 6 MiB for each of the four kinds of attributes.
 _MAX_KEYS: Final = 4096
 _LONGEST_KEY_HEAD: Final = 256  # bytes
 _KEYS_WITH_VALUES: Final = 256
@@ -55,12 +55,12 @@ _SHORT_TEXT: Final = 64  # characters
 _LONGEST_ATTRIBUTE: Final = 1024  # bytes: an int may have any number of digits
 
 _Ancestors: TypeAlias = tuple[object, ...]
-# The bytes in front of a key's value, and whole attributes by their values; None if those are not remembered.
+# The bytes in front of a key's value, and encoded attributes by value; None if values are not remembered.
 _Key: TypeAlias = tuple[bytes, dict[str | int, bytes] | None]
 
 
 def _head(tag: bytes, size: int) -> bytes:
-    """Return what stands in front of a value of ``size`` bytes: its AnyValue's length, the field's tag and length."""
+    """Return the bytes in front of a value of ``size`` bytes: its AnyValue's length, the field's tag and length."""
     length = varint(size)
     return b"".join((varint(1 + len(length) + size), tag, length))
 
@@ -78,7 +78,7 @@ _SMALL_INTS: Final = tuple(delimited(b"", b"\x18" + varint(value)) for value in 
 _double: Final = struct.Struct("<2sd").pack
 
 
-# Each of the functions that follow returns an AnyValue with its length in front.
+# Each of these functions returns an AnyValue with its length in front.
 
 
 def _text(value: str) -> bytes:
@@ -96,7 +96,7 @@ def _int(value: int) -> bytes:
         return _SMALL_INTS[value]
     if -(1 << 63) <= value < 1 << 63:
         return delimited(b"", b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF))
-    # Decimal writes out any int; str() refuses one of more than 4,300 digits.
+    # Decimal converts any int; str() refuses more than 4,300 digits.
     return _text(f"{Decimal(value):f}")
 
 
@@ -138,7 +138,7 @@ def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
     if isinstance(value, float):
         return _float(float.__float__(value))
     if isinstance(value, bytes | bytearray):
-        # A subclass may have a ``__bytes__`` of its own.
+        # A subclass may override ``__bytes__``.
         return _bytes(b"".join((value,)))
     if isinstance(value, memoryview):
         return _bytes(value)
@@ -163,7 +163,7 @@ def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
 
 
 def _outer_list(value: list[Any] | tuple[Any, ...]) -> bytes:
-    """Return a list that is an attribute's value itself: it has room for any level, and no ancestors."""
+    """Encode a list that is the value of an attribute, so it has no ancestors."""
     fields: list[bytes] = []
     for item in tuple(value):
         encode = _SCALARS.get(type(item))
@@ -190,15 +190,15 @@ def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) ->
 
 
 def _items(value: Any) -> tuple[Any, ...]:
-    """Return the items of a sequence, as a tuple that nobody changes while it is being read."""
+    """Return the items of a sequence as a tuple, which other threads cannot change while it is read."""
     if type(value) is list or type(value) is tuple:
         return tuple(value)
     count = len(value)
     _check_size(_MIN_ITEM_SIZE * count)
-    # One that never raises IndexError would go on for ever.
+    # A sequence that never raises IndexError would be endless.
     items = tuple(islice(value, count + 1))
     if len(items) > count:
-        raise InvalidSpanError(f"it goes on after the {count} items that are its length")
+        raise InvalidSpanError(f"it has more items than its length, {count}")
     return items
 
 
@@ -209,7 +209,7 @@ def _container(tag: bytes, content: bytes) -> bytes:
 
 def _check_size(size: int) -> None:
     if size > _MAX_CONTAINER_SIZE:
-        raise InvalidSpanError(f"it has more than {_MAX_CONTAINER_SIZE} bytes, written out")
+        raise InvalidSpanError(f"its encoding has more than {_MAX_CONTAINER_SIZE} bytes")
 
 
 def _deeper(value: object, levels: int, ancestors: _Ancestors) -> int:
@@ -218,8 +218,8 @@ def _deeper(value: object, levels: int, ancestors: _Ancestors) -> int:
             raise InvalidSpanError("it contains itself")
     if levels < 0:
         raise InvalidSpanError(
-            f"it is nested too deep; {_VALUE_LEVELS // _MAPPING_LEVELS} mappings or {_VALUE_LEVELS // _LIST_LEVELS} "
-            "lists within each other is what parsers of protobuf take"
+            f"it is nested too deep; parsers of protobuf accept {_VALUE_LEVELS // _MAPPING_LEVELS} nested mappings or "
+            f"{_VALUE_LEVELS // _LIST_LEVELS} nested lists"
         )
     return levels
 
@@ -230,14 +230,14 @@ def _key_head(key: str) -> bytes:
 
 
 def snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return the attributes as a dict of our own, which nobody changes while it is being read.
+    """Return a copy of the attributes as a dict, which other threads cannot change while it is read.
 
     Raises:
-        InvalidSpanError: They go on and on.
+        InvalidSpanError: There are more items than their length, or more than `_MAX_ITEMS`.
     """
     try:
-        # OpenTelemetry's own mapping, a proxy of it and dicts all have this: one call in C instead of two calls
-        # in Python for each key.
+        # OpenTelemetry's mapping, a proxy of it and dicts all have this: one call in C instead of two calls in Python
+        # for each key.
         copied = attributes.copy()  # type: ignore[attr-defined]  # Mapping has none
     except AttributeError:
         copied = None
@@ -246,12 +246,12 @@ def snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
     most = min(len(attributes), _MAX_ITEMS) if hasattr(attributes, "__len__") else _MAX_ITEMS
     items = list(islice(attributes.items(), most + 1))
     if len(items) > most:
-        raise InvalidSpanError(f"it goes on after the {most} items that are its length")
+        raise InvalidSpanError(f"it has more items than its length, {most}")
     return dict(items)
 
 
 def _readable_items(attributes: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any]], int]:
-    """Return what can be read of a mapping of which not everything can, and how many items cannot."""
+    """Return the items of a mapping that can be read, and the number of those that cannot."""
     items: list[tuple[Any, Any]] = []
     unread = found = most = 0
     try:
@@ -272,40 +272,40 @@ def _readable_items(attributes: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any]
 
 
 def _text_key(key: Any) -> str:
-    # str() returns what ``__str__`` returns, which may be of a subclass again.
+    # The result of ``__str__``, and so of str(), may be of a subclass of str.
     return str.__str__(key if isinstance(key, str) else str_of(key))
 
 
 def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
-    """Return the attributes under keys that are plain strings; of two that are the same as strings the later counts."""
+    """Return the attributes with plain strings as keys. Of keys that are equal as strings, the last counts."""
     return {_text_key(key): value for key, value in attributes.items()}
 
 
 class AttributeEncoder:
-    """Encodes attributes, and remembers what it has seen of them, within bounds.
+    """Encodes attributes, and caches encoded keys and values, within bounds.
 
-    Most attributes of a program's spans were there before, key and value: the name of an operation, of a model, of a
-    tenant. Their bytes are looked up. A key whose values are always new (an id, a prompt) is known by that after
-    `_VALUES_A_KEY` of them; from then on only the key's own bytes are.
+    Most attributes of a program's spans recur, key and value: the name of an operation, of a model, of a tenant. Their
+    encoding is looked up. After `_VALUES_A_KEY` different values of a key (an id, a prompt), only the encoded key is
+    cached.
     """
 
     __slots__ = ("_keys",)
 
     def __init__(self) -> None:
-        # By the tag of the field of attributes, and by key.
+        # By the tag of the attributes field, then by key.
         self._keys: dict[bytes, dict[str, _Key]] = {}
 
     def append_fields(self, fields: list[bytes], tag: bytes, attributes: Mapping[Any, Any] | None, field: str) -> int:
-        """Append each attribute to ``fields``: ``tag``, a length and a KeyValue. Return how many could not be.
+        """Append each attribute to ``fields``: ``tag``, a length and a KeyValue. Return how many were left out.
 
         Args:
             fields: The fields of a message so far.
-            tag: The tag of that message's field of attributes.
-            attributes: The attributes; None is none.
+            tag: The tag of the message's attributes field.
+            attributes: The attributes; None counts as empty.
             field: The name of the field, for messages.
 
         Raises:
-            InvalidSpanError: ``attributes`` is no mapping.
+            InvalidSpanError: ``attributes`` is not a mapping.
         """
         if attributes is None:
             return 0
@@ -321,15 +321,15 @@ class AttributeEncoder:
             del fields[start:]
             if copied is not None:
                 return self._append_each(fields, tag, copied.items())
-            # Looked at here only, as it would take longer than reading them.
+            # Checked only here, as the check takes longer than reading the attributes.
             if not _is_mapping(attributes, field):
-                raise invalid(field, attributes, "attributes are a mapping") from None
+                raise invalid(field, attributes, "attributes must be a mapping") from None
             items, unread = _readable_items(attributes)
             return unread + self._append_each(fields, tag, items)
         return 0
 
     def _append_each(self, fields: list[bytes], tag: bytes, items: Iterable[tuple[Any, Any]]) -> int:
-        """Append what can be expressed, each attribute by itself. Return how many cannot."""
+        """Append each attribute that can be expressed. Return how many cannot."""
         lost = 0
         under_texts: dict[str, Any] = {}
         for key, value in items:
@@ -347,7 +347,7 @@ class AttributeEncoder:
         return lost
 
     def _append_all(self, fields: list[bytes], tag: bytes, attributes: dict[Any, Any]) -> bool:
-        """Append the attributes; return False, with some left out, if there is a key that is not a plain string."""
+        """Append the attributes. Return False if it stopped at a key that is not a plain string."""
         keys = self._keys.get(tag)
         if keys is None:
             keys = self._keys[tag] = {}
@@ -360,7 +360,7 @@ class AttributeEncoder:
             head, seen = known
             kind = type(value)
             if seen is not None and (kind is int or (kind is str and len(value) <= _SHORT_TEXT)):
-                # Exact types only, of which no two values are equal and yet not the same, as 0.0, -0.0 and 0 are.
+                # Exact types only, whose equal values are always the same, unlike 0.0, -0.0 and 0.
                 attribute = seen.get(value)
                 fields.append(_noted(keys, key, known, tag, value) if attribute is None else attribute)
             elif kind is str:
@@ -389,7 +389,7 @@ def _is_mapping(attributes: object, field: str) -> bool:
 
 
 def _note_key(keys: dict[str, _Key], key: str) -> _Key:
-    """Return what is known of a key that was not seen before, or was forgotten."""
+    """Return the entry of a key that is not cached, and cache it."""
     head = _key_head(key)
     if len(head) > _LONGEST_KEY_HEAD:
         return head, None
@@ -400,7 +400,7 @@ def _note_key(keys: dict[str, _Key], key: str) -> _Key:
 
 
 def _noted(keys: dict[str, _Key], key: str, known: _Key, tag: bytes, value: str | int) -> bytes:
-    """Return the attribute, and remember it, unless its key has had many values already."""
+    """Return the encoded attribute, and cache it unless its key has had many values already."""
     head, seen = known
     attribute = delimited(tag, head + _SCALARS[type(value)](value))
     if seen is None or len(seen) >= _VALUES_A_KEY:

@@ -1,14 +1,18 @@
-"""Encoded spans, and the batches that are made of them.
+"""Encoded spans, and batches of them.
 
-A request for OTLP is three levels of envelopes around spans::
+An OTLP request has three levels of envelopes around spans::
 
     ExportTraceServiceRequest { resource_spans: [ ResourceSpans { resource, schema_url,
         scope_spans: [ ScopeSpans { scope, schema_url, spans: [ Span, ... ] } ] } ] }
 
-Each span is encoded once, when it is added, together with the bytes that stand for its resource and its scope.
-Those two are the same `SpanHeaders` object for all spans that share them. Making a request is then joining bytes:
-spans are grouped under equal headers and each envelope gets its length in front. How long the request will be
-is known all the time (`RequestSizer`), so that ``max_bytes`` is exact, envelopes included.
+Each span is encoded once, when it is added, and refers to the encoded resource and scope: one `SpanHeaders` object for
+all spans that share them. Making a request is then joining bytes: spans are grouped by equal headers, and each envelope
+gets its length in front. The size of the request is known at any time (`RequestSizer`), so that ``max_bytes`` is exact,
+envelopes included.
+
+Against the byte budgets, a pending span counts with its own bytes, and with those of its resource and scope unless the
+span before it in its location has the same ones: spans with the same resource and scope nearly always follow each
+other, and share them in memory.
 """
 
 from __future__ import annotations
@@ -35,22 +39,15 @@ __all__ = [
     "cost_of",
 ]
 
-# What pending spans take of the byte budgets: their own bytes, and those of the resource and scope that they share.
-#
-# A resource and a scope are in memory once for all spans that share them, which nearly always stand one after the
-# other.
-# So a span that has the same ones as the span before it in its location costs its own bytes, and one that has others
-# costs theirs as well.
-
 
 def cost_after(headers: SpanHeaders | None, span: EncodedSpan) -> int:
-    """Return the bytes that ``span`` costs after one with ``headers``; None stands for no span before it."""
+    """Return the bytes that ``span`` costs after a span with ``headers``, or as the first span if that is None."""
     size = len(span.payload)
     return size if span.headers is headers else size + span.headers.size
 
 
 def cost_of(spans: Iterable[EncodedSpan], headers: SpanHeaders | None = None) -> int:
-    """Return the bytes that ``spans`` cost one after the other, after one with ``headers``."""
+    """Return the bytes that consecutive ``spans`` cost after a span with ``headers``."""
     cost = 0
     for span in spans:
         cost += cost_after(headers, span)
@@ -64,13 +61,13 @@ _RESOURCE_SPANS_TAG = b"\x0a"
 _SCOPE_SPANS_TAG = b"\x12"
 _SPAN_TAG = b"\x12"
 
-# A span's tag and its length, by the length. Nearly all spans are that short.
+# A span's tag and length, by the length. Nearly all spans are that short.
 _FRAMES = tuple(_SPAN_TAG + length for length in VARINTS)
 
 
 @attrs.frozen(weakref_slot=False)
 class SpanHeaders:
-    """What spans share: their resource and their scope, as the bytes that will be sent.
+    """The resource and scope that spans share, encoded.
 
     Attributes:
         resource: The fields ``resource`` and ``schema_url`` of ResourceSpans.
@@ -82,7 +79,7 @@ class SpanHeaders:
 
     @property
     def size(self) -> int:
-        """How many bytes both have."""
+        """The size of both in bytes."""
         return len(self.resource) + len(self.scope)
 
 
@@ -91,12 +88,12 @@ _NO_HEADERS = SpanHeaders()
 
 @attrs.frozen(eq=False, repr=False, weakref_slot=False)
 class EncodedSpan:
-    """A span as the bytes that will be sent. It can be added to a batcher like any other span.
+    """An encoded span. It can be added to a batcher like any other span.
 
-    Two of them are equal only if they are the same object: a span's identity is what is accounted for.
+    Encoded spans are compared by identity, since the batcher accounts for each object.
     """
 
-    # The fields of the span's message, without a tag or length around them.
+    # The fields of the span's message, without the tag and length of the message.
     payload: bytes
     headers: SpanHeaders = _NO_HEADERS
 
@@ -124,7 +121,7 @@ class SpanBatch:
     """Spans of one location that are sent in one request.
 
     Attributes:
-        location: Where the spans belong.
+        location: The location of the spans.
         spans: The spans, in the order in which they were accepted.
         size: The exact size of the request in bytes, before compression.
     """
@@ -139,7 +136,7 @@ class SpanBatch:
 
     def to_request(self) -> bytes:
         """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
-        # One join at the end, and not one an envelope: each would copy the whole request again.
+        # One join at the end rather than one per envelope, each of which would copy the whole request again.
         parts: list[bytes] = []
         for resource, scopes in _by_resource_and_scope(self.spans).items():
             content: list[bytes] = []
@@ -161,7 +158,7 @@ class SpanBatch:
             ValueError: The batch has fewer than two spans.
         """
         if len(self.spans) < 2:
-            raise ValueError(f"a batch of {len(self.spans)} spans cannot be split; it takes at least 2")
+            raise ValueError(f"a batch of {len(self.spans)} spans cannot be split; it must have at least 2")
         middle = len(self.spans) // 2
         return SpanBatch(self.location, self.spans[:middle]), SpanBatch(self.location, self.spans[middle:])
 
@@ -174,7 +171,7 @@ def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[byt
     headers = None
     payloads: list[bytes] = []
     for span in spans:
-        # Nearly always they are those of the span before.
+        # Nearly always the span before has the same headers.
         if span.headers is not headers:
             headers = span.headers
             payloads = resources.setdefault(headers.resource, {}).setdefault(headers.scope, [])
@@ -183,7 +180,7 @@ def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[byt
 
 
 def _framed(payloads: list[bytes]) -> list[bytes]:
-    """Return the payloads as repeated fields of ScopeSpans, each after its tag and length."""
+    """Return the payloads as fields of ScopeSpans, each after its tag and length."""
     framed = [b""] * (2 * len(payloads))
     framed[::2] = [_FRAMES[size] if size < TABLE_SIZE else _SPAN_TAG + varint(size) for size in map(len, payloads)]
     framed[1::2] = payloads
@@ -207,23 +204,23 @@ def _enveloped_size(content: int) -> int:
 
 
 def _room(content: int) -> int:
-    """Return how many bytes an envelope with ``content`` bytes takes in before its length field grows by a byte."""
+    """Return how many bytes can be added to ``content`` bytes before the envelope's length field grows by a byte."""
     return (1 << 7 * varint_size(content)) - 1 - content
 
 
 class RequestSizer:
     """The exact size of a request to which spans are added one by one, in constant time for each.
 
-    Nearly always a span has the same resource and scope as the one before it, no envelope's length grows by another
-    byte, and the request is not full yet. So the sizer remembers the headers of the last span and how many bytes can
-    come before one of these is otherwise (``_room``). Within that room, adding a span is two comparisons, an addition
-    and a subtraction; the envelopes are brought up to date when the room is used up or other headers come.
+    Nearly always a span has the same resource and scope as the one before it, no length of an envelope grows by a byte,
+    and the request is not full yet. So the sizer remembers the headers of the last span and how many bytes can be added
+    until one of these changes (``_room``). Within that room, adding a span takes two comparisons, an addition and a
+    subtraction; the envelopes are updated when the room is used up or the headers change.
 
     Args:
-        limit: How large the request may become, in bytes.
+        limit: The maximum size of the request in bytes.
 
     Attributes:
-        size: How large it is.
+        size: The size of the request in bytes.
     """
 
     __slots__ = ("_headers", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
@@ -231,16 +228,16 @@ class RequestSizer:
     def __init__(self, limit: int) -> None:
         self.size = 0
         self._limit = limit
-        # How many bytes stand inside of each envelope.
+        # The bytes inside each envelope.
         self._resources: dict[bytes, int] = {}
         self._scopes: dict[SpanHeaders, int] = {}
         self._headers: SpanHeaders | None = None
         self._room = 0
-        # What ``size`` was when the envelopes were up to date.
+        # The value of ``size`` when the envelopes were last updated.
         self._noted = 0
 
     def try_add(self, span: EncodedSpan) -> bool:
-        """Count ``span`` in, unless the request would then be larger than ``limit``."""
+        """Add ``span`` unless the request would then be larger than ``limit``. Return whether it was added."""
         size = len(span.payload)
         framed = size + (3 if 0x80 <= size < 0x4000 else 1 + varint_size(size))
         if framed <= self._room and span.headers is self._headers:
@@ -250,7 +247,7 @@ class RequestSizer:
         return self._try_add_with_envelopes(span.headers, framed, self._limit)
 
     def add_first(self, span: EncodedSpan) -> None:
-        """Count in the first span, however large it is."""
+        """Add the first span, of any size."""
         self._try_add_with_envelopes(span.headers, _enveloped_size(len(span.payload)), sys.maxsize)
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:

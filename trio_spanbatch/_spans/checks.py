@@ -1,8 +1,8 @@
-"""What may stand in a span's fields, and how an `InvalidSpanError` says that something else was there.
+"""Checks of the values of a span's fields, and the messages of `InvalidSpanError`.
 
-The message names the field, as a path into the span, and the value, shortened: ``events[2].timestamp is -1: ...``.
+A message names the field, as a path into the span, and the shortened value: ``events[2].timestamp is -1: ...``.
 
-A ``RecursionError`` says nothing about a span if the caller's own stack was nearly full: see `pass_on`.
+A ``RecursionError`` is not the span's fault if the caller's stack was nearly full: see `pass_on`.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ TIME_END: Final = 1 << 64
 COUNT_END: Final = 1 << 32
 
 _SHOWN_LENGTH: Final = 120
-# The deepest value takes 140 frames of the encoder, and what it is made of needs a few of its own.
+# The deepest value takes 140 frames of the encoder, and its parts need a few more.
 _FRAMES: Final = 250
-# Python writes these out part by part, and a part that occurs twice twice.
+# The ``str`` of these contains the ``repr`` of each part, twice if a part occurs twice.
 _MAPPINGS: Final[tuple[Any, ...]] = (dict, MappingProxyType)
 _CONTAINERS: Final[tuple[Any, ...]] = (
     *(list, tuple, set, frozenset, deque, *_MAPPINGS),
     *(type({}.keys()), type({}.values()), type({}.items())),
 )
 _MAX_STR_SIZE: Final = 16 * 1024 * 1024
-# What a part counts for beside its text. Looking at a container takes long, and thousands of them are no name.
+# The characters that each part counts for besides its text, and each container: iterating over containers takes long.
 _PART_SIZE: Final = 16
 _CONTAINER_SIZE: Final = 1024
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -56,7 +56,7 @@ _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 class _ShortRepr(Repr):
     def repr1(self, x: Any, level: int) -> str:
-        # Before Python 3.12 it goes by the type's name alone, and sorts whatever is called "set" or "dict".
+        # Before Python 3.12, Repr dispatches by the type's name alone, and sorts any object whose type is named "set".
         ours = type(x).__module__ == "builtins"
         return super().repr1(x, level) if ours else self.repr_instance(x, level)
 
@@ -64,7 +64,7 @@ class _ShortRepr(Repr):
         try:
             text = repr(x)
         except Exception:
-            # Reprlib asks the object itself for its class then, which may fail or lie as well.
+            # Here reprlib would use the object's ``__class__``, which may fail or be wrong as well.
             text = object.__repr__(x)
         return text if len(text) <= self.maxother else f"{text[: self.maxother]}..."
 
@@ -84,35 +84,32 @@ def shown(value: object) -> str:
     try:
         text = _repr(value)
     except Exception:
-        # Such as an int of more digits than Python writes.
+        # For example an int with more digits than Python converts.
         text = object.__repr__(value)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
 
 
 def invalid(field: str, value: object, problem: str) -> InvalidSpanError:
-    """Return the error that says what is wrong with ``value`` in ``field``."""
+    """Return the error for an invalid ``value`` of ``field``."""
     return InvalidSpanError(f"{field} is {shown(value)}: {problem}")
 
 
 def failed(field: str, error: Exception) -> InvalidSpanError:
-    """Return the error for ``field``, where something raised that was not expected to.
-
-    Raise it from ``error``, which is then its cause.
-    """
+    """Return the error for a ``field`` whose reading raised ``error``. Raise it from ``error``."""
     return InvalidSpanError(f"{field} cannot be read: {shown(error)}")
 
 
 def within(path: str, error: InvalidSpanError) -> InvalidSpanError:
-    """Return ``error`` as seen from outside: its field is a part of ``path``."""
+    """Return ``error`` with ``path`` in front of its field."""
     outer = InvalidSpanError(f"{path}.{error}")
     outer.__cause__ = error.__cause__
     return outer
 
 
 def pass_on(error: Exception) -> None:
-    """Raise ``error`` again if it is a ``RecursionError`` that comes from the caller's deep stack, not from a value.
+    """Re-raise ``error`` if it is a ``RecursionError`` caused by the caller's deep stack rather than by a value.
 
-    With more room on the stack the same span would have been encoded. So neither it nor an attribute is to blame.
+    With more room on the stack the same span could have been encoded.
     """
     if isinstance(error, RecursionError) and not _has_room():
         raise error
@@ -130,13 +127,13 @@ def _reach(frames: int) -> bool:
 
 
 def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> int:
-    """Return ``value`` as a plain int if it is one from ``first`` to ``end - 1``.
+    """Return ``value`` as a plain int if it is an int from ``first`` to ``end - 1``.
 
     Raises:
-        InvalidSpanError: It is something else; a bool is no number here.
+        InvalidSpanError: It is not; a bool does not count as an int.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        # A subclass may compare as it likes.
+        # A subclass may override comparison.
         number = int.__int__(value)
         if first <= number < end:
             return number
@@ -144,10 +141,10 @@ def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> i
 
 
 def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
-    """Return ``value`` as a plain int if it is a whole number from 0 to ``end - 1``, by ``__index__`` too.
+    """Return ``value`` as a plain int if it is an int from 0 to ``end - 1``, or has such an ``__index__``.
 
     Raises:
-        InvalidSpanError: It is something else; a bool is not a number here, and a float is never rounded.
+        InvalidSpanError: It is not; a bool does not count as an int, and a float is never rounded.
     """
     problem = f"{meaning} is an int from 0 to {end - 1:#x}"
     try:
@@ -163,10 +160,9 @@ def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
 
 
 def text_of(value: Any) -> bytes:
-    """Return the text that ``value`` stands for, in UTF-8.
+    """Return ``value`` as text in UTF-8: its ``str`` if it is not a string, and ``b""`` for None.
 
-    A string stands for itself, None for no text, and anything else for its ``str``. If that raises, there is no text:
-    a span is not lost for the lack of a name.
+    If ``str`` raises, the text is empty: a span is not lost for the lack of a name.
     """
     if value is None:
         return b""
@@ -181,8 +177,8 @@ def str_of(value: Any) -> str:
     """Return ``str(value)``.
 
     Raises:
-        InvalidSpanError: It would fill memory: a list that holds the same list twice, which holds the same list twice,
-            and so on.
+        InvalidSpanError: It would exhaust memory, as that of a list that holds the same list twice, which holds the
+            same list twice, and so on.
     """
     parts, room = [value], _MAX_STR_SIZE
     while parts:
@@ -201,8 +197,8 @@ def str_of(value: Any) -> str:
 
 
 def utf8(text: str) -> bytes:
-    """Return ``text`` in UTF-8, with U+FFFD for each lone surrogate, which UTF-8 has no form for."""
-    # Called on the class, as a subclass may have an ``encode`` of its own.
+    """Return ``text`` in UTF-8, with U+FFFD for each lone surrogate, which UTF-8 cannot represent."""
+    # Called on the class, as a subclass may override ``encode``.
     try:
         return str.encode(text)
     except UnicodeEncodeError:

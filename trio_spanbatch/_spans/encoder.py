@@ -1,8 +1,8 @@
-"""Spans straight to protobuf's wire format, in plain Python.
+"""Encode spans in protobuf's wire format, in pure Python.
 
-Writing the format directly takes a fifth of the time of building protobuf messages and serializing them, and the
-time that a span takes is spent in the call that adds it. What comes out is as long as protobuf's own serialization:
-fields in ascending order, lengths in as few bytes as possible, fields that have their default left out.
+Writing the format directly takes a fifth of the time of building protobuf messages and serializing them, and a span is
+encoded in the call that adds it. The result is as long as protobuf's own serialization: fields in ascending order,
+lengths in as few bytes as possible, fields with default values left out.
 https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/trace/v1/trace.proto
 """
 
@@ -56,7 +56,7 @@ _LINK_ATTRIBUTES: Final = b"\x22"
 _LINK_DROPPED_ATTRIBUTES: Final = b"\x28"
 _STATUS_MESSAGE: Final = b"\x12"
 
-# Span.kind and Status.code by the names of the members, which are the same in everybody's enums.
+# Span.kind and Status.code by the names of the members, which are the same in all enums of kinds and codes.
 _KINDS: Final[Mapping[object, bytes]] = {
     "UNSPECIFIED": b"",
     "INTERNAL": b"\x30\x01",
@@ -70,8 +70,8 @@ _STATUS_CODES: Final[Mapping[object, bytes]] = {"UNSET": b"", "OK": b"\x18\x01",
 # Statuses without a description.
 _STATUSES: Final = {name: delimited(_STATUS, code) for name, code in _STATUS_CODES.items()}
 
-# What a span nearly always has of links, mostly of events, and as counts of what was dropped. CPython has one object of
-# each, so they are known by their identity, in a tenth of the time; any other object is looked at.
+# The usual links, events and dropped counts of spans. CPython has one object for each, so they are recognized by
+# identity, in a tenth of the time; other objects are examined.
 _NOTHING: Final[tuple[()]] = ()
 _ZERO: Final = 0
 
@@ -96,7 +96,7 @@ _REMOTE_PARENT: Final = {own: _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | _IS
 _LOCAL_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | own) for own in range(256)}
 _REMOTE_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE | own) for own in range(256)}
 
-# What is asked of a span, in the order in which it is asked.
+# The attributes that are read of a span, in that order.
 _FIELDS: Final = (
     "parent",
     "context",
@@ -117,13 +117,13 @@ _FIELDS: Final = (
 
 
 class SpanEncoder:
-    """Turns spans into the bytes that will be sent.
+    """Encodes spans.
 
-    It remembers keys of attributes, resources and scopes, within bounds, as the spans of a program share them. It
-    reads the attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and asks no span for its type.
+    It caches attribute keys, resources and scopes, within bounds, as the spans of a program share them. It reads the
+    attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and does not check the span's type.
 
     Args:
-        default_resource: The resource of spans that have none.
+        default_resource: The resource of spans without a resource.
     """
 
     __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_names")
@@ -136,14 +136,14 @@ class SpanEncoder:
         self._event_names = TextFields(_EVENT_NAME)
 
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
-        """Return ``span`` encoded. What is encoded already is returned as it is.
+        """Return ``span`` encoded. An `EncodedSpan` is returned unchanged.
 
-        An attribute that cannot be expressed is left out and counted in ``dropped_attributes_count``.
+        An attribute that OTLP cannot express is left out and counted in ``dropped_attributes_count``.
 
         Raises:
-            InvalidSpanError: A field has a value that OTLP cannot express, or the span has not ended. The message
-                names the field and the value. An object that is no span at all is refused in the same way.
-            RecursionError: The caller's stack is nearly full. It says nothing about the span.
+            InvalidSpanError: A field has a value that OTLP cannot express, the span has not ended, or the object is
+                not a span. The message names the field and the value.
+            RecursionError: The caller's stack is nearly full. The span may be valid.
         """
         try:
             return span if type(span) is EncodedSpan else self._encode(span)
@@ -227,9 +227,9 @@ class SpanEncoder:
 
 
 def _first_id(link: Any) -> int:
-    """Return the smallest number that an id may be: 0 for a link that says something, else 1.
+    """Return the smallest valid id: 0 for a link with attributes or a trace state, else 1.
 
-    Such a link is recorded though it leads nowhere: https://opentelemetry.io/docs/specs/otel/trace/api/#add-link
+    Such a link is recorded even if its ids are invalid: https://opentelemetry.io/docs/specs/otel/trace/api/#add-link
     """
     if link is None:
         return 1
@@ -237,15 +237,15 @@ def _first_id(link: Any) -> int:
         return 0 if link.attributes or link.dropped_attributes or link.context.trace_state else 1
     except Exception as error:
         pass_on(error)
-        return 0  # something that cannot be read
+        return 0  # it has something, though it cannot be read
 
 
 def _context(context: Any, link: Any = None) -> list[bytes]:
     """Return trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link.
 
     Args:
-        context: The ids, and more.
-        link: The link that they are of, if they are.
+        context: The span context.
+        link: The link that has this context; None if it is that of a span.
     """
     if context is None:
         raise InvalidSpanError("context is None: it holds the ids, which every span and link has")
@@ -256,11 +256,11 @@ def _context(context: Any, link: Any = None) -> list[bytes]:
         span_id = checked_int(span_id, _first_id(link), SPAN_ID_END, "context.span_id", "a span id")
     fields = [_TRACE_ID, trace_id.to_bytes(16), _SPAN_ID, span_id.to_bytes(8)]
     try:
-        # OpenTelemetry's has a ``__len__`` written in Python, which takes four times as long to ask.
+        # The ``__len__`` of OpenTelemetry's TraceState is written in Python, and takes four times as long.
         if getattr(trace_state, "_dict", True) and trace_state:
             fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state)))
     except Exception as error:
-        # As with the text of a name.
+        # Left out, as a name whose ``str`` raises.
         pass_on(error)
     return fields
 
@@ -282,7 +282,7 @@ def _kind(kind: Any) -> bytes:
     # ``name`` is a property written in Python, and ten times as slow.
     field = _KINDS.get(getattr(kind, "_name_", None))
     if field is None:
-        raise invalid("kind", kind, "it has to be a SpanKind")
+        raise invalid("kind", kind, "it must be a SpanKind")
     return field
 
 
@@ -306,17 +306,17 @@ def _status(status: Any) -> bytes:
     try:
         code, description = status.status_code, status.description
     except AttributeError:
-        raise invalid("status", status, "it has to be a Status") from None
+        raise invalid("status", status, "it must be a Status") from None
     name = getattr(code, "_name_", None)
     if name not in _STATUS_CODES:
-        raise invalid("status.status_code", code, "it has to be a StatusCode")
+        raise invalid("status.status_code", code, "it must be a StatusCode")
     if description is None:
         return _STATUSES[name]
     return delimited(_STATUS, text_field(_STATUS_MESSAGE, description) + _STATUS_CODES[name])
 
 
 def _link_flags(flags: Any, context: Any) -> bytes:
-    """Return the flags given, or else the trace flags of the linked span and whether it is remote."""
+    """Return the field of the given flags, or of the linked span's trace flags and whether it is remote."""
     if flags is None:
         return (_REMOTE_LINK if context.is_remote else _LOCAL_LINK)[_trace_flags(context)]
     flags = checked_number(flags, COUNT_END, "flags", "a set of flags")
@@ -324,7 +324,7 @@ def _link_flags(flags: Any, context: Any) -> bytes:
 
 
 def _trace_flags(context: Any) -> int:
-    """Return the W3C trace flags of a context, 8 bits; 0 if they are not a number: no span is lost for its flags."""
+    """Return the W3C trace flags of a context, 8 bits; 0 if not an integer, as no span is lost for its flags."""
     try:
         return max(operator.index(context.trace_flags), 0) & _TRACE_FLAGS_MASK
     except Exception as error:
@@ -333,12 +333,12 @@ def _trace_flags(context: Any) -> int:
 
 
 def _failed_span(span: object, error: Exception) -> InvalidSpanError:
-    """Return the error for a span of which something raised, with the name of the field if it can be found."""
+    """Return the error for a span that raised ``error``, with the name of the field if it can be found."""
     for field in _FIELDS:
         try:
             getattr(span, field)
         except AttributeError:
-            return InvalidSpanError(f"{shown(span)} is no span: it has no attribute {field!r}")
+            return InvalidSpanError(f"{shown(span)} is not a span: it has no attribute {field!r}")
         except Exception:
             return failed(field, error)
     return failed("the span", error)

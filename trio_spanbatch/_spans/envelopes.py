@@ -1,17 +1,17 @@
-"""What spans share: the bytes that stand for their resource and their scope.
+"""Encode the resources and scopes that spans share.
 
-A process has one resource and a few dozen scopes, and every span refers to one of each. So a header is made once
-for an object and found again by the object's identity, and so are the `SpanHeaders` of a resource and a scope. They are
-also kept by content, so that equal resources, made for each span anew, have the same headers: batches are then put
-together by identity, and memory holds one.
+A process has one resource and a few dozen scopes, and every span refers to one of each. So their headers are encoded
+once and cached by the object's identity, and so are the `SpanHeaders` of a resource and a scope. They are also cached
+by content, so that equal resources, created anew for each span, have the same headers: batches are then grouped by
+identity, and memory holds one copy.
 
-What is remembered is bounded, by its bytes too: a program may make a resource for each span, and each may be large.
-What would be too much is forgotten at once, objects and contents each by themselves, so that objects that are all new
-and all the same have the same headers still.
+The caches are bounded, in bytes too: a program may create a resource for each span, and each may be large. When the
+bound is reached, a cache is cleared at once. That by identity and that by content are cleared separately, so that new
+but equal objects keep the same headers.
 
-Spans are encoded in several threads at once (the bridge to OpenTelemetry does), with no lock: what is remembered is
-read and written in single steps, and whatever one thread forgets between two steps of another is only made again. So
-the count of the bytes may be off for a while; the count of the entries never is.
+Several threads may encode spans at once (in the bridge to OpenTelemetry), without a lock: caches are read and written
+in atomic steps, and entries that one thread clears between two steps of another are made again. So the count of the
+bytes may be wrong for a while; the count of the entries never is.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .wire import count_field, delimited, text_field
 __all__ = ["HeaderEncoder"]
 
 _MAX_REMEMBERED: Final = 1024  # in each table
-# Bytes of headers: of those remembered by content, and again of those remembered by object. An object is about as large
-# as its header. What alone has more than that is not remembered.
+# Bytes of headers in the caches by content, and again in those by object: an object is about as large as its header. A
+# header that is larger than this is not cached.
 _MAX_REMEMBERED_SIZE: Final = 2 * 1024 * 1024
 
 _ByObject: TypeAlias = dict[int, tuple[object, bytes]]
 
-# Types of values that nobody can change afterwards, beside tuples and read-only mappings of them.
+# Immutable types of values, besides tuples and read-only mappings of them.
 _CONSTANTS: Final = frozenset((str, bool, int, float, bytes, type(None)))
 
 # Field 1 of ResourceSpans (resource) and of ScopeSpans (scope), field 3 of both (schema_url).
@@ -57,13 +57,13 @@ _SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
 
 
 class HeaderEncoder:
-    """Encodes resources and scopes, and remembers the last ones used."""
+    """Encodes resources and scopes, and caches the results."""
 
     __slots__ = ("_attributes", "_contents", "_headers", "_interned", "_objects", "_pairs", "_resources", "_scopes")
 
     def __init__(self, attributes: AttributeEncoder) -> None:
         self._attributes = attributes
-        # By the identities of objects, which are kept too, so that these stay theirs.
+        # By identity. The objects are kept too, so that their ids are not reused.
         self._resources: _ByObject = {}
         self._scopes: _ByObject = {}
         self._pairs: dict[tuple[int, int], tuple[SpanHeaders, object, object]] = {}
@@ -77,7 +77,7 @@ class HeaderEncoder:
         """Return the headers of spans with this resource and this scope; each may be None.
 
         Raises:
-            InvalidSpanError: One of them is not what it has to be, or its attributes cannot be encoded.
+            InvalidSpanError: One of them has the wrong type, or its attributes cannot be encoded.
         """
         pair = self._pairs.get((id(resource), id(scope)))
         return self._other_headers(resource, scope) if pair is None else pair[0]
@@ -96,7 +96,7 @@ class HeaderEncoder:
         return headers
 
     def _resource_header(self, resource: Any) -> bytes:
-        """Return the fields of ResourceSpans besides its spans; nothing for None."""
+        """Return the fields of ResourceSpans besides its spans; ``b""`` for None."""
         if resource is None:
             return b""
         known = self._resources.get(id(resource))
@@ -114,7 +114,7 @@ class HeaderEncoder:
         return header
 
     def _scope_header(self, scope: Any) -> bytes:
-        """Return the fields of ScopeSpans besides its spans; nothing for None."""
+        """Return the fields of ScopeSpans besides its spans; ``b""`` for None."""
         if scope is None:
             return b""
         known = self._scopes.get(id(scope))
@@ -135,7 +135,7 @@ class HeaderEncoder:
         fields: list[bytes] = []
         lost = self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
         fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes", lost))
-        # OpenTelemetry's resources have none.
+        # OpenTelemetry's resources have no entity references.
         fields += map(_entity_ref, getattr(resource, "entity_refs", None) or ())
         return _header(fields, resource.schema_url)
 
@@ -162,7 +162,7 @@ class HeaderEncoder:
 
 
 class _Room:
-    """The room that some tables have together. What they hold is forgotten when it would be too much."""
+    """The common bound of several tables, which are cleared when it is reached."""
 
     __slots__ = ("_size", "_tables")
 
@@ -171,7 +171,7 @@ class _Room:
         self._size = 0
 
     def make(self, size: int = 0) -> bool:
-        """Make room for an entry that adds ``size`` bytes; return False if it is too large to be remembered."""
+        """Make room for an entry of ``size`` bytes. Return False if it is too large to be cached."""
         if size > _MAX_REMEMBERED_SIZE:
             return False
         if self._size + size > _MAX_REMEMBERED_SIZE or max(map(len, self._tables)) >= _MAX_REMEMBERED:
@@ -187,10 +187,10 @@ def _holds(table: _ByObject, owner: object) -> bool:
 
 
 def _cannot_change(attributes: Any) -> bool:
-    """Return whether attributes will always be what they are now, as far as that can be told."""
+    """Return whether attributes are immutable, as far as can be determined."""
     if attributes is None:
         return True
-    # The second is OpenTelemetry's mapping of attributes, which is mutable or not, one by one.
+    # OpenTelemetry's mapping of attributes has ``_immutable``.
     read_only = type(attributes) is MappingProxyType or getattr(attributes, "_immutable", None) is True
     return read_only and all(map(_is_constant, attributes.values()))
 
@@ -203,7 +203,7 @@ def _is_constant(value: Any) -> bool:
 
 def _entity_ref(entity: Any) -> bytes:
     fields = [text_field(_ENTITY_SCHEMA_URL, entity.schema_url), text_field(_ENTITY_TYPE, entity.type)]
-    # Unlike a field of its own, an item of a repeated field is there even if it is empty.
+    # Unlike a singular field, an item of a repeated field is sent even if it is empty.
     fields += [delimited(_ENTITY_ID_KEYS, text_of(key)) for key in entity.id_keys]
     fields += [delimited(_ENTITY_DESCRIPTION_KEYS, text_of(key)) for key in entity.description_keys]
     return delimited(_RESOURCE_ENTITY_REFS, b"".join(fields))
@@ -214,5 +214,5 @@ def _header(fields: list[bytes], schema_url: Any) -> bytes:
 
 
 def _dropped(tag: bytes, owner: object, field: str, lost: int) -> bytes:
-    # OpenTelemetry's resources and scopes do not say how many.
+    # OpenTelemetry's resources and scopes have no such count.
     return count_field(tag, getattr(owner, "dropped_attributes", 0), field, lost)

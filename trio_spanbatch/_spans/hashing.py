@@ -1,8 +1,8 @@
-"""Hashes of frozen records that hold what cannot be hashed: mappings, lists, whatever a program puts into attributes.
+"""Hashes of frozen records with unhashable values, such as mappings and lists in attributes.
 
-Two records that are equal must have the same hash, and attributes are equal to others that look otherwise: ``1`` to
-``1.0``, bytes to a bytearray, a frozenset to a set, in any order. So only what is safe counts: keys, and those values
-that can be hashed and equal nothing that cannot.
+Equal records must have equal hashes, and values of different types may be equal: ``1`` and ``1.0``, bytes and a
+bytearray, a frozenset and a set. So a hash is made of keys, and of values that are hashable and never equal to an
+unhashable value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["hash_of_record"]
 
 
 def hash_of_record(record: Any) -> int:
-    """Return a hash of an attrs record that is consistent with its equality. It serves as ``__hash__``."""
+    """Return a hash of an attrs record that is consistent with its equality. Records use it as ``__hash__``."""
     return hash(
         (type(record), *(_hash_of(getattr(record, field.name)) for field in record.__attrs_attrs__ if field.eq))
     )
@@ -34,7 +34,7 @@ def _hash_of(value: Any) -> int:
 
 
 def _hash_of_item(value: Any) -> int:
-    # Containers hold more of the same, and text is the one sequence that equals nothing that cannot be hashed.
+    # Containers may hold unhashable values, and text is the only sequence that never equals an unhashable value.
     if isinstance(value, Mapping | AbstractSet):
         return 0
     if isinstance(value, Sequence) and not isinstance(value, str | UserString):

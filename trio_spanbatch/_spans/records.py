@@ -1,13 +1,12 @@
 """Spans and their parts as plain records.
 
-They have the attribute names of OpenTelemetry Python's ``ReadableSpan`` and its parts, so that one encoder serves
-both, and nobody needs OpenTelemetry's SDK to make a span. Three fields are ours, for what OTLP can say and
-``ReadableSpan`` cannot: `SpanKind.UNSPECIFIED`, ``flags`` and the ``dropped_attributes`` of a resource or scope. So
-are the ``entity_refs`` of a resource.
+They have the attribute names of OpenTelemetry Python's ``ReadableSpan`` and its parts, so that one encoder works for
+both, and making a span does not need OpenTelemetry's SDK. Four things of OTLP that ``ReadableSpan`` lacks are added:
+`SpanKind.UNSPECIFIED`, ``flags``, the ``dropped_attributes`` of a resource or scope, and the ``entity_refs`` of a
+resource.
 
-A record holds what it is given. Mappings are copied and become read-only, sequences become tuples; whether the
-values make a valid span is found out when the span is encoded, once. Records can be hashed, whatever they hold, and
-copied and pickled if that can be.
+Mappings are copied and become read-only, sequences become tuples; values are validated once, when the span is encoded.
+Records can be hashed with any values, and copied and pickled if their values can be.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = [
 
 
 class SpanKind(Enum):
-    """How a span relates to its parent and its children. The values are OpenTelemetry Python's, OTLP's less one."""
+    """How a span relates to its parent and children. The values are OpenTelemetry Python's: OTLP's minus one."""
 
     UNSPECIFIED = -1
     INTERNAL = 0
@@ -48,7 +47,7 @@ class SpanKind(Enum):
 
 
 class StatusCode(Enum):
-    """Whether an operation ended well."""
+    """Whether an operation succeeded."""
 
     UNSET = 0
     OK = 1
@@ -58,8 +57,8 @@ class StatusCode(Enum):
 def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if mapping is None:
         return MappingProxyType({})
-    # What is no mapping is kept as it is: the encoder says what is wrong with it. So is one that raises: the encoder
-    # takes what can be read of it.
+    # Anything but a mapping is kept unchanged: the encoder reports it. So is a mapping that raises: the encoder reads
+    # the items that can be read.
     try:
         return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
     except Exception:
@@ -79,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 def _reduced(record: Any) -> tuple[Any, ...]:
-    """Serve as ``__reduce__`` of a record: Python copies and pickles no read-only mappings, so they are made again."""
+    """Implement ``__reduce__`` of records: Python cannot copy or pickle read-only mappings, so they are recreated."""
     fields = {field.name: _plain(getattr(record, field.name)) for field in record.__attrs_attrs__}
     return _made_again, (type(record), fields)
 
@@ -93,8 +92,8 @@ class Status:
     """How an operation ended.
 
     Attributes:
-        status_code: Whether it ended well.
-        description: What went wrong, for people.
+        status_code: Whether it succeeded.
+        description: The error, for human readers.
     """
 
     status_code: StatusCode = StatusCode.UNSET
@@ -106,12 +105,12 @@ class Status:
 
 @attrs.frozen
 class SpanContext:
-    """What identifies a span, and what travels with it between processes.
+    """The identity of a span, and the data that is propagated with it between processes.
 
     Attributes:
         trace_id: 1 to 2**128 - 1.
         span_id: 1 to 2**64 - 1.
-        is_remote: Whether the span is another process's. It matters for a parent and for a linked span.
+        is_remote: Whether the span belongs to another process. It matters for a parent and for a linked span.
         trace_flags: The W3C trace flags, 8 bits.
         trace_state: The W3C trace state: the header's text, or its entries as a mapping.
     """
@@ -128,11 +127,11 @@ class SpanContext:
 
 @attrs.frozen
 class SpanEvent:
-    """Something that happened at one moment of a span.
+    """An event during a span.
 
     Attributes:
-        name: What happened.
-        timestamp: When, in nanoseconds since the Unix epoch.
+        name: The name of the event.
+        timestamp: Its time in nanoseconds since the Unix epoch.
         attributes: Details, see `Span.attributes`.
         dropped_attributes: How many attributes were left out.
     """
@@ -154,7 +153,7 @@ class SpanLink:
         context: The other span.
         attributes: Details, see `Span.attributes`.
         dropped_attributes: How many attributes were left out.
-        flags: OTLP's flags, 32 bits, just as they shall be sent; None: made of ``context``.
+        flags: OTLP's flags, 32 bits, sent unchanged. None: derived from ``context``.
     """
 
     context: SpanContext
@@ -176,12 +175,12 @@ def _entity_refs(refs: Iterable[EntityRef]) -> tuple[EntityRef, ...]:
 
 @attrs.frozen
 class EntityRef:
-    """Names the attributes of a resource that identify and describe one thing: a service, a host (in development).
+    """Names the attributes of a resource that identify and describe an entity: a service, a host (in development).
 
     https://opentelemetry.io/docs/specs/otel/entities/data-model/
 
     Attributes:
-        type: What kind of thing it is, such as ``"service"``.
+        type: The type of the entity, such as ``"service"``.
         id_keys: The keys of the attributes that identify it.
         description_keys: The keys of the attributes that describe it.
         schema_url: The schema that the type and the keys follow.
@@ -198,13 +197,13 @@ class EntityRef:
 
 @attrs.frozen
 class Resource:
-    """What produced spans: a service, a process, a host.
+    """The source of spans: a service, a process, a host.
 
     Attributes:
-        attributes: What is known about it, see `Span.attributes`.
-        schema_url: The schema that the names of the attributes follow.
+        attributes: Its attributes, see `Span.attributes`.
+        schema_url: The schema of the attribute names.
         dropped_attributes: How many attributes were left out.
-        entity_refs: Which of the attributes identify what.
+        entity_refs: The entities that the attributes identify.
     """
 
     attributes: Mapping[str, Any] = attrs.field(factory=dict, converter=_read_only)
@@ -218,13 +217,13 @@ class Resource:
 
 @attrs.frozen
 class InstrumentationScope:
-    """The piece of code that made spans, usually a library.
+    """The code that created spans, usually a library.
 
     Attributes:
         name: The library's name.
         version: Its version.
-        schema_url: The schema that the names of its spans' attributes follow.
-        attributes: More about it, see `Span.attributes`.
+        schema_url: The schema of its spans' attribute names.
+        attributes: Attributes of the scope, see `Span.attributes`.
         dropped_attributes: How many attributes were left out.
     """
 
@@ -256,26 +255,26 @@ class Span:
         Span("chat", SpanContext(trace_id, span_id), start_time=started, end_time=time.time_ns())
 
     Attributes:
-        name: What the operation is called. None is no name; what is not a string is sent as its ``str``. The same
-            goes for the other texts of a span.
+        name: The name of the operation. None is sent as an empty name; any other value that is not a string is sent
+            as its ``str``. The same holds for the other texts of a span.
         context: The span's ids.
         start_time: Nanoseconds since the Unix epoch.
         end_time: Nanoseconds since the Unix epoch. It may lie before ``start_time``: clocks step.
-        kind: Its part in a conversation between processes.
+        kind: Its role in communication between processes.
         parent: The context of the parent span, None for the root of a trace.
         attributes: Strings, bools, ints, floats, bytes, None, and sequences and mappings of those. An int beyond
-            64 bits is sent as decimal digits, a value of another type as its ``str``. One that cannot be expressed
+            64 bits is sent as decimal digits, a value of another type as its ``str``. A value that OTLP cannot express
             (it is nested too deep, contains itself, has more than 16 MiB, raises) is left out, and counted in
             ``dropped_attributes_count``.
-        events: What happened during the span.
-        links: Other spans it has to do with.
+        events: The events during the span.
+        links: Related spans.
         status: How it ended. None leaves the status out of the message.
-        resource: What produced it. None: the encoder's default resource, if it has one.
-        instrumentation_scope: What piece of code made it.
+        resource: The source of the span. None: the encoder's default resource, if it has one.
+        instrumentation_scope: The code that created it.
         dropped_attributes: How many attributes were left out.
         dropped_events: How many events were left out.
         dropped_links: How many links were left out.
-        flags: OTLP's flags, 32 bits, just as they shall be sent; None: made of ``context`` and ``parent``.
+        flags: OTLP's flags, 32 bits, sent unchanged. None: derived from ``context`` and ``parent``.
     """
 
     name: str
@@ -300,9 +299,9 @@ class Span:
 
 
 class SpanLike(Protocol):
-    """What can be added to a batcher: `Span`, OpenTelemetry's ``ReadableSpan``, and whatever has their attributes.
+    """The type of spans for a batcher: `Span`, OpenTelemetry's ``ReadableSpan``, and others with these attributes.
 
-    What the attributes are is documented in `Span`. They are checked when the span is encoded, by value.
+    The attributes are documented in `Span`. Their values are checked when the span is encoded.
     """
 
     @property

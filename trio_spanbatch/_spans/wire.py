@@ -1,9 +1,11 @@
-"""The few rules of protobuf's wire format that a request is built with.
+"""The parts of protobuf's wire format that requests need.
 
-A message is a run of fields. A field is a tag (its number and wire type, as a varint) and a value; a
-length-delimited value (a string, bytes, a message) is its length as a varint and then its bytes. Repeated
-fields are simply repeated, so the bytes of many spans, each encoded by itself, can be joined afterwards.
 https://protobuf.dev/programming-guides/encoding/
+
+A message is a sequence of fields. A field is a tag (``field number << 3 | wire type``, as a varint) and a value; the
+wire types are 0 (varint), 1 (64 bits), 2 (length-delimited) and 5 (32 bits). A length-delimited value (a string, bytes,
+a message) is its length as a varint and then its bytes. Repeated fields are simply repeated, so spans can be encoded
+one by one and joined afterwards. Text and counts that have proto3's default are omitted, as protobuf does.
 """
 
 from __future__ import annotations
@@ -23,46 +25,41 @@ __all__ = [
     "varint_size",
 ]
 
-# Fields that messages are made of, checked and with their tags.
-#
-# A tag is ``field number << 3 | wire type``; the wire types are 0 (varint), 1 (64 bits), 2 (length-delimited) and
-# 5 (32 bits). Text and counts that have proto3's default are left out, as protobuf does it.
-
-# Names are few and short; that there are more is data taken for names.
+# Most programs use few and short names. If there are more, data is used as names, and is not worth remembering.
 _MAX_REMEMBERED: Final = 1024
 _LONGEST_REMEMBERED: Final = 128
 
 
 def delimited(tag: bytes, content: bytes) -> bytes:
-    """Return a length-delimited field. ``tag`` may be empty, for a length and the content only."""
+    """Return a length-delimited field. If ``tag`` is empty, that is the length and the content only."""
     size = len(content)
     return tag + (VARINTS[size] if size < TABLE_SIZE else varint(size)) + content
 
 
 def text_field(tag: bytes, text: Any) -> bytes:
-    """Return a field of text (see `text_of`); nothing if it is empty."""
+    """Return a string field (see `text_of`); ``b""`` if the text is empty."""
     content = text_of(text)
     return delimited(tag, content) if content else b""
 
 
 def count_field(tag: bytes, count: Any, field: str, more: int = 0) -> bytes:
-    """Return a field of type uint32 with the sum of two counts, or with the largest number if that is too much for it.
+    """Return a uint32 field with the sum of two counts, at most 2**32 - 1; ``b""`` if the sum is 0.
 
     Args:
         tag: The field's tag.
-        count: What a span says. Nothing is returned if the sum is 0.
+        count: The count that a span has.
         field: The field's name, for messages.
-        more: What is added to it.
+        more: The count to add.
 
     Raises:
-        InvalidSpanError: ``count`` is not a whole number of 32 bits.
+        InvalidSpanError: ``count`` is not an unsigned integer of 32 bits.
     """
     total = checked_number(count, COUNT_END, field, "a count") + more
     return tag + varint(min(total, COUNT_END - 1)) if total else b""
 
 
 class TextFields:
-    """A field of text that has the same values again and again, such as a span's name: they are remembered.
+    """A string field whose values recur, such as a span's name, and are remembered.
 
     Args:
         tag: The field's tag.
@@ -75,7 +72,7 @@ class TextFields:
         self._known: dict[str, bytes] = {}
 
     def field(self, text: Any) -> bytes:
-        """Return the field with ``text`` (see `text_of`); nothing if it is empty."""
+        """Return the field with ``text`` (see `text_of`); ``b""`` if the text is empty."""
         known = self._known.get(text) if type(text) is str else None
         return self._made(text) if known is None else known
 
@@ -111,6 +108,6 @@ def varint_size(value: int) -> int:
     return (value.bit_length() + 6) // 7
 
 
-# Nearly all lengths are short, and looking one up takes a tenth of the time of making it.
+# Nearly all lengths are short, and looking one up takes a tenth of the time of encoding it.
 TABLE_SIZE: Final = 2048
 VARINTS: Final = tuple(map(varint, range(TABLE_SIZE)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import attrs
@@ -11,20 +10,13 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
+from .._http.body import BoundedBody
 from .._spans.wire import varint
 from ._answers import PROTOBUF, Answer
 
 __all__ = ["ReceivedRequest", "read_request", "refusal"]
 
 TRACES_PATH = "/v1/traces"
-
-# zlib's names for what it shall expect: +16 is gzip, -15 is deflate without the zlib header that RFC 9110 asks for
-# and that some clients leave out.
-_GZIP = 16 + zlib.MAX_WBITS
-_DEFLATE = zlib.MAX_WBITS
-_RAW_DEFLATE = -zlib.MAX_WBITS
-
-_PIECE = 64 * 1024
 
 # google.rpc.Code
 _INVALID_ARGUMENT = 3
@@ -147,38 +139,19 @@ def _check_envelope(method: str, target: str, headers: Sequence[tuple[str, str]]
 def _decompressed(encoding: str, body: bytes | None, max_bytes: int) -> bytes:
     if body is None:
         raise _Refused(_too_large(max_bytes))
-    match encoding.strip().lower():
-        case "" | "identity":
-            return body
-        case "gzip" | "x-gzip":
-            return _inflated(body, _GZIP, max_bytes)
-        case "deflate":
-            # The first byte of a zlib header has 8 in its lower half, and the first two are divisible by 31.
-            zlib_header = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-            return _inflated(body, _DEFLATE if zlib_header else _RAW_DEFLATE, max_bytes)
-        case _:
-            raise _Refused(refusal(415, f"the content encoding {encoding!r} is not gzip or deflate"))
-
-
-def _inflated(body: bytes, wbits: int, max_bytes: int) -> bytes:
-    """Decompress the one or more members of ``body``, in pieces, never to more than ``max_bytes``."""
-    content = bytearray()
-    member = zlib.decompressobj(wbits)
-    try:
-        for start in range(0, len(body), _PIECE):
-            piece = body[start : start + _PIECE]
-            while piece:
-                if member.eof:
-                    member = zlib.decompressobj(wbits)
-                content += member.decompress(piece, max_bytes + 1 - len(content))
-                if len(content) > max_bytes:
-                    raise _Refused(_too_large(max_bytes))
-                piece = member.unused_data
-    except zlib.error as error:
-        raise _Refused(refusal(400, f"the body cannot be decompressed: {error}")) from None
-    if not member.eof:
+    collected = BoundedBody(encoding, max_bytes)
+    if not collected.readable:
+        raise _Refused(refusal(415, f"the content encoding {encoding!r} is not gzip or deflate"))
+    collected.feed(body)
+    if collected.exceeded:
+        raise _Refused(_too_large(max_bytes))
+    content = collected.content
+    is_empty = not body and encoding.strip().lower() not in ("", "identity")
+    if content is None or collected.has_trailing_data:
+        raise _Refused(refusal(400, f"the body cannot be decompressed: it is not {encoding}"))
+    if collected.cut_off or is_empty:
         raise _Refused(refusal(400, "the body cannot be decompressed: it ends too early"))
-    return bytes(content)
+    return content
 
 
 def _too_large(max_bytes: int) -> Answer:

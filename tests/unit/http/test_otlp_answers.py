@@ -1,4 +1,4 @@
-"""What the body of a 2xx says, whatever its content type says about it."""
+"""Bodies of 2xx responses, with any content type."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def partial(rejected: int, message: str = "") -> bytes:
 
 
 def warning(body: bytes | None, kind: str | None = None, status: int = 200, **headers: str) -> str:
-    """Return the warning that a body is delivered with."""
+    """Return the warning of the delivery with this response."""
     result = interpret(body, kind, status, **headers)
     assert isinstance(result, Delivered)
     assert result.rejected == 0
@@ -68,7 +68,7 @@ def as_json(document: Any) -> bytes:
         b'{"error": "of another kind", "partialSuccess": {"rejectedSpans": 3, "errorMessage": "too old"}}',
     ],
 )
-def test_a_partial_success_is_read_whatever_the_content_type(body: bytes, kind: str | None) -> None:
+def test_a_partial_success_is_read_with_any_content_type(body: bytes, kind: str | None) -> None:
     expected = Delivered(0 if b"3" not in body and b"\x03" not in body else 3, "")
     result = interpret(body, kind)
     assert isinstance(result, Delivered)
@@ -130,13 +130,13 @@ def test_a_text_is_never_mistaken_for_rejected_spans(text: str, kind: str | None
     ],
 )
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/octet-stream"])
-def test_what_is_not_called_protobuf_is_read_as_such_only_if_every_field_is_known(
+def test_a_body_is_read_as_protobuf_without_its_content_type_only_if_every_field_is_known(
     body: bytes, kind: str | None
 ) -> None:
     assert interpret(body, kind) == Delivered()
 
 
-def test_what_is_called_protobuf_may_have_fields_that_are_not_known_yet() -> None:
+def test_protobuf_by_its_content_type_may_have_unknown_fields() -> None:
     assert interpret(partial(3, "too old") + b"\x10\x01", "application/x-protobuf") == Delivered(3, "too old")
 
 
@@ -223,7 +223,7 @@ FINE: list[Any] = [
 @pytest.mark.parametrize("document", FINE, ids=lambda document: str(document)[:60])
 @pytest.mark.parametrize("status", [200, 202, 207])
 @pytest.mark.parametrize("kind", ["application/json", "text/plain"])
-def test_json_that_says_no_error_is_no_warning(document: Any, kind: str, status: int) -> None:
+def test_json_without_an_error_is_not_a_warning(document: Any, kind: str, status: int) -> None:
     if isinstance(document, dict | list) or (kind == "application/json" and status != 207):
         assert interpret(as_json(document), kind, status) == Delivered()
 
@@ -239,9 +239,7 @@ DOCUMENTS = st.recursive(
 
 @fuzz(200)
 @given(DOCUMENTS, st.sampled_from([document for document, _ in ERRORS[:24]]), st.data())
-def test_an_error_is_found_wherever_it_stands_in_a_document_that_says_none(
-    document: Any, error: Any, data: st.DataObject
-) -> None:
+def test_an_error_is_found_anywhere_in_a_document(document: Any, error: Any, data: st.DataObject) -> None:
     assert warning(as_json(document), None) == ""
     holders = [document]
     for value in holders:
@@ -267,7 +265,7 @@ def test_a_protobuf_status_in_a_2xx_is_a_warning(kind: str | None, details: byte
     assert said == "the answer's body says an error: NOT_FOUND: no such table"
 
 
-def test_a_protobuf_status_without_a_message_is_named_and_one_that_is_ok_is_none() -> None:
+def test_a_protobuf_status_without_a_message_is_named_and_ok_is_not_an_error() -> None:
     assert warning(b"\x08\x05", "application/x-protobuf") == "the answer's body says an error: NOT_FOUND"
     assert warning(rpc_status(5, b"no \xff"), "application/x-protobuf").endswith("NOT_FOUND: no \ufffd")
     assert interpret(rpc_status(0, b"fine"), "application/x-protobuf") == Delivered()
@@ -283,7 +281,7 @@ def test_a_protobuf_status_without_a_message_is_named_and_one_that_is_ok_is_none
         (b"HTTP/1.1 503 busy", "HTTP/1.1 503 busy"),
         (b"404 Not Found\nno such table", "404 Not Found no such table"),
         (b"\xef\xbb\xbferror: no such table", "error: no such table"),
-        # It parses as protobuf, with fields that are not known.
+        # It parses as protobuf, with unknown fields.
         (b"error: and then thirty-two characters!!", "characters!!"),
     ],
 )  # fmt: skip
@@ -302,7 +300,7 @@ def test_a_text_that_begins_as_an_error_does_is_a_warning(body: bytes, words: st
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/octet-stream"])
-def test_any_other_text_is_no_warning(body: bytes, kind: str | None) -> None:
+def test_other_texts_are_not_warnings(body: bytes, kind: str | None) -> None:
     assert interpret(body, kind) == Delivered()
 
 
@@ -340,29 +338,29 @@ def test_xml_that_says_no_error_is_no_warning(body: bytes) -> None:
     assert interpret(body, "application/xml") == interpret(body, "application/xml", 207) == Delivered()
 
 
-def test_a_207_whose_text_cannot_be_understood_is_a_warning_and_one_without_a_body_is_none() -> None:
+def test_a_207_with_an_unknown_text_is_a_warning_and_a_207_without_a_body_is_not() -> None:
     assert warning(b"3 of 5 stored", "text/plain", 207) == "the answer is a 207 Multi-Status: 3 of 5 stored"
     assert interpret(b"", "text/plain", 207) == interpret(b" \r\n", None, 207) == Delivered()
 
 
-def test_a_verdict_of_grpc_in_the_headers_of_a_200_is_a_warning() -> None:
+def test_a_grpc_status_in_the_headers_of_a_200_is_a_warning() -> None:
     said = warning(b"", "application/grpc", grpc_status="12", grpc_message="no such method")
     assert said == "the answer says grpc-status 12: no such method"
     assert interpret(b"", "application/grpc", grpc_status="0") == Delivered()
     assert "grpc-status 12" in warning(b"{}", "application/json", grpc_status="12")
 
 
-# Bodies where there should be none, and pages.
+# Unexpected bodies, and web pages.
 
 
 @pytest.mark.parametrize("status", [204, 205])
 @pytest.mark.parametrize("kind", [None, "text/html", "application/json", "application/x-protobuf"])
-def test_a_204_or_205_without_a_body_is_a_delivery_whatever_its_type(status: int, kind: str | None) -> None:
+def test_a_204_or_205_without_a_body_is_a_delivery_with_any_content_type(status: int, kind: str | None) -> None:
     assert interpret(b"", kind, status) == Delivered()
 
 
 @pytest.mark.parametrize("status", [204, 205, 206])
-def test_a_body_where_there_should_be_none_or_a_part_is_read_all_the_same(status: int) -> None:
+def test_an_unexpected_or_partial_body_is_read_anyway(status: int) -> None:
     assert interpret(partial(3, "too old"), None, status) == Delivered(3, "too old")
     assert "no such table" in warning(b'{"error": "no such table"}', None, status)
     assert isinstance(interpret(b"<!DOCTYPE html><title>Sign in</title>", None, status), Refused)
@@ -372,14 +370,14 @@ def test_a_body_where_there_should_be_none_or_a_part_is_read_all_the_same(status
 @pytest.mark.parametrize(
     "body", [b"<!DOCTYPE html><title>Sign in</title>", b"<?xml version='1.0'?><html lang='en'>Sign in"]
 )
-def test_a_web_page_is_a_login_page_whatever_its_type_says(kind: str, body: bytes) -> None:
+def test_a_web_page_is_a_login_page_with_any_content_type(kind: str, body: bytes) -> None:
     result = interpret(body, kind)
     assert isinstance(result, Refused)
     assert "login page?" in result.reason
     assert "Sign in" in result.reason
 
 
-# Hostile ones.
+# Hostile bodies.
 
 
 @pytest.mark.parametrize(
@@ -402,11 +400,11 @@ def test_a_web_page_is_a_login_page_whatever_its_type_says(kind: str, body: byte
 )
 @pytest.mark.parametrize("kind", [None, "application/json", "application/xml", "application/x-protobuf"])
 def test_a_hostile_body_is_no_more_than_a_warning(body: bytes, kind: str | None) -> None:
-    # A regular expression that tried everything would not come to an end with these.
+    # A regular expression that backtracks would not end with these.
     warning(body, kind, 207)
 
 
-def test_secrets_that_an_answer_repeats_are_not_shown_not_even_a_part_of_one() -> None:
+def test_secrets_in_an_answer_are_not_shown_not_even_in_part() -> None:
     secret = "dapi-0123456789"
     bodies = [
         as_json({"error": f"bad {secret}"}), as_json({"error": {"x": f"bad {secret}"}}),

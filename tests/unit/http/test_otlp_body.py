@@ -51,7 +51,7 @@ def test_a_body_that_cannot_be_decompressed_is_not_readable(encoding: str, data:
 
 
 @pytest.mark.parametrize("encoding", ["br", "gzip", "gzip, gzip", "nonsense"])
-def test_no_body_at_all_is_readable_in_whatever_encoding(encoding: str) -> None:
+def test_an_empty_body_is_readable_in_any_encoding(encoding: str) -> None:
     body = BoundedBody(encoding, 1000)
     body.feed(b"")
     assert (body.content, body.cut_off) == (b"", False)
@@ -77,9 +77,7 @@ ENCODED = {
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 @pytest.mark.parametrize(("encoding", "data"), ENCODED.values(), ids=list(ENCODED))
-def test_a_compressed_body_is_read_to_its_end_in_whatever_pieces_it_comes(
-    encoding: str, data: bytes, size: int
-) -> None:
+def test_a_compressed_body_is_read_to_its_end_in_pieces_of_any_size(encoding: str, data: bytes, size: int) -> None:
     body = BoundedBody(encoding, 1000)
     for start in range(0, len(data), size):
         body.feed(data[start : start + size])
@@ -89,7 +87,7 @@ def test_a_compressed_body_is_read_to_its_end_in_whatever_pieces_it_comes(
 @pytest.mark.parametrize("wbits", [31, 15, -15])
 @pytest.mark.parametrize("size", [64 * 1024 - 1, 64 * 1024, 64 * 1024 + 100, 3 * 64 * 1024 + 257])
 def test_what_there_was_no_room_for_comes_with_the_next_piece(size: int, wbits: int) -> None:
-    # The last bytes of the data are taken in while there is more to come out than is taken out at once.
+    # The last input is consumed while more output is left than one piece.
     body = BoundedBody("gzip" if wbits == 31 else "deflate", size)
     body.feed(zlib.compress(bytes(size), 9, wbits))
     assert (body.content, body.exceeded, body.cut_off) == (bytes(size), False, False)

@@ -1,4 +1,4 @@
-"""Connections that are used again, and what a server may have left on them; how much is read at once."""
+"""Reuse of connections, surplus data on them, and how much is read at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trio_spanbatch._http import attempt as connection
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 3\r\n\r\nbad"
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
-# Answers with more in them than the answer.
+# Responses with surplus data.
 SURPLUS = {
     "the same response twice": [OK, OK],
     "another response": [OK, UNAUTHORIZED],
@@ -49,7 +49,7 @@ def tls() -> Tls:
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("pieces", SURPLUS.values(), ids=list(SURPLUS))
-async def test_what_comes_after_a_response_is_never_the_answer_to_the_next_request(
+async def test_data_after_a_response_is_never_the_response_to_the_next_request(
     pieces: list[bytes], network: str, tls: Tls
 ) -> None:
     tcp, with_tls, package = NETWORKS[network]
@@ -57,7 +57,7 @@ async def test_what_comes_after_a_response_is_never_the_answer_to_the_next_reque
     with nothing_leaks():
         async with wire_server([pieces], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
             assert await exporter.export(batch_of()) == Delivered(status_code=status)
-            # At once: nothing of it waits for the garbage collector, or for the next request.
+            # At once: not by the garbage collector, nor with the next request.
             await server.wait_closed(0)
             assert await exporter.export(batch_of()) == Delivered(status_code=200)
             assert await exporter.export(batch_of()) == Delivered(status_code=200)
@@ -66,9 +66,7 @@ async def test_what_comes_after_a_response_is_never_the_answer_to_the_next_reque
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("late", [OK, TIMEOUT, b"HTTP/1.1 103 Early Hints\r\n\r\n", b"H"])
-async def test_what_comes_between_two_requests_is_not_the_answer_to_the_second(
-    late: bytes, network: str, tls: Tls
-) -> None:
+async def test_data_between_two_requests_is_not_the_response_to_the_second(late: bytes, network: str, tls: Tls) -> None:
     tcp, with_tls, package = NETWORKS[network]
     with nothing_leaks():
         async with wire_server([], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
@@ -79,7 +77,7 @@ async def test_what_comes_between_two_requests_is_not_the_answer_to_the_second(
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-async def test_a_connection_with_nothing_left_on_it_is_used_again(network: str, tls: Tls) -> None:
+async def test_a_connection_without_surplus_data_is_reused(network: str, tls: Tls) -> None:
     tcp, with_tls, package = NETWORKS[network]
     answers = [[OK], [CHUNKED, chunk(b"")], [UNAUTHORIZED], [b"HTTP/1.1 204 No Content\r\n\r\n"]]
     async with wire_server(answers, tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
@@ -114,7 +112,7 @@ async def test_a_request_that_waits_for_a_connection_does_not_get_the_one_with_a
         assert server.requests == [1, 2]
 
 
-async def test_connections_are_not_used_again_where_httpcore_does_not_tell_what_is_left_on_them(
+async def test_connections_are_not_reused_if_surplus_data_cannot_be_detected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "_WAY_TO_H11", ("_elsewhere",))
@@ -126,7 +124,7 @@ async def test_connections_are_not_used_again_where_httpcore_does_not_tell_what_
 
 
 class BrokenStream:
-    """A connection with TLS that breaks when something is read from it."""
+    """A connection with TLS that breaks when it is read."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -140,7 +138,7 @@ class BrokenStream:
 
 
 @pytest.mark.parametrize("error", [httpcore.ReadError(), httpcore2.ReadError()], ids=["httpcore", "httpcore2"])
-async def test_a_connection_that_breaks_after_its_response_is_not_used_again(
+async def test_a_connection_that_breaks_after_its_response_is_not_reused(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = BrokenStream(error)
@@ -150,7 +148,7 @@ async def test_a_connection_that_breaks_after_its_response_is_not_used_again(
     assert stream.get_extra_info("is_readable") is True
 
 
-# Tens of thousands of chunks or responses fit into what httpcore would read at once.
+# Tens of thousands of chunks or responses fit into one read of httpcore.
 STORMS = {
     "chunks of one byte": [CHUNKED, chunk(b"x") * 10_000, b"0\r\n\r\n"],
     "interim responses": [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2_000, OK],

@@ -1,4 +1,4 @@
-"""What the exporter sends, and what it makes of answers: against the real receiver over TCP."""
+"""The exporter's requests, and its results for responses: with the real receiver over TCP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trio_spanbatch._http.client import KEEPALIVE_EXPIRY
 from trio_spanbatch._version import __version__
 from trio_spanbatch.testing import Answer, Hang, OTLPReceiver, partial_success
 
-# What is sent.
+# Requests.
 
 
 async def test_a_batch_arrives_with_the_headers_that_the_specification_asks_for() -> None:
@@ -38,7 +38,7 @@ async def test_a_batch_arrives_with_the_headers_that_the_specification_asks_for(
         assert [span.name for span in receiver.stored["tenant 7"]] == ["step"] * 3
 
 
-async def test_the_exporter_is_what_a_batcher_asks_for() -> None:
+async def test_the_exporter_is_a_span_exporter() -> None:
     exporter: SpanExporter = OTLPExporter(ENDPOINT)
     assert isinstance(exporter, LocationChecker)
     await exporter.aclose()
@@ -107,7 +107,7 @@ async def test_a_request_that_is_too_large_is_not_sent_and_may_be_split() -> Non
 async def test_the_limit_of_a_request_is_64_mib_before_compression_by_default() -> None:
     limit = 64 * 1024 * 1024
     async with OTLPReceiver() as receiver:
-        # What is sent is small, whatever size the batch says that it has.
+        # The request is small, though the batch reports a large size.
         just, over = (SpanBatch("x", (encoded_span(),), size=size) for size in (limit, limit + 1))
         assert await export_once(receiver, just, compression="gzip") == Delivered()
         result = await export_once(receiver, over, compression="gzip")
@@ -175,7 +175,7 @@ async def test_a_client_of_the_exporters_own_never_queues_for_a_connection() -> 
         await exporter.aclose()
 
 
-# What comes back.
+# Responses.
 
 
 async def test_a_partial_success_is_a_delivery_with_rejected_spans() -> None:

@@ -18,7 +18,7 @@ from trio_spanbatch import Delivered, OTLPExporter, Refused, TryLater
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Reset
 
 
-async def test_a_server_that_is_not_there_is_tried_later_and_not_ambiguous() -> None:
+async def test_an_unreachable_server_is_retried_and_not_ambiguous() -> None:
     async with OTLPReceiver() as receiver:
         url = receiver.url
     exporter = OTLPExporter(url)
@@ -65,7 +65,7 @@ async def test_a_connection_that_breaks_after_the_request_began_is_ambiguous(whe
         assert f"the exchange with 127.0.0.1:{receiver.port} broke" in result.reason
 
 
-async def test_a_server_that_closes_without_a_word_is_ambiguous() -> None:
+async def test_a_server_that_closes_without_a_response_is_ambiguous() -> None:
     async with OTLPReceiver(answers=[Drip([])]) as receiver:
         result = await export_once(receiver)
         assert isinstance(result, TryLater)
@@ -73,7 +73,7 @@ async def test_a_server_that_closes_without_a_word_is_ambiguous() -> None:
         assert "Server disconnected" in result.reason
 
 
-async def test_a_delivery_whose_answer_breaks_off_is_ambiguous() -> None:
+async def test_a_delivery_whose_response_breaks_off_is_ambiguous() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 100\r\n\r\nxx"
     async with OTLPReceiver(answers=[Drip([head])]) as receiver:
         result = await export_once(receiver)
@@ -81,13 +81,13 @@ async def test_a_delivery_whose_answer_breaks_off_is_ambiguous() -> None:
         assert result.ambiguous
 
 
-async def test_a_failure_whose_answer_breaks_off_is_what_its_status_says() -> None:
+async def test_a_failure_whose_response_breaks_off_counts_by_its_status() -> None:
     head = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 100\r\n\r\nno such table"
     async with OTLPReceiver(answers=[Drip([head])]) as receiver:
         assert await export_once(receiver) == Refused("400 Bad Request: no such table", 400, isolate=True)
 
 
-async def test_something_that_is_no_http_is_tried_later() -> None:
+async def test_a_response_that_is_not_http_is_retried() -> None:
     async with OTLPReceiver(answers=[Drip([b"SSH-2.0-OpenSSH_9.6\r\n\r\n"])]) as receiver:
         result = await export_once(receiver)
         assert isinstance(result, TryLater)
@@ -130,7 +130,7 @@ async def test_the_timeout_is_for_the_whole_attempt_not_for_its_steps(autojump_c
         await exporter.aclose()
 
 
-async def test_a_failure_that_drips_is_what_its_status_says_when_time_is_up(
+async def test_a_failure_that_arrives_too_slowly_counts_by_its_status(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     head = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 9\r\ncontent-length: 1000\r\n\r\nbusy"
@@ -149,7 +149,7 @@ async def test_without_a_timeout_an_attempt_takes_as_long_as_it_takes(autojump_c
         await exporter.aclose()
 
 
-async def test_a_transport_that_tells_nothing_leaves_a_timeout_ambiguous(
+async def test_a_timeout_is_ambiguous_with_a_transport_without_a_trace(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def hang(_request: httpx.Request) -> httpx.Response:
@@ -186,7 +186,7 @@ async def test_each_exception_of_httpx_is_a_result(error: Exception, result: obj
     await exporter.aclose()
 
 
-async def test_another_exception_is_a_bug_and_leaves_as_it_is() -> None:
+async def test_other_exceptions_are_bugs_and_propagate() -> None:
     def fail(_request: httpx.Request) -> httpx.Response:
         raise ZeroDivisionError
 
@@ -208,7 +208,7 @@ class FailingBody(httpx.AsyncByteStream):
         self.closed = True
 
 
-async def test_a_response_is_closed_whatever_happens_while_it_is_read() -> None:
+async def test_a_response_is_closed_even_if_reading_it_fails() -> None:
     body = FailingBody()
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=body))
     exporter = OTLPExporter(ENDPOINT, transport=transport)

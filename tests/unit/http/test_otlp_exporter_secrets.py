@@ -1,4 +1,4 @@
-"""Credentials that are made for each attempt, and secrets that are shown nowhere."""
+"""Credentials that are made for each attempt, and secrets, which are never shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trio_spanbatch import Delivered, OTLPExporter, Refused, TryLater
 from trio_spanbatch._http.auth import Auth, AuthError
 from trio_spanbatch.testing import Answer, OTLPReceiver, Outcome, ReceivedRequest, Reset
 
-# Credentials that are made.
+# Credentials for each attempt.
 
 
 def bearer_for(location: str) -> Mapping[str, str]:
@@ -71,7 +71,7 @@ async def test_after_a_401_credentials_are_fetched_once_more_and_the_request_rep
         assert len(receiver.requests) == 2
 
 
-async def test_a_401_after_which_there_are_no_credentials_is_tried_later() -> None:
+async def test_a_401_is_retried_if_there_are_no_new_credentials() -> None:
     class Expired(CachedToken):
         async def headers(self, location: str) -> Mapping[str, str]:
             if self.invalidated:
@@ -83,7 +83,7 @@ async def test_a_401_after_which_there_are_no_credentials_is_tried_later() -> No
         assert result == TryLater("no credentials: the token endpoint answered 503")
 
 
-async def test_a_401_after_which_no_credentials_come_in_time_is_tried_later(
+async def test_a_401_is_retried_if_new_credentials_time_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Stuck(CachedToken):
@@ -131,7 +131,7 @@ async def test_without_credentials_nothing_is_sent(error: Exception, result: obj
         assert receiver.requests == []
 
 
-async def test_another_exception_of_auth_is_a_bug_and_leaves_as_it_is() -> None:
+async def test_other_exceptions_of_auth_are_bugs_and_propagate() -> None:
     def auth(_location: str) -> Mapping[str, str]:
         raise ZeroDivisionError
 
@@ -224,7 +224,7 @@ async def test_a_server_that_echoes_a_token_in_its_headers_does_not_get_it_into_
     assert SECRET not in caplog.text
 
 
-def test_the_log_filter_leaves_other_peoples_records_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_filter_leaves_other_records_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     OTLPExporter(ENDPOINT, headers={"Authorization": f"Bearer {SECRET}"})
     logging.getLogger("httpx").info("somebody else's %s", SECRET)

@@ -1,4 +1,4 @@
-"""What is checked when an exporter is made, whose client it uses, and its end."""
+"""The arguments of the exporter, the client that it uses, and closing it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.exporters import ENDPOINT, SECRET, batch_of, export_once, no_
 from trio_spanbatch import Delivered, InvalidLocationError, OTLPExporter, SpanBatcher, TryLater
 from trio_spanbatch.testing import Answer, OTLPReceiver
 
-# What is checked when it is made.
+# Arguments.
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        (f"http://user:{SECRET}", "endpoint (not shown) is no URL"),
-        (f"http://user:{SECRET}/x", "endpoint (not shown) is no URL"),
-        (f"http://[{SECRET}]/x", "endpoint (not shown) is no URL"),
+        (f"http://user:{SECRET}", "endpoint (not shown) is not a URL"),
+        (f"http://user:{SECRET}/x", "endpoint (not shown) is not a URL"),
+        (f"http://[{SECRET}]/x", "endpoint (not shown) is not a URL"),
         (f"http://localhost/{SECRET}?", "endpoint 'http://localhost' has a query or fragment"),
         (f"http://localhost:0/{SECRET}", "endpoint 'http://localhost:0' has no host and port to connect to"),
         (f"ftp://localhost:21/{SECRET}", "endpoint 'ftp://localhost:21' must begin with http:// or https://"),
@@ -66,7 +66,7 @@ def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None
         (f"http://{SECRET} x/", "endpoint (not shown) has no host and port to connect to"),
     ],
 )
-def test_of_an_endpoint_no_more_than_scheme_host_and_port_is_shown(endpoint: str, words: str) -> None:
+def test_only_scheme_host_and_port_of_an_endpoint_are_shown(endpoint: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         OTLPExporter(endpoint)
     assert SECRET not in str(caught.value)
@@ -92,7 +92,7 @@ def test_hosts_of_every_kind_are_endpoints(endpoint: str) -> None:
         "http://ho st/", "http://ho%20st/", "http://ho\\st/", "http://h,i/",
     ],
 )  # fmt: skip
-def test_an_endpoint_that_is_no_http_url_is_refused_by_name(endpoint: str) -> None:
+def test_an_endpoint_that_is_not_an_http_url_is_refused_by_name(endpoint: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):
         OTLPExporter(endpoint)
 
@@ -189,7 +189,7 @@ async def test_without_a_location_header_every_location_will_do() -> None:
         assert await export_once(receiver, batch_of(1, "\u8868\n")) == Delivered()
 
 
-# Whose client it is, and its end.
+# The client, and closing.
 
 
 async def test_closing_closes_its_connections_and_exporting_then_raises() -> None:
@@ -230,9 +230,9 @@ async def test_a_client_that_was_closed_is_reported_as_closed() -> None:
         await exporter.export(batch_of())
 
 
-async def test_a_client_and_a_transport_exclude_each_other() -> None:
+async def test_a_client_and_a_transport_are_mutually_exclusive() -> None:
     async with httpx.AsyncClient() as client:
-        with pytest.raises(ValueError, match="exclude each other"):
+        with pytest.raises(ValueError, match="mutually exclusive"):
             OTLPExporter(ENDPOINT, client=client, transport=httpx.AsyncHTTPTransport())
 
 
@@ -255,7 +255,7 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
         ("ALL_PROXY", f"ftp://{SECRET}@localhost", "http://, https:// or socks5://"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_told_without_showing_it(
+def test_an_unusable_proxy_is_reported_without_showing_it(
     variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)

@@ -1,4 +1,4 @@
-"""Transports of a user's own that hang when something is closed hold up neither an attempt nor the drain."""
+"""Given transports that hang in ``aclose`` delay neither an attempt nor the drain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONE = BatchPolicy(max_spans=1)
 
 
 class HangsWhenClosed(httpx.AsyncByteStream):
-    """A body that ends or does not, and whose close does not."""
+    """A body that may or may not end, and whose ``aclose`` does not."""
 
     def __init__(self, *, ends: bool) -> None:
         self._ends = ends
@@ -49,7 +49,7 @@ class HangsWhenClosed(httpx.AsyncByteStream):
 
 @attrs.define(eq=False)
 class Transport(httpx.AsyncBaseTransport):
-    """Answers 200, or not at all, and hangs in each close."""
+    """Answers 200, or not at all, and hangs in each ``aclose``."""
 
     answers: bool = True
     body_ends: bool = True
@@ -83,7 +83,7 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 
 
 async def drain(exporter: OTLPExporter, shutdown_timeout: float) -> tuple[float, SpanBatcherStatistics]:
-    """Return how long the drain took with several attempts that hang, and what came of it."""
+    """Return how long the drain took with several attempts that hang, and its result."""
     batcher = SpanBatcher(exporter, batch=ONE, shutdown_timeout=shutdown_timeout)
     async with batcher:
         for location in ("1", "2", "3"):
@@ -94,7 +94,7 @@ async def drain(exporter: OTLPExporter, shutdown_timeout: float) -> tuple[float,
 
 
 @pytest.mark.parametrize("shutdown_timeout", TIMEOUTS)
-async def test_the_drain_ends_within_shutdown_timeout_whatever_hangs_in_its_close(
+async def test_the_drain_ends_within_shutdown_timeout_even_if_a_close_hangs(
     shutdown_timeout: float, transport: Transport, autojump_clock: MockClock
 ) -> None:
     took, statistics = await drain(OTLPExporter(ENDPOINT, transport=transport), shutdown_timeout)
@@ -185,12 +185,12 @@ async def test_a_close_of_the_exporter_that_is_cancelled_closes_its_connections(
     assert scope.cancelled_caught
     assert transport.cancelled_closes == 1
     assert trio.current_time() == 0
-    # Again, it has nothing to do.
+    # Closing again does nothing.
     await exporter.aclose()
     assert trio.current_time() == 0
 
 
-async def test_an_exception_on_its_way_is_not_replaced_by_a_cancel_while_its_response_is_closed(
+async def test_an_exception_is_not_replaced_by_a_cancellation_while_the_response_is_closed(
     autojump_clock: MockClock,
 ) -> None:
     class Breaks(HangsWhenClosed):

@@ -1,4 +1,4 @@
-"""No server can hang the exporter, make it grow or leave anything behind: measured in processes of their own."""
+"""No server can hang the exporter, exhaust its memory or leave anything behind: measured in separate processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from trio_spanbatch.testing import Answer, OTLPReceiver
 MIB = 1024 * 1024
 
 
-# In loops of a million steps: several times what the worst server takes, and far from what a quadratic algorithm would.
+# In loops of a million steps: several times the time of the worst server, and far below that of a quadratic algorithm.
 MOST_WORK = 300
 
-# What each exchange ends with, and a part of the reason.
+# The result of each exchange, and a part of the reason.
 EXPECTED = {
     "a gzip bomb": ("Refused", "200: the response is larger than 4194304 bytes"),
     "a gzip bomb in an error": ("Refused", "400: the response is larger"),
@@ -55,7 +55,7 @@ EXPECTED = {
     "a head of interim responses with headers": ("TryLater", "no complete answer"),
 }
 
-# One of each kind: what ends at a limit, what breaks, and what ends with the timeout.
+# One of each kind: at a limit, with a broken exchange, and with the timeout.
 SHORT = ["endless headers", "a response that breaks", "no answer at all"]
 
 NETWORKS = [
@@ -68,7 +68,7 @@ NETWORKS = [
 
 
 def run_in_a_process_of_its_own(server: str, network: str) -> Any:
-    # Without coverage: it takes a third of the time, and memory of its own.
+    # Without coverage, which takes a third of the time, and memory.
     environ = {name: value for name, value in untraced_environment().items() if not name.lower().endswith("_proxy")}
     command = [sys.executable, "-m", "tests.support.hostile_servers", server, network]
     done = run_to_end(command, environ=environ)
@@ -89,9 +89,9 @@ def test_a_hostile_server_ends_with_a_reason_within_the_timeout_and_leaves_nothi
     assert report["results"] == [result] * 3
     assert all(reason in said for said in report["reasons"])
     assert all(len(said) < 300 for said in report["reasons"])
-    # On a mock clock. Where a server moves it on, it moves by whole seconds.
+    # On a mock clock, which servers advance by whole seconds.
     assert report["seconds"] <= hostile_servers.TIMEOUT + 1
-    # No server makes more work than a short loop, some times over.
+    # No server causes more work than a few short loops.
     assert report["work"] <= MOST_WORK
     assert report["grown"] <= 32 * MIB
     assert report["open_connections"] == 0

@@ -1,4 +1,4 @@
-"""Clients and transports of httpx2 are taken as those of httpx are, and whatever is neither is refused."""
+"""Clients and transports of httpx2 are accepted like those of httpx, and other objects are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trio_spanbatch import Delivered, ExportResult, OTLPExporter, Refused, SpanB
 from trio_spanbatch.destinations import mlflow, unity_catalog
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, ReceivedRequest, Reset, partial_success
 
-# What a user brings: a client, or a transport for the exporter's own client.
+# Given by the user: a client, or a transport for the exporter's own client.
 Bring = Callable[..., contextlib.AbstractAsyncContextManager[dict[str, Any]]]
 
 
@@ -99,7 +99,7 @@ async def test_a_whole_batcher_delivers_and_retries(bring: Bring) -> None:
     assert (statistics.delivered, statistics.ambiguous) == (5, 5)
 
 
-async def test_a_server_that_is_not_there_is_not_ambiguous(bring: Bring) -> None:
+async def test_an_unreachable_server_is_not_ambiguous(bring: Bring) -> None:
     async with OTLPReceiver() as receiver:
         url, port = receiver.url, receiver.port
     result = await result_of(url, bring)
@@ -126,7 +126,7 @@ async def test_a_connection_that_breaks_is_ambiguous(outcome: Any, bring: Bring)
             assert result.reason.startswith(f"the exchange with 127.0.0.1:{receiver.port} broke: ")
 
 
-async def test_a_failure_whose_answer_breaks_off_is_what_its_status_says(bring: Bring) -> None:
+async def test_a_failure_whose_response_breaks_off_counts_by_its_status(bring: Bring) -> None:
     head = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 100\r\n\r\nno such table"
     async with OTLPReceiver(answers=[Drip([head])]) as receiver:
         assert await result_of(receiver.url, bring) == Refused("400 Bad Request: no such table", 400, isolate=True)
@@ -136,7 +136,7 @@ async def test_a_timeout_is_ambiguous_and_closes_the_connection(bring: Bring) ->
     async with OTLPReceiver(answers=[Hang()]) as receiver:
         result = await result_of(receiver.url, bring, timeout=0.2)
         assert isinstance(result, TryLater)
-        # On a machine that is busy, not even the connection may be there in time.
+        # On a busy machine, even connecting may time out.
         assert result.ambiguous == result.reason.startswith("no complete answer")
         await no_connections_left(receiver)
 
@@ -183,7 +183,7 @@ async def test_cookies_are_not_kept_with_a_transport_of_ones_own(package: Any) -
 # TLS and proxies.
 
 
-async def test_failures_of_tls_are_told_apart(bring: Bring) -> None:
+async def test_failures_of_tls_are_distinguished(bring: Bring) -> None:
     tls, other = Tls.make(), Tls.make()
     async with OTLPReceiver(ssl_context=tls.server) as receiver:
         assert await result_of(receiver.url, bring, tls.client) == Delivered()
@@ -323,8 +323,8 @@ async def test_an_asgi_application_takes_batches(package: Any) -> None:
     assert b"".join(bodies) == batch.to_request()
 
 
-def test_type_checkers_know_which_clients_and_transports_are_taken() -> None:
-    # mypy looks at this file too, and says so where an "ignore" is not needed.
+def test_type_checkers_know_which_clients_and_transports_are_accepted() -> None:
+    # mypy checks this file too, and reports an unneeded "ignore".
     OTLPExporter(ENDPOINT, client=httpx.AsyncClient())
     OTLPExporter(ENDPOINT, client=httpx2.AsyncClient())
     OTLPExporter(ENDPOINT, transport=httpx.AsyncHTTPTransport())
@@ -340,16 +340,18 @@ def test_type_checkers_know_which_clients_and_transports_are_taken() -> None:
 
 
 class Session:
-    """Somebody else's client, such as that of requests or aiohttp."""
+    """A client of another package, such as requests or aiohttp."""
 
     def request(self) -> None:
-        """Send a request, in a way of its own."""
+        """Send a request."""
 
 
 @pytest.mark.parametrize(
     "made", [lambda p: p.Client(), lambda p: p.AsyncHTTPTransport(), lambda _: Session(), lambda p: p]
 )
-def test_what_is_no_async_client_is_refused_with_both_packages_names(made: Callable[[Any], Any], package: Any) -> None:
+def test_an_object_that_is_not_an_async_client_is_refused_naming_both_packages(
+    made: Callable[[Any], Any], package: Any
+) -> None:
     given = made(package)
     with pytest.raises(TypeError) as caught:
         OTLPExporter(ENDPOINT, client=given)
@@ -358,7 +360,7 @@ def test_what_is_no_async_client_is_refused_with_both_packages_names(made: Calla
 
 
 @pytest.mark.parametrize("made", [lambda p: p.HTTPTransport(), lambda p: p.AsyncClient(), lambda _: Session()])
-def test_what_is_no_async_transport_is_refused_with_both_packages_names(
+def test_an_object_that_is_not_an_async_transport_is_refused_naming_both_packages(
     made: Callable[[Any], Any], package: Any
 ) -> None:
     with pytest.raises(
@@ -406,7 +408,7 @@ async def test_names_of_experiments_are_looked_up_with_either_package(bring: Bri
         await exporter.aclose()
 
 
-async def test_unity_catalog_takes_either_package(
+async def test_unity_catalog_accepts_either_package(
     bring: Bring, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
@@ -417,7 +419,7 @@ async def test_unity_catalog_takes_either_package(
         await exporter.aclose()
 
 
-# Neither is imported for nothing.
+# Neither is imported unnecessarily.
 
 
 def run(program: str) -> str:
@@ -442,13 +444,13 @@ async def main():
 """
 
 
-def test_httpx2_is_not_imported_by_us_and_need_not_be_there() -> None:
+def test_httpx2_is_not_imported_and_need_not_be_installed() -> None:
     assert run(EXPORT + "trio.run(main); print('httpx2' in sys.modules)") == "1 1\nFalse\n"
     forbidden = "import sys; sys.modules['httpx2'] = sys.modules['httpcore2'] = None\n"
     assert run(forbidden + EXPORT + "trio.run(main)") == "1 1\n"
 
 
-def test_a_program_that_has_httpx2_stand_in_for_httpx_gets_along_with_us() -> None:
+def test_a_program_may_install_httpx2_as_httpx() -> None:
     assert run("import httpx2; httpx2.alias_httpx()\n" + EXPORT + "trio.run(main)") == "1 1\n"
 
 

@@ -1,4 +1,4 @@
-"""What each response means, as a table."""
+"""The results of responses, as a table."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ NOT_QUITE_UTF_8 = {
 
 
 @pytest.mark.parametrize(("headers", "body", "message"), NOT_QUITE_UTF_8.values(), ids=list(NOT_QUITE_UTF_8))
-def test_rejected_spans_are_counted_though_the_message_is_no_unicode(
+def test_rejected_spans_are_counted_even_if_the_message_is_invalid_utf8(
     headers: dict[str, str], body: bytes, message: str
 ) -> None:
     assert interpret(200, headers, body) == Delivered(3, message)
 
 
-def test_a_negative_number_of_rejected_spans_is_none() -> None:
+def test_a_negative_number_of_rejected_spans_counts_as_zero() -> None:
     assert interpret(200, PROTOBUF, partial(-5, "?")) == Delivered(0, "?")
 
 
@@ -141,7 +141,7 @@ def test_an_answer_that_cannot_be_decompressed_is_a_delivery_with_a_warning() ->
         HTML,
         {"content-type": "TEXT/HTML"},
         {"content-type": "application/xhtml+xml"},
-        # As httpx gives a header that was sent twice.
+        # As httpx joins a header that was sent twice.
         {"content-type": "text/html, text/html"},
         {"content-type": "text/html, text/html; charset=utf-8"},
         {},
@@ -174,7 +174,7 @@ def test_a_200_that_is_a_web_page_is_a_failure_that_says_login_page(headers: dic
 
 @pytest.mark.parametrize("status", [200, 201, 202])
 @pytest.mark.parametrize("body", [b"", b"\r\n", b"\n\x00", b"{}", b'{"partialSuccess": {}}'])
-def test_an_empty_body_or_an_answer_is_no_page_though_it_has_the_type_of_one(status: int, body: bytes) -> None:
+def test_an_empty_body_or_an_answer_is_not_a_page_even_with_the_type_of_a_page(status: int, body: bytes) -> None:
     # Flask's ``return ""`` and ``return json.dumps(...)``.
     assert interpret(status, HTML, body) == Delivered(status_code=status)
 
@@ -194,7 +194,7 @@ def test_an_undecodable_web_page_is_still_a_web_page() -> None:
     assert isinstance(interpret(200, HTML, None), Refused)
 
 
-def test_a_204_is_a_delivery_whatever_type_its_missing_body_has() -> None:
+def test_a_204_is_a_delivery_with_any_content_type() -> None:
     assert interpret(204, HTML) == Delivered()
 
 
@@ -287,13 +287,13 @@ def test_retry_after_is_seconds_or_an_http_date(value: str, seconds: float) -> N
         "Sat, :", "Sat", "Sat,", "120s", "120 (restarting)", "5 1 1",
     ],
 )  # fmt: skip
-def test_a_retry_after_that_makes_no_sense_is_no_retry_after(value: str | None) -> None:
+def test_an_invalid_retry_after_is_ignored(value: str | None) -> None:
     assert retry_after({} if value is None else {"retry-after": value}, now=NOW) is None
 
 
 @pytest.mark.parametrize("ahead", [0, 600, -600, 86_400 * 365, -NOW])
 @pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"])
-def test_a_date_counts_from_the_responses_own_date_whatever_the_two_clocks_say(form: str, ahead: float) -> None:
+def test_a_date_counts_from_the_responses_date_even_if_the_clocks_differ(form: str, ahead: float) -> None:
     sent = datetime.fromtimestamp(NOW + ahead, UTC)
     headers = {"date": sent.strftime(form), "retry-after": http_date(ahead + 90)}
     assert retry_after(headers, now=NOW) == 90
@@ -304,7 +304,7 @@ def test_a_date_counts_from_the_responses_own_date_whatever_the_two_clocks_say(f
 @pytest.mark.parametrize(
     "date", ["", "soon", "0", "Sat, 99 Aug 2026 12:00:00 GMT", "Sat,", "Sat, 01 Aug 99999 12:00:00 GMT"]
 )
-def test_a_date_counts_from_our_clock_where_the_responses_own_date_cannot_be_read(date: str) -> None:
+def test_a_date_counts_from_the_local_clock_if_the_responses_date_cannot_be_read(date: str) -> None:
     assert retry_after({"date": date, "retry-after": http_date(90)}, now=NOW) == 90
 
 
@@ -381,7 +381,7 @@ def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
         ({"content-type": "text/plain; charset=utf-16"}, b"\xff\xfeno", "\ufffd\ufffdno"),
     ],
 )  # fmt: skip
-def test_an_error_is_told_in_the_servers_words(headers: dict[str, str], body: bytes, message: str) -> None:
+def test_an_error_is_reported_with_the_servers_message(headers: dict[str, str], body: bytes, message: str) -> None:
     result = interpret(500, headers, body)
     assert result == Refused(f"500 Internal Server Error: {message}" if message else "500 Internal Server Error", 500)
 
@@ -460,7 +460,7 @@ def test_a_redirect_that_repeats_a_secret_does_not_show_it() -> None:
     assert "dapi" not in str(result)
 
 
-def test_the_table_covers_every_status_and_its_rows_say_what_they_lead_to() -> None:
+def test_the_table_covers_every_status_and_its_rows_name_their_outcome() -> None:
     for status in range(1000):
         result = interpret(status)
         assert type(result) in {rule.outcome for rule in RULES if status in rule.statuses}
@@ -492,6 +492,6 @@ def test_short_text_is_one_short_printable_line(text: str) -> None:
         ("s3c\x1b[0mret", "***"),
     ],
 )
-def test_what_drives_a_terminal_is_dropped_as_a_whole(text: str, line: str) -> None:
+def test_terminal_sequences_are_removed_as_a_whole(text: str, line: str) -> None:
     assert short_text(text, ["s3cret"]) == line
     assert server_message({"content-type": "text/plain"}, text.encode(), ["s3cret"]) == line

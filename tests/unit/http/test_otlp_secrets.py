@@ -1,4 +1,4 @@
-"""Credentials that a server repeats, as they are or in another form: none is in a result or in a log."""
+"""Credentials that a server repeats, in any form, appear in no result and no log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trio_spanbatch._http.secrets import hidden_in_logs, install_log_filter, red
 from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.testing import Answer, Drip, OTLPReceiver, ReceivedRequest
 
-# With everything that encodings change. "&#39;" and the like would be found as well in a part of it.
+# With all characters that encodings change. "&#39;" and the like would also be found in a part of it.
 ODD = "s3/cret+T'OK\"EN=v&al\\ue"
 
 
@@ -53,7 +53,7 @@ def shown(text: str, header: str, name: str = "authorization") -> str:
         ("hunter", "hunter"),
     ],
 )
-def test_what_a_value_is_made_of_is_not_shown(header: str, echo: str) -> None:
+def test_the_parts_of_a_value_are_not_shown(header: str, echo: str) -> None:
     assert shown(echo, header) == "bad <***>!"
 
 
@@ -80,7 +80,7 @@ def test_other_forms_of_a_token_are_not_shown(token: str, form: Callable[[str], 
     assert shown(form(token), f"Bearer {token}") == "bad <***>!"
 
 
-def test_a_token_beyond_ascii_is_not_shown_whatever_it_is_taken_for() -> None:
+def test_a_token_beyond_ascii_is_not_shown_in_any_encoding() -> None:
     token = "s3crétTÖKEN"
     for echo in (token.encode().decode("latin-1"), token.encode("ascii", "ignore").decode(), quote(token),
                  quote(token.encode("latin-1")), token.encode("latin-1").decode("utf-8", "replace")):  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_token_beyond_ascii_is_not_shown_whatever_it_is_taken_for() -> None:
         ("x-location", "administrator"),
     ],
 )
-def test_short_words_and_what_is_no_secret_are_shown(name: str, value: str) -> None:
+def test_short_words_and_public_values_are_shown(name: str, value: str) -> None:
     text = "the administrator of staging tests application/x-protobuf in short"
     assert redacted(text, secrets_of([(name.encode(), value.encode())], public=[b"x-location"])) == text
 
@@ -120,7 +120,7 @@ def test_a_value_of_many_parts_has_a_bounded_number_of_secrets() -> None:
 
 
 def echoing(text: str | bytes, status: int = 401) -> Callable[[ReceivedRequest], Drip]:
-    """A server that repeats ``text`` wherever it can."""
+    """A server that repeats ``text`` everywhere."""
     echo = text if isinstance(text, bytes) else text.encode()
     head = b"HTTP/1.1 %d " % status
     head += b"%s\r\nLocation: http://else/%s\r\nSet-Cookie: a=%s\r\nx-error: 'bad \"%s\r\n" % (echo, echo, echo, echo)
@@ -255,7 +255,7 @@ async def test_credentials_for_the_proxy_of_a_client_of_ones_own_are_not_shown(
 
 async def test_credentials_for_a_socks_proxy_are_known_once_they_are_used() -> None:
     attempt = Attempt("collector.test:443")
-    # httpcore writes them into its log right after this.
+    # httpcore logs them right after this.
     await attempt.trace("socks.setup_socks5_connection.started", {"auth": (b"user", SECRET.encode())})
     assert redacted(f"auth=(b'user', b'{SECRET}')", attempt.secrets) == "auth=(b'user', b'***')"
 
@@ -272,7 +272,7 @@ async def test_a_redirect_with_a_percent_encoded_token_in_its_path_does_not_show
     assert "the redirect to http://else.test/login/***/next was not followed" in words
 
 
-async def test_the_location_is_shown_though_a_header_carries_it() -> None:
+async def test_the_location_is_shown_even_if_it_is_sent_in_a_header() -> None:
     answer = Answer(404, body=b"no table main.agents.spans")
     async with OTLPReceiver(listen=False, answers=[answer]) as receiver:
         exporter = OTLPExporter(receiver.url, transport=receiver.memory_transport(), location_header="X-Table")

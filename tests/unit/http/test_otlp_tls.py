@@ -1,4 +1,4 @@
-"""TLS against a real TLS receiver, and what is said when the two sides do not fit."""
+"""TLS with a real TLS receiver, and the messages when the two sides do not match."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trio_spanbatch.testing import OTLPReceiver
 
 @attrs.frozen
 class Files:
-    """A CA, a server's context with a certificate of it, and files as a user has them."""
+    """A CA, the context of a server with a certificate of it, and a user's files."""
 
     authority: trustme.CA
     server: ssl.SSLContext
@@ -91,7 +91,7 @@ async def test_a_wrong_ca_is_a_clear_failure(files: Files) -> None:
             assert f"the certificate of 127.0.0.1:{receiver.port} is not trusted" in result.reason
             assert "certificate verify failed" in result.reason
             assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in result.reason
-            # Which CAs are trusted besides is of no use where a file says whom to trust.
+            # SSL_CERT_FILE has no effect if a file with CAs is given.
             assert ("SSL_CERT_FILE" in result.reason) == (not options)
         assert receiver.requests == []
 
@@ -136,7 +136,7 @@ async def test_a_certificate_for_another_host_is_a_clear_failure(files: Files) -
         assert "Hostname mismatch" in result.reason
 
 
-async def test_a_client_certificate_and_its_key_are_shown(files: Files, mutual: ssl.SSLContext) -> None:
+async def test_a_client_certificate_and_its_key_are_used(files: Files, mutual: ssl.SSLContext) -> None:
     async with OTLPReceiver(ssl_context=mutual) as receiver:
         in_two_files = {"client_certificate": files.client_certificate, "client_key": files.client_key}
         assert await export_to(receiver.url, certificate=files.ca, **in_two_files) == Delivered()
@@ -184,7 +184,7 @@ async def test_a_server_that_breaks_the_connection_after_the_handshake_is_tried_
         assert receiver.requests == []
 
 
-async def test_a_client_certificate_alone_leaves_the_usual_cas(files: Files) -> None:
+async def test_a_client_certificate_alone_leaves_the_default_cas(files: Files) -> None:
     async with OTLPReceiver(ssl_context=files.server) as receiver:
         result = await export_to(receiver.url, client_certificate=files.client)
         assert isinstance(result, TryLater)
@@ -203,7 +203,7 @@ async def test_the_environment_names_the_files(files: Files, mutual: ssl.SSLCont
         exporter = OTLPExporter.from_env(environ)
         assert await exporter.export(batch_of()) == Delivered()
         await exporter.aclose()
-        # A transport of one's own has its own TLS: the files are not even looked at.
+        # A given transport has its own TLS: the files are not read.
         mine = OTLPExporter.from_env(
             {**environ, "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE": "/nowhere"}, transport=receiver.memory_transport()
         )
@@ -230,7 +230,7 @@ async def test_plain_http_against_tls_is_a_clear_failure(files: Files) -> None:
 @pytest.mark.parametrize("sign", ["Broken pipe", "Connection reset by peer", "illegal request line"])
 def test_whatever_breaks_first_plain_http_on_a_new_connection_gets_the_hint(sign: str) -> None:
     advice = tls_advice(TLSSettings((), ""), own_tls=True, own_ca=False)
-    # What writing failed with is known besides what reading failed with, and may be the only sign.
+    # The error of writing is known besides that of reading, and may be the only sign.
     result = failure_result(
         httpx.ReadError("something else"),
         peer="collector.test:4318",
@@ -323,7 +323,7 @@ def test_a_file_that_cannot_be_used_is_named(files: Files, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["certificate", "client_certificate", "client_key"])
-def test_a_pem_in_place_of_the_name_of_its_file_is_told_and_not_shown(name: str, files: Files) -> None:
+def test_a_pem_instead_of_a_file_name_is_reported_and_not_shown(name: str, files: Files) -> None:
     key = files.client_key.read_text()
     other = {"client_certificate": files.client_certificate} if name == "client_key" else {}
     for pem in (key, key.replace("\n", " ")):
@@ -333,7 +333,7 @@ def test_a_pem_in_place_of_the_name_of_its_file_is_told_and_not_shown(name: str,
         assert caught.value.__context__ is None
 
 
-def test_a_key_without_its_frame_is_not_shown_either(files: Files) -> None:
+def test_a_key_without_its_first_and_last_line_is_not_shown_either(files: Files) -> None:
     key = "".join(files.client_key.read_text().splitlines()[1:-1])
     for name in (key, key * 20, f"a\0{key}"):
         with pytest.raises(ValueError, match=r"^certificate \(not shown\) cannot be read: |^certificate ") as caught:
@@ -342,7 +342,7 @@ def test_a_key_without_its_frame_is_not_shown_either(files: Files) -> None:
         assert caught.value.__context__ is None
 
 
-def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(files: Files, tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_asking_for_its_password(files: Files, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key(files.client_key.read_bytes(), None)
@@ -358,6 +358,6 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(files:
         OTLPExporter("https://localhost", client_certificate=files.client_certificate, client_key=encrypted)
 
 
-def test_files_and_a_transport_exclude_each_other(files: Files) -> None:
-    with pytest.raises(ValueError, match="exclude each other"):
+def test_files_and_a_transport_are_mutually_exclusive(files: Files) -> None:
+    with pytest.raises(ValueError, match="mutually exclusive"):
         OTLPExporter("https://localhost", certificate=files.ca, transport=httpx.AsyncHTTPTransport())

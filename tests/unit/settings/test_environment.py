@@ -42,7 +42,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert version("trio-spanbatch") == __version__
 
 
-def test_an_empty_environment_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_environment_sets_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert exporter_options({}) == {"endpoint": "http://localhost:4318/v1/traces"}
     assert batch_options({}) == {}
     assert queue_options({}) == {}
@@ -53,7 +53,7 @@ def test_an_empty_environment_says_nothing(caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("value", ["", " ", "\t\n"])
-def test_an_empty_variable_is_an_unset_one(value: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_variable_counts_as_unset(value: str, caplog: pytest.LogCaptureFixture) -> None:
     names = (
         "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE", "PROTOCOL"
     )  # fmt: skip
@@ -69,7 +69,7 @@ def test_an_empty_variable_is_an_unset_one(value: str, caplog: pytest.LogCapture
     assert caplog.records == []
 
 
-# Where to.
+# Endpoints.
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_the_endpoint_for_traces_is_used_as_it_is_and_wins(own: str) -> None:
         "http://\udcff",
     ],
 )
-def test_an_endpoint_that_is_no_url_is_warned_about_and_ignored(
+def test_an_endpoint_that_is_not_a_url_is_warned_about_and_ignored(
     nonsense: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert endpoint(ENDPOINT=nonsense) == "http://localhost:4318/v1/traces"
@@ -156,7 +156,7 @@ def test_an_authorization_among_the_headers_goes_before_the_password_in_an_endpo
         assert exporter_options(environ).get("headers") == {name: "Bearer x"}
 
 
-def test_credentials_go_with_the_endpoint_that_they_stand_in_only() -> None:
+def test_credentials_in_an_endpoint_are_used_with_that_endpoint_only() -> None:
     environ = {
         f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@collector",
         f"{TRACES}ENDPOINT": "http://elsewhere/v1/traces",
@@ -240,7 +240,7 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
         ({"PROTOCOL": "http/json", "ENDPOINT": "http://collector:4317"}, False),
     ],
 )
-def test_an_endpoint_with_the_port_of_grpc_is_told_where_grpc_was_asked_for(
+def test_the_port_of_grpc_in_the_endpoint_is_pointed_out_if_the_protocol_is_grpc(
     variables: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint(**variables)
@@ -257,7 +257,7 @@ def test_the_protocol_for_traces_wins() -> None:
     assert exporter_options(environ) == exporter_options({})
 
 
-# With what.
+# Headers, timeouts, compression, files.
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_headers_are_pairs_percent_decoded(value: str, pairs: dict[str, str], ca
 def test_what_is_no_pair_is_warned_about_without_showing_it(caplog: pytest.LogCaptureFixture) -> None:
     assert headers(f"k=v,{SECRET},={SECRET},%20,k2=v2") == {"k": "v", "k2": "v2"}
     assert len(caplog.records) == 1
-    assert "OTEL_EXPORTER_OTLP_HEADERS has 3 parts that are no key=value pair" in caplog.text
+    assert "OTEL_EXPORTER_OTLP_HEADERS has 3 parts that are not key=value pairs" in caplog.text
     assert SECRET not in caplog.text
 
 
@@ -327,8 +327,8 @@ def test_a_header_that_cannot_be_given_is_warned_about_by_its_number_and_ignored
     assert headers(f"k=v,{entry},k2=v2") == {"k": "v", "k2": "v2"}
     (record,) = caplog.records
     assert record.getMessage() == (
-        "OTEL_EXPORTER_OTLP_HEADERS has a pair, number 2, whose key (not shown) is no header's name, or one that the "
-        "exporter sets itself: it is ignored"
+        "OTEL_EXPORTER_OTLP_HEADERS has a pair, number 2, whose key (not shown) is not a valid header name, or a "
+        "header that the exporter sets itself: it is ignored"
     )
 
 
@@ -338,8 +338,8 @@ def test_the_same_mistake_is_warned_about_once_in_a_process_and_another_value_ag
     for value in ("soon", "soon", "later", "soon"):
         batch_options({"OTEL_BSP_SCHEDULE_DELAY": value})
     assert [record.getMessage() for record in caplog.records] == [
-        "OTEL_BSP_SCHEDULE_DELAY is 'soon', no whole number: it is ignored",
-        "OTEL_BSP_SCHEDULE_DELAY is 'later', no whole number: it is ignored",
+        "OTEL_BSP_SCHEDULE_DELAY is 'soon', not a whole number: it is ignored",
+        "OTEL_BSP_SCHEDULE_DELAY is 'later', not a whole number: it is ignored",
     ]
     monkeypatch.setattr(_environment._warnings, "_max_keys", 2)
     batch_options({"OTEL_BSP_SCHEDULE_DELAY": "never"})
@@ -368,15 +368,15 @@ def test_a_timeout_is_in_milliseconds_and_zero_means_none(
 
 
 @pytest.mark.parametrize("value", ["1", "10", "99"])
-def test_a_timeout_below_100_is_used_and_warned_about_as_it_may_be_meant_in_seconds(
+def test_a_timeout_below_100_is_used_with_a_warning_as_it_may_be_meant_in_seconds(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert exporter_options({f"{TRACES}TIMEOUT": value}).get("timeout") == int(value) / 1000
-    assert f"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is {value}: that is milliseconds" in caplog.text
-    assert "OpenTelemetry Python reads seconds here" in caplog.text
+    assert f"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is {value}: it is read as milliseconds" in caplog.text
+    assert "OpenTelemetry Python reads it as seconds" in caplog.text
 
 
-def test_the_timeout_for_traces_wins_unless_it_makes_no_sense(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_timeout_for_traces_takes_precedence_unless_it_is_invalid(caplog: pytest.LogCaptureFixture) -> None:
     both = {f"{PREFIX}TIMEOUT": "2000", f"{TRACES}TIMEOUT": "3000"}
     assert exporter_options(both).get("timeout") == 3.0
     assert exporter_options({**both, f"{TRACES}TIMEOUT": "soon"}).get("timeout") == 2.0
@@ -394,7 +394,7 @@ def test_the_timeout_for_traces_wins_unless_it_makes_no_sense(caplog: pytest.Log
         "OTEL_BSP_MAX_QUEUE_SIZE",
     ],
 )
-def test_a_number_that_makes_no_sense_is_warned_about_once_and_ignored(
+def test_an_invalid_number_is_warned_about_once_and_ignored(
     variable: str, value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     environ = {variable: value}
@@ -416,14 +416,14 @@ def test_a_number_that_makes_no_sense_is_warned_about_once_and_ignored(
         ("MAX_EXPORT_BATCH_SIZE", "2147483648", {}),
     ],
 )
-def test_batches_are_as_the_environment_says(
+def test_the_environment_configures_batches(
     name: str, value: str, options: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert batch_options({f"OTEL_BSP_{name}": value}) == options
     assert bool(caplog.records) == (not options)
 
 
-def test_the_queue_is_as_the_environment_says() -> None:
+def test_the_environment_configures_the_queue() -> None:
     assert queue_options({"OTEL_BSP_MAX_QUEUE_SIZE": "100"}) == {"max_queued_spans": 100}
 
 
@@ -453,7 +453,7 @@ def test_files_for_traces_win() -> None:
 
 @pytest.mark.parametrize("name", ["CERTIFICATE", "CLIENT_CERTIFICATE"])
 @pytest.mark.parametrize("prefix", [PREFIX, TRACES])
-def test_a_file_that_is_not_there_is_an_error_that_names_it_and_its_variable(name: str, prefix: str) -> None:
+def test_a_missing_file_is_an_error_that_names_it_and_its_variable(name: str, prefix: str) -> None:
     environ = {f"{PREFIX}ENDPOINT": "HTTPS://collector", f"{prefix}{name}": "/nowhere.pem"}
     with pytest.raises(ValueError, match=rf"^{prefix}{name}: {name.lower()} '/nowhere\.pem' cannot be read: No such"):
         OTLPExporter.from_env(environ)
@@ -477,10 +477,10 @@ def test_a_client_key_without_a_certificate_is_warned_about_and_ignored(caplog: 
     ]
 
 
-# Whose spans, and whether at all.
+# The resource, and disabling.
 
 
-def test_the_resource_is_made_of_attributes_and_the_service_name_which_wins() -> None:
+def test_the_service_name_takes_precedence_over_resource_attributes() -> None:
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.name=a,host.name=b%2Cc", "OTEL_SERVICE_NAME": "agents"}
     resource = default_resource(environ)
     assert resource is not None
@@ -493,7 +493,7 @@ def test_a_list_of_attributes_with_a_mistake_in_it_is_ignored_as_a_whole(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert default_resource({"OTEL_RESOURCE_ATTRIBUTES": value}) is None
-    assert "OTEL_RESOURCE_ATTRIBUTES is no list of key=value pairs" in caplog.text
+    assert "OTEL_RESOURCE_ATTRIBUTES is not a list of key=value pairs" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -548,10 +548,10 @@ def test_nothing_but_true_disables(value: str, warnings: int, caplog: pytest.Log
     assert len(caplog.records) == warnings
 
 
-# All of it.
+# All variables together.
 
 
-async def test_the_exporter_is_configured_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_configures_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     async with OTLPReceiver(location_header="x-tenant") as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20a,X-Team=green")

@@ -1,4 +1,4 @@
-"""Policies check their values when they are made."""
+"""Policies validate their values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_count_below_one_names_the_field_and_the_allowed_range(policy: Any, fi
 
 @pytest.mark.parametrize(("policy", "field"), COUNTS)
 @pytest.mark.parametrize("value", [1.5, math.nan, "7", True, None])
-def test_a_count_that_is_no_int_names_the_field(policy: Any, field: str, value: object) -> None:
+def test_a_count_that_is_not_an_int_names_the_field(policy: Any, field: str, value: object) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"{policy.__name__}\.{field} is .*at least 1"):
         policy(**{field: value})
 
@@ -63,7 +63,7 @@ def test_a_time_that_is_not_positive_names_the_field_and_the_allowed_range(
 
 @pytest.mark.parametrize(("policy", "field"), SECONDS)
 @pytest.mark.parametrize("value", ["7", True, None])
-def test_a_time_that_is_no_number_names_the_field(policy: Any, field: str, value: object) -> None:
+def test_a_time_that_is_not_a_number_names_the_field(policy: Any, field: str, value: object) -> None:
     with pytest.raises(TypeError, match=rf"{policy.__name__}\.{field} is .*must be a number"):
         policy(**{field: value})
 

@@ -1,4 +1,4 @@
-"""Proxies, CAs and a key log from the environment: what is said there is done, and stops no program."""
+"""Proxies, CAs and a key log from the environment: they are used, and mistakes stop no program."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def is_direct(no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch) -> bool:
         (",, ", [], ["http://localhost"]),
     ],
 )
-def test_an_entry_of_no_proxy_means_what_it_says(
+def test_entries_of_no_proxy_match_hosts_addresses_and_ranges(
     no_proxy: str,
     direct: list[str],
     through_the_proxy: list[str],
@@ -103,7 +103,7 @@ def test_an_entry_of_no_proxy_means_what_it_says(
         "[::1]:x", "\udcff", "a" * 5000 + "!", ":", ".", "://", "10.0.0.0/", "[10.0.0.0]/x", f"http://u:{SECRET}@a.test",
     ],
 )  # fmt: skip
-def test_an_entry_of_no_proxy_that_cannot_be_used_is_warned_about_once_and_ignored(
+def test_an_unusable_entry_of_no_proxy_is_warned_about_once_and_ignored(
     entry: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -115,7 +115,7 @@ def test_an_entry_of_no_proxy_that_cannot_be_used_is_warned_about_once_and_ignor
     assert SECRET not in caplog.text
 
 
-def test_entries_that_cannot_be_used_are_told_together(
+def test_unusable_entries_are_reported_together(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("no_proxy", "a|b,c|d,e|f,g|h,10.0.0.0/8")
@@ -145,7 +145,7 @@ async def test_what_no_proxy_names_is_sent_to_directly(no_proxy: str, monkeypatc
 
 async def test_what_no_proxy_does_not_name_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with OTLPReceiver() as receiver, running_proxy() as proxy:
-        # Without a scheme, as curl takes it.
+        # Without a scheme, as curl accepts it.
         monkeypatch.setenv("HTTP_PROXY", proxy.url.removeprefix("http://"))
         monkeypatch.setenv("NO_PROXY", "localhost,10.0.0.0/8,::1/128,nonsense|")
         async with SpanBatcher(OTLPExporter(receiver.url)) as batcher:
@@ -189,19 +189,19 @@ def test_socks_5_is_httpxs_where_its_package_is_there(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("no_proxy", ["*", "a.test"])
-def test_a_proxy_that_is_not_needed_need_not_be_one(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_is_ignored_for_an_excluded_endpoint(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://[")
     monkeypatch.setenv("NO_PROXY", no_proxy)
     assert proxy_for(httpx.URL("http://a.test")) is None
 
 
 @pytest.mark.parametrize("value", [" ", "\t"])
-def test_a_blank_proxy_variable_is_an_unset_one(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blank_proxy_variable_counts_as_unset(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", value)
     assert proxy_for(httpx.URL("http://a.test")) is None
 
 
-# Whom to trust.
+# CAs.
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def tls_of(authority: trustme.CA) -> ssl.SSLContext:
 
 
 def hashed_directory(authority: trustme.CA, directory: Path) -> Path:
-    """Return a directory with the CA's certificate under the name that OpenSSL looks for: a hash of its subject."""
+    """Return a directory with the CA's certificate under the name that OpenSSL expects: a hash of its subject."""
     certificate = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
     canonical = b"".join(
         tagged(0x31, tagged(0x30, tagged(0x06, OIDS[name.oid.dotted_string]) + tagged(0x0C, text_of(name))))
@@ -240,7 +240,7 @@ def text_of(name: x509.NameAttribute[Any]) -> bytes:
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
 @pytest.mark.parametrize("kind", ["missing", "other"])
-async def test_a_file_of_cas_that_cannot_be_used_stops_nothing_and_makes_no_server_trusted(
+async def test_an_unusable_file_of_cas_raises_nothing_and_trusts_no_server(
     variable: str,
     kind: str,
     authority: trustme.CA,
@@ -308,7 +308,7 @@ async def test_a_key_log_that_cannot_be_written_is_warned_about_once_and_ignored
     assert record.getMessage().endswith("which cannot be written (No such file or directory): it is ignored")
 
 
-async def test_keys_are_logged_where_the_environment_says(
+async def test_the_environment_sets_the_key_log(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority.cert_pem.write_to_path(ca := tmp_path / "ca.pem")

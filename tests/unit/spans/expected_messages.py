@@ -1,4 +1,4 @@
-"""What spans are as messages of opentelemetry-proto, built without the encoder."""
+"""Spans as messages of opentelemetry-proto, built without the encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the encoder share."""
+"""Helpers for tests of the encoder."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def encode(**fields: Any) -> EncodedSpan:
 
 
 def value_of(value: object) -> AnyValue:
-    """Return what an attribute with ``value`` is sent as."""
+    """Return the message of an attribute with ``value``."""
     (attribute,) = encode(attributes={"key": value}).to_message().attributes
     return attribute.value
 
 
 def assert_same(message: Any, wanted: Any) -> None:
-    # Messages with a NaN in them are not equal even to themselves; their bytes are.
+    # Messages with a NaN are not equal to themselves; their bytes are.
     assert message.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
 
 
 def span_like(**fields: Any) -> Any:
-    """Return an object with the attributes of a span, of no type of ours."""
+    """Return an object of another type with the attributes of a span."""
     span = make_span()
     return SimpleNamespace(**{name: getattr(span, name) for name in attrs.fields_dict(Span)} | fields)

@@ -28,7 +28,7 @@ def scope_header(size: int) -> bytes:
     return trace_pb2.ScopeSpans(schema_url="s" * size).SerializeToString()
 
 
-# Around the sizes at which a length takes another byte, in spans and in the envelopes around them.
+# Around the sizes at which a length takes another byte, in spans and envelopes.
 SIZES = st.one_of(st.integers(0, 300), st.integers(16_200, 16_500), st.sampled_from([2_097_000, 2_097_140, 2_097_152]))
 SMALL_SIZES = st.sampled_from([0, 1, 60, 120, 126, 127, 128])
 ENCODED_SPANS = st.builds(
@@ -85,9 +85,7 @@ def test_a_span_is_added_exactly_if_the_request_stays_within_the_limit(spans: li
 
 
 @given(ENCODED_SPANS, st.integers(0, 40_000), st.lists(ENCODED_SPANS, max_size=4))
-def test_the_first_span_is_counted_in_however_large_it_is(
-    first: EncodedSpan, limit: int, others: list[EncodedSpan]
-) -> None:
+def test_the_first_span_may_have_any_size(first: EncodedSpan, limit: int, others: list[EncodedSpan]) -> None:
     sizer = RequestSizer(limit)
     sizer.add_first(first)
     assert sizer.size == request_size([first])
@@ -102,7 +100,7 @@ def test_the_first_span_is_counted_in_however_large_it_is(
 def test_spans_are_grouped_under_equal_resources_and_scopes_and_keep_their_order() -> None:
     headers = [(resource_header(1), scope_header(1)), (resource_header(2), scope_header(1)), (b"", b"")]
     spans = [
-        # Equal headers count, also if they are not the same object.
+        # Headers are compared by equality, not identity.
         make_encoded(f"{which}.{turn}", resource=bytes(bytearray(resource)), scope=bytes(bytearray(scope)))
         for turn in range(3)
         for which, (resource, scope) in enumerate(headers)
@@ -174,7 +172,7 @@ def test_encoded_spans_are_equal_only_to_themselves() -> None:
     assert len({first, second, first}) == 2
 
 
-def test_reprs_say_what_matters_and_no_content() -> None:
+def test_reprs_show_location_and_size_and_no_content() -> None:
     encoded = make_encoded("secret")
     assert repr(encoded) == "<EncodedSpan of 8 bytes>"
     assert repr(SpanBatch("here", [encoded])) == "<SpanBatch 'here': 1 spans, 14 bytes>"

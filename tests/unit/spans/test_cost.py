@@ -1,4 +1,4 @@
-"""What pending spans take of the byte budgets, resources and scopes included."""
+"""The cost of pending spans in the byte budgets, resources and scopes included."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def with_resource(span: Span, resource: Resource) -> Span:
     return attrs.evolve(span, resource=resource)
 
 
-async def test_resources_of_their_own_count_in_the_byte_budget(autojump_clock: MockClock) -> None:
+async def test_different_resources_count_in_the_byte_budget(autojump_clock: MockClock) -> None:
     limits = Limits(max_pending_bytes=100_000, max_pending_bytes_per_location=100_000)
     async with watched_batcher(InMemoryExporter(lambda batch: Hang()), limits=limits, shutdown_timeout=1) as batcher:
         accepted = 0
@@ -50,7 +50,7 @@ async def test_a_resource_that_spans_share_counts_once(autojump_clock: MockClock
         assert 10_000 + sizes < batcher.statistics().pending_bytes < 10_100 + sizes
         await batcher.flush()
         assert batcher.statistics().pending_bytes == 0
-        # It counts anew after the location was empty.
+        # It counts again after the location was empty.
         batcher.add_span_nowait("a", spans[0])
         assert batcher.statistics().pending_bytes > 10_000
     assert batcher.statistics().pending_bytes == 0
@@ -83,7 +83,7 @@ async def test_a_span_that_can_never_fit_with_its_resource_is_refused_at_once(au
         assert batcher.statistics().accepted == 0
 
 
-async def test_what_fitted_the_budget_is_kept_when_it_is_handed_back(autojump_clock: MockClock) -> None:
+async def test_spans_within_the_budget_are_kept_when_they_are_handed_back(autojump_clock: MockClock) -> None:
     resource = Resource({"session": "x" * 1000})
     limits = Limits(max_pending_bytes=100_000, max_pending_bytes_per_location=100_000)
     exporter = InMemoryExporter(lambda batch: Hang())

@@ -89,7 +89,7 @@ def links(tracer: Tracer) -> None:
 
 
 def links_that_lead_nowhere(tracer: Tracer) -> None:
-    """The SDK records them if they say something, as the specification has it."""
+    """The SDK records them if they have attributes or a trace state, as the specification says."""
     said = [
         Link(NOWHERE, {"a": 1}),
         Link(SpanContext(0, 0, True, None, TraceState([("vendor", "x")]))),
@@ -140,7 +140,7 @@ LIMITS = SpanLimits(
 
 
 def run(*programs: Program, resource: Resource, limits: SpanLimits | None = None) -> list[ReadableSpan]:
-    """Run programs under one resource and several scopes; return the spans as exporters get them."""
+    """Run programs with one resource and several scopes; return the spans that exporters get."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(resource=resource, span_limits=limits, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -219,7 +219,7 @@ def test_a_readable_span_made_by_hand_is_encoded() -> None:
 
 
 def test_a_span_that_is_not_recorded_is_refused() -> None:
-    with pytest.raises(InvalidSpanError, match="is no span"):
+    with pytest.raises(InvalidSpanError, match="is not a span"):
         SpanEncoder().encode(trace.NonRecordingSpan(LOCAL))  # type: ignore[arg-type]  # on purpose
 
 
@@ -280,6 +280,6 @@ def test_a_resource_of_the_sdk_is_encoded_once() -> None:
     first, *others = run(plain, links, resource=resource)
     encoder = SpanEncoder()
     header = encoder.encode(first).headers.resource
-    # Were it read again, this would be sent.
+    # If it were read again, this would be sent.
     resource._attributes._dict["service.name"] = "changed behind its back"
     assert all(encoder.encode(span).headers.resource is header for span in others)

@@ -55,7 +55,7 @@ def test_equal_resources_and_scopes_have_the_same_bytes_object() -> None:
 
 
 class CountingResource:
-    """A resource that knows how often it was read."""
+    """A resource that counts how often it was read."""
 
     schema_url = ""
 
@@ -107,7 +107,7 @@ def test_more_resources_than_are_remembered_are_never_mixed_up() -> None:
     for number, resource in [*enumerate(kept), *enumerate(kept)]:
         header = resource_of(encoder.encode(make_span(resource=resource)))
         assert header.attributes[0].value.int_value == number
-    # Short-lived ones would have each other's identity if nobody kept them.
+    # The ids of short-lived objects would be reused if the encoder did not keep the objects.
     for number in range(3000):
         header = resource_of(encoder.encode(make_span(resource=Resource({"number": number}))))
         assert header.attributes[0].value.int_value == number
@@ -135,7 +135,7 @@ def test_a_large_resource_that_cannot_change_is_read_once() -> None:
     assert resource.reads == 1
 
 
-def test_resources_that_are_all_new_and_all_the_same_share_one_headers_object() -> None:
+def test_new_but_equal_resources_share_one_headers_object() -> None:
     encoder = SpanEncoder()
     spans = [encoder.encode(make_span(resource=Resource({"service.name": "x"}))) for _ in range(3000)]
     spans += [encoder.encode(make_span(resource=Resource({"service.name": "x", "no": [1]}))) for _ in range(3000)]

@@ -1,4 +1,4 @@
-"""What a span loses by what cannot be expressed: that, and nothing else."""
+"""If a part of a span cannot be expressed, only that part is dropped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Masked:
 
 
 class Endless(Mapping[str, int]):
-    """Says that it has two items and never ends."""
+    """Has a length of two, and endless items."""
 
     def __getitem__(self, key: str) -> int:
         return len(key)
@@ -151,7 +151,7 @@ BAD: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
-def test_an_attribute_that_cannot_be_expressed_costs_that_attribute_wherever_it_stands(
+def test_only_the_attribute_that_cannot_be_expressed_is_dropped(
     make: Callable[[], object],
 ) -> None:
     for owner in owners(with_attributes({"first": 1, "bad": make(), "last": "text"}, dropped=2)):
@@ -175,9 +175,7 @@ def test_a_key_whose_str_raises_costs_its_attribute() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_of_attributes_that_cannot_be_read_to_their_end_the_others_arrive(
-    attributes: Any, keys: list[str], dropped: int
-) -> None:
+def test_attributes_that_can_be_read_are_sent_if_others_cannot(attributes: Any, keys: list[str], dropped: int) -> None:
     message = SpanEncoder().encode(span_like(attributes=attributes)).to_message()
     assert [attribute.key for attribute in message.attributes] == keys
     assert message.dropped_attributes_count == dropped
@@ -195,7 +193,7 @@ def test_an_encoder_that_dropped_an_attribute_encodes_the_next_span_as_a_new_one
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_a_program_is_passed_on(error: type[BaseException]) -> None:
+def test_exceptions_that_end_a_program_propagate(error: type[BaseException]) -> None:
     class Ending:
         def __str__(self) -> str:
             raise error
@@ -212,7 +210,7 @@ def deep_value() -> object:
     return value
 
 
-def test_a_full_stack_of_the_caller_is_a_recursion_error_and_drops_nothing() -> None:
+def test_a_recursion_error_from_the_callers_full_stack_is_raised_and_drops_nothing() -> None:
     encoder, span = SpanEncoder(), make_span(attributes={"deep": deep_value()})
     wanted = encoder.encode(span).payload
     outcomes: list[object] = []
@@ -281,7 +279,7 @@ def test_a_resource_may_say_that_it_has_no_entities_with_none() -> None:
     assert ResourceSpans.FromString(encode(resource=resource).headers.resource).resource.attributes[0].key == "a"
 
 
-def test_bytes_of_a_class_with_a_conversion_of_its_own_are_the_bytes_that_they_are() -> None:
+def test_a_subclass_of_bytes_that_overrides_bytes_is_sent_by_its_content() -> None:
     class Bytes(bytes):
         def __bytes__(self) -> bytes:
             raise ValueError("no bytes")
@@ -356,7 +354,7 @@ def test_a_str_is_bounded_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_common_values_are_what_they_were() -> None:
-    # Odd, and yet expressed: not a reason to drop anything.
+    # Unusual values that can be expressed: nothing is dropped.
     message = encode(attributes={"generator": iter(()), "nan": float("nan"), "none": None, "": 1}).to_message()
     assert message.dropped_attributes_count == 0
     assert [attribute.key for attribute in message.attributes] == ["generator", "nan", "none", ""]

@@ -1,4 +1,4 @@
-"""What an encoder remembers of spans: never the wrong bytes, and never much."""
+"""The encoder's caches: never the wrong bytes, and bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.spans.support import make_span
 from trio_spanbatch import InstrumentationScope, Resource, SpanContext, SpanEvent, SpanLink
 from trio_spanbatch._spans.encoder import SpanEncoder
 
-# Equal to each other, as Python sees it, or of the same text, and yet not the same value.
+# Equal in Python, or of the same text, but different values.
 ALIKE: list[Any] = [
     1,
     True,
@@ -37,7 +37,7 @@ ALIKE: list[Any] = [
 
 
 def tables(encoder: SpanEncoder) -> list[dict[Any, Any]]:
-    """Return all tables of an encoder, and of what it consists of, each once."""
+    """Return all tables of an encoder and of its parts, each once."""
     return list({id(table): table for table in _inside(encoder)}.values())
 
 
@@ -58,7 +58,7 @@ def entries(encoder: SpanEncoder) -> int:
     return sum(map(len, tables(encoder)))
 
 
-def test_values_that_are_equal_and_not_the_same_are_told_apart() -> None:
+def test_equal_values_of_different_types_are_distinguished() -> None:
     encoder, rng = SpanEncoder(), random.Random(1)
     for _ in range(40):
         for value in rng.sample(ALIKE, len(ALIKE)):
@@ -74,7 +74,7 @@ def test_a_key_with_ever_new_values_is_encoded_as_before() -> None:
             assert encoder.encode(span).payload == SpanEncoder().encode(span).payload
 
 
-def test_the_same_attribute_of_spans_events_and_links_is_told_apart() -> None:
+def test_the_same_attribute_of_spans_events_and_links_is_distinguished() -> None:
     encoder, attributes = SpanEncoder(), {"key": "value", "number": 7}
     span = make_span(
         attributes=attributes,

@@ -1,4 +1,4 @@
-"""What the encoder refuses, and how it says so."""
+"""Spans that the encoder refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_otlp_cannot_express_is_refused_with_the_field_and_the_value(
         assert repr(value)[:40] in str(caught.value)
 
 
-def test_a_span_that_has_not_ended_is_refused_with_these_words() -> None:
+def test_a_span_that_has_not_ended_is_refused_with_this_message() -> None:
     with pytest.raises(InvalidSpanError, match=r"^end_time is None: the span has not ended$"):
         encode(end_time=None)
 
@@ -113,7 +113,7 @@ def test_a_span_that_has_not_ended_is_refused_with_these_words() -> None:
 @pytest.mark.parametrize(
     "value", ["x" * 10_000_000, 10**5000, list(range(100_000)), {str(n): n for n in range(1000)}], ids=range(4)
 )
-def test_the_message_stays_short_whatever_the_value(value: object) -> None:
+def test_the_message_is_short_for_any_value(value: object) -> None:
     with pytest.raises(InvalidSpanError, match=r"^context\.span_id is ") as caught:
         encode(context=context(span_id=value))
     assert len(str(caught.value)) < 300
@@ -124,7 +124,7 @@ class Broken(Exception):
 
 
 class Raising:
-    """Raises whatever one does with it."""
+    """Raises in every operation."""
 
     def __str__(self) -> str:
         raise Broken("str")
@@ -175,18 +175,18 @@ def test_a_property_that_raises_makes_the_span_invalid_and_is_named() -> None:
 @pytest.mark.parametrize("thing", [None, "a span", 5, {"name": "x"}, object(), Span, Raising()], ids=range(7))
 def test_what_is_no_span_is_refused_like_a_bad_one(thing: Any) -> None:
     with pytest.raises(
-        InvalidSpanError, match=r"is no span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
+        InvalidSpanError, match=r"is not a span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
     ):
         SpanEncoder().encode(thing)
 
 
-def test_an_object_that_does_not_even_tell_its_class_is_refused() -> None:
+def test_an_object_whose_class_cannot_be_read_is_refused() -> None:
     thing: Any = UnboundProxy()
-    with pytest.raises(InvalidSpanError, match="is no span"):
+    with pytest.raises(InvalidSpanError, match="is not a span"):
         SpanEncoder().encode(thing)
 
 
-def test_an_object_whose_missing_attributes_cannot_be_told_is_refused() -> None:
+def test_an_object_whose_missing_attributes_cannot_be_found_is_refused() -> None:
     class Silent(AttributeError):
         def __str__(self) -> str:
             raise Broken("str")
@@ -196,11 +196,11 @@ def test_an_object_whose_missing_attributes_cannot_be_told_is_refused() -> None:
             raise Silent
 
     thing: Any = NoSpan()
-    with pytest.raises(InvalidSpanError, match=r"is no span: it has no attribute 'parent'$"):
+    with pytest.raises(InvalidSpanError, match=r"is not a span: it has no attribute 'parent'$"):
         SpanEncoder().encode(thing)
 
 
-def test_a_number_that_compares_as_it_likes_is_measured_all_the_same() -> None:
+def test_an_int_that_overrides_comparison_is_checked_by_its_value() -> None:
     class Modest(int):
         def __ge__(self, other: object) -> bool:
             return True
@@ -225,7 +225,7 @@ def test_what_is_only_called_a_set_is_not_sorted_to_be_shown() -> None:
 def test_an_object_without_one_of_the_attributes_is_refused_by_its_name(name: str) -> None:
     span = span_like()
     delattr(span, name)
-    with pytest.raises(InvalidSpanError, match=f"is no span: .* has no attribute '{name}'"):
+    with pytest.raises(InvalidSpanError, match=f"is not a span: .* has no attribute '{name}'"):
         SpanEncoder().encode(span)
 
 

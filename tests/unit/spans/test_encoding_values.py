@@ -1,4 +1,4 @@
-"""What values of attributes are sent as."""
+"""The encoding of attribute values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Half(float):
 
 
 class Numeral:
-    """A number that is no subclass of Python's, such as NumPy's."""
+    """A number that is not a subclass of Python's, such as NumPy's."""
 
     def __int__(self) -> int:
         return 7
@@ -115,7 +115,7 @@ def test_ints_of_any_length_become_their_digits() -> None:
     assert value_of(-(10**5000)).string_value == "-1" + "0" * 5000
 
 
-def test_keys_that_are_no_strings_become_strings_and_the_later_of_two_alike_counts() -> None:
+def test_keys_that_are_not_strings_become_strings_and_the_last_of_equal_keys_counts() -> None:
     message = encode(attributes={"a": 0, 1: "int", "b": 1, "1": "str", Fruit.APPLE: 2}).to_message()
     assert [(attribute.key, attribute.value) for attribute in message.attributes] == [
         ("a", AnyValue(int_value=0)),
@@ -146,14 +146,14 @@ def test_more_keys_than_are_remembered_are_encoded_too() -> None:
         assert list(message.attributes) == expected.attributes(attributes)
 
 
-def test_attributes_that_are_none_are_no_attributes() -> None:
+def test_none_counts_as_no_attributes() -> None:
     nothing = SimpleNamespace(name="", timestamp=0, attributes=None, dropped_attributes=0)
     span = span_like(attributes=None, events=[nothing])
     assert SpanEncoder().encode(span).to_message() == expected.span_message(make_span(events=[SpanEvent("", 0)]))
 
 
 def assert_dropped(value: object) -> None:
-    """Assert that an attribute with ``value`` costs itself and nothing else."""
+    """Assert that only the attribute with ``value`` is dropped."""
     message = encode(attributes={"fine": 1, "bad": value}, dropped_attributes=3).to_message()
     assert ([attribute.key for attribute in message.attributes], message.dropped_attributes_count) == (["fine"], 4)
 
@@ -193,7 +193,7 @@ def test_a_value_that_contains_itself_is_dropped(cycle: object) -> None:
     assert_dropped(cycle)
 
 
-def test_a_value_that_occurs_twice_is_no_cycle() -> None:
+def test_a_value_that_occurs_twice_is_not_a_cycle() -> None:
     shared = [1, 2]
     assert value_of([shared, shared, {"again": shared}]) == expected.any_value([[1, 2], [1, 2], {"again": [1, 2]}])
 
@@ -213,7 +213,7 @@ def test_no_attribute_is_lost_where_the_text_of_a_key_is_of_a_subclass() -> None
 
 
 @pytest.mark.parametrize("wrap", [lambda inner: [inner, inner], lambda inner: {"a": inner, "b": inner}])
-def test_what_holds_the_same_thing_twice_and_so_on_is_dropped_before_it_fills_memory(
+def test_a_value_with_exponentially_many_references_is_dropped_before_it_fills_memory(
     wrap: Callable[[object], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attributes, "_MAX_CONTAINER_SIZE", 10_000)
@@ -228,7 +228,7 @@ def test_a_range_of_everything_is_dropped_before_it_fills_memory(count: int) -> 
     assert_dropped(range(count))
 
 
-def test_a_sequence_that_never_says_that_it_has_ended_is_dropped() -> None:
+def test_an_endless_sequence_is_dropped() -> None:
     class Wheel(Sequence[int]):
         def __getitem__(self, index: Any) -> Any:
             return index % 3

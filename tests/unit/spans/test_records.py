@@ -1,4 +1,4 @@
-"""The records: what they hold, and that nobody changes it afterwards."""
+"""The records: their values, and that these cannot change."""
 
 from __future__ import annotations
 
