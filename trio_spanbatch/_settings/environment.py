@@ -155,12 +155,13 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
     if endpoint is None:
         endpoint, authorization = _endpoint(environ)
     _check_protocol(environ, endpoint)
-    parsers: dict[str, _Parser] = {"headers": _headers, "timeout": _export_timeout, "compression": _compression}
+    parsers: dict[str, _Parser] = {"headers": _headers, "timeout": _request_timeout, "compression": _compression}
     if endpoint[:6].lower() == "https:":
         # These files are read for https only, so otherwise they need not exist.
         parsers |= dict.fromkeys(("certificate", "client_certificate", "client_key"), _file_name)
     table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
-    options: ExporterOptions = {**_options(environ, **table), "endpoint": endpoint}
+    options: ExporterOptions = _options(environ, **table)
+    options["endpoint"] = endpoint
     if authorization is not None and "authorization" not in {name.lower() for name in options.get("headers", ())}:
         options["headers"] = {**options.get("headers", {}), "Authorization": authorization}
     if options.get("compression") == "none":
@@ -277,7 +278,7 @@ def _as_sent(text: str) -> str:
     return value
 
 
-def _export_timeout(variable: str, value: str) -> float | None:
+def _request_timeout(variable: str, value: str) -> float | None:
     timeout = _timeout(variable, value)
     if timeout is not None and timeout * 1000 < _SUSPICIOUS_MILLISECONDS:
         warn_once(
