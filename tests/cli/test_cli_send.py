@@ -45,6 +45,7 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._http.exporter import OTLPExporter
 from trio_spanbatch.cli import commands
+from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 from trio_spanbatch.cli.destinations import in_words_of_options
 from trio_spanbatch.cli.input import InputFile
 from trio_spanbatch.cli.screen import Screen
@@ -450,8 +451,16 @@ async def test_rejected_spans_are_counted_and_explained(lines: Path) -> None:
     assert result.exit_code == 1
 
 
-async def test_it_gives_up_with_advice_if_no_request_is_ever_answered(lines: Path) -> None:
-    ended = await run_with_patience(0.01, "http://127.0.0.1:1/v1/traces", lines)
+async def test_it_gives_up_with_advice_if_no_request_is_ever_answered(
+    lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def give_up_after_a_failure(self: CircuitBreaker) -> None:
+        while not self.failure:  # noqa: ASYNC110 - there is no event for it
+            await trio.sleep(1e-6)
+        self.give_up()
+
+    monkeypatch.setattr(CircuitBreaker, "wait_to_give_up", give_up_after_a_failure)
+    ended = await run_with_patience(20.0, "http://127.0.0.1:1/v1/traces", lines)
     document = counts_of(ended)
     assert document["read"] == document["undelivered"] == 6
     # In the drain, the batch was handed back without another request.
