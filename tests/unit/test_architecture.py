@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_values": {"_errors"},
     "_spans": {"_errors", "_values"},
     "_exporter": {"_spans", "_values"},
-    "_settings": {"_errors", "_spans", "_values"},
+    "_settings": {"_errors", "_reporting", "_spans", "_values"},
     "_reporting": {"_errors", "_exceptions", "_spans"},
     "_scheduler": {
         "_errors",
@@ -52,13 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_spans",
     },
     "destinations": {"_errors", "_exporter", "_http", "_settings", "_spans"},
-    "testing": {"_exporter", "_spans"},
+    "testing": {"_exporter", "_http", "_spans"},
     "opentelemetry": {
         "_batcher",
         "_errors",
         "_http",
         "_reporting",
-        "_runtime",
         "_scheduler",
         "_spans",
         "_values",
