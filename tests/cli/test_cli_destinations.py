@@ -337,7 +337,7 @@ async def test_a_wrong_token_for_a_workspace_is_one_line(spans: Path) -> None:
     async with workspace_of() as workspace:
         ended = await send(spans, *catalog(workspace), DATABRICKS_TOKEN="dapi-s3cret-s3cret")
     assert re.fullmatch(
-        re.escape(TABLE) + ": 3 rejected: 401 Unauthorized: .*; the workspace does not take these credentials, .*",
+        re.escape(TABLE) + ": 3 rejected: 401 Unauthorized: .*; the workspace does not accept these credentials, .*",
         only_line(ended),
     )
     assert "s3cret" not in ended.err + ended.out
