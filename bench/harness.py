@@ -1,10 +1,10 @@
 """The harness of the cases: how figures are measured and compared.
 
-A case has sides: this library, a peer, a limit. Each side is a function that makes ready, once, and returns a function
-that runs one round and returns figures by name. It runs in a process of its own, so that neither side's memory and
-caches are the other's, and the clock of the process is the side's alone. Rounds go in turns (A B A B ...), since what
-else the machine does changes from one minute to the next: figures are compared within a round, and of these ratios the
-median counts. A round ends with a check that every span arrived; if one did not, it raises.
+A case has sides: this library, a peer, a limit. Each side is a function that prepares once and returns a function that
+runs one round and returns figures by name. Each side has its own process, so that sides share no memory and caches, and
+the process's CPU time belongs to the side alone. Sides take turns (A B A B ...), since the load of the machine changes
+from minute to minute: figures are compared within a round, and the median of these ratios counts. A round ends with a
+check that every span arrived, and raises if one did not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A case whose sides say when they ran, or fail. Tests put a copy of this file among the cases of a benchmark."""
+"""A case whose sides record their rounds, or fail. Tests copy this file into the cases of a benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's own machinery: whether it would see a lost span, and what it makes of figures. It measures nothing.
+"""The benchmark's machinery: whether it notices a lost span, and how it runs its sides. Nothing is measured here.
 
 Processes of the benchmark start in the repository's root, or in a folder with a copy of the benchmark whose only case
 is `tests.bench.bench_case`.

@@ -1,4 +1,4 @@
-"""What the benchmark makes of figures: ratios and goals, the table on the terminal, the page in the documentation."""
+"""The benchmark's results: ratios and goals, the table on the terminal, the page in the documentation."""
 
 from __future__ import annotations
 

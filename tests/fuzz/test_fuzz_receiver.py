@@ -119,9 +119,9 @@ class Visit:
     """The behaviour of one client.
 
     Attributes:
-        chunks: What it sends.
-        ending: ``"half"``: it sends no more, and waits until the receiver is done. ``"stay"``: it waits in the same
-            way, and might still send. ``"read"``: it reads for a second, then goes. ``"go"``: it goes at once.
+        chunks: The data that it sends.
+        ending: ``"half"``: it closes its sending side, and waits until the receiver is done. ``"stay"``: it waits
+            without closing. ``"read"``: it reads for a second, then closes. ``"go"``: it closes at once.
     """
 
     chunks: list[bytes] = attrs.field(repr=lambda chunks: f"{chunks!r:.3000}")
@@ -133,7 +133,7 @@ class Heard:
     """The outcome of a visit.
 
     Attributes:
-        said: What the receiver sent.
+        said: The data that the receiver sent.
         served: Whether the receiver ended the conversation by itself.
     """
 

@@ -221,7 +221,7 @@ FAULTS = (
         "            if lane.waiting:\n                waiter, _",
         first="state machine",
     ),
-    # -- slots, concurrency, backoff, retries ----------------------------------------------------------------------
+    # -- slots, concurrency and backoff, the retry queue -----------------------------------------------------------
     PlantedFault(
         "a slot that is given back wakes no lane that waits for one",
         "_scheduler/slots.py",
@@ -264,7 +264,7 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the time for repetitions is restarted by each attempt",
+        "the time limit for retries is restarted by each attempt",
         "_runtime/delivery.py",
         "        if self._first_attempt_at is None:\n            self._first_attempt_at",
         "        if True:\n            self._first_attempt_at",
@@ -278,7 +278,7 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a backoff goes on when the drain begins",
+        "a backoff continues when the drain begins",
         "_scheduler/location.py",
         "        self.pace.cut_short(trio.current_time())\n",
         "",
@@ -286,7 +286,7 @@ FAULTS = (
     ),
     # -- flushing --------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a flush is woken too early: it does not wait for what is in flight",
+        "a flush ends too early: it does not wait for spans in flight",
         "_scheduler/flush.py",
         "LocationFlush(account.accepted, account.pending)",
         "LocationFlush(account.accepted, account.queued)",

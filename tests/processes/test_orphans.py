@@ -1,4 +1,4 @@
-"""No child of a test outlives the process of the tests, not even if that is killed with SIGKILL."""
+"""No child of a test outlives the process that runs the tests, even if that is killed with SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The soak in short: that it passes, and that it fails when there is reason to.
+"""Short soaks: one passes, and others fail when there is a reason.
 
-Only here it is ended by a number of spans and not by the clock. What is flat is judged on made-up samples, since that
-takes minutes.
+They end after a number of spans instead of a time. The rule for flat figures is tested with made-up samples, since a
+real run takes minutes.
 """
 
 from __future__ import annotations

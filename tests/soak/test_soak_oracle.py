@@ -1,4 +1,4 @@
-"""The oracle of the soak: it forgets what is settled, and objects to what must not be."""
+"""The soak's oracle: it forgets settled spans, and objects to violations."""
 
 from __future__ import annotations
 

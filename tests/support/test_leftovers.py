@@ -1,4 +1,4 @@
-"""What a batcher may not leave is noticed, each kind of it."""
+"""Every kind of thing that a batcher must not leave behind is noticed."""
 
 from __future__ import annotations
 

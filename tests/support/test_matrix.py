@@ -1,4 +1,4 @@
-"""Which interpreters ``make test-matrix`` runs the tests on."""
+"""The interpreters on which ``make test-matrix`` runs the tests."""
 
 from __future__ import annotations
 

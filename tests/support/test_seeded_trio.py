@@ -1,4 +1,4 @@
-"""A seeded run repeats exactly, also where trio's own order comes from memory addresses."""
+"""A seeded run repeats exactly, even where trio's order depends on memory addresses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Program: TypeAlias = Callable[[list[int]], Awaitable[None]]
 
 @pytest.fixture(autouse=True)
 def without_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have trio as it is where Hypothesis, which turns the switch on for good, was never imported."""
+    """Restore trio's defaults: importing Hypothesis turns the switch on permanently."""
     monkeypatch.setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", False)
 
 
 def orders(program: Program) -> list[list[int]]:
-    """Run a program several times from one seed, each time with other addresses. Return what it wrote down."""
+    """Run a program several times with one seed and different addresses. Return its records."""
     seen = []
     ballast: list[object] = []
     for _ in range(20):
@@ -48,7 +48,7 @@ async def wake_up_at_once(order: list[int]) -> None:
 
 
 async def stand_in_line(order: list[int], number: int) -> None:
-    """Wait for ever, and take note of the moment in which a cancel arrives, not of the task's next step."""
+    """Wait for ever, and record the moment of a cancel, not the task's next step."""
 
     def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         order.append(number)
