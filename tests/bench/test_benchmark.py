@@ -27,7 +27,7 @@ from bench.receiver import Receiver, running_receiver
 from bench.spans import SPANS, agent_spans
 from tests.bench.bench_case import CASE, CRASHED, ROUNDS
 from tests.support.paths import PROJECT, TESTS
-from tests.support.processes import DEADLINE, run_to_end
+from tests.support.processes import DEADLINE, run_to_end, untraced_environment
 from trio_spanbatch import InstrumentationScope, Resource, Span, SpanBatch, SpanContext, SpanLike
 from trio_spanbatch._spans.encoder import SpanEncoder
 
@@ -314,8 +314,12 @@ def test_a_side_that_is_killed_between_rounds_ends_the_run(receiver: Receiver) -
 
 
 def bench(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run the benchmark's command."""
-    return run_to_end([sys.executable, "-m", "bench", *arguments], folder=folder)
+    """Run the command of the benchmark in ``folder``."""
+    environ = untraced_environment()
+    path = os.pathsep.join([str(folder), environ["PYTHONPATH"]])
+    return run_to_end(
+        [sys.executable, "-m", "bench", *arguments], folder=folder, environ={**environ, "PYTHONPATH": path}
+    )
 
 
 def test_the_command_says_that_every_span_arrived_and_shows_no_goals_for_a_quick_run() -> None:
