@@ -20,20 +20,20 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 # The modules next to the folders count as one part.
 BUDGETS = {
     "modules": 1_050,
-    "_scheduler": 1_750,
+    "_scheduler": 1_720,
     "_runtime": 850,
-    "_reporting": 550,
+    "_reporting": 570,
     "_spans": 1_950,
-    "_settings": 750,
+    "_settings": 720,
     "_http": 2_850,
-    "destinations": 2_300,
-    "opentelemetry": 1_400,
+    "destinations": 2_170,
+    "opentelemetry": 1_360,
     "testing": 1_200,
-    "cli": 3_600,
+    "cli": 3_550,
 }
-# The whole package, with all that is still to come, and what `import trio_spanbatch` loads of it.
+# The whole package, and what `import trio_spanbatch` loads of it: 9,000 is the goal.
 LIMIT = 20_000
-LIMIT_LOADED = 9_600
+LIMIT_LOADED = 9_550
 
 _LOADED = """
 import sys, trio_spanbatch
