@@ -79,7 +79,9 @@ class UndeliveredSpansError(Exception):
         super().__init__(rejected, undelivered, reasons)
         self.rejected = rejected
         self.undelivered = undelivered
-        self.reasons = {"rejected": {}, "undelivered": {}} if reasons is None else reasons
+        self.reasons: Mapping[Literal["rejected", "undelivered"], Mapping[str, int]] = (
+            {"rejected": {}, "undelivered": {}} if reasons is None else reasons
+        )
 
     def __str__(self) -> str:
         why_rejected = _reasons_text(self.reasons.get("rejected", {}))

@@ -22,7 +22,7 @@ from .zerobus import Zerobus
 
 __all__ = ["ZerobusFirst"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # Seconds for which everything goes to the workspace.
 _FALLBACK_PERIOD = 3600.0
@@ -130,7 +130,7 @@ class ZerobusFirst(UnityCatalogExporter):
     def _note(self, result: ExportResult, fallback: _Fallback, is_probe: bool) -> None:
         if fallback is _Fallback.EVERYTHING:
             if self._retry_at is None:
-                logger.warning(
+                _logger.warning(
                     "Zerobus does not accept spans (%s): they go to %s instead, and Zerobus is tried again in an hour",
                     _reason(result),
                     self.endpoint,
@@ -138,11 +138,11 @@ class ZerobusFirst(UnityCatalogExporter):
             self._retry_at = trio.current_time() + _FALLBACK_PERIOD
         elif is_probe and (isinstance(result, Delivered) or result.status_code in _ABOUT_A_BATCH):
             self._retry_at = None
-            logger.info("Zerobus accepts spans again")
+            _logger.info("Zerobus accepts spans again")
         elif fallback is _Fallback.THIS_BATCH:
             level = logging.DEBUG if self._has_warned else logging.WARNING
             self._has_warned = True
-            logger.log(level, "Zerobus did not accept a batch (%s): it goes to %s", _reason(result), self.endpoint)
+            _logger.log(level, "Zerobus did not accept a batch (%s): it goes to %s", _reason(result), self.endpoint)
 
 
 def _is_unavailable(result: TryLater) -> bool:
