@@ -65,6 +65,10 @@ class ZerobusFirst(UnityCatalogExporter):
         self._is_retrying = is_probe = self._retry_at is not None
         try:
             result, fallback = await self._send_to_zerobus(sent, seconds)
+        except BaseException:
+            # Cancelled, for instance because the batcher's attempt_timeout is shorter: the outcome is unknown.
+            self._for_workspace.add(batch)
+            raise
         finally:
             if is_probe:
                 self._is_retrying = False
