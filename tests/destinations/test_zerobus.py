@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -24,7 +25,7 @@ from tests.destinations.databricks_support import (
     json_answer,
     workspace_of,
 )
-from tests.destinations.zerobus_support import HEADER, HOST, OTHER_TABLE, Zerobus, zerobus_for
+from tests.destinations.zerobus_support import HEADER, HOST, OTHER_TABLE, Zerobus, setup_of, zerobus_for
 from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
 from tests.support.proxy import running_proxy
@@ -162,6 +163,19 @@ async def test_any_5xx_is_repeated_with_backoff_until_the_spans_are_delivered(st
     assert (statistics.delivered, statistics.retries, service.stored()) == (3, 2, 3)
     # OTLP's retryable codes mean that the request was not processed; with other codes, that is unknown.
     assert statistics.ambiguous == (0 if status in (502, 503, 504) else 3)
+
+
+@pytest.mark.parametrize("sends_all", [True, False])
+@pytest.mark.parametrize("status", [408, 429, 500, 501, 503, 599])
+async def test_whatever_is_repeated_is_repeated_after_the_time_that_zerobus_asks_for(
+    status: int, sends_all: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    headers = [("retry-after", "77"), *([] if sends_all else [("content-length", "1000")])]
+    async with setup_of() as setup:
+        setup.zerobus.answers = lambda request: Answer(status, headers=headers)
+        result = await setup.export(batch_of(2, TABLE))
+        assert isinstance(result, TryLater)
+        assert (result.after, result.status_code) == (77, status)
 
 
 async def test_a_408_is_repeated() -> None:
@@ -357,6 +371,53 @@ def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: st
 )
 def test_an_endpoint_may_be_written_as_people_write_it(endpoint: str, url: str) -> None:
     assert zerobus("https://dbc-1.cloud.databricks.com", endpoint=endpoint).endpoint == url
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://1.zerobus.r.cloud.databricks.com",
+        "https://1.zerobus.r.cloud.databricks.com/s3cret",
+        "https://1.zerobus.r.cloud.databricks.com?s3cret",
+        "https://user:s3cret@1.zerobus.r.cloud.databricks.com",
+        "ftp://w",
+        "1.zerobus r",
+    ],
+)
+@pytest.mark.parametrize("make", [zerobus, functools.partial(unity_catalog, prefer_zerobus=True)])
+def test_a_message_about_an_endpoint_in_a_variable_names_the_variable(
+    make: Any, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZEROBUS_ENDPOINT", value)
+    with pytest.raises(ValueError, match=r"^ZEROBUS_ENDPOINT ") as caught:
+        make("https://w.cloud.databricks.com")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["https://w.com/s3cret", "https://user:s3cret@w.com", "ftp://w.com", "w w"])
+@pytest.mark.parametrize("make", [zerobus, unity_catalog])
+def test_a_message_about_a_workspace_names_the_argument_or_the_variable(
+    make: Any, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABRICKS_HOST", value)
+    for name, host in (("DATABRICKS_HOST", None), ("host", value)):
+        with pytest.raises(ValueError, match=rf"^{name} ") as caught:
+            make(host)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [zerobus, functools.partial(unity_catalog, prefer_zerobus=True)])
+def test_a_header_that_names_the_table_is_refused_before_the_endpoint_is_known(make: Any) -> None:
+    with pytest.raises(ValueError, match="'x-databricks-zerobus-table-name' is also among headers"):
+        make("https://w.cloud.databricks.com", headers={"X-Databricks-Zerobus-Table-Name": "a.b.c"})
+
+
+def test_arguments_of_the_wrong_type_are_named() -> None:
+    wrong: Any = 5
+    with pytest.raises(TypeError, match="endpoint is of type int"):
+        zerobus("https://w.cloud.databricks.com", endpoint=wrong)
+    with pytest.raises(TypeError, match="host is of type int"):
+        zerobus(wrong)
 
 
 def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
