@@ -117,9 +117,8 @@ class ZerobusExporter(TableExporter):
             try:
                 exporter = await self._zerobus.find()
             except AuthError as error:
-                reason = f"no endpoint of Zerobus: {error.reason}"
                 cause = cause_of(error)
-                return TryLater(reason, cause=cause) if error.retry else Refused(reason, cause=cause)
+                return TryLater(error.reason, cause=cause) if error.retry else Refused(error.reason, cause=cause)
         if exporter is None:
             reason = f"no endpoint of Zerobus within {seconds:g} s: {self.endpoint} did not answer"
             return TryLater(reason, cause="timeout")
@@ -192,7 +191,8 @@ class Zerobus(trio.abc.AsyncResource):
         """Return the exporter that sends to Zerobus.
 
         Raises:
-            AuthError: The endpoint is not known; ``retry`` says whether that may change.
+            AuthError: The endpoint is not known; ``retry`` says whether that may change. The reason says whether
+                credentials or the endpoint is missing.
         """
         if self.exporter is None:
             self.exporter = await self._found.get()
@@ -216,7 +216,16 @@ class Zerobus(trio.abc.AsyncResource):
         return EndpointExporter(url, location_header=LOCATION_HEADER, auth=self.tokens, **self._options)
 
     async def _find(self) -> tuple[EndpointExporter, float]:
-        workspace_id = (await self._auth.service_principal()).workspace_id
+        missing = "credentials"
+        try:
+            workspace_id = (await self._auth.service_principal()).workspace_id
+            await self._auth.headers("")
+            missing = "endpoint of Zerobus"
+            return await self._look_up(workspace_id), math.inf
+        except AuthError as error:
+            raise AuthError(f"no {missing}: {error.reason}", retry=error.retry) from None
+
+    async def _look_up(self, workspace_id: str) -> EndpointExporter:
         answer = await self._metastore_summary(workspace_id)
         if answer.status != 200:
             raise AuthError(
@@ -231,7 +240,7 @@ class Zerobus(trio.abc.AsyncResource):
                 retry=False,
             )
         try:
-            return self._exporter_for(f"https://{found}{TRACES_PATH}"), math.inf
+            return self._exporter_for(f"https://{found}{TRACES_PATH}")
         except ValueError as error:
             # The proxy that a variable names for this host cannot be used.
             raise AuthError(str(error), retry=False) from None
