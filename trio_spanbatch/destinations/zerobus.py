@@ -284,9 +284,10 @@ def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
             f"{name} (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
             "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
         )
-    url = check_endpoint(given if "://" in given else f"https://{given}", name)
+    address, *rest = re.split("[?#]", given, maxsplit=1)
+    url = check_endpoint(address if "://" in address else f"https://{address}", name)
     shown = f"{url.scheme}://{url.netloc.decode('ascii')}"
-    if url.path.rstrip("/") not in ("", TRACES_PATH):
+    if rest or url.path.rstrip("/") not in ("", TRACES_PATH):
         raise ValueError(f"{name} must be a host alone, as in {shown}; remove the rest (not shown)")
     if url.scheme != "https" and not may_be_http and not _is_this_machine(url.host):
         raise ValueError(f"{name} {shown} must begin with https://, because tokens are sent there")
