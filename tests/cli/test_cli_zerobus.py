@@ -24,6 +24,7 @@ from tests.destinations.databricks_support import (
     json_answer,
     workspace_of,
 )
+from tests.destinations.zerobus_support import HEADER as ZEROBUS_HEADER
 from tests.destinations.zerobus_support import OTHER_TABLE, Zerobus, status_of, zerobus_for
 from tests.support.processes import reserved_port
 from trio_spanbatch.cli import commands
@@ -128,9 +129,14 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
         (ENDPOINT, "w.com", "--to zerobus needs a table: name it with --location <catalog>.<schema>.<table>, or name"),
         (("--location", "agents.spans"), "w.com", "location 'agents.spans' is not a table of Unity Catalog: it has 2"),
         (("--location", TABLE), "", "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST"),
-        (("--location", TABLE), "https://w.com/s3cret", "host must be a workspace alone|--endpoint must be a worksp"),
+        (("--location", TABLE), "https://w.com/s3cret", ": DATABRICKS_HOST must be a workspace alone"),
         (("--location", TABLE, "--location-header", "X"), "w.com", "it is x-databricks-zerobus-table-name"),
         (("--location", TABLE, "--header", "authorization=s3cret"), "w.com", "databricks-sdk authenticates"),
+        (
+            ("--location", TABLE, "--header", f"{ZEROBUS_HEADER}=a.b.c"),
+            "w.com",
+            f"--header {ZEROBUS_HEADER}= cannot be used with --to zerobus: --location or --location-attribute names",
+        ),
         (
             ("--location", TABLE, "--endpoint", "https://1.zerobus.r.azuredatabricks.net/s3cret"),
             "w.com",
@@ -153,6 +159,16 @@ def test_options_that_cannot_be_combined_are_a_one_line_error(
     assert re.search(error, result.stderr)
     assert len(result.stderr.splitlines()) == 1
     assert "s3cret" not in result.stderr
+
+
+def test_an_invalid_endpoint_in_a_variable_is_told_by_the_name_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABRICKS_HOST", "w.com")
+    monkeypatch.setenv("ZEROBUS_ENDPOINT", "http://1.zerobus.r.azuredatabricks.net")
+    result = CliRunner().invoke(commands.cli, ["send", "-", "--to", "zerobus", "--location", TABLE])
+    assert result.exit_code == 2
+    assert "send: ZEROBUS_ENDPOINT http://1.zerobus.r.azuredatabricks.net must begin with https://" in result.stderr
 
 
 async def test_a_personal_access_token_is_a_one_line_error_that_says_what_to_use_instead(spans: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -24,7 +25,7 @@ from tests.destinations.databricks_support import (
     json_answer,
     workspace_of,
 )
-from tests.destinations.zerobus_support import HEADER, HOST, OTHER_TABLE, Zerobus, zerobus_for
+from tests.destinations.zerobus_support import HEADER, HOST, OTHER_TABLE, Zerobus, setup_of, zerobus_for
 from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
 from tests.support.proxy import running_proxy
@@ -164,6 +165,19 @@ async def test_any_5xx_is_repeated_with_backoff_until_the_spans_are_delivered(st
     assert statistics.ambiguous == (0 if status in (502, 503, 504) else 3)
 
 
+@pytest.mark.parametrize("sends_all", [True, False])
+@pytest.mark.parametrize("status", [408, 429, 500, 501, 503, 599])
+async def test_whatever_is_repeated_is_repeated_after_the_time_that_zerobus_asks_for(
+    status: int, sends_all: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    headers = [("retry-after", "77"), *([] if sends_all else [("content-length", "1000")])]
+    async with setup_of() as setup:
+        setup.zerobus.answers = lambda request: Answer(status, headers=headers)
+        result = await setup.export(batch_of(2, TABLE))
+        assert isinstance(result, TryLater)
+        assert (result.after, result.status_code) == (77, status)
+
+
 async def test_a_408_is_repeated() -> None:
     async with servers() as (workspace, service), exporter_of(workspace, service) as exporter:
         service.answers = lambda request: Answer(408)
@@ -196,17 +210,23 @@ async def test_a_personal_access_token_is_told_to_be_the_wrong_kind(monkeypatch:
         "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
     )
     assert given == Refused(f"no credentials: {reason}")
-    assert found == Refused(f"no endpoint of Zerobus: {reason}")
+    assert found == Refused(f"no credentials: {reason}")
     assert (workspace.token_requests, service.receiver.requests) == ([], [])
 
 
-async def test_without_credentials_it_says_which_variables_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("endpoint_is_given", [True, False])
+async def test_without_credentials_it_says_which_variables_to_set(
+    endpoint_is_given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DATABRICKS_CLIENT_ID")
     monkeypatch.delenv("DATABRICKS_CLIENT_SECRET")
-    async with servers() as (workspace, service), exporter_of(workspace, service) as exporter:
-        result = await exporter.export(batch_of(1, TABLE))
-    assert isinstance(result, Refused)
-    assert result.reason.startswith("no credentials: databricks-sdk found none: set DATABRICKS_TOKEN, or DATABRICKS_CL")
+    async with (
+        servers() as (workspace, service),
+        exporter_of(workspace, service if endpoint_is_given else None) as exporter,
+    ):
+        assert await exporter.export(batch_of(1, TABLE)) == Refused(
+            "no credentials: databricks-sdk found none: set DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
+        )
 
 
 @pytest.mark.parametrize("by", ["variable", "configuration"])
@@ -331,7 +351,8 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
     [
         ("https://user:s3cret@1.zerobus.r.cloud.databricks.com", "user name or password"),
         ("https://1.zerobus.r.cloud.databricks.com/v1/s3cret", "must be a host alone"),
-        ("https://1.zerobus.r.cloud.databricks.com/?k=s3cret", "query or fragment"),
+        ("https://1.zerobus.r.cloud.databricks.com/?k=s3cret", "must be a host alone.*remove the rest"),
+        ("https://1.zerobus.r.cloud.databricks.com#s3cret", "must be a host alone.*remove the rest"),
         ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://, because tokens are sent there"),
         ("http://127.0.0.1.example.com", "must begin with https://"),
         ("ftp://1.zerobus.r.cloud.databricks.com", "must begin with http:// or https://"),
@@ -357,6 +378,53 @@ def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: st
 )
 def test_an_endpoint_may_be_written_as_people_write_it(endpoint: str, url: str) -> None:
     assert zerobus("https://dbc-1.cloud.databricks.com", endpoint=endpoint).endpoint == url
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://1.zerobus.r.cloud.databricks.com",
+        "https://1.zerobus.r.cloud.databricks.com/s3cret",
+        "https://1.zerobus.r.cloud.databricks.com?s3cret",
+        "https://user:s3cret@1.zerobus.r.cloud.databricks.com",
+        "ftp://w",
+        "1.zerobus r",
+    ],
+)
+@pytest.mark.parametrize("make", [zerobus, functools.partial(unity_catalog, prefer_zerobus=True)])
+def test_a_message_about_an_endpoint_in_a_variable_names_the_variable(
+    make: Any, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZEROBUS_ENDPOINT", value)
+    with pytest.raises(ValueError, match=r"^ZEROBUS_ENDPOINT ") as caught:
+        make("https://w.cloud.databricks.com")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["https://w.com/s3cret", "https://user:s3cret@w.com", "ftp://w.com", "w w"])
+@pytest.mark.parametrize("make", [zerobus, unity_catalog])
+def test_a_message_about_a_workspace_names_the_argument_or_the_variable(
+    make: Any, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABRICKS_HOST", value)
+    for name, host in (("DATABRICKS_HOST", None), ("host", value)):
+        with pytest.raises(ValueError, match=rf"^{name} ") as caught:
+            make(host)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [zerobus, functools.partial(unity_catalog, prefer_zerobus=True)])
+def test_a_header_that_names_the_table_is_refused_before_the_endpoint_is_known(make: Any) -> None:
+    with pytest.raises(ValueError, match="'x-databricks-zerobus-table-name' is also among headers"):
+        make("https://w.cloud.databricks.com", headers={"X-Databricks-Zerobus-Table-Name": "a.b.c"})
+
+
+def test_arguments_of_the_wrong_type_are_named() -> None:
+    wrong: Any = 5
+    with pytest.raises(TypeError, match="endpoint is of type int"):
+        zerobus("https://w.cloud.databricks.com", endpoint=wrong)
+    with pytest.raises(TypeError, match="host is of type int"):
+        zerobus(wrong)
 
 
 def test_headers_that_authenticate_are_refused_and_not_shown() -> None:

@@ -236,6 +236,39 @@ async def test_a_batch_whose_outcome_at_zerobus_is_unknown_is_ambiguous_and_then
         assert batcher.statistics().ambiguous == 3
 
 
+@pytest.mark.parametrize("where_it_hangs", ["answer", "connection", "token"])
+async def test_a_batch_whose_attempt_the_batcher_ends_at_zerobus_goes_to_the_workspace_next(
+    where_it_hangs: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with both_ways() as setup:
+        if where_it_hangs == "answer":
+            setup.zerobus.answers = lambda request: Hang(store=True)
+        elif where_it_hangs == "connection":
+            setup.zerobus.receiver.network.connect_delay = 1e9
+        else:
+            setup.workspace.table_answers[TABLE] = Hang()
+        retry = RetryPolicy(initial=0.1, attempt_timeout=5)
+        async with SpanBatcher(setup.exporter, shutdown_timeout=60, retry=retry) as batcher:
+            await batcher.add_spans(TABLE, make_spans(3))
+        statistics = batcher.statistics()
+        assert (statistics.delivered, statistics.ambiguous, statistics.retries) == (3, 3, 1)
+        assert where(setup) == (int(where_it_hangs == "answer"), 1)
+
+
+async def test_a_batch_whose_outcome_is_unknown_does_not_depend_on_the_workspace_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with both_ways() as setup:
+        outcomes = iter([Reset(store=False)])
+        setup.zerobus.answers = lambda request: next(outcomes, None)
+        setup.workspace.traces = status_of(503)
+        async with SpanBatcher(setup.exporter, shutdown_timeout=60, retry=RetryPolicy(initial=0.1)) as batcher:
+            await batcher.add_spans(TABLE, make_spans(3))
+        statistics = batcher.statistics()
+        assert (statistics.delivered, statistics.ambiguous, setup.zerobus.stored()) == (3, 3, 3)
+        assert where(setup) == (2, 1)
+
+
 async def test_a_web_page_in_place_of_an_answer_leaves_the_outcome_unknown(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -195,6 +195,15 @@ async def test_a_401_of_zerobus_replaces_the_token_of_that_table_once(autojump_c
         assert setup.zerobus.tokens[5:] == ["3", "4"]
 
 
+async def test_requests_for_tokens_and_for_the_endpoint_name_the_workspace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with setup_of() as setup:
+        assert await export(setup) == Delivered()
+        named = [request.header("x-databricks-workspace-id") for request in setup.workspace.receiver.requests]
+        assert named == [setup.workspace.workspace_id] * 2
+
+
 async def test_exports_that_get_a_401_at_once_share_one_new_token(autojump_clock: trio.testing.MockClock) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
         assert await export(setup) == Delivered()

@@ -26,7 +26,7 @@ BUDGETS = {
     "_spans": 1_950,
     "_settings": 720,
     "_http": 2_850,
-    "destinations": 2_170,
+    "destinations": 2_210,
     "opentelemetry": 1_360,
     "testing": 1_200,
     "cli": 3_550,

@@ -61,34 +61,34 @@ _HOST = re.compile(rb"[0-9A-Za-z._-]+")
 _LONGEST_LABEL = 63
 
 
-def check_endpoint(endpoint: object) -> httpx.URL:
-    """Return ``endpoint`` as a URL.
+def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
+    """Return ``endpoint`` as a URL; ``name`` is what messages call it.
 
     Raises:
         ValueError: It is not an http or https URL, or has userinfo, a query or a fragment. The message shows at most
             scheme, host and port.
     """
     if not isinstance(endpoint, str):
-        raise TypeError(f"endpoint is of type {type(endpoint).__name__}; it must be a str")
+        raise TypeError(f"{name} is of type {type(endpoint).__name__}; it must be a str")
     if has_userinfo(endpoint):
         raise ValueError(
-            "endpoint (not shown) has a user name or password in it; give them as headers= or auth=, where no log "
+            f"{name} (not shown) has a user name or password in it; give them as headers= or auth=, where no log "
             "shows them (an @ in a path is written %40)"
         )
     shown = _without_secrets(endpoint)
     if "?" in endpoint or "#" in endpoint:
         raise ValueError(
-            f"endpoint {shown} has a query or fragment, which logs show; give credentials as headers= or auth="
+            f"{name} {shown} has a query or fragment, which logs show; give credentials as headers= or auth="
         )
     url = _parsed(endpoint)
     if url is None:
-        raise ValueError(f"endpoint {shown} is not a URL such as http://localhost:4318/v1/traces")
+        raise ValueError(f"{name} {shown} is not a URL such as http://localhost:4318/v1/traces")
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
-            f"endpoint {shown} must begin with http:// or https:// and a host, as in http://localhost:4318/v1/traces"
+            f"{name} {shown} must begin with http:// or https:// and a host, as in http://localhost:4318/v1/traces"
         )
     if url.userinfo or not 0 < (80 if url.port is None else url.port) < 2**16 or not _is_host(url):
-        raise ValueError(f"endpoint {shown} has no host and port to connect to")
+        raise ValueError(f"{name} {shown} has no host and port to connect to")
     return url
 
 

@@ -228,6 +228,12 @@ def _check_options_for_tables(destination: Destination, header: str) -> None:
         destination,
         "databricks-sdk authenticates, for instance with DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET",
     )
+    _refuse(
+        any(name.lower() == header.lower() for name in destination.headers),
+        f"--header {header}=",
+        destination,
+        "--location or --location-attribute names the table",
+    )
     if destination.location is None and destination.location_attribute is None:
         raise OptionError(
             f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name the "

@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from .._http.auth import AuthError
-from .databricks_failures import auth_error
+from .databricks_failures import SET_CREDENTIALS, auth_error
 from .shared_fetch import SharedFetch
 
 __all__ = ["WORKSPACE_HEADER", "DatabricksAuth", "DatabricksConfig", "MakeConfig", "ServicePrincipal"]
@@ -61,6 +61,8 @@ class DatabricksConfig(Protocol):
 
 
 MakeConfig: TypeAlias = Callable[[], DatabricksConfig]
+
+_SET_PRINCIPAL = "set DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
 
 T = TypeVar("T")
 
@@ -109,8 +111,8 @@ class _Session:
         if not (client_id and client_secret) or auth_type not in ("", "oauth-m2m"):
             found = auth_type if _AUTH_TYPE.fullmatch(auth_type) else "none"
             raise AuthError(
-                f"Zerobus takes service principals only, and databricks-sdk found {found}: set DATABRICKS_CLIENT_ID "
-                "and DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus",
+                f"Zerobus takes service principals only, and databricks-sdk found {found}: {_SET_PRINCIPAL}, or send "
+                "to Unity Catalog without Zerobus",
                 retry=False,
             )
         workspace_id = _text_of(config, "workspace_id")
@@ -191,13 +193,13 @@ class DatabricksAuth:
         return f"<DatabricksAuth for {self._host}>"
 
     async def _fetch_headers(self) -> tuple[Mapping[str, str], float]:
-        headers, seconds_left = await self._ask(_Session.fetch)
+        headers, seconds_left = await self._ask(_Session.fetch, SET_CREDENTIALS)
         return headers, trio.current_time() + _good_for(seconds_left)
 
     async def _fetch_principal(self) -> tuple[ServicePrincipal, float]:
-        return await self._ask(_Session.service_principal), math.inf
+        return await self._ask(_Session.service_principal, _SET_PRINCIPAL), math.inf
 
-    async def _ask(self, question: Callable[[_Session], T]) -> T:
+    async def _ask(self, question: Callable[[_Session], T], remedy: str) -> T:
         while True:
             session = self._usable_session()
             if not session.busy:
@@ -207,7 +209,7 @@ class DatabricksAuth:
                     question, session, abandon_on_cancel=True, limiter=session.threads
                 )
             except Exception as error:
-                failure = auth_error(error, self._host)
+                failure = auth_error(error, self._host, remedy)
             else:
                 if session is self._session:
                     return answer

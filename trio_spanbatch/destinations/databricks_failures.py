@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 from .._http.auth import AuthError
 
-__all__ = ["MISSING_EXTRA", "OAUTH_REFUSALS", "auth_error"]
+__all__ = ["MISSING_EXTRA", "OAUTH_REFUSALS", "SET_CREDENTIALS", "auth_error"]
 
 MISSING_EXTRA = 'databricks-sdk is not installed; get it with: pip install "trio-spanbatch[databricks]"'
 
-_SET_CREDENTIALS = (
+SET_CREDENTIALS = (
     "set DATABRICKS_TOKEN, or DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET, or DATABRICKS_CONFIG_PROFILE"
 )
 
@@ -51,12 +51,13 @@ _NO_TOKEN_ENDPOINT = frozenset({"MissingSchema", "InvalidSchema", "InvalidURL"})
 _NO_WORKSPACE = frozenset({"NotFound", "EndpointNotFound"})
 
 
-def auth_error(error: Exception, host: str) -> AuthError:
+def auth_error(error: Exception, host: str, remedy: str = SET_CREDENTIALS) -> AuthError:
     """Return the `AuthError` for an exception of databricks-sdk.
 
     Args:
         error: The exception.
         host: The workspace.
+        remedy: What to do if there are no credentials.
     """
     if isinstance(error, AuthError):
         return error
@@ -65,16 +66,16 @@ def auth_error(error: Exception, host: str) -> AuthError:
     causes = list(_causes(error))
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(str(cause)[:10_000] for cause in causes)
-    known = _configuration_error(text) or _answer_error(error, text, host) or _network_error(names, host)
+    known = _configuration_error(text, remedy) or _answer_error(error, text, host) or _network_error(names, host)
     return known or AuthError(
         f"{type(error).__name__} in databricks-sdk (its message is not shown, as it may contain credentials): "
         "Config().authenticate() of databricks.sdk.core shows it"
     )
 
 
-def _configuration_error(text: str) -> AuthError | None:
+def _configuration_error(text: str, remedy: str) -> AuthError | None:
     if "cannot configure default credentials" in text:
-        return AuthError(f"databricks-sdk found none: {_SET_CREDENTIALS}", retry=False)
+        return AuthError(f"databricks-sdk found none: {remedy}", retry=False)
     if (methods := _SEVERAL_METHODS.search(text)) is not None:
         return AuthError(
             f"databricks-sdk found more than one method of authentication ({methods[1].strip()}): unset the variables "

@@ -28,6 +28,7 @@ __all__ = [
     "Options",
     "TableExporter",
     "UnityCatalogExporter",
+    "argument_or_variable",
     "check_table_name",
     "checked_workspace",
     "default_config",
@@ -169,7 +170,7 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
             "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
             "make_config=, or use OTLPExporter"
         )
-    given = (os.environ.get("DATABRICKS_HOST", "") if host is None else host).strip()
+    given, name = argument_or_variable(host, "host", "DATABRICKS_HOST")
     if not given:
         raise ValueError(
             "there is no workspace: give host=, as in https://dbc-a1b2c3d4-e5f6.cloud.databricks.com, or set "
@@ -177,17 +178,26 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
         )
     if has_userinfo(given):
         raise ValueError(
-            "host (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
+            f"{name} (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
             "DATABRICKS_TOKEN, for instance"
         )
     scheme, _, rest = given.partition("://") if "://" in given else ("", "", given)
     authority = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
     workspace = f"{(scheme or 'https').lower()}://{authority.lower()}"
-    url = check_endpoint(workspace)
+    url = check_endpoint(workspace, name)
     if rest[len(authority) :].strip("/"):
-        raise ValueError(f"host must be a workspace alone, as in {workspace}; remove the rest (not shown)")
+        raise ValueError(f"{name} must be a workspace alone, as in {workspace}; remove the rest (not shown)")
     # The form that databricks-sdk uses.
     return workspace.removesuffix(":443") if url.scheme == "https" else workspace
+
+
+def argument_or_variable(value: str | None, name: str, variable: str) -> tuple[str, str]:
+    """Return an argument or, if it is None, the value of a variable; and the name of what was returned."""
+    if value is None:
+        return os.environ.get(variable, "").strip(), variable
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
+    return value.strip(), name
 
 
 def default_config(workspace: str) -> MakeConfig:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import os
 import re
+import time
 from collections.abc import Mapping
 from typing import ClassVar
 
 import trio
 
 from .._exporter import ExportResult, Refused, TryLater
+from .._http.attempt import Attempt
 from .._http.auth import AuthError
 from .._http.client import AsyncClient, AsyncTransport
 from .._http.exporter import OTLPExporter
 from .._http.failures import cause_of
-from .._settings.header_checks import check_endpoint
+from .._http.responses import retry_after
+from .._settings.header_checks import check_endpoint, has_userinfo
 from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .shared_fetch import SharedFetch
-from .tables import Options, TableExporter, checked_workspace, default_config
+from .tables import Options, TableExporter, argument_or_variable, checked_workspace, default_config
 from .workspace import Answer, Workspace
 from .zerobus_auth import TableTokens
 
@@ -115,9 +117,8 @@ class ZerobusExporter(TableExporter):
             try:
                 exporter = await self._zerobus.find()
             except AuthError as error:
-                reason = f"no endpoint of Zerobus: {error.reason}"
                 cause = cause_of(error)
-                return TryLater(reason, cause=cause) if error.retry else Refused(reason, cause=cause)
+                return TryLater(error.reason, cause=cause) if error.retry else Refused(error.reason, cause=cause)
         if exporter is None:
             reason = f"no endpoint of Zerobus within {seconds:g} s: {self.endpoint} did not answer"
             return TryLater(reason, cause="timeout")
@@ -136,13 +137,23 @@ class EndpointExporter(TableExporter):
         404: "is it the endpoint of Zerobus, <workspace id>.zerobus.<region>.<domain>?",
     }
 
-    async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
-        result = await super()._send(batch, sent, seconds)
-        status = result.status_code
-        if isinstance(result, Refused) and status is not None and (status == 408 or 500 <= status < 600):
-            # 502, 503 and 504 are TryLater already and mean that the request was not processed. Other 5xx do not.
-            return TryLater(result.reason, ambiguous=status != 408, status_code=status)
+    async def _exchange(
+        self, location: str, body: bytes, credentials: Mapping[str, str], attempt: Attempt
+    ) -> ExportResult:
+        return _retried(await super()._exchange(location, body, credentials, attempt), attempt)
+
+    def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
+        return _retried(super()._timed_out(attempt, seconds), attempt)
+
+
+def _retried(result: ExportResult, attempt: Attempt) -> ExportResult:
+    """Return `TryLater` for 408 and any 5xx."""
+    status = result.status_code
+    if not isinstance(result, Refused) or status is None or not (status == 408 or 500 <= status < 600):
         return result
+    after = None if attempt.response is None else retry_after(attempt.response.headers, now=time.time())
+    # 502, 503 and 504 are TryLater already and mean that the request was not processed. Other 5xx do not.
+    return TryLater(result.reason, after, ambiguous=status != 408, status_code=status)
 
 
 class Zerobus(trio.abc.AsyncResource):
@@ -168,6 +179,9 @@ class Zerobus(trio.abc.AsyncResource):
         # A transport is used by one client only, which closes it.
         one_client = options["transport"] is not None or options["client"] is not None
         client = asking._client if one_client else None
+        if any(str(name).lower() == LOCATION_HEADER for name in options["headers"] or ()):
+            # Without an endpoint, the exporter that would refuse it is created later.
+            raise ValueError(f"location_header {LOCATION_HEADER!r} is also among headers")
         self._options: Options = {**options, "client": client, "transport": None}
         self._found = SharedFetch(self._find)
         url = zerobus_url(endpoint, may_be_http=one_client)
@@ -177,7 +191,8 @@ class Zerobus(trio.abc.AsyncResource):
         """Return the exporter that sends to Zerobus.
 
         Raises:
-            AuthError: The endpoint is not known; ``retry`` says whether that may change.
+            AuthError: The endpoint is not known; ``retry`` says whether that may change. The reason says whether
+                credentials or the endpoint is missing.
         """
         if self.exporter is None:
             self.exporter = await self._found.get()
@@ -201,7 +216,16 @@ class Zerobus(trio.abc.AsyncResource):
         return EndpointExporter(url, location_header=LOCATION_HEADER, auth=self.tokens, **self._options)
 
     async def _find(self) -> tuple[EndpointExporter, float]:
-        workspace_id = (await self._auth.service_principal()).workspace_id
+        missing = "credentials"
+        try:
+            workspace_id = (await self._auth.service_principal()).workspace_id
+            await self._auth.headers("")
+            missing = "endpoint of Zerobus"
+            return await self._look_up(workspace_id), math.inf
+        except AuthError as error:
+            raise AuthError(f"no {missing}: {error.reason}", retry=error.retry) from None
+
+    async def _look_up(self, workspace_id: str) -> EndpointExporter:
         answer = await self._metastore_summary(workspace_id)
         if answer.status != 200:
             raise AuthError(
@@ -216,7 +240,7 @@ class Zerobus(trio.abc.AsyncResource):
                 retry=False,
             )
         try:
-            return self._exporter_for(f"https://{found}{TRACES_PATH}"), math.inf
+            return self._exporter_for(f"https://{found}{TRACES_PATH}")
         except ValueError as error:
             # The proxy that a variable names for this host cannot be used.
             raise AuthError(str(error), retry=False) from None
@@ -252,15 +276,21 @@ def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
     Raises:
         ValueError: It is not an endpoint. The message does not show credentials in it.
     """
-    given = (os.environ.get("ZEROBUS_ENDPOINT", "") if endpoint is None else endpoint).strip()
+    given, name = argument_or_variable(endpoint, "endpoint", "ZEROBUS_ENDPOINT")
     if not given and endpoint is None:
         return None
-    url = check_endpoint(given if "://" in given else f"https://{given}")
+    if has_userinfo(given):
+        raise ValueError(
+            f"{name} (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
+            "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
+        )
+    address, *rest = re.split("[?#]", given, maxsplit=1)
+    url = check_endpoint(address if "://" in address else f"https://{address}", name)
     shown = f"{url.scheme}://{url.netloc.decode('ascii')}"
-    if url.path.rstrip("/") not in ("", TRACES_PATH):
-        raise ValueError(f"endpoint must be a host alone, as in {shown}; remove the rest (not shown)")
+    if rest or url.path.rstrip("/") not in ("", TRACES_PATH):
+        raise ValueError(f"{name} must be a host alone, as in {shown}; remove the rest (not shown)")
     if url.scheme != "https" and not may_be_http and not _is_this_machine(url.host):
-        raise ValueError(f"endpoint {shown} must begin with https://, because tokens are sent there")
+        raise ValueError(f"{name} {shown} must begin with https://, because tokens are sent there")
     return shown + TRACES_PATH
 
 

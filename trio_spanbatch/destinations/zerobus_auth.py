@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import trio
 
 from .._http.auth import AuthError
-from .databricks_auth import DatabricksAuth, ServicePrincipal
+from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, ServicePrincipal
 from .databricks_failures import OAUTH_REFUSALS
 from .shared_fetch import KeyedFetch
 from .workspace import Answer, Workspace
@@ -93,7 +93,8 @@ class TableTokens:
             "resource": f"api://databricks/workspaces/{principal.workspace_id}/zerobusDirectWriteApi",
             "authorization_details": json.dumps(_authorization_details(table)),
         }
-        return await self._workspace.ask("POST", _TOKEN_PATH, {"Authorization": f"Basic {basic}"}, form)
+        headers = {"Authorization": f"Basic {basic}", WORKSPACE_HEADER: principal.workspace_id}
+        return await self._workspace.ask("POST", _TOKEN_PATH, headers, form)
 
     def _failure(self, answer: Answer) -> AuthError:
         # Only known codes are shown: anything else may echo credentials.

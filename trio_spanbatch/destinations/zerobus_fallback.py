@@ -55,16 +55,22 @@ class ZerobusFirst(UnityCatalogExporter):
         self._retry_at: float | None = None
         self._is_retrying = False
         self._has_warned = False
-        # Batches that Zerobus may have stored, or for which no time was left.
+        # Batches that Zerobus may have stored, or for which no time was left. Their next attempt goes to the workspace.
         self._for_workspace: weakref.WeakSet[SpanBatch] = weakref.WeakSet()
 
     async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
         if not self._is_for_zerobus(batch):
+            # For this attempt only: if the workspace fails too, the batch must not depend on it.
+            self._for_workspace.discard(batch)
             return await super()._send(batch, sent, seconds)
         began = trio.current_time()
         self._is_retrying = is_probe = self._retry_at is not None
         try:
             result, fallback = await self._send_to_zerobus(sent, seconds)
+        except BaseException:
+            # Cancelled, for instance because the batcher's attempt_timeout is shorter: the outcome is unknown.
+            self._for_workspace.add(batch)
+            raise
         finally:
             if is_probe:
                 self._is_retrying = False
