@@ -150,7 +150,7 @@ def _set_accepted(exc: BaseException, accepted: int) -> bool:
             return False
         value = _Accepted(accepted)
         exc.accepted = value  # type: ignore[attr-defined]  # only our exceptions declare it
-        return exc.accepted is value  # type: ignore[attr-defined]
+        return exc.accepted is value  # type: ignore[attr-defined]  # the same
     except Exception:
         return False
 

@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any
 
 import attrs
+import pytest
 import trio
 from click.testing import CliRunner, Result
+from databricks.sdk._base_client import _BaseClient
 
+from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 from trio_spanbatch.cli.commands import cli
 
 
@@ -142,3 +145,15 @@ class Lines:
         while data := await self._stream.receive_some():
             self._data += data
         return self._data.decode()
+
+
+def give_up_after_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ``send`` give up after the first failure, and databricks-sdk after its first."""
+
+    async def give_up_after_a_failure(self: CircuitBreaker) -> None:
+        while not self.failure:  # noqa: ASYNC110 - there is no event for it
+            await trio.sleep(0.001)
+        self.give_up()
+
+    monkeypatch.setattr(CircuitBreaker, "wait_to_give_up", give_up_after_a_failure)
+    monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))

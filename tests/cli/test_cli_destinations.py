@@ -13,9 +13,15 @@ import pytest
 import trio
 import trustme
 from click.testing import CliRunner
-from databricks.sdk._base_client import _BaseClient
 
-from tests.cli.support import Ended, request_line, run_command, run_in_process, span_document
+from tests.cli.support import (
+    Ended,
+    give_up_after_the_first_failure,
+    request_line,
+    run_command,
+    run_in_process,
+    span_document,
+)
 from tests.destinations.databricks_support import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -28,7 +34,6 @@ from tests.destinations.databricks_support import (
 from tests.support.processes import reserved_port
 from trio_spanbatch._http.exporter import DisabledExporter
 from trio_spanbatch.cli import commands
-from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 from trio_spanbatch.cli.destinations import Destination, attempt_timeout, make_exporter
 from trio_spanbatch.testing import Answer, OTLPReceiver, ReceivedRequest
 
@@ -44,15 +49,7 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``send`` gives up after the first failure, and databricks-sdk after its first."""
-
-    async def give_up_after_a_failure(self: CircuitBreaker) -> None:
-        while not self.failure:  # noqa: ASYNC110 - there is no event for it
-            await trio.sleep(0.001)
-        self.give_up()
-
-    monkeypatch.setattr(CircuitBreaker, "wait_to_give_up", give_up_after_a_failure)
-    monkeypatch.setattr(_BaseClient, "_is_retryable", staticmethod(lambda error: None))
+    give_up_after_the_first_failure(monkeypatch)
 
 
 @pytest.fixture

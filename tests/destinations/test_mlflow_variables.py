@@ -6,7 +6,7 @@ import json
 import logging
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -157,8 +157,9 @@ async def sent_to(context: ssl.SSLContext, environ: dict[str, str], **options: A
     async with OTLPReceiver(ssl_context=context, path=None, answers=found) as receiver:
         root = receiver.url.removesuffix("/v1/traces")
         results = []
-        for kind, location in (("id", "3"), ("name", "agents")):
-            exporter = mlflow(root, environ=environ, experiments=kind, **options)  # type: ignore[arg-type]
+        kinds: dict[Literal["id", "name"], str] = {"id": "3", "name": "agents"}
+        for kind, location in kinds.items():
+            exporter = mlflow(root, environ=environ, experiments=kind, **options)
             results.append(await exporter.export(batch_of(1, location)))
             await exporter.aclose()
     return results

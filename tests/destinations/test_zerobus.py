@@ -307,7 +307,7 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         if prefer:
             monkeypatch.setenv("ZEROBUS_ENDPOINT", service.endpoint)
             exporter = unity_catalog(workspace.host, prefer_zerobus=True, timeout=60)
-        parts = exporter._zerobus  # type: ignore[attr-defined]
+        parts = exporter._zerobus  # type: ignore[attr-defined]  # of both kinds of exporter
 
         async def try_it(table: str = TABLE) -> None:
             shown.append(await exporter.export(batch_of(1, table)))
@@ -317,9 +317,10 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
             try:
                 await parts.tokens.headers(table)
             except Exception as error:
-                while error is not None:
-                    shown.extend([repr(error), str(error), repr(error.args)])
-                    error = error.__cause__ or error.__context__  # type: ignore[assignment]
+                cause: BaseException | None = error
+                while cause is not None:
+                    shown.extend([repr(cause), str(cause), repr(cause.args)])
+                    cause = cause.__cause__ or cause.__context__
 
         await try_it()
         # Servers that echo what they receive.

@@ -301,7 +301,7 @@ async def test_no_batch_is_sent_both_ways_unless_it_is_counted_as_ambiguous(
     for outcome in outcomes:
         async with both_ways() as setup:
             answers = iter([outcome])
-            setup.zerobus.answers = lambda request, answers=answers: next(answers, None)  # type: ignore[misc]
+            setup.zerobus.answers = lambda request, answers=answers: next(answers, None)  # type: ignore[misc]  # bound now
             async with SpanBatcher(setup.exporter, shutdown_timeout=300, retry=RetryPolicy(initial=0.1)) as batcher:
                 await batcher.add_spans(TABLE, make_spans(1))
             statistics = batcher.statistics()

@@ -299,7 +299,7 @@ async def test_a_processor_that_passes_spans_on_later_changes_nothing(autojump_c
 async def test_a_span_whose_context_takes_no_attributes_goes_where_it_started(autojump_clock: object) -> None:
     class Bare(SpanContext):
         @property
-        def __dict__(self) -> Any:  # type: ignore[override]
+        def __dict__(self) -> Any:  # type: ignore[override]  # like __slots__
             raise AttributeError("__dict__")
 
     async with watched_batcher(exporter := InMemoryExporter()) as batcher:
@@ -857,7 +857,7 @@ def test_a_collection_while_a_use_location_is_entered_or_left_does_not_change_th
     def location_after(allocations: int) -> str | None:
         generator = tokens()
         next(generator)
-        EndedByFinalizer(trace.INVALID_SPAN, lambda _, generator=generator: generator.close())  # type: ignore[misc]
+        EndedByFinalizer(trace.INVALID_SPAN, lambda _, generator=generator: generator.close())  # type: ignore[misc]  # bound now
         del generator
         thresholds = gc.get_threshold()
         try:
@@ -1038,7 +1038,7 @@ def test_the_location_of_a_batch_is_plain_text() -> None:
 
 async def test_an_object_that_only_claims_to_be_a_str_is_rejected_everywhere(autojump_clock: object) -> None:
     class Claims:
-        @property  # type: ignore[misc]
+        @property  # type: ignore[misc]  # it lies about its class
         def __class__(self) -> Any:
             return str
 

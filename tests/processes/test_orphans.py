@@ -41,6 +41,7 @@ def is_running(process: int) -> bool:
 def wait_until_gone(folder: Path) -> None:
     # A process that is killed is gone a little later.
     give_up_at = time.monotonic() + DEADLINE
+    # Nothing reports the end of a process that is not a child of this one.
     while any(map(is_running, noted(folder))):
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
@@ -75,6 +76,7 @@ def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Pat
 
 def test_a_command_whose_caller_is_interrupted_is_killed_with_its_children(tmp_path: Path) -> None:
     def interrupt() -> None:
+        # Nothing reports that the processes have written their files.
         while len(noted(tmp_path)) < 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)

@@ -274,7 +274,7 @@ class OTLPExporter:
         self._check_open()
         self.check_location(batch.location)
         if not batch.spans:
-            # The specification forbids empty envelopes; some servers answer 400 to one.
+            # The specification says that empty envelopes SHOULD NOT be sent; some servers answer 400 to one.
             await trio.lowlevel.checkpoint()
             return Delivered()
         if batch.size > self._max_request_bytes:

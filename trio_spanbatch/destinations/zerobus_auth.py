@@ -134,7 +134,7 @@ def _is_unknown_client(answer: Answer) -> bool:
 def _good_for(expires_in: object) -> float:
     """Return the number of seconds for which a token with this ``expires_in`` is used."""
     try:
-        life = math.nan if isinstance(expires_in, bool) else float(expires_in)  # type: ignore[arg-type]
+        life = math.nan if isinstance(expires_in, bool) else float(expires_in)  # type: ignore[arg-type]  # TypeError
     except (TypeError, ValueError, OverflowError):
         life = math.nan
     life = min(life, _LONGEST_LIFE) if life >= 0 else _UNKNOWN_LIFE

@@ -330,13 +330,13 @@ def test_type_checkers_know_which_clients_and_transports_are_accepted() -> None:
     OTLPExporter(ENDPOINT, transport=httpx.AsyncHTTPTransport())
     OTLPExporter(ENDPOINT, transport=httpx2.MockTransport(lambda _: httpx2.Response(200)))
     with pytest.raises(TypeError):
-        OTLPExporter(ENDPOINT, client=httpx.Client())  # type: ignore[arg-type]
+        OTLPExporter(ENDPOINT, client=httpx.Client())  # type: ignore[arg-type]  # a sync one
     with pytest.raises(TypeError):
-        OTLPExporter(ENDPOINT, client=httpx2.Client())  # type: ignore[arg-type]
+        OTLPExporter(ENDPOINT, client=httpx2.Client())  # type: ignore[arg-type]  # a sync one
     with pytest.raises(TypeError):
-        OTLPExporter(ENDPOINT, transport=httpx.HTTPTransport())  # type: ignore[arg-type]
+        OTLPExporter(ENDPOINT, transport=httpx.HTTPTransport())  # type: ignore[arg-type]  # a sync one
     with pytest.raises(TypeError):
-        OTLPExporter(ENDPOINT, transport=httpx2.HTTPTransport())  # type: ignore[arg-type]
+        OTLPExporter(ENDPOINT, transport=httpx2.HTTPTransport())  # type: ignore[arg-type]  # a sync one
 
 
 class Session:
