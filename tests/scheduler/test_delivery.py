@@ -302,6 +302,26 @@ async def test_an_exception_out_of_export_hands_the_batch_back_and_disturbs_noth
     assert "the exporter raised" in logged[0].getMessage()
 
 
+async def test_an_exporters_reason_to_hand_back_that_raises_costs_its_batch_only(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(InMemoryExporter):
+        def reason_to_hand_back(self, location: str) -> str | None:
+            if location == "bug":
+                raise ZeroDivisionError("oops")
+            return None
+
+    async with watched_batcher(Broken()) as batcher:
+        batcher.add_spans_nowait("bug", make_spans(3))
+        batcher.add_spans_nowait("fine", make_spans(2))
+        report = await batcher.flush()
+        batcher.add_span_nowait("fine", make_span())
+    statistics = batcher.statistics()
+    assert (report.delivered, report.undelivered, statistics.delivered, statistics.requests) == (2, 3, 3, 2)
+    assert {loss.reason for loss in batcher.undelivered} == {"the exporter raised ZeroDivisionError"}
+    assert [record.exc_info is not None for record in caplog.records if "raised for" in record.getMessage()] == [True]
+
+
 @pytest.mark.parametrize("result", [None, 200, "ok"])
 async def test_a_result_that_is_none_hands_the_batch_back(
     result: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancelled
-from .._exporter import Delivered, ExportResult, HandsBack, Refused, TryLater, is_closed
+from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
 from .._reporting.statistics import Settlement
 from .._scheduler.isolation import Isolation, Verdict
 from .._scheduler.ledger import Lease
@@ -149,8 +149,7 @@ class Delivery:
         self._has_slot = True
 
     def _give_up_if_asked(self, part: Lease, last: TryLater | None = None) -> None:
-        exporter = self._shared.exporter
-        reason = exporter.reason_to_hand_back(part.batch.location) if isinstance(exporter, HandsBack) else None
+        reason = self._reason_to_hand_back(part)
         if reason is None:
             return
         if self._has_slot:
@@ -158,6 +157,15 @@ class Delivery:
             self._has_slot = False
             self._lane.export_ended(part, TryLater(reason))
         raise _GaveUp(reason, last)
+
+    def _reason_to_hand_back(self, part: Lease) -> str | None:
+        if self._shared.reason_to_hand_back is None:
+            return None
+        try:
+            return self._shared.reason_to_hand_back(part.batch.location)
+        except Exception as exc:
+            self._shared.logger.caught(exc, "the exporter raised for %r", part.batch)
+            return f"the exporter raised {type(exc).__name__}"
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
         asked_again_at = max(self._lane.back_off(result.after), trio.current_time() + (result.after or 0))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from .._exceptions import leaves, split_cancelled
-from .._exporter import SpanExporter
+from .._exporter import HandsBack, SpanExporter
 from .._reporting.health_log import HealthLog
 from .._reporting.hooks import DeliveryObserver, Feeder
 from .._reporting.log import Log
@@ -54,6 +54,7 @@ class Shared:
         stop_cause: The same in one word, for metrics.
         feeders: Bring in spans from outside.
         observers: Watch deliveries.
+        reason_to_hand_back: The exporter's, if it has one: see `HandsBack`.
         lanes: The live locations.
         admission: Admits spans.
     """
@@ -77,8 +78,14 @@ class Shared:
     stop_cause: str = "Cancelled"
     feeders: list[Feeder] = attrs.Factory(list)
     observers: list[DeliveryObserver] = attrs.Factory(list)
+    # Checked once: whether an object matches a protocol takes 10 us to find out, and each attempt asks.
+    reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
     lanes: Lanes = attrs.field(init=False)
     admission: Admission = attrs.field(init=False)
+
+    @reason_to_hand_back.default
+    def _reason_to_hand_back_of_exporter(self) -> Callable[[str], str | None] | None:
+        return self.exporter.reason_to_hand_back if isinstance(self.exporter, HandsBack) else None
 
     def feed(self) -> None:
         """Admit the spans that are on their way from outside."""
