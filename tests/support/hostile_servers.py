@@ -65,13 +65,17 @@ def endless(head: bytes, piece: bytes) -> Iterator[bytes]:
 
 
 def ticking(head: bytes, piece: bytes) -> Iterator[bytes]:
-    """Yield ``piece`` for ever, and let a second of the mock clock pass with each."""
+    """Yield ``piece`` for ever, and let a second of the mock clock pass with each, until the timeout.
+
+    How many more pieces are sent while the exporter ends the exchange depends on the machine, so the clock stands then.
+    """
     yield head
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, MockClock)
-    while True:
+    for _ in range(int(TIMEOUT)):
         clock.jump(1)
         yield piece
+    yield from itertools.repeat(piece)
 
 
 def endless_gzip() -> Iterator[bytes]:
