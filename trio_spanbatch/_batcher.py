@@ -29,6 +29,7 @@ from ._reporting.health_log import HealthLog
 from ._reporting.log import Log
 from ._reporting.losses import Losses
 from ._reporting.statistics import FlushReport, Loss, SpanBatcherStatistics
+from ._runtime.driver import Driver
 from ._runtime.supervisor import IN_A_FORKED_CHILD, Supervisor
 from ._scheduler.admission import Admission
 from ._scheduler.flush import Flush
@@ -128,6 +129,8 @@ class SpanBatcher:
             slots=ExportSlots(limits.max_exports),
             start=self._supervisor.start,
         )
+        self._supervisor.driver = driver = Driver(self._shared)
+        self._shared.agenda = driver.agenda
         self._lanes = self._shared.lanes = Lanes(self._shared, policy_function(batch))
         self._live = self._lanes.by_location
         self._admission = self._shared.admission = Admission(self._shared)
