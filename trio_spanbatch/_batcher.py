@@ -328,14 +328,12 @@ class SpanBatcher:
         self._shared.feed()
         flush = Flush()
         lanes = tuple(self._lanes) if location is None else (self._lanes.get(location),)
-        watched = [lane for lane in lanes if lane is not None and lane.account.pending]
+        watched = [(lane, lane.flush(flush)) for lane in lanes if lane is not None and lane.account.pending]
         try:
-            for lane in watched:
-                lane.flush(flush)
             await flush.wait()
         finally:
-            for lane in watched:
-                lane.forget_flush(flush)
+            for lane, part in watched:
+                lane.forget_flush(part)
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:

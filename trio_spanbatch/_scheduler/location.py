@@ -110,15 +110,17 @@ class Lane:
         self._made_due = self.account.queued > 0
         self.reconsider()
 
-    def flush(self, flush: Flush) -> None:
+    def flush(self, flush: Flush) -> LocationFlush:
         """Make all queued spans due, and tell ``flush`` when all pending spans are accounted for."""
         self._flush_watermark = self.account.accepted
-        self._flushes[flush.watch(self.location, self.account)] = flush
+        part = flush.watch(self.location, self.account)
+        self._flushes[part] = flush
         self.reconsider()
+        return part
 
-    def forget_flush(self, flush: Flush) -> None:
-        """Stop telling ``flush``. Spans that are due stay due."""
-        self._flushes = {part: other for part, other in self._flushes.items() if other is not flush}
+    def forget_flush(self, part: LocationFlush) -> None:
+        """Stop telling the flush of ``part``. Spans that are due stay due."""
+        self._flushes.pop(part, None)
 
     def close(self) -> None:
         """Make all queued spans due, and end once no span is pending."""
