@@ -1,0 +1,309 @@
+"""A transport for httpx that says truthfully how far a request got: connections, TLS and proxies over trio's streams.
+
+httpx's own transport cannot do what an exporter needs: read a response while the request is still being written, say
+whether anything was sent, end connections by age and after a 503, look names up without the program's threads, and
+read certificates again that were renewed. It also looks at all its connections whenever a request begins or ends. Here
+idle connections lie on a stack for each server: the one that was used last is used next, and the oldest are closed.
+
+There is no limit on connections: the batcher limits its exports.
+"""
+
+from __future__ import annotations
+
+import ssl
+from base64 import b64encode
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import attrs
+import h11
+import httpx
+import trio
+
+from .connecting import Network, TCPNetwork
+from .connection import Connection
+from .wire import Wire
+
+__all__ = ["HTTPTransport", "Progress"]
+
+# Scheme, host and port of a server.
+_Origin: TypeAlias = tuple[str, str, int]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@attrs.define
+class Progress:
+    """How far a request got. The transport fills it in if it is the request's extension ``"progress"``.
+
+    Attributes:
+        peer: Host and port of the latest connection: the server's, or a proxy's.
+        connected: Whether a connection was made for this request.
+        sent: Whether any byte of the request was sent.
+        write_error: The error that ended writing the request; the response may have been read nevertheless.
+    """
+
+    peer: str = ""
+    connected: bool = False
+    _connection: Connection | None = None
+
+    @property
+    def sent(self) -> bool:
+        return self._connection is not None and self._connection.has_sent
+
+    @property
+    def write_error(self) -> OSError | None:
+        return None if self._connection is None else self._connection.wire.write_error
+
+    def uses(self, connection: Connection) -> None:
+        """Note the connection that the request is sent on."""
+        self._connection = connection
+
+
+class HTTPTransport(httpx.AsyncBaseTransport):
+    """Sends requests by HTTP/1.1 over TCP, TLS, Unix domain sockets and HTTP proxies.
+
+    Of httpx's timeouts, those for connecting and for reading are kept.
+
+    Args:
+        context: Returns the settings for TLS with servers; called for each new connection.
+        proxy: An HTTP proxy. Requests to http servers are forwarded, to https servers they go through a tunnel.
+        proxy_context: Returns the settings for TLS with an https proxy.
+        network: How connections are made, by default over TCP.
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        *,
+        proxy: httpx.Proxy | None = None,
+        proxy_context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        network: Network | None = None,
+    ) -> None:
+        self._context = context
+        self._proxy = proxy
+        self._proxy_context = proxy_context
+        self._network = TCPNetwork() if network is None else network
+        self._idle: dict[_Origin, deque[Connection]] = {}
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return its response, whose body is read from its stream.
+
+        If it is cancelled, the connection is closed.
+
+        Raises:
+            httpx.TransportError: There is no response.
+        """
+        progress = request.extensions.get("progress") or Progress()
+        origin = _origin(request.url)
+        head, body = self._head(request), _body(request)
+        while True:
+            connection = self._take_idle(origin)
+            reused = connection is not None
+            if connection is None:
+                connection = await self._connect(origin, request, progress)
+            progress.uses(connection)
+            try:
+                with _httpx_errors(request):
+                    connection.read_timeout = _timeout(request, "read")
+                    response = await connection.request(head, body)
+                break
+            except BaseException as error:
+                connection.close()
+                # The server ended the connection just now. It has seen nothing of the request.
+                if reused and isinstance(error, httpx.TransportError) and not progress.sent and isinstance(body, bytes):
+                    continue
+                raise
+        return httpx.Response(
+            response.status_code,
+            headers=response.headers.raw_items(),
+            stream=_Body(self, origin, connection, request),
+            extensions={"http_version": b"HTTP/" + response.http_version, "reason_phrase": response.reason},
+        )
+
+    async def aclose(self) -> None:
+        """Close the idle connections, and each other one as soon as its response is closed."""
+        self._closed = True
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+        await trio.lowlevel.checkpoint()
+
+    def give_back(self, origin: _Origin, connection: Connection) -> None:
+        """Keep a connection for the next request."""
+        if self._closed:
+            connection.close()
+        else:
+            self._idle.setdefault(origin, deque()).append(connection)
+
+    def _take_idle(self, origin: _Origin) -> Connection | None:
+        """Return the connection that was used last and can be used again. Those that cannot are closed."""
+        now = trio.current_time()
+        connections = self._idle.get(origin)
+        if connections is None:
+            return None
+        while connections and connections[0].expired(now):
+            connections.popleft().close()
+        while connections:
+            connection = connections.pop()
+            if connection.usable(now):
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, origin: _Origin, request: httpx.Request, progress: Progress) -> Connection:
+        timeout = _timeout(request, "connect")
+        with _connect_errors(request):
+            if timeout is None:
+                return await self._connected(origin, progress)
+            with trio.fail_after(timeout):
+                return await self._connected(origin, progress)
+
+    async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
+        scheme, host, port = origin
+        if self._proxy is not None:
+            url = self._proxy.url
+            first: _Origin = _origin(url)
+        else:
+            first = origin
+        progress.peer, progress.connected = f"{first[1]}:{first[2]}", False
+        wire = Wire(await self._network.connect_tcp(first[1], first[2]))
+        progress.connected = True
+        try:
+            stream: trio.abc.Stream = wire
+            if self._proxy is not None:
+                if first[0] == "https":
+                    stream = await _secured(stream, self._proxy_context(), first[1])
+                if scheme == "https":
+                    await self._tunnel(wire, stream, host, port)
+            if scheme == "https":
+                stream = await _secured(stream, self._context(), host)
+        except BaseException:
+            wire.close()
+            raise
+        return Connection(wire, stream, now=trio.current_time())
+
+    async def _tunnel(self, wire: Wire, stream: trio.abc.Stream, host: str, port: int) -> None:
+        """Ask the proxy to connect to a server."""
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        headers = [(b"host", target.encode("ascii")), *self._proxy_headers()]
+        request = h11.Request(method=b"CONNECT", target=target.encode("ascii"), headers=headers)
+        response = await Connection(wire, stream, now=0.0).request(request, b"")
+        if not 200 <= response.status_code < 300:
+            reason = bytes(response.reason).decode("ascii", "ignore")
+            raise httpx.ProxyError(f"{response.status_code} {reason}")
+
+    def _proxy_headers(self) -> list[tuple[bytes, bytes]]:
+        assert self._proxy is not None
+        headers = list(self._proxy.headers.raw)
+        if self._proxy.auth is not None:
+            user_and_password = ":".join(self._proxy.auth).encode("utf-8")
+            headers.append((b"Proxy-Authorization", b"Basic " + b64encode(user_and_password)))
+        return headers
+
+    def _head(self, request: httpx.Request) -> h11.Request:
+        target, headers = request.url.raw_path, request.headers.raw
+        if self._proxy is not None and request.url.scheme == "http":
+            target = b"http://" + request.url.netloc + target
+            headers = [*headers, *self._proxy_headers()]
+        try:
+            return h11.Request(method=request.method, target=target, headers=headers)
+        except h11.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error), request=request) from error
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a response. At its end the connection is given back; if it is closed before, so is the connection."""
+
+    def __init__(
+        self, transport: HTTPTransport, origin: _Origin, connection: Connection, request: httpx.Request
+    ) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection: Connection | None = connection
+        self._request = request
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._connection is None:
+            raise StopAsyncIteration
+        with _httpx_errors(self._request):
+            data = await self._connection.read()
+        if data is None:
+            connection, self._connection = self._connection, None
+            if await connection.finish(trio.current_time()):
+                self._transport.give_back(self._origin, connection)
+            else:
+                connection.close()
+            raise StopAsyncIteration
+        return data
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the body was read to its end."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) -> trio.SSLStream[trio.abc.Stream]:
+    # Servers end connections without the end of TLS; HTTP tells where a response ends.
+    secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    await secured.do_handshake()
+    return secured
+
+
+def _origin(url: httpx.URL) -> _Origin:
+    if url.scheme not in _DEFAULT_PORTS:
+        raise httpx.UnsupportedProtocol("the URL of a request begins with http:// or https://")
+    return url.scheme, url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme]
+
+
+def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes]:
+    try:
+        return request.content
+    except httpx.RequestNotRead:
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        return aiter(request.stream)
+
+
+def _timeout(request: httpx.Request, step: str) -> float | None:
+    timeouts: dict[str, Any] = request.extensions.get("timeout") or {}
+    return timeouts.get(step)
+
+
+@contextmanager
+def _connect_errors(request: httpx.Request) -> Iterator[None]:
+    """Raise httpx's exceptions for those of connecting, TLS with the server and a tunnel: nothing was sent."""
+    try:
+        yield
+    except trio.TooSlowError as error:
+        raise httpx.ConnectTimeout("no connection", request=request) from error
+    except httpx.ProxyError as error:
+        error.request = request
+        raise
+    except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
+        raise httpx.ConnectError(str(error), request=request) from error
+    except BaseExceptionGroup:
+        raise
+
+
+@contextmanager
+def _httpx_errors(request: httpx.Request) -> Iterator[None]:
+    """Raise httpx's exceptions for those of an exchange."""
+    try:
+        yield
+    except trio.TooSlowError as error:
+        raise httpx.ReadTimeout("no response", request=request) from error
+    except h11.LocalProtocolError as error:
+        raise httpx.LocalProtocolError(str(error), request=request) from error
+    except h11.RemoteProtocolError as error:
+        raise httpx.RemoteProtocolError(str(error), request=request) from error
+    except (OSError, trio.BrokenResourceError) as error:
+        raise httpx.ReadError(str(error), request=request) from error
