@@ -14,18 +14,21 @@ import trio
 from .._exporter import Refused, TryLater
 from .attempt import Attempt, close_at_once
 from .body import BoundedBody, read_bounded
-from .client import TLSAdvice
 from .failures import failure_result
 from .messages import is_bounded_json
 from .packages import classes
 from .responses import Response
-from .secrets import hidden_in_logs
+from .sender import USER_AGENT, Sender
+from .tls import TLSAdvice
 
 __all__ = ["ask", "json_object"]
 
+# What a client adds by itself.
+_HEADERS = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"}
+
 
 async def ask(
-    client: httpx.AsyncClient,
+    sender: Sender,
     request: httpx.Request,
     *,
     seconds: float,
@@ -38,21 +41,22 @@ async def ask(
     Redirects are not followed. Credentials in the request's headers appear in no log and no reason.
 
     Args:
-        client: The client that sends it.
+        sender: What sends it.
         request: The request, made without a timeout.
         seconds: The timeout in seconds.
         max_bytes: A response that is larger after decompression is refused.
         advice: Remedies for failures of TLS.
-        send_options: Further arguments of ``client.send``.
+        send_options: Further arguments of a client's ``send``.
     """
     attempt = Attempt(request.url.netloc.decode("ascii"))
-    request.extensions["trace"] = attempt.trace
+    request.extensions.update(attempt.extensions)
+    for name, value in _HEADERS.items():
+        request.headers.setdefault(name, value)
     attempt.hide(request.headers.raw)
     attempt.handed_over = True
     with trio.move_on_after(seconds):
         try:
-            with hidden_in_logs(lambda: attempt.secrets):
-                response, body = await _send_and_read(client, request, attempt, max_bytes, send_options)
+            response, body = await _send_and_read(sender, request, attempt, max_bytes, send_options)
         except classes("RequestError", "InvalidURL") as error:
             return _failure(error, attempt, request, advice)
         finally:
@@ -76,9 +80,9 @@ def json_object(body: bytes | None) -> Mapping[str, object]:
 
 
 async def _send_and_read(
-    client: httpx.AsyncClient, request: httpx.Request, attempt: Attempt, max_bytes: int, options: dict[str, Any]
+    sender: Sender, request: httpx.Request, attempt: Attempt, max_bytes: int, options: dict[str, Any]
 ) -> tuple[httpx.Response, BoundedBody]:
-    response = await client.send(request, stream=True, follow_redirects=False, **options)
+    response = await sender.send(request, **options)
     try:
         attempt.hide(response.request.headers.raw)
         body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
@@ -96,6 +100,7 @@ def _failure(error: Exception, attempt: Attempt, request: httpx.Request, advice:
         connected=attempt.connected,
         https=request.url.scheme == "https",
         advice=advice,
+        nothing_left=attempt.nothing_left,
         write_error=attempt.write_error,
         secrets=attempt.secrets,
     )
