@@ -48,10 +48,11 @@ class Progress:
     peer: str = ""
     connected: bool = False
     _connection: Connection | None = None
+    _sent_before: int = 0
 
     @property
     def sent(self) -> bool:
-        return self._connection is not None and self._connection.has_sent
+        return self._connection is not None and self._connection.wire.sent > self._sent_before
 
     @property
     def write_error(self) -> OSError | None:
@@ -60,6 +61,7 @@ class Progress:
     def uses(self, connection: Connection) -> None:
         """Note the connection that the request is sent on."""
         self._connection = connection
+        self._sent_before = connection.wire.sent
 
 
 class HTTPTransport(httpx.AsyncBaseTransport):
@@ -95,7 +97,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         If it is cancelled, the connection is closed.
 
         Raises:
-            httpx.TransportError: There is no response.
+            httpx.TransportError: There is no response, or it is a success and the request could not be written.
+            Exception: Whatever the iterator of the request's body raises.
         """
         progress = request.extensions.get("progress") or Progress()
         origin = _origin(request.url)
@@ -107,14 +110,15 @@ class HTTPTransport(httpx.AsyncBaseTransport):
                 connection = await self._connect(origin, request, progress)
             progress.uses(connection)
             try:
-                with _httpx_errors(request):
+                with _httpx_errors(request, connection):
                     connection.read_timeout = _timeout(request, "read")
                     response = await connection.request(head, body)
                 break
             except BaseException as error:
                 connection.close()
-                # The server ended the connection just now. It has seen nothing of the request.
-                if reused and isinstance(error, httpx.TransportError) and not progress.sent and isinstance(body, bytes):
+                # The server ended the connection just now. It has seen nothing of the request, whose body has not
+                # been asked for anything.
+                if reused and isinstance(error, httpx.TransportError) and not progress.sent:
                     continue
                 raise
         return httpx.Response(
@@ -233,8 +237,12 @@ class _Body(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         if self._connection is None:
             raise StopAsyncIteration
-        with _httpx_errors(self._request):
-            data = await self._connection.read()
+        try:
+            with _httpx_errors(self._request, self._connection):
+                data = await self._connection.read()
+        except BaseException:
+            self._connection.close()
+            raise
         if data is None:
             connection, self._connection = self._connection, None
             if await connection.finish(trio.current_time()):
@@ -254,7 +262,13 @@ class _Body(httpx.AsyncByteStream):
 
 async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) -> trio.SSLStream[trio.abc.Stream]:
     # Servers end connections without the end of TLS; HTTP tells where a response ends.
-    secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    secured = trio.SSLStream(
+        # As bytes: trio would refuse an IPv6 address or a name with an underscore as a str.
+        stream,
+        context,
+        server_hostname=host.encode("ascii"),
+        https_compatible=True,
+    )
     await secured.do_handshake()
     return secured
 
@@ -289,21 +303,35 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
         error.request = request
         raise
     except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
-        raise httpx.ConnectError(str(error), request=request) from error
-    except BaseExceptionGroup:
-        raise
+        raise httpx.ConnectError(_text(error), request=request) from error
 
 
 @contextmanager
-def _httpx_errors(request: httpx.Request) -> Iterator[None]:
+def _httpx_errors(request: httpx.Request, connection: Connection) -> Iterator[None]:
     """Raise httpx's exceptions for those of an exchange."""
     try:
         yield
-    except trio.TooSlowError as error:
-        raise httpx.ReadTimeout("no response", request=request) from error
-    except h11.LocalProtocolError as error:
-        raise httpx.LocalProtocolError(str(error), request=request) from error
-    except h11.RemoteProtocolError as error:
-        raise httpx.RemoteProtocolError(str(error), request=request) from error
-    except (OSError, trio.BrokenResourceError) as error:
-        raise httpx.ReadError(str(error), request=request) from error
+    except Exception as error:
+        if error is connection.body_error:
+            raise
+        kind = next((kind for errors, kind in _KINDS if isinstance(error, errors)), None)
+        if kind is None:
+            raise
+        if error is connection.wire.write_error:
+            kind = httpx.WriteError
+        raise kind(_text(error), request=request) from error
+
+
+_KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
+    (trio.TooSlowError, httpx.ReadTimeout),
+    (h11.LocalProtocolError, httpx.LocalProtocolError),
+    (h11.RemoteProtocolError, httpx.RemoteProtocolError),
+    ((OSError, trio.BrokenResourceError), httpx.ReadError),
+)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return "no response"
+    # Where TLS fails, trio's exception is empty and that of OpenSSL is its cause.
+    return str(error) or str(error.__cause__ or type(error).__name__)
