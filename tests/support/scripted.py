@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -66,9 +65,9 @@ def no_sockets_left() -> Iterator[None]:
 
 def _sockets() -> set[str]:
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            target = str(path.readlink())
         except OSError:
             continue  # that of the listing itself
         if target.startswith("socket:"):

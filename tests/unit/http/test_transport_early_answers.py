@@ -141,13 +141,17 @@ async def test_a_success_that_comes_early_counts_once_the_whole_request_was_writ
         assert await answer(transport, post(url_of(port, secrets), LARGE)[0]) == (200, b"ok")
         heard.set()
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask, port)
-            await trio.testing.wait_all_tasks_blocked(0.05)
-            assert not heard.is_set()
-            go_on.set()
-            await was_read.wait()
+    async with (
+        listening(serve, secrets) as port,
+        transport_for(secrets) as transport,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(ask, port)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not heard.is_set()
+        go_on.set()
+        await was_read.wait()
+        await heard.wait()
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reads half", "reads nothing"])
