@@ -195,7 +195,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         """Ask the proxy to connect to a server."""
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         headers = [(b"host", target.encode("ascii")), *self._proxy_headers()]
-        request = h11.Request(method=b"CONNECT", target=target.encode("ascii"), headers=headers)
+        request = _checked_head(b"CONNECT", target.encode("ascii"), headers)
         response = await Connection(wire, stream, now=0.0).request(request, b"")
         if not 200 <= response.status_code < 300:
             reason = bytes(response.reason).decode("ascii", "ignore")
@@ -214,10 +214,15 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         if self._proxy is not None and request.url.scheme == "http":
             target = b"http://" + request.url.netloc + target
             headers = [*headers, *self._proxy_headers()]
-        try:
-            return h11.Request(method=request.method, target=target, headers=headers)
-        except h11.LocalProtocolError as error:
-            raise httpx.LocalProtocolError(str(error), request=request) from error
+        return _checked_head(request.method.encode("ascii"), target, headers)
+
+
+def _checked_head(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
+    try:
+        return h11.Request(method=method, target=target, headers=headers)
+    except h11.LocalProtocolError:
+        pass  # It shows the value of a header, which may be a credential, so nothing is raised from it.
+    raise httpx.LocalProtocolError("the method, the URL or a header of the request is not valid in HTTP/1.1")
 
 
 class _Body(httpx.AsyncByteStream):
