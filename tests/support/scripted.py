@@ -116,13 +116,14 @@ def length_of(head: bytes) -> int:
 
 async def read_request(stream: trio.abc.Stream) -> tuple[bytes, bytes]:
     """Return head and body of a request; ``b""`` for the head if there is none."""
-    head, body = await read_head(stream)
+    head, rest = await read_head(stream)
+    body = bytearray(rest)
     while len(body) < length_of(head):
         more = await stream.receive_some()
         if not more:
-            return b"", body
+            return b"", bytes(body)
         body += more
-    return head, body
+    return head, bytes(body)
 
 
 def answers(*responses: bytes, heads: list[bytes] | None = None) -> Serve:
