@@ -145,12 +145,12 @@ class Connection:
         async def write() -> None:
             try:
                 await self._write(start, body)
-            except trio.BrokenResourceError as error:
-                failures.append(error)  # of TLS, which failed to read: the reader tells more
             except Exception as error:
                 failures.append(error)
-                # The rest of the request will not come, and the server waits for it.
-                nursery.cancel_scope.cancel()
+                if error is self.body_error or not isinstance(error, trio.BrokenResourceError):
+                    # The rest of the request will not come, and the server waits for it. (If TLS failed, it failed to
+                    # read, and the reader tells why.)
+                    nursery.cancel_scope.cancel()
 
         try:
             async with trio.open_nursery() as nursery:

@@ -39,7 +39,7 @@ class Progress:
     """How far a request got. The transport fills it in if it is the request's extension ``"progress"``.
 
     Attributes:
-        peer: Host and port of the latest connection: the server's, or a proxy's.
+        peer: Host and port that the request is sent to: the server's, or a proxy's.
         connected: Whether a connection was made for this request.
         sent: Whether any byte of the request was sent.
         write_error: The error that ended writing the request; the response may have been read nevertheless.
@@ -102,10 +102,12 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         """
         progress = request.extensions.get("progress") or Progress()
         origin = _origin(request.url)
+        progress.peer = "{1}:{2}".format(*self._first_hop(origin))
         head, body = self._head(request), _body(request)
         while True:
             connection = self._take_idle(origin)
             reused = connection is not None
+            progress.connected = False
             if connection is None:
                 connection = await self._connect(origin, request, progress)
             progress.uses(connection)
@@ -169,12 +171,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
         scheme, host, port = origin
-        if self._proxy is not None:
-            url = self._proxy.url
-            first: _Origin = _origin(url)
-        else:
-            first = origin
-        progress.peer, progress.connected = f"{first[1]}:{first[2]}", False
+        first = self._first_hop(origin)
         wire = Wire(await self._network.connect_tcp(first[1], first[2]))
         progress.connected = True
         try:
@@ -208,6 +205,9 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             user_and_password = ":".join(self._proxy.auth).encode("utf-8")
             headers.append((b"Proxy-Authorization", b"Basic " + b64encode(user_and_password)))
         return headers
+
+    def _first_hop(self, origin: _Origin) -> _Origin:
+        return origin if self._proxy is None else _origin(self._proxy.url)
 
     def _head(self, request: httpx.Request) -> h11.Request:
         target, headers = request.url.raw_path, request.headers.raw
@@ -339,4 +339,4 @@ def _text(error: Exception) -> str:
     if isinstance(error, trio.TooSlowError):
         return "no response"
     # Where TLS fails, trio's exception is empty and that of OpenSSL is its cause.
-    return str(error) or str(error.__cause__ or type(error).__name__)
+    return str(error) or str(error.__cause__ or "") or type(error).__name__
