@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from .._exceptions import fatal_part, leaves
 from .wire import Link, SocketLink
 
 __all__ = ["Network", "TCPNetwork"]
@@ -74,6 +75,8 @@ class TCPNetwork:
             found = await trio.to_thread.run_sync(
                 socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, abandon_on_cancel=True, limiter=self._limiter
             )
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
         return [_Address(family, kind, protocol, name) for family, kind, protocol, _, name in found]
 
 
@@ -102,31 +105,34 @@ async def _first_connected(addresses: Sequence[_Address]) -> trio.socket.SocketT
     if len(addresses) == 1:
         return await _connected(addresses[0])
     race = _Race()
+    interruption: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            for address in addresses:
+            for number, address in enumerate(addresses):
                 failed = trio.Event()
-                nursery.start_soon(race.run, address, failed, nursery.cancel_scope)
+                nursery.start_soon(race.run, number, address, failed, nursery.cancel_scope)
                 with trio.move_on_after(_STAGGER):
                     await failed.wait()
-    except BaseException:
+    except BaseExceptionGroup as group:  # noqa: ASYNC103  # raised below, without the nursery's group
         race.close()
-        raise
+        interruption = fatal_part(group) or leaves(group)[0]
+    if interruption is not None:
+        raise interruption
     if race.winner is None:
-        raise race.errors[0]
+        raise race.errors[min(race.errors)]
     return race.winner
 
 
 @attrs.define
 class _Race:
     winner: trio.socket.SocketType | None = None
-    errors: list[OSError] = attrs.field(factory=list)
+    errors: dict[int, Exception] = attrs.field(factory=dict)
 
-    async def run(self, address: _Address, failed: trio.Event, others: trio.CancelScope) -> None:
+    async def run(self, number: int, address: _Address, failed: trio.Event, others: trio.CancelScope) -> None:
         try:
             sock = await _connected(address)
-        except OSError as error:
-            self.errors.append(error)
+        except Exception as error:  # also a TypeError for an address that a replaced `getaddrinfo` makes up
+            self.errors[number] = error
             failed.set()
             return
         if self.winner is None:

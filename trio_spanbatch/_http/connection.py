@@ -1,8 +1,9 @@
 """One connection to a server: HTTP/1.1 by h11 over a stream, one exchange at a time.
 
 A request of more than one piece is written by a task of its own, while the response is read. A response may come
-before the request's end. If it is a success, the server may be slow to read, and writing goes on. Otherwise the
-request will not be read, and writing ends (RFC 9112, section 9.5). Either way the response counts.
+before the request's end. If it is a success, the server may be slow to read, and writing goes on: such a response
+counts only once the whole request was written. Otherwise the request will not be read, and writing ends (RFC 9112,
+section 9.5).
 
 A server can put ten thousand chunks of one byte into 64 KiB, or thousands of interim responses: a second of work for
 h11 in one step, in which no other task runs and no deadline is noticed. So only a little is given to h11 at once.
@@ -16,11 +17,12 @@ before each reuse), in h11's buffer, or between the socket and TLS.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 
 import h11
 import trio
 
+from .._exceptions import fatal_part, leaves
 from .wire import NothingToRead, Wire
 
 __all__ = ["MAX_AGE", "MAX_IDLE", "Connection"]
@@ -37,6 +39,9 @@ MAX_IDLE = 4.0
 # Bytes. Most responses are smaller than this, head included.
 _READ_AT_ONCE = 1024
 
+# The largest head of a response in bytes: as large as httpx allows it.
+_LARGEST_HEAD = 100 * 1024
+
 # The most that is written at once. TLS encrypts it in one step.
 _WRITE_AT_ONCE = 64 * 1024
 
@@ -52,6 +57,7 @@ class Connection:
     Attributes:
         wire: The stream below TLS.
         requests: How many requests were begun.
+        body_error: What the iterator of the latest request's body raised.
         read_timeout: Seconds within which the next data must come; None for no limit.
     """
 
@@ -59,17 +65,13 @@ class Connection:
         self.wire = wire
         self.requests = 0
         self._stream = stream
-        self._h11 = h11.Connection(h11.CLIENT)
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
         self._ends_at = now + MAX_AGE
         self._max_idle = MAX_IDLE
         self._usable_until = now + MAX_IDLE
-        self._mark = wire.sent
+        self._next_piece: trio.CancelScope | None = None
+        self.body_error: Exception | None = None
         self.read_timeout: float | None = None
-
-    @property
-    def has_sent(self) -> bool:
-        """Whether any byte of the latest request was sent."""
-        return self.wire.sent > self._mark
 
     async def request(self, head: h11.Request, body: bytes | AsyncIterator[bytes]) -> h11.Response:
         """Send a request and return the head of its response. Interim responses are skipped.
@@ -79,22 +81,31 @@ class Connection:
             trio.BrokenResourceError: TLS broke.
             trio.TooSlowError: Nothing came within ``read_timeout``.
             h11.ProtocolError: One side does not keep to HTTP.
+            Exception: Whatever the iterator of the body raised; it is `body_error`, too.
         """
         self.requests += 1
-        self._mark = self.wire.sent
         start = self._h11.send(head) or b""
         if isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE:
             # As small as this, it fits into the buffers of the connection.
-            await self._stream.send_all(b"".join((start, *self._encoded(body), self._end())))
+            await self._stream.send_all(b"".join((start, self._encoded(body), self._end())))
             response = await self._response()
         else:
             response = await self._write_while_reading(start, body)
+        if response.status_code < 300 and self.wire.write_error is not None:
+            raise self.wire.write_error
         self._note(response)
         return response
 
     async def read(self) -> bytes | None:
         """Return the next data of the response's body; None at its end. It raises what `request` raises."""
-        event = await self._event()
+        event = self._h11.next_event()
+        if event is h11.NEED_DATA:
+            event = await self._event()
+        elif isinstance(event, h11.EndOfMessage):
+            # The response is complete and must be reported.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await trio.lowlevel.checkpoint()
         if isinstance(event, h11.Data):
             return bytes(event.data)
         if isinstance(event, h11.EndOfMessage):
@@ -127,45 +138,79 @@ class Connection:
         self.wire.close()
 
     async def _write_while_reading(self, start: bytes, body: bytes | AsyncIterator[bytes]) -> h11.Response:
-        exchange = _Exchange()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(exchange.run, self._write, start, body)
+        response: h11.Response | None = None
+        failures: list[Exception] = []
+        interruption: BaseException | None = None
+
+        async def write() -> None:
             try:
-                response = await self._response()
+                await self._write(start, body)
             except Exception as error:
-                exchange.failures.insert(0, error)
-                nursery.cancel_scope.cancel()
-            else:
-                if response.status_code >= 300:
-                    self.wire.stop_writing()
-        if exchange.failures:
-            raise exchange.failures[0]
+                failures.append(error)
+                if error is self.body_error or not isinstance(error, trio.BrokenResourceError):
+                    # The rest of the request will not come, and the server waits for it. (If TLS failed, it failed to
+                    # read, and the reader tells why.)
+                    nursery.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                try:
+                    response = await self._response()
+                except Exception as error:
+                    failures.insert(0, error)
+                    nursery.cancel_scope.cancel()
+                else:
+                    if response.status_code >= 300:
+                        self._stop_writing()
+        except BaseExceptionGroup as group:  # noqa: ASYNC103  # raised below, without the nursery's group
+            interruption = fatal_part(group) or leaves(group)[0]
+        if interruption is not None:
+            raise interruption
+        if response is None or (failures and response.status_code < 300):
+            raise failures[0]
         return response
+
+    def _stop_writing(self) -> None:
+        self.wire.stop_writing()
+        if self._next_piece is not None:
+            self._next_piece.cancel()
 
     async def _write(self, start: bytes, body: bytes | AsyncIterator[bytes]) -> None:
         """Write until all is written, or writing fails or is ended."""
         await self._stream.send_all(start)
         if isinstance(body, bytes):
-            for at in range(0, len(body), _WRITE_AT_ONCE):
-                if not self.wire.writable:
-                    return
-                await self._send(body[at : at + _WRITE_AT_ONCE])
-        else:
-            async for piece in body:
-                if not self.wire.writable:
-                    return
-                await self._send(piece)
-        if self.wire.writable:
-            end = self._end()
-            if end:
-                await self._stream.send_all(end)
+            await self._send(body)
+        elif self.wire.writable:
+            try:
+                while self.wire.writable and (piece := await self._piece(body)) is not None:
+                    await self._send(piece)
+            finally:
+                if (aclose := getattr(body, "aclose", None)) is not None:
+                    await aclose()  # noqa: ASYNC102  # generators close whether they are cancelled or not
+        if self.wire.writable and (end := self._end()):
+            await self._stream.send_all(end)
 
-    async def _send(self, piece: bytes) -> None:
-        for data in self._encoded(piece):
-            await self._stream.send_all(data)
+    async def _piece(self, body: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next piece of the body; None at its end, and after `_stop_writing`."""
+        piece = None
+        # A scope for this alone: TLS would not survive that a write is cancelled.
+        with trio.CancelScope() as self._next_piece:
+            try:
+                piece = await anext(body, None)
+            except Exception as error:
+                self.body_error = error
+                raise
+        return piece
 
-    def _encoded(self, data: bytes) -> Iterable[bytes]:
-        return (self._h11.send(h11.Data(data=data)) or b"",) if data else ()
+    async def _send(self, data: bytes) -> None:
+        for at in range(0, len(data), _WRITE_AT_ONCE):
+            if not self.wire.writable:
+                return
+            await self._stream.send_all(self._encoded(data[at : at + _WRITE_AT_ONCE]))
+
+    def _encoded(self, data: bytes) -> bytes:
+        return (self._h11.send(h11.Data(data=data)) or b"") if data else b""
 
     def _end(self) -> bytes:
         return self._h11.send(h11.EndOfMessage()) or b""
@@ -209,25 +254,13 @@ class Connection:
             return False
         self.wire.without_waiting()
         try:
+            # Neither reading nor writing waits now, and reading ends soon, whatever the server sends.
             with trio.CancelScope(shield=True):
                 await self._stream.receive_some(1)
         except NothingToRead:
-            return False
+            return not self.wire.writable
         except (OSError, trio.BrokenResourceError):
             return True
         finally:
             self.wire.may_wait()
         return True
-
-
-class _Exchange:
-    """Keeps what a task raises, so that no nursery wraps it."""
-
-    def __init__(self) -> None:
-        self.failures: list[Exception] = []
-
-    async def run(self, write: Callable[..., object], *args: object) -> None:
-        try:
-            await write(*args)  # type: ignore[misc]
-        except Exception as error:
-            self.failures.append(error)

@@ -39,7 +39,7 @@ class Progress:
     """How far a request got. The transport fills it in if it is the request's extension ``"progress"``.
 
     Attributes:
-        peer: Host and port of the latest connection: the server's, or a proxy's.
+        peer: Host and port that the request is sent to: the server's, or a proxy's.
         connected: Whether a connection was made for this request.
         sent: Whether any byte of the request was sent.
         write_error: The error that ended writing the request; the response may have been read nevertheless.
@@ -48,10 +48,11 @@ class Progress:
     peer: str = ""
     connected: bool = False
     _connection: Connection | None = None
+    _sent_before: int = 0
 
     @property
     def sent(self) -> bool:
-        return self._connection is not None and self._connection.has_sent
+        return self._connection is not None and self._connection.wire.sent > self._sent_before
 
     @property
     def write_error(self) -> OSError | None:
@@ -60,6 +61,7 @@ class Progress:
     def uses(self, connection: Connection) -> None:
         """Note the connection that the request is sent on."""
         self._connection = connection
+        self._sent_before = connection.wire.sent
 
 
 class HTTPTransport(httpx.AsyncBaseTransport):
@@ -95,26 +97,30 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         If it is cancelled, the connection is closed.
 
         Raises:
-            httpx.TransportError: There is no response.
+            httpx.TransportError: There is no response, or it is a success and the request could not be written.
+            Exception: Whatever the iterator of the request's body raises.
         """
         progress = request.extensions.get("progress") or Progress()
         origin = _origin(request.url)
+        progress.peer = "{1}:{2}".format(*self._first_hop(origin))
         head, body = self._head(request), _body(request)
         while True:
             connection = self._take_idle(origin)
             reused = connection is not None
+            progress.connected = False
             if connection is None:
                 connection = await self._connect(origin, request, progress)
             progress.uses(connection)
             try:
-                with _httpx_errors(request):
+                with _httpx_errors(request, connection):
                     connection.read_timeout = _timeout(request, "read")
                     response = await connection.request(head, body)
                 break
             except BaseException as error:
                 connection.close()
-                # The server ended the connection just now. It has seen nothing of the request.
-                if reused and isinstance(error, httpx.TransportError) and not progress.sent and isinstance(body, bytes):
+                # The server ended the connection just now. It has seen nothing of the request, whose body has not
+                # been asked for anything.
+                if reused and isinstance(error, httpx.TransportError) and not progress.sent:
                     continue
                 raise
         return httpx.Response(
@@ -165,12 +171,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
         scheme, host, port = origin
-        if self._proxy is not None:
-            url = self._proxy.url
-            first: _Origin = _origin(url)
-        else:
-            first = origin
-        progress.peer, progress.connected = f"{first[1]}:{first[2]}", False
+        first = self._first_hop(origin)
         wire = Wire(await self._network.connect_tcp(first[1], first[2]))
         progress.connected = True
         try:
@@ -191,7 +192,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         """Ask the proxy to connect to a server."""
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         headers = [(b"host", target.encode("ascii")), *self._proxy_headers()]
-        request = h11.Request(method=b"CONNECT", target=target.encode("ascii"), headers=headers)
+        request = _checked_head(b"CONNECT", target.encode("ascii"), headers)
         response = await Connection(wire, stream, now=0.0).request(request, b"")
         if not 200 <= response.status_code < 300:
             reason = bytes(response.reason).decode("ascii", "ignore")
@@ -205,15 +206,23 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             headers.append((b"Proxy-Authorization", b"Basic " + b64encode(user_and_password)))
         return headers
 
+    def _first_hop(self, origin: _Origin) -> _Origin:
+        return origin if self._proxy is None else _origin(self._proxy.url)
+
     def _head(self, request: httpx.Request) -> h11.Request:
         target, headers = request.url.raw_path, request.headers.raw
         if self._proxy is not None and request.url.scheme == "http":
             target = b"http://" + request.url.netloc + target
             headers = [*headers, *self._proxy_headers()]
-        try:
-            return h11.Request(method=request.method, target=target, headers=headers)
-        except h11.LocalProtocolError as error:
-            raise httpx.LocalProtocolError(str(error), request=request) from error
+        return _checked_head(request.method.encode("ascii"), target, headers)
+
+
+def _checked_head(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
+    try:
+        return h11.Request(method=method, target=target, headers=headers)
+    except h11.LocalProtocolError:
+        pass  # It shows the value of a header, which may be a credential, so nothing is raised from it.
+    raise httpx.LocalProtocolError("the method, the URL or a header of the request is not valid in HTTP/1.1")
 
 
 class _Body(httpx.AsyncByteStream):
@@ -233,8 +242,12 @@ class _Body(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         if self._connection is None:
             raise StopAsyncIteration
-        with _httpx_errors(self._request):
-            data = await self._connection.read()
+        try:
+            with _httpx_errors(self._request, self._connection):
+                data = await self._connection.read()
+        except BaseException:
+            self._connection.close()
+            raise
         if data is None:
             connection, self._connection = self._connection, None
             if await connection.finish(trio.current_time()):
@@ -254,7 +267,13 @@ class _Body(httpx.AsyncByteStream):
 
 async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) -> trio.SSLStream[trio.abc.Stream]:
     # Servers end connections without the end of TLS; HTTP tells where a response ends.
-    secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    secured = trio.SSLStream(
+        # As bytes: trio would refuse an IPv6 address or a name with an underscore as a str.
+        stream,
+        context,
+        server_hostname=host.encode("ascii"),
+        https_compatible=True,
+    )
     await secured.do_handshake()
     return secured
 
@@ -289,21 +308,35 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
         error.request = request
         raise
     except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
-        raise httpx.ConnectError(str(error), request=request) from error
-    except BaseExceptionGroup:
-        raise
+        raise httpx.ConnectError(_text(error), request=request) from error
 
 
 @contextmanager
-def _httpx_errors(request: httpx.Request) -> Iterator[None]:
+def _httpx_errors(request: httpx.Request, connection: Connection) -> Iterator[None]:
     """Raise httpx's exceptions for those of an exchange."""
     try:
         yield
-    except trio.TooSlowError as error:
-        raise httpx.ReadTimeout("no response", request=request) from error
-    except h11.LocalProtocolError as error:
-        raise httpx.LocalProtocolError(str(error), request=request) from error
-    except h11.RemoteProtocolError as error:
-        raise httpx.RemoteProtocolError(str(error), request=request) from error
-    except (OSError, trio.BrokenResourceError) as error:
-        raise httpx.ReadError(str(error), request=request) from error
+    except Exception as error:
+        if error is connection.body_error:
+            raise
+        kind = next((kind for errors, kind in _KINDS if isinstance(error, errors)), None)
+        if kind is None:
+            raise
+        if error is connection.wire.write_error:
+            kind = httpx.WriteError
+        raise kind(_text(error), request=request) from error
+
+
+_KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
+    (trio.TooSlowError, httpx.ReadTimeout),
+    (h11.LocalProtocolError, httpx.LocalProtocolError),
+    (h11.RemoteProtocolError, httpx.RemoteProtocolError),
+    ((OSError, trio.BrokenResourceError), httpx.ReadError),
+)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return "no response"
+    # Where TLS fails, trio's exception is empty and that of OpenSSL is its cause.
+    return str(error) or str(error.__cause__ or "") or type(error).__name__

@@ -20,6 +20,9 @@ __all__ = ["Link", "NothingToRead", "SocketLink", "Wire", "is_readable"]
 # The most that TLS is given to decrypt at once, in bytes.
 _READ_SIZE = 16 * 1024
 
+# How often `Wire.without_waiting` lets TLS read: some session tickets, but not all that a server can send.
+_READS_WITHOUT_WAITING = 8
+
 
 class NothingToRead(Exception):
     """Reading would have to wait, and `Wire.without_waiting` forbids that."""
@@ -81,7 +84,8 @@ class Wire(trio.abc.Stream):
         self._link = link
         self.sent = 0
         self.write_error: OSError | None = None
-        self._stopped = self._without_waiting = False
+        self._stopped = False
+        self._reads_left: int | None = None
         self._writing: trio.CancelScope | None = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -90,7 +94,9 @@ class Wire(trio.abc.Stream):
 
     async def send_most(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data`` until that fails or `stop_writing` is called."""
-        if self._stopped or self.write_error is not None:
+        if self._reads_left is not None:
+            self._stopped = True  # what TLS answers by itself is missing from now on
+        if not self.writable:
             await trio.lowlevel.checkpoint()
             return
         with memoryview(data) as view, trio.CancelScope() as self._writing:
@@ -121,17 +127,21 @@ class Wire(trio.abc.Stream):
             OSError: The connection broke.
             NothingToRead: There is none, within `without_waiting`.
         """
-        if self._without_waiting and not self._link.is_readable():
-            raise NothingToRead
+        if self._reads_left is not None:
+            if not self._link.is_readable():
+                raise NothingToRead
+            if not self._reads_left:
+                raise trio.BrokenResourceError("the server sends more and more")
+            self._reads_left -= 1
         return await self._link.recv(_READ_SIZE if max_bytes is None else max_bytes)
 
     def without_waiting(self) -> None:
-        """From now on, reading raises `NothingToRead` where it would have to wait."""
-        self._without_waiting = True
+        """From now on, reading raises `NothingToRead` where it would have to wait, and a write ends all writing."""
+        self._reads_left = _READS_WITHOUT_WAITING
 
     def may_wait(self) -> None:
         """End `without_waiting`."""
-        self._without_waiting = False
+        self._reads_left = None
 
     def is_readable(self) -> bool:
         """Return whether there is data, the end, or an error to read."""
