@@ -124,7 +124,7 @@ def test_the_ids_read_from_a_batch_are_those_of_its_request(kind: str) -> None:
     assert ids_of_batch(batch) == ids_of_request(batch.to_request()) == list(range(1, 31))
 
 
-def test_the_ids_read_from_a_batch_are_those_of_its_request_whatever_is_in_its_spans() -> None:
+def test_the_ids_read_from_a_batch_equal_those_of_its_request_for_any_spans() -> None:
     ids = [1, 2**64 - 1, 0x0102030405060708]
     spans = [
         Span(
@@ -278,7 +278,9 @@ def test_a_fresh_case_has_a_new_process_for_each_round_and_nothing_to_warm_up(re
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_a_library_prints_is_not_taken_for_figures(receiver: Receiver, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_printed_by_a_library_is_not_mistaken_for_figures(
+    receiver: Receiver, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert in_turns(case_of("prints"), receiver, quick=True) == {"prints": [{"number": 1}]}
     assert capfd.readouterr().err == "a library says hello\n" * 2
 

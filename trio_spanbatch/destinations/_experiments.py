@@ -125,5 +125,5 @@ class ExperimentNames(KeyedFetch[Found]):
         found = experiment_in(answer, name) if isinstance(answer, Response) else answer
         if isinstance(found, str):
             return found, trio.current_time() + _LIFE
-        # Not shortened as a whole: the remedy stands at the end.
+        # The reason is not shortened, because the remedy is at its end.
         return attrs.evolve(found, reason=f"looking up the experiment {_shown(name)}: {found.reason}"), -math.inf

@@ -16,7 +16,7 @@ from .._settings.header_checks import encoded_headers
 
 __all__ = ["Answer", "Workspace"]
 
-# Seconds for one request. An attempt to send spans has 20, which leaves time for another way.
+# Seconds for one request. An attempt to send spans has 20, which leaves time for the fallback.
 _TIMEOUT = 10.0
 # A token has about 2,000 bytes, the summary of a metastore fewer.
 _MAX_BYTES = 256 * 1024
