@@ -97,13 +97,13 @@ async def _over(setup: Setup, make_client: _MakeClient, connections: int, encode
         for size, requests in _REQUESTS.items():
             batches = _cut(encoded, size, setup.size(requests, 4))
             figures[_name(size, connections)] = await _cpu(setup.receiver, batches, _sent, exporter, batches)
+        if setup.receiver.connections() < opened:
+            raise RuntimeError(f"fewer than {opened} connections are open, so this is not what was to be measured")
         if connections > 1:
             each = setup.size(max(_AT_ONCE // connections, 1), 1)
             batches = _cut(encoded, 5, each * opened)
             by_task = [batches[at : at + each] for at in range(0, len(batches), each)]
             figures[_at_once(connections)] = await _cpu(setup.receiver, batches, _sent_at_once, exporter, by_task)
-        if setup.receiver.connections() < opened:
-            raise RuntimeError(f"fewer than {opened} connections are open, so this is not what was to be measured")
     return figures
 
 
