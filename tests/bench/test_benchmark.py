@@ -20,6 +20,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 from bench.cases import CASES, load_case
 from bench.harness import Case, Setup, in_turns
@@ -405,6 +406,7 @@ def test_locations_over_http_fail_if_a_request_was_repeated(
 
 def test_requests_fail_if_one_is_not_delivered(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(exporter: OTLPExporter, batch: SpanBatch) -> ExportResult:
+        await trio.lowlevel.checkpoint()
         return Refused("none of it")
 
     monkeypatch.setattr(OTLPExporter, "export", refuse)
