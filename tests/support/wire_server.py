@@ -170,7 +170,7 @@ async def wire_server(
                 nursery.start_soon(serve, stream)
                 return True
 
-            transport = MemoryTransport(MemoryNetwork(accept), limits=limits, ssl_context=tls.client if tls else None)
+            transport = MemoryTransport(MemoryNetwork(accept), ssl_context=tls.client if tls else None)
         url = f"http{'s' if tls else ''}://127.0.0.1:{port}/"
         exporter = OTLPExporter(url, location_header="x-tenant", transport=transport)
         try:

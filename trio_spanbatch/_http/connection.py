@@ -161,7 +161,7 @@ class Connection:
                     failures.insert(0, error)
                     nursery.cancel_scope.cancel()
                 else:
-                    if response.status_code >= 300:
+                    if response.status_code >= 300 and self._h11.our_state is h11.SEND_BODY:
                         self._stop_writing()
         except BaseExceptionGroup as group:  # noqa: ASYNC103  # raised below, without the nursery's group
             interruption = fatal_part(group) or leaves(group)[0]
@@ -181,7 +181,7 @@ class Connection:
         await self._stream.send_all(start)
         if isinstance(body, bytes):
             await self._send(body)
-        elif self.wire.writable:
+        else:
             try:
                 while self.wire.writable and (piece := await self._piece(body)) is not None:
                     await self._send(piece)

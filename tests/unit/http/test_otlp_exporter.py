@@ -13,12 +13,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
     ExportTraceServiceResponse,
 )
+from trio_spanbatch._http.client import KEEPALIVE_EXPIRY
 
 from tests.support.exporters import ENDPOINT, batch_of, encoded_span, export_once, stored
 from trio_spanbatch import Delivered, OTLPExporter, Refused, SpanBatch, SpanExporter, TryLater
 from trio_spanbatch._exporter import LocationChecker
 from trio_spanbatch._http.body import PIECE, gzip_compress
-from trio_spanbatch._http.client import KEEPALIVE_EXPIRY
 from trio_spanbatch._version import __version__
 from trio_spanbatch.testing import Answer, Hang, OTLPReceiver, partial_success
 
