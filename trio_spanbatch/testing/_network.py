@@ -86,9 +86,7 @@ class _Window:
 class _ClientEnd:
     """The client's end of a connection, with the methods that a transport needs of a socket."""
 
-    def __init__(
-        self, stream: trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream], window: _Window
-    ) -> None:
+    def __init__(self, stream: _MemoryStream, window: _Window) -> None:
         self._stream = stream
         self._window = window
 
