@@ -268,7 +268,7 @@ class _Body(httpx.AsyncByteStream):
 async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) -> trio.SSLStream[trio.abc.Stream]:
     # Servers end connections without the end of TLS; HTTP tells where a response ends.
     secured = trio.SSLStream(
-        # As bytes: trio would refuse an IPv6 address or a name with an underscore as a str.
+        # As bytes: as a str, trio would refuse an IPv6 address, and a name with an underscore.
         stream,
         context,
         server_hostname=host.encode("ascii"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import sys
+from collections.abc import Awaitable
 from typing import Protocol
 
 import trio
@@ -30,10 +31,10 @@ class NothingToRead(Exception):
 class Link(Protocol):
     """What a connection needs of a network: the methods of `trio.socket.SocketType`, and whether it is readable."""
 
-    async def send(self, data: memoryview, /) -> int:
+    def send(self, data: memoryview, /) -> Awaitable[int]:
         """Send at least the first byte of ``data``; return how many bytes were sent. If cancelled, none were."""
 
-    async def recv(self, max_bytes: int, /) -> bytes:
+    def recv(self, max_bytes: int, /) -> Awaitable[bytes]:
         """Wait for data and return it; an empty result is the end."""
 
     def is_readable(self) -> bool:

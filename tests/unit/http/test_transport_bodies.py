@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
 from collections.abc import AsyncIterator
 
 import h11
@@ -239,3 +242,31 @@ async def test_reading_ends_with_its_timeout(autojump_clock: trio.testing.MockCl
             with pytest.raises(httpx.ReadTimeout, match="no response"):
                 await answer(transport, request)
             assert progress.sent
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "broken"])
+async def test_a_large_body_is_free_at_once_after_its_request_failed(ends: str, secrets: Secrets | None) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        if ends == "cancelled":
+            await trio.sleep_forever()
+
+    async def send(transport: HTTPTransport, url: str, content: bytes) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            await transport.handle_async_request(post(url, content)[0])
+
+    content = bytes(16 * 1024 * 1024)
+    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
+        gc.collect()
+        gc.disable()
+        try:
+            before = sys.getrefcount(content)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, transport, url_of(port, secrets), content)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()
+            del nursery
+            await trio.testing.wait_all_tasks_blocked()
+            assert sys.getrefcount(content) == before
+        finally:
+            gc.enable()

@@ -119,9 +119,9 @@ async def test_an_exchange_may_be_cancelled_anywhere(content: object, secrets: S
     async def serve(stream: trio.abc.Stream) -> None:
         while head := (await read_request(stream))[0]:
             if b"chunked" in head.lower():
-                data = more = b"begin"
+                data, more = bytearray(), b"begin"
                 while more and b"0\r\n\r\n" not in data:
-                    more = await stream.receive_some()
+                    more = bytes(await stream.receive_some())
                     data += more
             await stream.send_all(CHUNKED)
 
@@ -167,8 +167,7 @@ async def test_a_tunnel_may_be_cancelled_anywhere(of_proxy: Secrets | None) -> N
 
     async with listening(serve, of_proxy) as port:
         proxy = httpx.Proxy(f"http{'s' if of_proxy else ''}://127.0.0.1:{port}", auth=("user", "password"))
-        options = {"proxy_context": of_proxy.client} if of_proxy else {}
-        make = partial(HTTPTransport, secrets.client, proxy=proxy, **options)
+        make = partial(HTTPTransport, secrets.client, proxy=proxy, proxy_context=(of_proxy or secrets).client)
         await cancel_everywhere(partial(exchange, make, "https://server.test/"), at_least=8)
 
 

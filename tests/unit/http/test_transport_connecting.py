@@ -70,14 +70,14 @@ async def fails(
     *,
     transport: HTTPTransport | None = None,
     server: bool = False,
-    **timeout: float,
+    connect: float | None = None,
 ) -> tuple[httpx.TransportError, Progress]:
     """Send a request that cannot be sent; return the error, and how far it got.
 
     Without a server, whose sockets would be counted too, no socket stays open.
     """
     with nullcontext() if server else no_sockets_left():
-        request, progress = post(url, **timeout)
+        request, progress = post(url, connect=connect)
         async with transport or HTTPTransport() as transport:
             with pytest.raises(kind) as caught:
                 await answer(transport, request)
@@ -264,7 +264,7 @@ class Network:
                     raise outcome
                 await connect(name)
 
-            sock.connect = decided
+            sock.connect = decided  # type: ignore[method-assign, assignment]  # on this one socket
             return sock
 
         monkeypatch.setattr(trio.socket, "socket", patched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
@@ -46,10 +46,12 @@ def transport_for(secrets: Secrets | None) -> HTTPTransport:
     return HTTPTransport(secrets.client) if secrets else HTTPTransport()
 
 
-def counted(serve: Callable[..., object], connections: list[int]) -> Callable[[trio.abc.Stream], object]:
+def counted(
+    serve: Callable[[trio.abc.Stream], Awaitable[object]], connections: list[int]
+) -> Callable[[trio.abc.Stream], Awaitable[object]]:
     async def one(stream: trio.abc.Stream) -> None:
         connections.append(1)
-        await serve(stream)  # type: ignore[misc]
+        await serve(stream)
 
     return one
 
