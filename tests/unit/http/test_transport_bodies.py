@@ -116,9 +116,9 @@ async def test_an_iterator_that_is_not_read_to_its_end_is_closed(secrets: Secret
     async def body() -> AsyncIterator[bytes]:
         try:
             while True:
+                await trio.lowlevel.checkpoint()
                 yield bytes(100_000)
         finally:
-            await trio.lowlevel.checkpoint()
             closed.append("closed")
 
     async with listening(refuses, secrets) as port, transport_for(secrets) as transport:

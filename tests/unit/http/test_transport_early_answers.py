@@ -66,6 +66,7 @@ async def test_a_refusal_before_the_end_of_the_request_is_heard(
 
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(LARGE), 1024 * 1024):
+            await trio.lowlevel.checkpoint()
             yield LARGE[at : at + 1024 * 1024]
 
     with no_sockets_left():
