@@ -265,3 +265,25 @@ async def test_the_end_of_a_complete_response_is_reported_though_it_is_cancelled
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
         assert not scope.cancelled_caught
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "broken"])
+async def test_a_response_that_fails_needs_no_closing(ends: str, secrets: Secrets | None) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        while ends == "cancelled" and await stream.receive_some():
+            pass
+
+    async with listening(serve, secrets) as port, made_for(secrets)() as transport:
+        with no_sockets_left():
+            response = await transport.handle_async_request(post(url_of(port, secrets))[0])
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            stream = aiter(response.stream)
+            assert await anext(stream) == b"half"
+            with trio.CancelScope() as scope:
+                if ends == "cancelled":
+                    scope.cancel()
+                with pytest.raises((trio.Cancelled, httpx.RemoteProtocolError)):
+                    await anext(stream)
+            await trio.testing.wait_all_tasks_blocked()
