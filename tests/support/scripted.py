@@ -160,7 +160,7 @@ def post(
     *,
     method: str = "POST",
     headers: Mapping[str, str] | None = None,
-    **timeout: float,
+    **timeout: float | None,
 ) -> tuple[httpx.Request, Progress]:
     """Return a request, whose content may be a function that returns an iterator, and how far it got."""
     progress = Progress()

@@ -113,14 +113,19 @@ async def _first_connected(addresses: Sequence[_Address]) -> trio.socket.SocketT
                 nursery.start_soon(race.run, number, address, failed, nursery.cancel_scope)
                 with trio.move_on_after(_STAGGER):
                     await failed.wait()
-    except BaseExceptionGroup as group:  # noqa: ASYNC103  # raised below, without the nursery's group
+    except BaseException as error:  # noqa: ASYNC103  # raised below, without the nursery's group
         race.close()
-        interruption = fatal_part(group) or leaves(group)[0]
-    if interruption is not None:
-        raise interruption
-    if race.winner is None:
-        raise race.errors[min(race.errors)]
-    return race.winner
+        interruption = fatal_part(error) or leaves(error)[0]
+    try:
+        if interruption is not None:
+            raise interruption
+        if race.winner is None:
+            raise race.errors[min(race.errors)]
+        return race.winner
+    finally:
+        # The tracebacks of exceptions lead back here.
+        race.errors.clear()
+        del interruption
 
 
 @attrs.define

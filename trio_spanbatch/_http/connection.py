@@ -163,13 +163,18 @@ class Connection:
                 else:
                     if response.status_code >= 300 and self._h11.our_state is h11.SEND_BODY:
                         self._stop_writing()
-        except BaseExceptionGroup as group:  # noqa: ASYNC103  # raised below, without the nursery's group
-            interruption = fatal_part(group) or leaves(group)[0]
-        if interruption is not None:
-            raise interruption
-        if response is None or (failures and response.status_code < 300):
-            raise failures[0]
-        return response
+        except BaseException as error:  # noqa: ASYNC103  # raised below, without the nursery's group
+            interruption = fatal_part(error) or leaves(error)[0]
+        try:
+            if interruption is not None:
+                raise interruption
+            if response is None or (failures and response.status_code < 300):
+                raise failures[0]
+            return response
+        finally:
+            # The tracebacks of exceptions lead back here, and would keep the body until garbage is collected.
+            failures.clear()
+            del interruption
 
     def _stop_writing(self) -> None:
         self.wire.stop_writing()
@@ -182,18 +187,25 @@ class Connection:
         if isinstance(body, bytes):
             await self._send(body)
         else:
-            try:
-                while self.wire.writable and (piece := await self._piece(body)) is not None:
-                    await self._send(piece)
-            finally:
-                if (aclose := getattr(body, "aclose", None)) is not None:
-                    await aclose()  # noqa: ASYNC102  # generators close whether they are cancelled or not
+            await self._send_pieces(body)
         if self.wire.writable and (end := self._end()):
             await self._stream.send_all(end)
 
+    async def _send_pieces(self, body: AsyncIterator[bytes]) -> None:
+        if not self.wire.writable:
+            return  # The body is still complete, for another connection.
+        try:
+            while (piece := await self._piece(body)) is not None:
+                await self._send(piece)
+        finally:
+            if (aclose := getattr(body, "aclose", None)) is not None:
+                await aclose()  # noqa: ASYNC102  # generators close whether they are cancelled or not
+
     async def _piece(self, body: AsyncIterator[bytes]) -> bytes | None:
-        """Return the next piece of the body; None at its end, and after `_stop_writing`."""
+        """Return the next piece of the body; None at its end, and if it would not be sent."""
         piece = None
+        if not self.wire.writable:
+            return piece
         # A scope for this alone: TLS would not survive that a write is cancelled.
         with trio.CancelScope() as self._next_piece:
             try:

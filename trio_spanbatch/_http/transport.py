@@ -116,12 +116,14 @@ class HTTPTransport(httpx.AsyncBaseTransport):
                     connection.read_timeout = _timeout(request, "read")
                     response = await connection.request(head, body)
                 break
-            except BaseException as error:
+            except httpx.TransportError:
                 connection.close()
+                if not reused or progress.sent:
+                    raise
                 # The server ended the connection just now. It has seen nothing of the request, whose body has not
                 # been asked for anything.
-                if reused and isinstance(error, httpx.TransportError) and not progress.sent:
-                    continue
+            except BaseException:
+                connection.close()
                 raise
         return httpx.Response(
             response.status_code,
@@ -268,10 +270,11 @@ class _Body(httpx.AsyncByteStream):
 async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) -> trio.SSLStream[trio.abc.Stream]:
     # Servers end connections without the end of TLS; HTTP tells where a response ends.
     secured = trio.SSLStream(
-        # As bytes: trio would refuse an IPv6 address or a name with an underscore as a str.
+        # As bytes: as a str, trio would refuse an IPv6 address, and a name with an underscore. Certificates have no dot
+        # at the end of a name (RFC 6066, section 3).
         stream,
         context,
-        server_hostname=host.encode("ascii"),
+        server_hostname=host.removesuffix(".").encode("ascii"),
         https_compatible=True,
     )
     await secured.do_handshake()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
 from collections.abc import AsyncIterator
 
 import h11
@@ -113,9 +116,9 @@ async def test_an_iterator_that_is_not_read_to_its_end_is_closed(secrets: Secret
     async def body() -> AsyncIterator[bytes]:
         try:
             while True:
+                await trio.lowlevel.checkpoint()
                 yield bytes(100_000)
         finally:
-            await trio.lowlevel.checkpoint()
             closed.append("closed")
 
     async with listening(refuses, secrets) as port, transport_for(secrets) as transport:
@@ -192,11 +195,9 @@ async def test_a_body_goes_out_in_pieces_of_64_kib(streamed: bool, secrets: Secr
         await trio.lowlevel.checkpoint()
         yield content
 
-    received = 0
-
     async def serve(stream: trio.abc.Stream) -> None:
-        nonlocal received
-        await read_head(stream)
+        _, body = await read_head(stream)
+        received = len(body)
         while received < len(content):
             received += len(await stream.receive_some())
         await stream.send_all(OK)
@@ -239,3 +240,31 @@ async def test_reading_ends_with_its_timeout(autojump_clock: trio.testing.MockCl
             with pytest.raises(httpx.ReadTimeout, match="no response"):
                 await answer(transport, request)
             assert progress.sent
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "broken"])
+async def test_a_large_body_is_free_at_once_after_its_request_failed(ends: str, secrets: Secrets | None) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        if ends == "cancelled":
+            await trio.sleep_forever()
+
+    async def send(transport: HTTPTransport, url: str, content: bytes) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            await transport.handle_async_request(post(url, content)[0])
+
+    content = bytes(16 * 1024 * 1024)
+    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
+        gc.collect()
+        gc.disable()
+        try:
+            before = sys.getrefcount(content)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, transport, url_of(port, secrets), content)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()
+            del nursery
+            await trio.testing.wait_all_tasks_blocked()
+            assert sys.getrefcount(content) == before
+        finally:
+            gc.enable()

@@ -71,7 +71,7 @@ async def until_cancelled(exchange: Callable[[], Awaitable[object]], steps: int)
             finally:
                 trio.lowlevel.remove_instrument(instrument)
 
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # a task whose steps can be counted
         nursery.start_soon(run)
     assert raised is None or type(raised) is trio.Cancelled
     return not ended_early
@@ -119,9 +119,9 @@ async def test_an_exchange_may_be_cancelled_anywhere(content: object, secrets: S
     async def serve(stream: trio.abc.Stream) -> None:
         while head := (await read_request(stream))[0]:
             if b"chunked" in head.lower():
-                data = more = b"begin"
+                data, more = bytearray(), b"begin"
                 while more and b"0\r\n\r\n" not in data:
-                    more = await stream.receive_some()
+                    more = bytes(await stream.receive_some())
                     data += more
             await stream.send_all(CHUNKED)
 
@@ -167,8 +167,7 @@ async def test_a_tunnel_may_be_cancelled_anywhere(of_proxy: Secrets | None) -> N
 
     async with listening(serve, of_proxy) as port:
         proxy = httpx.Proxy(f"http{'s' if of_proxy else ''}://127.0.0.1:{port}", auth=("user", "password"))
-        options = {"proxy_context": of_proxy.client} if of_proxy else {}
-        make = partial(HTTPTransport, secrets.client, proxy=proxy, **options)
+        make = partial(HTTPTransport, secrets.client, proxy=proxy, proxy_context=(of_proxy or secrets).client)
         await cancel_everywhere(partial(exchange, make, "https://server.test/"), at_least=8)
 
 
@@ -266,3 +265,25 @@ async def test_the_end_of_a_complete_response_is_reported_though_it_is_cancelled
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
         assert not scope.cancelled_caught
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "broken"])
+async def test_a_response_that_fails_needs_no_closing(ends: str, secrets: Secrets | None) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        while ends == "cancelled" and await stream.receive_some():
+            pass
+
+    async with listening(serve, secrets) as port, made_for(secrets)() as transport:
+        with no_sockets_left():
+            response = await transport.handle_async_request(post(url_of(port, secrets))[0])
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            stream = aiter(response.stream)
+            assert await anext(stream) == b"half"
+            with trio.CancelScope() as scope:
+                if ends == "cancelled":
+                    scope.cancel()
+                with pytest.raises((trio.Cancelled, httpx.RemoteProtocolError)):
+                    await anext(stream)
+            await trio.testing.wait_all_tasks_blocked()

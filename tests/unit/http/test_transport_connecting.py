@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import socket
@@ -70,14 +71,14 @@ async def fails(
     *,
     transport: HTTPTransport | None = None,
     server: bool = False,
-    **timeout: float,
+    connect: float | None = None,
 ) -> tuple[httpx.TransportError, Progress]:
     """Send a request that cannot be sent; return the error, and how far it got.
 
     Without a server, whose sockets would be counted too, no socket stays open.
     """
     with nullcontext() if server else no_sockets_left():
-        request, progress = post(url, **timeout)
+        request, progress = post(url, connect=connect)
         async with transport or HTTPTransport() as transport:
             with pytest.raises(kind) as caught:
                 await answer(transport, request)
@@ -179,8 +180,22 @@ async def test_a_name_with_an_underscore_is_a_name_for_tls(monkeypatch: pytest.M
     assert names == ["otel_collector"]
 
 
+async def test_a_name_that_ends_with_a_dot_is_that_of_the_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def getaddrinfo(host: object, port: int, *args: Any) -> Any:
+        asked.append(host)
+        return real_getaddrinfo("127.0.0.1", port, *args)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    secrets = Secrets()
+    async with listening(answers(OK), secrets) as port, HTTPTransport(secrets.client) as transport:
+        assert await answer(transport, f"https://server.test.:{port}/") == (200, b"ok")
+    assert "server.test." in asked
+
+
 async def test_an_address_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_sync(*args: object, **options: object) -> object:
+    def run_sync(*args: object, **options: object) -> object:
         raise AssertionError("a thread was used")
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
@@ -212,8 +227,10 @@ async def test_a_name_server_that_hangs_takes_none_of_the_programs_threads(hangi
         for number in range(64):
             nursery.start_soon(answer, transport, f"http://server{number}.test/")
         with trio.fail_after(DEADLINE):
-            while len(hanging_names) < 4:  # the threads tell nobody
+            for _ in itertools.count():  # the threads tell nobody
                 await trio.lowlevel.checkpoint()
+                if len(hanging_names) == 4:
+                    break
         assert limiter.borrowed_tokens == 0
         assert await trio.to_thread.run_sync(lambda: "at once") == "at once"
         # Lookups that nobody waits for any more end by themselves.
@@ -264,7 +281,7 @@ class Network:
                     raise outcome
                 await connect(name)
 
-            sock.connect = decided
+            sock.connect = decided  # type: ignore[method-assign, assignment]  # on this one socket
             return sock
 
         monkeypatch.setattr(trio.socket, "socket", patched)

@@ -66,6 +66,7 @@ async def test_a_refusal_before_the_end_of_the_request_is_heard(
 
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(LARGE), 1024 * 1024):
+            await trio.lowlevel.checkpoint()
             yield LARGE[at : at + 1024 * 1024]
 
     with no_sockets_left():
@@ -75,14 +76,15 @@ async def test_a_refusal_before_the_end_of_the_request_is_heard(
             assert progress.sent
 
 
-async def test_a_refusal_is_heard_in_each_of_many_tries(secrets: Secrets | None) -> None:
+@pytest.mark.parametrize("size", [1_000, 60_000, 70_000, 1_000_000, len(LARGE)])
+async def test_a_refusal_is_heard_in_each_of_many_tries(size: int, secrets: Secrets | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(refusal(413))
 
     async with listening(serve, secrets) as port, transport_for(secrets) as transport:
         for _ in range(25):
-            assert await answer(transport, post(url_of(port, secrets), LARGE)[0]) == (413, b"too large")
+            assert await answer(transport, post(url_of(port, secrets), LARGE[:size])[0]) == (413, b"too large")
 
 
 async def test_a_refusal_is_heard_while_the_body_of_the_request_is_waited_for(secrets: Secrets | None) -> None:

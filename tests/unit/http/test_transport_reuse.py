@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
@@ -46,10 +47,12 @@ def transport_for(secrets: Secrets | None) -> HTTPTransport:
     return HTTPTransport(secrets.client) if secrets else HTTPTransport()
 
 
-def counted(serve: Callable[..., object], connections: list[int]) -> Callable[[trio.abc.Stream], object]:
+def counted(
+    serve: Callable[[trio.abc.Stream], Awaitable[object]], connections: list[int]
+) -> Callable[[trio.abc.Stream], Awaitable[object]]:
     async def one(stream: trio.abc.Stream) -> None:
         connections.append(1)
-        await serve(stream)  # type: ignore[misc]
+        await serve(stream)
 
     return one
 
@@ -237,6 +240,7 @@ async def test_a_connection_that_ends_just_as_a_request_begins_is_replaced_if_no
     async def pieces() -> object:
         nonlocal begun
         begun += 1
+        await trio.lowlevel.checkpoint()
         yield b"spans"
 
     contents = {"small": b"spans", "large": bytes(200_000), "stream": pieces}
@@ -402,6 +406,8 @@ async def test_what_was_sent_stays_known_when_the_next_request_has_the_connectio
         assert await answer(transport, first) == (200, b"ok")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer, transport, url_of(port))
-            while not transport._idle or any(transport._idle.values()):  # until it is taken
+            for _ in itertools.count():
                 await trio.lowlevel.checkpoint()
+                if not any(transport._idle.values()):
+                    break
             assert progress.sent

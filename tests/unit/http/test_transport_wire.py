@@ -105,4 +105,5 @@ async def test_a_closed_socket_is_readable_so_that_nobody_waits_for_it() -> None
     sock = trio.socket.socket()
     link = SocketLink(sock)
     link.close()
+    await trio.lowlevel.checkpoint()
     assert link.is_readable()
