@@ -76,7 +76,7 @@ class Attempt:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The credentials of the requests, in each form in which a server may repeat them."""
-        return secrets_of(self._hidden, self._public)
+        return secrets_of([*self._hidden, *self.progress.proxy_headers], self._public)
 
     @property
     def extensions(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .attempt import Attempt, close_at_once
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, read_bounded
+from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, read_bounded
 from .failures import cause_of, failure_result
 from .messages import short_text
 from .packages import classes
@@ -305,8 +305,8 @@ class OTLPExporter:
         They are closed even if this is cancelled. A given transport has one second to close, and none once this is
         cancelled.
         """
-        self._closed = True
-        if self._owns_sender:
+        was_closed, self._closed = self._closed, True
+        if self._owns_sender and not was_closed:
             with trio.move_on_after(CLOSE_TIMEOUT):
                 await self._sender.aclose()
         await trio.lowlevel.checkpoint()
@@ -388,9 +388,12 @@ class OTLPExporter:
         headers = {**self._headers_always, **credential_headers}
         if self._location_header is not None:
             headers[self._location_header] = location.encode("ascii")
-        return self._sender.build_request(
+        request = self._sender.build_request(
             "POST", self._url, headers=list(headers.items()), content=body, extensions=attempt.extensions
         )
+        if not self._sender.is_own:
+            request.stream = piecewise_stream(body, request.stream)
+        return request
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
         # Checked first, as there may have been a 401 to the previous credentials.

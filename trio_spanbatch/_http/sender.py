@@ -63,6 +63,11 @@ class Sender:
         self._package: Any = package_of(way, "AsyncBaseTransport") if package is None else package
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is the exporter's own transport."""
+        return isinstance(self._transport, HTTPTransport)
+
+    @property
     def is_closed(self) -> bool:
         """Whether the client was closed."""
         return self._client is not None and bool(self._client.is_closed)
@@ -76,7 +81,8 @@ class Sender:
             parts: Further arguments of ``httpx.Request``.
         """
         if self._client is None:
-            request: httpx.Request = self._package.Request(method, url, **parts)
+            # httpx2 does not take a URL of httpx.
+            request: httpx.Request = self._package.Request(method, url if self._package is httpx else str(url), **parts)
         else:
             request = self._client.build_request(method, str(url), timeout=None, **parts)
         return request

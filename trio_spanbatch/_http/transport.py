@@ -39,12 +39,14 @@ class Progress:
     """How far a request got. The transport fills it in if it is the request's extension ``"progress"``.
 
     Attributes:
+        proxy_headers: The headers for a proxy, whose credentials must not be shown.
         peer: Host and port that the request is sent to: the server's, or a proxy's.
         connected: Whether a connection was made for this request.
         sent: Whether any byte of the request was sent.
         write_error: The error that ended writing the request; the response may have been read nevertheless.
     """
 
+    proxy_headers: list[tuple[bytes, bytes]] = attrs.field(factory=list, repr=False)
     peer: str = ""
     connected: bool = False
     _connection: Connection | None = None
@@ -103,6 +105,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         progress = request.extensions.get("progress") or Progress()
         origin = _origin(request.url)
         progress.peer = "{1}:{2}".format(*self._first_hop(origin))
+        if self._proxy is not None:
+            progress.proxy_headers = self._proxy_headers()
         head, body = self._head(request), _body(request)
         while True:
             connection = self._take_idle(origin)

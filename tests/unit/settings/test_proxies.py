@@ -13,7 +13,6 @@ import httpx
 import pytest
 import trustme
 from cryptography import x509
-from trio_spanbatch._http.client import default_context
 
 from tests.support.batchers import make_spans
 from tests.support.deliveries import clear_environment
@@ -21,6 +20,7 @@ from tests.support.exporters import batch_of
 from tests.support.proxy import running_proxy
 from trio_spanbatch import Delivered, OTLPExporter, SpanBatcher, TryLater
 from trio_spanbatch._http.proxies import MissingProxySupport, proxy_for
+from trio_spanbatch._http.tls import default_context
 from trio_spanbatch.testing import OTLPReceiver
 
 SECRET = "dapi-0123456789abcdef"
