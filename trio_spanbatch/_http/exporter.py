@@ -236,7 +236,7 @@ class OTLPExporter:
         if transport is not None:
             check_transport(transport)
             return Sender(transport)
-        context = RenewedContext(*files, verify=self._verify, https=self._url.scheme == "https")
+        context = RenewedContext(*files, verify=self._verify)
         return Sender(own_transport(self._url, context, uds))
 
     @property

@@ -86,7 +86,6 @@ class RenewedContext:
         client_certificate: As for `client_context`.
         client_key: As for `client_context`.
         verify: As for `client_context`.
-        https: Whether the endpoint is https. If not, a context is only made when a connection needs it.
 
     Raises:
         ValueError: A file that is given cannot be used.
@@ -99,22 +98,17 @@ class RenewedContext:
         client_key: File | None,
         *,
         verify: bool,
-        https: bool,
     ) -> None:
         self._files = certificate, client_certificate, client_key
         self._verify = verify
         self._versions: list[tuple[int, ...]] = []
-        self._context: ssl.SSLContext | None = None
-        if https or self._files != (None, None, None):
-            self._renew()
+        self._context = self._renew()
 
     def __call__(self) -> ssl.SSLContext:
         """Return the context for a new connection."""
-        if self._context is None:
-            return self._renew()
         if self._versions != self._current_versions():
             try:
-                return self._renew()
+                self._context = self._renew()
             except (OSError, ValueError):
                 # Not noted: it is looked at again.
                 pass
@@ -124,7 +118,7 @@ class RenewedContext:
         # Looked at before the files are read, so that a change in between is not missed.
         versions = self._current_versions()
         context = client_context(*self._files, verify=self._verify) or default_context()
-        self._context, self._versions = context, versions
+        self._versions = versions
         return context
 
     def _current_versions(self) -> list[tuple[int, ...]]:
