@@ -63,7 +63,7 @@ class Connection:
 
     def __init__(self, wire: Wire, stream: trio.abc.Stream, *, now: float) -> None:
         self.wire = wire
-        self.requests = 0
+        self.requests: int = 0
         self._stream = stream
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
         self._ends_at = now + MAX_AGE

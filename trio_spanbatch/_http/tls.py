@@ -6,6 +6,7 @@ import os
 import ssl
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -107,11 +108,9 @@ class RenewedContext:
     def __call__(self) -> ssl.SSLContext:
         """Return the context for a new connection."""
         if self._versions != self._current_versions():
-            try:
+            # If it fails, the new version is not noted, and the file is read again for the next connection.
+            with suppress(OSError, ValueError):
                 self._context = self._renew()
-            except (OSError, ValueError):
-                # Not noted: it is looked at again.
-                pass
         return self._context
 
     def _renew(self) -> ssl.SSLContext:

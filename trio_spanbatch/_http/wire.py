@@ -82,7 +82,7 @@ class Wire(trio.abc.Stream):
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self.sent = 0
+        self.sent: int = 0
         self.write_error: OSError | None = None
         self._stopped = False
         self._reads_left: int | None = None
