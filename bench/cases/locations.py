@@ -124,8 +124,8 @@ CASE = Case(
             goal=1.5,
             side=_DEFAULT_SIDE,
         ),
-        Row("Memory of a live lane that holds a span, without the span", "holding", "bytes", side="lanes"),
-        Row("Memory of a live lane that is idle", "idle", "bytes", side="lanes"),
+        Row("Memory of a live location that holds a span, without the span", "holding", "bytes", side="lanes"),
+        Row("Memory of a live location that is idle", "idle", "bytes", side="lanes"),
     ),
     plots=(
         Plot(
