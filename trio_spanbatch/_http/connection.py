@@ -85,7 +85,9 @@ class Connection:
         """
         self.requests += 1
         start = self._h11.send(head) or b""
-        if isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE:
+        is_small = isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE
+        self.wire.may_be_stopped = not is_small
+        if isinstance(body, bytes) and is_small:
             # As small as this, it fits into the buffers of the connection.
             await self._stream.send_all(b"".join((start, self._encoded(body), self._end())))
             response = await self._response()

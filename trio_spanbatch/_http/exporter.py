@@ -38,6 +38,7 @@ from .messages import short_text
 from .packages import classes
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
 from .tls import File, RenewedContext, TLSSettings, client_context, tls_advice
+from .transport import ResponseBody
 
 __all__ = [
     "USER_AGENT",
@@ -322,7 +323,8 @@ class OTLPExporter:
         body = batch.to_request()
         if self._gzip:
             body = await gzip_compress(body)
-        else:
+        elif not self._sender.is_own:
+            # A given transport may have no checkpoint.
             await trio.lowlevel.checkpoint()
         if self._auth is None:
             return await self._exchange(batch.location, body, {}, attempt)
@@ -373,10 +375,13 @@ class OTLPExporter:
 
     async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> None:
         response = await self._sender.send(request)
+        attempt.response = response
+        attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
+        if isinstance(response.stream, ResponseBody):
+            await response.stream.read_into(attempt.body)
+            return
         try:
             attempt.hide(response.request.headers.raw)
-            attempt.response = response
-            attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
             await read_bounded(response, attempt.body)
         finally:
             # This does nothing unless reading was cancelled, or ended with an exception.

@@ -22,11 +22,12 @@ import h11
 import httpx
 import trio
 
+from .body import BoundedBody
 from .connecting import Network, TCPNetwork
 from .connection import Connection
 from .wire import Wire
 
-__all__ = ["HTTPTransport", "Progress"]
+__all__ = ["HTTPTransport", "Progress", "ResponseBody"]
 
 # Scheme, host and port of a server.
 _Origin: TypeAlias = tuple[str, str, int]
@@ -132,7 +133,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             response.status_code,
             headers=response.headers.raw_items(),
-            stream=_Body(self, origin, connection, request),
+            stream=ResponseBody(self, origin, connection, request),
             extensions={"http_version": b"HTTP/" + response.http_version, "reason_phrase": response.reason},
         )
 
@@ -231,7 +232,7 @@ def _checked_head(method: bytes, target: bytes, headers: list[tuple[bytes, bytes
     raise httpx.LocalProtocolError("the method, the URL or a header of the request is not valid in HTTP/1.1")
 
 
-class _Body(httpx.AsyncByteStream):
+class ResponseBody(httpx.AsyncByteStream):
     """The body of a response. At its end the connection is given back; if it is closed before, so is the connection."""
 
     def __init__(
@@ -263,11 +264,25 @@ class _Body(httpx.AsyncByteStream):
             raise StopAsyncIteration
         return data
 
-    async def aclose(self) -> None:
+    async def read_into(self, body: BoundedBody) -> None:
+        """Read until the end, or until ``body`` has more than its limit. Then, or if this fails, it is closed."""
+        try:
+            async for data in self:
+                body.feed(data)
+                if body.exceeded:
+                    return
+        finally:
+            self.close()
+
+    def close(self) -> None:
         """Close the connection, unless the body was read to its end."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    async def aclose(self) -> None:
+        """Do as `close`."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
 

@@ -77,6 +77,7 @@ class Wire(trio.abc.Stream):
 
     Attributes:
         sent: How many bytes the operating system took.
+        may_be_stopped: Whether `stop_writing` may be called while something is written.
         write_error: The error that ended writing. What is written after it is discarded.
     """
 
@@ -84,6 +85,8 @@ class Wire(trio.abc.Stream):
         self._link = link
         self.sent: int = 0
         self.write_error: OSError | None = None
+        # A scope costs more than the rest of a small write.
+        self.may_be_stopped = True
         self._stopped = False
         self._reads_left: int | None = None
         self._writing: trio.CancelScope | None = None
@@ -99,15 +102,22 @@ class Wire(trio.abc.Stream):
         if not self.writable:
             await trio.lowlevel.checkpoint()
             return
-        with memoryview(data) as view, trio.CancelScope() as self._writing:
-            at = 0
-            try:
-                while at < len(view):
-                    count = await self._link.send(view[at:])
-                    at += count
-                    self.sent += count
-            except OSError as error:
-                self.write_error = error
+        with memoryview(data) as view:
+            if self.may_be_stopped:
+                with trio.CancelScope() as self._writing:
+                    await self._send(view)
+            else:
+                await self._send(view)
+
+    async def _send(self, view: memoryview) -> None:
+        at = 0
+        try:
+            while at < len(view):
+                count = await self._link.send(view[at:])
+                at += count
+                self.sent += count
+        except OSError as error:
+            self.write_error = error
 
     def stop_writing(self) -> None:
         """End a write that is under way, and discard what follows. Reading is not affected."""
