@@ -98,14 +98,19 @@ class Connection:
         self._note(response)
         return response
 
-    async def read(self) -> bytes | None:
-        """Return the next data of the response's body; None at its end. It raises what `request` raises."""
+    async def read(self, *, checkpoint_at_end: bool = True) -> bytes | None:
+        """Return the next data of the response's body; None at its end. It raises what `request` raises.
+
+        Args:
+            checkpoint_at_end: Whether the end is a checkpoint if it was received already.
+        """
         event = self._h11.next_event()
         if event is h11.NEED_DATA:
             event = await self._event()
         elif isinstance(event, h11.EndOfMessage):
             # The response is complete and must be reported.
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            if checkpoint_at_end:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         else:
             await trio.lowlevel.checkpoint()
         if isinstance(event, h11.Data):

@@ -247,11 +247,17 @@ class ResponseBody(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._connection is None:
+        data = await self._read(checkpoint_at_end=True)
+        if data is None:
             raise StopAsyncIteration
+        return data
+
+    async def _read(self, *, checkpoint_at_end: bool) -> bytes | None:
+        if self._connection is None:
+            return None
         try:
             with _httpx_errors(self._request, self._connection):
-                data = await self._connection.read()
+                data = await self._connection.read(checkpoint_at_end=checkpoint_at_end)
         except BaseException:
             self._connection.close()
             raise
@@ -261,16 +267,14 @@ class ResponseBody(httpx.AsyncByteStream):
                 self._transport.give_back(self._origin, connection)
             else:
                 connection.close()
-            raise StopAsyncIteration
         return data
 
     async def read_into(self, body: BoundedBody) -> None:
         """Read until the end, or until ``body`` has more than its limit. Then, or if this fails, it is closed."""
         try:
-            async for data in self:
+            # Sending the request was a checkpoint.
+            while not body.exceeded and (data := await self._read(checkpoint_at_end=False)) is not None:
                 body.feed(data)
-                if body.exceeded:
-                    return
         finally:
             self.close()
 
