@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -64,15 +66,21 @@ def no_sockets_left() -> Iterator[None]:
 
 
 def _sockets() -> set[str]:
+    """Return the sockets of TCP. Other ones come and go with lookups of names in threads that were given up."""
     found = set()
     for path in Path("/proc/self/fd").iterdir():
         try:
             target = str(path.readlink())
+            if target.startswith("socket:") and _is_tcp(int(path.name)):
+                found.add(target)
         except OSError:
-            continue  # that of the listing itself
-        if target.startswith("socket:"):
-            found.add(target)
+            continue  # closed meanwhile, as that of the listing itself
     return found
+
+
+def _is_tcp(descriptor: int) -> bool:
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
 
 
 @asynccontextmanager

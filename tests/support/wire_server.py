@@ -10,6 +10,7 @@ from functools import partial
 
 import attrs
 import trio
+import trio.testing
 import trustme
 
 from tests.support.processes import DEADLINE
@@ -61,7 +62,8 @@ class WireServer:
         self._closed: list[trio.Event] = []
 
     async def send_unasked(self, data: bytes) -> None:
-        """Send ``data`` on the first connection."""
+        """Send ``data`` on the first connection, once the server has nothing else to send."""
+        await trio.testing.wait_all_tasks_blocked()
         await self._streams[0].send_all(data)
 
     async def wait_closed(self, connection: int) -> None:
