@@ -36,6 +36,7 @@ from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, r
 from .failures import cause_of, failure_result
 from .messages import short_text
 from .packages import classes
+from .proxies import DEFAULT_PORTS
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
 from .tls import File, RenewedContext, TLSSettings, client_context, tls_advice
 from .transport import ResponseBody
@@ -317,7 +318,7 @@ class OTLPExporter:
 
     @property
     def _port(self) -> int:
-        return self._url.port or {"http": 80, "https": 443}[self._url.scheme]
+        return self._url.port or DEFAULT_PORTS[self._url.scheme]
 
     async def _attempt(self, batch: SpanBatch, attempt: Attempt) -> ExportResult:
         body = batch.to_request()

@@ -133,9 +133,6 @@ def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = No
     proxy = None if uds is not None else proxy_for(url)
     if isinstance(proxy, MissingProxySupport):
         return _Unconnected(proxy.problem)
-    if proxy is not None and proxy.url.scheme.startswith("socks"):
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0)
-        return httpx.AsyncHTTPTransport(verify=context(), proxy=proxy, limits=limits)
     network = TCPNetwork(None if uds is None else os.fspath(uds))
     return HTTPTransport(context, proxy=proxy, proxy_context=default_context, network=network)
 

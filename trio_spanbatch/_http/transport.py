@@ -13,7 +13,7 @@ from __future__ import annotations
 import ssl
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -25,6 +25,8 @@ import trio
 from .body import BoundedBody
 from .connecting import Network, TCPNetwork
 from .connection import Connection
+from .proxies import DEFAULT_PORTS
+from .socks import connect_by_socks
 from .wire import Wire
 
 __all__ = ["HTTPTransport", "Progress", "ResponseBody"]
@@ -32,7 +34,8 @@ __all__ = ["HTTPTransport", "Progress", "ResponseBody"]
 # Scheme, host and port of a server.
 _Origin: TypeAlias = tuple[str, str, int]
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+# A name goes to a SOCKS proxy as it is, with either of the last two.
+_PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
 
 @attrs.define
@@ -68,13 +71,13 @@ class Progress:
 
 
 class HTTPTransport(httpx.AsyncBaseTransport):
-    """Sends requests by HTTP/1.1 over TCP, TLS, Unix domain sockets and HTTP proxies.
+    """Sends requests by HTTP/1.1 over TCP, TLS, Unix domain sockets and proxies.
 
     Of httpx's timeouts, those for connecting and for reading are kept.
 
     Args:
         context: Returns the settings for TLS with servers; called for each new connection.
-        proxy: An HTTP proxy. Requests to http servers are forwarded, to https servers they go through a tunnel.
+        proxy: An HTTP or SOCKS5 proxy. An HTTP proxy forwards requests to http servers; all others go through a tunnel.
         proxy_context: Returns the settings for TLS with an https proxy.
         network: How connections are made, by default over TCP.
     """
@@ -89,6 +92,9 @@ class HTTPTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._context = context
         self._proxy = proxy
+        self._proxy_origin = None if proxy is None else _origin(proxy.url, _PROXY_PORTS)
+        self._proxy_headers = [] if proxy is None else _proxy_headers(proxy)
+        self._is_socks = proxy is not None and proxy.url.scheme.startswith("socks")
         self._proxy_context = proxy_context
         self._network = TCPNetwork() if network is None else network
         self._idle: dict[_Origin, deque[Connection]] = {}
@@ -105,9 +111,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         """
         progress = request.extensions.get("progress") or Progress()
         origin = _origin(request.url)
-        progress.peer = "{1}:{2}".format(*self._first_hop(origin))
-        if self._proxy is not None:
-            progress.proxy_headers = self._proxy_headers()
+        progress.peer = "{1}:{2}".format(*(self._proxy_origin or origin))
+        progress.proxy_headers = self._proxy_headers
         head, body = self._head(request), _body(request)
         while True:
             connection = self._take_idle(origin)
@@ -178,14 +183,16 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
         scheme, host, port = origin
-        first = self._first_hop(origin)
-        wire = Wire(await self._network.connect_tcp(first[1], first[2]))
+        first_scheme, first_host, first_port = self._proxy_origin or origin
+        wire = Wire(await self._network.connect_tcp(first_host, first_port))
         progress.connected = True
         try:
             stream: trio.abc.Stream = wire
-            if self._proxy is not None:
-                if first[0] == "https":
-                    stream = await _secured(stream, self._proxy_context(), first[1])
+            if self._is_socks and self._proxy is not None:
+                await connect_by_socks(stream, host, port, self._proxy.auth)
+            elif self._proxy is not None:
+                if first_scheme == "https":
+                    stream = await _secured(stream, self._proxy_context(), first_host)
                 if scheme == "https":
                     await self._tunnel(wire, stream, host, port)
             if scheme == "https":
@@ -198,30 +205,26 @@ class HTTPTransport(httpx.AsyncBaseTransport):
     async def _tunnel(self, wire: Wire, stream: trio.abc.Stream, host: str, port: int) -> None:
         """Ask the proxy to connect to a server."""
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        headers = [(b"host", target.encode("ascii")), *self._proxy_headers()]
+        headers = [(b"host", target.encode("ascii")), *self._proxy_headers]
         request = _checked_head(b"CONNECT", target.encode("ascii"), headers)
         response = await Connection(wire, stream, now=0.0).request(request, b"")
         if not 200 <= response.status_code < 300:
             reason = bytes(response.reason).decode("ascii", "ignore")
             raise httpx.ProxyError(f"{response.status_code} {reason}")
 
-    def _proxy_headers(self) -> list[tuple[bytes, bytes]]:
-        assert self._proxy is not None
-        headers = list(self._proxy.headers.raw)
-        if self._proxy.auth is not None:
-            user_and_password = ":".join(self._proxy.auth).encode("utf-8")
-            headers.append((b"Proxy-Authorization", b"Basic " + b64encode(user_and_password)))
-        return headers
-
-    def _first_hop(self, origin: _Origin) -> _Origin:
-        return origin if self._proxy is None else _origin(self._proxy.url)
-
     def _head(self, request: httpx.Request) -> h11.Request:
         target, headers = request.url.raw_path, request.headers.raw
-        if self._proxy is not None and request.url.scheme == "http":
+        if self._proxy is not None and request.url.scheme == "http" and not self._is_socks:
             target = b"http://" + request.url.netloc + target
-            headers = [*headers, *self._proxy_headers()]
+            headers = [*headers, *self._proxy_headers]
         return _checked_head(request.method.encode("ascii"), target, headers)
+
+
+def _proxy_headers(proxy: httpx.Proxy) -> list[tuple[bytes, bytes]]:
+    headers = list(proxy.headers.raw)
+    if proxy.auth is not None:
+        headers.append((b"Proxy-Authorization", b"Basic " + b64encode(":".join(proxy.auth).encode("utf-8"))))
+    return headers
 
 
 def _checked_head(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> h11.Request:
@@ -304,10 +307,10 @@ async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) 
     return secured
 
 
-def _origin(url: httpx.URL) -> _Origin:
-    if url.scheme not in _DEFAULT_PORTS:
+def _origin(url: httpx.URL, default_ports: Mapping[str, int] = DEFAULT_PORTS) -> _Origin:
+    if url.scheme not in default_ports:
         raise httpx.UnsupportedProtocol("the URL of a request begins with http:// or https://")
-    return url.scheme, url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme]
+    return url.scheme, url.raw_host.decode("ascii"), url.port or default_ports[url.scheme]
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes]:
