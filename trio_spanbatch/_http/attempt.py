@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import trio
 
-from .._exporter import ExportResult, Refused
-from .body import BoundedBody
+from .._exporter import ExportResult, Refused, TryLater
+from .body import BoundedBody, read_bounded
+from .failures import failure_result
 from .responses import interpret_response
 from .secrets import secrets_of
-from .transport import Progress
+from .sender import Sender
+from .tls import TLSAdvice
+from .transport import Progress, ResponseBody
 
 __all__ = ["Attempt", "close_at_once"]
-
-
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
 
 
 async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
@@ -66,12 +65,50 @@ class Attempt:
         self.body: BoundedBody | None = None
         self.redirect: tuple[int, Mapping[str, str]] | None = None
         self._write_error: BaseException | None = None
-        self._connection: _Closable | None = None
+        self._connection: trio.abc.AsyncResource | None = None
         self.waits_for = ""
 
     def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Hide the credentials in ``headers`` as well."""
         self._hidden.update(dict.fromkeys(headers))
+
+    async def send(self, sender: Sender, request: httpx.Request, max_bytes: int, **options: Any) -> None:
+        """Send ``request``, and read the response into `response` and `body`.
+
+        Args:
+            sender: What sends it.
+            request: The request, which has the `extensions`.
+            max_bytes: The limit of the body, after decompression.
+            options: Further arguments of a client's ``send``.
+        """
+        self.hide(request.headers.raw)
+        self.handed_over = True
+        response = await sender.send(request, **options)
+        self.response = response
+        self.body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
+        if isinstance(response.stream, ResponseBody):
+            await response.stream.read_into(self.body)
+            return
+        try:
+            # A given client may have added headers.
+            self.hide(response.request.headers.raw)
+            await read_bounded(response, self.body)
+        finally:
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
+
+    def failure(self, error: Exception, request: httpx.Request, advice: TLSAdvice) -> Refused | TryLater:
+        """Return the result for an exception of `send`."""
+        return failure_result(
+            error,
+            peer=self.peer,
+            connected=self.connected,
+            https=request.url.scheme == "https",
+            advice=advice,
+            nothing_left=bool(self.progress.peer) and not self.progress.sent,
+            write_error=self.write_error,
+            secrets=self.secrets,
+        )
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -104,11 +141,6 @@ class Attempt:
         if self.progress.peer:
             return self.progress.sent
         return self._written or (self.handed_over and not self._traced)
-
-    @property
-    def nothing_left(self) -> bool:
-        """Whether it is known that no byte of the request was sent."""
-        return bool(self.progress.peer) and not self.progress.sent
 
     def result(self) -> ExportResult:
         """Return the result for the response, whose body was read up to its limit."""

@@ -56,14 +56,12 @@ class Connection:
 
     Attributes:
         wire: The stream below TLS.
-        requests: How many requests were begun.
         body_error: What the iterator of the latest request's body raised.
         read_timeout: Seconds within which the next data must come; None for no limit.
     """
 
     def __init__(self, wire: Wire, stream: trio.abc.Stream, *, now: float) -> None:
         self.wire = wire
-        self.requests: int = 0
         self._stream = stream
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
         self._ends_at = now + MAX_AGE
@@ -83,7 +81,6 @@ class Connection:
             h11.ProtocolError: One side does not keep to HTTP.
             Exception: Whatever the iterator of the body raised; it is `body_error`, too.
         """
-        self.requests += 1
         start = self._h11.send(head) or b""
         is_small = isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE
         self.wire.may_be_stopped = not is_small
@@ -169,7 +166,9 @@ class Connection:
                     nursery.cancel_scope.cancel()
                 else:
                     if response.status_code >= 300 and self._h11.our_state is h11.SEND_BODY:
-                        self._stop_writing()
+                        self.wire.stop_writing()
+                        if self._next_piece is not None:
+                            self._next_piece.cancel()
         except BaseException as error:  # noqa: ASYNC103  # raised below, without the nursery's group
             interruption = fatal_part(error) or leaves(error)[0]
         try:
@@ -182,11 +181,6 @@ class Connection:
             # The tracebacks of exceptions lead back here, and would keep the body until garbage is collected.
             failures.clear()
             del interruption
-
-    def _stop_writing(self) -> None:
-        self.wire.stop_writing()
-        if self._next_piece is not None:
-            self._next_piece.cancel()
 
     async def _write(self, start: bytes, body: bytes | AsyncIterator[bytes]) -> None:
         """Write until all is written, or writing fails or is ended."""

@@ -30,16 +30,15 @@ from .._settings.header_checks import (
 )
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
-from .attempt import Attempt, close_at_once
+from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, read_bounded
-from .failures import cause_of, failure_result
+from .body import CLOSE_TIMEOUT, gzip_compress, piecewise_stream
+from .failures import cause_of
 from .messages import short_text
 from .packages import classes
 from .proxies import DEFAULT_PORTS
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
 from .tls import File, RenewedContext, TLSSettings, client_context, tls_advice
-from .transport import ResponseBody
 
 __all__ = [
     "USER_AGENT",
@@ -88,10 +87,10 @@ class OTLPExporter:
         timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
             to the last of the response; `math.inf` for no timeout.
         compression: ``"gzip"``, or ``None`` for no compression.
-        client: The client to use instead of the exporter's own: an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``.
-            It is not closed, and keeps its settings (TLS, proxies, cookies, limits). It has no ``params``, which logs
-            show.
-        transport: A transport for the exporter's own client, of httpx or httpx2, for instance
+        client: The client to use instead of the exporter's own transport: an ``httpx.AsyncClient`` or an
+            ``httpx2.AsyncClient``. It is not closed, and keeps its settings (TLS, proxies, cookies, limits). It has no
+            ``params``, which logs show.
+        transport: The transport to use instead of the exporter's own, of httpx or httpx2, for instance
             `OTLPReceiver.memory_transport`. It is closed with the exporter.
         certificate: The file with the CAs for checking the server's certificate (PEM), instead of those of
             ``SSL_CERT_FILE`` or certifi. This file and the next two are read again when they have changed.
@@ -356,37 +355,11 @@ class OTLPExporter:
             return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
         request = self._request(location, body, credential_headers, attempt)
-        # A given client may add headers.
-        attempt.hide(request.headers.raw)
-        attempt.handed_over = True
         try:
-            await self._send_and_read(request, attempt)
+            await attempt.send(self._sender, request, self._max_response_bytes)
         except classes("RequestError", "InvalidURL") as error:
-            return attempt.known_failure() or failure_result(
-                error,
-                peer=attempt.peer,
-                connected=attempt.connected,
-                https=self._url.scheme == "https",
-                nothing_left=attempt.nothing_left,
-                write_error=attempt.write_error,
-                secrets=attempt.secrets,
-                advice=self._tls_advice,
-            )
+            return attempt.known_failure() or attempt.failure(error, request, self._tls_advice)
         return attempt.result()
-
-    async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> None:
-        response = await self._sender.send(request)
-        attempt.response = response
-        attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
-        if isinstance(response.stream, ResponseBody):
-            await response.stream.read_into(attempt.body)
-            return
-        try:
-            attempt.hide(response.request.headers.raw)
-            await read_bounded(response, attempt.body)
-        finally:
-            # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
 
     def _request(
         self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt

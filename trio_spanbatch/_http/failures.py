@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import attrs
 
 from .._exceptions import cause_of
-from .._exporter import ExportResult, Refused, TryLater
+from .._exporter import Refused, TryLater
 from .messages import short_text
 from .packages import classes
 from .tls import TLSAdvice
@@ -63,7 +63,7 @@ def failure_result(
     nothing_left: bool = False,
     write_error: BaseException | None = None,
     secrets: Collection[str] = (),
-) -> ExportResult:
+) -> Refused | TryLater:
     """Return the result for an exception of httpx or httpx2.
 
     Args:

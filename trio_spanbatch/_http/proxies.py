@@ -81,12 +81,10 @@ def _parsed(value: str, scheme: str) -> httpx.Proxy | MissingProxySupport:
         )
     # Raised within ``except``, an exception would have httpx's as its context, which shows a part of the URL.
     try:
-        proxy = httpx.Proxy(value if "://" in value else f"http://{value}")
+        return httpx.Proxy(value if "://" in value else f"http://{value}")
     except (httpx.InvalidURL, ValueError):
         # User name and password end at a ``/``, ``?`` or ``#``.
         pass
-    else:
-        return proxy
     raise ValueError(
         f"a proxy variable ({_variables(scheme)}; not shown) cannot be used: a proxy is http://, https:// or socks5:// "
         "with a host and a port; in its user name and password, other characters than letters and digits are "

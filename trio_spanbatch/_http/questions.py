@@ -12,9 +12,7 @@ import httpx
 import trio
 
 from .._exporter import Refused, TryLater
-from .attempt import Attempt, close_at_once
-from .body import BoundedBody, read_bounded
-from .failures import failure_result
+from .attempt import Attempt
 from .messages import is_bounded_json
 from .packages import classes
 from .responses import Response
@@ -52,19 +50,21 @@ async def ask(
     request.extensions.update(attempt.extensions)
     for name, value in _HEADERS.items():
         request.headers.setdefault(name, value)
-    attempt.hide(request.headers.raw)
-    attempt.handed_over = True
     with trio.move_on_after(seconds):
         try:
-            response, body = await _send_and_read(sender, request, attempt, max_bytes, send_options)
+            await attempt.send(sender, request, max_bytes, **send_options)
         except classes("RequestError", "InvalidURL") as error:
-            return _failure(error, attempt, request, advice)
+            failure = attempt.failure(error, request, advice)
+            # No span was sent, so nothing is ambiguous.
+            return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
         finally:
             await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        status = response.status_code
-        if body.exceeded:
-            return Refused(f"{status}: the answer is larger than {body.limit} bytes", status)
-        return Response(status, response.headers, body.content, time.time(), attempt.secrets)
+        assert attempt.response is not None
+        assert attempt.body is not None
+        status = attempt.response.status_code
+        if attempt.body.exceeded:
+            return Refused(f"{status}: the answer is larger than {max_bytes} bytes", status)
+        return Response(status, attempt.response.headers, attempt.body.content, time.time(), attempt.secrets)
     return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", cause="timeout")
 
 
@@ -77,33 +77,3 @@ def json_object(body: bytes | None) -> Mapping[str, object]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-async def _send_and_read(
-    sender: Sender, request: httpx.Request, attempt: Attempt, max_bytes: int, options: dict[str, Any]
-) -> tuple[httpx.Response, BoundedBody]:
-    response = await sender.send(request, **options)
-    try:
-        attempt.hide(response.request.headers.raw)
-        body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
-        await read_bounded(response, body)
-    finally:
-        # This does nothing unless reading was cancelled, or ended with an exception.
-        await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
-    return response, body
-
-
-def _failure(error: Exception, attempt: Attempt, request: httpx.Request, advice: TLSAdvice) -> Refused | TryLater:
-    failure = failure_result(
-        error,
-        peer=attempt.peer,
-        connected=attempt.connected,
-        https=request.url.scheme == "https",
-        advice=advice,
-        nothing_left=attempt.nothing_left,
-        write_error=attempt.write_error,
-        secrets=attempt.secrets,
-    )
-    assert isinstance(failure, Refused | TryLater)
-    # No span was sent, so nothing is ambiguous.
-    return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure

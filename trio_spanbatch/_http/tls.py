@@ -83,24 +83,15 @@ class RenewedContext:
     the next connection.
 
     Args:
-        certificate: As for `client_context`.
-        client_certificate: As for `client_context`.
-        client_key: As for `client_context`.
+        files: The certificate, client certificate and client key of `client_context`.
         verify: As for `client_context`.
 
     Raises:
         ValueError: A file that is given cannot be used.
     """
 
-    def __init__(
-        self,
-        certificate: File | None,
-        client_certificate: File | None,
-        client_key: File | None,
-        *,
-        verify: bool,
-    ) -> None:
-        self._files = certificate, client_certificate, client_key
+    def __init__(self, *files: File | None, verify: bool) -> None:
+        self._files = files
         self._verify = verify
         self._versions: list[tuple[int, ...]] = []
         self._context = self._renew()

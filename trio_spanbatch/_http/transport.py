@@ -10,6 +10,7 @@ There is no limit on connections: the batcher limits its exports.
 
 from __future__ import annotations
 
+import math
 import ssl
 from base64 import b64encode
 from collections import deque
@@ -175,11 +176,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: _Origin, request: httpx.Request, progress: Progress) -> Connection:
         timeout = _timeout(request, "connect")
-        with _connect_errors(request):
-            if timeout is None:
-                return await self._connected(origin, progress)
-            with trio.fail_after(timeout):
-                return await self._connected(origin, progress)
+        with _connect_errors(request), trio.fail_after(math.inf if timeout is None else timeout):
+            return await self._connected(origin, progress)
 
     async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
         scheme, host, port = origin

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import trio
 
-__all__ = ["Link", "NothingToRead", "SocketLink", "Wire", "is_readable"]
+__all__ = ["Link", "NothingToRead", "SocketLink", "Wire"]
 
 # The most that TLS is given to decrypt at once, in bytes.
 _READ_SIZE = 16 * 1024
@@ -54,22 +54,18 @@ class SocketLink:
 
     def is_readable(self) -> bool:
         """Return whether there is data, the end, or an error to read."""
-        return is_readable(self._sock.fileno())
+        descriptor = self._sock.fileno()
+        if descriptor < 0:
+            return True
+        if sys.platform == "win32":
+            return bool(select.select([descriptor], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
-
-
-def is_readable(descriptor: int) -> bool:
-    """Return whether a socket has something to read: data, the end, or an error."""
-    if descriptor < 0:
-        return True
-    if sys.platform == "win32":
-        return bool(select.select([descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class Wire(trio.abc.Stream):
@@ -92,10 +88,6 @@ class Wire(trio.abc.Stream):
         self._writing: trio.CancelScope | None = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send ``data``, or as much of it as can be sent."""
-        await self.send_most(data)
-
-    async def send_most(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data`` until that fails or `stop_writing` is called."""
         if self._reads_left is not None:
             self._stopped = True  # what TLS answers by itself is missing from now on
