@@ -151,6 +151,8 @@ class OTLPExporter:
                 "client, transport and certificates are mutually exclusive: a client or transport has its own TLS "
                 "settings"
             )
+        if uds is not None and not own_tls:
+            raise ValueError("uds is given with a client or transport, which makes its own connections; give one only")
         self._owns_sender = not isinstance(client, Sender)
         self._sender = self._sender_for(client, transport, files, uds)
         self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
