@@ -39,7 +39,13 @@ def _main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this library beside its peers.")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which to run; by default all: {', '.join(CASES)}")
+    parser.add_argument(
+        "cases",
+        nargs="*",
+        type=lambda name: name.replace("-", "_"),
+        metavar="CASE",
+        help=f"which to run; by default all: {', '.join(CASES)}",
+    )
     parser.add_argument("--quick", action="store_true", help="once, with few spans: fails only if spans are lost")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="write benchmarks.md and its plots there")
     arguments = parser.parse_args()

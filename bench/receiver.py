@@ -3,9 +3,11 @@
 It keeps the bodies of requests and answers 200 without a body. What is in them is looked at only when somebody asks
 for the ids, after the clocks were stopped. One thread a connection, as blocking calls do the least work.
 
-`POST` any path: a request, kept. A header ``x-location: hanging`` gets no answer, ever.
+`POST` any path: a request, kept. A header ``x-location: hanging`` gets no answer, ever. Requests
+with ``x-location: together-64`` are answered once 64 of them wait, each on a connection of its own.
 `GET /ids`: the ids of all spans kept, 8 bytes each.
 `GET /requests`: how many requests were kept, as decimal text.
+`GET /connections`: how many connections are open, without that of the question.
 `DELETE`: forget everything.
 """
 
@@ -24,8 +26,12 @@ from contextlib import contextmanager
 import attrs
 
 from bench.ids import ids_of_request
+from bench.limits import allow_many_files
 
-__all__ = ["Receiver", "running_receiver"]
+__all__ = ["TOGETHER", "Receiver", "running_receiver"]
+
+# With a number behind it: the location whose requests wait for each other.
+TOGETHER = "together-"
 
 # Seconds to wait for an answer at most; only a slow machine needs more than a few.
 _TIMEOUT = 120.0
@@ -37,6 +43,9 @@ class _Server:
 
     def __init__(self) -> None:
         self._kept: list[tuple[bytes, bool]] = []
+        self._connections = 0
+        self._barriers: dict[int, threading.Barrier] = {}
+        self._lock = threading.Lock()
 
     def serve(self, listener: socket.socket) -> None:
         while True:
@@ -45,14 +54,31 @@ class _Server:
             threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
 
     def _serve_connection(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections += 1
+        try:
+            self._serve_requests(connection)
+        finally:
+            with self._lock:
+                self._connections -= 1
+
+    def _serve_requests(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb", buffering=256 * 1024) as stream:
             while request_line := stream.readline():
                 headers = dict(_headers(stream))
                 body = stream.read(int(headers.get(b"content-length", 0)))
-                if headers.get(b"x-location") == b"hanging":
+                location = headers.get(b"x-location", b"")
+                if location == b"hanging":
                     continue
+                if location.startswith(TOGETHER.encode()):
+                    self._wait_together(int(location.removeprefix(TOGETHER.encode())))
                 answer = self._answer(request_line.split()[0], request_line.split()[1], headers, body)
                 connection.sendall(_ANSWER % len(answer) + answer)
+
+    def _wait_together(self, count: int) -> None:
+        with self._lock:
+            barrier = self._barriers.setdefault(count, threading.Barrier(count))
+        barrier.wait(_TIMEOUT)
 
     def _answer(self, method: bytes, path: bytes, headers: dict[bytes, bytes], body: bytes) -> bytes:
         if method == b"POST":
@@ -61,6 +87,8 @@ class _Server:
             self._kept.clear()
         elif path == b"/requests":
             return b"%d" % len(self._kept)
+        elif path == b"/connections":
+            return b"%d" % (self._connections - 1)
         else:
             ids = [span_id for kept in self._kept for span_id in ids_of_request(_uncompressed(*kept))]
             return struct.pack(f">{len(ids)}Q", *ids)
@@ -107,6 +135,10 @@ class Receiver:
         """Return the number of requests received since."""
         return int(self._ask("GET", "/requests"))
 
+    def connections(self) -> int:
+        """Return the number of connections that are open, without that of the question."""
+        return int(self._ask("GET", "/connections"))
+
     def _ask(self, method: str, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT)
         try:
@@ -128,7 +160,9 @@ def running_receiver() -> Iterator[Receiver]:
 
 
 def _main() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+    allow_many_files()
+    # The backlog is that of 1,000 connections begun at once: one that does not fit waits for a second.
+    with socket.create_server(("127.0.0.1", 0), backlog=1_024) as listener:
         print(listener.getsockname()[1], flush=True)
         _Server().serve(listener)
 

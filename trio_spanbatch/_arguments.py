@@ -101,6 +101,6 @@ def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> Retry
         return given
     default = RetryPolicy().attempt_timeout
     if isinstance(exporter, LimitsItsAttempts) and default <= exporter.timeout:
-        # Later than the exporter's own limit, as its reason is more precise.
+        # Longer than the exporter's own limit, because the exporter gives a more precise reason.
         default = exporter.timeout + _LATER_THAN_THE_EXPORTER
     return RetryPolicy(attempt_timeout=environment.export_timeout(os.environ, default))

@@ -1,7 +1,7 @@
 """The exceptions that this package defines.
 
-Others that a batcher raises are trio's: ``trio.WouldBlock`` if there is no room, ``trio.ClosedResourceError`` once the
-batcher is closed, ``trio.BusyResourceError`` if it is entered twice.
+A batcher also raises exceptions of trio: ``trio.WouldBlock`` if the queue is full, ``trio.ClosedResourceError`` once
+the batcher is closed, ``trio.BusyResourceError`` if it is entered twice.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class TooManyLocationsError(ValueError):
     """``Limits.max_locations`` locations all hold spans.
 
     Attributes:
-        accepted: How many spans of the same ``add_spans`` call were accepted before: its location can end between two
-            of them, and another one replace it. Other calls accepted nothing.
+        accepted: How many spans of the same ``add_spans`` call were accepted before: between two of them, the location
+            can end and another one can take its place. Other calls accepted nothing.
     """
 
     accepted: int = 0
@@ -134,16 +134,16 @@ class _AcceptedNote(str):
 def tell_accepted(exc: BaseException, accepted: int) -> None:
     """Add the number of accepted spans to an exception that leaves ``add_spans``.
 
-    It is in the attribute ``accepted``, or in a note if the exception has another such attribute or takes none.
-    If ``__notes__`` is not a list, nothing is added. If the exception is raised again, the number is that of the last
-    call.
+    It is stored in the attribute ``accepted``, or in a note if the exception already has an attribute of that name or
+    cannot be given one. If ``__notes__`` is not a list, nothing is added. If the exception is raised again, the last
+    call's number replaces the earlier one.
     """
     if not _set_accepted(exc, accepted):
         _add_accepted_note(exc, accepted)
 
 
 def _set_accepted(exc: BaseException, accepted: int) -> bool:
-    # The class may be any: getting or setting the attribute may raise, or have no effect.
+    # The exception may be of any class: getting or setting the attribute may raise, or have no effect.
     try:
         ours = isinstance(exc, InvalidSpanError | InvalidLocationError | TooManyLocationsError)
         if not ours and type(getattr(exc, "accepted", _Accepted())) is not _Accepted:
@@ -160,7 +160,7 @@ def _add_accepted_note(exc: BaseException, accepted: int) -> None:
     with suppress(Exception):
         notes = getattr(exc, "__notes__", None)
         if notes is None:
-            # Not by add_note, which sets the attribute normally: a frozen exception refuses or ignores that.
+            # add_note() sets the attribute in the normal way, which a frozen exception refuses or ignores.
             object.__setattr__(exc, "__notes__", [note])
         elif isinstance(notes, list):
             notes[:] = [*(old for old in notes if type(old) is not _AcceptedNote), note]

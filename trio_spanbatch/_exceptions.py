@@ -37,8 +37,8 @@ def is_cancelled_here() -> bool:
 def fatal_part(exc: BaseException) -> BaseException | None:
     """Return the first exception in ``exc`` that has to end the program, such as a `SystemExit`.
 
-    An `Exception` does not, nor does an exception that ends only a task or a generator. To raise one of those without
-    being cancelled or closed is a bug.
+    An `Exception` does not, nor does an exception that ends only a task or a generator. Raising one of those
+    without being cancelled or closed is a bug.
     """
     return next((leaf for leaf in leaves(exc) if not isinstance(leaf, Exception) and not _ends_a_task(leaf)), None)
 
@@ -48,7 +48,7 @@ def forget_traceback(exc: BaseException) -> None:
 
     If code stores an exception and raises it repeatedly, its traceback grows each time and keeps all its frames alive.
     """
-    # Not by assignment, which a frozen exception refuses.
+    # A frozen exception refuses an assignment to ``__traceback__``.
     exc.with_traceback(None)
     if isinstance(exc, BaseExceptionGroup):
         for part in exc.exceptions:
@@ -58,7 +58,7 @@ def forget_traceback(exc: BaseException) -> None:
 def _ends_a_task(exc: BaseException) -> bool:
     if isinstance(exc, trio.Cancelled | GeneratorExit):
         return True
-    # If asyncio was never imported, there is no such exception.
+    # If asyncio was never imported, nothing can have raised its CancelledError.
     asyncio = sys.modules.get("asyncio.exceptions")
     return asyncio is not None and isinstance(exc, asyncio.CancelledError)
 

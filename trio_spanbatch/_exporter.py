@@ -154,7 +154,7 @@ class LocationChecker(Protocol):
 
 @runtime_checkable
 class HandsBack(Protocol):
-    """An optional addition to `SpanExporter`, for an exporter that knows when further attempts are pointless."""
+    """Optional part of a `SpanExporter` that knows when further attempts are pointless."""
 
     def reason_to_hand_back(self, location: str) -> str | None:
         """Return why batches for ``location`` are to be handed back without an attempt; None if they are not.

@@ -1,4 +1,4 @@
-"""Locations: what many of them cost, in CPU a span and in memory a live lane."""
+"""Locations: the cost of many of them, in CPU per span and memory per live location."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _prepared_lanes(setup: Setup) -> Round:
 
 
 async def _lanes(spans: list[EncodedSpan]) -> Figures:
-    """Return what a lane takes that holds a span, the span left out, and one that holds nothing."""
+    """Measure the memory of a location that holds a span, not counting the span, and of an idle location."""
     exporter = KeepsIds()
     locations = _locations(len(spans))
     async with SpanBatcher(exporter) as batcher:
@@ -103,7 +103,7 @@ CASE = Case(
     about=(
         "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with an exporter in memory, from "
         "adding the first to the end of `flush`, encoding included. They are 105 MB: once the budget for pending bytes "
-        "holds them all, once it has its default, 64 MiB, and the program waits for room. The memory of a lane is "
+        "holds them all, once it has its default, 64 MiB, and the program waits for room. The memory of a location is "
         "measured with `tracemalloc`, with 10,000 of them."
     ),
     sides={
@@ -124,8 +124,8 @@ CASE = Case(
             goal=1.5,
             side=_DEFAULT_SIDE,
         ),
-        Row("Memory of a live lane that holds a span, without the span", "holding", "bytes", side="lanes"),
-        Row("Memory of a live lane that is idle", "idle", "bytes", side="lanes"),
+        Row("Memory of a live location that holds a span, without the span", "holding", "bytes", side="lanes"),
+        Row("Memory of a live location that is idle", "idle", "bytes", side="lanes"),
     ),
     plots=(
         Plot(

@@ -14,23 +14,24 @@ from bench.limits import ROOM_FOR_ALL
 from bench.spans import agent_spans
 from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
-__all__ = ["CASE", "case"]
+__all__ = ["CASE", "case", "prepared", "prepared_opentelemetry"]
 
 
-def _prepared(setup: Setup, compression: str | None) -> Round:
-    spans = agent_spans(setup.size(20_480, 1_024))
+def prepared(setup: Setup, compression: str | None, max_spans: int, count: int) -> Round:
+    """Return the round of this library, with ``count`` spans in batches of ``max_spans``."""
+    spans = agent_spans(count)
 
     def run_round() -> Figures:
         setup.receiver.forget()
-        seen = trio.run(_sent, spans, setup.receiver.url, compression)
+        seen = trio.run(_sent, spans, setup.receiver.url, compression, max_spans)
         return _figures(setup, seen, spans)
 
     return run_round
 
 
-async def _sent(spans: list[ReadableSpan], url: str, compression: str | None) -> Watch:
+async def _sent(spans: list[ReadableSpan], url: str, compression: str | None, max_spans: int) -> Watch:
     exporter = OTLPExporter(url, compression=compression)
-    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=512), limits=ROOM_FOR_ALL) as batcher:
+    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=max_spans), limits=ROOM_FOR_ALL) as batcher:
         with watch() as seen:
             for span in spans:
                 batcher.add_span_nowait("default", span)
@@ -38,14 +39,15 @@ async def _sent(spans: list[ReadableSpan], url: str, compression: str | None) ->
     return seen
 
 
-def _prepared_opentelemetry(setup: Setup, compression: Compression) -> Round:
-    spans = agent_spans(setup.size(20_480, 1_024))
+def prepared_opentelemetry(setup: Setup, compression: Compression, max_spans: int, count: int) -> Round:
+    """Return the round of OpenTelemetry, with ``count`` spans in batches of ``max_spans``."""
+    spans = agent_spans(count)
 
     def run_round() -> Figures:
         setup.receiver.forget()
         exporter = OTLPSpanExporter(setup.receiver.url, compression=compression)
         # A queue that holds all spans: it drops what does not fit.
-        processor = BatchSpanProcessor(exporter, max_queue_size=len(spans), max_export_batch_size=512)
+        processor = BatchSpanProcessor(exporter, max_queue_size=len(spans), max_export_batch_size=max_spans)
         with watch() as seen:
             for span in spans:
                 processor.on_end(span)
@@ -68,8 +70,8 @@ def case(name: str, title: str, about: str, compression: str | None, theirs: Com
         title=title,
         about=about,
         sides={
-            "trio-spanbatch": lambda setup: _prepared(setup, compression),
-            "OpenTelemetry": lambda setup: _prepared_opentelemetry(setup, theirs),
+            "trio-spanbatch": lambda setup: prepared(setup, compression, 512, setup.size(20_480, 1_024)),
+            "OpenTelemetry": lambda setup: prepared_opentelemetry(setup, theirs, 512, setup.size(20_480, 1_024)),
         },
         rows=(
             Row(f"{title}: CPU a span", "cpu", "µs", "OpenTelemetry", goal=1 / 3),

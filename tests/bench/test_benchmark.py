@@ -15,20 +15,33 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
-from bench.cases import CASES
-from bench.harness import Case, in_turns
+from bench.cases import CASES, load_case
+from bench.harness import Case, Setup, in_turns
 from bench.ids import SpansLost, check_ids, ids_of_batch, ids_of_request
 from bench.receiver import Receiver, running_receiver
 from bench.spans import SPANS, agent_spans
 from tests.bench.bench_case import CASE, CRASHED, ROUNDS
 from tests.support.paths import PROJECT, TESTS
 from tests.support.processes import DEADLINE, run_to_end, untraced_environment
-from trio_spanbatch import InstrumentationScope, Resource, Span, SpanBatch, SpanContext, SpanLike
+from trio_spanbatch import (
+    ExportResult,
+    InstrumentationScope,
+    OTLPExporter,
+    Refused,
+    Resource,
+    Span,
+    SpanBatch,
+    SpanContext,
+    SpanLike,
+    TryLater,
+)
 from trio_spanbatch._spans.encoder import SpanEncoder
 
 pytestmark = pytest.mark.long
@@ -124,7 +137,7 @@ def test_the_ids_read_from_a_batch_are_those_of_its_request(kind: str) -> None:
     assert ids_of_batch(batch) == ids_of_request(batch.to_request()) == list(range(1, 31))
 
 
-def test_the_ids_read_from_a_batch_are_those_of_its_request_whatever_is_in_its_spans() -> None:
+def test_the_ids_read_from_a_batch_equal_those_of_its_request_for_any_spans() -> None:
     ids = [1, 2**64 - 1, 0x0102030405060708]
     spans = [
         Span(
@@ -218,6 +231,26 @@ def test_only_the_location_that_hangs_hangs(receiver: Receiver) -> None:
         assert receiver.ids() == (2,)
 
 
+def test_requests_that_wait_together_are_answered_once_all_are_there_each_on_its_connection(receiver: Receiver) -> None:
+    request = post(request_of(agent_spans(1)), "x-location: together-2")
+    address = ("127.0.0.1", receiver.port)
+    open_before = receiver.connections()
+    with socket.create_connection(address) as first, socket.create_connection(address) as second:
+        first.sendall(request)
+        # The receiver answers a later request on another connection, and still not this one.
+        assert receiver.requests() == 0
+        first.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            first.recv(1)
+        first.settimeout(DEADLINE)
+        second.settimeout(DEADLINE)
+        second.sendall(request)
+        assert first.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert second.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert (receiver.connections(), receiver.requests()) >= (open_before + 2, 2)
+    assert receiver.ids() == (1, 1)
+
+
 def test_the_receivers_process_ends_with_the_block(running: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with running_receiver() as receiver:
@@ -278,7 +311,9 @@ def test_a_fresh_case_has_a_new_process_for_each_round_and_nothing_to_warm_up(re
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_a_library_prints_is_not_taken_for_figures(receiver: Receiver, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_printed_by_a_library_is_not_mistaken_for_figures(
+    receiver: Receiver, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert in_turns(case_of("prints"), receiver, quick=True) == {"prints": [{"number": 1}]}
     assert capfd.readouterr().err == "a library says hello\n" * 2
 
@@ -330,6 +365,56 @@ def test_the_command_says_that_every_span_arrived_and_shows_no_goals_for_a_quick
         assert f"Encoding, {kind}: CPU a span" in ended.stdout
     assert "goal" not in ended.stdout
     assert ended.stdout.endswith("that none is lost is all that it shows.\n")
+
+
+@pytest.mark.parametrize(
+    ("case", "rows"),
+    [
+        (
+            "requests",
+            [
+                "A request of 5 spans, 1,000 connections",
+                "A request of 5 spans, 64 at once",
+                "Span to wire, batches of 5",
+            ],
+        ),
+        ("locations-http", ["1 location over HTTP", "1,000 locations over HTTP", "10,000 locations over HTTP"]),
+    ],
+)
+def test_the_cases_of_the_way_to_the_server_lose_nothing_in_a_quick_run_and_have_hyphens_or_underscores(
+    case: str, rows: list[str]
+) -> None:
+    ended = bench("--quick", case)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[0] == f"{case.replace('-', '_')} ... every span arrived"
+    for row in rows:
+        assert row in ended.stdout
+
+
+def test_locations_over_http_fail_if_a_request_was_repeated(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = count(1)
+    export = OTLPExporter.export
+
+    async def fail_once(exporter: OTLPExporter, batch: SpanBatch) -> ExportResult:
+        return TryLater("once", after=0.0) if next(attempts) == 1 else await export(exporter, batch)
+
+    monkeypatch.setattr(OTLPExporter, "export", fail_once)
+    run_round = load_case("locations_http").sides["trio-spanbatch"](Setup(receiver, quick=True))
+    with pytest.raises(SpansLost, match=r"^1 requests were repeated, 0 spans may have come twice$"):
+        run_round()
+
+
+def test_requests_fail_if_one_is_not_delivered(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(exporter: OTLPExporter, batch: SpanBatch) -> ExportResult:
+        await trio.lowlevel.checkpoint()
+        return Refused("none of it")
+
+    monkeypatch.setattr(OTLPExporter, "export", refuse)
+    run_round = load_case("requests").sides["trio-spanbatch"](Setup(receiver, quick=True))
+    with pytest.RaisesGroup(SpansLost):
+        run_round()
 
 
 def test_the_command_fails_if_a_span_is_lost(folder: Path) -> None:

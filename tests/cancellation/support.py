@@ -248,8 +248,8 @@ class HTTPWorld(World):
         return [(location, span_id) for location, spans in stored for span_id in ids_of_messages(spans)]
 
     def what_the_exporter_left(self) -> list[str]:
-        left = [] if self._exporter._client.is_closed else ["the client was not closed"]
-        return left + [f"a connection is open: {connection}" for connection in self._transport._pool.connections]
+        left = [] if self._transport._closed else ["the transport was not closed"]
+        return left + [f"connections are idle: {idle}" for idle in self._transport._idle.items()]
 
     def _make_exporter(self) -> SpanExporter:
         self._receiver = OTLPReceiver(listen=False, location_header=LOCATION_HEADER, answers=self._answer)

@@ -574,6 +574,6 @@ async def test_a_workspace_without_a_token_endpoint_is_one_line(spans: Path) -> 
         DATABRICKS_CLIENT_SECRET=CLIENT_SECRET,
     )
     assert only_line(ended) == (
-        "no request was ever answered: no credentials: http://127.0.0.1:1 does not say where tokens come from: is it a "
+        "no request was ever answered: no credentials: http://127.0.0.1:1 does not name its token endpoint: is it a "
         "Databricks workspace, and is it up?; name the right workspace with --endpoint"
     )

@@ -283,7 +283,7 @@ async def test_a_token_endpoint_that_is_ill_is_asked_again_later(answer: Answer,
 async def test_a_host_that_is_no_workspace_is_told(service_principal: None) -> None:
     async with workspace_of(known=False) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater(
-            f"no credentials: {workspace.host} does not say where tokens come from: is it a Databricks workspace, and "
+            f"no credentials: {workspace.host} does not name its token endpoint: is it a Databricks workspace, and "
             "is it up?"
         )
 

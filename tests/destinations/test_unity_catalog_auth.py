@@ -411,7 +411,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
         (ValueError(b"<html>s3cret</html>"), "has no token in it", True),
         (KeyError("s3cret"), "has no token in it", True),
         (NotImplementedError("Not supported yet: 's3cret'"), "has no token in it", True),
-        (_caused(ValueError("x: s3cret"), MissingSchema("s3cret")), "does not say where tokens come from", True),
+        (_caused(ValueError("x: s3cret"), MissingSchema("s3cret")), "does not name its token endpoint", True),
         (_caused(ValueError("x: s3cret"), SSLError("s3cret")), "no TLS connection", True),
         (ConnectionError("s3cret"), f"cannot connect to {HOST}", True),
         (TimeoutError("Timed out after s3cret"), f"cannot connect to {HOST}", True),

@@ -27,6 +27,7 @@ from tests.support.receivers import (
     stored_names,
     wait_until,
 )
+from trio_spanbatch._http.wire import Wire
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Reset
 
 networks = pytest.mark.parametrize("memory", [False, True], ids=["tcp", "memory"])
@@ -155,12 +156,11 @@ async def test_malformed_requests_inside_tls_are_answered_and_the_connection_end
     authority.issue_cert("receiver.test").configure_cert(context)
     authority.configure_trust(trusting)
     async with OTLPReceiver(listen=False, ssl_context=context) as receiver:
-        plain = await receiver.network.connect_tcp("receiver.test", 443)
-        stream = await plain.start_tls(trusting, "receiver.test")
-        await stream.write(b"nonsense\r\n\r\n")
-        assert (await stream.read(1000)).startswith(b"HTTP/1.1 400")
-        assert await stream.read(1000) == b""
-        await stream.aclose()
+        wire = Wire(await receiver.network.connect_tcp("receiver.test", 443))
+        async with trio.SSLStream(wire, trusting, server_hostname="receiver.test", https_compatible=True) as stream:
+            await stream.send_all(b"nonsense\r\n\r\n")
+            assert bytes(await stream.receive_some(1000)).startswith(b"HTTP/1.1 400")
+            assert await stream.receive_some(1000) == b""
 
 
 async def test_a_handshake_with_garbage_is_silent(caplog: pytest.LogCaptureFixture) -> None:

@@ -42,7 +42,8 @@ async def test_scripted_answers_are_used_in_order_and_then_the_default_answers(m
         statuses = [(await post(client, receiver, body_of(name))).status_code for name in "bcdef"]
         assert statuses == [204, 200, 299, 404, 200]
         assert stored_names(receiver) == ["b", "c", "d", "f"]
-        assert receiver.connections == 1
+        # The transport over memory does not use a connection again that a 503 came on.
+        assert receiver.connections == (2 if memory else 1)
 
 
 @networks
@@ -219,7 +220,8 @@ async def test_an_answer_with_impossible_headers_is_logged_and_closes_the_connec
     async with receiver, client_for(receiver, memory=memory) as client:
         with pytest.raises(DISCONNECTS):
             await post(client, receiver, body_of("x"))
-        assert "closes a connection" in caplog.text
+        # The client may see the end of the connection first.
+        await wait_until(lambda: "closes a connection" in caplog.text)
         assert (await post(client, receiver, body_of("x"))).is_success
 
 

@@ -247,7 +247,7 @@ async def test_tasks_that_use_locations_at_the_same_time_do_not_disturb_each_oth
 
 
 @pytest.mark.parametrize("wrong", ["", None, 5, b"bytes", ["a"]])
-def test_use_location_looks_at_its_value_at_once(wrong: Any) -> None:
+def test_use_location_validates_its_argument_immediately(wrong: Any) -> None:
     with pytest.raises(InvalidLocationError, match=r"location must be a (non-empty )?str"):
         use_location(wrong)
 
@@ -376,7 +376,7 @@ async def test_the_children_of_a_span_without_a_location_are_dropped_with_it(aut
 
 
 @pytest.mark.parametrize("wrong", ["", None, 5, b"bytes"])
-def test_a_location_that_can_be_none_is_refused_when_the_processor_is_made(wrong: Any) -> None:
+def test_an_invalid_location_is_rejected_when_the_processor_is_created(wrong: Any) -> None:
     with pytest.raises(InvalidLocationError, match=r"location must be a (non-empty )?str"):
         BatcherSpanProcessor(SpanBatcher(InMemoryExporter()), location=wrong)
 

@@ -87,7 +87,7 @@ class Load:
         generation: The duration of a generation of the batcher, in seconds.
         adders: The number of tasks that add spans.
         longest_drain: The longest ``shutdown_timeout``, in seconds. Some generations get less.
-        idle_timeout: Seconds after which an empty lane ends.
+        idle_timeout: Seconds after which an idle location is removed.
     """
 
     spans_per_second: float = 300.0

@@ -168,7 +168,7 @@ def test_the_exit_code_says_whether_it_failed(
     assert (plans[0].seconds, plans[0].seed) == (120.0, 5)
 
 
-def test_what_is_left_to_the_garbage_collector_fails_a_soak(
+def test_objects_left_to_the_garbage_collector_fail_a_soak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def leaves_a_socket(plan: Plan, *, say: Callable[[str], object]) -> Report:
@@ -223,13 +223,13 @@ def not_flat(samples: Sequence[Sample], gauges: Sequence[Gauge] = (*UNDER_WAY, *
     return [verdict.gauge.label for verdict in judge(samples, WARM_UP, gauges) if not verdict.is_flat]
 
 
-def test_what_stays_as_it_is_is_flat() -> None:
+def test_a_constant_figure_is_flat() -> None:
     assert not_flat(samples_of(lambda sample: sample)) == []
     assert len(judge(samples_of(lambda sample: sample), WARM_UP, UNDER_WAY)) == len(UNDER_WAY)
 
 
 @pytest.mark.parametrize("gauge", [*UNDER_WAY, *AT_REST], ids=lambda gauge: gauge.label)
-def test_what_grows_all_the_time_is_not_flat(gauge: Gauge) -> None:
+def test_a_figure_that_grows_all_the_time_is_not_flat(gauge: Gauge) -> None:
     samples = samples_of(growing(gauge))
     assert not_flat(samples, [gauge]) == [gauge.label]
     report = Report(samples=samples, verdicts=judge(samples, WARM_UP, [gauge]), objections=(), faults={}, counts={})
@@ -237,7 +237,7 @@ def test_what_grows_all_the_time_is_not_flat(gauge: Gauge) -> None:
     assert failure.startswith(f"{gauge.label} is not flat: ")
 
 
-def test_what_grows_in_the_warm_up_only_is_flat() -> None:
+def test_a_figure_that_grows_only_during_the_warm_up_is_flat() -> None:
     def warms_up(sample: Sample) -> Sample:
         return attrs.evolve(sample, memory=sample.memory + int(min(sample.at, WARM_UP)) * MIB)
 

@@ -92,7 +92,7 @@ def test_a_doubtful_span_may_be_stored_twice_until_it_is_forgotten() -> None:
     assert len(scene.oracle.objections) == 1
 
 
-def test_what_a_partial_success_left_out_is_rejected() -> None:
+def test_spans_left_out_by_a_partial_success_are_rejected() -> None:
     scene = Scene()
     plain, unwanted = scene.accepted(PLAIN, UNWANTED)
     scene.answered([plain, unwanted], Delivered(rejected=1))
@@ -308,7 +308,7 @@ async def test_the_book_objects_to_counts_that_differ(autojump_clock: trio.testi
     assert watched.concluded() == ["ambiguous: 0 counted, 1 seen", "requests: 2 counted, 3 seen"]
 
 
-async def test_the_book_objects_to_what_is_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_book_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher:
         await watched.book.add("here", watched.spans(1))

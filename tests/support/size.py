@@ -25,7 +25,7 @@ BUDGETS = {
     "_reporting": 570,
     "_spans": 1_950,
     "_settings": 720,
-    "_http": 2_850,
+    "_http": 3_850,
     "destinations": 2_210,
     "opentelemetry": 1_360,
     "testing": 1_200,
@@ -33,7 +33,7 @@ BUDGETS = {
 }
 # The whole package, and what `import trio_spanbatch` loads of it: 9,000 is the goal.
 LIMIT = 20_000
-LIMIT_LOADED = 9_640
+LIMIT_LOADED = 10_660
 
 _LOADED = """
 import sys, trio_spanbatch

@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import attrs
-import httpx
 import trio
+import trio.testing
 import trustme
 
 from tests.support.processes import DEADLINE
 from trio_spanbatch import OTLPExporter
+from trio_spanbatch._http.transport import HTTPTransport
 from trio_spanbatch.testing._network import MemoryNetwork, MemoryTransport
 
 __all__ = ["CHUNKED", "HEAD", "OK", "Tls", "WireServer", "chunk", "wire_server"]
@@ -62,7 +62,8 @@ class WireServer:
         self._closed: list[trio.Event] = []
 
     async def send_unasked(self, data: bytes) -> None:
-        """Send ``data`` on the first connection."""
+        """Send ``data`` on the first connection, once the server has nothing else to send."""
+        await trio.testing.wait_all_tasks_blocked()
         await self._streams[0].send_all(data)
 
     async def wait_closed(self, connection: int) -> None:
@@ -146,23 +147,16 @@ async def wire_server(
     *,
     tcp: bool = False,
     tls: Tls | None = None,
-    max_connections: int = 100,
-    package: Any = httpx,
 ) -> AsyncIterator[tuple[WireServer, OTLPExporter]]:
-    """Run such a server, with an exporter to it that is closed at the end.
-
-    Over TCP its transport may be of another ``package`` than httpx.
-    """
+    """Run such a server, with an exporter to it that is closed at the end."""
     server = WireServer(answers)
     serve = partial(server.serve, tls.server if tls else None)
-    # An idle connection is kept, however slow the machine is.
-    limits = package.Limits(max_connections=max_connections, keepalive_expiry=None)
     async with trio.open_nursery() as nursery:
         if tcp:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             await nursery.start(partial(trio.serve_listeners, serve, listeners))
             port = listeners[0].socket.getsockname()[1]
-            transport = package.AsyncHTTPTransport(verify=tls.client if tls else False, limits=limits, trust_env=False)
+            transport = HTTPTransport(lambda: tls.client) if tls else HTTPTransport()
         else:
             port = 4318
 
@@ -170,7 +164,7 @@ async def wire_server(
                 nursery.start_soon(serve, stream)
                 return True
 
-            transport = MemoryTransport(MemoryNetwork(accept), limits=limits, ssl_context=tls.client if tls else None)
+            transport = MemoryTransport(MemoryNetwork(accept), ssl_context=tls.client if tls else None)
         url = f"http{'s' if tls else ''}://127.0.0.1:{port}/"
         exporter = OTLPExporter(url, location_header="x-tenant", transport=transport)
         try:

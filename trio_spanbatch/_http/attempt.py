@@ -1,125 +1,29 @@
 """One attempt at sending a request, and how far it got.
 
-httpx does not report how far a request got before it was cancelled, and httpcore leaves a connection to the garbage
-collector if it is cancelled between the end of the TCP handshake and the request. httpcore's ``trace`` extension
-(https://www.encode.io/httpcore/extensions/#trace) solves both: it reports each step. With a transport that is not
-httpcore's there is no trace, and every outcome of a cancelled attempt is unknown.
-
-The trace also gives access to the connection, for two things that httpcore does not do:
-
-httpcore reads 64 KiB at a time and passes on everything in them without a checkpoint. A server can put ten thousand
-chunks of one byte into that, or thousands of interim responses: a second of work in one step, in which no other task
-runs and no deadline is noticed. So less is read at once.
-
-A connection is reused once its response is complete. Further data from the server (the same response twice, a body
-longer than announced, a body where there is none, a 408 because no request came) would then be read as the response to
-the *next* request, which belongs to another batch and perhaps to another location. Such data can be in three places. In
-the socket: httpcore checks that before it reuses a connection. In the buffer of h11, and between the socket and TLS:
-httpcore does not check these, so that is done here, when a response has been read and its connection is not back in
-the pool yet.
+The exporter's own transport says that by a `Progress`. A given client or transport of httpx says it by httpcore's
+``trace`` extension (https://www.encode.io/httpcore/extensions/#trace), which reports each step. With any other one,
+every outcome of a cancelled attempt is unknown.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import trio
 
-from .._exporter import ExportResult, Refused
-from .body import BoundedBody
-from .packages import classes
+from .._exporter import ExportResult, Refused, TryLater
+from .body import BoundedBody, read_bounded
+from .failures import failure_result
 from .responses import interpret_response
 from .secrets import secrets_of
+from .sender import Sender
+from .tls import TLSAdvice
+from .transport import Progress, ResponseBody
 
-__all__ = [
-    "READ_AT_ONCE",
-    "Attempt",
-    "close_at_once",
-    "read_in_small_pieces",
-    "retire_if_more_was_sent",
-]
-
-# Bytes. Most responses are smaller than this, head included; one of 4 MiB takes 0.2 s longer than in large pieces.
-READ_AT_ONCE = 1024
-
-# The attributes that lead from a response to its h11 connection; there is no public way.
-_WAY_TO_H11 = ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state")
-
-
-def read_in_small_pieces(stream: Any) -> None:
-    """Make ``stream.read`` return at most `READ_AT_ONCE` bytes; ``stream`` is an `httpcore.AsyncNetworkStream`.
-
-    The method is replaced on the object: httpx has no public way to pass a network backend to httpcore, and a client
-    that the user made has its backend already.
-    """
-    read: Callable[[int, float | None], Awaitable[bytes]] = stream.read
-
-    async def read_a_piece(max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
-        return await read(min(max_bytes, READ_AT_ONCE), timeout)
-
-    stream.read = read_a_piece
-
-
-async def retire_if_more_was_sent(response: httpx.Response) -> None:
-    """Prevent reuse of the connection of ``response`` if the server sent more than the response.
-
-    The connection is closed with the response, which must have been read to its end and not be closed yet. Responses
-    without a connection are left alone, and those over HTTP/2, whose frames name their stream.
-
-    This never waits for the server and cannot be cancelled: the response is complete and must be reported.
-    """
-    stream = response.extensions.get("network_stream")
-    if stream is None or not response.http_version.startswith("HTTP/1"):
-        return
-    # If a later version keeps it elsewhere, connections are never reused: slower, but correct.
-    left_in_h11 = _left_in_h11(response)
-    if left_in_h11 != b"" or (stream.get_extra_info("ssl_object") is not None and await _has_more(stream)):
-        _retire(stream)
-
-
-def _left_in_h11(response: httpx.Response) -> bytes | None:
-    """Return the data that h11 has received after the response; ``None`` if unknown."""
-    found: Any = response.stream
-    for name in _WAY_TO_H11:
-        found = getattr(found, name, None)
-    trailing: tuple[bytes, bool] | None = getattr(found, "trailing_data", None)
-    return None if trailing is None else trailing[0]
-
-
-async def _has_more(stream: Any) -> bool:
-    """Return whether there is data to read, or the end of the stream, without waiting for it.
-
-    Only reading tells whether TLS has records that are not decrypted yet. The shield needs no deadline: its scope is
-    cancelled in trio's next step.
-    """
-    with trio.CancelScope(shield=True) as scope:
-        trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
-        with suppress(*classes("NetworkError", package="httpcore")):
-            await stream.read(1, None)
-        return True
-    return False
-
-
-def _retire(stream: Any) -> None:
-    """Make httpcore treat the connection as closed by the server, so that its pool closes it.
-
-    ``stream`` must not be closed here: httpcore asks trio whether the socket is readable, and trio raises for a closed
-    socket.
-    """
-    extra_info: Callable[[str], Any] = stream.get_extra_info
-
-    def get_extra_info(info: str) -> Any:
-        return True if info == "is_readable" else extra_info(info)
-
-    stream.get_extra_info = get_extra_info
-
-
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
+__all__ = ["Attempt", "close_at_once"]
 
 
 async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
@@ -137,20 +41,17 @@ class Attempt:
     """The state of an attempt, while it runs and after it was cancelled.
 
     Attributes:
-        peer: Host and port of the connection: the server's, or a proxy's.
         waits_for: The name of the ``auth`` that was asked for credentials and has not returned yet.
         handed_over: Whether the request was passed to httpx.
         secrets: The credentials of the request and of a proxy, which must not be shown.
+        progress: What the exporter's own transport says.
         response: The response, once its headers were received.
         body: The body of the response as far as it was received.
-        write_error: The error that ended writing the request. httpcore reads the response anyway, since a server may
-            answer before it has read everything, and then raises only the error of reading.
-        redirect: Status and headers of a redirect, also of one that httpx cannot parse.
+        redirect: Status and headers of a redirect, also of one that a client cannot parse.
     """
 
     def __init__(self, peer: str, public: Collection[bytes] = ()) -> None:
-        self.peer: str = peer
-        self.secrets: tuple[str, ...] = ()
+        self._peer = peer
         # All headers with possible credentials: those of all exchanges of a task are hidden together.
         self._hidden: dict[tuple[bytes, bytes], None] = {}
         self._public = public
@@ -159,28 +60,86 @@ class Attempt:
     def restart(self) -> None:
         """Reset the state before the request is sent once more."""
         self.handed_over = self._traced = self._written = False
+        self.progress = Progress()
         self.response: httpx.Response | None = None
         self.body: BoundedBody | None = None
         self.redirect: tuple[int, Mapping[str, str]] | None = None
-        self.write_error: BaseException | None = None
-        self._connection: _Closable | None = None
+        self._write_error: BaseException | None = None
+        self._connection: trio.abc.AsyncResource | None = None
         self.waits_for = ""
 
     def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Hide the credentials in ``headers`` as well."""
-        known = len(self._hidden)
         self._hidden.update(dict.fromkeys(headers))
-        if len(self._hidden) != known:
-            self.secrets = secrets_of(self._hidden, self._public)
+
+    async def send(self, sender: Sender, request: httpx.Request, max_bytes: int, **options: Any) -> None:
+        """Send ``request``, and read the response into `response` and `body`.
+
+        Args:
+            sender: What sends it.
+            request: The request, which has the `extensions`.
+            max_bytes: The limit of the body, after decompression.
+            options: Further arguments of a client's ``send``.
+        """
+        self.hide(request.headers.raw)
+        self.handed_over = True
+        response = await sender.send(request, **options)
+        self.response = response
+        self.body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
+        if isinstance(response.stream, ResponseBody):
+            await response.stream.read_into(self.body)
+            return
+        try:
+            # A given client may have added headers.
+            self.hide(response.request.headers.raw)
+            await read_bounded(response, self.body)
+        finally:
+            # This does nothing unless reading was cancelled, or ended with an exception.
+            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
+
+    def failure(self, error: Exception, request: httpx.Request, advice: TLSAdvice) -> Refused | TryLater:
+        """Return the result for an exception of `send`."""
+        return failure_result(
+            error,
+            peer=self.peer,
+            connected=self.connected,
+            https=request.url.scheme == "https",
+            advice=advice,
+            nothing_left=bool(self.progress.peer) and not self.progress.sent,
+            write_error=self.write_error,
+            secrets=self.secrets,
+        )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The credentials of the requests, in each form in which a server may repeat them."""
+        return secrets_of([*self._hidden, *self.progress.proxy_headers], self._public)
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """The extensions of a request, by which its transport says how far it got."""
+        return {"progress": self.progress, "trace": self.trace}
+
+    @property
+    def peer(self) -> str:
+        """Host and port of the connection: the server's, or a proxy's."""
+        return self.progress.peer or self._peer
 
     @property
     def connected(self) -> bool:
-        """Whether a TCP connection was made for this attempt."""
-        return self._connection is not None
+        """Whether a connection was made for this attempt."""
+        return self.progress.connected or self._connection is not None
+
+    @property
+    def write_error(self) -> BaseException | None:
+        """The error that ended writing the request. The response may have been read nevertheless."""
+        return self.progress.write_error or self._write_error
 
     @property
     def may_have_arrived(self) -> bool:
         """Whether the server may have seen the request."""
+        if self.progress.peer:
+            return self.progress.sent
         return self._written or (self.handed_over and not self._traced)
 
     def result(self) -> ExportResult:
@@ -209,7 +168,9 @@ class Attempt:
         )
 
     def _interpreted(self, status: int, headers: Mapping[str, str], body: bytes | None) -> ExportResult:
-        return interpret_response(status, headers, body, now=time.time(), secrets=self.secrets)
+        # The credentials are only needed where a server can have repeated them.
+        secrets = () if status == 200 and not body else self.secrets
+        return interpret_response(status, headers, body, now=time.time(), secrets=secrets)
 
     async def trace(self, name: str, info: dict[str, Any]) -> None:
         """Record a step. httpcore calls it with names such as ``connection.connect_tcp.complete``."""
@@ -217,25 +178,20 @@ class Attempt:
         step = name.partition(".")[2]
         self._hide_what_is_sent(info)
         if step == "connect_tcp.started":
-            self.peer = f"{info['host']}:{info['port']}"
+            self._peer = f"{info['host']}:{info['port']}"
         elif step == "connect_tcp.complete":
             self._connection = info["return_value"]
-            read_in_small_pieces(info["return_value"])
             # httpcore marks a connection as failed if it is cancelled here, but not if it is cancelled before the next
             # step: the pool would keep it for ever.
             await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "start_tls.complete":
-            read_in_small_pieces(info["return_value"])
             await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "send_request_headers.started" and info["request"].method != b"CONNECT":
             self._written = True
         elif step in ("send_request_headers.failed", "send_request_body.failed"):
-            self.write_error = info["exception"]
+            self._write_error = info["exception"]
         elif step == "receive_response_headers.complete" and self._written:
             self._note_redirect(info["return_value"])
-        elif step == "receive_response_body.complete" and self.response is not None:
-            # Now, not when the response is closed: then another request may have the connection already.
-            await retire_if_more_was_sent(self.response)
 
     def _hide_what_is_sent(self, info: Mapping[str, Any]) -> None:
         # A given client and the connection to a proxy add credentials that are not known otherwise.
@@ -252,6 +208,6 @@ class Attempt:
             self.redirect = status, httpx.Headers(headers)
 
     async def close_unused_connection(self) -> None:
-        """Close the connection of this attempt if the attempt ended before the connection was used."""
+        """Close the connection of a given client if the attempt ended before the connection was used."""
         if self._connection is not None and not self._written:
             await close_at_once(self._connection.aclose)

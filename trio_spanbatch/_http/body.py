@@ -17,8 +17,7 @@ __all__ = ["CLOSE_TIMEOUT", "BoundedBody", "gzip_compress", "piecewise_stream", 
 # The most that is compressed or decompressed without a checkpoint: less than a millisecond of work.
 PIECE = 64 * 1024
 
-# The most that is passed to a connection at once. TLS encrypts it in one step, at more than 1 GB/s; each piece takes
-# some 25 us in httpx and h11. A batch of 512 spans of 500 bytes is one piece.
+# The most that is passed to a given client or transport at once: TLS encrypts it in one step, at more than 1 GB/s.
 _WRITTEN_PIECE = 512 * 1024
 
 # Seconds that closing a response or the client may take. Connections are closed or kept without waiting; this is for

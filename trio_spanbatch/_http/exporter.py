@@ -9,7 +9,6 @@ response to 100 KiB.
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -31,24 +30,15 @@ from .._settings.header_checks import (
 )
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
-from .._version import __version__
-from .attempt import Attempt, close_at_once
+from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import CLOSE_TIMEOUT, BoundedBody, gzip_compress, piecewise_stream, read_bounded
-from .client import (
-    AsyncClient,
-    AsyncTransport,
-    TLSSettings,
-    check_client,
-    check_transport,
-    client_context,
-    make_client,
-    tls_advice,
-)
-from .failures import cause_of, failure_result
+from .body import CLOSE_TIMEOUT, gzip_compress, piecewise_stream
+from .failures import cause_of
 from .messages import short_text
 from .packages import classes
-from .secrets import hidden_in_logs, install_log_filter
+from .proxies import DEFAULT_PORTS
+from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
+from .tls import File, RenewedContext, TLSSettings, client_context, tls_advice
 
 __all__ = [
     "USER_AGENT",
@@ -79,9 +69,6 @@ class DisabledExporter:
 
 MIB = 1024 * 1024
 
-# With the exporter, its language and version: https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent
-USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
-
 
 class OTLPExporter:
     """Sends batches to an OTLP/HTTP server, as protobuf. A `SpanExporter`.
@@ -100,15 +87,16 @@ class OTLPExporter:
         timeout: Seconds for a whole attempt, from the first byte of the request (compression and ``auth`` included)
             to the last of the response; `math.inf` for no timeout.
         compression: ``"gzip"``, or ``None`` for no compression.
-        client: The client to use instead of the exporter's own: an ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``.
-            It is not closed, and keeps its settings (TLS, proxies, cookies, limits). It has no ``params``, which logs
-            show.
-        transport: A transport for the exporter's own client, of httpx or httpx2, for instance
+        client: The client to use instead of the exporter's own transport: an ``httpx.AsyncClient`` or an
+            ``httpx2.AsyncClient``. It is not closed, and keeps its settings (TLS, proxies, cookies, limits). It has no
+            ``params``, which logs show.
+        transport: The transport to use instead of the exporter's own, of httpx or httpx2, for instance
             `OTLPReceiver.memory_transport`. It is closed with the exporter.
         certificate: The file with the CAs for checking the server's certificate (PEM), instead of those of
-            ``SSL_CERT_FILE`` or certifi.
+            ``SSL_CERT_FILE`` or certifi. This file and the next two are read again when they have changed.
         client_certificate: The file with the client's certificate (PEM).
         client_key: The file with its key; by default in the same file.
+        uds: The path of a Unix domain socket to connect to, instead of the endpoint's host and port. No proxy is used.
         max_request_bytes: A request that is larger before compression is refused without sending it.
         max_response_bytes: A response that is larger after decompression is not read to its end, and counts as refused.
 
@@ -140,6 +128,7 @@ class OTLPExporter:
         certificate: str | os.PathLike[str] | None = None,
         client_certificate: str | os.PathLike[str] | None = None,
         client_key: str | os.PathLike[str] | None = None,
+        uds: str | os.PathLike[str] | None = None,
         max_request_bytes: int = 64 * MIB,
         max_response_bytes: int = 4 * MIB,
     ) -> None:
@@ -149,23 +138,23 @@ class OTLPExporter:
         self._location_header = _checked_location_header(location_header, self._headers)
         self._auth = as_auth(auth)
         self._timeout = _checked_timeout(timeout)
-        install_log_filter()
         if compression not in (None, "gzip"):
             raise ValueError(f"compression is {compression!r}; it must be 'gzip' or None")
         self._gzip = compression == "gzip"
         self._max_request_bytes = _checked_size("max_request_bytes", max_request_bytes)
         self._max_response_bytes = _checked_size("max_response_bytes", max_response_bytes)
-        context = client_context(certificate, client_certificate, client_key, verify=self._verify)
-        if [client is not None, transport is not None, context is not None].count(True) > 1:
+        files = certificate, client_certificate, client_key
+        own_tls = client is None and transport is None
+        has_files = files != (None, None, None) or not self._verify
+        if [client is not None, transport is not None, has_files].count(True) > 1:
             raise ValueError(
                 "client, transport and certificates are mutually exclusive: a client or transport has its own TLS "
                 "settings"
             )
-        if transport is not None:
-            check_transport(transport)
-        self._owns_client = client is None
-        self._client = make_client(self._url, transport, context) if client is None else check_client(client)
-        own_tls = client is None and transport is None
+        if uds is not None and not own_tls:
+            raise ValueError("uds is given with a client or transport, which makes its own connections; give one only")
+        self._owns_sender = not isinstance(client, Sender)
+        self._sender = self._sender_for(client, transport, files, uds)
         self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
         agent = self._headers.pop(b"user-agent", b"")
         self._headers_always = {
@@ -235,6 +224,24 @@ class OTLPExporter:
             **(_checked_files(options, environ) if own_tls else TLSFiles()),
         )
 
+    def _sender_for(
+        self,
+        client: AsyncClient | Sender | None,
+        transport: AsyncTransport | None,
+        files: tuple[File | None, File | None, File | None],
+        uds: File | None,
+    ) -> Sender:
+        if isinstance(client, Sender):
+            # Shared by exporters of one destination.
+            return client
+        if client is not None:
+            return Sender(check_client(client))
+        if transport is not None:
+            check_transport(transport)
+            return Sender(transport)
+        context = RenewedContext(*files, verify=self._verify)
+        return Sender(own_transport(self._url, context, uds))
+
     @property
     def timeout(self) -> float:
         """Seconds that one attempt may take. The batcher's default ``attempt_timeout`` leaves at least as much."""
@@ -248,7 +255,7 @@ class OTLPExporter:
     @property
     def closed(self) -> bool:
         """Whether the exporter, or the client given to it, is closed."""
-        return self._closed or self._client.is_closed
+        return self._closed or self._sender.is_closed
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if ``location`` cannot be sent.
@@ -301,10 +308,10 @@ class OTLPExporter:
         They are closed even if this is cancelled. A given transport has one second to close, and none once this is
         cancelled.
         """
-        self._closed = True
-        if self._owns_client:
+        was_closed, self._closed = self._closed, True
+        if self._owns_sender and not was_closed:
             with trio.move_on_after(CLOSE_TIMEOUT):
-                await self._client.aclose()
+                await self._sender.aclose()
         await trio.lowlevel.checkpoint()
 
     def __repr__(self) -> str:
@@ -312,13 +319,14 @@ class OTLPExporter:
 
     @property
     def _port(self) -> int:
-        return self._url.port or {"http": 80, "https": 443}[self._url.scheme]
+        return self._url.port or DEFAULT_PORTS[self._url.scheme]
 
     async def _attempt(self, batch: SpanBatch, attempt: Attempt) -> ExportResult:
         body = batch.to_request()
         if self._gzip:
             body = await gzip_compress(body)
-        else:
+        elif not self._sender.is_own:
+            # A given transport may have no checkpoint.
             await trio.lowlevel.checkpoint()
         if self._auth is None:
             return await self._exchange(batch.location, body, {}, attempt)
@@ -349,34 +357,11 @@ class OTLPExporter:
             return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
         request = self._request(location, body, credential_headers, attempt)
-        # A given client may add headers.
-        attempt.hide(request.headers.raw)
-        attempt.handed_over = True
         try:
-            with hidden_in_logs(lambda: attempt.secrets):
-                await self._send_and_read(request, attempt)
+            await attempt.send(self._sender, request, self._max_response_bytes)
         except classes("RequestError", "InvalidURL") as error:
-            return attempt.known_failure() or failure_result(
-                error,
-                peer=attempt.peer,
-                connected=attempt.connected,
-                https=self._url.scheme == "https",
-                write_error=attempt.write_error,
-                secrets=attempt.secrets,
-                advice=self._tls_advice,
-            )
+            return attempt.known_failure() or attempt.failure(error, request, self._tls_advice)
         return attempt.result()
-
-    async def _send_and_read(self, request: httpx.Request, attempt: Attempt) -> None:
-        response = await self._client.send(request, stream=True, follow_redirects=False)
-        try:
-            attempt.hide(response.request.headers.raw)
-            attempt.response = response
-            attempt.body = BoundedBody(response.headers.get("content-encoding", ""), self._max_response_bytes)
-            await read_bounded(response, attempt.body)
-        finally:
-            # This does nothing unless reading was cancelled, or ended with an exception.
-            await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
 
     def _request(
         self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
@@ -384,15 +369,11 @@ class OTLPExporter:
         headers = {**self._headers_always, **credential_headers}
         if self._location_header is not None:
             headers[self._location_header] = location.encode("ascii")
-        request = self._client.build_request(
-            "POST",
-            str(self._url),
-            headers=list(headers.items()),
-            content=body,
-            timeout=None,
-            extensions={"trace": attempt.trace},
+        request = self._sender.build_request(
+            "POST", self._url, headers=list(headers.items()), content=body, extensions=attempt.extensions
         )
-        request.stream = piecewise_stream(body, request.stream)
+        if not self._sender.is_own:
+            request.stream = piecewise_stream(body, request.stream)
         return request
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
@@ -413,7 +394,7 @@ class OTLPExporter:
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("the exporter is closed")
-        if self._client.is_closed:
+        if self._sender.is_closed:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
 
 

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import attrs
 
 from .._exceptions import cause_of
-from .._exporter import ExportResult, Refused, TryLater
-from .client import TLSAdvice
+from .._exporter import Refused, TryLater
 from .messages import short_text
 from .packages import classes
+from .tls import TLSAdvice
 
-__all__ = ["cause_of", "failure_result"]
+__all__ = ["FAILURES", "Kind", "cause_of", "failure_result"]
 
-# With these errors the request was not sent. With any other it may have arrived.
-_BEFORE_THE_REQUEST = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+
+@attrs.frozen
+class Kind:
+    """What a kind of failure says.
+
+    Attributes:
+        later: Whether the same request may succeed later. It may where the machine lacks a thread or a file descriptor
+            for a moment, where a name cannot be looked up, and where the network changes.
+        left: Whether something of the request may have reached the server.
+    """
+
+    later: bool
+    left: bool
+
+
+# The exceptions of httpx by their names, which httpx2 has too. The first row that has one decides; the last is for all
+# others. The exporter's own transport knows whether something was sent, and then that counts.
+FAILURES: Mapping[tuple[str, ...], Kind] = {
+    ("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"): Kind(later=False, left=False),
+    ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"): Kind(later=True, left=False),
+    ("RequestError",): Kind(later=True, left=True),
+}
 
 # OpenSSL's reasons for a peer that does not speak TLS: bytes of another protocol where a record was expected.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
@@ -38,9 +60,10 @@ def failure_result(
     connected: bool,
     https: bool,
     advice: TLSAdvice,
+    nothing_left: bool = False,
     write_error: BaseException | None = None,
     secrets: Collection[str] = (),
-) -> ExportResult:
+) -> Refused | TryLater:
     """Return the result for an exception of httpx or httpx2.
 
     Args:
@@ -49,16 +72,18 @@ def failure_result(
         connected: Whether a TCP connection was made for this attempt.
         https: Whether the endpoint is https.
         advice: Remedies for failures of TLS.
+        nothing_left: Whether it is known that no byte of the request was sent.
         write_error: An earlier error of writing the request.
         secrets: Credentials that must not be shown.
     """
-    if isinstance(error, classes("LocalProtocolError", "UnsupportedProtocol", "InvalidURL")):
+    kind = next(kind for names, kind in FAILURES.items() if isinstance(error, classes(*names)))
+    if not kind.later:
         # The exception's text may show a header's value.
         return Refused(f"the request cannot be sent: {type(error).__name__}", cause=cause_of(error))
     causes = [*_causes(error), *_causes(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
-    may_have_arrived, remedy = not isinstance(error, classes(*_BEFORE_THE_REQUEST)), ""
+    may_have_arrived, remedy = kind.left and not nothing_left, ""
     if isinstance(error, classes("ProxyError")):
         reason = f"the proxy {peer} does not connect: {words}"
     elif isinstance(tls, ssl.SSLCertVerificationError):

@@ -6,7 +6,6 @@ addresses matches nothing. An exporter has a single endpoint, so its proxy is ch
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import os
 import re
@@ -17,13 +16,13 @@ import httpx
 
 from .._settings.environment import warn_once
 
-__all__ = ["MissingProxySupport", "proxy_for"]
+__all__ = ["DEFAULT_PORTS", "MissingProxySupport", "proxy_for"]
 
 _SCHEMES = ("http", "https", "all")
 _SOCKS = re.compile(r"socks(4a?|5h?)?://", re.IGNORECASE)
 _NAME = re.compile(r"[0-9a-z._-]+")
 _BRACKETED = re.compile(r"\[([^\[\]]+)\](/[0-9]+)?(?::([0-9]+))?")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # The prefix length of ::ffff:0:0, under which IPv6 maps the addresses of IPv4.
 _MAPPED_PREFIX = 96
@@ -76,22 +75,16 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | MissingProxySupport | None:
 
 def _parsed(value: str, scheme: str) -> httpx.Proxy | MissingProxySupport:
     socks = _SOCKS.match(value)
-    if socks is not None:
-        variables = _variables(scheme)
-        if (socks[1] or "")[:1] != "5":
-            return MissingProxySupport(f"{variables} has a SOCKS proxy of a version other than socks5:// (not shown)")
-        if importlib.util.find_spec("socksio") is None:
-            return MissingProxySupport(
-                f'{variables} has a SOCKS proxy (not shown), which needs another package: pip install "httpx[socks]"'
-            )
+    if socks is not None and (socks[1] or "")[:1] != "5":
+        return MissingProxySupport(
+            f"{_variables(scheme)} has a SOCKS proxy of a version other than socks5:// (not shown)"
+        )
     # Raised within ``except``, an exception would have httpx's as its context, which shows a part of the URL.
     try:
-        proxy = httpx.Proxy(value if "://" in value else f"http://{value}")
+        return httpx.Proxy(value if "://" in value else f"http://{value}")
     except (httpx.InvalidURL, ValueError):
         # User name and password end at a ``/``, ``?`` or ``#``.
         pass
-    else:
-        return proxy
     raise ValueError(
         f"a proxy variable ({_variables(scheme)}; not shown) cannot be used: a proxy is http://, https:// or socks5:// "
         "with a host and a port; in its user name and password, other characters than letters and digits are "
@@ -106,7 +99,7 @@ def _variables(scheme: str) -> str:
 
 def _is_excluded(url: httpx.URL, no_proxy: str) -> bool:
     host = url.raw_host.decode("ascii").lower().rstrip(".")
-    endpoint = _Endpoint(url.scheme, host, url.port or _DEFAULT_PORTS[url.scheme], _addresses(host))
+    endpoint = _Endpoint(url.scheme, host, url.port or DEFAULT_PORTS[url.scheme], _addresses(host))
     excluded, unusable = False, []
     for entry in re.split(r"[,\s]+", no_proxy):
         try:

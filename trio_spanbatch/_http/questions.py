@@ -12,20 +12,21 @@ import httpx
 import trio
 
 from .._exporter import Refused, TryLater
-from .attempt import Attempt, close_at_once
-from .body import BoundedBody, read_bounded
-from .client import TLSAdvice
-from .failures import failure_result
+from .attempt import Attempt
 from .messages import is_bounded_json
 from .packages import classes
 from .responses import Response
-from .secrets import hidden_in_logs
+from .sender import USER_AGENT, Sender
+from .tls import TLSAdvice
 
 __all__ = ["ask", "json_object"]
 
+# What a client adds by itself.
+_HEADERS = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"}
+
 
 async def ask(
-    client: httpx.AsyncClient,
+    sender: Sender,
     request: httpx.Request,
     *,
     seconds: float,
@@ -38,29 +39,32 @@ async def ask(
     Redirects are not followed. Credentials in the request's headers appear in no log and no reason.
 
     Args:
-        client: The client that sends it.
+        sender: What sends it.
         request: The request, made without a timeout.
         seconds: The timeout in seconds.
         max_bytes: A response that is larger after decompression is refused.
         advice: Remedies for failures of TLS.
-        send_options: Further arguments of ``client.send``.
+        send_options: Further arguments of a client's ``send``.
     """
     attempt = Attempt(request.url.netloc.decode("ascii"))
-    request.extensions["trace"] = attempt.trace
-    attempt.hide(request.headers.raw)
-    attempt.handed_over = True
+    request.extensions.update(attempt.extensions)
+    for name, value in _HEADERS.items():
+        request.headers.setdefault(name, value)
     with trio.move_on_after(seconds):
         try:
-            with hidden_in_logs(lambda: attempt.secrets):
-                response, body = await _send_and_read(client, request, attempt, max_bytes, send_options)
+            await attempt.send(sender, request, max_bytes, **send_options)
         except classes("RequestError", "InvalidURL") as error:
-            return _failure(error, attempt, request, advice)
+            failure = attempt.failure(error, request, advice)
+            # No span was sent, so nothing is ambiguous.
+            return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
         finally:
             await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        status = response.status_code
-        if body.exceeded:
-            return Refused(f"{status}: the answer is larger than {body.limit} bytes", status)
-        return Response(status, response.headers, body.content, time.time(), attempt.secrets)
+        assert attempt.response is not None
+        assert attempt.body is not None
+        status = attempt.response.status_code
+        if attempt.body.exceeded:
+            return Refused(f"{status}: the answer is larger than {max_bytes} bytes", status)
+        return Response(status, attempt.response.headers, attempt.body.content, time.time(), attempt.secrets)
     return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", cause="timeout")
 
 
@@ -73,32 +77,3 @@ def json_object(body: bytes | None) -> Mapping[str, object]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-async def _send_and_read(
-    client: httpx.AsyncClient, request: httpx.Request, attempt: Attempt, max_bytes: int, options: dict[str, Any]
-) -> tuple[httpx.Response, BoundedBody]:
-    response = await client.send(request, stream=True, follow_redirects=False, **options)
-    try:
-        attempt.hide(response.request.headers.raw)
-        body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
-        await read_bounded(response, body)
-    finally:
-        # This does nothing unless reading was cancelled, or ended with an exception.
-        await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
-    return response, body
-
-
-def _failure(error: Exception, attempt: Attempt, request: httpx.Request, advice: TLSAdvice) -> Refused | TryLater:
-    failure = failure_result(
-        error,
-        peer=attempt.peer,
-        connected=attempt.connected,
-        https=request.url.scheme == "https",
-        advice=advice,
-        write_error=attempt.write_error,
-        secrets=attempt.secrets,
-    )
-    assert isinstance(failure, Refused | TryLater)
-    # No span was sent, so nothing is ambiguous.
-    return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure

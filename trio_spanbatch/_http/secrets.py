@@ -1,15 +1,9 @@
-"""A request's credentials, in each form in which a server may repeat them, and removing them from texts and logs.
+"""A request's credentials, in each form in which a server may repeat them, and removing them from texts.
 
 A server that refuses a token often repeats it: in the reason phrase, a header or the body, as it was sent, decoded from
-Basic, or encoded for a URL, JSON or HTML; h11 and httpcore show bytes as Python literals. All these forms are made
+Basic, or encoded for a URL, JSON or HTML; h11 shows bytes as Python literals. All these forms are made
 from the request's headers and searched for literally. So a credential is not found if it is too short to be
 distinguished from other words, or if it was changed in another way: other letter case, a hash, a part.
-
-httpx and httpcore, and httpx2 and httpcore2, do not log requests. But at DEBUG httpcore logs the head of each
-response, and at INFO httpx logs its reason phrase; if a server repeats a token there (in a ``Location``, a
-``Set-Cookie``), the program's logs would have it. With HTTP/2, which a given client may speak, hpack logs each header
-at DEBUG, also of requests. So their loggers get a filter that removes the credentials of the exchange in the current
-task. It has no effect outside the exporter's exchanges.
 """
 
 from __future__ import annotations
@@ -18,67 +12,13 @@ import base64
 import functools
 import html
 import json
-import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Collection, Iterable, Iterator
 from urllib.parse import quote, quote_plus, unquote
 
 from .._settings.header_checks import OWN_HEADERS
 
-__all__ = [
-    "hidden_in_logs",
-    "install_log_filter",
-    "redacted",
-    "secrets_of",
-]
-
-_LOGGERS = (
-    *("httpx", "httpx2"),
-    *(
-        f"{package}.{part}"
-        for package in ("httpcore", "httpcore2")
-        for part in ("connection", "http11", "http2", "proxy", "socks")
-    ),
-    "hpack.hpack",
-    "hpack.table",
-)
-_secrets: ContextVar[Callable[[], Collection[str]] | None] = ContextVar("trio_spanbatch secrets", default=None)
-
-
-class _SecretFilter(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Remove the secrets from ``record`` and let it pass."""
-        if (secrets := _secrets.get()) is not None:
-            message = record.getMessage()
-            cleaned = redacted(message, secrets())
-            if cleaned != message:
-                record.msg, record.args = cleaned, ()
-        return True
-
-
-def install_log_filter() -> None:
-    """Add the filter to the loggers of httpx and httpcore, once."""
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        if not any(isinstance(present, _SecretFilter) for present in logger.filters):
-            logger.addFilter(_SecretFilter())
-
-
-@contextmanager
-def hidden_in_logs(secrets: Callable[[], Collection[str]]) -> Iterator[None]:
-    """Keep secrets out of the log records of httpx and httpcore in the current task.
-
-    Args:
-        secrets: Returns the secrets known so far. More may become known during the exchange.
-    """
-    before = _secrets.set(secrets)
-    try:
-        yield
-    finally:
-        _secrets.reset(before)
-
+__all__ = ["redacted", "secrets_of"]
 
 _PUBLIC = frozenset({name.encode("ascii") for name in OWN_HEADERS} | {b"accept", b"user-agent"})
 

@@ -300,7 +300,7 @@ def _file_name(_variable: str, value: str) -> str:
 
 
 def variable_of(environ: Environ, name: str) -> str:
-    """Return the variable that counts for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
+    """Return the variable that is used for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
     for_traces, general = _variables(name)
     return for_traces if _get(environ, for_traces) else general
 
@@ -376,7 +376,7 @@ def _ignored(variable: str, problem: str, what: str = "it is") -> None:
 
 
 def warn_once(message: str) -> None:
-    """Log a message once per process: every batcher reads the same variables, and a process may make many."""
+    """Log a message once per process: every batcher reads the same variables, and a process may create many."""
     if _warnings.allows(message):
         _logger.warning("%s", message)
 

@@ -62,7 +62,7 @@ _LONGEST_LABEL = 63
 
 
 def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
-    """Return ``endpoint`` as a URL; ``name`` is what messages call it.
+    """Return ``endpoint`` as a URL. Error messages refer to it as ``name``.
 
     Raises:
         ValueError: It is not an http or https URL, or has userinfo, a query or a fragment. The message shows at most

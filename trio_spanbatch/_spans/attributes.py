@@ -277,7 +277,7 @@ def _text_key(key: Any) -> str:
 
 
 def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
-    """Return the attributes with plain strings as keys. Of keys that are equal as strings, the last counts."""
+    """Return the attributes with plain strings as keys. If several keys are equal as strings, the last one is used."""
     return {_text_key(key): value for key, value in attributes.items()}
 
 

@@ -237,7 +237,7 @@ def _first_id(link: Any) -> int:
         return 0 if link.attributes or link.dropped_attributes or link.context.trace_state else 1
     except Exception as error:
         pass_on(error)
-        return 0  # it has something, though it cannot be read
+        return 0  # it has an attribute or a trace state that cannot be read
 
 
 def _context(context: Any, link: Any = None) -> list[bytes]:
@@ -260,7 +260,7 @@ def _context(context: Any, link: Any = None) -> list[bytes]:
         if getattr(trace_state, "_dict", True) and trace_state:
             fields.append(text_field(_TRACE_STATE, _trace_state_text(trace_state)))
     except Exception as error:
-        # Left out, as a name whose ``str`` raises.
+        # Left out, like a name whose ``str`` raises.
         pass_on(error)
     return fields
 
@@ -324,7 +324,7 @@ def _link_flags(flags: Any, context: Any) -> bytes:
 
 
 def _trace_flags(context: Any) -> int:
-    """Return the W3C trace flags of a context, 8 bits; 0 if not an integer, as no span is lost for its flags."""
+    """Return the W3C trace flags of a context, 8 bits; 0 if not an integer: flags never make a span invalid."""
     try:
         return max(operator.index(context.trace_flags), 0) & _TRACE_FLAGS_MASK
     except Exception as error:

@@ -10,7 +10,7 @@ bound is reached, a cache is cleared at once. That by identity and that by conte
 but equal objects keep the same headers.
 
 Several threads may encode spans at once (in the bridge to OpenTelemetry), without a lock: caches are read and written
-in atomic steps, and entries that one thread clears between two steps of another are made again. So the count of the
+in atomic steps, and entries that one thread clears between two steps of another are recreated. So the count of the
 bytes may be wrong for a while; the count of the entries never is.
 """
 
@@ -67,11 +67,11 @@ class HeaderEncoder:
         self._resources: _ByObject = {}
         self._scopes: _ByObject = {}
         self._pairs: dict[tuple[int, int], tuple[SpanHeaders, object, object]] = {}
-        self._objects = _Room(self._resources, self._scopes, self._pairs)
+        self._objects = _Bound(self._resources, self._scopes, self._pairs)
         # By content.
         self._headers: dict[bytes, bytes] = {}
         self._interned: dict[SpanHeaders, SpanHeaders] = {}
-        self._contents = _Room(self._headers, self._interned)
+        self._contents = _Bound(self._headers, self._interned)
 
     def headers(self, resource: Any, scope: Any) -> SpanHeaders:
         """Return the headers of spans with this resource and this scope; each may be None.
@@ -88,10 +88,10 @@ class HeaderEncoder:
         if known is not None:
             headers = known
         elif self._is_remembered(headers.resource) and self._is_remembered(headers.scope):
-            self._contents.make()
+            self._contents.reserve()
             self._interned[headers] = headers
         if _holds(self._resources, resource) and _holds(self._scopes, scope):
-            self._objects.make()
+            self._objects.reserve()
             self._pairs[id(resource), id(scope)] = headers, resource, scope
         return headers
 
@@ -149,7 +149,7 @@ class HeaderEncoder:
         known = self._headers.get(header)
         if known is not None:
             return known
-        if self._contents.make(len(header)):
+        if self._contents.reserve(len(header)):
             self._headers[header] = header
         return header
 
@@ -157,11 +157,11 @@ class HeaderEncoder:
         return not header or header in self._headers
 
     def _remember(self, table: _ByObject, owner: object, attributes: object, header: bytes) -> None:
-        if _cannot_change(attributes) and self._objects.make(len(header)):
+        if _cannot_change(attributes) and self._objects.reserve(len(header)):
             table[id(owner)] = owner, header
 
 
-class _Room:
+class _Bound:
     """The common bound of several tables, which are cleared when it is reached."""
 
     __slots__ = ("_size", "_tables")
@@ -170,7 +170,7 @@ class _Room:
         self._tables = tables
         self._size = 0
 
-    def make(self, size: int = 0) -> bool:
+    def reserve(self, size: int = 0) -> bool:
         """Make room for an entry of ``size`` bytes. Return False if it is too large to be cached."""
         if size > _MAX_REMEMBERED_SIZE:
             return False

@@ -80,10 +80,10 @@ def _plain(value: Any) -> Any:
 def _reduced(record: Any) -> tuple[Any, ...]:
     """Implement ``__reduce__`` of records: Python cannot copy or pickle read-only mappings, so they are recreated."""
     fields = {field.name: _plain(getattr(record, field.name)) for field in record.__attrs_attrs__}
-    return _made_again, (type(record), fields)
+    return _recreated, (type(record), fields)
 
 
-def _made_again(kind: Any, fields: Mapping[str, Any]) -> Any:
+def _recreated(kind: Any, fields: Mapping[str, Any]) -> Any:
     return kind(**fields)
 
 

@@ -38,7 +38,7 @@ class FailingLocation:
 
 
 class CircuitBreaker:
-    """A `SpanExporter` that wraps another one and stops sending where nothing gets through.
+    """A `SpanExporter` that wraps another one and stops sending to locations that keep failing.
 
     It gives up altogether if no request was ever answered. It gives up a location if its attempts have failed for
     ``max_elapsed`` seconds in a row, or if the server asks to wait for longer than that. From then on it has the
@@ -69,7 +69,7 @@ class CircuitBreaker:
         self._exporter = exporter
         self._patience = patience
         self._max_elapsed = max_elapsed
-        self._silence = f"no answer from {server} within {patience:g} s"
+        self._no_answer = f"no answer from {server} within {patience:g} s"
         self._attempted = trio.Event()
         self._attempts: set[trio.CancelScope] = set()
         self._failing: dict[str, FailingLocation] = {}
@@ -122,7 +122,7 @@ class CircuitBreaker:
     def give_up(self) -> None:
         """Cancel the attempts under way, and have all batches handed back from now on."""
         self.gave_up = True
-        self.failure = self.failure or self._silence
+        self.failure = self.failure or self._no_answer
         for attempt in self._attempts:
             attempt.cancel()
 

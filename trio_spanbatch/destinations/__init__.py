@@ -1,4 +1,4 @@
-"""Functions that return an exporter for one kind of server. Importing them imports no library of a vendor."""
+"""Functions that return an exporter for one kind of server. Importing them does not import any vendor's library."""
 
 from __future__ import annotations
 

@@ -105,27 +105,25 @@ class ExperimentNames(KeyedFetch[Found]):
 
     Args:
         root: The tracking URI, without a trailing slash.
-        exporter: The exporter for traces, whose client and timeout are used.
+        exporter: The exporter for traces, whose transport or client, and timeout, are used.
         headers: The headers of each request, credentials included.
     """
 
     def __init__(self, root: str, exporter: OTLPExporter, headers: Mapping[bytes, bytes]) -> None:
         super().__init__(self._look_up)
         self._url = f"{root}/{BY_NAME_PATH}"
-        self._client = exporter._client
+        self._sender = exporter._sender
         self._headers = list(headers.items())
         self._timeout = exporter.timeout
         self._tls_advice = exporter._tls_advice
 
     async def _look_up(self, name: str) -> tuple[Found, float]:
-        request = self._client.build_request(
-            "GET", self._url, params={"experiment_name": name}, headers=self._headers, timeout=None
-        )
+        request = self._sender.build_request("GET", self._url, params={"experiment_name": name}, headers=self._headers)
         answer = await ask(
-            self._client, request, seconds=self._timeout, max_bytes=MAX_ANSWER_BYTES, advice=self._tls_advice
+            self._sender, request, seconds=self._timeout, max_bytes=MAX_ANSWER_BYTES, advice=self._tls_advice
         )
         found = experiment_in(answer, name) if isinstance(answer, Response) else answer
         if isinstance(found, str):
             return found, trio.current_time() + _LIFE
-        # Not shortened as a whole: the remedy stands at the end.
+        # The reason is not shortened, because the remedy is at its end.
         return attrs.evolve(found, reason=f"looking up the experiment {_shown(name)}: {found.reason}"), -math.inf

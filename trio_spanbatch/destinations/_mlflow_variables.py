@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from .._http.client import client_context
+from .._http.tls import client_context
 from .._settings.environment import warn_once
 
 __all__ = ["tls_variables", "warn_of_credentials_file", "warn_of_ignored_variables", "workspace"]

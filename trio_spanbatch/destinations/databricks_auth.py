@@ -1,7 +1,7 @@
 """Databricks' unified authentication as an `Auth`: tokens of databricks-sdk, fetched in a thread.
 
 databricks-sdk determines how to authenticate (``DATABRICKS_*``, a profile, the methods of the clouds) and caches its
-tokens, but it blocks: its import takes a second, its ``Config`` asks the workspace where tokens come from, and
+tokens, but it blocks: its import takes a second, its ``Config`` asks the workspace for its token endpoint, and
 ``authenticate()`` fetches a token if the cached one is about to expire. All three happen in a thread, one at a time.
 
 A service principal's token is valid for an hour, others for shorter or longer, and the expiry of a personal access

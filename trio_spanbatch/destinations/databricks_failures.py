@@ -1,7 +1,7 @@
 """Reasons why databricks-sdk has no credentials.
 
 Its messages may contain credentials: a server's response that echoes a secret, a line of a configuration file, a header
-that cannot be sent. So only known words of them are repeated: OAuth error codes, names of methods of authentication,
+that cannot be sent. So only known words from them are repeated: OAuth error codes, names of methods of authentication,
 the name of a profile.
 """
 
@@ -107,7 +107,7 @@ def _network_error(names: set[str], host: str) -> AuthError | None:
         # These are also raised if the connection to the workspace failed, for any reason.
         about_ca = f" {_ABOUT_CA}" if host.startswith("https:") else ""
         return AuthError(
-            f"{host} does not say where tokens come from: is it a Databricks workspace, and is it up?{about_ca}"
+            f"{host} does not name its token endpoint: is it a Databricks workspace, and is it up?{about_ca}"
         )
     if names & _CONNECTION_FAILURES:
         return AuthError(f"cannot connect to {host} for a token: is it a Databricks workspace, and is it up?")

@@ -14,8 +14,9 @@ import attrs
 
 from .._errors import InvalidLocationError
 from .._exporter import ExportResult, Refused
-from .._http.client import AsyncClient, AsyncTransport, TLSSettings
 from .._http.exporter import OTLPExporter
+from .._http.sender import AsyncClient, AsyncTransport
+from .._http.tls import TLSSettings
 from .._settings.header_checks import checked_headers, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown

@@ -65,7 +65,7 @@ class SharedFetch(Generic[T]):
             kept, failure = self.kept, self._failure
         if kept is None:
             assert failure is not None
-            # Not the same object for each task: raising changes it.
+            # Each task gets its own object, because raising an exception changes it.
             raise AuthError(failure.reason, retry=failure.retry)
         return kept
 
@@ -77,7 +77,7 @@ class SharedFetch(Generic[T]):
         try:
             (self.kept, self._valid_until), self._failure = await self._fetch(), None
         except AuthError as failure:
-            # Without its traceback, which would keep alive what the fetch knew.
+            # A copy without the traceback, which would keep the local variables of the fetch alive.
             self.kept, self._failure = None, AuthError(failure.reason, retry=failure.retry)
         self._calls += 1
 

@@ -13,8 +13,9 @@ import trio
 
 from .._errors import InvalidLocationError
 from .._exporter import Delivered, ExportResult, Refused
-from .._http.client import AsyncClient, AsyncTransport, TLSSettings
 from .._http.exporter import OTLPExporter
+from .._http.sender import AsyncClient, AsyncTransport
+from .._http.tls import TLSSettings
 from .._settings.header_checks import check_endpoint, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
@@ -51,7 +52,7 @@ _RULE = (
 # Found in a 404 of Unity Catalog, but not in that of a server that does not know the path.
 _ABOUT_A_NAME = re.compile(r"(?<![a-z])(table|schema|catalog)(?![a-z])", re.IGNORECASE)
 
-# Seconds the SDK may take for one response about where tokens come from, and altogether for repeating a failed request.
+# Seconds the SDK may take for one request for the token endpoint, and altogether for repeating a failed request.
 # The batcher itself repeats attempts.
 _SDK_HTTP_TIMEOUT = 10
 _SDK_RETRY_TIMEOUT = 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .._http.client import AsyncClient, AsyncTransport
 from .._http.exporter import OTLPExporter
+from .._http.sender import AsyncClient, AsyncTransport
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .tables import Options, UnityCatalogExporter, check_table_name, checked_workspace, default_config
 from .zerobus_fallback import ZerobusFirst

@@ -16,7 +16,7 @@ from .._settings.header_checks import encoded_headers
 
 __all__ = ["Answer", "Workspace"]
 
-# Seconds for one request. An attempt to send spans has 20, which leaves time for another way.
+# Seconds for one request. An attempt to send spans has 20, which leaves time for the fallback.
 _TIMEOUT = 10.0
 # A token has about 2,000 bytes, the summary of a metastore fewer.
 _MAX_BYTES = 256 * 1024
@@ -55,7 +55,7 @@ class Workspace:
 
     def __init__(self, url: str, exporter: OTLPExporter) -> None:
         self.url = url
-        self._client = exporter._client
+        self._sender = exporter._sender
         self._tls_advice = exporter._tls_advice
 
     async def ask(
@@ -72,10 +72,10 @@ class Workspace:
             # The message shows no value.
             raise AuthError(f"no request can be sent to {self.url}: {error}", retry=False) from None
         all_headers = [(b"accept", b"application/json"), *encoded.items()]
-        request = self._client.build_request(method, self.url + path, headers=all_headers, data=form, timeout=None)
+        request = self._sender.build_request(method, self.url + path, headers=all_headers, data=form)
         # Without auth=None, a client that the user gave would add its own credentials, which are for spans.
         answer = await ask(
-            self._client, request, seconds=_TIMEOUT, max_bytes=_MAX_BYTES, advice=self._tls_advice, auth=None
+            self._sender, request, seconds=_TIMEOUT, max_bytes=_MAX_BYTES, advice=self._tls_advice, auth=None
         )
         if not isinstance(answer, Response):
             raise AuthError(f"{self.url}: {answer.reason}", retry=isinstance(answer, TryLater))

@@ -18,10 +18,10 @@ import trio
 from .._exporter import ExportResult, Refused, TryLater
 from .._http.attempt import Attempt
 from .._http.auth import AuthError
-from .._http.client import AsyncClient, AsyncTransport
 from .._http.exporter import OTLPExporter
 from .._http.failures import cause_of
 from .._http.responses import retry_after
+from .._http.sender import AsyncClient, AsyncTransport
 from .._settings.header_checks import check_endpoint, has_userinfo
 from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
@@ -178,7 +178,7 @@ class Zerobus(trio.abc.AsyncResource):
         self.tokens: TableTokens = TableTokens(self._workspace, auth)
         # A transport is used by one client only, which closes it.
         one_client = options["transport"] is not None or options["client"] is not None
-        client = asking._client if one_client else None
+        client = asking._sender if one_client else None
         if any(str(name).lower() == LOCATION_HEADER for name in options["headers"] or ()):
             # Without an endpoint, the exporter that would refuse it is created later.
             raise ValueError(f"location_header {LOCATION_HEADER!r} is also among headers")

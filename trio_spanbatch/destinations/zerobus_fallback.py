@@ -152,7 +152,7 @@ class ZerobusFirst(UnityCatalogExporter):
 
 
 def _is_unavailable(result: TryLater) -> bool:
-    """Return whether Zerobus reports a failure of its own."""
+    """Return whether Zerobus answered with a 5xx."""
     return result.status_code is not None and result.status_code >= 500
 
 

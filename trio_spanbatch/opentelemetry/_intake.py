@@ -136,7 +136,7 @@ class Intake:
     def ended(self) -> None:
         """Drop the spans that are still there, as the batcher is closed, and log all counts not yet logged."""
         self.abandon()
-        self._tally.say_rest()
+        self._tally.log_rest()
 
     @trio.lowlevel.enable_ki_protection
     def abandon(self) -> None:

@@ -172,7 +172,7 @@ class BatcherSpanProcessor(SpanProcessor):
         Spans accepted before are delivered: the ``async with`` of the batcher waits for them.
         """
         self._is_shut_down = True
-        self._tally.say_rest()
+        self._tally.log_rest()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Wait until every span that ended before this call is delivered.

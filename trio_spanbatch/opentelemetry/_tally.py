@@ -1,6 +1,6 @@
-"""Count what became of the spans that ended, in a thread-safe way, and log dropped spans.
+"""Thread-safe counts of the spans that ended, by outcome, and warnings about dropped spans.
 
-Each span that ended is in exactly one column: on its way, accepted, or dropped for one of three reasons. ``ended`` is
+Each span that ended has exactly one outcome: on its way, accepted, or dropped for one of three reasons. ``ended`` is
 counted separately, so that tests can check the sum.
 
 The lock is an ``RLock``, as a finalizer or a signal handler may end a span in the thread that holds it. Counts are
@@ -99,14 +99,14 @@ class Tally:
             self._accepted += 1
 
     def dropped(self, drop: Drop) -> None:
-        """A span that ended was dropped."""
+        """Count a span that was dropped."""
         with self._lock:
             self._on_their_way -= 1
             self._dropped[drop.reason] += 1
             if drop.detail:
                 self._details[drop.reason] = drop.detail
         if self._warnings.allows():
-            self.say_rest()
+            self.log_rest()
 
     def overruled(self, wanted: str, parents: str) -> None:
         """Count a span that started in a `use_location` but has its parent's location. Warn once for each pair."""
@@ -124,8 +124,8 @@ class Tally:
                 parents,
             )
 
-    def say_rest(self) -> None:
-        """Warn of the spans that no warning has told of yet, if there are any. Never raises, whoever handles logs."""
+    def log_rest(self) -> None:
+        """Log a warning about the dropped spans not yet logged, if any. Never raises, even if a log handler does."""
         no_details: dict[Reason, str] = {}
         with self._lock:
             dropped = self._dropped.copy()

@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 import h11
-import httpx
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
@@ -200,19 +199,16 @@ class OTLPReceiver:
             break_on_close(stream)
             scope.cancel()
 
-    def memory_transport(
-        self, *, limits: httpx.Limits | None = None, ssl_context: ssl.SSLContext | None = None
-    ) -> MemoryTransport:
-        """Return a transport for ``httpx.AsyncClient`` that reaches this receiver without a socket.
+    def memory_transport(self, *, ssl_context: ssl.SSLContext | None = None) -> MemoryTransport:
+        """Return a transport for `OTLPExporter` or ``httpx.AsyncClient`` that reaches this receiver without a socket.
 
-        Only the network is replaced, so that everything runs on trio's clock; httpx, httpcore's connection pool and
-        h11 on both sides are the real ones. All hosts and ports lead to this receiver.
+        Only the network is replaced, so that everything runs on trio's clock; the transport and HTTP/1.1 on both sides
+        are the real ones. All hosts and ports lead to this receiver.
 
         Args:
-            limits: The limits of the connection pool, those of httpx by default.
             ssl_context: Verifies the certificate of an https receiver.
         """
-        return MemoryTransport(self.network, limits=limits, ssl_context=ssl_context)
+        return MemoryTransport(self.network, ssl_context=ssl_context)
 
     async def wait_for_requests(self, count: int) -> None:
         """Wait until at least ``count`` requests have been received since the receiver was created."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import httpcore
-import httpcore2
-import httpx
-import httpx2
 import pytest
 import trio
 
@@ -15,7 +11,7 @@ from tests.support.exporters import batch_of
 from tests.support.receivers import nothing_leaks
 from tests.support.wire_server import CHUNKED, OK, Tls, chunk, wire_server
 from trio_spanbatch import Delivered, Loss
-from trio_spanbatch._http import attempt as connection
+from trio_spanbatch._http import connection
 
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 3\r\n\r\nbad"
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -33,12 +29,10 @@ SURPLUS = {
 }
 
 NETWORKS = {
-    "memory": (False, False, httpx),
-    "memory, TLS": (False, True, httpx),
-    "TCP": (True, False, httpx),
-    "TCP, TLS": (True, True, httpx),
-    "TCP, httpx2": (True, False, httpx2),
-    "TCP, TLS, httpx2": (True, True, httpx2),
+    "memory": (False, False),
+    "memory, TLS": (False, True),
+    "TCP": (True, False),
+    "TCP, TLS": (True, True),
 }
 
 
@@ -52,10 +46,10 @@ def tls() -> Tls:
 async def test_data_after_a_response_is_never_the_response_to_the_next_request(
     pieces: list[bytes], network: str, tls: Tls
 ) -> None:
-    tcp, with_tls, package = NETWORKS[network]
+    tcp, with_tls = NETWORKS[network]
     status = 204 if b"204" in pieces[0] else 200
     with nothing_leaks():
-        async with wire_server([pieces], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
+        async with wire_server([pieces], tcp=tcp, tls=tls if with_tls else None) as (server, exporter):
             assert await exporter.export(batch_of()) == Delivered(status_code=status)
             # At once: not by the garbage collector, nor with the next request.
             await server.wait_closed(0)
@@ -67,9 +61,9 @@ async def test_data_after_a_response_is_never_the_response_to_the_next_request(
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("late", [OK, TIMEOUT, b"HTTP/1.1 103 Early Hints\r\n\r\n", b"H"])
 async def test_data_between_two_requests_is_not_the_response_to_the_second(late: bytes, network: str, tls: Tls) -> None:
-    tcp, with_tls, package = NETWORKS[network]
+    tcp, with_tls = NETWORKS[network]
     with nothing_leaks():
-        async with wire_server([], tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
+        async with wire_server([], tcp=tcp, tls=tls if with_tls else None) as (server, exporter):
             assert await exporter.export(batch_of()) == Delivered(status_code=200)
             await server.send_unasked(late)
             assert await exporter.export(batch_of()) == Delivered(status_code=200)
@@ -78,9 +72,9 @@ async def test_data_between_two_requests_is_not_the_response_to_the_second(late:
 
 @pytest.mark.parametrize("network", NETWORKS)
 async def test_a_connection_without_surplus_data_is_reused(network: str, tls: Tls) -> None:
-    tcp, with_tls, package = NETWORKS[network]
+    tcp, with_tls = NETWORKS[network]
     answers = [[OK], [CHUNKED, chunk(b"")], [UNAUTHORIZED], [b"HTTP/1.1 204 No Content\r\n\r\n"]]
-    async with wire_server(answers, tcp=tcp, tls=tls if with_tls else None, package=package) as (server, exporter):
+    async with wire_server(answers, tcp=tcp, tls=tls if with_tls else None) as (server, exporter):
         for _ in range(6):
             await exporter.export(batch_of())
         assert server.requests == [6]
@@ -98,57 +92,7 @@ async def test_a_surplus_of_one_location_does_not_settle_the_spans_of_another() 
     assert losses == []
 
 
-async def test_a_request_that_waits_for_a_connection_does_not_get_the_one_with_a_surplus() -> None:
-    results: list[object] = []
-
-    async def export() -> None:
-        results.append(await exporter.export(batch_of()))
-
-    async with wire_server([[OK, UNAUTHORIZED]], max_connections=1) as (server, exporter):
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(export)
-        assert results == [Delivered(status_code=200)] * 3
-        assert server.requests == [1, 2]
-
-
-async def test_connections_are_not_reused_if_surplus_data_cannot_be_detected(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connection, "_WAY_TO_H11", ("_elsewhere",))
-    with nothing_leaks():
-        async with wire_server([]) as (server, exporter):
-            for _ in range(3):
-                assert await exporter.export(batch_of()) == Delivered(status_code=200)
-            assert server.requests == [1, 1, 1]
-
-
-class BrokenStream:
-    """A connection with TLS that breaks when it is read."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    async def read(self, _max_bytes: int, _timeout: float | None) -> bytes:
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        raise self._error
-
-    def get_extra_info(self, info: str) -> object:
-        return self if info == "ssl_object" else None
-
-
-@pytest.mark.parametrize("error", [httpcore.ReadError(), httpcore2.ReadError()], ids=["httpcore", "httpcore2"])
-async def test_a_connection_that_breaks_after_its_response_is_not_reused(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = BrokenStream(error)
-    response = httpx.Response(200, extensions={"network_stream": stream})
-    monkeypatch.setattr(connection, "_left_in_h11", lambda _: b"")
-    await connection.retire_if_more_was_sent(response)
-    assert stream.get_extra_info("is_readable") is True
-
-
-# Tens of thousands of chunks or responses fit into one read of httpcore.
+# Tens of thousands of chunks or responses fit into 64 KiB.
 STORMS = {
     "chunks of one byte": [CHUNKED, chunk(b"x") * 10_000, b"0\r\n\r\n"],
     "interim responses": [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2_000, OK],
@@ -175,5 +119,5 @@ async def test_other_tasks_run_while_a_response_of_ten_thousand_pieces_is_read(
             before = steps
             assert isinstance(await exporter.export(batch_of()), Delivered)
             nursery.cancel_scope.cancel()
-        assert steps - before >= sum(map(len, pieces)) // connection.READ_AT_ONCE
+        assert steps - before >= sum(map(len, pieces)) // connection._READ_AT_ONCE
         assert server.requests == [2]

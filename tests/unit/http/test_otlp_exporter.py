@@ -18,7 +18,6 @@ from tests.support.exporters import ENDPOINT, batch_of, encoded_span, export_onc
 from trio_spanbatch import Delivered, OTLPExporter, Refused, SpanBatch, SpanExporter, TryLater
 from trio_spanbatch._exporter import LocationChecker
 from trio_spanbatch._http.body import PIECE, gzip_compress
-from trio_spanbatch._http.client import KEEPALIVE_EXPIRY
 from trio_spanbatch._version import __version__
 from trio_spanbatch.testing import Answer, Hang, OTLPReceiver, partial_success
 
@@ -136,11 +135,10 @@ async def test_connections_are_kept_alive() -> None:
             assert await exporter.export(batch_of()) == Delivered()
         assert receiver.connections == 1
         await exporter.aclose()
-    assert KEEPALIVE_EXPIRY > 5
 
 
 async def test_connections_are_kept_alive_after_errors_too() -> None:
-    async with OTLPReceiver(answers=[Answer(503, body=b"busy"), Answer(400, body=b"bad" * 50_000)]) as receiver:
+    async with OTLPReceiver(answers=[Answer(500, body=b"busy"), Answer(400, body=b"bad" * 50_000)]) as receiver:
         exporter = OTLPExporter(receiver.url)
         for _ in range(3):
             await exporter.export(batch_of())
@@ -150,8 +148,7 @@ async def test_connections_are_kept_alive_after_errors_too() -> None:
 
 async def test_any_number_of_exports_run_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with OTLPReceiver(answers=lambda _: Answer(delay=1), listen=False) as receiver:
-        limits = httpx.Limits(max_connections=None)
-        exporter = OTLPExporter(receiver.url, transport=receiver.memory_transport(limits=limits), timeout=1.5)
+        exporter = OTLPExporter(receiver.url, transport=receiver.memory_transport(), timeout=1.5)
         results = []
 
         async def export() -> None:

@@ -193,7 +193,6 @@ async def test_no_secret_is_in_any_log_not_even_at_debug(
         with pytest.raises(ValueError, match="not shown"):
             OTLPExporter(receiver.url, headers={"authorization": f"Bearer {SECRET}\n"})
     assert results[0] == Refused("401 Unauthorized: no such token: ***", 401)
-    assert any(record.name.startswith("httpcore") for record in caplog.records)
     assert SECRET not in caplog.text
     assert SECRET not in repr((results, exporter, exporter.__dict__.get("_client")))
 
@@ -219,13 +218,18 @@ async def test_a_server_that_echoes_a_token_in_its_headers_does_not_get_it_into_
     async with OTLPReceiver(answers=[echo]) as receiver:
         result = await export_once(receiver, headers={"Authorization": f"Bearer {SECRET}"})
     assert isinstance(result, Refused)
-    # httpcore logged the head of the response, and our credentials are not in it.
-    assert any("receive_response_headers.complete" in message and "***" in message for message in caplog.messages)
     assert SECRET not in caplog.text
 
 
-def test_the_log_filter_leaves_other_records_unchanged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    OTLPExporter(ENDPOINT, headers={"Authorization": f"Bearer {SECRET}"})
-    logging.getLogger("httpx").info("somebody else's %s", SECRET)
-    assert caplog.messages[-1] == f"somebody else's {SECRET}"
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_repeats_its_credentials_does_not_get_them_shown(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo = Answer(407, body=f"no such user: {SECRET}".encode(), headers=[("X-Said", SECRET)])
+    async with OTLPReceiver(answers=[echo], path=None) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"http://user:{SECRET}@127.0.0.1:{proxy.port}")
+        exporter = OTLPExporter(f"{scheme}://collector.test/v1/traces")
+        result = await exporter.export(batch_of())
+        await exporter.aclose()
+    assert "407" in repr(result)
+    assert SECRET not in repr(result)

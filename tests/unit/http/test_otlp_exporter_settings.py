@@ -276,3 +276,13 @@ async def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) ->
         assert result.reason.startswith(f"the proxy 127.0.0.1:{proxy.port} does not connect: 407")
         assert not result.ambiguous
         await exporter.aclose()
+
+
+@pytest.mark.parametrize("given", ["client", "transport"])
+def test_a_unix_domain_socket_is_refused_with_a_client_or_transport_which_connects_itself(given: str) -> None:
+    own: dict[str, Any] = {
+        "client": httpx.AsyncClient(),
+        "transport": httpx.MockTransport(lambda _: httpx.Response(200)),
+    }
+    with pytest.raises(ValueError, match="uds is given with a client or transport"):
+        OTLPExporter("http://collector.test/v1/traces", uds="/run/collector.sock", **{given: own[given]})

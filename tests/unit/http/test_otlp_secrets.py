@@ -16,7 +16,7 @@ import pytest
 from tests.support.exporters import SECRET, batch_of
 from trio_spanbatch import OTLPExporter, Refused
 from trio_spanbatch._http.attempt import Attempt
-from trio_spanbatch._http.secrets import hidden_in_logs, install_log_filter, redacted, secrets_of
+from trio_spanbatch._http.secrets import redacted, secrets_of
 from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.testing import Answer, Drip, OTLPReceiver, ReceivedRequest
 
@@ -166,7 +166,6 @@ async def test_no_form_that_a_server_repeats_is_in_a_result_or_log(
             receiver.url, transport=receiver.memory_transport(), headers={"Authorization": value}
         ),
     )
-    assert "receive_response_headers.complete" in at_debug.text
     telling = [SECRET, "TOKEN", "KEN"]
     assert not [part for part in telling for text in (words, at_debug.text) if part in text]
 
@@ -188,7 +187,6 @@ async def test_what_a_server_repeats_when_it_looks_up_an_experiment_is_in_no_log
         result = await made.export(batch_of(1, "support"))
         await made.aclose()
     assert "looking up the experiment" in str(result)
-    assert "receive_response_headers.complete" in at_debug.text
     assert SECRET not in str(result) + at_debug.text
 
 
@@ -201,8 +199,8 @@ async def test_what_a_server_repeats_when_it_looks_up_an_experiment_is_in_no_log
         ({"cookies": {"session": SECRET}}, SECRET),
     ],
 )
-async def test_credentials_of_a_client_of_ones_own_are_not_shown_either(
-    options: dict[str, Any], echo: str, at_debug: pytest.LogCaptureFixture
+async def test_credentials_of_a_client_of_ones_own_are_not_in_a_result_either(
+    options: dict[str, Any], echo: str
 ) -> None:
     words = await words_after(
         echoing(echo),
@@ -210,7 +208,7 @@ async def test_credentials_of_a_client_of_ones_own_are_not_shown_either(
             receiver.url, client=httpx.AsyncClient(transport=receiver.memory_transport(), **options)
         ),
     )
-    assert echo not in words + at_debug.text
+    assert echo not in words
 
 
 async def test_credentials_of_a_client_without_httpcore_are_not_in_a_result() -> None:
@@ -241,16 +239,14 @@ async def test_credentials_that_a_proxy_repeats_are_not_shown(
     assert SECRET not in str(result) + at_debug.text
 
 
-async def test_credentials_for_the_proxy_of_a_client_of_ones_own_are_not_shown(
-    at_debug: pytest.LogCaptureFixture,
-) -> None:
+async def test_credentials_for_the_proxy_of_a_client_of_ones_own_are_not_in_a_result() -> None:
     async with (
         OTLPReceiver(answers=echoing(SECRET, 407), path=None) as proxy,
         httpx.AsyncClient(proxy=f"http://user:{SECRET}@127.0.0.1:{proxy.port}") as client,
     ):
         result = await OTLPExporter("https://collector.test", client=client).export(batch_of())
     assert "***" in str(result)
-    assert SECRET not in str(result) + at_debug.text
+    assert SECRET not in str(result)
 
 
 async def test_credentials_for_a_socks_proxy_are_known_once_they_are_used() -> None:
@@ -279,13 +275,3 @@ async def test_the_location_is_shown_even_if_it_is_sent_in_a_header() -> None:
         result = await exporter.export(batch_of(1, "main.agents.spans"))
         await exporter.aclose()
     assert result == Refused("404 Not Found: no table main.agents.spans", 404)
-
-
-@pytest.mark.parametrize("name", ["hpack.hpack", "httpcore.http2", "httpcore.socks"])
-def test_secrets_that_become_known_during_an_exchange_are_hidden(name: str, at_debug: pytest.LogCaptureFixture) -> None:
-    install_log_filter()
-    known: list[str] = []
-    with hidden_in_logs(lambda: known):
-        known.append(SECRET)
-        logging.getLogger(name).debug("Adding %r", (b"authorization", SECRET.encode()))
-    assert at_debug.messages == ["Adding (b'authorization', b'***')"]

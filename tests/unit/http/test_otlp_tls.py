@@ -19,9 +19,9 @@ import trustme
 
 from tests.support.exporters import batch_of
 from trio_spanbatch import Delivered, OTLPExporter, TryLater
-from trio_spanbatch._http.client import TLSSettings, tls_advice
 from trio_spanbatch._http.exporter import DisabledExporter
 from trio_spanbatch._http.failures import failure_result
+from trio_spanbatch._http.tls import TLSSettings, tls_advice
 from trio_spanbatch.destinations import mlflow
 from trio_spanbatch.testing import OTLPReceiver
 

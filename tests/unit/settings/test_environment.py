@@ -186,7 +186,7 @@ def test_credentials_in_an_endpoint_are_used_with_that_endpoint_only() -> None:
         f"ftp://user:{SECRET}@collector",
     ],
 )
-def test_what_may_be_credentials_in_an_endpoint_is_an_error_that_does_not_show_them(
+def test_possible_credentials_in_an_endpoint_are_an_error_that_does_not_show_them(
     variable: str, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match=f"^the endpoint in {variable} .not shown. has an @ that may end") as caught:
@@ -304,7 +304,7 @@ def test_headers_are_pairs_percent_decoded(value: str, pairs: dict[str, str], ca
     assert caplog.records == []
 
 
-def test_what_is_no_pair_is_warned_about_without_showing_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_pair_causes_a_warning_that_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None:
     assert headers(f"k=v,{SECRET},={SECRET},%20,k2=v2") == {"k": "v", "k2": "v2"}
     assert len(caplog.records) == 1
     assert "OTEL_EXPORTER_OTLP_HEADERS has 3 parts that are not key=value pairs" in caplog.text
@@ -433,7 +433,9 @@ def test_compression_is_gzip_or_none(value: str, compression: str | None, caplog
     assert caplog.records == []
 
 
-def test_compression_for_traces_wins_and_what_is_unknown_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_compression_for_traces_takes_precedence_and_an_unknown_value_causes_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     environ = {f"{PREFIX}COMPRESSION": "gzip", f"{TRACES}COMPRESSION": "none"}
     assert "compression" not in exporter_options(environ)
     assert exporter_options({**environ, f"{TRACES}COMPRESSION": "zstd"}).get("compression") == "gzip"

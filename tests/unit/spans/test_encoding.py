@@ -85,7 +85,7 @@ def test_flags_tell_whether_the_parent_is_remote() -> None:
     assert encode(flags=0, parent=SpanContext(1, 2, is_remote=True)).to_message().flags == 0
 
 
-def test_flags_carry_the_spans_own_w3c_trace_flags_beside_what_is_known_of_its_parent() -> None:
+def test_flags_combine_the_trace_flags_of_the_span_with_whether_its_parent_is_remote() -> None:
     context = SpanContext(1, 2, is_remote=True, trace_flags=3)
     assert encode(context=context).to_message().flags == 0x103
     assert encode(context=context, parent=SpanContext(1, 2, trace_flags=0xFF)).to_message().flags == 0x103

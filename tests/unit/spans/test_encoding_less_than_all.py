@@ -353,7 +353,7 @@ def test_a_str_is_bounded_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> 
     assert encode(name=["x" * 3000]).to_message().name == ""
 
 
-def test_common_values_are_what_they_were() -> None:
+def test_common_values_are_unchanged() -> None:
     # Unusual values that can be expressed: nothing is dropped.
     message = encode(attributes={"generator": iter(()), "nan": float("nan"), "none": None, "": 1}).to_message()
     assert message.dropped_attributes_count == 0

@@ -92,7 +92,7 @@ def test_the_same_attribute_of_spans_events_and_links_is_distinguished() -> None
 
 
 @pytest.mark.parametrize("what", ["values", "keys", "names", "resources", "scopes"])
-def test_what_is_remembered_is_bounded(what: str) -> None:
+def test_the_number_of_cached_entries_is_bounded(what: str) -> None:
     encoder = SpanEncoder()
     most = 0
     for number in range(10_000):
@@ -110,7 +110,7 @@ def test_what_is_remembered_is_bounded(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["resources", "mutable resources", "scopes", "both"])
-def test_what_is_remembered_of_large_resources_and_scopes_is_bounded_by_its_bytes(what: str) -> None:
+def test_the_cache_of_large_resources_and_scopes_is_bounded_by_bytes(what: str) -> None:
     encoder = SpanEncoder()
     tracemalloc.start()
     try:

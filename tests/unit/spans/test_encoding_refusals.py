@@ -95,7 +95,7 @@ INVALID: list[tuple[str, object, Any]] = [
 @pytest.mark.parametrize(
     ("field", "value", "fields"), INVALID, ids=[f"{field}={value!r:.20}" for field, value, _ in INVALID]
 )
-def test_what_otlp_cannot_express_is_refused_with_the_field_and_the_value(
+def test_a_value_that_otlp_cannot_express_is_refused_with_its_field(
     field: str, value: object, fields: dict[str, Any]
 ) -> None:
     for span in (make_span(**fields), span_like(**fields)):
@@ -154,7 +154,7 @@ class Raising:
         (r"the span", {"events": Raising()}),
     ],
 )
-def test_whatever_raises_inside_of_a_span_makes_it_invalid(path: str, fields: dict[str, Any]) -> None:
+def test_any_exception_raised_by_a_field_makes_the_span_invalid(path: str, fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidSpanError, match=rf"^{path}.* cannot be read: ") as caught:
         SpanEncoder().encode(span_like(**fields))
     assert isinstance(caught.value.__cause__, Broken)
@@ -173,7 +173,7 @@ def test_a_property_that_raises_makes_the_span_invalid_and_is_named() -> None:
 
 
 @pytest.mark.parametrize("thing", [None, "a span", 5, {"name": "x"}, object(), Span, Raising()], ids=range(7))
-def test_what_is_no_span_is_refused_like_a_bad_one(thing: Any) -> None:
+def test_an_object_that_is_not_a_span_is_refused_like_an_invalid_span(thing: Any) -> None:
     with pytest.raises(
         InvalidSpanError, match=r"is not a span: .* has no attribute 'parent'|^(parent|the span) cannot be read"
     ):
@@ -211,7 +211,7 @@ def test_an_int_that_overrides_comparison_is_checked_by_its_value() -> None:
         encode(dropped_links=Modest(2**40))
 
 
-def test_what_is_only_called_a_set_is_not_sorted_to_be_shown() -> None:
+def test_an_object_that_only_resembles_a_set_is_not_sorted_for_its_message() -> None:
     def count_on(self: object) -> Iterator[int]:
         yield from range(1000)
         raise AssertionError("it was read to its end")

@@ -115,7 +115,7 @@ def test_records_do_not_change() -> None:
         span.name = "other"  # type: ignore[misc]  # on purpose
 
 
-def test_a_mapping_that_raises_is_kept_for_the_encoder_to_read_what_can_be_read() -> None:
+def test_a_mapping_that_raises_is_kept_for_the_encoder_to_read_in_part() -> None:
     class Broken(dict[str, int]):
         def keys(self) -> Any:
             raise OSError("gone")
@@ -214,13 +214,13 @@ def test_records_are_equal_by_value() -> None:
     assert make_span(attributes={"a": [1]}) != make_span(attributes={"a": [2]})
 
 
-def test_what_is_no_mapping_is_kept_for_the_encoder_to_refuse() -> None:
+def test_an_object_that_is_not_a_mapping_is_kept_for_the_encoder_to_refuse() -> None:
     not_a_mapping: Any = ["a"]
     assert Resource(not_a_mapping).attributes is not_a_mapping
     assert SpanContext(1, 2, trace_state=not_a_mapping).trace_state is not_a_mapping
 
 
-def test_records_can_be_copied_and_pickled_with_what_they_hold() -> None:
+def test_records_can_be_copied_and_pickled_with_their_contents() -> None:
     nested = MappingProxyType({"a": ({"b": [1]}, MappingProxyType({"c": b"d"}))})
     context = SpanContext(1, 2, trace_state={"a": "b"})
     span = make_span(

@@ -1,156 +1,30 @@
-"""The client that sends requests: the exporter's own, or a given one; its TLS files, and advice on failures of TLS."""
+"""The TLS files of an exporter, which are read again when they were renewed, and advice on failures of TLS."""
 
 from __future__ import annotations
 
-import http.cookiejar
 import os
 import ssl
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
 
 import attrs
 import certifi
-import httpx
-import trio
 
 from .._settings.environment import warn_once
-from .packages import classes, package_of
-from .proxies import MissingProxySupport, proxy_for
 
 __all__ = [
-    "KEEPALIVE_EXPIRY",
-    "AsyncClient",
-    "AsyncTransport",
+    "File",
+    "RenewedContext",
     "TLSAdvice",
     "TLSSettings",
-    "check_client",
-    "check_transport",
     "client_context",
     "default_context",
-    "make_client",
     "tls_advice",
 ]
 
-# Seconds for which an idle connection is kept: longer than the delay between two batches. Servers close idle
-# connections after 5 (uvicorn) to 75 (nginx) seconds; httpcore notices that before it reuses one.
-KEEPALIVE_EXPIRY = 30.0
-
-
-class AsyncClient(Protocol):
-    """An ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``, for type checkers."""
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
-
-    async def send(self, request: Any, *, stream: bool = ..., follow_redirects: Any = ...) -> Any:
-        """Send a request."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-
-
-class AsyncTransport(Protocol):
-    """An ``httpx.AsyncBaseTransport`` or an ``httpx2.AsyncBaseTransport``, for type checkers."""
-
-    async def handle_async_request(self, request: Any) -> Any:
-        """Send a request."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-
-
-class _NoCookies(http.cookiejar.CookieJar):
-    """Neither stores nor sends cookies, so that no state of a server is kept between requests."""
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Ignore the cookies of ``response``."""
-
-    def add_cookie_header(self, request: Any) -> None:
-        """Leave ``request`` as it is."""
-
-
-class _Unconnected(httpx.AsyncBaseTransport):
-    """Fails every request, in place of an unusable proxy, which must not be bypassed."""
-
-    def __init__(self, problem: str) -> None:
-        self._problem = problem
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Fail, after a checkpoint as with any other transport."""
-        await trio.lowlevel.checkpoint()
-        raise httpx.ConnectError(self._problem, request=request)
-
-
-def make_client(url: httpx.URL, transport: AsyncTransport | None, context: ssl.SSLContext | None) -> httpx.AsyncClient:
-    """Return a client for ``url``, of the same package as ``transport``, that keeps no state but connections.
-
-    Raises:
-        ValueError: A proxy variable cannot be used. Its value is not shown.
-    """
-    package = httpx if transport is None else package_of(transport, "AsyncBaseTransport")
-    proxy = proxy_for(url) if transport is None else None
-    if isinstance(proxy, MissingProxySupport):
-        transport, proxy = _Unconnected(proxy.problem), None
-    elif proxy is not None and proxy.url.scheme == "https":
-        proxy.ssl_context = default_context()
-    client: httpx.AsyncClient = package.AsyncClient(
-        # A transport has its own TLS settings.
-        verify=context or (transport is not None) or default_context(),
-        proxy=proxy,
-        transport=transport,
-        # The proxy variables, which httpx would read, were read above.
-        trust_env=False,
-        cookies=_NoCookies(),
-        timeout=None,
-        # The batcher bounds concurrent exports; a smaller bound here would make them wait for a connection within
-        # their timeout.
-        limits=package.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_EXPIRY),
-    )
-    return client
-
-
-def check_client(client: object) -> httpx.AsyncClient:
-    """Return ``client``; raise if it cannot send requests or has parameters, which logs show."""
-    package = package_of(client, "AsyncClient")
-    if package is None:
-        raise TypeError(
-            f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
-        )
-    own: httpx.AsyncClient = client  # type: ignore[assignment]  # httpx2's has the same interface
-    # Private: there is no public way. If a later version keeps them elsewhere, the first request fails in the client.
-    transports = [getattr(own, "_transport", None), *getattr(own, "_mounts", {}).values()]
-    for transport in transports:
-        other = None if transport is None else package_of(transport, "AsyncBaseTransport")
-        if other not in (None, package):
-            raise TypeError(
-                f"client is an {package.__name__}.AsyncClient with a transport of {other.__name__} "
-                f"({type(transport).__name__}); httpx and httpx2 do not work together: take both from one package"
-            )
-    if own.params:
-        raise ValueError(
-            "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
-        )
-    return own
-
-
-def check_transport(transport: object) -> None:
-    """Raise `TypeError` unless ``transport`` is an async transport."""
-    if not isinstance(transport, classes("AsyncBaseTransport")):
-        raise TypeError(
-            f"transport is of type {_name_of_type(transport)}; it must be an httpx.AsyncBaseTransport, such as "
-            "httpx.AsyncHTTPTransport(), or an httpx2.AsyncBaseTransport"
-        )
-
-
-def _name_of_type(thing: object) -> str:
-    kind = type(thing)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-_File = str | os.PathLike[str]
+File = str | os.PathLike[str]
 
 # How many characters of a file's name are shown.
 _LONGEST_SHOWN = 300
@@ -202,10 +76,59 @@ def _any(names: Sequence[str]) -> str:
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+class RenewedContext:
+    """The TLS context of an exporter, made again when a file has changed: certificates are renewed while programs run.
+
+    A new file that cannot be used (it may be half written) leaves the context as it was, and is looked at again with
+    the next connection.
+
+    Args:
+        files: The certificate, client certificate and client key of `client_context`.
+        verify: As for `client_context`.
+
+    Raises:
+        ValueError: A file that is given cannot be used.
+    """
+
+    def __init__(self, *files: File | None, verify: bool) -> None:
+        self._files = files
+        self._verify = verify
+        self._versions: list[tuple[int, ...]] = []
+        self._context = self._renew()
+
+    def __call__(self) -> ssl.SSLContext:
+        """Return the context for a new connection."""
+        if self._versions != self._current_versions():
+            # If it fails, the new version is not noted, and the file is read again for the next connection.
+            with suppress(OSError, ValueError):
+                self._context = self._renew()
+        return self._context
+
+    def _renew(self) -> ssl.SSLContext:
+        # Looked at before the files are read, so that a change in between is not missed.
+        versions = self._current_versions()
+        context = client_context(*self._files, verify=self._verify) or default_context()
+        self._versions = versions
+        return context
+
+    def _current_versions(self) -> list[tuple[int, ...]]:
+        files = *self._files, os.environ.get("SSL_CERT_FILE")
+        return [_version_of(file) for file in files if file]
+
+
+def _version_of(file: File) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written: also through a symbolic link, as Kubernetes does it."""
+    try:
+        found = os.stat(file)  # noqa: PTH116  # a Path cannot be made of every name
+    except (OSError, ValueError):
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+
 def client_context(
-    certificate: _File | None,
-    client_certificate: _File | None,
-    client_key: _File | None,
+    certificate: File | None,
+    client_certificate: File | None,
+    client_key: File | None,
     *,
     verify: bool = True,
 ) -> ssl.SSLContext | None:
@@ -261,7 +184,7 @@ def default_context() -> ssl.SSLContext:
     return context
 
 
-def _trusting(certificate: _File | None) -> ssl.SSLContext:
+def _trusting(certificate: File | None) -> ssl.SSLContext:
     if certificate is None:
         return default_context()
     context = _new_context()
@@ -297,7 +220,7 @@ def _new_context() -> ssl.SSLContext:
     return context
 
 
-def _load(context: ssl.SSLContext, *, cafile: _File | None = None, capath: _File | None = None) -> str | None:
+def _load(context: ssl.SSLContext, *, cafile: File | None = None, capath: File | None = None) -> str | None:
     """Load CAs. Return the problem if that fails."""
     try:
         context.load_verify_locations(cafile, capath)
@@ -307,7 +230,7 @@ def _load(context: ssl.SSLContext, *, cafile: _File | None = None, capath: _File
     return None
 
 
-def _check_readable(what: str, path: _File) -> None:
+def _check_readable(what: str, path: File) -> None:
     if "-----BEGIN " in str(path):
         raise ValueError(f"{what} (not shown) is a PEM; it must be the name of a file")
     # Raised within ``except``, an exception would have the file's name in its context.
@@ -316,7 +239,7 @@ def _check_readable(what: str, path: _File) -> None:
         raise ValueError(f"{what} {_shown(path)} cannot be read: {problem}")
 
 
-def _problem_with(path: _File) -> str | None:
+def _problem_with(path: File) -> str | None:
     try:
         with Path(path).open("rb"):
             return None
@@ -326,7 +249,7 @@ def _problem_with(path: _File) -> str | None:
         return "a file's name has no such characters"
 
 
-def _shown(path: _File) -> str:
+def _shown(path: File) -> str:
     """Return a file's name, unless it may be a key instead: without its first and last line, that is one long text."""
     name = os.fspath(path)
     return repr(name) if len(name) <= _LONGEST_SHOWN and name.isprintable() else "(not shown)"

@@ -1,0 +1,166 @@
+"""What requests are sent with: the exporter's own transport, a given transport, or a given client."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any, Protocol
+
+import httpx
+import trio
+
+from .._version import __version__
+from .connecting import TCPNetwork
+from .packages import classes, package_of
+from .proxies import MissingProxySupport, proxy_for
+from .tls import File, RenewedContext, default_context
+from .transport import HTTPTransport
+
+__all__ = ["USER_AGENT", "AsyncClient", "AsyncTransport", "Sender", "check_client", "check_transport", "own_transport"]
+
+# With the exporter, its language and version: https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent
+USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
+
+
+class AsyncClient(Protocol):
+    """An ``httpx.AsyncClient`` or an ``httpx2.AsyncClient``, for type checkers."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+
+    async def send(self, request: Any, *, stream: bool = ..., follow_redirects: Any = ...) -> Any:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class AsyncTransport(Protocol):
+    """An ``httpx.AsyncBaseTransport`` or an ``httpx2.AsyncBaseTransport``, for type checkers."""
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class Sender:
+    """Sends requests by a transport, or by a client that was given.
+
+    A transport is called directly: an ``httpx.AsyncClient`` around it would cost more than the transport, and would
+    keep cookies, follow redirects and log URLs.
+
+    Args:
+        way: The transport or the client.
+    """
+
+    def __init__(self, way: AsyncClient | AsyncTransport) -> None:
+        package = package_of(way, "AsyncClient")
+        self._client: Any = None if package is None else way
+        self._transport: Any = way if package is None else None
+        self._package: Any = package_of(way, "AsyncBaseTransport") if package is None else package
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the exporter's own transport."""
+        return isinstance(self._transport, HTTPTransport)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._client is not None and bool(self._client.is_closed)
+
+    def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
+        """Return a request. A client adds its own headers, cookies and credentials.
+
+        Args:
+            method: The method.
+            url: The URL.
+            parts: Further arguments of ``httpx.Request``.
+        """
+        if self._client is None:
+            # httpx2 does not take a URL of httpx.
+            request: httpx.Request = self._package.Request(method, url if self._package is httpx else str(url), **parts)
+        else:
+            request = self._client.build_request(method, str(url), timeout=None, **parts)
+        return request
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send ``request`` and return the response, whose body is not read yet. Redirects are not followed.
+
+        Args:
+            request: The request.
+            options: Further arguments of the client's ``send``.
+        """
+        if self._client is None:
+            response: httpx.Response = await self._transport.handle_async_request(request)
+            response.request = request
+        else:
+            response = await self._client.send(request, stream=True, follow_redirects=False, **options)
+        return response
+
+    async def aclose(self) -> None:
+        """Close the transport. A client is left open."""
+        if self._transport is not None:
+            await self._transport.aclose()
+
+
+class _Unconnected(httpx.AsyncBaseTransport):
+    """Fails every request, in place of an unusable proxy, which must not be bypassed."""
+
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Fail, after a checkpoint as with any other transport."""
+        await trio.lowlevel.checkpoint()
+        raise httpx.ConnectError(self._problem, request=request)
+
+
+def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = None) -> httpx.AsyncBaseTransport:
+    """Return the transport for ``url``, with the proxy that the environment names.
+
+    Args:
+        url: The endpoint.
+        context: The TLS settings.
+        uds: The path of a Unix domain socket that leads to the endpoint, without a proxy.
+
+    Raises:
+        ValueError: A proxy variable cannot be used. Its value is not shown.
+    """
+    proxy = None if uds is not None else proxy_for(url)
+    if isinstance(proxy, MissingProxySupport):
+        return _Unconnected(proxy.problem)
+    network = TCPNetwork(None if uds is None else os.fspath(uds))
+    return HTTPTransport(context, proxy=proxy, proxy_context=default_context, network=network)
+
+
+def check_client(client: object) -> AsyncClient:
+    """Return ``client``; raise if it cannot send requests or has parameters, which logs show."""
+    package = package_of(client, "AsyncClient")
+    if package is None:
+        raise TypeError(
+            f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
+        )
+    own: Any = client
+    if own.params:
+        raise ValueError(
+            "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
+        )
+    return own  # type: ignore[no-any-return]  # checked above
+
+
+def check_transport(transport: object) -> None:
+    """Raise `TypeError` unless ``transport`` is an async transport."""
+    if not isinstance(transport, classes("AsyncBaseTransport")):
+        raise TypeError(
+            f"transport is of type {_name_of_type(transport)}; it must be an httpx.AsyncBaseTransport, such as "
+            "httpx.AsyncHTTPTransport(), or an httpx2.AsyncBaseTransport"
+        )
+
+
+def _name_of_type(thing: object) -> str:
+    kind = type(thing)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
