@@ -24,20 +24,17 @@ from ._arguments import (
     retry_or_default,
 )
 from ._errors import tell_accepted
-from ._exporter import is_closed
+from ._exporter import LocationChecker, is_closed
 from ._reporting.health_log import HealthLog
 from ._reporting.log import Log
 from ._reporting.losses import Losses
 from ._reporting.statistics import FlushReport, Loss, SpanBatcherStatistics
 from ._runtime.driver import Driver
+from ._runtime.runtime import Runtime
 from ._runtime.supervisor import IN_A_FORKED_CHILD, Supervisor
-from ._scheduler.admission import Admission
 from ._scheduler.flush import Flush
-from ._scheduler.ledger import Ledger
-from ._scheduler.location import Lane
-from ._scheduler.locations import Lanes
-from ._scheduler.shared import Shared
-from ._scheduler.slots import ExportSlots
+from ._scheduler.location import Location
+from ._scheduler.scheduler import Scheduler
 from ._settings.environment import default_resource
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.batch import EncodedSpan, cost_after, cost_of
@@ -55,6 +52,9 @@ _NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as 
 
 # ``add_spans`` lets other tasks run after this many spans: encoding one takes 10 to 20 us.
 _SPANS_A_CHECKPOINT = 64
+
+# A flush lets other tasks run after this many locations: watching one takes 2 us.
+_LOCATIONS_A_CHECKPOINT = 256
 
 
 @attrs.define
@@ -116,30 +116,36 @@ class SpanBatcher:
         limits = limits_or_default(limits)
         exporter = exporter_or_default(exporter)
         on_loss = checked_function("on_loss", on_loss)
-        self._supervisor = Supervisor(checked_timeout(shutdown_timeout), strict)
-        self._shared = self._supervisor.shared = Shared(
+        self._driver = Driver()
+        self._supervisor = Supervisor(checked_timeout(shutdown_timeout), strict, self._driver)
+        self._scheduler = Scheduler(
+            limits,
+            retry_or_default(retry, exporter),
+            policy_function(batch),
+            # Checked once, as an isinstance check against a protocol is slow.
+            exporter.check_location if isinstance(exporter, LocationChecker) else None,
+            checked("rng", rng, random.Random) or random.Random(),
+            trio.current_time,
+            trio.open_memory_channel[bytes],
+            self._driver.wake_from_anywhere,
+        )
+        self._runtime = self._supervisor.runtime = self._driver.runtime = Runtime(
             exporter=exporter,
-            limits=limits,
-            retry=retry_or_default(retry, exporter),
-            rng=checked("rng", rng, random.Random) or random.Random(),
+            scheduler=self._scheduler,
             logger=log,
-            ledger=Ledger(kept_ended=limits.max_locations),
             losses=Losses(on_loss, limits.max_pending_bytes, log, trio.current_time),
             health=HealthLog(log, checked_level(log_level), trio.current_time, limits.max_locations),
-            slots=ExportSlots(limits.max_exports),
-            start=self._supervisor.start,
+            start_delivery=self._supervisor.start_delivery,
+            wake=self._driver.wake,
         )
-        self._supervisor.driver = driver = Driver(self._shared)
-        self._shared.agenda = driver.agenda
-        self._lanes = self._shared.lanes = Lanes(self._shared, policy_function(batch))
-        self._live = self._lanes.by_location
-        self._admission = self._shared.admission = Admission(self._shared)
+        self._live = self._scheduler.locations
+        self._admission = self._scheduler.admission
         self._encoder = SpanEncoder(default_resource(os.environ))
         self._entered = False
 
     def __repr__(self) -> str:
-        state = "open" if self._admission.is_open else "closed" if self._entered else "not entered"
-        total = self._shared.ledger.total()
+        state = "open" if self._runtime.thread_id is not None else "closed" if self._entered else "not entered"
+        total = self._scheduler.ledger.total
         return f"<SpanBatcher, {state}: {total.accepted} accepted, {total.pending} pending>"
 
     # -- adding ------------------------------------------------------------------------------------------------
@@ -158,7 +164,7 @@ class SpanBatcher:
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
-        if get_ident() != self._admission.thread_id:
+        if get_ident() != self._runtime.thread_id:
             self._check_open()
         encoded = self._encoder.encode(span)
         if not self._try_admit(location, encoded):
@@ -178,7 +184,7 @@ class SpanBatcher:
         self._check_open()
         encoded = self._encoded_if_they_fit(spans)
         if not encoded:
-            self._lanes.check(location)
+            self._scheduler.check(location)
         elif not self._try_admit_all(location, encoded):
             raise trio.WouldBlock
 
@@ -249,12 +255,12 @@ class SpanBatcher:
             self._check_open()
             waited = await self._admit_next(location, self._encoder.encode(span), progress)
         if not progress.accepted:
-            self._lanes.check(location)
+            self._scheduler.check(location)
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _check_open(self) -> None:
-        if self._admission.is_open:
+        if self._runtime.thread_id is not None:
             if not self._supervisor.is_here():
                 raise RuntimeError(
                     "a batcher can be used only in the trio run in which it was entered; in a thread of that run use "
@@ -269,33 +275,33 @@ class SpanBatcher:
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit(self, location: str, span: EncodedSpan) -> bool:
-        # `Lanes.get` inlined, as each call takes 5% of the time of accepting a span. Not for a subclass of str, which
-        # might compare equal to another location.
-        lane = self._live.get(location) if type(location) is str else self._lanes.get(location)
-        if lane is not None and self._admission.try_admit(lane, span):
+        # `Scheduler.get` inlined, as each call takes 5% of the time of accepting a span. Not for a subclass of str,
+        # which might compare equal to another location.
+        live = self._live.get(location) if type(location) is str else self._scheduler.get(location)
+        if live is not None and self._admission.try_admit(live, span, trio.current_time):
             return True
-        return self._try_admit_first(location, lane, span)
+        return self._try_admit_first(location, live, span)
 
-    def _try_admit_first(self, location: str, lane: Lane | None, span: EncodedSpan) -> bool:
+    def _try_admit_first(self, location: str, live: Location | None, span: EncodedSpan) -> bool:
         """Open the location if necessary, and admit a span."""
         self._admission.check_can_ever_fit(1, cost_of([span]))
-        if lane is not None:
+        if live is not None:
             return False
-        return self._admission.try_admit(self._lanes.open(location), span)
+        return self._admission.try_admit(self._scheduler.open(location), span, trio.current_time)
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit_all(self, location: str, spans: list[EncodedSpan]) -> bool:
-        lane = self._lanes.get(location) or self._lanes.open(location)
-        return self._admission.try_admit_all(lane, spans)
+        live = self._scheduler.get(location) or self._scheduler.open(location)
+        return self._admission.try_admit_all(live, spans, trio.current_time)
 
     @trio.lowlevel.enable_ki_protection
     async def _admit(self, location: str, span: EncodedSpan) -> bool:
         """Admit a span, waiting if necessary. Return whether this was a checkpoint."""
         if self._try_admit(location, span):
             return False
-        lane = self._lanes.get(location)
-        assert lane is not None, "the location is live or was opened just now"
-        await self._admission.wait(lane, span)
+        live = self._scheduler.get(location)
+        assert live is not None, "the location is live or was opened just now"
+        await self._runtime.wait_until_admitted(self._admission.join(live, span))
         return True
 
     @trio.lowlevel.enable_ki_protection
@@ -324,16 +330,20 @@ class SpanBatcher:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         if location is not None:
-            self._lanes.check(location)
-        self._shared.feed()
+            self._scheduler.check(location)
+        self._runtime.feed()
         flush = Flush()
-        lanes = tuple(self._lanes) if location is None else (self._lanes.get(location),)
-        watched = [(lane, lane.flush(flush)) for lane in lanes if lane is not None and lane.account.pending]
+        live = tuple(self._live.values()) if location is None else (self._scheduler.get(location),)
         try:
-            await flush.wait()
+            for number, one in enumerate(live, 1):
+                if one is not None:
+                    self._scheduler.watch(one, flush)
+                if number % _LOCATIONS_A_CHECKPOINT == 0:
+                    await trio.lowlevel.checkpoint()
+            flush.watches_all = True
+            await self._runtime.wait_until_flushed(flush)
         finally:
-            for lane, part in watched:
-                lane.forget_flush(part)
+            self._scheduler.forget(flush)
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:
@@ -349,12 +359,8 @@ class SpanBatcher:
                 "statistics() can be called only in the batcher's trio run until the batcher is left; in a thread use "
                 "trio.from_thread.run_sync(batcher.statistics)"
             )
-        live = {lane.location: lane for lane in self._lanes}
-        locations = {
-            location: live[location].statistics() if location in live else account.statistics()
-            for location, account in self._shared.ledger.accounts()
-        }
-        return SpanBatcherStatistics(**self._shared.ledger.total().counts(), locations=locations)
+        locations = self._scheduler.counts(trio.current_time() if self._supervisor.is_here() else 0.0)
+        return SpanBatcherStatistics(**self._scheduler.ledger.total.counts(), locations=locations)
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:
@@ -362,7 +368,7 @@ class SpanBatcher:
 
         At most ``Limits.max_pending_bytes`` are kept; the rest is counted and logged.
         """
-        return self._shared.losses.kept
+        return self._runtime.losses.kept
 
     # -- entering and leaving ----------------------------------------------------------------------------------
 
@@ -370,7 +376,7 @@ class SpanBatcher:
     async def __aenter__(self) -> Self:
         if self._entered:
             raise trio.BusyResourceError("a SpanBatcher can be entered only once; make another one")
-        if is_closed(exporter := self._shared.exporter):
+        if is_closed(exporter := self._runtime.exporter):
             raise trio.ClosedResourceError(
                 f"the {type(exporter).__name__} is closed, as a batcher closes its exporter when it is left; "
                 "make an exporter for each batcher"

@@ -174,7 +174,7 @@ async def test_there_are_no_other_metrics_and_no_other_attributes_than_the_conve
 async def test_without_a_meter_provider_there_are_none(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         BatcherSpanProcessor(batcher)
-        assert batcher._shared.observers == []
+        assert batcher._runtime.observers == []
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------
@@ -537,7 +537,7 @@ async def test_a_failing_meter_does_not_affect_a_delivery(
     metrics = Metrics()
     async with watched_batcher(InMemoryExporter()) as batcher:
         BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
-        (observer,) = batcher._shared.observers
+        (observer,) = batcher._runtime.observers
         monkeypatch.setattr(observer._duration, "record", fail)  # type: ignore[attr-defined]  # of BatcherMetrics
         batcher.add_span_nowait("default", make_span())
         assert (await batcher.flush()).delivered == 1

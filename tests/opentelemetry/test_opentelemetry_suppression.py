@@ -256,4 +256,4 @@ def test_the_batcher_does_not_import_the_sdk() -> None:
 
 
 def test_a_batcher_needs_no_bridge() -> None:
-    assert SpanBatcher(InMemoryExporter())._shared.feeders == []
+    assert SpanBatcher(InMemoryExporter())._runtime.feeders == []

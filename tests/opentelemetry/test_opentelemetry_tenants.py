@@ -418,7 +418,7 @@ async def test_a_finalizer_that_ends_a_span_inside_the_core_hands_it_over(
                 handed_over.append(processor.statistics().handed_over)
 
         monkeypatch.setattr(
-            batcher._lanes, "_checker", type("Checker", (), {"check_location": check_location})(), raising=True
+            batcher._scheduler, "_check_location", lambda location: check_location(None, location), raising=True
         )
         with use_location("acme"):
             EndedByFinalizer(tracer.start_span("of acme"), end)

@@ -337,7 +337,7 @@ def test_a_span_handed_over_while_the_run_ends_is_counted(monkeypatch: pytest.Mo
             pass
 
     trio.run(main)
-    monkeypatch.setattr(batcher._admission, "thread_id", 1)
+    monkeypatch.setattr(batcher._runtime, "thread_id", 1)
     end_spans(tracer, 2)
     assert drops(processor) == {"already_shutdown": 2}
     assert_all_counted(processor, batcher)

@@ -75,9 +75,9 @@ async def test_an_idle_location_ends_even_after_its_waiting_adder_was_cancelled(
         batcher.add_span_nowait("hangs", make_span(size=100))
         with trio.move_on_after(5):
             await batcher.add_span("a", make_span(size=100))
-        assert len(batcher._lanes) == 2
+        assert len(batcher._live) == 2
         await trio.sleep(11)
-        assert len(batcher._lanes) == 1
+        assert len(batcher._live) == 1
 
 
 async def test_the_wait_that_the_server_asked_for_outlives_an_idle_location(autojump_clock: MockClock) -> None:
@@ -333,7 +333,7 @@ async def test_reprs_tell_the_state(autojump_clock: MockClock) -> None:
         batcher.add_spans_nowait("a", make_spans(3))
         await wait_all_tasks_blocked()
         assert repr(batcher) == "<SpanBatcher, open: 3 accepted, 3 pending>"
-        assert [repr(lane) for lane in batcher._lanes] == ["<Lane 'a': 1 queued, 2 in flight>"]
+        assert [repr(location) for location in batcher._live.values()] == ["<Location 'a': 1 queued, 2 in flight>"]
 
 
 # -- the drain -------------------------------------------------------------------------------------------------

@@ -265,10 +265,10 @@ def test_a_log_handler_that_exits_before_and_after_the_batcher_runs_is_not_held_
             pass
 
     with pytest.raises(SystemExit):
-        batcher._shared.logger.error("before")
+        batcher._runtime.logger.error("before")
     trio.run(main)
     with pytest.raises(SystemExit):
-        batcher._shared.logger.error("after")
+        batcher._runtime.logger.error("after")
 
 
 # -- the exit status -------------------------------------------------------------------------------------------------

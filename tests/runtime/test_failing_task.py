@@ -11,7 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.batchers import make_span, make_spans, watched_batcher
 from trio_spanbatch import BatchPolicy, ExportResult, Limits, Loss, SpanBatch, SpanBatcher
 from trio_spanbatch._runtime.delivery import Delivery
-from trio_spanbatch._scheduler.location import Lane
+from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.scheduler import Scheduler
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
 
@@ -55,7 +56,8 @@ class InternalError(Exception):
 
 @pytest.mark.parametrize("attempt", range(5))
 @pytest.mark.parametrize(
-    ("task", "method"), [(Lane, "_use_slot"), (Lane, "step"), (Delivery, "_answer"), (Delivery, "_next_part")]
+    ("task", "method"),
+    [(Scheduler, "_begin_export"), (Scheduler, "_look"), (Delivery, "_answer"), (Delivery, "_next_part")],
 )
 async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken(
     task: type, method: str, attempt: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -63,9 +65,10 @@ async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken
     ends: Counter[str] = Counter()
     works = getattr(task, method)
 
-    def fail_for_b(self: Lane | Delivery, *args: object) -> object:
-        lane = self if isinstance(self, Lane) else self._lane
-        if lane.location == "b" and trio.current_time() >= 5:
+    def fail_for_b(self: Scheduler | Delivery, *args: object) -> object:
+        location = args[0] if isinstance(self, Scheduler) else self._location
+        assert isinstance(location, Location)
+        if location.name == "b" and trio.current_time() >= 5:
             raise InternalError
         return works(self, *args)
 

@@ -312,8 +312,8 @@ async def test_observers_and_feeders_that_raise_disturb_no_delivery_and_no_drain
 ) -> None:
     failure = FAILURES[what](await kept_cancelled())
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
-        batcher._shared.observers.append(RaisingObserver(failure))
-        batcher._shared.feeders.append(RaisingFeeder(failure))
+        batcher._runtime.observers.append(RaisingObserver(failure))
+        batcher._runtime.feeders.append(RaisingFeeder(failure))
         batcher.add_spans_nowait("a", make_spans(3))
         await batcher.flush()
         batcher.add_spans_nowait("a", make_spans(3))
@@ -416,7 +416,7 @@ class IntakeWatch(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         if self._batcher._supervisor._nursery.cancel_scope.cancel_called:
             self.has_ended = True
-            self.let_in |= self._batcher._admission.is_open
+            self.let_in |= self._batcher._runtime.thread_id is not None
 
     task_exited = after_task_step
 

@@ -115,7 +115,7 @@ async def add_spans(batcher: SpanBatcher) -> None:
 
 
 @pytest.mark.parametrize("add", [add_span_nowait, add_spans_nowait, add_span, add_spans])
-@pytest.mark.parametrize("where", ["check_location", "batch", "Ledger.accept"])
+@pytest.mark.parametrize("where", ["check_location", "batch", "Admission._store"])
 def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
     where: str, add: Callable[[SpanBatcher], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,9 +126,8 @@ def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
             ctrl_c()
         return NEVER
 
-    if where == "Ledger.accept":
-        # Not at its end: without protection, a span that is counted but not queued keeps its location busy for ever.
-        monkeypatch.setattr(Ledger, "accept", ctrl_c.at_the_beginning_of(Ledger.accept))
+    if where == "Admission._store":
+        monkeypatch.setattr(Admission, "_store", ctrl_c.at_the_beginning_of(Admission._store))
     exporter = CheckingExporter(ctrl_c) if where == "check_location" else InMemoryExporter()
     batcher = SpanBatcher(exporter, batch=policy)
 
@@ -145,7 +144,7 @@ def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
 
 def test_ctrl_c_as_an_adder_begins_to_wait_accepts_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ctrl_c = CtrlC()
-    monkeypatch.setattr(Admission, "_serve", ctrl_c.at_the_end_of(Admission._serve))
+    monkeypatch.setattr(Admission, "join", ctrl_c.at_the_end_of(Admission.join))
     batcher = SpanBatcher(InMemoryExporter(delay=1), batch=NEVER, limits=Limits(max_queued_spans=1))
 
     async def main() -> None:

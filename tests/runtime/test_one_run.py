@@ -230,7 +230,7 @@ async def test_a_child_that_is_forked_while_the_batcher_is_entered_gets_a_runtim
     class ForksAtTheFirstStep(trio.abc.Instrument):
         def before_task_step(self, task: trio.lowlevel.Task) -> None:
             if "_supervise" in task.name and not told:
-                assert not batcher._admission.is_open
+                assert batcher._runtime.thread_id is None
                 told.append(errors_in_a_child(lambda: batcher.add_span_nowait("a", make_span())))
 
     trio.lowlevel.add_instrument(instrument := ForksAtTheFirstStep())
@@ -384,7 +384,7 @@ async def test_leaving_a_batcher_in_another_task_is_refused_and_the_batcher_stay
             await batcher.__aexit__(None, None, None)
         refused.set()
         await wait_all_tasks_blocked()
-        assert batcher._shared.draining
+        assert batcher._scheduler.draining
         with pytest.raises(RuntimeError, match="is being left"):
             await batcher.__aexit__(None, None, None)
     assert batcher.statistics().delivered == 1

@@ -28,7 +28,7 @@ from trio_spanbatch import (
     TooManyLocationsError,
 )
 from trio_spanbatch._errors import tell_accepted
-from trio_spanbatch._scheduler.ledger import Ledger
+from trio_spanbatch._scheduler.admission import Admission
 from trio_spanbatch.testing import InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
@@ -246,19 +246,19 @@ async def test_the_error_for_add_spans_outside_of_the_batcher_says_that_no_span_
 
 @pytest.mark.parametrize("place", ["the beginning", "the end"])
 def test_a_ctrl_c_while_a_span_is_accepted_counts_that_span(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    accept = Ledger.accept
+    store = Admission._store
     calls = 0
 
-    def accept_and_press(self: Ledger, *args: Any) -> None:
+    def store_and_press(self: Admission, *args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 3 and place == "the beginning":
             signal.raise_signal(signal.SIGINT)
-        accept(self, *args)
+        store(self, *args)
         if calls == 3 and place == "the end":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Ledger, "accept", accept_and_press)
+    monkeypatch.setattr(Admission, "_store", store_and_press)
     told: list[tuple[object, int]] = []
 
     async def main() -> None:

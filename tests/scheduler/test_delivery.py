@@ -415,14 +415,14 @@ async def test_an_idle_location_ends_and_a_new_span_opens_it_again(autojump_cloc
         batcher.add_span_nowait("a", make_span())
         await trio.sleep(199)
         # Not while a delivery is outstanding, however long it takes.
-        assert len(batcher._lanes) == 1
+        assert len(batcher._live) == 1
         assert trio.lowlevel.current_statistics().tasks_living == tasks + 1
         await trio.sleep(90)
         # A location is not a task.
-        assert len(batcher._lanes) == 1
+        assert len(batcher._live) == 1
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         await trio.sleep(2)
-        assert len(batcher._lanes) == 0
+        assert len(batcher._live) == 0
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
     assert batcher.statistics().locations["a"].delivered == 2

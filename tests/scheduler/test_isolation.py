@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import pytest
 import trio
@@ -26,7 +27,8 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._reporting.statistics import Settlement
 from trio_spanbatch._scheduler.isolation import MAX_REFUSALS, MAX_REQUESTS, Isolation
-from trio_spanbatch._scheduler.ledger import Lease
+from trio_spanbatch._scheduler.lease import Lease
+from trio_spanbatch._scheduler.location import Location
 from trio_spanbatch._scheduler.pace import RequestSizeLimit
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -350,7 +352,8 @@ async def test_a_half_that_passed_with_rejected_spans_implies_nothing_about_the_
 def isolate(count: int, bad: frozenset[int], status: int) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Isolate ``bad`` among ``count`` spans. Return each span's verdict, and the ranges that were sent."""
     spans = [EncodedSpan(bytes([1])) for _ in range(count)]
-    whole = Lease(SpanBatch("a", spans), 0, 0.0, None, count)
+    # Of no location, as isolation only splits it.
+    whole = Lease(cast(Location, None), SpanBatch("a", spans), 0, 0.0, None, count)
     isolation = Isolation(whole, Lease.split)
     verdicts: dict[int, str] = {}
     sent: list[tuple[int, int]] = []

@@ -14,7 +14,6 @@ open. Figures measured then (`AT_REST`) vary very little, and a few hundred addi
 from __future__ import annotations
 
 import gc
-import math
 import os
 import resource
 import stat
@@ -28,7 +27,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from trio_spanbatch._scheduler.location import Lane
+from trio_spanbatch._scheduler.location import Location
 
 __all__ = ["AT_REST", "SHORTEST", "UNDER_WAY", "Gauge", "Sample", "Verdict", "judge", "lanes_alive", "measure"]
 
@@ -188,7 +187,7 @@ def open_sockets() -> int:
 
 def lanes_alive() -> int:
     """Return the number of live locations, over all batchers."""
-    return sum(type(it) is Lane and it.look_at > -math.inf for it in gc.get_objects())
+    return sum(type(it) is Location and not it.has_ended for it in gc.get_objects())
 
 
 def _median(samples: Sequence[Sample], name: str) -> float:

@@ -4,14 +4,14 @@ It owns the batch as a lease, and always settles it with its location: however t
 remaining spans, so a cancelled delivery hands its spans back. If a server refuses the batch because of some spans,
 `Isolation` decides which parts to send instead, each as a separate lease.
 
-It starts with an export slot, which its location took for it. The slot is given back as soon as the attempt has ended,
-so no backoff holds one; the location gives it another for the next attempt.
+It starts with an export slot. The slot is given back as soon as the attempt has ended, so no backoff holds one; the
+scheduler gives it another for the next attempt.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
 
 import trio
 
@@ -19,11 +19,9 @@ from .._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancell
 from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
 from .._reporting.statistics import Settlement
 from .._scheduler.isolation import Isolation, Verdict
-from .._scheduler.ledger import Lease
-from .._scheduler.shared import Shared
-
-if TYPE_CHECKING:
-    from .._scheduler.location import Lane
+from .._scheduler.lease import Lease
+from .._scheduler.scheduler import Scheduler
+from .runtime import Runtime
 
 __all__ = ["Delivery"]
 
@@ -43,35 +41,36 @@ class _GaveUp(Exception):
 class Delivery:
     """Delivers one batch. It starts with an export slot."""
 
-    def __init__(self, lease: Lease, lane: Lane, shared: Shared) -> None:
-        self._lane = lane
-        self._shared = shared
+    def __init__(self, lease: Lease, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._scheduler = runtime.scheduler
+        self._location = lease.location
         self._open: dict[Lease, None] = {lease: None}
-        self._isolation = Isolation(lease, self._split)
+        self._isolation = Isolation(lease, partial(_split, runtime.scheduler, self._open))
         self._has_slot = True
         self._first_attempt_at: float | None = None
         self._last_result: ExportResult | None = None
         self._last_loss: Settlement | None = None
         self._seconds = 0.0
-        shared.tell_observers(lambda observer: observer.began(len(lease)))
+        runtime.tell_observers(lambda observer: observer.began(len(lease)))
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Deliver the batch. When cancelled, hand back the remaining spans."""
         try:
-            if self._lane.account.refuses_everything:
+            if self._location.account.refuses_everything:
                 self._isolation.probe_first()
             while (part := self._next_part()) is not None:
                 for verdict in await self._deliver(part):
                     self._settle(*verdict)
             if self._isolation.refused_everything:
-                self._lane.account.refuses_everything = True
+                self._location.account.refuses_everything = True
         except BaseException as exc:
-            self._shared.task_failed(exc)
+            self._runtime.task_failed(exc)
             raise
         finally:
             for lease in tuple(self._open):
-                reason = self._shared.stop_reason
+                reason = self._runtime.stop_reason
                 self._settle(lease, Settlement(undelivered=len(lease), reason=reason, cause=self._cause()))
             self._tell_observers()
 
@@ -80,36 +79,29 @@ class Delivery:
     def _next_part(self) -> Lease | None:
         """Return the part to send next, halved until it is no larger than the location's largest request."""
         part = self._isolation.next()
-        while part is not None and len(part) > 1 and part.batch.size > self._lane.largest_request:
+        while part is not None and len(part) > 1 and part.batch.size > self._location.pace.request_size.limit:
             self._isolation.halve()
             part = self._isolation.next()
         return part
-
-    def _split(self, lease: Lease, at: int) -> tuple[Lease, Lease]:
-        parts = lease.split(at)
-        self._lane.replace(lease, parts)
-        del self._open[lease]
-        self._open.update(dict.fromkeys(parts))
-        return parts
 
     def _settle(self, lease: Lease, settlement: Settlement) -> None:
         del self._open[lease]
         if settlement.delivered < len(lease):
             self._last_loss = settlement
-        # Before the location is told, which calls on_loss, which may run for long.
-        self._shared.tell_observers(lambda observer: observer.settled(settlement))
-        self._lane.settle(lease, settlement)
+        # Before on_loss, which may run for long.
+        self._runtime.tell_observers(lambda observer: observer.settled(settlement))
+        self._runtime.settle(lease, settlement)
 
     def _tell_observers(self) -> None:
         status_code = None if self._last_result is None else self._last_result.status_code
-        self._shared.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
+        self._runtime.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
 
     def _cause(self) -> str:
         """Return the kind of the last attempt's failure in one word."""
         if self._first_attempt_at is None or isinstance(self._last_result, Delivered):
             return ""
         if self._last_result is None:
-            return self._shared.stop_cause
+            return self._runtime.stop_cause
         return self._last_result.cause or str(self._last_result.status_code or "")
 
     async def _deliver(self, part: Lease) -> list[Verdict]:
@@ -124,9 +116,9 @@ class Delivery:
             cause = cause_of(bug.__cause__ or bug)
             return self._isolation.given_up(Settlement(undelivered=len(part), reason=str(bug), cause=cause))
         if isinstance(result, Refused):
-            return self._isolation.refused(result, give_up=self._lane.account.refuses_everything)
+            return self._isolation.refused(result, give_up=self._location.account.refuses_everything)
         if result.message and result.rejected <= 0:
-            self._shared.health.warned(part.batch.location, result.message)
+            self._runtime.health.warned(part.batch.location, result.message)
         return self._isolation.passed(result)
 
     async def _answer(self, part: Lease) -> Delivered | Refused:
@@ -144,7 +136,7 @@ class Delivery:
 
     async def _get_slot(self, part: Lease) -> None:
         """Wait for a slot, unless one is held already."""
-        if not self._has_slot and not await self._lane.wait_for_retry(part, self._give_up_at):
+        if not self._has_slot and not await self._runtime.wait_for_retry(part, self._give_up_at):
             raise _GaveUp(self._why_no_retry())
         self._has_slot = True
 
@@ -155,32 +147,33 @@ class Delivery:
         if self._has_slot:
             # The attempt failed before it began: no request is counted, and its slot is free again.
             self._has_slot = False
-            self._lane.export_ended(part, TryLater(reason))
+            self._note_end(part, TryLater(reason))
         raise _GaveUp(reason, last)
 
     def _reason_to_hand_back(self, part: Lease) -> str | None:
-        if self._shared.reason_to_hand_back is None:
+        if self._runtime.reason_to_hand_back is None:
             return None
         try:
-            return self._shared.reason_to_hand_back(part.batch.location)
+            return self._runtime.reason_to_hand_back(part.batch.location)
         except Exception as exc:
-            self._shared.logger.caught(exc, "the exporter raised for %r", part.batch)
+            self._runtime.logger.caught(exc, "the exporter raised for %r", part.batch)
             return f"the exporter raised {type(exc).__name__}"
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
-        asked_again_at = max(self._lane.back_off(result.after), trio.current_time() + (result.after or 0))
+        now = trio.current_time()
+        asked_again_at = max(self._scheduler.back_off(self._location, result.after, now), now + (result.after or 0))
         is_in_time = asked_again_at <= self._give_up_at
-        self._has_slot = is_in_time and await self._lane.wait_for_retry(part, self._give_up_at)
+        self._has_slot = is_in_time and await self._runtime.wait_for_retry(part, self._give_up_at)
         if not self._has_slot:
             raise _GaveUp(f"{self._why_no_retry()}: {result.reason}", result)
 
     @property
     def _give_up_at(self) -> float:
         began_at = self._first_attempt_at
-        return math.inf if began_at is None else began_at + self._shared.retry.max_elapsed
+        return math.inf if began_at is None else began_at + self._scheduler.retry.max_elapsed
 
     def _why_no_retry(self) -> str:
-        if self._shared.draining and self._shared.drain_deadline <= self._give_up_at:
+        if self._scheduler.draining and self._scheduler.drain_deadline <= self._give_up_at:
             return "no time for another attempt before the shutdown deadline"
         return "retries exhausted"
 
@@ -188,28 +181,38 @@ class Delivery:
         """Make one attempt, with the slot that is held, and give the slot back."""
         if self._first_attempt_at is None:
             self._first_attempt_at = trio.current_time()
-        self._lane.export_begins(part)
+        self._scheduler.attempt_began(part)
         result: ExportResult | None = None
         try:
             result = await self._export(part)
         finally:
-            # An attempt that was cancelled or raised may have arrived all the same.
-            if result is None or (isinstance(result, TryLater) and result.ambiguous):
-                self._shared.ledger.ambiguous(self._lane.account, part)
             self._has_slot = False
             self._last_result, self._seconds = result, trio.current_time() - self._first_attempt_at
-            self._lane.export_ended(part, result)
+            self._note_end(part, result)
         return result
+
+    def _note_end(self, part: Lease, result: ExportResult | None) -> None:
+        """Give the slot back, and log a failure or a recovery."""
+        # An attempt that was cancelled or raised may have arrived all the same.
+        ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
+        self._scheduler.attempt_ended(part, result, trio.current_time(), ambiguous=ambiguous)
+        self._runtime.wake()
+        location = part.batch.location
+        if isinstance(result, Delivered):
+            if result.rejected <= 0:
+                self._runtime.health.succeeded(location)
+        elif result is not None:
+            self._runtime.health.failed(location, result.reason)
 
     async def _export(self, part: Lease) -> ExportResult:
         """Call the exporter within the time that an attempt may take."""
-        timeout = self._shared.retry.attempt_timeout
+        timeout = self._scheduler.retry.attempt_timeout
         result: ExportResult | None = None
         fatal: BaseException | None = None
         try:
             with trio.move_on_after(timeout) as scope:
                 try:
-                    result = await self._shared.exporter.export(part.batch)
+                    result = await self._runtime.exporter.export(part.batch)
                 except BaseException as exc:
                     # Here, as the scope replaces the exception if the exporter left a scope open.
                     fatal = fatal_part(exc)
@@ -220,7 +223,7 @@ class Delivery:
         if scope.cancelled_caught:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
         if not isinstance(result, Delivered | TryLater | Refused):
-            self._shared.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
+            self._runtime.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
             message = f"the exporter returned {type(result).__name__}, which is not an ExportResult"
             raise _ExporterBug(message) from TypeError(message)
         return result
@@ -232,18 +235,18 @@ class Delivery:
             return
         if fatal is not None:
             # Before the attempt is accounted for, which calls on_loss and wakes other tasks.
-            self._shared.stop(f"the exporter raised {type(fatal).__name__}")
+            self._runtime.stop(f"the exporter raised {type(fatal).__name__}")
             # Kept now, as trio may replace it at the end of this task.
-            self._shared.logger.keep_if_fatal(fatal)
+            self._runtime.logger.keep_if_fatal(fatal)
             if fatal is not exc:
-                self._shared.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
+                self._runtime.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
             raise fatal
         cancelled, failure = split_cancelled(exc)
         # A Cancelled that is not for this task would end all tasks of the batcher.
         ours = cancelled if is_cancelled_here() else None
         bug = exc if ours is None else failure
         if bug is not None:
-            self._shared.logger.caught(bug, "the exporter raised for %r", part.batch)
+            self._runtime.logger.caught(bug, "the exporter raised for %r", part.batch)
         if ours is not None:
             raise ours from None
         raise _ExporterBug(self._name_bug(failure)) from exc
@@ -251,6 +254,14 @@ class Delivery:
     def _name_bug(self, failure: BaseException | None) -> str:
         if failure is None:
             return "the exporter raised Cancelled, though its attempt was not cancelled"
-        if isinstance(failure, trio.ClosedResourceError) and is_closed(self._shared.exporter):
+        if isinstance(failure, trio.ClosedResourceError) and is_closed(self._runtime.exporter):
             return "the exporter is closed; make an exporter for each batcher"
         return f"the exporter raised {type(failure).__name__}"
+
+
+def _split(scheduler: Scheduler, open_leases: dict[Lease, None], lease: Lease, at: int) -> tuple[Lease, Lease]:
+    """Split a lease of a delivery. A function, so that no delivery keeps itself alive in a cycle."""
+    parts = scheduler.split(lease, at)
+    del open_leases[lease]
+    open_leases.update(dict.fromkeys(parts))
+    return parts

@@ -1,70 +1,96 @@
-"""The driver: the one task that keeps the agenda of all locations.
+"""The driver: the one task that has the scheduler decide, and carries out its orders.
 
-It sleeps until the earliest time at which any location has something to do. Changes of state move the deadline of that
-sleep and never interrupt it otherwise. After a wake-up it decides from the whole state of each location that is due,
-and there is no checkpoint between that and the next sleep, so no wake-up is lost, and one for nothing does no harm.
+It sleeps until the earliest time at which any location has something to do, or until it is woken. After a wake-up the
+scheduler decides from the whole state, and there is no checkpoint between that and the next sleep, so no wake-up is
+lost, and one for nothing does no harm.
+
+It runs on a shallow stack of its own, so no recursion of the program reaches it. A program that adds a span wakes it by
+`trio.lowlevel.TrioToken.run_sync_soon`, the one call of trio's that may be interrupted anywhere: it is made for signal
+handlers. (Moving the deadline of its sleep would be cheaper. But a `RecursionError` or an exception of a signal handler
+in the middle of that leaves trio's count of deadlines wrong, and trio ends the run when it notices.)
 """
 
 from __future__ import annotations
 
-import math
-
 import trio
 
-from .._scheduler.agenda import Agenda
-from .._scheduler.shared import Shared
+from .._scheduler.scheduler import Scheduler
+from .runtime import Runtime
 
 __all__ = ["Driver"]
 
-# A look that begins an export takes 20 to 40 us.
-_LOOKS_A_STEP = 64
-
-
-def _wake(_: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.SUCCEEDED
-
 
 class Driver:
-    """Looks at locations when their time comes, until all have ended in the drain.
+    """Has the scheduler decide until all locations have ended in the drain.
 
     Attributes:
-        agenda: When each location has to be looked at.
+        runtime: Carries out the orders.
+        is_awake: Whether the scheduler will decide soon.
+        has_ended: Whether it will decide no more.
     """
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._sleep: trio.CancelScope | None = None
-        self.agenda = Agenda(self.wake)
+    runtime: Runtime
 
-    def wake(self, at: float = -math.inf) -> None:
-        """Have the driver look at the agenda no later than ``at``."""
-        if self._sleep is not None and at < self._sleep.deadline:
-            self._sleep.deadline = at
+    def __init__(self) -> None:
+        self.is_awake = True
+        self.has_ended = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._asleep: trio.lowlevel.Task | None = None
+
+    @property
+    def _scheduler(self) -> Scheduler:
+        return self.runtime.scheduler
+
+    def wake_from_anywhere(self) -> None:
+        """Have the scheduler decide soon. Called on the caller's stack."""
+        if self.is_awake:
+            return
+        assert self._token is not None, "it has slept"
+        self._token.run_sync_soon(self._rouse, idempotent=True)
+        self.is_awake = True
+
+    def wake(self) -> None:
+        """Have the scheduler decide soon. Called on the shallow stack of a task of the batcher."""
+        if self.has_ended:
+            # Nothing is left to decide, but a flush may be complete.
+            self.runtime.carry_out_orders()
+        elif not self.is_awake:
+            self.is_awake = True
+            self._rouse()
+
+    def _rouse(self) -> None:
+        task, self._asleep = self._asleep, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Look at locations until all have ended in the drain. When cancelled, end them."""
+        """Have the scheduler decide until all locations have ended in the drain. When cancelled, end them."""
+        self._token = trio.lowlevel.current_trio_token()
         try:
             while True:
-                await self._look()
-                if self._shared.draining and not len(self._shared.lanes):
+                while self._scheduler.step(trio.current_time()):
+                    self.runtime.carry_out_orders()
+                    await trio.lowlevel.checkpoint()
+                self.runtime.carry_out_orders()
+                if self._scheduler.is_over:
                     return
-                with trio.CancelScope(deadline=self.agenda.next_at) as self._sleep:
-                    await trio.lowlevel.wait_task_rescheduled(_wake)
-                self._sleep = None
+                await self._sleep()
         except BaseException as exc:
-            self._shared.task_failed(exc)
+            self.runtime.task_failed(exc)
             raise
         finally:
-            self._sleep = None
-            for lane in self._shared.lanes:
-                lane.end()
+            self.has_ended = self.is_awake = True
+            self._scheduler.hand_back_all(self.runtime.stop_reason)
+            self.runtime.carry_out_orders()
 
-    async def _look(self) -> None:
-        """Look at all locations whose time has come. Other tasks run after each `_LOOKS_A_STEP` of them."""
-        looks = 0
-        while (lane := self.agenda.pop(trio.current_time())) is not None:
-            lane.step()
-            looks += 1
-            if looks % _LOOKS_A_STEP == 0:
-                await trio.lowlevel.checkpoint()
+    async def _sleep(self) -> None:
+        self.is_awake = False
+        with trio.CancelScope(deadline=self._scheduler.next_at()):
+            self._asleep = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        self.is_awake = True
+
+    def _abort(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self._asleep = None
+        return trio.lowlevel.Abort.SUCCEEDED

@@ -50,10 +50,12 @@ import trio
 
 from .._errors import UndeliveredSpansError
 from .._exceptions import is_cancelled_here, leaves, split_cancelled
-from .._scheduler.shared import Shared
+from .._scheduler.lease import Lease
 from . import forks as _forks
+from .delivery import Delivery
 from .driver import Driver
 from .interrupts import InterruptWatch
+from .runtime import Runtime
 from .suppression import suppress_instrumentation
 
 __all__ = ["IN_A_FORKED_CHILD", "Supervisor"]
@@ -92,16 +94,16 @@ class Supervisor:
     Attributes:
         shutdown_timeout: The most seconds that `close` may take.
         strict: Whether `close` raises if spans were lost.
-        shared: The state that the tasks share.
-        driver: Looks at locations when their time comes.
+        driver: Has the scheduler decide.
+        runtime: What the tasks share.
         token: The trio run in which it was opened; None before that.
         is_forked: Whether this is a copy in a forked child.
     """
 
     shutdown_timeout: float
     strict: bool
-    shared: Shared = attrs.field(init=False)
-    driver: Driver = attrs.field(init=False)
+    driver: Driver
+    runtime: Runtime = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
     is_forked: bool = attrs.field(init=False, default=False)
     # Identifies the trio run until that ends, as a thread has one run at a time. It is the fastest to compare.
@@ -136,13 +138,13 @@ class Supervisor:
         """Note that this is a copy in a forked child, which must not be used."""
         self.is_forked = True
         # Admission is not closed, as that would wake tasks of the parent process.
-        self.shared.admission.thread_id = None
+        self.runtime.thread_id = None
 
     def _run_ended(self) -> None:
         """Note that the run ended before the batcher was left, for instance because trio crashed."""
         # Admission is not closed, as no task is left to wake.
-        self.shared.admission.thread_id = self._thread_id = None
-        self.shared.logger.is_running = False
+        self.runtime.thread_id = self._thread_id = None
+        self.runtime.logger.is_running = False
 
     @property
     def _reserve(self) -> float:
@@ -158,7 +160,7 @@ class Supervisor:
         self._thread_id = get_ident()
         self._end_of_run = _EndOfRun(self._run_ended)
         trio.lowlevel.add_instrument(self._end_of_run)
-        self.shared.logger.is_running = True
+        self.runtime.logger.is_running = True
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
         try:
@@ -168,18 +170,18 @@ class Supervisor:
             self._shield.deadline = trio.current_time() + self.shutdown_timeout
             with self._shield:
                 await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
-            self.shared.end_feeding()
+            self.runtime.end_feeding()
             self._end()
-            if (fatal := self.shared.logger.fatal) is not None:
+            if (fatal := self.runtime.logger.fatal) is not None:
                 # A Ctrl-C that came while the exporter was being closed has precedence over a cancel.
                 raise fatal from None  # noqa: ASYNC104  # a Ctrl-C ends the program anyway
             raise
         self._owner = trio.lowlevel.current_task()
-        self.shared.admission.thread_id = self._thread_id
+        self.runtime.thread_id = self._thread_id
 
     def _end(self) -> None:
         self._done.set()
-        self.shared.logger.is_running = False
+        self.runtime.logger.is_running = False
         self._thread_id = None
         trio.lowlevel.remove_instrument(self._end_of_run)
         _forks.forget(self)
@@ -189,13 +191,17 @@ class Supervisor:
         # In the batcher's context, not in the caller's.
         self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
+    def start_delivery(self, lease: Lease) -> None:
+        """Start the delivery of a batch."""
+        self.start(Delivery(lease, self.runtime).run, f"trio_spanbatch delivery to {lease.batch.location!r}")
+
     @trio.lowlevel.enable_ki_protection
     async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:
         try:
             await async_fn()
         finally:
             if trio.lowlevel.in_trio_task() and trio.lowlevel.current_task().child_nurseries:
-                self.shared.stop("the exporter left a nursery open")
+                self.runtime.stop("the exporter left a nursery open")
                 _complain_of_nurseries()
 
     # -- the supervisor ----------------------------------------------------------------------------------------
@@ -228,13 +234,13 @@ class Supervisor:
             _, failure = split_cancelled(exc)
             if failure is not None:
                 self._note_failure("one of its tasks failed", failure, is_bug=True)
-        if self.shared.stopped and not self._troubles:
-            self._trouble(f"it stopped before it was left: {self.shared.stop_reason}")
+        if self.runtime.stopped and not self._troubles:
+            self._trouble(f"it stopped before it was left: {self.runtime.stop_reason}")
 
     async def _wait_for_drain(self) -> None:
         def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             self._waits_for_drain = None
-            self.shared.stop("the tasks of the batcher were cancelled")
+            self.runtime.stop("the tasks of the batcher were cancelled")
             return trio.lowlevel.Abort.SUCCEEDED
 
         self._waits_for_drain = trio.lowlevel.current_task()
@@ -255,7 +261,7 @@ class Supervisor:
     @trio.lowlevel.enable_ki_protection
     async def _call_aclose(self) -> None:
         try:
-            await self.shared.exporter.aclose()
+            await self.runtime.exporter.aclose()
             if trio.lowlevel.current_task().child_nurseries:
                 _complain_of_nurseries()
         except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
@@ -266,10 +272,10 @@ class Supervisor:
 
     def _note_failure(self, what: str, failure: BaseException, *, is_bug: bool) -> None:
         """Log a failure. A bug of the batcher is raised at the end, as is an exception that has to end the program."""
-        self.shared.admission.close()
+        self.runtime.close_admission()
         for exc in leaves(failure):
             self._trouble(f"{what} with {type(exc).__name__}", exc)
-            if not self.shared.logger.keep_if_fatal(exc) and is_bug:
+            if not self.runtime.logger.keep_if_fatal(exc) and is_bug:
                 self._failure = self._failure or exc
 
     # -- closing -----------------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ class Supervisor:
             self._note_failure("leaving it failed", misplaced, is_bug=True)
         finally:
             self._interrupted |= watch.remove(self._interrupt)
-            self.shared.end_feeding()
+            self.runtime.end_feeding()
         try:
             self._conclude(exc)
         finally:
@@ -315,18 +321,16 @@ class Supervisor:
             await self._conclude_clean_end()
 
     def _begin_drain(self) -> None:
-        self.shared.feed()
-        self.shared.admission.close()
+        self.runtime.feed()
+        self.runtime.close_admission()
         self._shield.deadline = trio.current_time() + self.shutdown_timeout
-        self._work.deadline = self.shared.drain_deadline = self._shield.deadline - self._reserve
-        self.shared.draining = True
-        if not self.shared.stopped:
-            self.shared.stop_reason, self.shared.stop_cause = "the shutdown deadline passed", "timeout"
+        self._work.deadline = self._shield.deadline - self._reserve
+        self.runtime.scheduler.begin_drain(self._work.deadline)
+        if not self.runtime.stopped:
+            self.runtime.stop_reason, self.runtime.stop_cause = "the shutdown deadline passed", "timeout"
         if self._waits_for_drain is not None:
             trio.lowlevel.reschedule(self._waits_for_drain)
             self._waits_for_drain = None
-        for lane in self.shared.lanes:
-            lane.close()
         self.driver.wake()
 
     async def _wait_until_done(self) -> None:
@@ -340,29 +344,29 @@ class Supervisor:
 
     def _interrupt(self) -> None:
         self._interrupted = True
-        self.shared.stop_reason, self.shared.stop_cause = "Ctrl-C during the drain", "KeyboardInterrupt"
+        self.runtime.stop_reason, self.runtime.stop_cause = "Ctrl-C during the drain", "KeyboardInterrupt"
         self._work.cancel()
         self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
 
     def _conclude(self, exc: BaseException | None) -> None:
         """Log lost spans. Raise an exception if it takes precedence over the body's."""
-        total = self.shared.ledger.total()
+        total = self.runtime.scheduler.ledger.total
         if total.rejected:
-            reasons = self.shared.losses.summary("rejected")
+            reasons = self.runtime.losses.summary("rejected")
             message = f"{total.rejected} of {total.accepted} spans were rejected ({reasons})"
-            self.shared.logger.error("SpanBatcher: %s", message, extra={"summary": True})
+            self.runtime.logger.error("SpanBatcher: %s", message, extra={"summary": True})
         if total.undelivered:
-            reasons = self.shared.losses.summary("undelivered")
+            reasons = self.runtime.losses.summary("undelivered")
             message = f"{total.undelivered} of {total.accepted} spans were handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
         if exc is not None:
             self._add_notes(exc)
         if self._interrupted and not isinstance(exc, KeyboardInterrupt):
             raise self._add_notes(KeyboardInterrupt())
-        if (fatal := self.shared.logger.fatal) is not None and not isinstance(exc, KeyboardInterrupt | SystemExit):
+        if (fatal := self.runtime.logger.fatal) is not None and not isinstance(exc, KeyboardInterrupt | SystemExit):
             if exc is not None and not isinstance(exc, GeneratorExit) and split_cancelled(exc)[1] is not None:
                 # Python does not print the context of a SystemExit.
-                self.shared.logger.error(
+                self.runtime.logger.error(
                     "SpanBatcher: %s is raised in place of the body's exception", type(fatal).__name__, exc_info=exc
                 )
             raise fatal
@@ -378,9 +382,9 @@ class Supervisor:
         if (failure := self._failure) is not None:
             raise failure
         await trio.lowlevel.checkpoint_if_cancelled()
-        total = self.shared.ledger.total()
+        total = self.runtime.scheduler.ledger.total
         if self.strict and (total.rejected or total.undelivered):
-            reasons = self.shared.losses.reasons
+            reasons = self.runtime.losses.reasons
             raise UndeliveredSpansError(
                 total.rejected,
                 total.undelivered,
@@ -390,7 +394,7 @@ class Supervisor:
     def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
         self._troubles.append(message)
         # Marked if it counts lost spans, so that a program that shows the counts itself can filter it out.
-        self.shared.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
+        self.runtime.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
 
 
 def _complain_of_nurseries() -> NoReturn:

@@ -1,109 +1,143 @@
 """Admission: decides which spans may enter a location's queue, and which adders wait.
 
-Three things are limited: a location's queued spans, its pending bytes, and the pending bytes of all locations. An
-adder never waits inside a channel's ``send``: it joins its location's queue of adders (``lane.waiting``). The first
-adder there waits either for room in its location, or for the byte budget; in the latter case its location waits in
-``_byte_line``. Both are first in, first out, so a full location delays only its own adders, and small spans do not
-starve a large one.
+Three things are limited: a location's queued spans, its pending bytes, and the pending bytes of all locations. An adder
+that cannot add its span joins the adders that wait at its location. The first adder there waits either for space in
+its location, or for the byte budget of all; in the latter case its location waits in ``byte_line``. Both are first in,
+first out, so a full location delays only its own adders, and small spans do not starve a large one. `Scheduler.step`
+admits waiting spans as space becomes free. If an adder is cancelled while it waits, its span was never queued.
 
-The step that frees room also admits the waiting spans: a seal frees places in a queue, a settlement frees bytes. The
-span is queued and counted in that step, and only then is its adder woken. If an adder is cancelled while it waits, its
-span was never queued.
+The caller's stack
+------------------
+`try_admit`, `try_admit_all`, `join` and `withdraw` are called by the program, at any depth of its stack, and a signal
+handler of the program may raise between any two of their steps. So a span is added in three stages:
 
-While adders wait for bytes, no export slot stays idle that a location may use: as many locations as there are free
-slots are made due, the fullest ones first. Otherwise a budget that is spread over locations that are not due would
-stall all adders while the exporter is idle.
+1. everything that it changes is computed, as new values. This changes nothing;
+2. the new values are kept in ``_unfinished``, and the span goes into the queue. That one step is the commit;
+3. the new values are stored. Doing so twice is the same as once.
+
+What raises before the commit has accepted nothing. What raises after it leaves ``_unfinished`` behind, and whoever
+comes next, on whatever stack, completes stage 3 first (`finish`): the length of the queue says whether the span went
+in. The same holds for a finalizer or signal handler that adds a span in the middle of another one's stages.
+
+Nothing else happens on the caller's stack. What the scheduler has to look at goes into the inbox before the commit, and
+a look at a location where nothing has changed does no harm.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import TypeAlias
 
 import attrs
-import outcome
-import trio
 
 from .._errors import InvalidSpanError
-from .._spans.batch import EncodedSpan, cost_after, cost_of
-from .location import Lane
-from .shared import Shared
+from .._settings.policies import Limits
+from .._spans.batch import EncodedSpan, SpanHeaders, cost_after, cost_of, framed_size
+from .ledger import Account
+from .location import Location, Waiter
+from .orders import Admit, Order
+from .splitter import Growth, grow
 
-__all__ = ["Admission", "Waiter"]
+__all__ = ["Admission"]
+
+
+# What adding a span stores: its location and headers; what it does to the batches, None if only the size of the open
+# one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
+# ``pending_bytes`` of its account and of the totals.
+_Change: TypeAlias = tuple[Location, SpanHeaders, Growth | None, int, float, int, int, int, int, int, int]
 
 
 @attrs.frozen(eq=False)
-class Waiter:
-    """A waiting adder and its span."""
+class _Rest:
+    """Spans that were admitted together, while not all are in the queue yet.
 
-    task: trio.lowlevel.Task
-    span: EncodedSpan
+    Attributes:
+        location: Their location.
+        spans: The spans.
+        first: The number of the first of them.
+        clock: Tells the time.
+    """
+
+    location: Location
+    spans: list[EncodedSpan]
+    first: int
+    clock: Callable[[], float]
 
 
 class Admission:
     """Admits spans, at once or later.
 
+    Args:
+        limits: The limits.
+        total: The sums over all locations.
+        outbox: Orders are added here.
+        wake: Has `Scheduler.step` called soon. May raise, and is then called again.
+
     Attributes:
-        thread_id: The id of the thread whose trio run may add spans; None while admission is closed. The callers check
-            it.
+        inbox: The locations to look at.
+        byte_line: The locations whose first waiting adder waits for the byte budget of all.
+        unranked: The locations whose queued bytes the ranking by them does not know.
     """
 
-    def __init__(self, shared: Shared) -> None:
-        limits = shared.limits
-        self._shared = shared
-        self._ledger = shared.ledger
+    def __init__(self, limits: Limits, total: Account, outbox: deque[Order], wake: Callable[[], None]) -> None:
+        self._total = total
+        self._outbox = outbox
+        self._wake = wake
         self._max_queued = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
-        self._max_lane_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
-        self._byte_line: OrderedDict[Lane, None] = OrderedDict()
-        self._made_due: set[Lane] = set()
-        self.thread_id: int | None = None
+        self._max_location_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
+        self._unfinished: _Change | None = None
+        self._rest: _Rest | None = None
+        self.inbox: deque[Location] = deque()
+        self.byte_line: OrderedDict[Location, None] = OrderedDict()
+        self.unranked: dict[Location, None] = {}
 
-    @property
-    def is_open(self) -> bool:
-        """Whether spans are admitted."""
-        return self.thread_id is not None
+    # -- on the caller's stack ---------------------------------------------------------------------------------
 
-    # -- adding ------------------------------------------------------------------------------------------------
-
-    def try_admit(self, lane: Lane, span: EncodedSpan) -> bool:
-        """Admit ``span`` if there is room for which no adder waits already."""
-        account = lane.account
+    def try_admit(self, location: Location, span: EncodedSpan, clock: Callable[[], float]) -> bool:
+        """Admit ``span`` if there is space for which no adder waits already."""
+        if self._unfinished is not None or self._rest is not None:
+            self.finish()
+        account, headers = location.account, span.headers
         # `cost_after` inlined for the usual case: each call takes 5% of the time of accepting a span.
-        cost = len(span.payload) if span.headers is lane.headers else cost_after(lane.headers, span)
+        cost = len(span.payload) if headers is location.headers else cost_after(location.headers, span)
         if (
             account.queued < self._max_queued
-            and account.pending_bytes + cost <= self._max_lane_bytes
-            and self._ledger.pending_bytes + cost <= self._max_bytes
-            and not lane.waiting
-            and not self._byte_line
+            and account.pending_bytes + cost <= self._max_location_bytes
+            and self._total.pending_bytes + cost <= self._max_bytes
+            and not location.waiting
+            and not self.byte_line
         ):
-            lane.accept(span, cost)
+            self._accept(location, span, cost, clock)
             return True
         return False
 
-    def try_admit_all(self, lane: Lane, spans: list[EncodedSpan]) -> bool:
+    def try_admit_all(self, location: Location, spans: list[EncodedSpan], clock: Callable[[], float]) -> bool:
         """Admit all of ``spans``, or none."""
-        cost = cost_of(spans, lane.headers)
+        self.finish()
+        cost = cost_of(spans, location.headers)
+        account = location.account
         if (
-            lane.waiting
-            or self._byte_line
-            or lane.account.queued + len(spans) > self._max_queued
-            or lane.account.pending_bytes + cost > self._max_lane_bytes
-            or self._ledger.pending_bytes + cost > self._max_bytes
+            location.waiting
+            or self.byte_line
+            or account.queued + len(spans) > self._max_queued
+            or account.pending_bytes + cost > self._max_location_bytes
+            or self._total.pending_bytes + cost > self._max_bytes
         ):
             return False
-        for span in spans:
-            lane.accept(span, cost_after(lane.headers, span))
+        # The commit: from here on, whoever comes next adds the rest.
+        self._rest = _Rest(location, spans, account.accepted, clock)
+        self._finish_rest()
         return True
 
     def check_can_ever_fit(self, count: int, cost: int) -> None:
         """Raise `ValueError` if ``count`` spans that cost ``cost`` bytes in all can never be pending together."""
-        if cost > self._max_lane_bytes:
+        if cost > self._max_location_bytes:
             what = "the span has" if count == 1 else f"the {count} spans have"
             raise InvalidSpanError(
                 f"{what} {cost} bytes with resource and scope, and can never fit: "
-                f"Limits.max_pending_bytes_per_location and max_pending_bytes allow {self._max_lane_bytes}"
+                f"Limits.max_pending_bytes_per_location and max_pending_bytes allow {self._max_location_bytes}"
             )
         if count > self._max_queued:
             raise ValueError(
@@ -111,120 +145,157 @@ class Admission:
                 "use add_spans, which waits, or a shorter list"
             )
 
-    async def wait(self, lane: Lane, span: EncodedSpan) -> None:
-        """Wait until ``span`` is admitted. If this is cancelled, it was not admitted.
+    def join(self, location: Location, span: EncodedSpan) -> Waiter:
+        """Let an adder wait until its span is admitted."""
+        waiter = Waiter(location, span)
+        if location.waiting is None:
+            location.waiting = OrderedDict()
+        self.touch(location)
+        location.waiting[waiter] = None
+        return waiter
 
-        Raises:
-            trio.ClosedResourceError: The batcher was closed while this waited.
-        """
-        waiter = Waiter(trio.lowlevel.current_task(), span)
-        lane.waiting[waiter] = None
-        self._shared.lanes.occupied(lane)
-        self._serve(lane)
+    def withdraw(self, waiter: Waiter) -> None:
+        """Let an adder wait no longer. Its span was not admitted."""
+        self.touch(waiter.location)
+        if waiter.location.waiting is not None:
+            waiter.location.waiting.pop(waiter, None)
 
-        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            self._withdraw(lane, waiter)
-            return trio.lowlevel.Abort.SUCCEEDED
+    def touch(self, location: Location) -> None:
+        """Have the scheduler look at a location soon. The caller changes it after this call, in the same step."""
+        self._wake()
+        if not location.is_in_inbox:
+            self.inbox.append(location)
+            location.is_in_inbox = True
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def unrank(self, location: Location) -> None:
+        """Note that the ranking does not know a location's queued bytes."""
+        self.unranked[location] = None
+        location.is_ranked = False
 
-    def close(self) -> None:
-        """Admit no more spans, and wake all waiting adders with ``trio.ClosedResourceError``."""
-        if self.thread_id is None:
+    def finish(self) -> None:
+        """Complete what an exception has interrupted."""
+        change = self._unfinished
+        if change is not None:
+            location, queued = change[0], change[6]
+            if location.queue_out.statistics().current_buffer_used >= queued:
+                self._store(change)
+            elif self._unfinished is change:
+                self._unfinished = None
+        if self._rest is not None:
+            self._finish_rest()
+
+    def _finish_rest(self) -> None:
+        while (rest := self._rest) is not None:
+            added = rest.location.account.accepted - rest.first
+            if added < len(rest.spans):
+                span = rest.spans[added]
+                self._accept(rest.location, span, cost_after(rest.location.headers, span), rest.clock)
+            else:
+                self._rest = None
+
+    def _accept(self, location: Location, span: EncodedSpan, cost: int, clock: Callable[[], float]) -> None:
+        change = self._plan(location, span, cost, clock)
+        self._unfinished = change
+        location.queue_in.send_nowait(span.payload)
+        if (
+            self._unfinished is not change
+            and location.queue_out.statistics().current_buffer_used > location.account.queued
+        ):
+            # Another span was added in the middle of `send_nowait`, before this one was in the queue.
+            self._unfinished = change = self._plan(location, span, cost_after(location.headers, span), clock)
+        self._store(change)
+
+    def _plan(self, location: Location, span: EncodedSpan, cost: int, clock: Callable[[], float]) -> _Change:
+        account, batch, total, headers = location.account, location.open, self._total, span.headers
+        number, queued = account.accepted, account.queued
+        growth: Growth | None = None
+        opened_at = account.opened_at
+        size = batch.sizer.size + framed_size(span.payload)
+        if headers is not batch.sizer.headers or size > batch.sizer.simple_up_to or number >= batch.full_at:
+            growth = grow(batch, span, number, location.max_spans, location.policy.max_bytes, now := clock())
+            opened_at = min(opened_at, now)
+            if growth.full or not queued:
+                self.touch(location)
+        if location.is_ranked:
+            self.unrank(location)
+        return (
+            location,
+            headers,
+            growth,
+            size,
+            opened_at,
+            number + 1,
+            queued + 1,
+            account.pending_bytes + cost,
+            total.accepted + 1,
+            total.queued + 1,
+            total.pending_bytes + cost,
+        )
+
+    def _store(self, change: _Change) -> None:
+        location, headers, growth, size, opened_at, accepted, queued, own_bytes, *totals = change
+        total_accepted, total_queued, total_bytes = totals
+        account, total = location.account, self._total
+        if growth is not None:
+            for batch in growth.full:
+                if not location.full or location.full[-1].end < batch.end:
+                    location.full.append(batch)
+        if self._unfinished is not change:
+            # Another span was added meanwhile, and this one was finished then.
             return
-        self.thread_id = None
-        self._byte_line.clear()
-        for lane in self._shared.lanes:
-            while lane.waiting:
-                waiter, _ = lane.waiting.popitem(last=False)
-                trio.lowlevel.reschedule(waiter.task, outcome.Error(trio.ClosedResourceError("the batcher is closed")))
+        # No call from here on, so nothing can come between.
+        if growth is None:
+            location.open.sizer.size = size
+        else:
+            location.open = growth.open
+        account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
+        account.opened_at, location.headers = opened_at, headers
+        total.accepted, total.queued, total.pending_bytes = total_accepted, total_queued, total_bytes
+        self._unfinished = None
 
-    # -- events ------------------------------------------------------------------------------------------------
+    # -- in the scheduler's step -------------------------------------------------------------------------------
 
-    def sealed(self, lane: Lane) -> None:
-        """Note that places in a location's queue became free."""
-        self._made_due.discard(lane)
-        if lane.waiting:
-            self._serve(lane)
-        self.keep_slots_busy()
+    def serve(self, location: Location, clock: Callable[[], float]) -> None:
+        """Admit a location's waiting spans while there is space. Then have it wait for what is short."""
+        # A location that is first in line is served in turns with the others, by `serve_byte_line`.
+        if next(iter(self.byte_line), None) is not location:
+            self._serve_all(location, clock)
 
-    def settled(self, lane: Lane) -> None:
-        """Note that bytes of a location and of the budget became free."""
-        if self._byte_line:
-            self._serve_byte_line()
-        if lane.waiting:
-            self._serve(lane)
-
-    def keep_slots_busy(self) -> None:
-        """Note that a slot became free, or that another location can use one."""
-        if self._byte_line:
-            self._make_fullest_due()
-
-    # -- waiting adders ----------------------------------------------------------------------------------------
-
-    def _serve(self, lane: Lane) -> None:
-        """Admit a location's waiting spans while there is room. Then have it wait for the resource that is short."""
-        while lane.waiting and self._serve_first(lane):
-            pass
-        if not lane.waiting:
-            self._byte_line.pop(lane, None)
-            if not lane.account.pending:
-                self._shared.lanes.emptied(lane)
-                lane.reconsider()
-
-    def _serve_first(self, lane: Lane) -> bool:
-        waiter = next(iter(lane.waiting))
-        cost = cost_after(lane.headers, waiter.span)
-        if lane.account.queued >= self._max_queued or lane.account.pending_bytes + cost > self._max_lane_bytes:
-            self._byte_line.pop(lane, None)
-            lane.make_due()
-            return False
-        others_are_first = next(iter(self._byte_line), lane) is not lane
-        if others_are_first or self._ledger.pending_bytes + cost > self._max_bytes:
-            self._byte_line.setdefault(lane)
-            self._make_fullest_due()
-            return False
-        del lane.waiting[waiter]
-        lane.accept(waiter.span, cost)
-        trio.lowlevel.reschedule(waiter.task)
-        return True
-
-    def _serve_byte_line(self) -> None:
+    def serve_byte_line(self, clock: Callable[[], float]) -> None:
         """Admit one span per location that waits for bytes, round-robin, while the budget lasts."""
-        while self._byte_line:
-            lane = next(iter(self._byte_line))
-            if not self._serve_first(lane) and lane in self._byte_line:
+        while self.byte_line:
+            location = next(iter(self.byte_line))
+            if location.waiting and not self._serve_first(location, clock) and location in self.byte_line:
                 return
-            self._byte_line.pop(lane, None)
-            if lane.waiting and self._byte_line:
+            self.byte_line.pop(location, None)
+            if location.waiting and self.byte_line:
                 # It goes to the end.
-                self._serve_first(lane)
-            elif lane.waiting:
-                self._serve(lane)
+                self._serve_first(location, clock)
+            else:
+                self._serve_all(location, clock)
+            self.touch(location)
 
-    def _withdraw(self, lane: Lane, waiter: Waiter) -> None:
-        was_first = next(iter(self._byte_line), None) is lane
-        del lane.waiting[waiter]
-        if not (was_first and lane.waiting):
-            self._serve(lane)
-        # Round-robin for the location's other adders too: `_serve` would admit all of them first.
-        self._serve_byte_line()
+    def _serve_all(self, location: Location, clock: Callable[[], float]) -> None:
+        while location.waiting and self._serve_first(location, clock):
+            pass
+        if not location.waiting:
+            self.byte_line.pop(location, None)
 
-    # -- making locations due ----------------------------------------------------------------------------------
-
-    def _make_fullest_due(self) -> None:
-        """Make as many locations due as there are free slots, unless some that were made due are not sealed yet."""
-        now = trio.current_time()
-        self._made_due = {lane for lane in self._made_due if lane.could_export(now)}
-        free = self._shared.slots.free
-        if self._made_due or not free:
-            return
-        ready = []
-        for lane in self._shared.lanes:
-            if lane.could_export(now):
-                ready.append(lane)
-            elif lane.could_export_after_backoff():
-                lane.make_due()
-        for lane in heapq.nlargest(free, ready, key=Lane.queued_bytes):
-            self._made_due.add(lane)
-            lane.make_due()
+    def _serve_first(self, location: Location, clock: Callable[[], float]) -> bool:
+        """Admit a location's first waiting span, if there is space."""
+        assert location.waiting, "an adder waits"
+        waiter = next(iter(location.waiting))
+        account = location.account
+        cost = cost_after(location.headers, waiter.span)
+        if account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes:
+            self.byte_line.pop(location, None)
+            location.is_made_due = account.queued > 0
+            return False
+        others_are_first = next(iter(self.byte_line), location) is not location
+        if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
+            self.byte_line.setdefault(location)
+            return False
+        del location.waiting[waiter]
+        self._accept(location, waiter.span, cost, clock)
+        self._outbox.append(Admit(waiter))
+        return True

@@ -7,10 +7,10 @@ accounted for. Later spans do not matter, unless they share a batch with one bel
 from __future__ import annotations
 
 import attrs
-import trio
 
 from .._reporting.statistics import FlushCounts, FlushReport, Settlement
-from .ledger import Account, Lease
+from .lease import Lease
+from .location import Location
 
 __all__ = ["Flush", "LocationFlush"]
 
@@ -20,10 +20,12 @@ class LocationFlush:
     """One location's part of a flush.
 
     Attributes:
+        flush: The flush.
         watermark: The number of the first span that the flush does not wait for.
         remaining: The number of pending spans below the watermark.
     """
 
+    flush: Flush
     watermark: int
     remaining: int
     delivered: int = 0
@@ -42,40 +44,45 @@ class LocationFlush:
 
 
 class Flush:
-    """The state of one call of ``flush``."""
+    """The state of one call of ``flush``.
+
+    Attributes:
+        parts: The locations that have pending spans below their watermark.
+        watches_all: Whether no other location will be watched.
+    """
 
     def __init__(self) -> None:
-        self._done = trio.Event()
-        self._locations: dict[str, LocationFlush] = {}
-        self._open = 0
+        self.parts: dict[Location, LocationFlush] = {}
+        self.watches_all = False
+        self._finished: dict[str, FlushCounts] = {}
+        self._delivered = self._rejected = self._undelivered = 0
 
-    def watch(self, location: str, account: Account) -> LocationFlush:
+    @property
+    def is_done(self) -> bool:
+        """Whether every span is accounted for."""
+        return self.watches_all and not self.parts
+
+    def watch(self, location: Location) -> LocationFlush:
         """Wait for the pending spans of another location."""
-        part = self._locations[location] = LocationFlush(account.accepted, account.pending)
-        self._open += 1
+        part = LocationFlush(self, location.account.accepted, location.account.pending)
+        self.parts[location] = part
         return part
 
-    def finished(self) -> None:
-        """Note that one location has no pending span below its watermark."""
-        self._open -= 1
-        if not self._open:
-            self._done.set()
-
-    async def wait(self) -> None:
-        """Wait until every location is finished. Always a checkpoint."""
-        if not self._open:
-            self._done.set()
-        await self._done.wait()
+    def finished(self, location: Location) -> None:
+        """Note that a location has no pending span below its watermark."""
+        part = self.parts.pop(location)
+        self._finished[location.name] = FlushCounts(
+            delivered=part.delivered, rejected=part.rejected, undelivered=part.undelivered
+        )
+        self._delivered += part.delivered
+        self._rejected += part.rejected
+        self._undelivered += part.undelivered
 
     def report(self) -> FlushReport:
         """Return the outcome of the spans."""
-        locations = {
-            location: FlushCounts(delivered=part.delivered, rejected=part.rejected, undelivered=part.undelivered)
-            for location, part in self._locations.items()
-        }
         return FlushReport(
-            delivered=sum(counts.delivered for counts in locations.values()),
-            rejected=sum(counts.rejected for counts in locations.values()),
-            undelivered=sum(counts.undelivered for counts in locations.values()),
-            locations=locations,
+            delivered=self._delivered,
+            rejected=self._rejected,
+            undelivered=self._undelivered,
+            locations=self._finished,
         )

@@ -1,10 +1,10 @@
 """The ledger: counts the spans in each state, conserved at every instant.
 
 Every accepted span is in exactly one column of its location's account: ``queued`` or ``in_flight`` while it is pending,
-then ``delivered``, ``rejected``, ``spooled`` or ``undelivered`` for good. A move from one column to another is one
-synchronous step, so no task and no statistics ever see a span in two columns or in none. ``accepted`` is counted
-separately when a span is queued, so the identity
-``accepted == queued + in_flight + delivered + rejected + spooled + undelivered`` can fail, and tests check it.
+then ``delivered``, ``rejected``, ``spooled`` or ``undelivered`` for good. ``accepted`` is counted separately when a
+span is queued, so the identity
+``accepted == queued + in_flight + delivered + rejected + spooled + undelivered`` can fail, and tests check it. The
+totals over all locations are kept as running sums.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from __future__ import annotations
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
 from .._reporting.statistics import LocationStatistics, Settlement
-from .._spans.batch import EncodedSpan, SpanBatch, SpanHeaders, cost_of
 
-__all__ = ["Account", "Lease", "Ledger"]
+__all__ = ["Account", "Ledger", "LocationCounts"]
 
 
 @attrs.define(eq=False)
 class Account:
-    """One location's columns, named as in `LocationStatistics`.
+    """One location's columns, named as in `LocationStatistics`, or the totals.
 
-    The last three attributes are kept here because the account outlives the live location.
+    The last four attributes are kept here because the account outlives the live location.
 
     Attributes:
+        opened_at: When the oldest batch with a pending span was opened, in seconds of the clock; `math.inf` without it.
         consecutive_failures: Attempts that failed since the last one that succeeded.
-        not_before: The end of the wait that the server asked for, in trio's time.
+        not_before: The end of the wait that the server asked for, in seconds of the clock.
         refuses_everything: Whether the server refused all parts of a batch and has accepted nothing since.
     """
 
@@ -46,6 +46,7 @@ class Account:
     requests: int = 0
     retries: int = 0
     splits: int = 0
+    opened_at: float = math.inf
     consecutive_failures: int = 0
     not_before: float = -math.inf
     refuses_everything: bool = False
@@ -64,55 +65,42 @@ class Account:
         """Return the counts by name."""
         return dict(zip(_COUNTS, _counts_of(self), strict=True))
 
-    def statistics(self, oldest_pending_age: float = 0.0) -> LocationStatistics:
-        """Return a snapshot. ``oldest_pending_age`` is needed if spans are pending."""
-        return LocationStatistics(
-            **self.counts(),
-            oldest_pending_age=oldest_pending_age,
-            consecutive_failures=self.consecutive_failures,
-        )
 
-
-_NO_COUNTS = ("consecutive_failures", "not_before", "refuses_everything")
+_NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything")
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
 # One function for all columns, as statistics are read often and over many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
+_record_of: Callable[[Account], tuple[float, ...]] = operator.attrgetter("opened_at", "consecutive_failures", *_COUNTS)
 
 
-@attrs.define(eq=False)
-class Lease:
-    """A batch, or a part of one, from its sealing until each of its spans is accounted for.
+class LocationCounts(Mapping[str, LocationStatistics]):
+    """The statistics of all locations at one moment. Each `LocationStatistics` is made when it is first read."""
 
-    Attributes:
-        batch: The spans.
-        first: The number of its first span in its location; the others follow without a gap.
-        opened_at: When its first span was accepted, in trio's time.
-        headers_before: The headers of the span accepted before its first one; None if no span was pending then.
-        cost: The bytes of the budgets that its spans take.
-        ambiguous: Whether an attempt of unknown outcome was counted for its spans.
-        attempts: How many attempts were made with exactly these spans.
-    """
+    def __init__(self, accounts: Mapping[str, Account], now: float) -> None:
+        self._records: dict[str, tuple[float, ...] | LocationStatistics] = dict(
+            zip(accounts, map(_record_of, accounts.values()), strict=True)
+        )
+        self._now = now
 
-    batch: SpanBatch
-    first: int
-    opened_at: float
-    headers_before: SpanHeaders | None
-    cost: int
-    ambiguous: bool = False
-    attempts: int = 0
+    def __getitem__(self, location: str) -> LocationStatistics:
+        record = self._records[location]
+        if isinstance(record, tuple):
+            opened_at, failures, *counts = record
+            record = self._records[location] = LocationStatistics(
+                **dict(zip(_COUNTS, map(int, counts), strict=True)),
+                oldest_pending_age=0.0 if opened_at == math.inf else self._now - opened_at,
+                consecutive_failures=int(failures),
+            )
+        return record
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
 
     def __len__(self) -> int:
-        return len(self.batch.spans)
+        return len(self._records)
 
-    def split(self, at: int) -> tuple[Lease, Lease]:
-        """Return a lease for the first ``at`` spans and one for the others."""
-        left, right = self.batch.spans[:at], self.batch.spans[at:]
-        return self._part(left, self.first, self.headers_before), self._part(right, self.first + at, left[-1].headers)
-
-    def _part(self, spans: tuple[EncodedSpan, ...], first: int, headers: SpanHeaders | None) -> Lease:
-        batch = SpanBatch(self.batch.location, spans)
-        cost = cost_of(spans, headers)
-        return attrs.evolve(self, batch=batch, first=first, headers_before=headers, cost=cost, attempts=0)
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @attrs.define(eq=False)
@@ -120,15 +108,14 @@ class Ledger:
     """The accounts of all locations.
 
     Attributes:
-        pending_bytes: The sum of all accounts' ``pending_bytes``, for the byte budget.
-        kept_ended: How many accounts of ended locations are kept. Older ones are added to one account without a name.
+        kept_ended: How many accounts of ended locations are kept.
+        total: The sums over all locations, those whose accounts are not kept any more included.
     """
 
     kept_ended: int
-    pending_bytes: int = 0
+    total: Account = attrs.Factory(Account)
     _accounts: dict[str, Account] = attrs.Factory(dict)
     _ended: OrderedDict[str, None] = attrs.Factory(OrderedDict)
-    _forgotten: Account = attrs.Factory(Account)
 
     def open(self, location: str) -> Account:
         """Return the account of a location that becomes live."""
@@ -140,51 +127,39 @@ class Ledger:
         self._ended[location] = None
         if len(self._ended) > self.kept_ended:
             oldest, _ = self._ended.popitem(last=False)
-            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))
-
-    def accept(self, account: Account, cost: int) -> None:
-        """Count a span of ``cost`` bytes as queued."""
-        account.accepted += 1
-        account.queued += 1
-        account.pending_bytes += cost
-        self.pending_bytes += cost
+            del self._accounts[oldest]
 
     def seal(self, account: Account, count: int) -> None:
         """Count the oldest ``count`` queued spans as in flight."""
-        account.queued -= count
-        account.in_flight += count
+        for columns in (account, self.total):
+            columns.queued -= count
+            columns.in_flight += count
 
-    def settle(self, account: Account, lease: Lease, settlement: Settlement) -> None:
-        """Account for the spans of a lease."""
-        account.in_flight -= len(lease)
-        account.delivered += settlement.delivered
-        account.rejected += settlement.rejected
-        account.undelivered += settlement.undelivered
-        account.pending_bytes -= lease.cost
-        self.pending_bytes -= lease.cost
+    def settle(self, account: Account, count: int, cost: int, settlement: Settlement) -> None:
+        """Account for ``count`` spans in flight, which cost ``cost`` bytes of the budgets."""
+        for columns in (account, self.total):
+            columns.in_flight -= count
+            columns.delivered += settlement.delivered
+            columns.rejected += settlement.rejected
+            columns.undelivered += settlement.undelivered
+            columns.pending_bytes -= cost
 
-    def ambiguous(self, account: Account, lease: Lease) -> None:
-        """Count the spans of a lease as ambiguous, once."""
-        if not lease.ambiguous:
-            lease.ambiguous = True
-            account.ambiguous += len(lease)
+    def attempt(self, account: Account, *, is_retry: bool) -> None:
+        """Count an attempt."""
+        for columns in (account, self.total):
+            columns.requests += 1
+            columns.retries += is_retry
 
-    @property
-    def queued(self) -> int:
-        """The sum of all accounts' ``queued``. Safe to read from other threads, as making the tuple is atomic."""
-        return sum([account.queued for account in tuple(self._accounts.values())])
+    def split(self, account: Account) -> None:
+        """Count a batch that was split in two."""
+        for columns in (account, self.total):
+            columns.splits += 1
 
-    def accounts(self) -> Iterator[tuple[str, Account]]:
-        """Yield each location with a kept account, and the account."""
-        yield from self._accounts.items()
+    def ambiguous(self, account: Account, count: int) -> None:
+        """Count spans that had an attempt of unknown outcome."""
+        for columns in (account, self.total):
+            columns.ambiguous += count
 
-    def total(self) -> Account:
-        """Return the sum over all accounts."""
-        return _sum(self._forgotten, *self._accounts.values())
-
-
-def _sum(*accounts: Account) -> Account:
-    total = Account()
-    for name, column in zip(_COUNTS, zip(*map(_counts_of, accounts), strict=True), strict=True):
-        setattr(total, name, sum(column))
-    return total
+    def accounts(self) -> Mapping[str, Account]:
+        """Return each location with a kept account, and the account."""
+        return self._accounts

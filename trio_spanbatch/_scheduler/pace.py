@@ -55,7 +55,7 @@ class RequestSizeLimit:
 
 @attrs.define(eq=False)
 class Pace:
-    """The concurrency and backoff of one location. Times are trio's.
+    """The concurrency and backoff of one location. Times are in seconds of the clock.
 
     The wait that a server asked for is kept in the location's account, which outlives this object.
 
@@ -64,6 +64,7 @@ class Pace:
         active: How many are running.
         allowed: How many may run now.
         failures: How many times in a row the location has backed off.
+        request_size: The largest request that its server accepts.
     """
 
     _retry: RetryPolicy
@@ -73,6 +74,7 @@ class Pace:
     active: int = 0
     allowed: int = 1
     failures: int = 0
+    request_size: RequestSizeLimit = attrs.Factory(RequestSizeLimit)
     _own_wait_until: float = -math.inf
 
     @property

@@ -1,112 +1,75 @@
-"""The export slots that all locations share, and the deliveries that wait for a retry.
+"""The export slots: which locations may begin an export now.
 
-If a location can export and no slot is free, it waits for one and sleeps on. A slot that is given back goes to the
-location that has waited longest, which is only then woken. No slot is free while locations wait, so none is overtaken.
+There is one slot for each export that may run at a time, over all locations. A location that wants to export and finds
+none free waits in line. As long as locations wait in line, the first of them gets the next free slot.
+
+A location that has an export running may begin another one only while a slot can be spared. Several locations that had
+many exports running when they began to hang must not hold the slots that healthy and new locations need. How many
+slots are kept free for locations that have none running is a function of four numbers, `kept_free`.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-import attrs
-import trio
+from .location import Location
 
-from .ledger import Lease
-
-if TYPE_CHECKING:
-    from .location import Lane
-
-__all__ = ["ExportSlots", "RetryQueue"]
+__all__ = ["Slots", "kept_free"]
 
 
-@attrs.define(eq=False)
-class _Retry:
-    lease: Lease
-    may_start: bool = False
-    decided: trio.Event = attrs.Factory(trio.Event)
-
-    def first(self) -> int:
-        return self.lease.first
-
-
-class RetryQueue:
-    """One location's deliveries that wait for their next attempt, oldest spans first.
+def kept_free(slots: int, live: int, exporting: int, *, draining: bool) -> int:
+    """Return how many slots only locations without a running export may take.
 
     Args:
-        changed: Called when a delivery joins the queue, or leaves it without an attempt.
-        give_back: Called when a delivery that may make its attempt cannot any more.
+        slots: How many there are.
+        live: How many locations are live.
+        exporting: How many of them have an export running.
+        draining: Whether the drain has begun: no other location will be opened.
     """
-
-    def __init__(self, changed: Callable[[], None], give_back: Callable[[], None]) -> None:
-        self._changed = changed
-        self._give_back = give_back
-        self._waiting: list[_Retry] = []
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def start_first(self) -> None:
-        """Let the first delivery make its attempt."""
-        retry = self._waiting.pop(0)
-        retry.may_start = True
-        retry.decided.set()
-
-    def cancel_all(self) -> None:
-        """Tell all deliveries that there will be no other attempt."""
-        for retry in self._waiting:
-            retry.decided.set()
-        self._waiting.clear()
-
-    async def wait(self, lease: Lease, give_up_at: float) -> bool:
-        """Wait for the next attempt. Return False if there will be none before ``give_up_at``."""
-        retry = _Retry(lease)
-        insort(self._waiting, retry, key=_Retry.first)
-        self._changed()
-        try:
-            with trio.CancelScope(deadline=give_up_at):
-                await retry.decided.wait()
-        except trio.Cancelled:
-            if retry.may_start:
-                # `start_first` was called after the cancel, before this task ran.
-                self._give_back()
-            raise
-        finally:
-            if not retry.decided.is_set():
-                self._waiting.remove(retry)
-                self._changed()
-        return retry.may_start
+    half = slots // 2
+    if exporting > 1 and not draining:
+        return half
+    # A location that exports alone leaves one for each other location.
+    return min(live - exporting, half)
 
 
-class ExportSlots:
-    """Slots, one for each export that may run at a time.
+class Slots:
+    """The slots, and the locations that wait for one.
 
     Attributes:
+        count: How many there are.
         free: How many are free.
+        exporting: How many locations have a running export.
+        line: The locations that wait for a free slot, first come first served.
+        over_share: The locations over their share: they have an export running and could begin another one if a slot
+            could be spared. There are at most as many as slots.
     """
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self.free = count
-        self._waiting: OrderedDict[Lane, None] = OrderedDict()
+        self.exporting = 0
+        self.line: OrderedDict[Location, None] = OrderedDict()
+        self.over_share: dict[Location, None] = {}
 
-    def try_take(self, lane: Lane) -> bool:
-        """Take a slot for ``lane`` if one is free; otherwise let it wait, unless it waits already."""
-        if not self.free:
-            self._waiting.setdefault(lane)
-            return False
+    def can_spare(self, live: int, *, draining: bool) -> bool:
+        """Return whether a location that has a running export may begin another one."""
+        return self.free > kept_free(self.count, live, self.exporting, draining=draining)
+
+    def take(self, location: Location) -> None:
+        """Count an export that begins. A slot must be free."""
         self.free -= 1
-        return True
+        self.exporting += not location.pace.active
+        location.pace.active += 1
+        self.line.pop(location, None)
 
-    def leave(self, lane: Lane) -> None:
-        """Let ``lane`` wait no longer, if it does."""
-        self._waiting.pop(lane, None)
+    def give_back(self, location: Location) -> None:
+        """Count an export that has ended."""
+        self.free += 1
+        location.pace.active -= 1
+        self.exporting -= not location.pace.active
 
-    def give_back(self) -> None:
-        """Give a slot back. The location that has waited longest gets it."""
-        if self._waiting:
-            lane, _ = self._waiting.popitem(last=False)
-            lane.take_slot()
-        else:
-            self.free += 1
+    def forget(self, location: Location) -> None:
+        """Let a location wait no longer."""
+        self.line.pop(location, None)
+        self.over_share.pop(location, None)

@@ -37,6 +37,7 @@ __all__ = [
     "SpanHeaders",
     "cost_after",
     "cost_of",
+    "framed_size",
 ]
 
 
@@ -208,47 +209,60 @@ def _room(content: int) -> int:
     return (1 << 7 * varint_size(content)) - 1 - content
 
 
+def framed_size(payload: bytes) -> int:
+    """Return the size of a span's field in a request: its payload with tag and length."""
+    size = len(payload)
+    return size + 3 if 0x80 <= size < 0x4000 else _enveloped_size(size)
+
+
 class RequestSizer:
     """The exact size of a request to which spans are added one by one, in constant time for each.
 
     Nearly always a span has the same resource and scope as the one before it, no length of an envelope grows by a byte,
-    and the request is not full yet. So the sizer remembers the headers of the last span and how many bytes can be added
-    until one of these changes (``_room``). Within that room, adding a span takes two comparisons, an addition and a
-    subtraction; the envelopes are updated when the room is used up or the headers change.
+    and the request is not full yet. So the sizer remembers the headers of the last span and the size up to which none
+    of these changes. Up to it, adding a span only adds its size; the envelopes are updated when that size is reached or
+    the headers change.
 
     Args:
         limit: The maximum size of the request in bytes.
 
     Attributes:
         size: The size of the request in bytes.
+        simple_up_to: The size up to which spans with the same headers only add their own size. Less than the limit.
+        headers: The headers of the last span; None if there is none.
     """
 
-    __slots__ = ("_headers", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
+    __slots__ = ("_limit", "_noted", "_resources", "_scopes", "headers", "simple_up_to", "size")
 
     def __init__(self, limit: int) -> None:
         self.size = 0
+        self.simple_up_to = 0
+        self.headers: SpanHeaders | None = None
         self._limit = limit
         # The bytes inside each envelope.
         self._resources: dict[bytes, int] = {}
         self._scopes: dict[SpanHeaders, int] = {}
-        self._headers: SpanHeaders | None = None
-        self._room = 0
         # The value of ``size`` when the envelopes were last updated.
         self._noted = 0
 
+    def copy(self) -> RequestSizer:
+        """Return an independent copy."""
+        other = RequestSizer(self._limit)
+        other.size, other.simple_up_to, other.headers = self.size, self.simple_up_to, self.headers
+        other._resources, other._scopes, other._noted = self._resources.copy(), self._scopes.copy(), self._noted
+        return other
+
     def try_add(self, span: EncodedSpan) -> bool:
         """Add ``span`` unless the request would then be larger than ``limit``. Return whether it was added."""
-        size = len(span.payload)
-        framed = size + (3 if 0x80 <= size < 0x4000 else 1 + varint_size(size))
-        if framed <= self._room and span.headers is self._headers:
-            self._room -= framed
+        framed = framed_size(span.payload)
+        if self.size + framed <= self.simple_up_to and span.headers is self.headers:
             self.size += framed
             return True
         return self._try_add_with_envelopes(span.headers, framed, self._limit)
 
     def add_first(self, span: EncodedSpan) -> None:
         """Add the first span, of any size."""
-        self._try_add_with_envelopes(span.headers, _enveloped_size(len(span.payload)), sys.maxsize)
+        self._try_add_with_envelopes(span.headers, framed_size(span.payload), sys.maxsize)
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
         self._bring_up_to_date()
@@ -264,13 +278,13 @@ class RequestSizer:
             return False
         self._resources[headers.resource], self._scopes[headers] = resource, scope
         self.size = self._noted = size
-        self._headers = headers
-        self._room = min(_room(resource), _room(scope), self._limit - size)
+        self.headers = headers
+        self.simple_up_to = size + min(_room(resource), _room(scope), self._limit - 1 - size)
         return True
 
     def _bring_up_to_date(self) -> None:
         added = self.size - self._noted
-        if added and self._headers is not None:
-            self._resources[self._headers.resource] += added
-            self._scopes[self._headers] += added
+        if added and self.headers is not None:
+            self._resources[self.headers.resource] += added
+            self._scopes[self.headers] += added
             self._noted = self.size

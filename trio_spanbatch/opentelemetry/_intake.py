@@ -38,9 +38,9 @@ class Intake:
     def __init__(self, batcher: SpanBatcher, tally: Tally) -> None:
         self._batcher = batcher
         self._supervisor = batcher._supervisor
-        self._admission = batcher._admission
+        self._runtime = batcher._runtime
         self._tally = tally
-        limits = batcher._shared.limits
+        limits = batcher._scheduler.limits
         self._max_spans = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
         self._modules = 0
@@ -56,7 +56,7 @@ class Intake:
 
     def is_open(self) -> bool:
         """Return whether the batcher accepts spans. Thread-safe."""
-        return self._admission.is_open
+        return self._runtime.thread_id is not None
 
     def may_add_here(self) -> bool:
         """Return whether the caller runs in a task of the batcher's trio run and does not interrupt the batcher."""
@@ -134,7 +134,7 @@ class Intake:
                 # A SystemExit from a policy function, for instance, is raised again when the batcher is left.
                 drop = Drop("invalid", shown(error))
                 if not isinstance(error, Exception):
-                    self._batcher._shared.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
+                    self._batcher._runtime.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
             self.account(drop)
 
     def ended(self) -> None:

@@ -31,7 +31,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from .._http.exporter import OTLPExporter
 from .._reporting.statistics import Settlement
-from .._scheduler.shared import Shared
+from .._runtime.runtime import Runtime
 from .._version import __version__
 from ._tally import Tally
 
@@ -110,8 +110,8 @@ _instruments_lock: Final = threading.Lock()
 class BatcherMetrics:
     """Counts deliveries and reports a batcher's counts to a ``MeterProvider``. A `DeliveryObserver`."""
 
-    def __init__(self, meter_provider: MeterProvider, shared: Shared, tally: Tally) -> None:
-        self._shared = ref(shared)
+    def __init__(self, meter_provider: MeterProvider, runtime: Runtime, tally: Tally) -> None:
+        self._runtime = ref(runtime)
         self._tally = tally
         self._processed = 0
         self._handed_back = 0
@@ -123,8 +123,8 @@ class BatcherMetrics:
                 instruments = _instruments[meter_provider] = _Instruments(meter_provider)
             self._processor = instruments.component(_PROCESSOR_TYPE, _PROCESSOR_TYPE)
             self._exporter = {
-                **instruments.component(*_type_and_name(shared.exporter)),
-                **_server(shared.exporter),
+                **instruments.component(*_type_and_name(runtime.exporter)),
+                **_server(runtime.exporter),
             }
             self._duration = instruments.duration
             instruments.add(self)
@@ -169,13 +169,15 @@ class BatcherMetrics:
 
     def queue_size(self) -> Iterable[Observation]:
         """Yield the number of spans in the queues, including those handed over by other threads."""
-        if (shared := self._shared()) is not None:
-            yield Observation(shared.ledger.queued + self._tally.statistics().handed_over, self._processor)
+        if (runtime := self._runtime()) is not None:
+            queued = runtime.scheduler.ledger.total.queued
+            yield Observation(queued + self._tally.statistics().handed_over, self._processor)
 
     def queue_capacity(self) -> Iterable[Observation]:
         """Yield the capacity of all locations' queues; before there is a location, that of one."""
-        if (shared := self._shared()) is not None:
-            yield Observation(shared.limits.max_queued_spans * max(1, len(shared.lanes)), self._processor)
+        if (runtime := self._runtime()) is not None:
+            scheduler = runtime.scheduler
+            yield Observation(scheduler.limits.max_queued_spans * max(1, len(scheduler.locations)), self._processor)
 
     def processed(self) -> Iterable[Observation]:
         """Yield the number of spans that left the queue, or were never accepted, by ``error.type``."""

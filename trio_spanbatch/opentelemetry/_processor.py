@@ -79,7 +79,7 @@ class BatcherSpanProcessor(SpanProcessor):
             raise TypeError(f"batcher is {shown(batcher)}; it must be a SpanBatcher")
         self._batcher = batcher
         self._supervisor = batcher._supervisor
-        self._logger = batcher._shared.logger
+        self._logger = batcher._runtime.logger
         self._tally = Tally(self._logger, clock)
         self._locations = Locations(location, _until_left(batcher, self._tally.overruled))
         self._intake = Intake(batcher, self._tally)
@@ -88,9 +88,9 @@ class BatcherSpanProcessor(SpanProcessor):
         # How many losses force_flush has reported.
         self._reported = 0
         self._reported_lock = threading.Lock()
-        batcher._shared.feeders.append(self._intake)
+        batcher._runtime.feeders.append(self._intake)
         if meter_provider is not None:
-            batcher._shared.observers.append(BatcherMetrics(meter_provider, batcher._shared, self._tally))
+            batcher._runtime.observers.append(BatcherMetrics(meter_provider, batcher._runtime, self._tally))
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_weakly(self._after_fork_in_child))
 
@@ -229,11 +229,11 @@ class BatcherSpanProcessor(SpanProcessor):
     def _judge_at_rest(self) -> bool:
         """Return whether everything was delivered, while the batcher is not running."""
         return not (
-            self._lost() or self._tally.statistics().handed_over or self._batcher._shared.ledger.total().pending
+            self._lost() or self._tally.statistics().handed_over or self._batcher._scheduler.ledger.total.pending
         )
 
     def _lost(self) -> int:
-        total = self._batcher._shared.ledger.total()
+        total = self._batcher._scheduler.ledger.total
         return total.rejected + total.undelivered + sum(self.dropped.values())
 
 

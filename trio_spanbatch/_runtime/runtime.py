@@ -1,0 +1,226 @@
+"""What the tasks of one batcher share, and how the orders of its scheduler are carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import methodcaller
+from typing import TypeVar
+
+import attrs
+import outcome
+import trio
+
+from .._exceptions import leaves, split_cancelled
+from .._exporter import HandsBack, SpanExporter
+from .._reporting.health_log import HealthLog
+from .._reporting.hooks import DeliveryObserver, Feeder
+from .._reporting.log import Log
+from .._reporting.losses import Losses
+from .._reporting.statistics import Loss, Settlement
+from .._scheduler.flush import Flush
+from .._scheduler.lease import Lease
+from .._scheduler.location import Waiter
+from .._scheduler.orders import Admit, HandBack, Repeat, Start, Wake
+from .._scheduler.scheduler import Scheduler
+
+__all__ = ["Runtime"]
+
+_Listener = TypeVar("_Listener")
+
+
+@attrs.define(eq=False)
+class Runtime:
+    """What the tasks of one batcher share.
+
+    Attributes:
+        exporter: Sends the batches.
+        scheduler: Decides.
+        logger: The logger for messages.
+        losses: Reports spans that were not delivered.
+        health: Logs failing and recovering locations.
+        start_delivery: Starts the delivery of a batch, in the batcher's context, until the end of the drain at most.
+        wake: Has the driver look for decisions. Must not be called on the caller's stack.
+        thread_id: The id of the thread whose trio run may add spans; None while admission is closed.
+        stopped: Whether the work ends without a drain.
+        stop_reason: Why deliveries are stopped, as the reason for the spans that they hand back.
+        stop_cause: The same in one word, for metrics.
+        feeders: Bring in spans from outside.
+        observers: Watch deliveries.
+        adders: The tasks of waiting adders.
+        flushes: The flushes that wait.
+        retries: The deliveries that wait for their next attempt.
+        reason_to_hand_back: The exporter's, if it has one: see `HandsBack`.
+    """
+
+    exporter: SpanExporter
+    scheduler: Scheduler
+    logger: Log
+    losses: Losses
+    health: HealthLog
+    start_delivery: Callable[[Lease], None]
+    wake: Callable[[], None]
+    thread_id: int | None = None
+    stopped: bool = False
+    stop_reason: str = "the batcher was stopped"
+    stop_cause: str = "Cancelled"
+    feeders: list[Feeder] = attrs.Factory(list)
+    observers: list[DeliveryObserver] = attrs.Factory(list)
+    adders: dict[Waiter, trio.lowlevel.Task] = attrs.Factory(dict)
+    flushes: dict[Flush, trio.Event] = attrs.Factory(dict)
+    retries: dict[Lease, trio.Event] = attrs.Factory(dict)
+    # Checked once: whether an object matches a protocol takes 10 us to find out, and each attempt asks.
+    reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
+
+    @reason_to_hand_back.default
+    def _reason_to_hand_back_of_exporter(self) -> Callable[[str], str | None] | None:
+        return self.exporter.reason_to_hand_back if isinstance(self.exporter, HandsBack) else None
+
+    # -- orders ------------------------------------------------------------------------------------------------
+
+    def carry_out_orders(self) -> None:
+        """Carry out the scheduler's orders, oldest first."""
+        outbox = self.scheduler.outbox
+        while outbox:
+            order = outbox[0]
+            if isinstance(order, HandBack):
+                settlement = Settlement(undelivered=len(order.lease), reason=order.reason)
+                self.scheduler.settled(order.lease, settlement, trio.current_time())
+                outbox.popleft()
+                self.tell_observers(methodcaller("handed_back", len(order.lease)))
+                self.report(order.lease, settlement)
+            else:
+                self._carry_out(order)
+                outbox.popleft()
+
+    def _carry_out(self, order: Start | Admit | Repeat | Wake) -> None:
+        if isinstance(order, Start):
+            self.start_delivery(order.lease)
+        elif isinstance(order, Admit):
+            trio.lowlevel.reschedule(self.adders.pop(order.waiter))
+        elif isinstance(order, Repeat):
+            if (retry := self.retries.get(order.lease)) is not None:
+                retry.set()
+        elif (done := self.flushes.get(order.flush)) is not None:
+            done.set()
+
+    def settle(self, lease: Lease, settlement: Settlement) -> None:
+        """Account for the spans of a lease, and report those that were not delivered."""
+        self.scheduler.settled(lease, settlement, trio.current_time())
+        self.wake()
+        self.report(lease, settlement)
+
+    def report(self, lease: Lease, settlement: Settlement) -> None:
+        """Report spans that were not delivered. They must be accounted for: ``on_loss`` may use the batcher."""
+        location, reason, code = lease.batch.location, settlement.reason, settlement.status_code
+        if settlement.rejected:
+            self.health.rejected(location, settlement.rejected, reason)
+            self.losses.report(Loss(location, lease.batch, "rejected", reason, code, count=settlement.rejected))
+        if settlement.undelivered:
+            if not self.scheduler.draining:
+                # At the end of the drain there is a summary.
+                self.health.handed_back(location, settlement.undelivered, reason)
+            self.losses.report(Loss(location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    async def wait_until_admitted(self, waiter: Waiter) -> None:
+        """Wait until a span is admitted. If this is cancelled, it was not admitted.
+
+        Raises:
+            trio.ClosedResourceError: The batcher was closed while this waited.
+        """
+
+        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            self._withdraw(waiter)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            self.adders[waiter] = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        except BaseException:
+            # It is still there if this could not even begin to wait.
+            self._withdraw(waiter)
+            raise
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        if self.adders.pop(waiter, None) is not None:
+            self.scheduler.admission.withdraw(waiter)
+
+    async def wait_for_retry(self, lease: Lease, give_up_at: float) -> bool:
+        """Wait for a delivery's next attempt, and for its slot.
+
+        Returns:
+            False, without a slot, if there will be no attempt before ``give_up_at`` and the end of the drain.
+        """
+        decided = self.retries[lease] = trio.Event()
+        self.scheduler.wants_retry(lease)
+        self.wake()
+        try:
+            with trio.CancelScope(deadline=give_up_at):
+                await decided.wait()
+        except trio.Cancelled:
+            if lease.may_repeat:
+                # That was decided after the cancel, before this task ran.
+                self.scheduler.slot_unused(lease)
+            raise
+        finally:
+            del self.retries[lease]
+            self.scheduler.wants_no_retry(lease)
+            self.wake()
+        return lease.may_repeat
+
+    async def wait_until_flushed(self, flush: Flush) -> None:
+        """Wait until all spans of a flush are accounted for. Always a checkpoint."""
+        done = self.flushes[flush] = trio.Event()
+        if flush.is_done:
+            done.set()
+        try:
+            await done.wait()
+        finally:
+            self.flushes.pop(flush, None)
+
+    # -- listeners ---------------------------------------------------------------------------------------------
+
+    def feed(self) -> None:
+        """Admit the spans that are on their way from outside."""
+        self._call_each(self.feeders, lambda feeder: feeder.feed(), "SpanBatcher: letting in spans from outside failed")
+
+    def end_feeding(self) -> None:
+        """Tell the feeders that every span is accounted for."""
+        self._call_each(self.feeders, lambda feeder: feeder.ended(), "SpanBatcher: telling of the end failed")
+
+    def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
+        """Call ``tell`` with each observer."""
+        self._call_each(self.observers, tell, "SpanBatcher: an observer of deliveries failed")
+
+    def _call_each(self, listeners: list[_Listener], call: Callable[[_Listener], None], message: str) -> None:
+        for listener in listeners:
+            try:
+                call(listener)
+            except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task
+                self.logger.caught(exc, message)
+
+    # -- stopping ----------------------------------------------------------------------------------------------
+
+    def close_admission(self) -> None:
+        """Admit no more spans, and wake all waiting adders with ``trio.ClosedResourceError``."""
+        if self.thread_id is None:
+            return
+        self.thread_id = None
+        for waiter in self.scheduler.close_admission():
+            if (task := self.adders.pop(waiter, None)) is not None:
+                closed = trio.ClosedResourceError("the batcher is closed")
+                trio.lowlevel.reschedule(task, outcome.Error(closed))
+
+    def stop(self, reason: str) -> None:
+        """Close admission, as all tasks are about to end and hand back their spans."""
+        if not self.stopped:
+            self.stopped, self.stop_reason = True, reason
+        self.close_admission()
+
+    def task_failed(self, exc: BaseException) -> None:
+        """Stop because ``exc`` ends a task. Call this before the task hands back its spans."""
+        _, failure = split_cancelled(exc)
+        if failure is not None:
+            self.stop(f"a task of the batcher failed with {type(leaves(failure)[0]).__name__}")
+        self.close_admission()
