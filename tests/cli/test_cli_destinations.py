@@ -246,7 +246,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "are mutually exclusive"),
         ((*MLFLOW, "--location-header", "X-A"), "--location-header cannot be used with --to mlflow"),
         ((*MLFLOW, "--header", "X-MLflow-Experiment-Id=4"), "--header has x-mlflow-experiment-id; a batch's location"),
-        (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or name an experiment with"),
+        (MLFLOW, "location 'default' has no experiment: set MLFLOW_EXPERIMENT_ID, or name an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),
         (
@@ -262,9 +262,9 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (("--to", "unity-catalog", "--location", TABLE, "--endpoint", "w.com/?o=s3cret"), "--endpoint must be a works"),
         (
             ("--to", "unity-catalog", "--location", TABLE, "--endpoint", "s3cret@w.com"),
-            "--endpoint (not shown) has a user",
+            "--endpoint (not shown) contains a user",
         ),
-        (("--endpoint", "http://x/?key=s3cret"), "give credentials as --header"),
+        (("--endpoint", "http://x/?key=s3cret"), "give credentials with --header"),
         (("--location", "a\nb", "--location-header", "X-T"), r"location 'a\nb' cannot be sent in a header"),
     ],
 )
@@ -454,7 +454,7 @@ async def test_a_wrong_token_for_mlflow_is_one_line(spans: Path, mlflow_server: 
         ),
         (
             Answer(307, headers=[("location", "https://collector.test/v1/traces")]),
-            "the redirect to https://collector.test/v1/traces was not followed; if its target is right, name",
+            "the redirect to https://collector.test/v1/traces was not followed; if the redirect's target is",
         ),
         (Answer(500), "500 Internal Server Error"),
     ],

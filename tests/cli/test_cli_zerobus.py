@@ -143,7 +143,7 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
             "w.com",
             "--endpoint http://1.zerobus.r.azuredatabricks.net must begin with https://, because tokens are sent",
         ),
-        (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) has a user"),
+        (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) contains"),
     ],
 )
 def test_options_that_cannot_be_combined_are_a_one_line_error(

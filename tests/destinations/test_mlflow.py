@@ -172,7 +172,7 @@ def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], messag
         (f"http://mlflow.test/?token={SECRET}", "has a query or fragment"),
         (f"http://mlflow.test/#{SECRET}", "has a query or fragment"),
         ("http://", "must begin with http:// or https:// and a host"),
-        ("http://mlflow.test:99999", "has no host and port to connect to|is not a URL"),
+        ("http://mlflow.test:99999", "has an invalid host or port|is not a URL"),
     ],
 )
 @pytest.mark.parametrize("variable", [False, True])

@@ -195,7 +195,7 @@ async def test_a_name_is_asked_again_after_five_minutes_and_may_be_deleted_by_th
             Refused("the experiment named 'support' (id 3) is deleted: restore it, or correct the location"),
         ),
         *(
-            (answer, Refused("the answer names no experiment: does the tracking URI lead to MLflow?", answer.status))
+            (answer, Refused("the response has no experiment: does the tracking URI lead to MLflow?", answer.status))
             for answer in [
                 Answer(204),
                 Answer(headers=JSON, body=b""),

@@ -273,8 +273,8 @@ async def test_a_wrong_client_secret_is_refused_with_what_to_do(
 async def test_a_token_endpoint_that_is_ill_is_asked_again_later(answer: Answer, service_principal: None) -> None:
     async with workspace_of(token_answer=answer) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater(
-            f"no credentials: the answer of the token endpoint of {workspace.host} has no token in it, and no "
-            "OAuth error code"
+            f"no credentials: the answer of the token endpoint of {workspace.host} contains neither a "
+            "token nor an OAuth error code"
         )
         workspace.token_answer = None
         assert await export(exporter) == Delivered()
@@ -432,8 +432,8 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
         ("https://user:s3cret%40w.cloud.databricks.com", "user name or password"),
         ("https://user:s3cret?x", "is not a URL"),
         ("https://user:s3cret", "is not a URL"),
-        ("https://s3cret s3cret", "has no host"),
-        ("w w", "has no host"),
+        ("https://s3cret s3cret", "has an invalid host"),
+        ("w w", "has an invalid host"),
         ("ftp://w.cloud.databricks.com", "must begin with http:// or https://"),
         ("https://", "must begin with http:// or https://"),
         ("", "there is no workspace: give host="),

@@ -249,7 +249,7 @@ async def test_the_workspace_id_may_be_given_where_the_workspace_does_not_tell_i
 async def test_a_workspace_without_an_id_is_refused() -> None:
     async with servers(tells_id=False) as (workspace, service), exporter_of(workspace, service) as exporter:
         assert await exporter.export(batch_of(1, TABLE)) == Refused(
-            "no credentials: the workspace does not tell its id: set DATABRICKS_WORKSPACE_ID"
+            "no credentials: databricks-sdk does not know the workspace's id: set DATABRICKS_WORKSPACE_ID"
         )
 
 
@@ -357,8 +357,8 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://, because tokens are sent there"),
         ("http://127.0.0.1.example.com", "must begin with https://"),
         ("ftp://1.zerobus.r.cloud.databricks.com", "must begin with http:// or https://"),
-        ("", "has no host|must begin with|is not a URL"),
-        ("1.zerobus r", "has no host|is not a URL"),
+        ("", "has an invalid host|must begin with|is not a URL"),
+        ("1.zerobus r", "has an invalid host|is not a URL"),
     ],
 )
 def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: str, message: str) -> None:

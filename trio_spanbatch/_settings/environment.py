@@ -149,7 +149,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
         endpoint: The endpoint to use instead of that of the variables.
 
     Raises:
-        ValueError: The endpoint in a variable may have a password in it, and where that ends is ambiguous.
+        ValueError: The endpoint in a variable may contain a password whose end is ambiguous.
     """
     authorization = None
     if endpoint is None:
@@ -169,18 +169,18 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
     if "client_key" in options and "client_certificate" not in options:
         del options["client_key"]
         variable = variable_of(environ, "CLIENT_KEY")
-        _ignored(variable, "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, which it is the key of")
+        _ignored(variable, "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")
     return options
 
 
 def _options(environ: Environ, **table: tuple[Any, ...]) -> Any:
-    """Return an argument for each row of ``table`` (a parser and its variables) of which a variable can be used."""
+    """Return the arguments in ``table`` for which a variable is valid; its rows are a parser and variables."""
     found = {argument: _first(environ, parse, *variables) for argument, (parse, *variables) in table.items()}
     return {argument: value for argument, value in found.items() if value is not None}
 
 
 def _first(environ: Environ, parse: _Parser, *variables: str) -> Any:
-    """Return the value of the first of ``variables`` that is set and can be parsed; None if there is none."""
+    """Return the value of the first of ``variables`` that is set and valid; None if none is."""
     for variable in variables:
         text = _get(environ, variable)
         if text is not None and (value := parse(variable, text)) is not None:
@@ -219,7 +219,7 @@ def _url(variable: str, value: str) -> tuple[str, str | None] | None:
     As a header, a user name and password appear in no log and no message.
 
     Raises:
-        ValueError: It may have a password in it, and where that ends is ambiguous.
+        ValueError: It may contain a password whose end is ambiguous.
     """
     authorization = None
     match = _USERINFO.match(value)
@@ -228,8 +228,8 @@ def _url(variable: str, value: str) -> tuple[str, str | None] | None:
         authorization = _basic(match["userinfo"])
     if has_userinfo(value):
         raise ValueError(
-            f"the endpoint in {variable} (not shown) has an @ that may end a user name or password. In these, other "
-            "characters than letters and digits are percent-encoded, as is an @ in a path (%40); or give them in "
+            f"the endpoint in {variable} (not shown) has an @ that may end a user name or password: percent-encode "
+            "all characters of these except letters and digits, and an @ in a path (%40); or give them in "
             "OTEL_EXPORTER_OTLP_HEADERS"
         )
     url = re.split("[?#]", value, maxsplit=1)[0]
@@ -268,7 +268,7 @@ def _headers(variable: str, value: str) -> dict[str, str]:
 
 
 def _as_sent(text: str) -> str:
-    """Percent-decode the value of a header. If it is beyond Latin-1, each byte becomes a character."""
+    """Percent-decode the value of a header. If it does not fit into Latin-1, each byte becomes a character."""
     data = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
     try:
         value = data.decode()

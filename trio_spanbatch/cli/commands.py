@@ -230,7 +230,7 @@ def send_command(
         except ModuleNotFoundError as error:
             raise click.ClickException(str(error)) from error
         if location_is_not_sent(destination):
-            screen.warn("the server does not learn the locations of --location-attribute; name a --location-header")
+            screen.warn("locations are not sent to the server; name a header for them with --location-header")
         result = trio.run(send, settings, exporter, screen)
     if as_json:
         screen.document(_json(result.tally.document(result.statistics)))

@@ -62,7 +62,7 @@ _ADVICE = (
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
     (r"give experiment_id=, or use an experiment's id as the location", "or name an experiment with --location"),
-    (r"; names are locations with mlflow\(experiments='name'\)", "; a name can only be given with --location"),
+    (r"; to use names, give experiments='name'", "; a name can only be given with --location"),
     (r"Limits\.max_pending_bytes_per_location and max_pending_bytes allow (\d+)", r"no request has more than \1"),
 )
 
@@ -117,7 +117,7 @@ def make_exporter(destination: Destination) -> SpanExporter:
 
 
 def attempt_timeout(destination: Destination) -> float:
-    """Return the batcher's timeout for an attempt: longer than the exporter's, whose messages say more."""
+    """Return the batcher's timeout for an attempt: longer than the exporter's, whose messages are more specific."""
     if destination.timeout is not None:
         return destination.timeout + 1.0
     if destination.to in _TIMEOUTS:
@@ -134,7 +134,7 @@ def nobody_there(destination: Destination) -> str:
 
 
 def location_is_not_sent(destination: Destination) -> bool:
-    """Whether locations differ between spans, but the server does not learn them."""
+    """Whether locations differ between spans, but are not sent to the server."""
     by_span = destination.location_attribute is not None
     return by_span and destination.to == "otlp" and destination.location_header is None
 
@@ -263,5 +263,5 @@ def _advice(status_code: int | None) -> str:
     if status in (404, 405):
         return "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
     if 300 <= status < 400:
-        return "if its target is right, name that with --endpoint"
+        return "if the redirect's target is right, name it with --endpoint"
     return ""

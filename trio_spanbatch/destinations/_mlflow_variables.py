@@ -1,7 +1,7 @@
 """MLflow's variables besides those for the tracking URI, the experiment and credentials.
 
-Those that can be honoured are; for the others, a warning says what to do instead. Their meaning is documented in
-MLflow's ``mlflow/environment_variables.py`` and ``mlflow/utils/rest_utils.py``.
+Some are honoured; for each of the others, a warning says what to do instead. Their meaning is documented in MLflow's
+ ``mlflow/environment_variables.py`` and ``mlflow/utils/rest_utils.py``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _AUTHENTICATION = {
     "MLFLOW_TRACKING_AUTH": "give headers=, or a client= with an httpx.Auth",
     "MLFLOW_TRACKING_AWS_SIGV4": "give a client= with an httpx.Auth that signs requests",
 }
-_RETRIES = "the batcher's RetryPolicy says when an attempt is repeated"
+_RETRIES = "the batcher's RetryPolicy determines when an attempt is repeated"
 _OTHERS = {
-    "MLFLOW_EXPERIMENT_NAME": "a batch's location is its experiment; with experiments='name', by its name",
+    "MLFLOW_EXPERIMENT_NAME": "the location is the experiment's id, or its name with experiments='name'",
     "MLFLOW_RUN_ID": "give run_id=",
     "MLFLOW_TRACE_SAMPLING_RATIO": "every span is sent",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "give timeout=",
@@ -68,11 +68,11 @@ def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> 
     insecure = value is not None and _BOOLEANS.get(value.lower())
     if insecure and certificate is not None:
         raise ValueError(
-            f"{_INSECURE} is true, and {_SERVER_CERTIFICATE} is set as well; unset the first to have the server's "
-            "certificate verified, or the second"
+            f"{_INSECURE} is true, and {_SERVER_CERTIFICATE} is set as well; unset the first to verify the server's "
+            "certificate, or the second not to verify it"
         )
     if insecure:
-        warn_once(f"{_INSECURE} is true: the server's certificate is not verified, credentials may go to others")
+        warn_once(f"{_INSECURE} is true: the server's certificate is not verified, so others may get credentials")
     elif insecure is None and value is not None:
         warn_once(f"{_INSECURE} is {value[:40]!r}, neither true nor false: it is ignored")
     files = {}

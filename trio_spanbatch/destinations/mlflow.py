@@ -29,7 +29,7 @@ EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 RUN_HEADER = "x-mlflow-run-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"
 
-# The location that stands for the experiment that is configured.
+# The location of the experiment that an argument or a variable names.
 DEFAULT_LOCATION = "default"
 
 # Seconds. On SQLite, MLflow takes about 5 s for 1,000 spans and 14 s for 8 concurrent requests of 512. If attempts
@@ -167,13 +167,13 @@ class _MLflowExporter(OTLPExporter):
         elif location == DEFAULT_LOCATION:
             if self._default is None:
                 raise InvalidLocationError(
-                    f"location {DEFAULT_LOCATION!r} stands for no experiment: set MLFLOW_EXPERIMENT_ID, give "
+                    f"location {DEFAULT_LOCATION!r} has no experiment: set MLFLOW_EXPERIMENT_ID, give "
                     "experiment_id=, or use an experiment's id as the location"
                 )
         elif not is_experiment_id(location):
             raise InvalidLocationError(
-                f"location {shown(location)} is not an MLflow experiment's id, a whole number such as '3'; names "
-                "are locations with mlflow(experiments='name')"
+                f"location {shown(location)} is not an MLflow experiment's id, a whole number such as '3'; to "
+                "use names, give experiments='name'"
             )
 
     async def export(self, batch: SpanBatch) -> ExportResult:
@@ -223,7 +223,7 @@ def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
         )
     if has_userinfo(uri):
         raise ValueError(
-            f"{name} has a user name or password in it; give them as username= and password=, or as "
+            f"{name} contains a user name or password; give them as username= and password=, or as "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if "?" in uri or "#" in uri:
