@@ -249,6 +249,7 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (MLFLOW, "location 'default' has no experiment: set MLFLOW_EXPERIMENT_ID, or name an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),
+        (("--to", "mlflow", "--endpoint", "databricks"), "for Databricks, use --to unity-catalog;"),
         (
             ("--to", "mlflow", "--endpoint", "http://"),
             "--endpoint has no host; it must be the URL of a tracking server",

@@ -33,6 +33,7 @@ __all__ = [
     "forget_warnings",
     "queue_options",
     "sdk_disabled",
+    "value_of",
     "variable_of",
     "warn_once",
 ]
@@ -116,7 +117,7 @@ def default_resource(environ: Environ) -> Resource | None:
     attributes with a mistake in it is ignored as a whole.
     """
     attributes: dict[str, str] = {}
-    listed = _get(environ, "OTEL_RESOURCE_ATTRIBUTES")
+    listed = value_of(environ, "OTEL_RESOURCE_ATTRIBUTES")
     if listed is not None:
         pairs, malformed = _pairs(listed)
         if malformed:
@@ -127,7 +128,7 @@ def default_resource(environ: Environ) -> Resource | None:
             )
         else:
             attributes.update(pairs)
-    service_name = _get(environ, "OTEL_SERVICE_NAME")
+    service_name = value_of(environ, "OTEL_SERVICE_NAME")
     if service_name is not None:
         attributes["service.name"] = service_name
     return Resource(attributes) if attributes else None
@@ -135,7 +136,7 @@ def default_resource(environ: Environ) -> Resource | None:
 
 def sdk_disabled(environ: Environ) -> bool:
     """Return whether ``OTEL_SDK_DISABLED`` is ``true``, in any letter case. No other value disables."""
-    value = (_get(environ, "OTEL_SDK_DISABLED") or "false").lower()
+    value = (value_of(environ, "OTEL_SDK_DISABLED") or "false").lower()
     if value not in ("true", "false"):
         _ignored("OTEL_SDK_DISABLED", "is neither true nor false")
     return value == "true"
@@ -182,7 +183,7 @@ def _options(environ: Environ, **table: tuple[Any, ...]) -> Any:
 def _first(environ: Environ, parse: _Parser, *variables: str) -> Any:
     """Return the value of the first of ``variables`` that is set and valid; None if none is."""
     for variable in variables:
-        text = _get(environ, variable)
+        text = value_of(environ, variable)
         if text is not None and (value := parse(variable, text)) is not None:
             return value
     return None
@@ -190,7 +191,7 @@ def _first(environ: Environ, parse: _Parser, *variables: str) -> Any:
 
 def _check_protocol(environ: Environ, endpoint: str) -> None:
     variable = variable_of(environ, "PROTOCOL")
-    protocol = (_get(environ, variable) or "http/protobuf").lower()
+    protocol = (value_of(environ, variable) or "http/protobuf").lower()
     if protocol == "http/protobuf":
         return
     port = ""
@@ -302,14 +303,15 @@ def _file_name(_variable: str, value: str) -> str:
 def variable_of(environ: Environ, name: str) -> str:
     """Return the variable that is used for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
     for_traces, general = _variables(name)
-    return for_traces if _get(environ, for_traces) else general
+    return for_traces if value_of(environ, for_traces) else general
 
 
 def _variables(name: str) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
 
-def _get(environ: Environ, variable: str) -> str | None:
+def value_of(environ: Environ, variable: str) -> str | None:
+    """Return the stripped value of ``variable``; None if it is unset or empty."""
     return environ.get(variable, "").strip() or None
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "check_header_location",
     "check_header_name",
     "checked_headers",
+    "checked_str",
     "encoded_headers",
     "has_userinfo",
 ]
@@ -68,8 +69,7 @@ def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
         ValueError: It is not an http or https URL, or has userinfo, a query or a fragment. The message shows at most
             scheme, host and port.
     """
-    if not isinstance(endpoint, str):
-        raise TypeError(f"{name} is of type {type(endpoint).__name__}; it must be a str")
+    endpoint = checked_str(endpoint, name)
     if has_userinfo(endpoint):
         raise ValueError(
             f"{name} (not shown) contains a user name or password; give them with headers= or auth=, where no log "
@@ -90,6 +90,13 @@ def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
     if url.userinfo or not 0 < (80 if url.port is None else url.port) < 2**16 or not _is_host(url):
         raise ValueError(f"{name} {shown} has an invalid host or port")
     return url
+
+
+def checked_str(value: object, name: str) -> str:
+    """Return ``value`` if it is a str. The error message refers to it as ``name``."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
+    return value
 
 
 def has_userinfo(url: str) -> bool:
@@ -170,12 +177,10 @@ def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
     """
     encoded: dict[bytes, bytes] = {}
     items: Iterable[tuple[object, object]] = checked_headers(headers).items()
-    for name, value in items:
-        if not isinstance(name, str):
-            raise TypeError(f"a header's name is of type {type(name).__name__}; it must be a str")
+    for key, given in items:
+        name = checked_str(key, "a header's name")
         _check_given_name(name)
-        if not isinstance(value, str):
-            raise TypeError(f"the value of header {name!r} is of type {type(value).__name__}; it must be a str")
+        value = checked_str(given, f"the value of header {name!r}")
         if value and not _VALUE.fullmatch(value):
             raise ValueError(
                 f"the value of header {name!r} (not shown) has leading or trailing spaces, a line break, another "

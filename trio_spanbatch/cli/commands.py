@@ -49,13 +49,15 @@ _PENDING_BYTES_PER_LOCATION = 64 * MIB
 class _Seconds(click.FloatRange):
     """A number above 0, including ``inf``."""
 
+    name = "number of seconds"
+
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value} is not a number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
         return seconds
 
 

@@ -61,6 +61,7 @@ _ADVICE = (
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
+    (r"\buse unity_catalog;", "use --to unity-catalog;"),
     (r"give experiment_id=, or use an experiment's id as the location", "or name an experiment with --location"),
     (r"; to use names, give experiments='name'", "; a name can only be given with --location"),
     (r"Limits\.max_pending_bytes_per_location and max_pending_bytes allow (\d+)", r"no request has more than \1"),

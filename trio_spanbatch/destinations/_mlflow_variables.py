@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from .._http.tls import client_context
-from .._settings.environment import warn_once
+from .._settings.environment import value_of, warn_once
 
 __all__ = ["tls_variables", "warn_of_credentials_file", "warn_of_ignored_variables", "workspace"]
 
@@ -62,9 +62,9 @@ def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> 
     Raises:
         ValueError: A file cannot be read, or variables contradict each other.
     """
-    certificate = _get(environ, _SERVER_CERTIFICATE) if server else None
-    client_certificate = _get(environ, _CLIENT_CERTIFICATE) if client else None
-    value = _get(environ, _INSECURE) if server else None
+    certificate = value_of(environ, _SERVER_CERTIFICATE) if server else None
+    client_certificate = value_of(environ, _CLIENT_CERTIFICATE) if client else None
+    value = value_of(environ, _INSECURE) if server else None
     insecure = value is not None and _BOOLEANS.get(value.lower())
     if insecure and certificate is not None:
         raise ValueError(
@@ -98,7 +98,7 @@ def workspace(environ: Mapping[str, str]) -> str | None:
     Raises:
         ValueError: It cannot be sent. Ignoring it would select experiments of another workspace.
     """
-    name = _get(environ, "MLFLOW_WORKSPACE")
+    name = value_of(environ, "MLFLOW_WORKSPACE")
     if name is not None and not _WORKSPACE.fullmatch(name):
         raise ValueError(
             f"MLFLOW_WORKSPACE is {name[:40]!r}; it must be a workspace's name, of letters, digits and hyphens"
@@ -114,7 +114,7 @@ def warn_of_ignored_variables(environ: Mapping[str, str], *, authenticated: bool
         authenticated: Whether the program authenticates its requests itself.
     """
     for variable, instead in {**_OTHERS, **({} if authenticated else _AUTHENTICATION)}.items():
-        value = _get(environ, variable)
+        value = value_of(environ, variable)
         if value is not None and (variable, _BOOLEANS.get(value.lower())) not in _ALREADY_SO:
             warn_once(f"{variable} is set, but mlflow() does not read it: {instead}")
 
@@ -124,7 +124,3 @@ def warn_of_credentials_file() -> None:
     file = "~/.mlflow/credentials"
     if os.path.exists(os.path.expanduser(file)):  # noqa: PTH110, PTH111  # these never raise
         warn_once(f"{file} exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD")
-
-
-def _get(environ: Mapping[str, str], variable: str) -> str | None:
-    return environ.get(variable, "").strip() or None

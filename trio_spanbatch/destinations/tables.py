@@ -16,7 +16,7 @@ from .._exporter import Delivered, ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import TLSSettings
-from .._settings.header_checks import check_endpoint, has_userinfo
+from .._settings.header_checks import check_endpoint, checked_str, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
@@ -196,9 +196,7 @@ def argument_or_variable(value: str | None, name: str, variable: str) -> tuple[s
     """Return an argument or, if it is None, the value of a variable; and the name of that argument or variable."""
     if value is None:
         return os.environ.get(variable, "").strip(), variable
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
-    return value.strip(), name
+    return checked_str(value, name).strip(), name
 
 
 def default_config(workspace: str) -> MakeConfig:
