@@ -184,7 +184,7 @@ async def test_spans_ended_by_a_cancellation_are_accepted_and_record_it(autojump
     assert inner.events[0].name == "exception"
 
 
-async def test_a_span_that_finds_a_full_queue_is_counted_as_not_accepted(
+async def test_a_span_that_is_added_to_a_full_queue_is_counted_as_not_accepted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limits = Limits(max_queued_spans=1)

@@ -1,4 +1,4 @@
-"""``send --to``: each destination, and one-line errors that say what is wrong and what to do."""
+"""``send --to``: each destination, and one-line errors that name the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def test_server_and_experiment_may_come_from_mlflows_variables(spans: Path
     assert request.header("content-encoding") is None
 
 
-async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_win_over_its_variables(
+async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_take_precedence_over_variables(
     spans: Path, mlflow_server: OTLPReceiver
 ) -> None:
     async with mlflow_server:
@@ -490,7 +490,7 @@ async def test_only_the_table_is_printed_to_a_pipe(spans: Path) -> None:
 
 
 async def close_as_tls(stream: trio.SocketStream) -> None:
-    """Do what OpenSSL does with a plain request: close without an answer."""
+    """Close without an answer, as OpenSSL does with a plain request."""
     async with stream:
         await stream.receive_some()
         await stream.send_eof()

@@ -73,7 +73,7 @@ def settings_for(files: Sequence[Path | str], **options: Any) -> SendSettings:
 
 
 async def send_files(exporter: Any, *files: Path | str, **options: Any) -> tuple[SendResult, str]:
-    """Send files in this process. Return the result and what was printed to stderr."""
+    """Send files in this process. Return the result and the text that was printed to stderr."""
     screen, out, err = screen_of_text()
     result = await send(settings_for(files, **options), exporter, screen)
     assert out.getvalue() == ""

@@ -1,4 +1,4 @@
-"""``send --to zerobus``: where spans are sent, and one-line errors that say what is wrong and what to do."""
+"""``send --to zerobus``: where spans are sent, and one-line errors that name the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_options_that_cannot_be_combined_are_a_one_line_error(
     assert "s3cret" not in result.stderr
 
 
-def test_an_invalid_endpoint_in_a_variable_is_told_by_the_name_of_the_variable(
+def test_an_error_about_an_endpoint_in_a_variable_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABRICKS_HOST", "w.com")

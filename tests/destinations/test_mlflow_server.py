@@ -1,4 +1,4 @@
-"""mlflow() against a real MLflow server, which stores what was sent, span for span."""
+"""mlflow() against a real MLflow server, which stores the sent traces span for span."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_an_experiment_is_found_by_its_name(server: MLflowServer) -> None:
         assert_all_stored(server, experiment, sent)
 
 
-async def test_the_workspace_of_the_environment_says_which_experiment_of_a_name_is_meant(server: MLflowServer) -> None:
+async def test_the_workspace_of_the_environment_selects_the_experiment_of_a_name(server: MLflowServer) -> None:
     server.create_workspace("team-a")
     experiments = {workspace: server.create_experiment("agents", workspace) for workspace in ("default", "team-a")}
     assert len(set(experiments.values())) == 2

@@ -150,7 +150,7 @@ def test_a_user_name_and_password_in_an_endpoint_are_sent_as_basic_authenticatio
     assert SECRET not in f"{exporter!r}{exporter.endpoint}{caplog.text}"
 
 
-def test_an_authorization_among_the_headers_goes_before_the_password_in_an_endpoint() -> None:
+def test_an_authorization_header_takes_precedence_over_the_password_in_an_endpoint() -> None:
     for name in ("Authorization", "authorization"):
         environ = {f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@collector", f"{PREFIX}HEADERS": f"{name}=Bearer%20x"}
         assert exporter_options(environ).get("headers") == {name: "Bearer x"}
@@ -545,7 +545,7 @@ async def test_a_disabled_sdk_sends_nothing_and_refuses_every_batch(value: str) 
 
 
 @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("False", 0), ("1", 1), ("yes", 1)])
-def test_nothing_but_true_disables(value: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_true_disables_the_sdk(value: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
     assert not sdk_disabled({"OTEL_SDK_DISABLED": value})
     assert len(caplog.records) == warnings
 
