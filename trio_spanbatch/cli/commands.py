@@ -32,7 +32,7 @@ from .destinations import (
     in_words_of_options,
     location_is_not_sent,
     make_exporter,
-    nobody_there,
+    no_server,
     server_of,
 )
 from .screen import LogLines, OutputError, Screen, check_output, output_errors
@@ -224,7 +224,7 @@ def send_command(
                 limits=_limits(batch),
                 retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
-                nobody_there=nobody_there(destination),
+                no_server=no_server(destination),
                 words=in_words_of_options,
             )
         except (TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from ..destinations import mlflow, unity_catalog, zerobus
 from ..destinations._experiments import is_experiment_id
 from ..destinations.tables import LOCATION_HEADER
 from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
-from .send import NOBODY_THERE
+from .send import NO_SERVER
 
 __all__ = [
     "DESTINATIONS",
@@ -28,7 +28,7 @@ __all__ = [
     "in_words_of_options",
     "location_is_not_sent",
     "make_exporter",
-    "nobody_there",
+    "no_server",
     "server_of",
 ]
 
@@ -38,8 +38,8 @@ DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 _TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0, "zerobus": 20.0}
 
 # Advice if there is no server.
-_NOBODY_THERE = {
-    "otlp": NOBODY_THERE,
+_NO_SERVER = {
+    "otlp": NO_SERVER,
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
     "zerobus": "set DATABRICKS_HOST to the right workspace, or name Zerobus' endpoint with --endpoint",
@@ -129,9 +129,9 @@ def attempt_timeout(destination: Destination) -> float:
     return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
-def nobody_there(destination: Destination) -> str:
+def no_server(destination: Destination) -> str:
     """Return advice for the case that no request was ever answered."""
-    return _NOBODY_THERE[destination.to]
+    return _NO_SERVER[destination.to]
 
 
 def location_is_not_sent(destination: Destination) -> bool:

@@ -41,7 +41,7 @@ _OTHERS = {
     "MLFLOW_ALLOW_HTTP_REDIRECTS": "redirects are not followed",
 }
 # Settings that match the exporter's behaviour.
-_ALREADY_SO = {
+_MATCHING = {
     ("MLFLOW_TRACKING_AWS_SIGV4", False),
     ("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", True),
     ("MLFLOW_ALLOW_HTTP_REDIRECTS", False),
@@ -115,7 +115,7 @@ def warn_of_ignored_variables(environ: Mapping[str, str], *, authenticated: bool
     """
     for variable, instead in {**_OTHERS, **({} if authenticated else _AUTHENTICATION)}.items():
         value = value_of(environ, variable)
-        if value is not None and (variable, _BOOLEANS.get(value.lower())) not in _ALREADY_SO:
+        if value is not None and (variable, _BOOLEANS.get(value.lower())) not in _MATCHING:
             warn_once(f"{variable} is set, but mlflow() does not read it: {instead}")
 
 
