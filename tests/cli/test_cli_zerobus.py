@@ -171,7 +171,7 @@ async def test_a_personal_access_token_is_a_one_line_error_that_says_what_to_use
     async with servers() as (workspace, zerobus):
         ended = await send(spans, workspace, zerobus, DATABRICKS_TOKEN=PERSONAL_TOKEN)
     assert only_line(ended) == (
-        f"{TABLE}: 3 rejected: no credentials: Zerobus takes service principals only, and databricks-sdk found pat: "
+        f"{TABLE}: 3 rejected: no credentials: Zerobus accepts only service principals, and databricks-sdk found pat: "
         "set DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
     )
 

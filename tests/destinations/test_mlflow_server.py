@@ -174,7 +174,7 @@ def span_message(**fields: bytes) -> bytes:
         ("known", span_message(trace_id=b"\x07" * 8), 200),
         ("known", span_message(), 200),
     ],
-    ids=["no experiment", "unknown", "no number", "no spans", "unreadable", "no trace id", "long", "short", "good"],
+    ids=["no experiment", "unknown", "not a number", "no spans", "unreadable", "no trace id", "long", "short", "good"],
 )
 async def test_the_server_answers_as_our_table_of_destinations_says(
     server: MLflowServer, experiment: str | None, body: bytes, status: int

@@ -296,8 +296,8 @@ def test_a_warning_names_mlflows_credentials_file_if_there_are_no_other_credenti
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(f"[mlflow]\nmlflow_tracking_password = {SECRET}\n")
     mlflow(URI, **options)
-    told = [record.getMessage() for record in caplog.records]
-    assert told == (
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == (
         []
         if options
         else ["~/.mlflow/credentials exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD"]

@@ -423,8 +423,8 @@ def _caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_failures_of_the_sdk_are_reported_without_its_messages(error: Exception, reason: str, retry: bool) -> None:
-    told = auth_error(error, HOST)
-    assert reason in told.reason
-    assert told.retry is retry
-    assert "s3cret" not in told.reason
-    assert "\n" not in told.reason
+    failure = auth_error(error, HOST)
+    assert reason in failure.reason
+    assert failure.retry is retry
+    assert "s3cret" not in failure.reason
+    assert "\n" not in failure.reason

@@ -206,7 +206,7 @@ async def test_a_personal_access_token_is_refused_as_the_wrong_kind(monkeypatch:
         async with exporter_of(workspace, None) as exporter:
             found = await exporter.export(batch_of(1, TABLE))
     reason = (
-        "Zerobus takes service principals only, and databricks-sdk found pat: set DATABRICKS_CLIENT_ID and "
+        "Zerobus accepts only service principals, and databricks-sdk found pat: set DATABRICKS_CLIENT_ID and "
         "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
     )
     assert given == Refused(f"no credentials: {reason}")
@@ -479,7 +479,7 @@ async def test_prefer_zerobus_with_a_personal_access_token_sends_through_the_wor
     assert len(workspace.trace_requests) == 3
     assert service.receiver.requests == []
     (line,) = [record for record in caplog.records if record.name.endswith("zerobus_fallback")]
-    assert "Zerobus takes service principals only, and databricks-sdk found pat" in line.getMessage()
+    assert "Zerobus accepts only service principals, and databricks-sdk found pat" in line.getMessage()
 
 
 async def test_exports_are_refused_once_it_is_closed() -> None:

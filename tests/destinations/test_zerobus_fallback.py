@@ -476,8 +476,8 @@ async def test_every_span_is_stored_once_or_counted_as_ambiguous_despite_failure
     tables = [f"main.agents.spans_{number}" for number in range(4)]
     async with fake_servers(tables=set(tables)) as setup:
         setup.zerobus.answers = lambda request: failure() if random.random() < 0.5 else None
-        ill: list[Outcome] = [Answer(429), Answer(503), Reset(store=True), Hang()]
-        setup.workspace.traces = lambda request: random.choice(ill) if random.random() < 0.3 else None
+        failures: list[Outcome] = [Answer(429), Answer(503), Reset(store=True), Hang()]
+        setup.workspace.traces = lambda request: random.choice(failures) if random.random() < 0.3 else None
         no_token: list[Outcome] = [Answer(503), Answer(403), Hang()]
         async with SpanBatcher(
             setup.exporter, retry=RetryPolicy(max_elapsed=1e6, attempt_timeout=30), shutdown_timeout=1e6

@@ -140,7 +140,7 @@ class FakeAuth:
     async def service_principal(self) -> ServicePrincipal:
         await trio.sleep(self.delay)
         if self.secret is None:
-            raise AuthError("Zerobus takes service principals only", retry=False)
+            raise AuthError("Zerobus accepts only service principals", retry=False)
         if self._kept is None:
             self.reads += 1
             self._kept = ServicePrincipal(CLIENT_ID, self.secret, "12345")

@@ -1,4 +1,4 @@
-"""A span never goes to another tenant: however it ends, and whatever other code leaves behind."""
+"""A span never goes to another tenant: regardless of how it ends and of what other code leaves behind."""
 
 from __future__ import annotations
 

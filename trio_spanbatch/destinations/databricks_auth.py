@@ -111,7 +111,7 @@ class _Session:
         if not (client_id and client_secret) or auth_type not in ("", "oauth-m2m"):
             found = auth_type if _AUTH_TYPE.fullmatch(auth_type) else "none"
             raise AuthError(
-                f"Zerobus takes service principals only, and databricks-sdk found {found}: {_SET_PRINCIPAL}, or send "
+                f"Zerobus accepts only service principals, and databricks-sdk found {found}: {_SET_PRINCIPAL}, or send "
                 "to Unity Catalog without Zerobus",
                 retry=False,
             )

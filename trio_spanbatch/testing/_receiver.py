@@ -47,7 +47,7 @@ class OTLPReceiver:
 
     Args:
         host: The address to listen on.
-        port: The port to listen on; 0 takes a free one.
+        port: The port to listen on; 0 selects a free one.
         location_header: The header that carries the location of a request.
         answers: By default requests are answered as by a well-behaved server: 200 with an empty body, 400 for an
             invalid body, 404 for another path, 405 for another method, 413 and 415. Otherwise an iterable of answers,

@@ -231,7 +231,7 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "is_mentioned"),
     [
         ({"PROTOCOL": "grpc", "ENDPOINT": "http://collector:4317"}, True),
         ({"PROTOCOL": "GRPC", "TRACES_ENDPOINT": "http://collector:4317"}, True),
@@ -241,10 +241,10 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
     ],
 )
 def test_the_port_of_grpc_in_the_endpoint_is_pointed_out_if_the_protocol_is_grpc(
-    variables: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
+    variables: dict[str, str], is_mentioned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint(**variables)
-    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == told
+    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == is_mentioned
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "HTTP/PROTOBUF", "HTTP/Protobuf"])
