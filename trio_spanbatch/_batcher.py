@@ -151,14 +151,14 @@ class SpanBatcher:
     # -- adding ------------------------------------------------------------------------------------------------
 
     def add_span_nowait(self, location: str, span: SpanLike | EncodedSpan) -> None:
-        """Accept a span if there is room for it now.
+        """Accept a span if there is space for it now.
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
             span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
 
         Raises:
-            trio.WouldBlock: There is no room, or other adders wait for it. Nothing was accepted.
+            trio.WouldBlock: There is no space, or other adders wait for it. Nothing was accepted.
             InvalidSpanError: The span cannot be encoded, or is larger than the byte budget.
             InvalidLocationError: Nothing can be sent to the location.
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
@@ -175,7 +175,7 @@ class SpanBatcher:
 
         Raises:
             ValueError: This many spans can never fit at once.
-            trio.WouldBlock: There is no room for all of them now.
+            trio.WouldBlock: There is no space for all of them now.
             InvalidSpanError: One of them cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
             TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
@@ -202,7 +202,7 @@ class SpanBatcher:
         return encoded
 
     async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
-        """Accept a span, waiting for room.
+        """Accept a span, waiting until there is space.
 
         The adders of a location are served in order of arrival. Always a checkpoint. If this is cancelled, the span was
         not accepted.
@@ -224,7 +224,7 @@ class SpanBatcher:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
-        """Accept spans one after the other, waiting for room.
+        """Accept spans one after the other, waiting until there is space.
 
         If this raises, a prefix of ``spans`` was accepted, as with ``SendStream.send_all``. The exception, even a
         `trio.Cancelled` or one from ``spans``, has the number of accepted spans in an attribute ``accepted``, or in a
