@@ -90,7 +90,9 @@ async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken
             await trio.sleep(100)
             statistics = batcher.statistics()
             assert statistics.accepted == ends["accepted"] == statistics.delivered + statistics.undelivered
-            assert "a task of the batcher failed with InternalError" in {loss.reason for loss in batcher.undelivered}
+            # None, if all spans that were pending were delivered in that very step.
+            reasons = {loss.reason for loss in batcher.undelivered}
+            assert reasons <= {"a task of the batcher failed with InternalError"}
 
     with trio.fail_after(1000):
         async with trio.open_nursery() as beside:

@@ -87,11 +87,11 @@ class SpanHeaders:
 _NO_HEADERS = SpanHeaders()
 
 
-@attrs.frozen(eq=False, repr=False, weakref_slot=False)
+@attrs.frozen(repr=False, weakref_slot=False)
 class EncodedSpan:
     """An encoded span. It can be added to a batcher like any other span.
 
-    Encoded spans are compared by identity, since the batcher accounts for each object.
+    A queue holds only the bytes of its spans, so a batch has another, equal object in place of the one that was added.
     """
 
     # The fields of the span's message, without the tag and length of the message.
