@@ -56,6 +56,8 @@ _SPANS_A_CHECKPOINT = 64
 # A flush lets other tasks run after this many locations: watching one takes 2 us.
 _LOCATIONS_A_CHECKPOINT = 256
 
+_tell_accepted = trio.lowlevel.enable_ki_protection(tell_accepted)
+
 
 @attrs.define
 class _Progress:
@@ -241,7 +243,7 @@ class SpanBatcher:
         try:
             await self._add_spans(location, spans, progress)
         except BaseException as exc:
-            tell_accepted(exc, progress.accepted)
+            _tell_accepted(exc, progress.accepted)
             raise
 
     async def _add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan], progress: _Progress) -> None:
@@ -343,7 +345,7 @@ class SpanBatcher:
             flush.watches_all = True
             await self._runtime.wait_until_flushed(flush)
         finally:
-            self._scheduler.forget(flush)
+            flush.forget()
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Literal
 
-import trio
-
 __all__ = [
     "OTHER_REASONS",
     "InvalidLocationError",
@@ -130,7 +128,6 @@ class _AcceptedNote(str):
     __slots__ = ()
 
 
-@trio.lowlevel.enable_ki_protection
 def tell_accepted(exc: BaseException, accepted: int) -> None:
     """Add the number of accepted spans to an exception that leaves ``add_spans``.
 

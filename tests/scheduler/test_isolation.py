@@ -27,8 +27,7 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._reporting.statistics import Settlement
 from trio_spanbatch._scheduler.isolation import MAX_REFUSALS, MAX_REQUESTS, Isolation
-from trio_spanbatch._scheduler.lease import Lease
-from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.location import Lease, Location
 from trio_spanbatch._scheduler.pace import RequestSizeLimit
 from trio_spanbatch.testing import InMemoryExporter
 
