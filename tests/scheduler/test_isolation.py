@@ -352,7 +352,7 @@ def isolate(count: int, bad: frozenset[int], status: int) -> tuple[dict[int, str
     """Isolate ``bad`` among ``count`` spans. Return each span's verdict, and the ranges that were sent."""
     spans = [EncodedSpan(bytes([1])) for _ in range(count)]
     # Of no location, as isolation only splits it.
-    whole = Lease(cast(Location, None), SpanBatch("a", spans), 0, 0.0, None, count)
+    whole = Lease(cast(Location, None), SpanBatch("a", spans), count, 0, 0.0, None, count)
     isolation = Isolation(whole, Lease.split)
     verdicts: dict[int, str] = {}
     sent: list[tuple[int, int]] = []

@@ -15,11 +15,11 @@ from typing import Protocol
 import attrs
 
 from .._settings.policies import BatchPolicy
-from .._spans.batch import EncodedSpan, SpanBatch, SpanHeaders, cost_of
+from .._spans.batch import EncodedSpan, SpanBatch, SpanHeaders, cost_of, cost_of_headers
 from .flush import LocationFlush
 from .ledger import Account
 from .pace import Pace
-from .splitter import NO_BATCH, OpenBatch, QueuedBatch, restored
+from .splitter import NO_BATCH, OpenBatch, QueuedBatch, runs_of
 
 __all__ = ["Lease", "Location", "QueueIn", "QueueOut", "Waiter", "first_span"]
 
@@ -64,6 +64,7 @@ class Lease:
     Attributes:
         location: The live location of its spans.
         batch: The spans.
+        count: How many they are.
         first: The number of its first span in its location; the others follow without a gap.
         opened_at: When its first span was accepted, in seconds of the clock.
         headers_before: The headers of the span accepted before its first one; None if no span was pending then.
@@ -75,6 +76,7 @@ class Lease:
 
     location: Location
     batch: SpanBatch
+    count: int
     first: int
     opened_at: float
     headers_before: SpanHeaders | None
@@ -84,7 +86,7 @@ class Lease:
     may_repeat: bool = False
 
     def __len__(self) -> int:
-        return len(self.batch.spans)
+        return self.count
 
     def split(self, at: int) -> tuple[Lease, Lease]:
         """Return a lease for the first ``at`` spans and one for the others."""
@@ -94,7 +96,9 @@ class Lease:
     def _part(self, spans: tuple[EncodedSpan, ...], first: int, headers: SpanHeaders | None) -> Lease:
         batch = SpanBatch(self.batch.location, spans)
         cost = cost_of(spans, headers)
-        return attrs.evolve(self, batch=batch, first=first, headers_before=headers, cost=cost, attempts=0)
+        return attrs.evolve(
+            self, batch=batch, count=len(spans), first=first, headers_before=headers, cost=cost, attempts=0
+        )
 
 
 @attrs.frozen(eq=False)
@@ -241,11 +245,14 @@ class Location:
             batch = self.full.pop(0)
         else:
             batch, self.open = self.open.closed(account.accepted), NO_BATCH
-        spans = restored(batch, [self.queue_out.receive_nowait() for _ in range(batch.end - batch.first)])
+        count = batch.end - batch.first
+        payloads = [self.queue_out.receive_nowait() for _ in range(count)]
+        runs = runs_of(batch, payloads)
         # As when the spans were accepted: they leave the queue in the same order.
-        before, self.sealed_headers = self.sealed_headers, spans[-1].headers
-        sealed = SpanBatch(self.name, spans, size=batch.size)
-        lease = Lease(self, sealed, first, batch.opened_at, before, cost_of(spans, before))
+        before, self.sealed_headers = self.sealed_headers, runs[-1][0]
+        cost = sum(map(len, payloads)) + cost_of_headers([headers for headers, _ in runs], before)
+        sealed = SpanBatch.sealed(self.name, runs, batch.size)
+        lease = Lease(self, sealed, count, first, batch.opened_at, before, cost)
         self.add_lease(lease)
         self.is_made_due = False
         return lease

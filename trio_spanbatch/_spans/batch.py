@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "EncodedSpan",
     "RequestSizer",
+    "Runs",
     "SpanBatch",
     "SpanHeaders",
     "cost_after",
     "cost_of",
+    "cost_of_headers",
     "framed_size",
 ]
 
@@ -53,6 +55,15 @@ def cost_of(spans: Iterable[EncodedSpan], headers: SpanHeaders | None = None) ->
     for span in spans:
         cost += cost_after(headers, span)
         headers = span.headers
+    return cost
+
+
+def cost_of_headers(runs: Iterable[SpanHeaders], headers: SpanHeaders | None = None) -> int:
+    """Return the bytes that the headers of consecutive runs of spans cost after a span with ``headers``."""
+    cost = 0
+    for run in runs:
+        cost += 0 if run is headers else run.size
+        headers = run
     return cost
 
 
@@ -113,6 +124,10 @@ class EncodedSpan:
         return f"<EncodedSpan of {self.size} bytes>"
 
 
+# Consecutive spans with the same headers, and their bytes.
+Runs: TypeAlias = list[tuple[SpanHeaders, list[bytes]]]
+
+
 def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
     return tuple(spans)
 
@@ -130,16 +145,39 @@ class SpanBatch:
     location: str = attrs.field(converter=plain_location)
     spans: tuple[EncodedSpan, ...] = attrs.field(converter=_as_tuple)
     size: int = attrs.field(kw_only=True)
+    # Of a sealed batch: its spans in order, as runs with the same headers.
+    _runs: Runs | None = attrs.field(default=None, init=False)
 
     @size.default
     def _measure(self) -> int:
         return request_size(self.spans)
 
+    @classmethod
+    def sealed(cls, location: str, runs: Runs, size: int) -> SpanBatch:
+        """Return a batch of spans out of a queue, which holds only their bytes.
+
+        Most exporters need only the request, so ``spans`` is made when it is first read.
+        """
+        batch = cls.__new__(cls)
+        for name, value in (("location", location), ("size", size), ("_runs", runs)):
+            object.__setattr__(batch, name, value)
+        return batch
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            if name != "spans":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            spans = tuple(EncodedSpan(payload, headers) for headers, payloads in self._runs for payload in payloads)
+            object.__setattr__(self, "spans", spans)
+            return spans
+
     def to_request(self) -> bytes:
         """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
         # One join at the end rather than one per envelope, each of which would copy the whole request again.
         parts: list[bytes] = []
-        for resource, scopes in _by_resource_and_scope(self.spans).items():
+        runs = _runs_of(self.spans) if self._runs is None else self._runs
+        for resource, scopes in _by_resource_and_scope(runs).items():
             content: list[bytes] = []
             for scope, payloads in scopes.items():
                 content += _enveloped(_SCOPE_SPANS_TAG, scope, _framed(payloads))
@@ -167,16 +205,22 @@ class SpanBatch:
         return f"<SpanBatch {self.location!r}: {len(self.spans)} spans, {self.size} bytes>"
 
 
-def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[bytes, list[bytes]]]:
-    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+def _runs_of(spans: Iterable[EncodedSpan]) -> Runs:
+    runs: Runs = []
     headers = None
-    payloads: list[bytes] = []
     for span in spans:
         # Nearly always the span before has the same headers.
         if span.headers is not headers:
             headers = span.headers
-            payloads = resources.setdefault(headers.resource, {}).setdefault(headers.scope, [])
-        payloads.append(span.payload)
+            runs.append((headers, []))
+        runs[-1][1].append(span.payload)
+    return runs
+
+
+def _by_resource_and_scope(runs: Runs) -> dict[bytes, dict[bytes, list[bytes]]]:
+    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+    for headers, payloads in runs:
+        resources.setdefault(headers.resource, {}).setdefault(headers.scope, []).extend(payloads)
     return resources
 
 
