@@ -31,6 +31,8 @@ _AUTHENTICATION = {
 _RETRIES = "the batcher's RetryPolicy says when an attempt is repeated"
 _OTHERS = {
     "MLFLOW_EXPERIMENT_NAME": "a batch's location is its experiment; with experiments='name', by its name",
+    "MLFLOW_TRACING_DESTINATION": "a batch's location is its experiment; unity_catalog() sends to its tables",
+    "MLFLOW_ACTIVE_MODEL_ID": "spans are linked to no model",
     "MLFLOW_RUN_ID": "give run_id=",
     "MLFLOW_TRACE_SAMPLING_RATIO": "every span is sent",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "give timeout=",
