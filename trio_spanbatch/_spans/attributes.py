@@ -165,7 +165,7 @@ def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
 def _outer_list(value: list[Any] | tuple[Any, ...]) -> bytes:
     """Encode a list that is the value of an attribute, so it has no ancestors."""
     fields: list[bytes] = []
-    for item in tuple(value):
+    for item in _items(value):
         encode = _SCALARS.get(type(item))
         if encode is None:
             return _list(value, _VALUE_LEVELS, ())
@@ -191,10 +191,10 @@ def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) ->
 
 def _items(value: Any) -> tuple[Any, ...]:
     """Return the items of a sequence as a tuple, which other threads cannot change while it is read."""
-    if type(value) is list or type(value) is tuple:
-        return tuple(value)
     count = len(value)
     _check_size(_MIN_ITEM_SIZE * count)
+    if type(value) is list or type(value) is tuple:
+        return tuple(value)
     # A sequence that never raises IndexError would be endless.
     items = tuple(islice(value, count + 1))
     if len(items) > count:

@@ -353,6 +353,25 @@ def test_a_str_is_bounded_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> 
     assert encode(name=["x" * 3000]).to_message().name == ""
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_that_is_too_large_by_its_length_is_dropped_before_an_item_is_encoded(kind: type[Any]) -> None:
+    class Counted:
+        seen = 0
+
+        def __str__(self) -> str:
+            self.seen += 1
+            return ""
+
+    item = Counted()
+    items = kind([item]) * (8 * 1024 * 1024 + 1)
+
+    message = encode(attributes={"list": items, "nested": [items], "good": 1}).to_message()
+
+    assert [attribute.key for attribute in message.attributes] == ["good"]
+    assert message.dropped_attributes_count == 2
+    assert item.seen == 0
+
+
 def test_common_values_are_unchanged() -> None:
     # Unusual values that can be expressed: nothing is dropped.
     message = encode(attributes={"generator": iter(()), "nan": float("nan"), "none": None, "": 1}).to_message()
