@@ -270,7 +270,7 @@ def our_names(page: str) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("page", [MIGRATING, OPENTELEMETRY], ids=["migrating", "opentelemetry"])
-def test_every_name_of_ours_in_the_pages_exists(page: str) -> None:
+def test_every_name_of_this_package_in_the_pages_exists(page: str) -> None:
     found = list(our_names(page))
     assert len(found) > 5
     for name, attribute, argument, default in found:

@@ -124,7 +124,7 @@ def encoded_or_refused(encoder: SpanEncoder, thing: object) -> EncodedSpan | Non
 
 @fuzz(250)
 @given(ANYTHING)
-def test_anything_is_encoded_as_protobuf_reads_it_or_refused(thing: Boxed) -> None:
+def test_any_span_is_encoded_readably_or_refused(thing: Boxed) -> None:
     encoded = encoded_or_refused(SpanEncoder(), thing.content)
     if encoded is not None:
         message = encoded.to_message()
@@ -139,7 +139,7 @@ def test_anything_is_encoded_as_protobuf_reads_it_or_refused(thing: Boxed) -> No
 
 @fuzz(40)
 @given(st.lists(ANYTHING, min_size=1, max_size=4))
-def test_what_was_refused_does_not_change_what_a_good_span_becomes(things: list[Boxed]) -> None:
+def test_refused_spans_do_not_change_the_encoding_of_good_spans(things: list[Boxed]) -> None:
     good = make_span(attributes={"http.method": "GET", "key": 1, "fine": 2}, resource=Resource({"key": "x"}))
     wanted = SpanEncoder().encode(good)
     encoder = SpanEncoder()
@@ -187,7 +187,7 @@ def test_an_encoder_holds_no_more_after_more_of_the_same_garbage(things: list[Bo
 
 
 @pytest.mark.long
-def test_an_encoder_that_meets_100_000_resources_scopes_and_keys_holds_no_more_than_after_6_000() -> None:
+def test_an_encoder_holds_no_more_after_100_000_resources_scopes_and_keys_than_after_6_000() -> None:
     encoder, span = SpanEncoder(), span_like()
     for number in range(100_000):
         if number == 6_000:

@@ -219,7 +219,7 @@ def spans_of(items: list[Document | Unreadable]) -> list[EncodedSpan]:
 
 @fuzz(150)
 @given(st.data())
-def test_any_bytes_are_spans_that_parsers_read_or_reasons(data: st.DataObject) -> None:
+def test_any_bytes_become_valid_spans_or_reasons(data: st.DataObject) -> None:
     content = data.draw(FILES)
     items = parsed(data.draw(pieces(content)))
     lines = content.count(b"\n") + 1
@@ -237,7 +237,7 @@ GOOD_LINE = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"nam
 
 @fuzz(150)
 @given(BAD_LINES, BAD_LINES)
-def test_a_good_line_is_read_whatever_the_other_lines_are(before: list[bytes], after: list[bytes]) -> None:
+def test_a_valid_line_is_read_regardless_of_other_lines(before: list[bytes], after: list[bytes]) -> None:
     items = parsed([b"\n".join([*before, GOOD_LINE, *after])])
     found = [span for item in items if isinstance(item, Document) for span in spans_or_none(item.value)]
     assert GOOD_SPAN in [span.name for span in found if isinstance(span, Span)]
@@ -263,7 +263,7 @@ TEN_MEGABYTES = "x" * 10_000_000
 @example({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"name": TEN_MEGABYTES}]}]}]}, None)
 @example({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"startTimeUnixNano": TEN_MEGABYTES}]}]}]}, None)
 @example({"resourceSpans": [{"scopeSpans": [{"spans": [{"spanId": TEN_MEGABYTES}]}]}]}, None)
-def test_any_json_is_no_request_or_one_with_spans_or_reasons(value: Any, data: st.DataObject | None) -> None:
+def test_any_json_becomes_spans_or_reasons(value: Any, data: st.DataObject | None) -> None:
     document = value
     if data is not None and data.draw(st.booleans()):
         document = {data.draw(st.sampled_from(["resourceSpans", "resource_spans"])): value}
@@ -285,7 +285,7 @@ def test_a_file_without_end_takes_no_more_memory(lines: list[bytes]) -> None:
 
 @fuzz(25)
 @given(st.lists(FILES, min_size=1, max_size=2), st.sampled_from([None, "key 0", "service.name"]))
-def test_the_command_accounts_for_whatever_is_in_its_files(contents: list[bytes], attribute: str | None) -> None:
+def test_the_command_accounts_for_any_contents_of_its_files(contents: list[bytes], attribute: str | None) -> None:
     async def play(files: list[str]) -> None:
         exporter, err = InMemoryExporter(), io.StringIO()
         settings = SendSettings(

@@ -304,7 +304,7 @@ async def exchange(receiver: OTLPReceiver, headers: list[tuple[str, str]], chunk
 
 @fuzz(60)
 @given(contents(), st.sampled_from(sorted(ENCODINGS)), st.booleans(), st.data())
-def test_any_body_of_a_good_request_is_stored_if_it_parses_and_refused_if_not(
+def test_the_body_of_a_valid_request_is_stored_if_it_parses_and_refused_otherwise(
     content: bytes, encoding: str, chunked: bool, data: st.DataObject
 ) -> None:
     body = ENCODINGS[encoding](content)

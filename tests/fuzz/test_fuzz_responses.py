@@ -212,13 +212,13 @@ def assert_in_order(result: object, secrets: list[str]) -> None:
 
 @fuzz(150)
 @given(responses())
-def test_any_response_means_something_and_says_so_in_a_short_line_without_secrets(response: AnyResponse) -> None:
+def test_any_response_has_a_result_with_a_short_message_without_secrets(response: AnyResponse) -> None:
     assert_in_order(response.interpreted(), response.secrets)
 
 
 @fuzz(200)
 @given(RETRY_AFTERS, RETRY_AFTERS, st.floats(0, 1e11))
-def test_any_retry_after_is_a_time_to_wait_or_none(value: str, date: str, now: float) -> None:
+def test_any_retry_after_is_a_wait_or_none(value: str, date: str, now: float) -> None:
     seconds = retry_after({"retry-after": value, "date": date}, now=now)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 

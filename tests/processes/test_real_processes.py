@@ -254,7 +254,7 @@ async def test_the_documented_service_ends_with_143_and_everything_delivered() -
 # -- servers that are killed and stopped ---------------------------------------------------------------------------
 
 
-async def test_everything_is_delivered_by_way_of_servers_that_are_killed(tmp_path: Path) -> None:
+async def test_everything_is_delivered_although_servers_are_killed(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
         async with agent(url_of(port), left_out=11, poison=61) as program:
@@ -324,7 +324,7 @@ async def test_spans_that_a_stopped_server_accepts_later_are_stored_twice_and_co
     assert facts.left_out
 
 
-async def test_a_server_that_stays_stopped_holds_nobody_up_beyond_the_drains_deadline(tmp_path: Path) -> None:
+async def test_a_server_that_stays_stopped_does_not_delay_the_end_beyond_the_drains_deadline(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
         async with server_process(port, file) as to, agent(url_of(port), shutdown_timeout=1.0) as program:

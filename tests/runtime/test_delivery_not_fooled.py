@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.long
-async def test_no_hostile_server_loses_a_span_in_silence_or_disturbs_another_location(
+async def test_no_hostile_server_causes_a_silent_loss_or_affects_another_location(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def answer(request: ReceivedRequest) -> Outcome | None:

@@ -116,7 +116,7 @@ def exits() -> None:
     raise SystemExit(3)
 
 
-async def test_an_exit_of_an_exporter_that_left_a_nursery_open_leaves_all_the_same(autojump_clock: MockClock) -> None:
+async def test_an_exit_of_an_exporter_that_left_a_nursery_open_still_propagates(autojump_clock: MockClock) -> None:
     exporter = LeavesOpen(exits)
     with pytest.raises(SystemExit) as caught:
         async with watched_batcher(exporter, ONE) as batcher:
@@ -127,7 +127,7 @@ async def test_an_exit_of_an_exporter_that_left_a_nursery_open_leaves_all_the_sa
     assert batcher.statistics().undelivered == 1
 
 
-async def test_an_exit_of_an_exporter_that_left_a_scope_open_leaves_all_the_same(autojump_clock: MockClock) -> None:
+async def test_an_exit_of_an_exporter_that_left_a_scope_open_still_propagates(autojump_clock: MockClock) -> None:
     class LeavesAScopeOpen(InMemoryExporter):
         async def export(self, batch: SpanBatch) -> ExportResult:
             self.scope = trio.CancelScope().__enter__()

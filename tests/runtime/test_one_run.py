@@ -319,7 +319,7 @@ LEAVES_IN_A_CHILD = """
         ("sys.exit(9)", "isinstance(error.__context__, SystemExit)"),
     ],
 )
-def test_leaving_in_a_forked_child_raises_at_once_and_takes_no_connection_from_the_parent(
+def test_leaving_in_a_forked_child_raises_at_once_and_does_not_affect_the_parents_connections(
     end: str, context: str
 ) -> None:
     program = textwrap.dedent(LEAVES_IN_A_CHILD).format(end=end, context=context)

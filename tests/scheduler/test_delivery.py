@@ -286,7 +286,7 @@ async def test_a_message_with_no_rejected_span_is_a_warning(
     ]
 
 
-async def test_an_exception_out_of_export_hands_the_batch_back_and_disturbs_nothing_else(
+async def test_an_exception_from_export_hands_the_batch_back_and_affects_no_other_batch(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = InMemoryExporter(lambda batch: ZeroDivisionError("oops") if batch.location == "bug" else Delivered())

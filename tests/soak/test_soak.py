@@ -97,12 +97,12 @@ async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
         pytest.param(Raises, "logged: ", id="raises"),
     ],
 )
-async def test_a_soak_objects_to_an_exporter(make_exporter: MakeExporter, objection: str) -> None:
+async def test_a_soak_fails_with_an_exporter(make_exporter: MakeExporter, objection: str) -> None:
     report = await soak(attrs.evolve(SHORT, spans=50), say=lambda _: None, make_exporter=make_exporter)
     assert any(objection in failure for failure in report.failures), report.failures
 
 
-async def test_a_soak_objects_to_a_socket_that_is_left_open() -> None:
+async def test_a_soak_fails_if_a_socket_is_left_open() -> None:
     left: list[socket.socket] = []
 
     def leaky(url: str, rng: random.Random) -> SpanExporter:
@@ -148,7 +148,7 @@ def test_a_ctrl_c_ends_a_soak_early_with_its_figures() -> None:
     ("objections", "code", "last"),
     [((), 0, "passed: every span is accounted for"), (("span 7 is lost",), 1, "FAILED: span 7 is lost")],
 )
-def test_the_exit_code_says_whether_it_failed(
+def test_the_exit_code_shows_whether_a_run_failed(
     objections: Sequence[str],
     code: int,
     last: str,

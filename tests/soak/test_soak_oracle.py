@@ -68,7 +68,7 @@ def batch_of(*spans: Span, location: str = "here") -> SpanBatch:
 # -- what is in order ------------------------------------------------------------------------------------------
 
 
-def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_whichever_order() -> None:
+def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_either_order() -> None:
     scene = Scene()
     first, second = scene.accepted(PLAIN, PLAIN)
     scene.answered([first])
@@ -249,7 +249,7 @@ class Watched:
         return self.oracle.objections
 
 
-async def test_the_book_agrees_with_a_batcher_that_is_in_order(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_has_no_objection_to_a_correct_batcher(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter(delay=1.0))
     book = watched.book
     async with book.batcher:
@@ -276,7 +276,7 @@ async def test_the_book_agrees_with_a_batcher_that_is_in_order(autojump_clock: t
     assert 7 < watched.oracle.accepted < 67
 
 
-async def test_the_book_objects_to_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_objects_to_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher as batcher:
         batcher.add_span_nowait("here", watched.spans(1)[0])
@@ -285,7 +285,7 @@ async def test_the_book_objects_to_spans_that_it_does_not_know(autojump_clock: t
     assert "is exported, though it was never accepted" in watched.oracle.objections[1]
 
 
-async def test_the_book_objects_to_a_flush_that_returns_early(
+async def test_the_oracle_objects_to_a_flush_that_returns_early(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def flush(self: SpanBatcher, location: str | None = None) -> None:
@@ -299,7 +299,7 @@ async def test_the_book_objects_to_a_flush_that_returns_early(
     assert watched.concluded() == ["1 spans are pending after a flush, the first is 1"]
 
 
-async def test_the_book_objects_to_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_objects_to_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher:
         await watched.book.add("here", watched.spans(3))
@@ -308,7 +308,7 @@ async def test_the_book_objects_to_counts_that_differ(autojump_clock: trio.testi
     assert watched.concluded() == ["ambiguous: 0 counted, 1 seen", "requests: 2 counted, 3 seen"]
 
 
-async def test_the_book_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher:
         await watched.book.add("here", watched.spans(1))
@@ -318,7 +318,7 @@ async def test_the_book_objects_to_spans_pending_when_it_is_closed(autojump_cloc
     assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, queued=1, ")
 
 
-async def test_the_book_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oracle_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher as batcher:
         monkeypatch.setattr(batcher, "statistics", lambda: SpanBatcherStatistics(accepted=1))
@@ -327,7 +327,7 @@ async def test_the_book_objects_to_statistics_that_are_not_conserved(monkeypatch
     assert watched.oracle.objections[0].startswith("the statistics are not conserved: ")
 
 
-async def test_the_book_objects_to_a_list_that_was_not_accepted_in_order(
+async def test_the_oracle_objects_to_a_list_that_was_not_accepted_in_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     watched = Watched(InMemoryExporter())

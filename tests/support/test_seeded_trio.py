@@ -111,7 +111,7 @@ def test_a_seeded_run_returns_what_the_function_returns_on_a_clock_that_jumps() 
     assert run_seeded(1, sleep, 1e6) == 1e6
 
 
-def test_afterwards_trio_is_as_it_was() -> None:
+def test_afterwards_trio_is_unchanged() -> None:
     def state() -> tuple[object, ...]:
         switch = _run._ALLOW_DETERMINISTIC_SCHEDULING
         return switch, _run._r.getstate(), _run.Task.__hash__, _run.CancelStatus.__hash__, "id" in vars(_run)

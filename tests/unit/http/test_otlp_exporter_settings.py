@@ -184,7 +184,7 @@ async def test_printable_ascii_is_a_location(location: str) -> None:
     await exporter.aclose()
 
 
-async def test_without_a_location_header_every_location_will_do() -> None:
+async def test_without_a_location_header_every_location_is_valid() -> None:
     async with OTLPReceiver() as receiver:
         assert await export_once(receiver, batch_of(1, "\u8868\n")) == Delivered()
 

@@ -61,7 +61,7 @@ class NoMore(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("pieces", [0, 1, 3])
-async def test_what_the_body_of_a_request_raises_is_raised_as_it_is(
+async def test_an_exception_from_the_body_of_a_request_propagates_unchanged(
     error: Exception, pieces: int, secrets: Secrets | None
 ) -> None:
     async def body() -> AsyncIterator[bytes]:

@@ -164,7 +164,7 @@ async def test_a_server_is_reached_by_address_and_by_name(host: str, name: str) 
         assert f"host: {name}:{port}".encode() in heads[0].lower()
 
 
-async def test_a_name_with_an_underscore_is_a_name_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_name_with_an_underscore_is_verified_by_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     secrets = Secrets()
     secrets.server.sni_callback = lambda _sock, name, _context: names.append(name)
@@ -339,7 +339,7 @@ async def test_a_second_connection_that_comes_too_late_is_closed(
             assert set(accepted) <= {"127.0.0.1", "127.0.0.2"}
 
 
-async def test_families_are_tried_in_turns(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_address_families_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
     names = ["::1", "::2", "::3", "127.0.0.1", "127.0.0.2"]
     resolve_to(monkeypatch, *((name, 80) for name in names))
     network = Network(monkeypatch, dict.fromkeys(names, REFUSED))
@@ -358,7 +358,7 @@ async def test_if_all_addresses_fail_the_error_is_that_of_the_first_one(
     assert error.__cause__ is UNREACHABLE
 
 
-async def test_a_network_of_ipv6_only_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_ipv6_only_network_works(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening(answers(OK), host="::1") as port, HTTPTransport() as transport:
         resolve_to(monkeypatch, ("127.0.0.1", port), ("::1", port))
         Network(monkeypatch, {"127.0.0.1": UNREACHABLE})
@@ -400,7 +400,7 @@ async def test_a_race_that_is_cancelled_leaves_nothing_and_raises_no_group(
     ],
 )
 @pytest.mark.parametrize("addresses", [1, 2])
-async def test_no_socket_to_be_had_is_a_connect_error(
+async def test_a_failure_to_create_a_socket_is_a_connect_error(
     error: OSError, addresses: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_socket(*args: object) -> object:
@@ -420,7 +420,7 @@ async def test_a_network_that_changes_is_a_connect_error(code: int, monkeypatch:
     assert caught.__cause__ is error
 
 
-async def test_no_file_descriptor_to_be_had_is_a_connect_error() -> None:
+async def test_a_lack_of_file_descriptors_is_a_connect_error() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     filler = [os.dup(0) for _ in range(highest)]
@@ -439,7 +439,7 @@ async def test_no_file_descriptor_to_be_had_is_a_connect_error() -> None:
     assert not progress.sent
 
 
-async def test_no_thread_to_be_had_is_a_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lack_of_threads_is_a_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(host: object, port: object, *args: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "not an address")
 
@@ -465,7 +465,7 @@ async def test_a_name_server_that_fails_is_a_connect_error(code: int, monkeypatc
     assert error.__cause__.errno == code
 
 
-async def test_a_name_that_cannot_be_one_is_a_connect_error() -> None:
+async def test_an_invalid_host_name_is_a_connect_error() -> None:
     await fails(f"http://{'a' * 64}.test/")
 
 
@@ -479,7 +479,7 @@ async def test_another_scheme_is_refused(url: str) -> None:
 # Unix domain sockets.
 
 
-async def test_all_hosts_lead_to_the_unix_domain_socket(tmp_path: Path) -> None:
+async def test_every_host_is_reached_through_the_unix_domain_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     heads: list[bytes] = []
     with no_sockets_left():

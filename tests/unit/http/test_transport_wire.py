@@ -75,7 +75,7 @@ async def test_a_write_that_is_cancelled_is_cancelled() -> None:
     assert scope.cancelled_caught
 
 
-async def test_without_waiting_reading_ends_soon_however_much_there_is() -> None:
+async def test_without_waiting_reading_ends_soon_for_any_amount_of_data() -> None:
     link = FakeLink()
     wire = Wire(link)
     wire.without_waiting()
@@ -91,7 +91,7 @@ async def test_without_waiting_reading_ends_soon_however_much_there_is() -> None
     assert await wire.receive_some() == b"x"
 
 
-async def test_without_waiting_nothing_is_written_and_the_connection_is_of_no_more_use() -> None:
+async def test_without_waiting_nothing_is_written_and_the_connection_becomes_unusable() -> None:
     link = FakeLink()  # which would block
     wire = Wire(link)
     wire.without_waiting()
