@@ -34,13 +34,13 @@ from trio_spanbatch._spans import attributes
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.testing import InMemoryExporter
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
-# What a message may be long: a path, a key, a value, and a sentence.
+# The maximum length of a message: a path, a key, a value, and a sentence.
 MAX_MESSAGE = 700
 
-# Where something is in a span: the attribute, or attribute, index and attribute.
+# The parts of a span by their paths: an attribute, or an attribute, an index and an attribute.
 PARTS = {
     "": Any,
     "context": CONTEXT,
@@ -90,11 +90,11 @@ def _small_containers(monkeypatch: pytest.MonkeyPatch) -> None:
 def spoilt_spans(draw: st.DrawFn) -> Boxed:
     """A valid span with garbage, or nothing, in one to three places."""
     span, spoilt = loose_span(), []
-    # What can be much and still be right is attributes.
+    # Attributes are drawn more often, as most garbage is valid there.
     places = st.sampled_from(ATTRIBUTES) | st.sampled_from(PLACES)
     for part, name in draw(st.lists(places, min_size=1, max_size=3, unique=True)):
         owner = getattr(span, part, None) if part else span
-        # By its type: it may be garbage by now, of which one can ask nothing.
+        # Check the exact type, as it may be garbage by now, with methods that raise.
         owner = owner[0] if type(owner) is list and owner else owner
         if type(owner) is not Loose or not hasattr(owner, name):
             continue

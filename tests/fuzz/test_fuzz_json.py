@@ -25,10 +25,10 @@ from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.cli.send import LocationOf, SendSettings, send
 from trio_spanbatch.testing import InMemoryExporter
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
-# What a message may be long: a path of 48 levels at most, a value, and a sentence.
+# The maximum length of a message: a path of 48 levels at most, a value, and a sentence.
 MAX_MESSAGE = 3000
 
 IDS = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
@@ -76,7 +76,7 @@ EVERYTHING: Any = {
     ]
 }
 
-# Texts that become what ``json.dumps`` cannot write.
+# Texts that are replaced by JSON that ``json.dumps`` cannot write.
 RAW: dict[str, bytes] = {
     "@lists@": b"[" * 5_000 + b"]" * 5_000,
     "@open lists@": b"[" * 200_000,
@@ -277,7 +277,7 @@ def test_a_file_without_end_takes_no_more_memory(lines: list[bytes]) -> None:
     parser, content = DocumentParser(), b"\n".join(lines)[:20_000]
 
     def run() -> None:
-        # A whole request shows what came before it to be lines, and no document that is held as a whole.
+        # A complete request ends a document of several lines, which the parser would otherwise keep in memory.
         spans_of([*parser.feed(content + b"\n" + GOOD_LINE + b"\n")])
 
     assert_no_growth(run)

@@ -21,7 +21,7 @@ from tests.fuzz.support import assert_no_growth_in_task, damaged, fuzz, nothing_
 from tests.support.receivers import body_of, raw_request, read_all
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Reset
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 MAX_BYTES = 3_000

@@ -35,14 +35,14 @@ from trio_spanbatch._http.body import BoundedBody
 from trio_spanbatch._http.messages import MAX_MESSAGE_LENGTH
 from trio_spanbatch._http.responses import MAX_RETRY_AFTER, interpret_response, retry_after
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 NOW = 1_750_000_000.0
-# The longest phrase of a status, and what stands around it.
+# The longest phrase of a status, and the text around it.
 MAX_REASON = MAX_MESSAGE_LENGTH + 60
 
-# As long as credentials are, so that a shorter text is no accident.
+# As long as credentials, so that they do not occur in a response by chance.
 SECRETS = st.lists(
     st.text(string.ascii_letters + string.digits + "-_.~+/=:<&'\" é", min_size=16, max_size=40).filter(
         lambda secret: secret == " ".join(secret.split())

@@ -1,4 +1,4 @@
-"""A span never goes to another tenant: however it ends, and whatever other code leaves behind."""
+"""A span never goes to another tenant, no matter how it ends and what state other code leaves."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ async def test_processors_in_between_that_create_another_span_do_not_change_loca
 async def test_a_processor_that_passes_spans_on_later_does_not_change_their_locations(
     autojump_clock: object, change: Any
 ) -> None:
-    """Like one that samples complete traces: the span objects are gone by then."""
+    """Like a processor that samples complete traces: the span objects no longer exist by then."""
     wrappers: list[Wrapper] = []
 
     def wrapped(inner: SpanProcessor) -> Wrapper:

@@ -11,7 +11,7 @@ from tests.planted_faults.faults import FAULTS, Machine, PlantedFault
 from tests.planted_faults.machines import MACHINES, find, first_line
 from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 
-# How many runs a copy without a fault has to pass.
+# The number of runs that a copy without a fault must pass.
 SOUND: dict[Machine, int] = {"simulation": 100, "state machine": 100, "cancel everywhere": 0}
 
 

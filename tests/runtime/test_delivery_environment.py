@@ -56,7 +56,7 @@ async def until_quiet() -> None:
         await trio.lowlevel.checkpoint()
 
 
-# Where to, and with what.
+# The server and the requests.
 
 
 def test_without_variables_a_batcher_sends_to_localhost_4318() -> None:
@@ -173,7 +173,7 @@ async def test_a_batch_and_the_queue_are_as_large_as_the_environment_says(
         assert [len(request.spans) for request in receiver.requests] == [3, 1]
 
 
-# Which spans, and whether at all.
+# Resources, and disabling.
 
 
 async def test_spans_without_a_resource_get_that_of_the_environment(env: Environment) -> None:

@@ -282,7 +282,7 @@ async def test_a_server_that_is_down_is_retried_with_backoff_until_it_is_up(auto
     assert (batcher.statistics().delivered, batcher.statistics().ambiguous) == (3, 0)
 
 
-# Nothing takes for ever.
+# Nothing takes forever.
 
 
 async def test_an_attempt_at_any_slow_server_ends_at_the_timeout_with_a_reason_and_delays_no_healthy_location(

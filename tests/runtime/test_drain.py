@@ -61,7 +61,7 @@ async def test_neither_a_thread_nor_an_exit_hook_is_used(autojump_clock: MockClo
     async with watched_batcher(InMemoryExporter(delay=2), ONE) as batcher:
         batcher.add_spans_nowait("a", make_spans(5))
         await trio.sleep(1)
-        # An idle thread of another test's may end meanwhile.
+        # An idle thread of another test may end in between.
         assert (hooks(), set(threading.enumerate()) - threads_before) == (hooks_before, set())
     assert (hooks(), set(threading.enumerate()) - threads_before) == (hooks_before, set())
     assert batcher.statistics().delivered == 5

@@ -181,7 +181,7 @@ async def test_after_a_cancelled_adder_for_bytes_its_location_is_served_round_ro
             await wait_all_tasks_blocked()
         assert batcher.statistics().accepted == 1
         large.cancel_scope.cancel()
-        # A's next span is admitted, then B's. There is no room for A's last one.
+        # A's next span is admitted, then B's. There is no space for A's last span.
         counts = batcher.statistics().locations
         assert (counts["a"].accepted, counts["b"].accepted) == (1, 1)
         others.cancel_scope.cancel()

@@ -477,7 +477,7 @@ async def test_when_the_work_ends_for_any_reason_the_intake_closes_in_that_step_
 
 
 async def ignoring_the_end(use: Callable[[], Awaitable[None]]) -> None:
-    """Run ``use``. The exception that ended the work leaves it without a group."""
+    """Run ``use``. The exception that ended the work is not in a group."""
     with contextlib.suppress(SystemExit, RuntimeError):
         await use()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at one place of the code, as a SIGINT that this very process sends itself there.
+"""Ctrl-C at one place of the code, as a SIGINT that the process sends to itself.
 
 Trio raises a KeyboardInterrupt in the code that runs at that moment or, if that is protected, at the next checkpoint of
 the main task, here the body. The signal always comes at the same step, so these runs repeat exactly, on the mock clock.
@@ -43,7 +43,7 @@ class CtrlC:
             signal.raise_signal(signal.SIGINT)
 
     def at_the_beginning_of(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method that presses Ctrl-C, and then does the same."""
+        """Return a wrapper of a method that first presses Ctrl-C."""
 
         def press_and_do(*args: object) -> Any:
             self()
@@ -52,7 +52,7 @@ class CtrlC:
         return press_and_do
 
     def at_the_end_of(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method that does the same, and presses Ctrl-C just before it returns."""
+        """Return a wrapper of a method that presses Ctrl-C just before it returns."""
 
         def do_and_press(*args: object) -> Any:
             result = method(*args)
@@ -74,7 +74,7 @@ class CheckingExporter(InMemoryExporter):
 
 
 def run_until_interrupted(main: Callable[[], Awaitable[None]]) -> KeyboardInterrupt:
-    """Run a program that a Ctrl-C ends. The KeyboardInterrupt leaves without a group."""
+    """Run a program that a Ctrl-C ends. The KeyboardInterrupt is not in a group."""
     with pytest.raises(KeyboardInterrupt) as caught:
         trio.run(main, clock=MockClock(autojump_threshold=0))
     return caught.value
@@ -127,7 +127,7 @@ def test_ctrl_c_while_a_span_is_accepted_is_raised_afterwards(
         return NEVER
 
     if where == "Ledger.accept":
-        # Not at its end: without protection, a span that is counted but not queued keeps its location busy for ever.
+        # Not at its end: without protection, a span that is counted but not queued keeps its location busy forever.
         monkeypatch.setattr(Ledger, "accept", ctrl_c.at_the_beginning_of(Ledger.accept))
     exporter = CheckingExporter(ctrl_c) if where == "check_location" else InMemoryExporter()
     batcher = SpanBatcher(exporter, batch=policy)
@@ -160,7 +160,7 @@ def test_ctrl_c_as_an_adder_begins_to_wait_accepts_none_of_its_spans(monkeypatch
     assert statistics.accepted == statistics.delivered == 1
 
 
-# -- in tasks of ours ----------------------------------------------------------------------------------------------
+# -- in the batcher's tasks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["seal", "settle"])
@@ -331,7 +331,7 @@ def test_ctrl_c_leaves_the_exporter_one_second_to_close_or_its_remaining_time(
         signal.raise_signal(signal.SIGINT)
 
     async def main() -> None:
-        # In a task that trio owns, so that nothing of a nursery of ours is around the KeyboardInterrupt.
+        # In a system task of trio, so that no nursery of the test wraps the KeyboardInterrupt.
         trio.lowlevel.spawn_system_task(press)
         try:
             async with batcher:

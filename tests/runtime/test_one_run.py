@@ -115,7 +115,7 @@ async def test_a_thread_with_another_run_adds_with_the_batchers_trio_token() -> 
     assert batcher.statistics().delivered == 1
 
 
-# What trio cannot end any more is thrown away, and says so.
+# Python discards tasks that trio can no longer end, with a message.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_batcher_that_was_never_left_is_closed_when_its_run_has_ended() -> None:
     use_in_two_runs()

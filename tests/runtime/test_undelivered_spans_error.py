@@ -1,4 +1,4 @@
-"""The message of `UndeliveredSpansError`, which is often all that is seen of a program that has ended."""
+"""The message of `UndeliveredSpansError`, often the only information about a program that has ended."""
 
 from __future__ import annotations
 

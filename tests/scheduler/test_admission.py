@@ -42,7 +42,7 @@ async def test_nowait_raises_would_block_when_the_queue_is_full_and_accepts_noth
         with pytest.raises(trio.WouldBlock):
             batcher.add_span_nowait("a", make_span())
         assert batcher.statistics().accepted == 3
-        # The location sealed a batch, so there is room for exactly three spans again.
+        # The location sealed a batch, so there is space for exactly three spans again.
         await wait_all_tasks_blocked()
         batcher.add_spans_nowait("a", make_spans(3))
         with pytest.raises(trio.WouldBlock):

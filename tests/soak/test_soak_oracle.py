@@ -29,7 +29,7 @@ YES = Delivered()
 
 
 class Scene:
-    """An oracle whose clock is set by hand, and the book of one batcher that is not there."""
+    """An oracle whose clock is set by hand, and its records for a batcher that does not exist."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -53,7 +53,7 @@ class Scene:
         self.oracle.stored(location, ids)
 
     def concluded(self) -> list[str]:
-        """Let everything be over, and return the objections."""
+        """Let all time limits pass, and return the objections."""
         self.now += 31.0
         self.oracle.sweep()
         self.oracle.finish()
@@ -65,7 +65,7 @@ def batch_of(*spans: Span, location: str = "here") -> SpanBatch:
     return SpanBatch(location, tuple(encoder.encode(span) for span in spans))
 
 
-# -- what is in order ------------------------------------------------------------------------------------------
+# -- no objections ---------------------------------------------------------------------------------------------
 
 
 def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_either_order() -> None:
@@ -102,7 +102,7 @@ def test_spans_left_out_by_a_partial_success_are_rejected() -> None:
     assert scene.oracle.counts["good spans rejected"] == 0
 
 
-# -- what is not -----------------------------------------------------------------------------------------------
+# -- objections ------------------------------------------------------------------------------------------------
 
 
 def is_never_accounted_for(scene: Scene) -> None:
@@ -207,11 +207,11 @@ def is_exported_and_was_not_accepted(scene: Scene) -> None:
         (is_stored_and_was_never_given, "is stored, though it was never accepted"),
         (is_stored_and_rejected, "is rejected and stored 1 times"),
         (is_accounted_for_twice, "is undelivered and was rejected"),
-        (is_delivered_though_poisonous, "the server takes no poison one"),
+        (is_delivered_though_poisonous, "the server accepts no poison spans"),
         (is_counted_as_left_out_and_was_wanted, "0 spans were left out of a request"),
         (is_in_two_exports_at_once, "is exported to here"),
         (is_exported_to_another_location, "is exported to there"),
-        (is_exported_and_was_not_accepted, "was not accepted, and something became of it"),
+        (is_exported_and_was_not_accepted, "was not accepted, and yet has an outcome"),
     ],
 )
 def test_the_oracle_objects_to_a_span_that(happens: Callable[[Scene], None], objection: str) -> None:
@@ -241,7 +241,7 @@ class Watched:
         return [self.oracle.make_span() for _ in range(count)]
 
     def concluded(self) -> list[str]:
-        """Let the server tell what it stored, and return the objections."""
+        """Tell the oracle which spans the server stored, and return the objections."""
         self.book.close()
         for location, spans in self.exporter.delivered.items():
             self.oracle.stored(location, [int.from_bytes(span.to_message().span_id, "big") for span in spans])

@@ -13,7 +13,7 @@ from tests.support import matrix
 HERE = sys.version_info.minor
 NEXT = HERE + 1
 
-# The one that runs the tests, in an environment or not, can make environments.
+# The interpreter that runs the tests, in an environment or not, can create environments.
 WORKS = f'exec "{sys.executable}" "$@"'
 
 

@@ -28,7 +28,7 @@ def orders(program: Program) -> list[list[int]]:
     seen = []
     ballast: list[object] = []
     for _ in range(20):
-        # What is allocated in between makes the addresses of the run's own objects differ from those of the last.
+        # Objects allocated in between change the addresses of the objects of the next run.
         ballast += [bytearray(random.randrange(10_000)) for _ in range(random.randrange(100))]
         del ballast[:: random.randrange(2, 5)]
         order: list[int] = []
@@ -48,7 +48,7 @@ async def wake_up_at_once(order: list[int]) -> None:
 
 
 async def stand_in_line(order: list[int], number: int) -> None:
-    """Wait for ever, and record the moment of a cancel, not the task's next step."""
+    """Wait forever, and record the moment of a cancel, not the task's next step."""
 
     def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         order.append(number)

@@ -151,7 +151,7 @@ def test_an_argument_that_cannot_be_used_is_named(options: dict[str, Any], error
 
 def test_an_endpoint_is_a_string() -> None:
     with pytest.raises(TypeError, match="endpoint"):
-        OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # that is what is tested
+        OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # on purpose
 
 
 def test_it_is_made_outside_of_trio_and_shows_nothing_secret() -> None:

@@ -112,7 +112,7 @@ async def test_the_drain_ends_within_shutdown_timeout_even_if_a_client_hangs(
             try:
                 yield request
             finally:
-                await trio.sleep_forever()  # noqa: ASYNC102  # that is what is tested
+                await trio.sleep_forever()  # noqa: ASYNC102  # on purpose
 
     client = httpx.AsyncClient(transport=transport, auth=Auth())
     took, statistics = await drain(OTLPExporter(ENDPOINT, client=client), shutdown_timeout)
@@ -139,7 +139,7 @@ async def test_the_drain_ends_within_shutdown_timeout_even_if_a_fetch_of_credent
         try:
             await trio.sleep_forever()
         finally:
-            await trio.sleep_forever()  # noqa: ASYNC102  # that is what is tested
+            await trio.sleep_forever()  # noqa: ASYNC102  # on purpose
 
     took, statistics = await drain(OTLPExporter(ENDPOINT, auth=auth, transport=transport), shutdown_timeout)
     assert took <= shutdown_timeout + 1e-6

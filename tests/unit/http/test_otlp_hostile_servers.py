@@ -43,7 +43,7 @@ EXPECTED = {
     "a body of one byte a second": ("TryLater", "no complete answer"),
     "an error of one byte a second": ("TryLater", "503 Service Unavailable"),
     "a head of one byte a second": ("TryLater", "no complete answer"),
-    "interim responses for ever": ("TryLater", "no complete answer"),
+    "interim responses forever": ("TryLater", "no complete answer"),
     "no answer at all": ("TryLater", "no complete answer"),
     "an endless body in chunks of one byte": ("TryLater", "no complete answer"),
     "a hundred thousand gzip members": ("Delivered", "in pieces"),

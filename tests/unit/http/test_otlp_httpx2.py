@@ -440,4 +440,4 @@ async def test_an_unrelated_module_of_that_name_does_no_harm(monkeypatch: pytest
         assert await exporter.export(batch_of()) == Delivered()
         await exporter.aclose()
     with pytest.raises(TypeError, match="httpx2"):
-        OTLPExporter(ENDPOINT, client=Session())  # type: ignore[arg-type]  # that is what is tested
+        OTLPExporter(ENDPOINT, client=Session())  # type: ignore[arg-type]  # on purpose

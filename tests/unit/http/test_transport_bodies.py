@@ -1,4 +1,4 @@
-"""Bodies of requests: iterators that end, raise or do not keep to their length, and the pieces in which they go out."""
+"""Bodies of requests: iterators that end, raise or differ from their length, and the pieces in which they are sent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def waits_for_the_rest(stream: trio.abc.Stream) -> None:
 
 
 class NoMore(Exception):
-    """An error of the program's own."""
+    """An error of the program."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Cancelled anywhere, an exchange leaves no socket and no task, and raises nothing but `trio.Cancelled`."""
+"""An exchange that is cancelled at any step leaves no socket and no task, and raises only `trio.Cancelled`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CancelAfter(trio.abc.Instrument):
 
 
 async def until_cancelled(exchange: Callable[[], Awaitable[object]], steps: int) -> bool:
-    """Run an exchange in a task of its own and cancel it after some steps. Return whether it was cancelled."""
+    """Run an exchange in a separate task and cancel it after some steps. Return whether it was cancelled."""
     raised: BaseException | None = None
     ended_early = False
 

@@ -1,4 +1,4 @@
-"""Connecting: names, addresses, what fails for a moment, Unix domain sockets, and what is known to be unsent."""
+"""Connecting: names, addresses, temporary failures, Unix domain sockets, and requests that are known to be unsent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from trio_spanbatch._http.transport import HTTPTransport, Progress
 
 real_getaddrinfo = socket.getaddrinfo
 
-# Real seconds without anything happening, until the mock clock jumps: sockets of this process need none.
+# Real seconds without any event, until the mock clock jumps: sockets of this process need no time.
 IDLE = 0.05
 
 
@@ -58,7 +58,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port on which no server listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         number: int = sock.getsockname()[1]
@@ -227,13 +227,13 @@ async def test_a_name_server_that_hangs_takes_none_of_the_programs_threads(hangi
         for number in range(64):
             nursery.start_soon(answer, transport, f"http://server{number}.test/")
         with trio.fail_after(DEADLINE):
-            for _ in itertools.count():  # the threads tell nobody
+            for _ in itertools.count():  # there is no event for their end
                 await trio.lowlevel.checkpoint()
                 if len(hanging_names) == 4:
                     break
         assert limiter.borrowed_tokens == 0
         assert await trio.to_thread.run_sync(lambda: "at once") == "at once"
-        # Lookups that nobody waits for any more end by themselves.
+        # Lookups that are no longer waited for end by themselves.
         nursery.cancel_scope.cancel()
     assert len(hanging_names) == 4
 
@@ -257,7 +257,7 @@ async def test_connecting_ends_with_its_timeout(hanging_names: list[object], aut
 
 
 class Network:
-    """Decides what becomes of connecting to each address, in place of the operating system."""
+    """Decides the outcome of connecting to each address, instead of the operating system."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, object]) -> None:
         self.tried: list[tuple[str, float]] = []
@@ -330,7 +330,7 @@ async def test_a_second_connection_that_comes_too_late_is_closed(
     with no_sockets_left():
         async with listening(serve, host="0.0.0.0") as port, HTTPTransport() as transport:
             resolve_to(monkeypatch, ("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.3", port))
-            # The first two are connected in the same instant.
+            # The first two are connected at the same time.
             Network(monkeypatch, {"127.0.0.1": 0.375, "127.0.0.2": 0.125, "127.0.0.3": FOR_EVER})
             assert await answer(transport, url_of(port, host="server.test")) == (200, b"ok")
             (idle,) = transport._idle.values()
@@ -387,7 +387,7 @@ async def test_a_race_that_is_cancelled_leaves_nothing_and_raises_no_group(
         assert scope.cancelled_caught
 
 
-# What fails for a moment.
+# Temporary failures.
 
 
 @pytest.mark.parametrize(

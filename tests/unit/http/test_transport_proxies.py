@@ -1,4 +1,4 @@
-"""HTTP proxies: forwarding, tunnels, credentials, refusals, and proxies that are spoken to by TLS."""
+"""HTTP proxies: forwarding, tunnels, credentials, refusals, and TLS to proxies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def unused_context() -> ssl.SSLContext:
 
 
 def tunnels_to(port: int, heads: list[bytes]) -> Serve:
-    """Return a proxy that opens tunnels to a port of this machine, whatever is asked for."""
+    """Return a proxy that opens all tunnels to a port of this machine, regardless of the requested host."""
 
     async def pump(source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.CancelScope) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Which connections are used again: age, idle time, what the server says, and what it sends that nobody asked for."""
+"""Which connections are used again: age, idle time, the server's headers, and unexpected data from the server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Let time pass only where a test says so; sockets work in real time."""
+    """Let time pass only when a test says so; sockets work in real time."""
     return MockClock()
 
 

@@ -33,7 +33,7 @@ def secrets(request: pytest.FixtureRequest) -> Secrets | None:
 
 
 class Proxy:
-    """A SOCKS5 proxy that connects to a port of this machine, whatever is asked for, and notes what was asked for.
+    """A SOCKS5 proxy that connects to a port of this machine for any request, and records the requests.
 
     Args:
         port: The port.
