@@ -29,6 +29,7 @@ from ._reporting.health_log import HealthLog
 from ._reporting.log import Log
 from ._reporting.losses import Losses
 from ._reporting.statistics import FlushReport, Loss, SpanBatcherStatistics
+from ._runtime.driver import Driver
 from ._runtime.supervisor import IN_A_FORKED_CHILD, Supervisor
 from ._scheduler.admission import Admission
 from ._scheduler.flush import Flush
@@ -128,6 +129,8 @@ class SpanBatcher:
             slots=ExportSlots(limits.max_exports),
             start=self._supervisor.start,
         )
+        self._supervisor.driver = driver = Driver(self._shared)
+        self._shared.agenda = driver.agenda
         self._lanes = self._shared.lanes = Lanes(self._shared, policy_function(batch))
         self._live = self._lanes.by_location
         self._admission = self._shared.admission = Admission(self._shared)
@@ -215,7 +218,7 @@ class SpanBatcher:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
-        """Accept spans one after the other, waiting for space.
+        """Accept spans one after the other, waiting until there is space.
 
         If this raises, a prefix of ``spans`` was accepted, as with ``SendStream.send_all``. The exception, even a
         `trio.Cancelled` or one from ``spans``, has the number of accepted spans in an attribute ``accepted``, or in a
@@ -325,14 +328,12 @@ class SpanBatcher:
         self._shared.feed()
         flush = Flush()
         lanes = tuple(self._lanes) if location is None else (self._lanes.get(location),)
-        watched = [lane for lane in lanes if lane is not None and lane.account.pending]
+        watched = [(lane, lane.flush(flush)) for lane in lanes if lane is not None and lane.account.pending]
         try:
-            for lane in watched:
-                lane.flush(flush)
             await flush.wait()
         finally:
-            for lane in watched:
-                lane.forget_flush(flush)
+            for lane, part in watched:
+                lane.forget_flush(part)
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:

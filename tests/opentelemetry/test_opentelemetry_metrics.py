@@ -180,7 +180,7 @@ async def test_without_a_meter_provider_there_are_none(autojump_clock: MockClock
 # -- the queue ---------------------------------------------------------------------------------------------------
 
 
-async def test_queue_size_counts_queued_spans_and_capacity_their_maximum(autojump_clock: MockClock) -> None:
+async def test_queue_size_counts_waiting_spans_and_capacity_the_most_that_may_wait(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     limits = Limits(max_queued_spans=10, location_idle_timeout=20)
     async with watched_batcher(InMemoryExporter(), limits=limits) as batcher:

@@ -377,7 +377,7 @@ async def test_dropped_spans_are_logged_at_most_every_30_seconds_and_at_shutdown
         end_spans(tracer, 11)
         (first,) = warnings_in(caplog)
         assert (
-            "1 span that had ended was dropped (1 queue_full; the last queue_full one: no room for 'default')" in first
+            "1 span that had ended was dropped (1 queue_full; the last queue_full one: no space for 'default')" in first
         )
         clock.now += 29.9
         end_spans(tracer, 10)

@@ -1,4 +1,4 @@
-"""A span never goes to another tenant, no matter how it ends and what state other code leaves."""
+"""A span never goes to another tenant: regardless of how it ends and of what other code leaves behind."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ async def test_a_processor_that_passes_spans_on_later_does_not_change_their_loca
     assert places == {"of acme": "acme", "of initech": "initech"}
 
 
-async def test_a_span_whose_context_takes_no_attributes_goes_where_it_started(autojump_clock: object) -> None:
+async def test_a_span_whose_context_cannot_have_attributes_goes_where_it_started(autojump_clock: object) -> None:
     class Bare(SpanContext):
         @property
         def __dict__(self) -> Any:  # type: ignore[override]  # like __slots__

@@ -179,7 +179,7 @@ async def test_batches_that_are_not_kept_are_logged_twice_a_minute_at_most(
             await trio.sleep(0.5)
     messages = [record.getMessage() for record in caplog.records if "are not kept" in record.getMessage()]
     assert 5 <= len(messages) <= trio.current_time() / 30 + 1
-    assert "give an on_loss to have them all" in messages[0]
+    assert "give on_loss= to receive all of them" in messages[0]
     assert batcher.statistics().undelivered == 3000
 
 

@@ -131,7 +131,7 @@ async def test_a_message_with_zero_rejected_spans_is_a_warning(caplog: pytest.Lo
         report = await batcher.flush()
     assert (report.delivered, len(receiver.requests)) == (5, 1)
     assert [(record.levelno, record.getMessage()) for record in caplog.records if "trio_spanbatch" in record.name] == [
-        (logging.WARNING, "the server for 'a' took a batch, with a warning: v1 ends in May")
+        (logging.WARNING, "the server for 'a' accepted a batch with a warning: v1 ends in May")
     ]
 
 

@@ -159,4 +159,17 @@ def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None
     loaded = set(json.loads(done.stdout))
     parts = {name.split(".")[1] for name in loaded if name.startswith("trio_spanbatch.")}
     assert parts.isdisjoint({"_spool", "tracing", "testing", "destinations", "opentelemetry", "cli", "pytest_plugin"})
+    # A program with another exporter needs no HTTP client: `OTLPExporter` is imported when it is first used.
+    assert loaded.isdisjoint({"trio_spanbatch._http.exporter", "trio_spanbatch._http.transport", "h11"})
     assert loaded.isdisjoint({"sqlite3", "databricks", "opentelemetry.sdk", "pytest", "httpx2"})
+
+
+def test_names_that_are_imported_when_they_are_used_are_listed_like_the_others() -> None:
+    program = (
+        "import trio_spanbatch\n"
+        "listed = set(trio_spanbatch.__all__) <= set(dir(trio_spanbatch))\n"
+        "from trio_spanbatch import *\n"
+        "print(listed, OTLPExporter is trio_spanbatch.OTLPExporter, hasattr(trio_spanbatch, 'OTLPExportr'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "False"]

@@ -64,7 +64,7 @@ class Workspace:
         """Send one request and return the response.
 
         Raises:
-            AuthError: There is no complete response. The reason holds no credentials.
+            AuthError: There is no complete response. The reason contains no credentials.
         """
         try:
             encoded = encoded_headers(headers)

@@ -231,7 +231,7 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "is_mentioned"),
     [
         ({"PROTOCOL": "grpc", "ENDPOINT": "http://collector:4317"}, True),
         ({"PROTOCOL": "GRPC", "TRACES_ENDPOINT": "http://collector:4317"}, True),
@@ -241,10 +241,10 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
     ],
 )
 def test_the_port_of_grpc_in_the_endpoint_is_pointed_out_if_the_protocol_is_grpc(
-    variables: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
+    variables: dict[str, str], is_mentioned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint(**variables)
-    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == told
+    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == is_mentioned
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "HTTP/PROTOBUF", "HTTP/Protobuf"])
@@ -475,7 +475,7 @@ def test_a_client_key_without_a_certificate_is_warned_about_and_ignored(caplog: 
     environ = {f"{PREFIX}ENDPOINT": "https://collector", f"{PREFIX}CLIENT_KEY": "/nowhere.pem"}
     OTLPExporter.from_env(environ)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{PREFIX}CLIENT_KEY is set without {PREFIX}CLIENT_CERTIFICATE, which it is the key of: it is ignored"
+        f"{PREFIX}CLIENT_KEY is set without {PREFIX}CLIENT_CERTIFICATE: it is ignored"
     ]
 
 
@@ -545,7 +545,7 @@ async def test_a_disabled_sdk_sends_nothing_and_refuses_every_batch(value: str) 
 
 
 @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("False", 0), ("1", 1), ("yes", 1)])
-def test_only_true_disables(value: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_true_disables_the_sdk(value: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
     assert not sdk_disabled({"OTEL_SDK_DISABLED": value})
     assert len(caplog.records) == warnings
 

@@ -1,4 +1,4 @@
-"""Proxies, CAs and a key log from the environment: they are used, and mistakes stop no program."""
+"""Proxies, CAs and a key log from the environment: they are used, and a mistake does not stop the program."""
 
 from __future__ import annotations
 
