@@ -126,12 +126,12 @@ def test_a_part_imports_only_the_parts_that_it_may_import(part: str) -> None:
     assert found - {part} <= MAY_IMPORT[part]
 
 
-def test_every_permission_is_used() -> None:
+def test_every_permission_to_import_is_used() -> None:
     used = {(part_of(module), part_of(target)) for module, targets in GRAPH.items() for target in targets}
     assert {(part, other) for part, others in MAY_IMPORT.items() for other in others} <= used
 
 
-def test_nothing_imports_in_a_circle_but_the_parts_that_choose_who_exports() -> None:
+def test_only_the_parts_that_choose_which_location_exports_import_each_other() -> None:
     joined = {name: targets - CIRCLE if name in CIRCLE else targets for name, targets in GRAPH.items()}
     try:
         TopologicalSorter(joined).prepare()
@@ -139,7 +139,7 @@ def test_nothing_imports_in_a_circle_but_the_parts_that_choose_who_exports() -> 
         pytest.fail(f"these modules import each other in a circle: {' -> '.join(error.args[1])}")
 
 
-def test_each_module_of_the_circle_is_in_it() -> None:
+def test_the_exception_for_circular_imports_names_exactly_its_modules() -> None:
     def reached(start: str) -> set[str]:
         seen, todo = set[str](), [start]
         while todo:
