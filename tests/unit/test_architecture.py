@@ -116,7 +116,7 @@ def test_a_part_imports_only_the_parts_that_it_may_import(part: str) -> None:
     assert found - {part} <= MAY_IMPORT[part]
 
 
-def test_every_permission_is_used() -> None:
+def test_every_permission_to_import_is_used() -> None:
     used = {(part_of(module), part_of(target)) for module, targets in GRAPH.items() for target in targets}
     assert {(part, other) for part, others in MAY_IMPORT.items() for other in others} <= used
 
