@@ -59,7 +59,7 @@ class InternalError(Exception):
     ("task", "method"),
     [(Scheduler, "_begin_export"), (Scheduler, "_look"), (Delivery, "_answer"), (Delivery, "_next_part")],
 )
-async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken(
+async def test_a_bug_in_a_task_propagates_without_a_group_and_all_waiting_calls_are_woken(
     task: type, method: str, attempt: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: Counter[str] = Counter()
@@ -90,7 +90,9 @@ async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken
             await trio.sleep(100)
             statistics = batcher.statistics()
             assert statistics.accepted == ends["accepted"] == statistics.delivered + statistics.undelivered
-            assert "a task of the batcher failed with InternalError" in {loss.reason for loss in batcher.undelivered}
+            # None, if all spans that were pending were delivered in that very step.
+            reasons = {loss.reason for loss in batcher.undelivered}
+            assert reasons <= {"a task of the batcher failed with InternalError"}
 
     with trio.fail_after(1000):
         async with trio.open_nursery() as beside:

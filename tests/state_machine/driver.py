@@ -61,7 +61,7 @@ class _Live(dict[str, Lane]):
 
 @attrs.define(eq=False)
 class _Adder:
-    """A task that adds spans and waits for room.
+    """A task that adds spans and waits for space.
 
     Attributes:
         current: The span that it is adding.

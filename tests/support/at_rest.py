@@ -1,18 +1,27 @@
 """Invariants of a batcher at rest, when nothing can run until time passes: no task waits for something available.
 
-A lost wake-up does not show in the final accounting, since the drain would make up for it. It shows at rest: a lane
-sleeps though its batch is due, an adder waits though its span would fit, a lane waits for a slot though one is free.
-That is not visible from outside, so this module reads the private state of the scheduler, and no other private state.
+A lost wake-up does not show in the final accounting, since the drain would make up for it. It shows at rest: the driver
+sleeps though a batch is due, an adder waits though its span would fit, a location is in line though a slot is free.
+That is not visible from outside, so this module reads the private state of the scheduler, of the driver and of what
+waits for them, and no other private state. It changes nothing, and decides for itself what there is to do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import trio
 
 from trio_spanbatch import Limits, SpanBatcher
-from trio_spanbatch._scheduler.location import Lane
+from trio_spanbatch._scheduler.ledger import Account
+from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.splitter import NO_BATCH
+from trio_spanbatch._spans.batch import cost_after
+
+# The columns of the totals that no ended location contributes to.
+_PENDING = ("queued", "in_flight", "pending_bytes")
+_SETTLED = ("delivered", "rejected", "spooled", "undelivered")
 
 
 class AtRest:
@@ -25,108 +34,270 @@ class AtRest:
     """
 
     def __init__(self, batcher: SpanBatcher, limits: Limits, active: Mapping[str, int]) -> None:
-        self._batcher = batcher
         self._limits = limits
         self._active = active
-        self._shared = batcher._shared
-        self._admission = batcher._admission
-        self._backoffs: dict[Lane, float] = {}
+        self._runtime = batcher._runtime
+        self._driver = batcher._supervisor.driver
+        self._scheduler = batcher._scheduler
+        self._admission = self._scheduler.admission
+        self._slots = self._scheduler.slots
+        self._backoffs: dict[Location, float] = {}
+
+    @property
+    def _locations(self) -> list[Location]:
+        return list(self._scheduler.locations.values())
 
     def faults(self, now: float) -> Iterator[str]:
         """Yield violations at ``now``, when no task can run and no deadline has passed."""
-        lanes = list(self._batcher._lanes)
-        free = self._shared.slots.free
+        free = self._slots.free
         if self._limits.max_exports - free != sum(self._active.values()):
             yield f"{free} slots are free while {dict(self._active)} are exporting"
-        sleep = self._batcher._supervisor.driver._sleep
-        if sleep is not None and sleep.deadline > self._shared.agenda.next_at:
-            yield f"the driver sleeps until {sleep.deadline}, and should look at {self._shared.agenda.next_at}"
-        for lane in lanes:
-            yield from self._lane_faults(lane, now)
-            yield from self._line_faults(lane, now, free)
-        yield from self._byte_line_faults(lanes, now, free)
+        yield from self._driver_faults()
+        yield from self._unfinished_faults()
+        yield from self._slot_faults(now)
+        for location in self._locations:
+            yield from self._location_faults(location, now)
+            yield from self._queue_faults(location)
+            yield from self._lease_faults(location)
+            yield from self._line_faults(location, now, free)
+        yield from self._byte_line_faults(now, free)
+        yield from self._ranking_faults()
+        yield from self._waiting_faults()
         yield from self._budget_faults()
 
     def faults_at_the_end(self) -> Iterator[str]:
         """Yield violations after the batcher was left."""
-        if lanes := list(self._batcher._lanes):
-            yield f"lanes are left: {lanes}"
-        if self._admission._byte_line:
-            yield "lanes are still in the line for bytes"
-        if self._shared.slots.free != self._limits.max_exports:
-            yield f"{self._shared.slots.free} of {self._limits.max_exports} slots were given back"
+        if self._locations:
+            yield f"locations are left: {self._locations}"
+        if self._admission.byte_line:
+            yield "locations are still in the line for bytes"
+        if self._slots.free != self._limits.max_exports:
+            yield f"{self._slots.free} of {self._limits.max_exports} slots were given back"
+        if self._slots.line or self._slots.over_share:
+            yield "locations still wait for slots"
+        if self._scheduler.outbox:
+            yield f"orders are left: {list(self._scheduler.outbox)}"
+        yield from self._waiting_faults()
         yield from self._budget_faults()
 
-    def _lane_faults(self, lane: Lane, now: float) -> Iterator[str]:
-        exporting = lane.pace.active
-        if exporting != self._active.get(lane.location, 0):
-            yield f"{lane} counts {exporting} exports, {self._active.get(lane.location, 0)} run"
-        if (lane in self._batcher._lanes._empty) != (not lane.account.pending and not lane.waiting):
-            yield f"{lane} is in the wrong set of empty or occupied lanes"
-        if lane._closed and not self._shared.draining:
-            yield f"{lane} is closed though the batcher is not being left"
-        if lane.look_at > lane._wake_at() or lane._wake_at() <= now:
-            yield f"{lane} is looked at {lane.look_at}, there is something to do at {lane._wake_at()}"
-        leases = sorted(lane._leases, key=lambda lease: lease.first)
-        begins = [lease.first for lease in leases[1:]] + [lane.account.first_queued]
-        if any(lease.first + len(lease) > next_one for lease, next_one in zip(leases, begins, strict=False)):
-            yield f"{lane} has overlapping leases"
-        for part in lane._flushes:
-            if part.remaining <= 0:
-                yield f"{lane} has not finished a flush that is complete"
+    # -- the driver and its orders -----------------------------------------------------------------------------
 
-    def _reserved(self, lane: Lane) -> bool:
-        """Return whether the free slots are kept for locations that have no export running."""
-        return lane.pace.active > 0 and not self._shared.has_slot_to_spare()
-
-    def _line_faults(self, lane: Lane, now: float, free: int) -> Iterator[str]:
-        if not lane.waiting:
+    def _driver_faults(self) -> Iterator[str]:
+        driver, next_at = self._driver, self._scheduler.next_at()
+        if driver._token is None or driver.has_ended:
             return
-        size = next(iter(lane.waiting)).span.size
-        account = lane.account
+        if driver._asleep is None:
+            yield "the driver waits for something, but nothing can wake it"
+            return
+        deadline = driver._asleep._cancel_status._scope.deadline
+        if deadline > next_at:
+            yield f"the driver sleeps until {deadline}, and should look at {next_at}"
+        if driver.is_awake:
+            yield "the driver sleeps, and nothing wakes it as it is taken to be awake"
+
+    def _unfinished_faults(self) -> Iterator[str]:
+        scheduler, admission = self._scheduler, self._admission
+        if scheduler.outbox:
+            yield f"orders are not carried out: {list(scheduler.outbox)}"
+        if self._driver.has_ended:
+            return
+        if admission.inbox:
+            yield f"nobody looks at {list(admission.inbox)}"
+        if scheduler._to_close:
+            yield f"the drain has not reached {list(scheduler._to_close)}"
+        if admission._unfinished is not None or admission._rest is not None:
+            yield "adding spans was not finished"
+
+    def _waiting_faults(self) -> Iterator[str]:
+        """Yield the tasks that wait for an order that the scheduler does not know of, and the other way round."""
+        runtime, locations = self._runtime, self._locations
+        waiting = {waiter for location in locations for waiter in location.waiting or ()}
+        if waiting != runtime.adders.keys():
+            yield f"{len(runtime.adders)} adders wait, the scheduler knows {len(waiting)}"
+        retries = {lease for location in locations for lease in location.retries or ()}
+        if retries != runtime.retries.keys():
+            yield f"{len(runtime.retries)} deliveries wait for their next attempt, the scheduler knows {len(retries)}"
+        parts = {part for location in locations for part in location.flushes or ()}
+        for flush in runtime.flushes:
+            if flush.is_done:
+                yield "a flush waits though all of its spans are accounted for"
+            if not parts.issuperset(flush.parts.values()):
+                yield "a flush waits for a location that does not know of it"
+
+    # -- slots -------------------------------------------------------------------------------------------------
+
+    def _can_spare(self) -> bool:
+        return self._slots.can_spare(len(self._locations), draining=self._scheduler.draining)
+
+    def _reserved(self, location: Location) -> bool:
+        """Return whether the free slots are kept for locations that have no export running."""
+        return location.pace.active > 0 and not self._can_spare()
+
+    def _could_export(self, location: Location, now: float) -> bool:
+        """Return whether an export would begin now if the first batch in the queue were due."""
+        if not location.account.queued or location.retries or location.pace.next_at() > now:
+            return False
+        return not self._reserved(location)
+
+    def _slot_faults(self, now: float) -> Iterator[str]:
+        slots, locations = self._slots, self._locations
+        running = [location.pace.active for location in locations if location.pace.active]
+        if slots.count != self._limits.max_exports or slots.free + sum(running) != slots.count:
+            yield f"{slots.free} of {slots.count} slots are free, {sum(running)} are used"
+        if slots.exporting != len(running):
+            yield f"{slots.exporting} locations are counted as exporting, {len(running)} are"
+        if slots.free and slots.line:
+            yield f"{slots.free} slots are free, and {list(slots.line)} are in line"
+        if slots.over_share and self._can_spare():
+            yield f"a slot can be spared, and {list(slots.over_share)} do not get it"
+        if not slots.over_share.keys() | slots.line.keys() <= set(locations):
+            yield "a location that has ended waits for a slot"
+        if slots.over_share.keys() & slots.line.keys():
+            yield "a location over its share is in line"
+        for location in slots.line:
+            if location.export_at() > now:
+                yield f"{location} is in line for a slot and would not use it"
+        for location in slots.over_share:
+            if not 0 < location.pace.active < location.pace.allowed:
+                yield f"{location} is not over its share"
+
+    # -- one location ------------------------------------------------------------------------------------------
+
+    def _work_at(self, location: Location, now: float) -> float:
+        """Return when there will be something to do at a location, as far as is known."""
+        pace = location.pace
+        wants_to_export = bool(location.retries or location.account.queued)
+        if self._scheduler.draining and wants_to_export and pace.retry_at >= self._scheduler.drain_deadline:
+            # It is to give up.
+            return -math.inf
+        export_at = location.export_at()
+        if location in self._slots.over_share or (location in self._slots.line and export_at <= now):
+            # Whether it waits for a slot in vain, `_slot_faults` finds out.
+            export_at = math.inf
+        return min(export_at, location.end_at(self._limits.location_idle_timeout))
+
+    def _location_faults(self, location: Location, now: float) -> Iterator[str]:
+        exporting = location.pace.active
+        if exporting != self._active.get(location.name, 0):
+            yield f"{location} counts {exporting} exports, {self._active.get(location.name, 0)} run"
+        if (location in self._scheduler._empty) != (not location.account.pending and not location.waiting):
+            yield f"{location} is in the wrong set of empty or occupied locations"
+        if location.is_closed != self._scheduler.draining:
+            yield f"{location} is {'closed' if location.is_closed else 'open'}, contrary to the batcher"
+        if location.has_ended or location.is_in_inbox:
+            yield f"{location} is live, and will not be looked at"
+        if location.look_at > (work_at := self._work_at(location, now)) or work_at <= now:
+            yield f"{location} is looked at {location.look_at}, there is something to do at {work_at}"
+
+    def _queue_faults(self, location: Location) -> Iterator[str]:
+        account = location.account
+        if (used := location.queue_out.statistics().current_buffer_used) != account.queued:
+            yield f"{location} has {used} spans in its queue"
+        if account is not self._scheduler.ledger.accounts().get(location.name):
+            yield f"{location} has an account that the ledger does not know"
+        next_one = account.first_queued
+        for batch in location.full:
+            if batch.first != next_one or batch.end <= batch.first:
+                yield f"{location} has a batch from {batch.first} to {batch.end} where {next_one} is next"
+            next_one = batch.end
+        open_spans = account.accepted - next_one
+        if (open_spans > 0) != (location.open is not NO_BATCH) or open_spans < 0:
+            yield f"{location} has {open_spans} spans in the batch that grows: {location.open}"
+        elif open_spans and location.open.first != next_one:
+            yield f"the batch that grows in {location} begins at {location.open.first}, not at {next_one}"
+
+    def _lease_faults(self, location: Location) -> Iterator[str]:
+        leases = sorted(location.leases, key=lambda lease: lease.first)
+        begins = [lease.first for lease in leases[1:]] + [location.account.first_queued]
+        if any(lease.first + len(lease) > next_one for lease, next_one in zip(leases, begins, strict=False)):
+            yield f"{location} has overlapping leases"
+        if sum(map(len, leases)) != location.account.in_flight:
+            yield f"{location} has leases for {sum(map(len, leases))} spans"
+        if not location.leases.keys() >= set(location.retries or ()):
+            yield f"{location} has a lease that waits for its next attempt though it is settled"
+        for part in location.flushes or ():
+            if part.remaining <= 0:
+                yield f"{location} has not finished a flush that is complete"
+
+    # -- waiting adders ----------------------------------------------------------------------------------------
+
+    def _line_faults(self, location: Location, now: float, free: int) -> Iterator[str]:
+        if not location.waiting:
+            return
+        cost = cost_after(location.headers, next(iter(location.waiting)).span)
+        account = location.account
         full = (
             account.queued >= self._admission._max_queued
-            or account.pending_bytes + size > self._admission._max_lane_bytes
+            or account.pending_bytes + cost > self._admission._max_location_bytes
         )
-        if full == (lane in self._admission._byte_line):
-            yield f"the first adder of {lane} waits for the wrong thing (its lane is {'full' if full else 'not full'})"
-        if full and free and lane.could_export(now) and not self._reserved(lane):
-            yield f"{lane} is full, an adder waits, a slot is free, and it does not export"
+        if full == (location in self._admission.byte_line):
+            yield f"the first adder of {location} waits for the wrong thing (it is {'full' if full else 'not full'})"
+        if full and free and self._could_export(location, now):
+            yield f"{location} is full, an adder waits, a slot is free, and it does not export"
 
-    def _byte_line_faults(self, lanes: list[Lane], now: float, free: int) -> Iterator[str]:
-        line = list(self._admission._byte_line)
-        for lane in line:
-            if not lane.waiting or self._batcher._lanes.get(lane.location) is not lane:
-                yield f"{lane} is in the line for bytes without an adder"
+    def _byte_line_faults(self, now: float, free: int) -> Iterator[str]:
+        line = list(self._admission.byte_line)
+        for location in line:
+            if not location.waiting or self._scheduler.locations.get(location.name) is not location:
+                yield f"{location} is in the line for bytes without an adder"
         if not line or not line[0].waiting:
             return
-        size = next(iter(line[0].waiting)).span.size
-        if self._shared.ledger.pending_bytes + size <= self._admission._max_bytes:
+        cost = cost_after(line[0].headers, next(iter(line[0].waiting)).span)
+        if self._scheduler.ledger.total.pending_bytes + cost <= self._admission._max_bytes:
             yield f"the first adder in the line for bytes, at {line[0]}, would fit"
-        idle = [lane for lane in lanes if lane.could_export(now) and not self._reserved(lane)]
+        idle = [location for location in self._locations if self._could_export(location, now)]
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
 
+    def _ranking_faults(self) -> Iterator[str]:
+        """Yield locations that would never be made due, as their queued bytes are not known."""
+        unranked = self._admission.unranked
+        if self._driver.has_ended:
+            return
+        if self._admission.byte_line and unranked:
+            yield f"an adder waits for bytes, and the ranking does not know those of {list(unranked)}"
+        if not unranked.keys() <= set(self._locations):
+            yield "a location that has ended is to be ranked"
+        for location in self._locations:
+            if not location.is_ranked and location not in unranked:
+                yield f"{location} is never ranked"
+        if not self._scheduler._made_due <= set(self._locations):
+            yield "a location that has ended is made due"
+
     def backoff_faults(self, now: float) -> Iterator[str]:
-        """Yield the lanes whose backoff was extended before its end; to be called after each step.
+        """Yield the locations whose backoff was extended before its end; to be called after each step.
 
         Only a server may extend a backoff. When the drain begins, a backoff ends, and another one may begin at once.
         """
-        backoffs = {lane: lane.pace._own_wait_until for lane in self._batcher._lanes if not self._shared.draining}
-        for lane, until in backoffs.items():
-            if now < self._backoffs.get(lane, now) < until:
-                yield f"{lane} was to back off until {self._backoffs[lane]}, now until {until}"
+        draining = self._scheduler.draining
+        backoffs = {} if draining else {location: location.pace._own_wait_until for location in self._locations}
+        for location, until in backoffs.items():
+            if now < self._backoffs.get(location, now) < until:
+                yield f"{location} was to back off until {self._backoffs[location]}, now until {until}"
         self._backoffs = backoffs
 
+    # -- sums --------------------------------------------------------------------------------------------------
+
     def _budget_faults(self) -> Iterator[str]:
-        ledger = self._shared.ledger
-        pending = sum(account.pending_bytes for _, account in ledger.accounts())
-        if ledger.pending_bytes != pending:
-            yield f"{ledger.pending_bytes} bytes are taken from the budget, {pending} are pending"
-        for lane in self._batcher._lanes:
-            leased = sum(lease.cost for lease in lane._leases)
-            if lane._leased_bytes != leased:
-                yield f"{lane} counts {lane._leased_bytes} bytes in flight, {leased} are"
+        ledger = self._scheduler.ledger
+        total, accounts = ledger.total, list(ledger.accounts().values())
+        for column in _PENDING:
+            if getattr(total, column) != (pending := sum(getattr(account, column) for account in accounts)):
+                yield f"the total of {column} is {getattr(total, column)}, the sum is {pending}"
+        for account in [total, *accounts]:
+            if account.accepted != account.pending + sum(getattr(account, column) for column in _SETTLED):
+                yield f"spans are missing in {account}"
+        yield from self._settled_faults(total, accounts)
+        for location in self._locations:
+            leased = sum(lease.cost for lease in location.leases)
+            if location.leased_bytes != leased:
+                yield f"{location} counts {location.leased_bytes} bytes in flight, {leased} are"
+
+    def _settled_faults(self, total: Account, accounts: list[Account]) -> Iterator[str]:
+        """Yield totals that are less than the sums. They may be more, as not all accounts of the ended are kept."""
+        for column in ("accepted", "ambiguous", "requests", "retries", "splits", *_SETTLED):
+            if getattr(total, column) < (settled := sum(getattr(account, column) for account in accounts)):
+                yield f"the total of {column} is {getattr(total, column)}, the sum is {settled}"
 
 
 class RestWatch(trio.abc.Instrument):
@@ -146,9 +317,9 @@ class RestWatch(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         # A mock clock jumps only when all tasks are at rest; until then trio has something to run. Calls queued by
-        # other threads, and deadlines that have passed, come first too.
+        # other threads and by adders, which wake the driver so, and deadlines that have passed, come first too.
         runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         now = runner.clock.current_time()
-        if self.failure or runner.runq or runner.entry_queue.queue or runner.deadlines.next_deadline() <= now:
+        if self.failure or runner.runq or runner.entry_queue.size() or runner.deadlines.next_deadline() <= now:
             return
         self.failure = next(self._at_rest.faults(now), None)

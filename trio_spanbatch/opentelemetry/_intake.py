@@ -81,7 +81,7 @@ class Intake:
         try:
             self._batcher.add_span_nowait(location, span)
         except trio.WouldBlock:
-            return Drop("queue_full", f"no room for {location!r}")
+            return Drop("queue_full", f"no space for {location!r}")
         except trio.ClosedResourceError:
             return Drop("already_shutdown", "the batcher is closed")
         except ValueError as error:

@@ -62,7 +62,7 @@ def test_the_size_is_exact_after_every_span_that_is_added(spans: list[EncodedSpa
 
 
 @given(st.integers(0, 130), st.integers(0, 130), st.integers(1, 400))
-def test_the_size_stays_exact_while_envelopes_fill_up_with_alike_spans(resource: int, scope: int, count: int) -> None:
+def test_the_size_stays_exact_while_envelopes_fill_with_equal_spans(resource: int, scope: int, count: int) -> None:
     span = EncodedSpan(named(60), SpanHeaders(resource_header(resource), scope_header(scope)))
     sizer = RequestSizer(sys.maxsize)
     for added in range(1, count + 1):
@@ -166,10 +166,10 @@ def test_an_encoded_span_gives_its_own_message_and_size() -> None:
     assert encoded.size == trace_pb2.Span(name="name").ByteSize()
 
 
-def test_encoded_spans_are_equal_only_to_themselves() -> None:
-    first, second = make_encoded(), make_encoded()
-    assert first != second
-    assert len({first, second, first}) == 2
+def test_encoded_spans_are_equal_if_their_bytes_are() -> None:
+    assert make_encoded() == make_encoded()
+    assert make_encoded("one") != make_encoded("other")
+    assert len({make_encoded("one"), make_encoded("other"), make_encoded("one")}) == 2
 
 
 def test_reprs_show_location_and_size_and_no_content() -> None:
