@@ -289,9 +289,7 @@ class Admission:
                 self._unfinished = change
                 return change
 
-    def _plan(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None
-    ) -> _Change:
+    def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None) -> _Change:
         account, batch, total, headers = location.account, location.open, self._total, span.headers
         # Read first: if another span is added before the end of this, the plan is seen to be outdated.
         all_accepted = total.accepted + 1
