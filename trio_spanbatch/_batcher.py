@@ -291,14 +291,20 @@ class SpanBatcher:
     def _try_admit_first(self, location: str, live: Location | None, span: EncodedSpan) -> bool:
         """Open the location if necessary, and admit a span."""
         self._admission.check_can_ever_fit(1, cost_of([span]))
-        if live is not None:
-            return False
-        return self._admission.try_admit(self._scheduler.open(location), span, trio.current_time)
+        while live is None or live.is_evicted:
+            live = self._scheduler.open(location)
+            if self._admission.try_admit(live, span, trio.current_time):
+                return True
+        return False
 
     @trio.lowlevel.enable_ki_protection
     def _try_admit_all(self, location: str, spans: list[EncodedSpan]) -> bool:
-        live = self._scheduler.get(location) or self._scheduler.open(location)
-        return self._admission.try_admit_all(live, spans, trio.current_time)
+        while True:
+            live = self._scheduler.get(location) or self._scheduler.open(location)
+            if self._admission.try_admit_all(live, spans, trio.current_time):
+                return True
+            if not live.is_evicted:
+                return False
 
     @trio.lowlevel.enable_ki_protection
     async def _admit(self, location: str, span: EncodedSpan) -> bool:

@@ -18,13 +18,13 @@ from bench.spans import agent_spans, frozen_agent_spans
 from trio_spanbatch import EncodedSpan, Limits, SpanBatcher
 from trio_spanbatch._spans.encoder import SpanEncoder
 
-__all__ = ["CASE", "LOCATIONS_ROOM", "sent"]
+__all__ = ["CASE", "LARGE_BUDGET", "sent"]
 
 _COUNTS = (1, 10, 100, 1_000, 10_000)
 
 
 # Holds all spans at once, so that only the number of locations differs.
-_LARGE_BUDGET = Limits(max_pending_bytes=1 << 30)
+LARGE_BUDGET = Limits(max_pending_bytes=1 << 30)
 
 
 def _prepared(setup: Setup, limits: Limits, counts: Iterable[int]) -> Round:
@@ -40,6 +40,7 @@ def _prepared(setup: Setup, limits: Limits, counts: Iterable[int]) -> Round:
 
 
 async def sent(spans: list[ReadableSpan], count: int, limits: Limits) -> Watch:
+    """Send spans in turns to ``count`` locations, and return what it took."""
     exporter = KeepsIds()
     async with SpanBatcher(exporter, limits=limits) as batcher:
         with watch() as seen:
@@ -107,7 +108,7 @@ CASE = Case(
         "location is measured with `tracemalloc`, with 10,000 locations."
     ),
     sides={
-        _SIDE: lambda setup: _prepared(setup, _LARGE_BUDGET, _COUNTS),
+        _SIDE: lambda setup: _prepared(setup, LARGE_BUDGET, _COUNTS),
         _DEFAULT_SIDE: lambda setup: _prepared(setup, Limits(), (1, 10_000)),
         "lanes": _prepared_lanes,
     },

@@ -6,6 +6,7 @@ import gc
 import math
 import time
 import tracemalloc
+from collections import deque
 from collections.abc import Callable
 from itertools import cycle
 
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-from bench.cases.locations import LOCATIONS_ROOM, sent
+from bench.cases.locations import LARGE_BUDGET, sent
 from bench.harness import Case, Figures, Limit, Round, Row, Setup, watch
 from bench.ids import check_ids
 from bench.in_memory import KeepsIds
@@ -50,7 +51,7 @@ def _prepared_share(setup: Setup) -> Round:
             for at in range(0, len(spans), _BATCH):
                 encode_spans(spans[at : at + _BATCH]).SerializeToString()
         return {
-            "share": (cost(many, LOCATIONS_ROOM) - cost(1, LOCATIONS_ROOM)) / seen.cpu,
+            "share": (cost(many, LARGE_BUDGET) - cost(1, LARGE_BUDGET)) / seen.cpu,
             "share, default budget": (cost(many, Limits()) - cost(1, Limits())) / seen.cpu,
         }
 
@@ -97,7 +98,7 @@ class _Steps:
 
     def __init__(self) -> None:
         self.longest = 0.0
-        self._began = 0.0
+        self._began = time.process_time()
 
     def before_task_step(self, _: trio.lowlevel.Task) -> None:
         self._began = time.process_time()
@@ -189,7 +190,7 @@ async def _collected(count: int) -> Figures:
     gc.freeze()
     encoder_span = _encoded(1)[0]
     payload, headers = encoder_span.payload, encoder_span.headers
-    objects = [EncodedSpan(payload, headers) for _ in range(count)]
+    objects = deque(EncodedSpan(b"%s" % payload, headers) for _ in range(count))
     before = _pass()
     del objects
     exporter = KeepsIds()

@@ -6,13 +6,16 @@ goes on, and everything is counted in the end.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import trio
@@ -108,7 +111,7 @@ class AtLine:
         self._folders = folders or (PACKAGE,)
         self._before: Any = None
 
-    def __enter__(self) -> AtLine:
+    def __enter__(self) -> Self:
         self._task = _task()
         self._before = sys.gettrace()
         sys.settrace(self._call)
@@ -141,7 +144,7 @@ class AtCall:
         self._function = function
         self._before: Any = None
 
-    def __enter__(self) -> AtCall:
+    def __enter__(self) -> Self:
         self._task = _task()
         self._before = sys.getprofile()
         sys.setprofile(self._event)
@@ -205,46 +208,42 @@ class Program:
     def __init__(self, limits: Limits = ROOM, policy: BatchPolicy = SMALL) -> None:
         self.exporter = CheckingExporter()
         self.batcher = SpanBatcher(self.exporter, batch=policy, limits=limits, shutdown_timeout=math.inf)
-        self.added: list[int] = []
-        self.tried: list[int] = []
-        self._last = 0
+        self.added: set[int] = set()
+        self.tried: set[int] = set()
+        self._numbers = itertools.count(1)
 
-    def span(self, headers: SpanHeaders | None = None, name: str = _NAME) -> EncodedSpan:
-        self._last += 1
-        span = encoded_span(self._last, name)
-        return span if headers is None else EncodedSpan(span.payload, headers)
+    def span(self, headers: SpanHeaders | None = None, name: str = _NAME) -> tuple[int, EncodedSpan]:
+        """Return a new span and its id. A signal handler may call this in the middle of a call."""
+        number = next(self._numbers)
+        span = encoded_span(number, name)
+        return number, span if headers is None else EncodedSpan(span.payload, headers)
 
     def add(self, location: str = "a", headers: SpanHeaders | None = None, name: str = _NAME) -> None:
-        span = self.span(headers, name)
-        number = self._last
-        self.tried.append(number)
-        self.batcher.add_span_nowait(location, span)
-        self.tried.remove(number)
-        self.added.append(number)
+        number, span = self.span(headers, name)
+        with self._trying(number):
+            self.batcher.add_span_nowait(location, span)
 
     def add_many(self, count: int, location: str = "a") -> None:
-        spans = [self.span() for _ in range(count)]
-        numbers = range(self._last - count + 1, self._last + 1)
-        self.tried += numbers
-        self.batcher.add_spans_nowait(location, spans)
-        self.tried = [number for number in self.tried if number not in numbers]
-        self.added += numbers
+        numbers, spans = zip(*(self.span() for _ in range(count)), strict=True)
+        with self._trying(*numbers):
+            self.batcher.add_spans_nowait(location, spans)
 
     async def add_span(self, location: str = "a") -> None:
-        span = self.span()
-        number = self._last
-        self.tried.append(number)
-        await self.batcher.add_span(location, span)
-        self.tried.remove(number)
-        self.added.append(number)
+        number, span = self.span()
+        with self._trying(number):
+            await self.batcher.add_span(location, span)
 
     async def add_spans(self, count: int, location: str = "a") -> None:
-        spans = [self.span() for _ in range(count)]
-        numbers = range(self._last - count + 1, self._last + 1)
-        self.tried += numbers
-        await self.batcher.add_spans(location, spans)
-        self.tried = [number for number in self.tried if number not in numbers]
-        self.added += numbers
+        numbers, spans = zip(*(self.span() for _ in range(count)), strict=True)
+        with self._trying(*numbers):
+            await self.batcher.add_spans(location, spans)
+
+    @contextmanager
+    def _trying(self, *numbers: int) -> Iterator[None]:
+        self.tried.update(numbers)
+        yield
+        self.tried.difference_update(numbers)
+        self.added.update(numbers)
 
     async def flush(self) -> None:
         await self.batcher.flush()
@@ -431,7 +430,7 @@ class Run:
         self._scene = scene
         self.program = scene.program()
         self.raised: type[BaseException] | None = None
-        self._in_doubt: list[int] = []
+        self._in_doubt: set[int] = set()
 
     def interrupt(
         self, interrupted: Callable[[Scene, Program], Awaitable[object]], then: Callable[[Program], Awaitable[None]]
@@ -449,7 +448,7 @@ class Run:
                 await interrupted(self._scene, program)
             except (RecursionError, Interrupted, trio.WouldBlock) as exc:
                 self.raised = type(exc)
-            self._in_doubt = list(program.tried)
+            self._in_doubt = set(program.tried)
             await then(program)
             self.check_now()
             accepted = batcher.statistics().accepted
@@ -461,7 +460,7 @@ class Run:
             with trio.fail_after(1000):
                 report = await batcher.flush()
             assert report.rejected == report.undelivered == 0
-            assert set(program.added) <= set(program.exporter.ids)
+            assert program.added <= set(program.exporter.ids)
             statistics = batcher.statistics()
             assert statistics.queued == statistics.in_flight == statistics.pending_bytes == 0
             assert statistics.accepted == statistics.delivered == len(program.exporter.ids)
@@ -488,8 +487,8 @@ class Run:
         program = self.program
         times = Counter(program.exporter.ids)
         assert set(times.values()) <= {1}, "a span was delivered twice"
-        assert set(program.added) <= set(times), "a span was lost"
-        assert set(times) <= {*program.added, *program.tried}
+        assert program.added <= set(times), "a span was lost"
+        assert set(times) <= program.added | program.tried
         if not self._scene.is_async and "add_spans_nowait" in self._scene.name:
             in_doubt = [number in times for number in self._in_doubt]
             assert all(in_doubt) or not any(in_doubt), "a part of the spans was accepted"
@@ -500,6 +499,7 @@ class Run:
         scheduler = program.batcher._scheduler
         assert scheduler.slots.free == scheduler.limits.max_exports
         assert not scheduler.locations
+        gc.collect()  # the traceback of what was raised
         assert not program.batcher._runtime.flushes
         assert not program.batcher._runtime.adders
 

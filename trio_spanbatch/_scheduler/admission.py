@@ -128,8 +128,7 @@ class Admission:
             or location.is_ranked
             or not 0x80 <= cost < 0x4000
         ):
-            self._accept(location, span, clock)
-            return True
+            return self._accept(location, span, clock)
         # The usual case: only numbers change. It is `_accept` with everything inlined, as calls would double its time.
         accepted, queued, all_accepted, all_queued = (
             number + 1,
@@ -154,8 +153,7 @@ class Admission:
         )
         if total.accepted != all_accepted - 1:
             # Another span was added meanwhile.
-            self._accept(location, span, clock)
-            return True
+            return self._accept(location, span, clock)
         self._unfinished = change
         location.queue_in.send_nowait(payload)
         if self._unfinished is not change:
@@ -218,6 +216,11 @@ class Admission:
             self.inbox.append(location)
             location.is_in_inbox = True
 
+    def is_adding_to(self, location: Location) -> bool:
+        """Return whether a span may be about to enter a location's queue."""
+        change, rest = self._unfinished, self._rest
+        return (change is not None and change[0] is location) or (rest is not None and rest.location is location)
+
     def unrank(self, location: Location) -> None:
         """Note that the ranking does not know a location's queued bytes."""
         self.unranked[location] = None
@@ -240,8 +243,9 @@ class Admission:
         account = rest.location.account
         try:
             rest.is_given_up = False
-            if not rest.added and account.queued + rest.count > self._max_queued:
+            if not rest.added and (rest.location.is_evicted or account.queued + rest.count > self._max_queued):
                 # Another span was added meanwhile.
+                self._rest = None
                 return False
             # The commit. No call between this and the look at the queue, so no span can be added between.
             self._rest = rest
@@ -262,13 +266,17 @@ class Admission:
 
     def _accept(
         self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
-    ) -> None:
+    ) -> bool:
+        """Add a span. Return False if its location is evicted."""
         change = self._planned(location, span, clock, rest)
+        if change is None:
+            return False
         location.queue_in.send_nowait(span.payload)
         if self._unfinished is change:
             self._store(change)
         else:
             self._accept_late(location, span, clock, rest)
+        return True
 
     def _accept_late(
         self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
@@ -276,15 +284,19 @@ class Admission:
         """Count a span in the queue after another one was added in the middle of `send_nowait`."""
         if location.queue_out.statistics().current_buffer_used > location.account.queued:
             # It was not in the queue when the other one was added. Otherwise it was counted then.
-            self._store(self._planned(location, span, clock, rest))
+            change = self._planned(location, span, clock, rest)
+            assert change is not None, "a location that holds a span is not evicted"
+            self._store(change)
 
     def _planned(
         self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None
-    ) -> _Change:
-        """Plan, and keep the plan in ``_unfinished``."""
+    ) -> _Change | None:
+        """Plan, and keep the plan in ``_unfinished``. Return None if the location is evicted."""
         while True:
             change = self._plan(location, span, clock, rest)
             # No call between this and keeping it, so no other span can be added between.
+            if location.is_evicted:
+                return None
             if self._total.accepted == change[8] - 1:
                 self._unfinished = change
                 return change

@@ -131,6 +131,7 @@ class Location:
         flush_watermark: Spans with a lower number are due.
         is_made_due: Whether its first batch is due, as an adder waits for its bytes.
         is_closed: Whether the drain has begun: everything is due.
+        is_evicted: Whether it was ended early, while empty, to make place for another one. It takes no span.
         has_ended: Whether it is live no more.
         idle_since: When it last became empty, in seconds of the clock.
         look_at: When the scheduler looks at it next. Only the agenda changes it.
@@ -147,6 +148,7 @@ class Location:
         "headers",
         "idle_since",
         "is_closed",
+        "is_evicted",
         "is_in_inbox",
         "is_made_due",
         "is_ranked",
@@ -193,6 +195,7 @@ class Location:
         self.flush_watermark = 0
         self.is_made_due = False
         self.is_closed = False
+        self.is_evicted = False
         self.has_ended = False
         self.idle_since = now
         self.look_at = math.inf
@@ -241,10 +244,7 @@ class Location:
         """Move the first batch from the queue into a lease. The queue must not be empty."""
         account = self.account
         first = account.first_queued
-        if self.full:
-            batch = self.full.pop(0)
-        else:
-            batch = self._close_open()
+        batch = self.full.pop(0) if self.full else self._close_open()
         count = batch.end - batch.first
         payloads = [self.queue_out.receive_nowait() for _ in range(count)]
         runs = runs_of(batch, payloads)

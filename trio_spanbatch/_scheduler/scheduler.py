@@ -186,11 +186,15 @@ class Scheduler:
         if len(self.locations) < limit:
             return
         while self._empty:
-            location = next(iter(self._empty))
+            for location in self._empty:
+                # The first one. Not `next(iter(...))`: between two calls, others may be opened.
+                break
             self.admission.touch(location)
-            is_live = self.locations.get(location.name) is location
-            if location.is_empty and is_live:
+            account, is_adding = location.account, self.admission.is_adding_to(location)
+            is_over = location.has_ended or location.is_evicted
+            if not (is_over or is_adding or account.queued or account.in_flight or location.waiting):
                 # The commit. No call between this and the look at its state, so no span can be added between.
+                location.is_evicted = True
                 del self.locations[location.name]
                 self._empty.pop(location, None)
                 return
