@@ -1,7 +1,7 @@
 """An exception that a signal handler raises in a call of the batcher, or a span that one adds: the books are right.
 
-Where the interpreter runs signal handlers is chosen: at each line, or at each call and return. Then real signals come at
-random.
+Where the interpreter runs signal handlers is chosen: at each line, or at each call and return. Then real signals come
+at random.
 """
 
 from __future__ import annotations
@@ -178,7 +178,10 @@ def test_real_signals_at_random_moments_leave_the_books_right(seed: int, does: s
 
 
 def test_the_drivers_steps_run_at_a_constant_depth_of_their_own() -> None:
-    """So no recursion of the program reaches them; and what a signal handler raises in them, it raises in trio's too."""
+    """So no recursion of the program reaches them. A handler that raises in them raises in trio's own steps as well.
+
+    Then trio ends the run, so nothing that the driver could do would help.
+    """
     depths: set[int] = set()
     program = Program()
     step = program.batcher._scheduler.step

@@ -186,8 +186,8 @@ class Scheduler:
         if len(self.locations) < limit:
             return
         while self._empty:
-            for location in self._empty:
-                # The first one. Not `next(iter(...))`: between two calls, others may be opened.
+            # Not `next(iter(...))`: between two calls, a signal handler may open another location.
+            for location in self._empty:  # noqa: B007  # it is used below
                 break
             self.admission.touch(location)
             account, is_adding = location.account, self.admission.is_adding_to(location)
@@ -338,6 +338,7 @@ class Scheduler:
         for location in tuple(self.locations.values()):
             self._hand_back_queue(location, reason)
             self._end(location)
+        self._agenda = Agenda()
 
     def _next(self, now: float) -> Location | None:
         """Return the location to look at next."""
