@@ -167,6 +167,7 @@ def test_everything_is_freed_after_a_batcher_was_left_with_spans() -> None:
         async with SpanBatcher(Exporter(handed_back), shutdown_timeout=1, on_loss=lambda loss: None) as batcher:
             await add(batcher)
         assert batcher.statistics().undelivered == 7
-        assert alive()[before:] == []
+        # A batcher knows its last locations as long as it lives.
+        assert [one for one in alive()[before:] if type(one) is not Location] == []
 
     trio.run(main, clock=MockClock(autojump_threshold=0))

@@ -338,7 +338,6 @@ class Scheduler:
         for location in tuple(self.locations.values()):
             self._hand_back_queue(location, reason)
             self._end(location)
-        self._agenda = Agenda()
 
     def _next(self, now: float) -> Location | None:
         """Return the location to look at next."""
