@@ -108,6 +108,7 @@ class _Steps:
 
     def take(self) -> float:
         longest, self.longest = self.longest, 0.0
+        self._began = time.process_time()
         return longest
 
 
