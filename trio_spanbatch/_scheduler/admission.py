@@ -152,13 +152,27 @@ class Admission:
             location.waiting = OrderedDict()
         self.touch(location)
         location.waiting[waiter] = None
+        self.line_up(location)
         return waiter
 
     def withdraw(self, waiter: Waiter) -> None:
         """Let an adder wait no longer. Its span was not admitted."""
-        self.touch(waiter.location)
-        if waiter.location.waiting is not None:
-            waiter.location.waiting.pop(waiter, None)
+        location = waiter.location
+        self.touch(location)
+        if location.waiting is not None:
+            location.waiting.pop(waiter, None)
+        self.line_up(location)
+
+    def line_up(self, location: Location) -> None:
+        """Have a location wait for bytes if its first adder does, from now on: no span may overtake it meanwhile."""
+        if location.waiting and not self._is_full(location, next(iter(location.waiting))):
+            self.byte_line.setdefault(location)
+        elif self.byte_line:
+            self.byte_line.pop(location, None)
+
+    def _is_full(self, location: Location, waiter: Waiter) -> bool:
+        account, cost = location.account, cost_after(location.headers, waiter.span)
+        return account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes
 
     def touch(self, location: Location) -> None:
         """Have the scheduler look at a location soon. The caller changes it after this call, in the same step."""
@@ -286,11 +300,11 @@ class Admission:
         assert location.waiting, "an adder waits"
         waiter = next(iter(location.waiting))
         account = location.account
-        cost = cost_after(location.headers, waiter.span)
-        if account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes:
+        if self._is_full(location, waiter):
             self.byte_line.pop(location, None)
             location.is_made_due = account.queued > 0
             return False
+        cost = cost_after(location.headers, waiter.span)
         others_are_first = next(iter(self.byte_line), location) is not location
         if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
             self.byte_line.setdefault(location)

@@ -196,17 +196,26 @@ class Scheduler:
             return
         while self._empty:
             location = next(iter(self._empty))
-            if location.is_empty and self.locations.get(location.name) is location:
-                self.admission.touch(location)
-                # The commit. The look ends it.
-                del self.locations[location.name]
+            if self._make_way(location):
                 self._empty.pop(location, None)
                 return
             self._empty.pop(location, None)
+        # The last adder of a location may have left, and it was not looked at since.
+        if any(self._make_way(location) for location in self.admission.inbox):
+            return
         raise TooManyLocationsError(
             f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
             "raise it, or flush before adding for another location"
         )
+
+    def _make_way(self, location: Location) -> bool:
+        """End a location if it is live and empty. Return whether it was."""
+        if not location.is_empty or self.locations.get(location.name) is not location:
+            return False
+        self.admission.touch(location)
+        # The commit. The look ends it.
+        del self.locations[location.name]
+        return True
 
     # -- events of the runtime ---------------------------------------------------------------------------------
 
@@ -298,7 +307,10 @@ class Scheduler:
         if not location.account.pending:
             location.headers = location.sealed_headers = None
             location.idle_since = now
+            self._note_empty(location)
         self.admission.touch(location)
+        if location.waiting:
+            self.admission.line_up(location)
 
     def _note_flushes(self, location: Location, lease: Lease, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):
@@ -471,15 +483,16 @@ class Scheduler:
         admission = self.admission
         if not admission.byte_line:
             return False
+        admission.serve_byte_line(self._clock)
+        if not admission.byte_line:
+            return bool(admission.inbox)
         if admission.unranked:
             # Look at each location whose bytes have changed while nobody waited.
             for location in admission.unranked:
                 admission.touch(location)
             admission.unranked.clear()
             return True
-        admission.serve_byte_line(self._clock)
-        if admission.byte_line:
-            self._make_fullest_due(now)
+        self._make_fullest_due(now)
         return bool(admission.inbox)
 
     def _make_fullest_due(self, now: float) -> None:
