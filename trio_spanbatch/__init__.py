@@ -1,7 +1,7 @@
 """Batches trace spans by location and sends them, on trio, without silently losing any.
 
-async with SpanBatcher() as batcher:
-    batcher.add_span_nowait("main.agents.spans", span)
+>>> async with SpanBatcher() as batcher:
+...     batcher.add_span_nowait("main.agents.spans", span)
 """
 
 from __future__ import annotations

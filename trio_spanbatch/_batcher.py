@@ -56,6 +56,8 @@ _SPANS_A_CHECKPOINT = 64
 # A flush lets other tasks run after this many locations: watching one takes 2 us.
 _LOCATIONS_A_CHECKPOINT = 256
 
+_tell_accepted = trio.lowlevel.enable_ki_protection(tell_accepted)
+
 
 @attrs.define
 class _Progress:
@@ -84,11 +86,11 @@ class SpanBatcher:
         limits: Limits on pending spans and running exports. By default from the ``OTEL_BSP_*`` variables.
         retry: How often an export is repeated. By default an attempt may take ``OTEL_BSP_EXPORT_TIMEOUT``, or 30 s
             without that, or what the exporter needs if that is more (`OTLPExporter.timeout`).
-        shutdown_timeout: The most seconds that leaving the ``async with`` may take; `math.inf` for no limit.
+        shutdown_timeout: The maximum number of seconds for leaving the ``async with``; `math.inf` for no limit.
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
         on_loss: Called immediately, in the trio thread, with each `Loss`. It must be synchronous, and may add spans. An
-            exception from it is logged; a `SystemExit` or the like is also raised when the batcher is left.
+            exception from it is logged; a `SystemExit` or similar is also raised when the batcher is left.
         rng: The source of the jitter of backoffs, to make a run repeatable.
         logger: The logger for messages; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about failing and recovering locations. Lost spans and bugs are errors.
@@ -155,13 +157,13 @@ class SpanBatcher:
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
-            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
+            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` from a `Loss`.
 
         Raises:
             trio.WouldBlock: There is no space, or other adders wait for it. Nothing was accepted.
             InvalidSpanError: The span cannot be encoded, or is larger than the byte budget.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
         if get_ident() != self._runtime.thread_id:
@@ -174,11 +176,11 @@ class SpanBatcher:
         """Accept all of ``spans``, or none.
 
         Raises:
-            ValueError: This many spans can never fit at once.
+            ValueError: The spans can never all fit at once.
             trio.WouldBlock: There is no space for all of them now.
             InvalidSpanError: One of them cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
         self._check_open()
@@ -209,12 +211,12 @@ class SpanBatcher:
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
-            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
+            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` from a `Loss`.
 
         Raises:
             InvalidSpanError: The span cannot be encoded, or is larger than the byte budget.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed, or was closed while this waited.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -234,14 +236,14 @@ class SpanBatcher:
         Raises:
             InvalidSpanError: A span cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
         progress = _Progress()
         try:
             await self._add_spans(location, spans, progress)
         except BaseException as exc:
-            tell_accepted(exc, progress.accepted)
+            _tell_accepted(exc, progress.accepted)
             raise
 
     async def _add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan], progress: _Progress) -> None:
@@ -343,7 +345,7 @@ class SpanBatcher:
             flush.watches_all = True
             await self._runtime.wait_until_flushed(flush)
         finally:
-            self._scheduler.forget(flush)
+            flush.forget()
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:
@@ -375,7 +377,7 @@ class SpanBatcher:
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise trio.BusyResourceError("a SpanBatcher can be entered only once; make another one")
+            raise trio.BusyResourceError("a SpanBatcher can be entered only once; create another one")
         if is_closed(exporter := self._runtime.exporter):
             raise trio.ClosedResourceError(
                 f"the {type(exporter).__name__} is closed, as a batcher closes its exporter when it is left; "

@@ -398,3 +398,25 @@ async def test_a_bad_table_a_closed_exporter_and_an_empty_batch_send_nothing(
         with pytest.raises(trio.ClosedResourceError):
             await export(setup)
         assert setup.transport.asked == []
+
+
+@pytest.mark.parametrize("page", [b"busy", b"x" * 300_000], ids=["small", "too large to read"])
+async def test_a_503_of_the_token_endpoint_is_repeated_however_large_its_page_is(
+    page: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with setup_of() as setup:
+        setup.workspace.token_answer = Answer(503, body=page)
+        result = await setup.export(batch_of(1, TABLE))
+        assert isinstance(result, TryLater)
+        assert "answered 503" in result.reason
+
+
+async def test_a_401_of_the_token_endpoint_with_a_page_too_large_to_read_makes_the_secret_be_read_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with setup_of() as setup:
+        setup.workspace.token_answer = Answer(401, body=b"x" * 300_000)
+        result = await setup.export(batch_of(1, TABLE))
+        assert isinstance(result, Refused)
+        assert "answered 401" in result.reason
+        assert setup.auth.reads == 2

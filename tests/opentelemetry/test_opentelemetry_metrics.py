@@ -239,7 +239,7 @@ async def test_dropped_spans_are_processed_with_the_reason_as_error_type(autojum
     metrics.assert_conserved(ended=11)
 
 
-async def test_spans_handed_back_out_of_the_queue_are_processed_as_undelivered_and_never_exported(
+async def test_spans_handed_back_from_the_queue_are_processed_as_undelivered_and_never_exported(
     autojump_clock: MockClock,
 ) -> None:
     metrics = Metrics()

@@ -226,7 +226,7 @@ async def test_shutdown_never_blocks_in_any_thread_even_if_the_exporter_hangs(au
         before = trio.current_time()
         provider.shutdown()
         in_thread(provider.shutdown)
-        # The export still hangs, and trio did not run meanwhile.
+        # The export still hangs, and trio did not run in between.
         assert (trio.current_time(), batcher.statistics().in_flight) == (before, 1)
     assert_all_counted(processor, batcher)
 

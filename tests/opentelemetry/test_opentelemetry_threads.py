@@ -551,7 +551,7 @@ async def test_counts_add_up_if_reading_them_is_interrupted(caplog: pytest.LogCa
         caplog.clear()
         dropped.interrupt_once(lambda: end_spans(tracer, 1))
         processor.shutdown()
-        # The one that ended meanwhile, and the earlier one.
+        # The span that ended in between, and the earlier span.
         assert "2 spans that had ended were dropped" in caplog.text
         assert processor._tally._said == processor._tally._dropped
     assert_all_counted(processor, batcher)

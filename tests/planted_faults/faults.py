@@ -51,7 +51,7 @@ FAULTS = (
         "        self._ledger.settle",
     ),
     PlantedFault(
-        "the byte budget leaks what is rejected",
+        "the byte budget leaks the bytes of rejected spans",
         "_scheduler/ledger.py",
         "        self.pending_bytes -= lease.cost",
         "        self.pending_bytes -= 0 if settlement.rejected else lease.cost",
@@ -75,7 +75,7 @@ FAULTS = (
         "self._accounts[location] = Account()\n        return self._accounts[location]",
     ),
     PlantedFault(
-        "the account of a location that ended long ago is thrown away",
+        "the account of a location that ended long ago is discarded",
         "_scheduler/ledger.py",
         "            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))",
         "            del self._accounts[oldest]",
@@ -208,7 +208,7 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the room that sealing a batch frees is not given to waiting adders",
+        "the space that sealing a batch frees is not given to waiting adders",
         "_scheduler/admission.py",
         "        self._made_due.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
         "        self._made_due.discard(lane)\n",
@@ -339,7 +339,7 @@ FAULTS = (
         scenario="quiet",
     ),
     PlantedFault(
-        "the body's exception leaves in a group",
+        "the body's exception propagates in a group",
         "_runtime/supervisor.py",
         "            await self._manager.__aexit__(None, None, None)\n        except BaseExceptionGroup as",
         "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        except KeyError as",

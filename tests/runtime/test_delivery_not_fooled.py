@@ -30,14 +30,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.long
-async def test_no_hostile_server_loses_a_span_in_silence_or_disturbs_another_location(
+async def test_no_hostile_server_causes_a_silent_loss_or_affects_another_location(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def answer(request: ReceivedRequest) -> Outcome | None:
         return hostile_servers.FAST[request.location]() if request.location != "well" else None
 
-    # One attempt each: the second would not be any different. All at once are work for some seconds of a processor, so
-    # that the usual timeouts would be too short on a busy machine.
+    # Each has one attempt, as a second one would not differ. All of them at once need some seconds of CPU time, so
+    # the usual timeouts would be too short on a busy machine.
     retry = RetryPolicy(initial=3600, maximum=3600, max_elapsed=1e-6, attempt_timeout=math.inf)
     losses: list[Loss] = []
     with nothing_leaks():

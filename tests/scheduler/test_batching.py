@@ -218,7 +218,9 @@ async def test_a_full_batch_wakes_the_driver_three_times(autojump_clock: MockClo
     assert counter.steps == 3
 
 
-async def test_a_location_that_waits_for_a_slot_wakes_the_driver_four_times_for_a_batch(autojump_clock: MockClock) -> None:
+async def test_a_batch_that_waits_for_a_slot_wakes_the_driver_four_times(
+    autojump_clock: MockClock,
+) -> None:
     exporter = InMemoryExporter(delay=lambda batch: 10 if batch.location == "slow" else 0)
     async with watched_batcher(exporter, BatchPolicy(max_delay=1), limits=Limits(max_exports=1)) as batcher:
         for location in ("slow", "a"):

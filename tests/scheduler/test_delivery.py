@@ -286,7 +286,7 @@ async def test_a_message_with_no_rejected_span_is_a_warning(
     ]
 
 
-async def test_an_exception_out_of_export_hands_the_batch_back_and_disturbs_nothing_else(
+async def test_an_exception_from_export_hands_the_batch_back_and_affects_no_other_batch(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = InMemoryExporter(lambda batch: ZeroDivisionError("oops") if batch.location == "bug" else Delivered())
@@ -381,7 +381,7 @@ async def test_the_statistics_tell_the_age_of_the_oldest_pending_span_and_the_fa
 async def test_spans_that_wait_behind_a_probe_are_handed_back_when_their_own_time_is_over(
     autojump_clock: MockClock,
 ) -> None:
-    """Two deliveries fail at once; the first one hangs in its probes, and the other must not wait for ever."""
+    """Two deliveries fail at once; the first one hangs in its probes, and the other must not wait forever."""
     failing = False
 
     def answer(batch: SpanBatch) -> ExportResult | Hang:

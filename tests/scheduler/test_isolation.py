@@ -27,8 +27,7 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._reporting.statistics import Settlement
 from trio_spanbatch._scheduler.isolation import MAX_REFUSALS, MAX_REQUESTS, Isolation
-from trio_spanbatch._scheduler.lease import Lease
-from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.location import Lease, Location
 from trio_spanbatch._scheduler.pace import RequestSizeLimit
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -269,7 +268,7 @@ async def test_flush_reports_the_spans_of_an_isolated_batch_exactly(autojump_clo
     assert (report.delivered, report.rejected, report.undelivered) == (30, 2, 0)
 
 
-async def test_no_batch_is_worth_more_than_256_requests(autojump_clock: MockClock) -> None:
+async def test_at_most_256_requests_are_sent_for_a_batch(autojump_clock: MockClock) -> None:
     spans = make_spans(512)
     exporter = InMemoryExporter(refusing(ids_of(spans[::4])))
     async with watched_batcher(exporter, BIG) as batcher:
@@ -353,7 +352,7 @@ def isolate(count: int, bad: frozenset[int], status: int) -> tuple[dict[int, str
     """Isolate ``bad`` among ``count`` spans. Return each span's verdict, and the ranges that were sent."""
     spans = [EncodedSpan(bytes([1])) for _ in range(count)]
     # Of no location, as isolation only splits it.
-    whole = Lease(cast(Location, None), SpanBatch("a", spans), 0, 0.0, None, count)
+    whole = Lease(cast(Location, None), SpanBatch("a", spans), count, 0, 0.0, None, count)
     isolation = Isolation(whole, Lease.split)
     verdicts: dict[int, str] = {}
     sent: list[tuple[int, int]] = []

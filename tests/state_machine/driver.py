@@ -74,7 +74,7 @@ class _Remembered(OrderedDict[str, None]):
 
 @attrs.define(eq=False)
 class _Adder:
-    """A task that adds spans and waits for room.
+    """A task that adds spans and waits for space.
 
     Attributes:
         current: The span that it is adding.

@@ -229,7 +229,7 @@ class LocationModel:
     # -- batches -----------------------------------------------------------------------------------------------
 
     def is_full(self, first: int, stop: int) -> bool:
-        """Return whether a batch of these spans, if no others are queued, has no room for one more."""
+        """Return whether a batch of these spans, if no others are queued, has no space for one more."""
         spans = self.spans[first:stop]
         return len(spans) >= self.max_spans or request_size(spans) >= self.policy.max_bytes
 

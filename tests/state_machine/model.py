@@ -144,7 +144,7 @@ class Model:
         return None
 
     def admits(self, name: str, spans: list[EncodedSpan]) -> bool:
-        """Return whether there is room for ``spans`` for which no adder waits already."""
+        """Return whether there is space for ``spans`` for which no adder waits already."""
         location = self.locations[name]
         return (
             not location.line

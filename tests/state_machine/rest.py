@@ -132,7 +132,7 @@ class RestCheck:
         return location.accepted_at[first] + location.policy.max_delay
 
     def _is_pressed(self, location: LocationModel) -> bool:
-        """Return whether an adder waits for room at this location, or for the shared byte budget."""
+        """Return whether an adder waits for space at this location, or for the shared byte budget."""
         return bool(self.model.byte_line) or bool(location.line)
 
     def _may_export(self, location: LocationModel, now: float) -> bool:

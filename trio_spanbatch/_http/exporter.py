@@ -280,7 +280,7 @@ class OTLPExporter:
     async def _export_within(self, batch: SpanBatch, seconds: float) -> ExportResult:
         self._check_open()
         self.check_location(batch.location)
-        if not batch.spans:
+        if not batch.size:
             # The specification says that empty envelopes SHOULD NOT be sent; some servers answer 400 to one.
             await trio.lowlevel.checkpoint()
             return Delivered()

@@ -19,7 +19,7 @@ from .._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancell
 from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
 from .._reporting.statistics import Settlement
 from .._scheduler.isolation import Isolation, Verdict
-from .._scheduler.lease import Lease
+from .._scheduler.location import Lease
 from .._scheduler.scheduler import Scheduler
 from .runtime import Runtime
 

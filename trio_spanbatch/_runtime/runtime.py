@@ -18,8 +18,7 @@ from .._reporting.log import Log
 from .._reporting.losses import Losses
 from .._reporting.statistics import Loss, Settlement
 from .._scheduler.flush import Flush
-from .._scheduler.lease import Lease
-from .._scheduler.location import Waiter
+from .._scheduler.location import Lease, Waiter
 from .._scheduler.orders import Admit, HandBack, Repeat, Start, Wake
 from .._scheduler.scheduler import Scheduler
 

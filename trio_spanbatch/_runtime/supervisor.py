@@ -50,7 +50,7 @@ import trio
 
 from .._errors import UndeliveredSpansError
 from .._exceptions import is_cancelled_here, leaves, split_cancelled
-from .._scheduler.lease import Lease
+from .._scheduler.location import Lease
 from . import forks as _forks
 from .delivery import Delivery
 from .driver import Driver

@@ -23,7 +23,7 @@ import attrs
 
 from .._exporter import Delivered, Refused
 from .._reporting.statistics import Settlement
-from .lease import Lease
+from .location import Lease
 
 __all__ = ["MAX_REFUSALS", "MAX_REQUESTS", "Isolation", "Verdict"]
 

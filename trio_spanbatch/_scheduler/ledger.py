@@ -13,9 +13,9 @@ import functools
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MethodDescriptorType, WrapperDescriptorType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import attrs
 
@@ -89,17 +89,21 @@ class LocationCounts(dict[str, LocationStatistics]):
 
     def __init__(self, accounts: Mapping[str, Account], now: float) -> None:
         # Until it is filled it holds the counts: C code that reads dicts asks for its length first.
-        counts: Iterable[tuple[str, Any]] = zip(accounts, map(_record_of, accounts.values()), strict=True)
+        counts: Any = zip(accounts, map(_record_of, accounts.values()), strict=True)
         super().__init__(counts)
         self._now = now
         self._is_filled = False
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
     def fill(self) -> None:
         """Make the records, unless they are made."""
         if self._is_filled:
             return
         self._is_filled = True
-        for location, (opened_at, failures, *counts) in tuple(dict[str, Any].items(self)):
+        held: Any = dict.items(self)
+        for location, (opened_at, failures, *counts) in tuple(held):
             self[location] = LocationStatistics(
                 **dict(zip(_COUNTS, map(int, counts), strict=True)),
                 oldest_pending_age=0.0 if opened_at == math.inf else self._now - opened_at,
@@ -119,7 +123,6 @@ def _after_filling(method: Callable[..., Any]) -> Callable[..., Any]:
 for _name, _method in vars(dict).items():
     if isinstance(_method, MethodDescriptorType | WrapperDescriptorType) and _name not in _NOT_READING:
         setattr(LocationCounts, _name, _after_filling(_method))
-LocationCounts.__reduce_ex__ = lambda self, _: (dict, (dict(self),))  # type: ignore[method-assign, assignment]
 
 
 @attrs.define(eq=False)

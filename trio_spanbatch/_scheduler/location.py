@@ -1,4 +1,6 @@
-"""A live location: its queue, its batches, and when it may export next.
+"""A live location: its queue, its batches, its leases, and when it may export next.
+
+A lease is a sealed batch, or a part of one, until each of its spans is accounted for.
 
 It holds state and answers questions about it. It decides nothing about other locations: `Admission` puts spans in, and
 the `Scheduler` takes batches out.
@@ -8,21 +10,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import attrs
 
-from .._spans.batch import EncodedSpan, SpanBatch, SpanHeaders, cost_of
-from .lease import Lease
+from .._settings.policies import BatchPolicy
+from .._spans.batch import EncodedSpan, SpanBatch, SpanHeaders, cost_of, cost_of_headers
+from .flush import LocationFlush
 from .ledger import Account
 from .pace import Pace
-from .splitter import NO_BATCH, OpenBatch, QueuedBatch, restored
+from .splitter import NO_BATCH, OpenBatch, QueuedBatch, runs_of
 
-if TYPE_CHECKING:
-    from .._settings.policies import BatchPolicy
-    from .flush import LocationFlush
-
-__all__ = ["Location", "QueueIn", "QueueOut", "Waiter", "first_span"]
+__all__ = ["Lease", "Location", "QueueIn", "QueueOut", "Waiter", "first_span"]
 
 
 class _QueueStatistics(Protocol):
@@ -56,6 +55,50 @@ class QueueOut(Protocol):
     def close(self) -> None:
         """Take no more out."""
         ...
+
+
+@attrs.define(eq=False)
+class Lease:
+    """A batch, or a part of one, from its sealing until each of its spans is accounted for.
+
+    Attributes:
+        location: The live location of its spans.
+        batch: The spans.
+        count: How many they are.
+        first: The number of its first span in its location; the others follow without a gap.
+        opened_at: When its first span was accepted, in seconds of the clock.
+        headers_before: The headers of the span accepted before its first one; None if no span was pending then.
+        cost: The bytes of the budgets that its spans take.
+        ambiguous: Whether an attempt of unknown outcome was counted for its spans.
+        attempts: How many attempts were made with exactly these spans.
+        may_repeat: Whether its next attempt may begin, with an export slot.
+    """
+
+    location: Location
+    batch: SpanBatch
+    count: int
+    first: int
+    opened_at: float
+    headers_before: SpanHeaders | None
+    cost: int
+    ambiguous: bool = False
+    attempts: int = 0
+    may_repeat: bool = False
+
+    def __len__(self) -> int:
+        return self.count
+
+    def split(self, at: int) -> tuple[Lease, Lease]:
+        """Return a lease for the first ``at`` spans and one for the others."""
+        left, right = self.batch.spans[:at], self.batch.spans[at:]
+        return self._part(left, self.first, self.headers_before), self._part(right, self.first + at, left[-1].headers)
+
+    def _part(self, spans: tuple[EncodedSpan, ...], first: int, headers: SpanHeaders | None) -> Lease:
+        batch = SpanBatch(self.batch.location, spans)
+        cost = cost_of(spans, headers)
+        return attrs.evolve(
+            self, batch=batch, count=len(spans), first=first, headers_before=headers, cost=cost, attempts=0
+        )
 
 
 @attrs.frozen(eq=False)
@@ -202,11 +245,14 @@ class Location:
             batch = self.full.pop(0)
         else:
             batch, self.open = self.open.closed(account.accepted), NO_BATCH
-        spans = restored(batch, [self.queue_out.receive_nowait() for _ in range(batch.end - batch.first)])
+        count = batch.end - batch.first
+        payloads = [self.queue_out.receive_nowait() for _ in range(count)]
+        runs = runs_of(batch, payloads)
         # As when the spans were accepted: they leave the queue in the same order.
-        before, self.sealed_headers = self.sealed_headers, spans[-1].headers
-        sealed = SpanBatch(self.name, spans, size=batch.size)
-        lease = Lease(self, sealed, first, batch.opened_at, before, cost_of(spans, before))
+        before, self.sealed_headers = self.sealed_headers, runs[-1][0]
+        cost = sum(map(len, payloads)) + cost_of_headers([headers for headers, _ in runs], before)
+        sealed = SpanBatch.sealed(self.name, runs, batch.size)
+        lease = Lease(self, sealed, count, first, batch.opened_at, before, cost)
         self.add_lease(lease)
         self.is_made_due = False
         return lease

@@ -7,8 +7,7 @@ from typing import TypeAlias
 import attrs
 
 from .flush import Flush
-from .lease import Lease
-from .location import Waiter
+from .location import Lease, Waiter
 
 __all__ = ["Admit", "HandBack", "Order", "Repeat", "Start", "Wake"]
 

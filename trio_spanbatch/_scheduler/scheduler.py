@@ -48,10 +48,9 @@ from .._settings.policies import BatchPolicy, Limits, RetryPolicy
 from .._values import checked_location, plain_location
 from .admission import Admission
 from .agenda import Agenda
-from .flush import Flush, LocationFlush
-from .lease import Lease
+from .flush import Flush
 from .ledger import Ledger, LocationCounts
-from .location import Location, QueueIn, QueueOut, Waiter, first_span
+from .location import Lease, Location, QueueIn, QueueOut, Waiter, first_span
 from .orders import HandBack, Order, Repeat, Start, Wake
 from .pace import Pace
 from .ranking import Ranking
@@ -169,14 +168,7 @@ class Scheduler:
         if location.flushes is None:
             location.flushes = {}
         location.flush_watermark = location.account.accepted
-        location.flushes[flush.watch(location)] = None
-
-    def forget(self, flush: Flush) -> None:
-        """Tell a flush nothing any more. Spans that are due stay due."""
-        for location, part in flush.parts.items():
-            if location.flushes is not None:
-                location.flushes.pop(part, None)
-        flush.parts.clear()
+        flush.watch(location.name, location.account, location.flushes)
 
     def counts(self, now: float) -> LocationCounts:
         """Return the counts of all locations. Takes 0.3 ms for 1,000 of them."""
@@ -314,16 +306,11 @@ class Scheduler:
 
     def _note_flushes(self, location: Location, lease: Lease, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):
-            part.note(lease, settlement)
+            part.note(lease.first, len(lease), settlement)
             if not part.remaining:
-                self._part_finished(location, part)
-
-    def _part_finished(self, location: Location, part: LocationFlush) -> None:
-        assert location.flushes is not None, "it has the part"
-        del location.flushes[part]
-        part.flush.finished(location)
-        if part.flush.is_done:
-            self.outbox.append(Wake(part.flush))
+                part.flush.finished(part)
+                if part.flush.is_done:
+                    self.outbox.append(Wake(part.flush))
 
     # -- decisions ---------------------------------------------------------------------------------------------
 

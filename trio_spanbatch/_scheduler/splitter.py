@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import attrs
 
-from .._spans.batch import EncodedSpan, RequestSizer, SpanHeaders
+from .._spans.batch import EncodedSpan, RequestSizer, Runs, SpanHeaders
 
-__all__ = ["NO_BATCH", "Growth", "OpenBatch", "QueuedBatch", "Run", "grow", "restored"]
+__all__ = ["NO_BATCH", "Growth", "OpenBatch", "QueuedBatch", "Run", "grow", "runs_of"]
 
 
 @attrs.frozen(eq=False)
@@ -124,12 +124,12 @@ def grow(batch: OpenBatch, span: EncodedSpan, number: int, max_spans: int, max_b
     return Growth(full, batch)
 
 
-def restored(batch: QueuedBatch, payloads: list[bytes]) -> list[EncodedSpan]:
-    """Return the spans of a batch, whose bytes are ``payloads``."""
-    spans: list[EncodedSpan] = []
+def runs_of(batch: QueuedBatch, payloads: list[bytes]) -> Runs:
+    """Return the runs of a batch, whose bytes are ``payloads``."""
+    runs: Runs = []
     run, end = batch.run, batch.end
     while run is not None:
-        begin = run.first - batch.first
-        spans[:0] = [EncodedSpan(payload, run.headers) for payload in payloads[begin : end - batch.first]]
+        runs.append((run.headers, payloads[run.first - batch.first : end - batch.first]))
         end, run = run.first, run.before
-    return spans
+    runs.reverse()
+    return runs

@@ -6,12 +6,12 @@ An OTLP request has three levels of envelopes around spans::
         scope_spans: [ ScopeSpans { scope, schema_url, spans: [ Span, ... ] } ] } ] }
 
 Each span is encoded once, when it is added, and refers to the encoded resource and scope: one `SpanHeaders` object for
-all spans that share them. Making a request is then joining bytes: spans are grouped by equal headers, and each envelope
-gets its length in front. The size of the request is known at any time (`RequestSizer`), so that ``max_bytes`` is exact,
-envelopes included.
+all spans that share them. A request is then made by joining bytes: spans are grouped by equal headers, and each
+envelope's length is written in front. The size of the request is known at any time (`RequestSizer`), so that
+``max_bytes`` is exact, envelopes included.
 
-Against the byte budgets, a pending span counts with its own bytes, and with those of its resource and scope unless the
-span before it in its location has the same ones: spans with the same resource and scope nearly always follow each
+In the byte budgets, a pending span counts as its own bytes, plus those of its resource and scope unless the span before
+it in its location has the same ones: spans with the same resource and scope nearly always follow each
 other, and share them in memory.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
@@ -33,26 +33,37 @@ if TYPE_CHECKING:
 __all__ = [
     "EncodedSpan",
     "RequestSizer",
+    "Runs",
     "SpanBatch",
     "SpanHeaders",
     "cost_after",
     "cost_of",
+    "cost_of_headers",
     "framed_size",
 ]
 
 
 def cost_after(headers: SpanHeaders | None, span: EncodedSpan) -> int:
-    """Return the bytes that ``span`` costs after a span with ``headers``, or as the first span if that is None."""
+    """Return how many bytes ``span`` counts as after a span with ``headers``; None: as the first span."""
     size = len(span.payload)
     return size if span.headers is headers else size + span.headers.size
 
 
 def cost_of(spans: Iterable[EncodedSpan], headers: SpanHeaders | None = None) -> int:
-    """Return the bytes that consecutive ``spans`` cost after a span with ``headers``."""
+    """Return how many bytes consecutive ``spans`` count as after a span with ``headers``."""
     cost = 0
     for span in spans:
         cost += cost_after(headers, span)
         headers = span.headers
+    return cost
+
+
+def cost_of_headers(runs: Iterable[SpanHeaders], headers: SpanHeaders | None = None) -> int:
+    """Return the bytes that the headers of consecutive runs of spans cost after a span with ``headers``."""
+    cost = 0
+    for run in runs:
+        cost += 0 if run is headers else run.size
+        headers = run
     return cost
 
 
@@ -62,7 +73,7 @@ _RESOURCE_SPANS_TAG = b"\x0a"
 _SCOPE_SPANS_TAG = b"\x12"
 _SPAN_TAG = b"\x12"
 
-# A span's tag and length, by the length. Nearly all spans are that short.
+# A span's tag and length, by the length. Nearly all spans are short enough for this table.
 _FRAMES = tuple(_SPAN_TAG + length for length in VARINTS)
 
 
@@ -113,6 +124,10 @@ class EncodedSpan:
         return f"<EncodedSpan of {self.size} bytes>"
 
 
+# Consecutive spans with the same headers, and their bytes.
+Runs: TypeAlias = list[tuple[SpanHeaders, list[bytes]]]
+
+
 def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
     return tuple(spans)
 
@@ -130,16 +145,39 @@ class SpanBatch:
     location: str = attrs.field(converter=plain_location)
     spans: tuple[EncodedSpan, ...] = attrs.field(converter=_as_tuple)
     size: int = attrs.field(kw_only=True)
+    # Of a sealed batch: its spans in order, as runs with the same headers.
+    _runs: Runs | None = attrs.field(default=None, init=False)
 
     @size.default
     def _measure(self) -> int:
         return request_size(self.spans)
 
+    @classmethod
+    def sealed(cls, location: str, runs: Runs, size: int) -> SpanBatch:
+        """Return a batch of spans out of a queue, which holds only their bytes.
+
+        Most exporters need only the request, so ``spans`` is made when it is first read.
+        """
+        batch = cls.__new__(cls)
+        for name, value in (("location", location), ("size", size), ("_runs", runs)):
+            object.__setattr__(batch, name, value)
+        return batch
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            if name != "spans":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            spans = tuple(EncodedSpan(payload, headers) for headers, payloads in self._runs for payload in payloads)
+            object.__setattr__(self, "spans", spans)
+            return spans
+
     def to_request(self) -> bytes:
         """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
         # One join at the end rather than one per envelope, each of which would copy the whole request again.
         parts: list[bytes] = []
-        for resource, scopes in _by_resource_and_scope(self.spans).items():
+        runs = _runs_of(self.spans) if self._runs is None else self._runs
+        for resource, scopes in _by_resource_and_scope(runs).items():
             content: list[bytes] = []
             for scope, payloads in scopes.items():
                 content += _enveloped(_SCOPE_SPANS_TAG, scope, _framed(payloads))
@@ -167,16 +205,22 @@ class SpanBatch:
         return f"<SpanBatch {self.location!r}: {len(self.spans)} spans, {self.size} bytes>"
 
 
-def _by_resource_and_scope(spans: Iterable[EncodedSpan]) -> dict[bytes, dict[bytes, list[bytes]]]:
-    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+def _runs_of(spans: Iterable[EncodedSpan]) -> Runs:
+    runs: Runs = []
     headers = None
-    payloads: list[bytes] = []
     for span in spans:
         # Nearly always the span before has the same headers.
         if span.headers is not headers:
             headers = span.headers
-            payloads = resources.setdefault(headers.resource, {}).setdefault(headers.scope, [])
-        payloads.append(span.payload)
+            runs.append((headers, []))
+        runs[-1][1].append(span.payload)
+    return runs
+
+
+def _by_resource_and_scope(runs: Runs) -> dict[bytes, dict[bytes, list[bytes]]]:
+    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+    for headers, payloads in runs:
+        resources.setdefault(headers.resource, {}).setdefault(headers.scope, []).extend(payloads)
     return resources
 
 
@@ -204,7 +248,7 @@ def _enveloped_size(content: int) -> int:
     return 1 + varint_size(content) + content
 
 
-def _room(content: int) -> int:
+def _headroom(content: int) -> int:
     """Return how many bytes can be added to ``content`` bytes before the envelope's length field grows by a byte."""
     return (1 << 7 * varint_size(content)) - 1 - content
 
@@ -279,7 +323,7 @@ class RequestSizer:
         self._resources[headers.resource], self._scopes[headers] = resource, scope
         self.size = self._noted = size
         self.headers = headers
-        self.simple_up_to = size + min(_room(resource), _room(scope), self._limit - 1 - size)
+        self.simple_up_to = size + min(_headroom(resource), _headroom(scope), self._limit - 1 - size)
         return True
 
     def _bring_up_to_date(self) -> None:

@@ -31,6 +31,8 @@ _AUTHENTICATION = {
 _RETRIES = "the batcher's RetryPolicy determines when an attempt is repeated"
 _OTHERS = {
     "MLFLOW_EXPERIMENT_NAME": "the location is the experiment's id, or its name with experiments='name'",
+    "MLFLOW_TRACING_DESTINATION": "the location is the experiment's id; use unity_catalog() for tables",
+    "MLFLOW_ACTIVE_MODEL_ID": "spans are linked to no model",
     "MLFLOW_RUN_ID": "give run_id=",
     "MLFLOW_TRACE_SAMPLING_RATIO": "every span is sent",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "give timeout=",

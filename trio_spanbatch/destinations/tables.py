@@ -88,7 +88,7 @@ class TableExporter(OTLPExporter):
         """Make one attempt at sending ``batch``; see `OTLPExporter`."""
         self._check_open()
         self.check_location(batch.location)
-        if not batch.spans:
+        if not batch.size:
             await trio.lowlevel.checkpoint()
             return Delivered()
         began = trio.current_time()

@@ -151,7 +151,7 @@ def test_an_argument_that_cannot_be_used_is_named(options: dict[str, Any], error
 
 def test_an_endpoint_is_a_string() -> None:
     with pytest.raises(TypeError, match="endpoint"):
-        OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # that is what is tested
+        OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # on purpose
 
 
 def test_it_is_made_outside_of_trio_and_shows_nothing_secret() -> None:
@@ -184,7 +184,7 @@ async def test_printable_ascii_is_a_location(location: str) -> None:
     await exporter.aclose()
 
 
-async def test_without_a_location_header_every_location_will_do() -> None:
+async def test_without_a_location_header_every_location_is_valid() -> None:
     async with OTLPReceiver() as receiver:
         assert await export_once(receiver, batch_of(1, "\u8868\n")) == Delivered()
 
