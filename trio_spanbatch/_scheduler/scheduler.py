@@ -381,8 +381,7 @@ class Scheduler:
         if end_at <= now:
             self._end(location)
             return
-        self._rank(location, now)
-        self._agenda.put(location, min(export_at, end_at))
+        self._agenda.put(location, min(export_at, end_at, self._rank(location, now)))
 
     def _note_empty(self, location: Location) -> None:
         if location.is_empty:
@@ -498,13 +497,20 @@ class Scheduler:
             return False
         return not location.pace.active or self._can_spare()
 
-    def _rank(self, location: Location, now: float) -> None:
-        """Rank a location if adders wait for bytes, else note that its bytes are not known."""
+    def _rank(self, location: Location, now: float) -> float:
+        """Rank a location if adders wait for bytes, else note that its bytes are not known.
+
+        Returns:
+            The end of its backoff if its first batch was made due for then; `math.inf` otherwise.
+        """
+        backs_off_until = math.inf
         if not self.admission.byte_line:
             if location.is_ranked:
                 self.admission.unrank(location)
-            return
+            return backs_off_until
         if now < location.pace.next_at() < math.inf and location.account.queued and not location.retries:
             # It exports as soon as its backoff has ended.
             location.is_made_due = True
+            backs_off_until = location.pace.next_at()
         self._ranking.put(location, len(self.locations))
+        return backs_off_until
