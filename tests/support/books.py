@@ -29,9 +29,9 @@ __all__ = [
     "AtCall",
     "AtLine",
     "Interrupted",
+    "Program",
     "Run",
     "Scene",
-    "Program",
     "at_height",
     "at_height_async",
 ]
@@ -469,7 +469,9 @@ class Run:
         for location in batcher._live.values():
             account = location.account
             assert location.queue_out.statistics().current_buffer_used == account.queued
-            opened = 0 if not location.has_queued or location.open.full_at == 0 else account.accepted - location.open.first
+            opened = (
+                0 if not location.has_queued or location.open.full_at == 0 else account.accepted - location.open.first
+            )
             assert account.queued == sum(batch.end - batch.first for batch in location.full) + opened
         total = batcher.statistics()
         for name in ("accepted", "queued", "in_flight", "delivered", "pending_bytes"):

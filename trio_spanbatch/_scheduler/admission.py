@@ -45,7 +45,7 @@ __all__ = ["Admission"]
 # What adding a span stores: its location and headers; what it does to the batches, None if only the size of the open
 # one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
 # ``pending_bytes`` of its account and of the totals.
-_Change: TypeAlias = tuple[Location, SpanHeaders, Growth | None, int, float, int, int, int, int, int, int]
+_Change: TypeAlias = tuple[Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int]]
 
 
 @attrs.frozen(eq=False)
@@ -123,33 +123,17 @@ class Admission:
             self._accept(location, span, cost, clock)
             return True
         # The usual case: only numbers change. It is `_accept` with everything inlined, as calls would double its time.
-        accepted, queued, all_accepted, all_queued = (
-            number + 1,
-            account.queued + 1,
-            total.accepted + 1,
-            total.queued + 1,
-        )
-        change = (
-            location,
-            headers,
-            None,
-            size,
-            account.opened_at,
-            accepted,
-            queued,
-            own_bytes,
-            all_accepted,
-            all_queued,
-            all_bytes,
-        )
+        accepted, queued = number + 1, account.queued + 1
+        totals = (total.accepted + 1, total.queued + 1, all_bytes)
+        change = (location, headers, None, size, account.opened_at, accepted, queued, own_bytes, totals)
         self._unfinished = change
         location.queue_in.send_nowait(payload)
-        if self._unfinished is not change:
+        if self._unfinished is not change or total.accepted != totals[0] - 1:
             self._accept_late(location, span, clock)
             return True
         sizer.size = size
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
-        total.accepted, total.queued, total.pending_bytes = all_accepted, all_queued, all_bytes
+        total.accepted, total.queued, total.pending_bytes = totals
         self._unfinished = None
         return True
 
@@ -185,15 +169,14 @@ class Admission:
                 "use add_spans, which waits, or a shorter list"
             )
 
-    def join(self, location: Location, span: EncodedSpan) -> Waiter:
+    def join(self, waiter: Waiter) -> None:
         """Let an adder wait until its span is admitted."""
-        waiter = Waiter(location, span)
+        location = waiter.location
         if location.waiting is None:
             location.waiting = OrderedDict()
         self.touch(location)
         location.waiting[waiter] = None
         self.line_up(location)
-        return waiter
 
     def withdraw(self, waiter: Waiter) -> None:
         """Let an adder wait no longer. Its span was not admitted."""
@@ -251,13 +234,13 @@ class Admission:
         change = self._plan(location, span, cost, clock)
         self._unfinished = change
         location.queue_in.send_nowait(span.payload)
-        if self._unfinished is change:
+        if self._unfinished is change and self._total.accepted == change[-1][0] - 1:
             self._store(change)
         else:
             self._accept_late(location, span, clock)
 
     def _accept_late(self, location: Location, span: EncodedSpan, clock: Callable[[], float]) -> None:
-        """Count a span in the queue after another one was added in the middle of `send_nowait`."""
+        """Count a span in the queue whose change is outdated, as another span was added in the middle of its stages."""
         if location.queue_out.statistics().current_buffer_used > location.account.queued:
             # It was not in the queue when the other one was added. Otherwise it was counted then.
             self._unfinished = change = self._plan(location, span, cost_after(location.headers, span), clock)
@@ -276,24 +259,14 @@ class Admission:
                 self.touch(location)
         if location.is_ranked:
             self.unrank(location)
-        return (
-            location,
-            headers,
-            growth,
-            size,
-            opened_at,
-            number + 1,
-            queued + 1,
+        own_bytes, totals = (
             account.pending_bytes + cost,
-            total.accepted + 1,
-            total.queued + 1,
-            total.pending_bytes + cost,
+            (total.accepted + 1, total.queued + 1, total.pending_bytes + cost),
         )
+        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals
 
     def _store(self, change: _Change) -> None:
-        location, headers, growth, size, opened_at, accepted, queued, own_bytes, all_accepted, all_queued, all_bytes = (
-            change
-        )
+        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals = change
         account, total = location.account, self._total
         if growth is not None:
             for batch in growth.full:
@@ -309,7 +282,7 @@ class Admission:
             location.open = growth.open
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
         account.opened_at, location.headers = opened_at, headers
-        total.accepted, total.queued, total.pending_bytes = all_accepted, all_queued, all_bytes
+        total.accepted, total.queued, total.pending_bytes = totals
         self._unfinished = None
 
     # -- in the scheduler's step -------------------------------------------------------------------------------
