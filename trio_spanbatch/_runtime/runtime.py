@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import methodcaller
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import attrs
 import outcome
@@ -66,7 +67,7 @@ class Runtime:
     feeders: list[Feeder] = attrs.Factory(list)
     observers: list[DeliveryObserver] = attrs.Factory(list)
     adders: dict[Waiter, trio.lowlevel.Task] = attrs.Factory(dict)
-    flushes: dict[Flush, trio.Event] = attrs.Factory(dict)
+    flushes: WeakKeyDictionary[Flush, trio.Event] = attrs.Factory(WeakKeyDictionary)
     retries: dict[Lease, trio.Event] = attrs.Factory(dict)
     # Checked once: whether an object matches a protocol takes 10 us to find out, and each attempt asks.
     reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
@@ -177,10 +178,7 @@ class Runtime:
         done = self.flushes[flush] = trio.Event()
         if flush.is_done:
             done.set()
-        try:
-            await done.wait()
-        finally:
-            self.flushes.pop(flush, None)
+        await done.wait()
 
     # -- listeners ---------------------------------------------------------------------------------------------
 
