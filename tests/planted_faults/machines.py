@@ -1,8 +1,9 @@
-"""The three machines that look for faults, each run in a child process against a copy of the package.
+"""The four machines that look for faults, each run in a child process against a copy of the package.
 
 - the simulation: fresh seeds, until one fails;
 - cancelling everywhere: the same runs each time, with a cancel after each step, until one fails;
-- the state machine: fresh sequences of rules, until one fails.
+- the state machine: fresh sequences of rules, until one fails;
+- the recursion sweep: calls of the batcher, each with a `RecursionError` at each depth, until one fails.
 
 A child that crashes or does not end in time counts as a failure too.
 """
@@ -24,7 +25,7 @@ __all__ = ["MACHINES", "Search", "find"]
 
 # The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
 # machine that it names, so it is missed once in e**50 times.
-BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0}
+BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0, "recursion sweep": 0}
 
 
 @attrs.frozen
@@ -67,6 +68,7 @@ MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] 
     "simulation": simulate,
     "state machine": drive_state_machine,
     "cancel everywhere": cancel_everywhere,
+    "recursion sweep": sweep_recursion,
 }
 
 

@@ -234,6 +234,8 @@ class Scheduler:
     def attempt_ended(self, lease: Lease, result: ExportResult | None, now: float, *, ambiguous: bool = False) -> None:
         """Note that an attempt ended, without a result if it was cancelled or raised. Its slot is free again."""
         location = lease.location
+        # Only a backoff that began before the drain is cut short.
+        self._close_in_drain(location, now)
         if ambiguous and not lease.ambiguous:
             lease.ambiguous = True
             self.ledger.ambiguous(location.account, len(lease))
@@ -372,9 +374,7 @@ class Scheduler:
             self._hand_back_queue(location, "the location was closed")
             self._end(location)
             return
-        if self.draining and not location.is_closed:
-            location.is_closed = True
-            location.pace.cut_short(now)
+        self._close_in_drain(location, now)
         self._note_empty(location)
         export_at = self._export(location, now)
         end_at = location.end_at(self.limits.location_idle_timeout)
@@ -384,6 +384,11 @@ class Scheduler:
             self._end(location)
             return
         self._agenda.put(location, min(export_at, end_at, self._rank(location, now)))
+
+    def _close_in_drain(self, location: Location, now: float) -> None:
+        if self.draining and not location.is_closed:
+            location.is_closed = True
+            location.pace.cut_short(now)
 
     def _note_empty(self, location: Location) -> None:
         if location.is_empty:
