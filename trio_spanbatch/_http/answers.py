@@ -80,7 +80,7 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, secrets: C
         body: The response's body, decompressed.
         secrets: Credentials that must not be repeated where a text is cut off.
     """
-    rejected, message = _from_body(status, media_type(headers), body, secrets)
+    rejected, message = _from_body(status, media_type(headers), body, secrets) if body else (0, "")
     code = headers.get("grpc-status", "").strip()
     if not message and code not in ("", "0"):
         # A gateway in front of a gRPC server may pass on an error in a 200.

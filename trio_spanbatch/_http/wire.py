@@ -9,6 +9,7 @@ goes on until it ends by itself.
 from __future__ import annotations
 
 import select
+import socket
 import sys
 from collections.abc import Awaitable
 from typing import Protocol
@@ -45,12 +46,33 @@ class Link(Protocol):
 
 
 class SocketLink:
-    """A `Link` over a socket of trio."""
+    """A `Link` over a connected socket, which it takes over from trio.
+
+    trio's own methods always let other tasks run, once for sending and once for receiving. A small request needs
+    that once.
+    """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
-        self.send = sock.send
-        self.recv = sock.recv
+        self._sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._sock.setblocking(False)
+
+    async def send(self, data: memoryview) -> int:
+        """Send at least the first byte of ``data``. If that need not wait, no other task runs meanwhile."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                return self._sock.send(data)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+
+    async def recv(self, max_bytes: int) -> bytes:
+        """Wait for data and return it."""
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                return self._sock.recv(max_bytes)
+            except BlockingIOError:  # it was only announced
+                continue
 
     def is_readable(self) -> bool:
         """Return whether there is data, the end, or an error to read."""
@@ -65,6 +87,8 @@ class SocketLink:
 
     def close(self) -> None:
         """Close the socket."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
 
@@ -98,6 +122,7 @@ class Wire(trio.abc.Stream):
             if self.may_be_stopped:
                 with trio.CancelScope() as self._writing:
                     await self._send(view)
+                    await trio.lowlevel.checkpoint()
             else:
                 await self._send(view)
 
