@@ -32,7 +32,7 @@ from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import CLOSE_TIMEOUT, gzip_compress, piecewise_stream
+from .body import CLOSE_TIMEOUT, gzip_compress
 from .failures import cause_of
 from .messages import short_text
 from .packages import classes
@@ -356,25 +356,18 @@ class OTLPExporter:
         except (TypeError, ValueError) as error:
             return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
-        request = self._request(location, body, credential_headers, attempt)
+        request = self._request(location, body, credential_headers)
         try:
             await attempt.send(self._sender, request, self._max_response_bytes)
         except classes("RequestError", "InvalidURL") as error:
             return attempt.known_failure() or attempt.failure(error, request, self._tls_advice)
         return attempt.result()
 
-    def _request(
-        self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
-    ) -> httpx.Request:
+    def _request(self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes]) -> httpx.Request:
         headers = {**self._headers_always, **credential_headers}
         if self._location_header is not None:
             headers[self._location_header] = location.encode("ascii")
-        request = self._sender.build_request(
-            "POST", self._url, headers=list(headers.items()), content=body, extensions=attempt.extensions
-        )
-        if not self._sender.is_own:
-            request.stream = piecewise_stream(body, request.stream)
-        return request
+        return self._sender.build_post(self._url, headers, body)
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
         # Checked first, as there may have been a 401 to the previous credentials.

@@ -47,7 +47,6 @@ async def ask(
         send_options: Further arguments of a client's ``send``.
     """
     attempt = Attempt(request.url.netloc.decode("ascii"))
-    request.extensions.update(attempt.extensions)
     for name, value in _HEADERS.items():
         request.headers.setdefault(name, value)
     with trio.move_on_after(seconds):
@@ -59,12 +58,12 @@ async def ask(
             return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
         finally:
             await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        assert attempt.response is not None
+        assert attempt.head is not None
         assert attempt.body is not None
-        status = attempt.response.status_code
+        status, headers = attempt.head
         if attempt.body.exceeded:
             return Refused(f"{status}: the answer is larger than {max_bytes} bytes", status)
-        return Response(status, attempt.response.headers, attempt.body.content, time.time(), attempt.secrets)
+        return Response(status, headers, attempt.body.content, time.time(), attempt.secrets)
     return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", cause="timeout")
 
 

@@ -10,6 +10,7 @@ import httpx
 import trio
 
 from .._version import __version__
+from .body import piecewise_stream
 from .connecting import TCPNetwork
 from .packages import classes, package_of
 from .proxies import MissingProxySupport, proxy_for
@@ -86,6 +87,16 @@ class Sender:
         else:
             request = self._client.build_request(method, str(url), timeout=None, **parts)
         return request
+
+    def build_post(self, url: httpx.URL, headers: dict[bytes, bytes], body: bytes) -> httpx.Request:
+        """Return a POST request whose body is written in pieces."""
+        if not self.is_own:
+            request = self.build_request("POST", url, headers=list(headers.items()), content=body)
+            request.stream = piecewise_stream(body, request.stream)
+            return request
+        # httpx takes as long to add these two headers as for the rest.
+        headers = {b"host": url.netloc, **headers, b"content-length": b"%d" % len(body)}
+        return httpx.Request("POST", url, headers=list(headers.items()), stream=httpx.ByteStream(body))
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Send ``request`` and return the response, whose body is not read yet. Redirects are not followed.

@@ -23,6 +23,7 @@ import h11
 import httpx
 import trio
 
+from .._exceptions import forget_traceback
 from .body import BoundedBody
 from .connecting import Network, TCPNetwork
 from .connection import Connection
@@ -312,11 +313,10 @@ def _origin(url: httpx.URL, default_ports: Mapping[str, int] = DEFAULT_PORTS) ->
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes]:
-    try:
-        return request.content
-    except httpx.RequestNotRead:
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        return aiter(request.stream)
+    if isinstance(request.stream, httpx.ByteStream):
+        return request.read()
+    assert isinstance(request.stream, httpx.AsyncByteStream)
+    return aiter(request.stream)
 
 
 def _timeout(request: httpx.Request, step: str) -> float | None:
@@ -351,6 +351,8 @@ def _httpx_errors(request: httpx.Request, connection: Connection) -> Iterator[No
             raise
         if error is connection.wire.write_error:
             kind = httpx.WriteError
+        if kind is httpx.RemoteProtocolError:
+            forget_traceback(error)  # a frame of h11 in it refers to the error
         raise kind(_text(error), request=request) from error
 
 
