@@ -124,19 +124,18 @@ class HTTPTransport(httpx.AsyncBaseTransport):
                 connection = await self._connect(origin, request, progress)
             progress.uses(connection)
             try:
-                with _httpx_errors(request, connection):
-                    connection.read_timeout = _timeout(request, "read")
-                    response = await connection.request(head, body)
+                connection.read_timeout = _timeout(request, "read")
+                response = await connection.request(head, body)
                 break
-            except httpx.TransportError:
+            except BaseException as error:
                 connection.close()
-                if not reused or progress.sent:
+                kind = _kind_of(error, connection)
+                if kind is None:
                     raise
-                # The server ended the connection just now. It has seen nothing of the request, whose body has not
-                # been asked for anything.
-            except BaseException:
-                connection.close()
-                raise
+                # If nothing was sent, the server ended the connection just now: it has seen nothing of the request,
+                # whose body has not been asked for anything.
+                if not reused or progress.sent:
+                    raise kind(_text(error), request=request) from error
         return httpx.Response(
             response.status_code,
             headers=response.headers.raw_items(),
@@ -258,11 +257,13 @@ class ResponseBody(httpx.AsyncByteStream):
         if self._connection is None:
             return None
         try:
-            with _httpx_errors(self._request, self._connection):
-                data = await self._connection.read(checkpoint_at_end=checkpoint_at_end)
-        except BaseException:
+            data = await self._connection.read(checkpoint_at_end=checkpoint_at_end)
+        except BaseException as error:
             self._connection.close()
-            raise
+            kind = _kind_of(error, self._connection)
+            if kind is None:
+                raise
+            raise kind(_text(error), request=self._request) from error
         if data is None:
             connection, self._connection = self._connection, None
             if await connection.finish(trio.current_time()):
@@ -338,22 +339,15 @@ def _connect_errors(request: httpx.Request) -> Iterator[None]:
         raise httpx.ConnectError(_text(error), request=request) from error
 
 
-@contextmanager
-def _httpx_errors(request: httpx.Request, connection: Connection) -> Iterator[None]:
-    """Raise httpx's exceptions for those of an exchange."""
-    try:
-        yield
-    except Exception as error:
-        if error is connection.body_error:
-            raise
-        kind = next((kind for errors, kind in _KINDS if isinstance(error, errors)), None)
-        if kind is None:
-            raise
-        if error is connection.wire.write_error:
-            kind = httpx.WriteError
-        if kind is httpx.RemoteProtocolError:
-            forget_traceback(error)  # a frame of h11 in it refers to the error
-        raise kind(_text(error), request=request) from error
+def _kind_of(error: BaseException, connection: Connection) -> type[httpx.TransportError] | None:
+    """Return the exception of httpx for one of an exchange; None if that is to be raised as it is."""
+    if error is connection.body_error:
+        return None
+    if error is connection.wire.write_error:
+        return httpx.WriteError
+    if isinstance(error, h11.RemoteProtocolError):
+        forget_traceback(error)  # a frame of h11 in it refers to the error
+    return next((kind for errors, kind in _KINDS if isinstance(error, errors)), None)
 
 
 _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (
@@ -364,7 +358,7 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.Tr
 )
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     if isinstance(error, trio.TooSlowError):
         return "no response"
     # Where TLS fails, trio's exception is empty and that of OpenSSL is its cause.
