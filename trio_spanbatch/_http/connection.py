@@ -123,10 +123,10 @@ class Connection:
         """
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
-        if self._h11.trailing_data[0] or now >= self._ends_at or not self.wire.writable or await self._tls_has_more():
+        self._usable_until = min(now + self._max_idle, self._ends_at)
+        if self.expired(now) or self._h11.trailing_data[0] or not self.wire.writable or await self._tls_has_more():
             return False
         self._h11.start_next_cycle()
-        self._usable_until = min(now + self._max_idle, self._ends_at)
         return True
 
     def expired(self, now: float) -> bool:

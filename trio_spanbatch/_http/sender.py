@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import Any, Protocol
 
 import httpx
@@ -14,13 +15,16 @@ from .body import piecewise_stream
 from .connecting import TCPNetwork
 from .packages import classes, package_of
 from .proxies import MissingProxySupport, proxy_for
-from .tls import File, RenewedContext, default_context
+from .tls import File, RenewedContext
 from .transport import HTTPTransport
 
 __all__ = ["USER_AGENT", "AsyncClient", "AsyncTransport", "Sender", "check_client", "check_transport", "own_transport"]
 
 # With the exporter, its language and version: https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
+
+
+_ZONE = re.compile(rb"%.*(?=\])")
 
 
 class AsyncClient(Protocol):
@@ -94,8 +98,9 @@ class Sender:
             request = self.build_request("POST", url, headers=list(headers.items()), content=body)
             request.stream = piecewise_stream(body, request.stream)
             return request
-        # httpx takes as long to add these two headers as for the rest.
-        headers = {b"host": url.netloc, **headers, b"content-length": b"%d" % len(body)}
+        # httpx takes as long to add these two headers as for the rest. The zone of an IPv6 address is of use only here.
+        host = _ZONE.sub(b"", url.netloc)
+        headers = {b"host": host, **headers, b"content-length": b"%d" % len(body)}
         return httpx.Request("POST", url, headers=list(headers.items()), stream=httpx.ByteStream(body))
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
@@ -145,7 +150,9 @@ def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = No
     if isinstance(proxy, MissingProxySupport):
         return _Unconnected(proxy.problem)
     network = TCPNetwork(None if uds is None else os.fspath(uds))
-    return HTTPTransport(context, proxy=proxy, proxy_context=default_context, network=network)
+    if proxy is None or proxy.url.scheme != "https":
+        return HTTPTransport(context, proxy=proxy, network=network)
+    return HTTPTransport(context, proxy=proxy, proxy_context=RenewedContext(verify=True), network=network)
 
 
 def check_client(client: object) -> AsyncClient:

@@ -300,7 +300,8 @@ async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) 
         # at the end of a name (RFC 6066, section 3).
         stream,
         context,
-        server_hostname=host.removesuffix(".").encode("ascii"),
+        # And addresses have no zone there.
+        server_hostname=host.partition("%")[0].removesuffix(".").encode("ascii"),
         https_compatible=True,
     )
     await secured.do_handshake()
@@ -310,7 +311,9 @@ async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) 
 def _origin(url: httpx.URL, default_ports: Mapping[str, int] = DEFAULT_PORTS) -> _Origin:
     if url.scheme not in default_ports:
         raise httpx.UnsupportedProtocol("the URL of a request begins with http:// or https://")
-    return url.scheme, url.raw_host.decode("ascii"), url.port or default_ports[url.scheme]
+    host = url.raw_host.decode("ascii")
+    # The zone of an IPv6 address (RFC 6874). No other host has a per cent sign.
+    return url.scheme, host.replace("%25", "%"), url.port or default_ports[url.scheme]
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes]:
