@@ -72,13 +72,9 @@ class Attempt:
         self._hidden.update(dict.fromkeys(headers))
 
     async def send(self, sender: Sender, request: httpx.Request, max_bytes: int, **options: Any) -> None:
-        """Send ``request``, and read the response into `response` and `body`.
+        """Send ``request``, and read the response into `head` and `body`, at most ``max_bytes`` after decompression.
 
-        Args:
-            sender: What sends it.
-            request: The request.
-            max_bytes: The limit of the body, after decompression.
-            options: Further arguments of a client's ``send``.
+        The ``options`` are further arguments of a client's ``send``.
         """
         self.hide(request.headers.raw)
         request.extensions["progress"] = self.progress

@@ -95,20 +95,15 @@ class Connection:
         self._note(response)
         return response
 
-    async def read(self, *, checkpoint_at_end: bool = True) -> bytes | None:
+    async def read(self) -> bytes | None:
         """Return the next data of the response's body; None at its end. It raises what `request` raises.
 
-        Args:
-            checkpoint_at_end: Whether the end is a checkpoint if it was received already.
+        An end that was received already is no checkpoint: the response is complete and must be reported.
         """
         event = self._h11.next_event()
         if event is h11.NEED_DATA:
             event = await self._event()
-        elif isinstance(event, h11.EndOfMessage):
-            # The response is complete and must be reported.
-            if checkpoint_at_end:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-        else:
+        elif not isinstance(event, h11.EndOfMessage):
             await trio.lowlevel.checkpoint()
         if isinstance(event, h11.Data):
             return bytes(event.data)
@@ -265,15 +260,12 @@ class Connection:
         """
         if self._stream is self.wire:
             return False
-        self.wire.without_waiting()
         try:
             # Neither reading nor writing waits now, and reading ends soon, whatever the server sends.
-            with trio.CancelScope(shield=True):
+            with self.wire.without_waiting(), trio.CancelScope(shield=True):
                 await self._stream.receive_some(1)
         except NothingToRead:
             return not self.wire.writable
         except (OSError, trio.BrokenResourceError):
-            return True
-        finally:
-            self.wire.may_wait()
+            pass
         return True

@@ -34,17 +34,10 @@ async def ask(
     advice: TLSAdvice,
     **send_options: Any,
 ) -> Response | Refused | TryLater:
-    """Send ``request`` and return the response, or the failure.
+    """Send ``request``, made without a timeout, within ``seconds``, and return the response or the failure.
 
-    Redirects are not followed. Credentials in the request's headers appear in no log and no reason.
-
-    Args:
-        sender: What sends it.
-        request: The request, made without a timeout.
-        seconds: The timeout in seconds.
-        max_bytes: A response that is larger after decompression is refused.
-        advice: Remedies for failures of TLS.
-        send_options: Further arguments of a client's ``send``.
+    A response of more than ``max_bytes`` after decompression is refused. Redirects are not followed. Credentials in the
+    request's headers appear in no log and no reason.
     """
     attempt = Attempt(request.url.netloc.decode("ascii"))
     for name, value in _HEADERS.items():

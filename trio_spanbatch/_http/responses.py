@@ -54,7 +54,7 @@ class Response:
     Attributes:
         status: The status code.
         headers: Header names in lower case to values.
-        body: The body, decompressed; ``None`` if it could not be decompressed.
+        body: The body, decompressed, or the beginning of an error's; ``None`` if it could not be decompressed.
         now: The time in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
         secrets: Credentials that must not be shown if the server repeats them.
     """
@@ -107,15 +107,7 @@ class Rule:
 def interpret_response(
     status: int, headers: Mapping[str, str], body: bytes | None, *, now: float, secrets: Collection[str] = ()
 ) -> ExportResult:
-    """Return the result that a response means for the batch.
-
-    Args:
-        status: The status code.
-        headers: Header names in lower case to values.
-        body: The body, decompressed, or the beginning of an error's body; ``None`` if it could not be decompressed.
-        now: The time in seconds since 1970.
-        secrets: Credentials that must not be shown if the server repeats them.
-    """
+    """Return the result that a response means for the batch. The arguments are those of `Response`."""
     response = Response(status, headers, body, now, secrets)
     # With HTTP/2, a status may be any number; the last rule applies to everything else.
     rule = next((rule for rule in RULES if status in rule.statuses and rule.applies(response)), RULES[-1])

@@ -78,13 +78,7 @@ class Sender:
         return self._client is not None and bool(self._client.is_closed)
 
     def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
-        """Return a request. A client adds its own headers, cookies and credentials.
-
-        Args:
-            method: The method.
-            url: The URL.
-            parts: Further arguments of ``httpx.Request``.
-        """
+        """Return a request with these ``parts``, as for ``httpx.Request``. A client adds what it adds to each."""
         if self._client is None:
             # httpx2 does not take a URL of httpx.
             request: httpx.Request = self._package.Request(method, url if self._package is httpx else str(url), **parts)
@@ -106,9 +100,7 @@ class Sender:
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Send ``request`` and return the response, whose body is not read yet. Redirects are not followed.
 
-        Args:
-            request: The request.
-            options: Further arguments of the client's ``send``.
+        The ``options`` are further arguments of a client's ``send``.
         """
         if self._client is None:
             response: httpx.Response = await self._transport.handle_async_request(request)
@@ -136,12 +128,7 @@ class _Unconnected(httpx.AsyncBaseTransport):
 
 
 def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = None) -> httpx.AsyncBaseTransport:
-    """Return the transport for ``url``, with the proxy that the environment names.
-
-    Args:
-        url: The endpoint.
-        context: The TLS settings.
-        uds: The path of a Unix domain socket that leads to the endpoint, without a proxy.
+    """Return the transport for ``url``: with the proxy that the environment names, or over the socket ``uds``.
 
     Raises:
         ValueError: A proxy variable cannot be used. Its value is not shown.

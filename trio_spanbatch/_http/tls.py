@@ -108,7 +108,6 @@ class RenewedContext:
         # Looked at before the files are read, so that a change in between is not missed.
         versions = self._current_versions()
         context = client_context(*self._files, verify=self._verify, must_trust=must_trust)
-        context = context or default_context(must_trust=must_trust)
         self._versions = versions
         return context
 
@@ -133,8 +132,8 @@ def client_context(
     *,
     verify: bool = True,
     must_trust: bool = False,
-) -> ssl.SSLContext | None:
-    """Return the context for these files, or ``None`` if none is given.
+) -> ssl.SSLContext:
+    """Return the context for these files.
 
     Args:
         certificate: The CAs to trust, instead of the default ones.
@@ -148,8 +147,6 @@ def client_context(
     """
     if client_key is not None and client_certificate is None:
         raise ValueError("client_key is given without client_certificate")
-    if certificate is None and client_certificate is None and verify:
-        return None
     context = _trusting(certificate, must_trust=must_trust) if verify else _trusting_everybody()
     if client_certificate is not None:
         _check_readable("client_certificate", client_certificate)

@@ -14,8 +14,7 @@ import math
 import ssl
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -176,8 +175,16 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: _Origin, request: httpx.Request, progress: Progress) -> Connection:
         timeout = _timeout(request, "connect")
-        with _connect_errors(request), trio.fail_after(math.inf if timeout is None else timeout):
-            return await self._connected(origin, progress)
+        try:
+            with trio.fail_after(math.inf if timeout is None else timeout):
+                return await self._connected(origin, progress)
+        except trio.TooSlowError as error:
+            raise httpx.ConnectTimeout("no connection", request=request) from error
+        except httpx.ProxyError as error:
+            error.request = request
+            raise
+        except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
+            raise httpx.ConnectError(_text(error), request=request) from error
 
     async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
         scheme, host, port = origin
@@ -248,16 +255,17 @@ class ResponseBody(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
-        data = await self._read(checkpoint_at_end=True)
+        data = await self._read()
         if data is None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
             raise StopAsyncIteration
         return data
 
-    async def _read(self, *, checkpoint_at_end: bool) -> bytes | None:
+    async def _read(self) -> bytes | None:
         if self._connection is None:
             return None
         try:
-            data = await self._connection.read(checkpoint_at_end=checkpoint_at_end)
+            data = await self._connection.read()
         except BaseException as error:
             self._connection.close()
             kind = _kind_of(error, self._connection)
@@ -276,7 +284,7 @@ class ResponseBody(httpx.AsyncByteStream):
         """Read until the end, or until ``body`` has more than its limit. Then, or if this fails, it is closed."""
         try:
             # Sending the request was a checkpoint.
-            while not body.exceeded and (data := await self._read(checkpoint_at_end=False)) is not None:
+            while not body.exceeded and (data := await self._read()) is not None:
                 body.feed(data)
         finally:
             self.close()
@@ -326,20 +334,6 @@ def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes]:
 def _timeout(request: httpx.Request, step: str) -> float | None:
     timeouts: dict[str, Any] = request.extensions.get("timeout") or {}
     return timeouts.get(step)
-
-
-@contextmanager
-def _connect_errors(request: httpx.Request) -> Iterator[None]:
-    """Raise httpx's exceptions for those of connecting, TLS with the server and a tunnel: nothing was sent."""
-    try:
-        yield
-    except trio.TooSlowError as error:
-        raise httpx.ConnectTimeout("no connection", request=request) from error
-    except httpx.ProxyError as error:
-        error.request = request
-        raise
-    except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
-        raise httpx.ConnectError(_text(error), request=request) from error
 
 
 def _kind_of(error: BaseException, connection: Connection) -> type[httpx.TransportError] | None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import select
 import socket
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -162,13 +163,14 @@ class Wire(trio.abc.Stream):
             self._reads_left -= 1
         return await self._link.recv(_READ_SIZE if max_bytes is None else max_bytes)
 
-    def without_waiting(self) -> None:
-        """From now on, reading raises `NothingToRead` where it would have to wait, and a write ends all writing."""
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Meanwhile, reading raises `NothingToRead` where it would have to wait, and a write ends all writing."""
         self._reads_left = _READS_WITHOUT_WAITING
-
-    def may_wait(self) -> None:
-        """End `without_waiting`."""
-        self._reads_left = None
+        try:
+            yield
+        finally:
+            self._reads_left = None
 
     def is_readable(self) -> bool:
         """Return whether there is data, the end, or an error to read."""
