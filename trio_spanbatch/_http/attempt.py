@@ -53,7 +53,7 @@ class Attempt:
     def __init__(self, peer: str, public: Collection[bytes] = ()) -> None:
         self._peer = peer
         # All headers with possible credentials: those of all exchanges of a task are hidden together.
-        self._hidden: dict[tuple[bytes, bytes], None] = {}
+        self._hidden: list[tuple[bytes, bytes]] = []
         self._public = public
         self.restart()
 
@@ -69,7 +69,7 @@ class Attempt:
 
     def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Hide the credentials in ``headers`` as well."""
-        self._hidden.update(dict.fromkeys(headers))
+        self._hidden.extend(headers)
 
     async def send(self, sender: Sender, request: httpx.Request, max_bytes: int, **options: Any) -> None:
         """Send ``request``, and read the response into `head` and `body`, at most ``max_bytes`` after decompression.

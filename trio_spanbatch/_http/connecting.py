@@ -1,7 +1,7 @@
-"""Connections over TCP: names looked up in threads that are not the program's, then connected to by address.
+"""Connections over TCP: names are looked up under a limiter of their own, then connected to by address.
 
-Looking a name up blocks a thread. trio's default limiter has 40 of them for the whole program, which a name server
-that hangs would hold all at once. So there is a limiter for names alone, and no lookup waits for more than its own.
+Looking a name up blocks a thread. trio's default limiter has 40 for the whole program, and a name server that hangs
+would soon occupy all of them. So lookups have a limiter of their own.
 
 Of several addresses the next one is tried while the one before has not answered: "happy eyeballs" (RFC 8305), with
 the families in turns (section 4) and a quarter of a second between two attempts (section 5).
@@ -67,7 +67,7 @@ class TCPNetwork:
             # An address needs no lookup. Positional, as trio's own calls are, for programs that replace the function.
             found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
         except socket.gaierror:
-            # A thread that was given up keeps its place in the limiter until its lookup ends.
+            # An abandoned thread keeps its place in the limiter until its lookup ends.
             found = await trio.to_thread.run_sync(
                 socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, abandon_on_cancel=True, limiter=self._limiter
             )

@@ -9,7 +9,7 @@ A server can put ten thousand chunks of one byte into 64 KiB, or thousands of in
 h11 in one step, in which no other task runs and no deadline is noticed. So only a little is given to h11 at once.
 
 A connection is used again only if the server has sent nothing beyond the response: what more there is (the same
-response twice, a body longer than announced, a 408 since no request came) would be read as the response to the *next*
+response twice, a body longer than announced, a 408 for want of a request) would be read as the response to the *next*
 request, which belongs to another batch and perhaps to another location. It can be in the socket (that is looked at
 before each reuse), in h11's buffer, or between the socket and TLS.
 """
@@ -45,8 +45,8 @@ _LARGEST_HEAD = 100 * 1024
 # The most that is written at once. TLS encrypts it in one step.
 _WRITE_AT_ONCE = 64 * 1024
 
-# With these the server, or a proxy in front of it, is not well: the repetition goes to another one.
-_UNWELL = frozenset({502, 503, 504})
+# The server, or the node that a proxy chose, is unhealthy: a retry should reach another one.
+_UNHEALTHY = frozenset({502, 503, 504})
 
 _TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*([0-9]{1,9})\b", re.IGNORECASE)
 
@@ -78,14 +78,14 @@ class Connection:
             OSError: The connection broke.
             trio.BrokenResourceError: TLS broke.
             trio.TooSlowError: Nothing came within ``read_timeout``.
-            h11.ProtocolError: One side does not keep to HTTP.
+            h11.ProtocolError: One side violates HTTP.
             Exception: Whatever the iterator of the body raised; it is `body_error`, too.
         """
         start = self._h11.send(head) or b""
         is_small = isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE
         self.wire.may_be_stopped = not is_small
         if isinstance(body, bytes) and is_small:
-            # As small as this, it fits into the buffers of the connection.
+            # A request this small fits into the socket's buffer.
             await self._stream.send_all(b"".join((start, self._encoded(body), self._end())))
             response = await self._response()
         else:
@@ -247,7 +247,7 @@ class Connection:
         return data
 
     def _note(self, response: h11.Response) -> None:
-        if response.status_code in _UNWELL:
+        if response.status_code in _UNHEALTHY:
             self._ends_at = -1.0
         for name, value in response.headers:
             if name == b"keep-alive" and (found := _TIMEOUT.search(value)) is not None:

@@ -20,7 +20,7 @@ import trio
 
 from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._exporter import Delivered, ExportResult, Refused, TryLater
-from .._settings.environment import ExporterOptions, TLSFiles, exporter_options, sdk_disabled, variable_of
+from .._settings.environment import TLSFiles, exporter_options, sdk_disabled, variable_of
 from .._settings.header_checks import (
     check_endpoint,
     check_header_location,
@@ -30,6 +30,7 @@ from .._settings.header_checks import (
 )
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
+from .._values import is_number
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
 from .body import CLOSE_TIMEOUT, gzip_compress
@@ -38,7 +39,7 @@ from .messages import short_text
 from .packages import classes
 from .proxies import DEFAULT_PORTS
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
-from .tls import File, RenewedContext, TLSSettings, client_context, tls_advice
+from .tls import File, RenewedContext, TLSSettings, tls_advice
 
 __all__ = [
     "USER_AGENT",
@@ -205,24 +206,33 @@ class OTLPExporter:
             return DisabledExporter()
         headers = checked_headers(headers)
         options = exporter_options(environ, endpoint=endpoint)
-        own_tls = client is None and transport is None
+        files: TLSFiles = options if client is None and transport is None else {}
         own_headers = {name.lower() for name in headers}
         inherited = {
             name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
         }
         if compression is None:
             compression = options.get("compression")
-        return cls(
-            options["endpoint"],
-            location_header=location_header,
-            headers={**inherited, **headers},
-            auth=auth,
-            timeout=options.get("timeout", 10.0) if timeout is None else timeout,
-            compression=None if compression == "none" else compression,
-            client=client,
-            transport=transport,
-            **(_checked_files(options, environ) if own_tls else TLSFiles()),
-        )
+        try:
+            return cls(
+                options["endpoint"],
+                location_header=location_header,
+                headers={**inherited, **headers},
+                auth=auth,
+                timeout=options.get("timeout", 10.0) if timeout is None else timeout,
+                compression=None if compression == "none" else compression,
+                client=client,
+                transport=transport,
+                certificate=files.get("certificate"),
+                client_certificate=files.get("client_certificate"),
+                client_key=files.get("client_key") if "client_certificate" in files else None,
+            )
+        except ValueError as error:
+            # Messages about files begin with the argument's name.
+            argument = str(error).partition(" ")[0]
+            if argument not in files:
+                raise
+            raise ValueError(f"{variable_of(environ, argument.upper())}: {error}") from None
 
     def _sender_for(
         self,
@@ -391,27 +401,6 @@ class OTLPExporter:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
 
 
-def _checked_files(options: ExporterOptions, environ: Mapping[str, str]) -> TLSFiles:
-    """Return the TLS files that the environment names. Errors name the variable."""
-    files = TLSFiles()
-    variable = "CERTIFICATE"
-    try:
-        if "certificate" in options:
-            files["certificate"] = options["certificate"]
-            client_context(files["certificate"], None, None)
-        variable = "CLIENT_CERTIFICATE"
-        if "client_certificate" in options:
-            files["client_certificate"] = options["client_certificate"]
-            if "client_key" in options:
-                files["client_key"] = options["client_key"]
-            client_context(None, files["client_certificate"], files.get("client_key"))
-    except ValueError as error:
-        if str(error).startswith("client_key "):
-            variable = "CLIENT_KEY"
-        raise ValueError(f"{variable_of(environ, variable)}: {error}") from None
-    return files
-
-
 async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[str, str] | TryLater | Refused:
     attempt.waits_for = name_of(auth)
     try:
@@ -447,8 +436,7 @@ def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -
 def _checked_timeout(timeout: float) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout is {timeout!r}; it must be a number of seconds")
-    too_much = isinstance(timeout, int) and timeout > sys.float_info.max
-    if too_much or not timeout > 0:
+    if not is_number(timeout) or not timeout > 0:
         raise ValueError(
             f"timeout is {shown(timeout)}; it must be above 0 and at most {sys.float_info.max:.1g} seconds "
             "(math.inf means none)"

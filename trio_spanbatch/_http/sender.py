@@ -1,4 +1,4 @@
-"""What requests are sent with: the exporter's own transport, a given transport, or a given client."""
+"""Sending requests by the exporter's own transport, a given transport or a given client."""
 
 from __future__ import annotations
 

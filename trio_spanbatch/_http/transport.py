@@ -2,8 +2,8 @@
 
 httpx's own transport cannot do what an exporter needs: read a response while the request is still being written, say
 whether anything was sent, end connections by age and after a 503, look names up without the program's threads, and
-read certificates again that were renewed. It also looks at all its connections whenever a request begins or ends. Here
-idle connections lie on a stack for each server: the one that was used last is used next, and the oldest are closed.
+read renewed certificates. It also looks at all its connections whenever a request begins or ends. Here each server has
+a stack of idle connections: the one that was used last is used next, and the oldest are closed.
 
 There is no limit on connections: the batcher limits its exports.
 """
@@ -35,7 +35,7 @@ __all__ = ["HTTPTransport", "Progress", "ResponseBody"]
 # Scheme, host and port of a server.
 _Origin: TypeAlias = tuple[str, str, int]
 
-# A name goes to a SOCKS proxy as it is, with either of the last two.
+# With either scheme of SOCKS5, the proxy looks names up.
 _PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
 
@@ -74,7 +74,7 @@ class Progress:
 class HTTPTransport(httpx.AsyncBaseTransport):
     """Sends requests by HTTP/1.1 over TCP, TLS, Unix domain sockets and proxies.
 
-    Of httpx's timeouts, those for connecting and for reading are kept.
+    Of httpx's timeouts, those for connecting and for reading apply.
 
     Args:
         context: Returns the settings for TLS with servers; called for each new connection.
@@ -337,7 +337,7 @@ def _timeout(request: httpx.Request, step: str) -> float | None:
 
 
 def _kind_of(error: BaseException, connection: Connection) -> type[httpx.TransportError] | None:
-    """Return the exception of httpx for one of an exchange; None if that is to be raised as it is."""
+    """Return the class of httpx's exception for an error of an exchange; None if the error is raised unchanged."""
     if error is connection.body_error:
         return None
     if error is connection.wire.write_error:

@@ -49,8 +49,8 @@ class Link(Protocol):
 class SocketLink:
     """A `Link` over a connected socket, which it takes over from trio.
 
-    trio's own methods always let other tasks run, once for sending and once for receiving. A small request needs
-    that once.
+    trio's own methods let other tasks run both when sending and when receiving. For a small request and its response,
+    once is enough.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
