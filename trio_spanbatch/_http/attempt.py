@@ -81,7 +81,12 @@ class Attempt:
         if not sender.is_own:
             request.extensions["trace"] = self.trace
         self.handed_over = True
-        response = await sender.send(request, **options)
+        try:
+            response = await sender.send(request, **options)
+        finally:
+            # A given client that was cancelled before it used its connection.
+            if self._connection is not None and not self._written:
+                await close_at_once(self._connection.aclose)  # noqa: ASYNC102  # it closes without waiting
         self.head = response.status_code, response.headers
         self.body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
         if isinstance(response.stream, ResponseBody):
@@ -194,11 +199,6 @@ class Attempt:
         status, headers = response[0 if len(response) == 2 else 1], response[-1]
         if 300 <= status < 400:  # A client may fail to parse where it leads.
             self.head = status, httpx.Headers(headers)
-
-    async def close_unused_connection(self) -> None:
-        """Close the connection of a given client if the attempt ended before the connection was used."""
-        if self._connection is not None and not self._written:
-            await close_at_once(self._connection.aclose)
 
 
 def _is_success(status: int) -> bool:

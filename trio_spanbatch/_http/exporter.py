@@ -306,10 +306,7 @@ class OTLPExporter:
         location_header = () if self._location_header is None else (self._location_header,)
         attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
         with trio.move_on_after(seconds):
-            try:
-                return await self._attempt(batch, attempt)
-            finally:
-                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
+            return await self._attempt(batch, attempt)
         return self._timed_out(attempt, seconds)
 
     async def aclose(self) -> None:

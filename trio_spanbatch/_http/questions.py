@@ -49,8 +49,6 @@ async def ask(
             failure = attempt.failure(error, request, advice)
             # No span was sent, so nothing is ambiguous.
             return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
-        finally:
-            await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
         assert attempt.head is not None
         assert attempt.body is not None
         status, headers = attempt.head

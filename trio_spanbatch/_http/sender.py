@@ -142,19 +142,19 @@ def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = No
     return HTTPTransport(context, proxy=proxy, proxy_context=RenewedContext(verify=True), network=network)
 
 
-def check_client(client: object) -> AsyncClient:
+def check_client(client: Any) -> AsyncClient:
     """Return ``client``; raise if it cannot send requests or has parameters, which logs show."""
     package = package_of(client, "AsyncClient")
     if package is None:
         raise TypeError(
             f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
         )
-    own: Any = client
-    if own.params:
+    if client.params:
         raise ValueError(
             "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
         )
-    return own  # type: ignore[no-any-return]  # checked above
+    checked: AsyncClient = client
+    return checked
 
 
 def check_transport(transport: object) -> None:
