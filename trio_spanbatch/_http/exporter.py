@@ -30,7 +30,6 @@ from .._settings.header_checks import (
 )
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
-from .._values import is_number
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
 from .body import CLOSE_TIMEOUT, gzip_compress
@@ -433,7 +432,8 @@ def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -
 def _checked_timeout(timeout: float) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout is {timeout!r}; it must be a number of seconds")
-    if not is_number(timeout) or not timeout > 0:
+    too_much = isinstance(timeout, int) and timeout > sys.float_info.max
+    if too_much or not timeout > 0:
         raise ValueError(
             f"timeout is {shown(timeout)}; it must be above 0 and at most {sys.float_info.max:.1g} seconds "
             "(math.inf means none)"
