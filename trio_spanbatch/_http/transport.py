@@ -126,7 +126,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
                 connection.read_timeout = _timeout(request, "read")
                 response = await connection.request(head, body)
                 break
-            except BaseException as error:
+            except Exception as error:
                 connection.close()
                 kind = _kind_of(error, connection)
                 if kind is None:
@@ -135,6 +135,9 @@ class HTTPTransport(httpx.AsyncBaseTransport):
                 # whose body has not been asked for anything.
                 if not reused or progress.sent:
                     raise kind(_text(error), request=request) from error
+            except BaseException:
+                connection.close()
+                raise
         return httpx.Response(
             response.status_code,
             headers=response.headers.raw_items(),
@@ -266,12 +269,15 @@ class ResponseBody(httpx.AsyncByteStream):
             return None
         try:
             data = await self._connection.read()
-        except BaseException as error:
+        except Exception as error:
             self._connection.close()
             kind = _kind_of(error, self._connection)
             if kind is None:
                 raise
             raise kind(_text(error), request=self._request) from error
+        except BaseException:
+            self._connection.close()
+            raise
         if data is None:
             connection, self._connection = self._connection, None
             if await connection.finish(trio.current_time()):
@@ -336,7 +342,7 @@ def _timeout(request: httpx.Request, step: str) -> float | None:
     return timeouts.get(step)
 
 
-def _kind_of(error: BaseException, connection: Connection) -> type[httpx.TransportError] | None:
+def _kind_of(error: Exception, connection: Connection) -> type[httpx.TransportError] | None:
     """Return the class of httpx's exception for an error of an exchange; None if the error is raised unchanged."""
     if error is connection.body_error:
         return None
@@ -355,7 +361,7 @@ _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.Tr
 )
 
 
-def _text(error: BaseException) -> str:
+def _text(error: Exception) -> str:
     if isinstance(error, trio.TooSlowError):
         return "no response"
     # Where TLS fails, trio's exception is empty and that of OpenSSL is its cause.
