@@ -1,7 +1,7 @@
-"""Connections over TCP: names are looked up under a limiter of their own, then connected to by address.
+"""Connections over TCP: look names up under a separate limiter, then connect by address.
 
 Looking a name up blocks a thread. trio's default limiter has 40 for the whole program, and a name server that hangs
-would soon occupy all of them. So lookups have a limiter of their own.
+would soon occupy all of them. So lookups have a separate limiter.
 
 Of several addresses the next one is tried while the one before has not answered: "happy eyeballs" (RFC 8305), with
 the families in turns (section 4) and a quarter of a second between two attempts (section 5).

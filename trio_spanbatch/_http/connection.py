@@ -1,6 +1,6 @@
 """One connection to a server: HTTP/1.1 by h11 over a stream, one exchange at a time.
 
-A request of more than one piece is written by a task of its own, while the response is read. A response may come
+A request of more than one piece is written by a separate task while the response is read. A response may come
 before the request's end. If it is a success, the server may be slow to read, and writing goes on: such a response
 counts only once the whole request was written. Otherwise the request will not be read, and writing ends (RFC 9112,
 section 9.5).
@@ -98,7 +98,7 @@ class Connection:
     async def read(self) -> bytes | None:
         """Return the next data of the response's body; None at its end. It raises what `request` raises.
 
-        An end that was received already is no checkpoint: the response is complete and must be reported.
+        If the end has already been received, this is not a checkpoint: the response is complete and must be reported.
         """
         event = self._h11.next_event()
         if event is h11.NEED_DATA:

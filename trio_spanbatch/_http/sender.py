@@ -78,7 +78,7 @@ class Sender:
         return self._client is not None and bool(self._client.is_closed)
 
     def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
-        """Return a request with these ``parts``, as for ``httpx.Request``. A client adds what it adds to each."""
+        """Return a request with these ``parts``, as for ``httpx.Request``. A client adds its headers and cookies."""
         if self._client is None:
             # httpx2 does not take a URL of httpx.
             request: httpx.Request = self._package.Request(method, url if self._package is httpx else str(url), **parts)

@@ -145,7 +145,7 @@ class Wire(trio.abc.Stream):
 
     @property
     def writable(self) -> bool:
-        """Whether what is written is still sent."""
+        """Whether data that is written is still sent."""
         return not self._stopped and self.write_error is None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -177,7 +177,7 @@ class Wire(trio.abc.Stream):
         return self._link.is_readable()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Do nothing: nobody needs it."""
+        """Do nothing: h11 and TLS do not need it."""
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
