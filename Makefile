@@ -25,14 +25,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 .PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate state-machine soak planted-faults bench check size docs format clean
 
 help:
-	@echo "make demo    an agent program, a server that fails for a while, a cancel half-way: nothing is lost"
+	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
 	@echo "make test    all tests except the long ones, in about two minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make state-machine SEQUENCES=200   random sequences of rules against a model; SEED=... repeats them"
-	@echo "make soak MINUTES=10   real clock, real sockets, all kinds of faults: memory, tasks, sockets and lanes stay flat"
+	@echo "make soak MINUTES=10   real clock, real sockets, all kinds of faults: memory, tasks, sockets and lanes must not grow"
 	@echo "make planted-faults   list the faults to plant; FAULT='...' plants one and shows which machine finds it"
 	@echo "make bench   CPU time, event loop, memory and more, compared with OpenTelemetry and MLflow; QUICK=1 only checks for lost spans"
 	@echo "make check   formatting, lint, types, documentation"

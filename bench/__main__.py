@@ -28,7 +28,7 @@ def _main() -> int:
             console.print("every span arrived", style="dim")
     console.print(table(reports, with_goals=not arguments.quick))
     if arguments.quick:
-        console.print("One quick round with few spans: that none is lost is all that it shows.")
+        console.print("One quick round with few spans: it only shows that none is lost.")
     elif any(result.is_met is False for report in reports for result in report.results):
         console.print("What limits these figures: docs/performance.md")
     if arguments.docs is not None:
@@ -38,7 +38,7 @@ def _main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this library beside its peers.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare this library with its peers.")
     parser.add_argument(
         "cases",
         nargs="*",

@@ -1,10 +1,10 @@
-"""The harness of the cases: how figures are measured and compared.
+"""The harness of the cases: it measures and compares figures.
 
 A case has sides: this library, a peer, a limit. Each side is a function that prepares once and returns a function that
 runs one round and returns figures by name. Each side has its own process, so that sides share no memory and caches, and
 the process's CPU time belongs to the side alone. Sides take turns (A B A B ...), since the load of the machine changes
-from minute to minute: figures are compared within a round, and the median of these ratios counts. A round ends with a
-check that every span arrived, and raises if one did not.
+from minute to minute: figures are compared within a round, and the median of these ratios is the result. A round ends
+with a check that every span arrived, and raises if one did not.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Setup:
     """The arguments of a side.
 
     Attributes:
-        receiver: Where to send to.
-        quick: Whether only crashes and lost spans are looked for.
+        receiver: The server to send to.
+        quick: Whether to look only for crashes and lost spans.
     """
 
     receiver: Receiver
@@ -72,14 +72,14 @@ class Row:
     """A line of the table: one figure of this library, and the figure to compare it with.
 
     Attributes:
-        what: What is measured.
+        what: A description of the figure.
         figure: The name of the figure.
         unit: Its unit.
-        beside: What it is compared with: another side's figure of the same name, another figure of any side
-            (``"side: figure"``), or a limit. `None` if it is only shown.
-        goal: What the ratio has to be, at most; `None` for no goal.
-        at_least: Whether the ratio has to be that at least.
-        side: Whose figure it is.
+        beside: The figure to compare with: another side's figure of the same name, another figure of any side
+            (``"side: figure"``), or a limit. `None` if it is not compared.
+        goal: The maximum of the ratio; `None` for no goal.
+        at_least: Whether the goal is a minimum instead.
+        side: The side that measures the figure.
     """
 
     what: str
@@ -96,9 +96,9 @@ class Bar:
     """A bar of a plot.
 
     Attributes:
-        label: What stands beside it.
-        figure: What it shows: ``"side: figure"``.
-        is_ours: Whether it stands for this library.
+        label: The text next to it.
+        figure: The figure that it shows: ``"side: figure"``.
+        is_ours: Whether it is a figure of this library.
     """
 
     label: str
@@ -122,13 +122,13 @@ class Case:
 
     Attributes:
         name: The name of its file.
-        title: What it is called in the documentation.
-        about: What is done, in a sentence or two, for the documentation.
-        sides: How each side makes ready.
-        rows: What is made of the figures.
-        plots: Which figures are drawn.
-        rounds: How many rounds count. One more comes before them, as a warm-up, unless each is fresh.
-        fresh: Whether each round is to have processes of its own, as what is measured is memory.
+        title: Its heading in the documentation.
+        about: A description of the measurement, for the documentation.
+        sides: The functions that prepare the sides.
+        rows: The lines of its table.
+        plots: Its plots.
+        rounds: How many rounds count. They come after a warm-up round, unless each is fresh.
+        fresh: Whether each round has new processes, because memory is measured.
     """
 
     name: str
@@ -171,7 +171,7 @@ class Result:
 
     @property
     def missed_by(self) -> float | None:
-        """By which part of the goal the ratio misses it; 0 or less if it is met, `None` if there is none."""
+        """By which fraction of the goal the ratio misses it; 0 or less if it is met, `None` if there is none."""
         if self.row.goal is None or self.ratio is None:
             return None
         too_much = self.ratio.median / self.row.goal - 1
@@ -225,7 +225,7 @@ def in_turns(case: Case, receiver: Receiver, *, quick: bool) -> dict[str, list[F
     """Run the rounds of a case, side after side. Return each side's figures, round by round.
 
     Raises:
-        RuntimeError: A side failed. It has said why on its standard error.
+        RuntimeError: A side failed. Its standard error says why.
     """
     rounds: dict[str, list[Figures]] = {name: [] for name in case.sides}
     with ExitStack() as stack:
@@ -258,8 +258,8 @@ class _SideProcess:
             self._process.stdin.write("round\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            # It has ended. Its output, which is at its end, says so too. What it did not read would be written again
-            # when Popen closes the pipe, and that error would hide ours: close it here.
+            # The process has ended, and its output will show that. Popen would write the unread line again when it
+            # closes the pipe, and that error would hide ours: close the pipe here.
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
         answer = self._process.stdout.readline()

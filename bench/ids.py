@@ -45,6 +45,6 @@ def check_ids(received: Iterable[int], count: int) -> None:
     invented = sum(1 for span_id in times if span_id not in expected)
     if missing or repeated or invented:
         raise SpansLost(
-            f"of {count} spans the receiver is without {missing}; {repeated} came more than once, "
+            f"of {count} spans, {missing} did not arrive; {repeated} arrived more than once, "
             f"and {invented} were never sent"
         )

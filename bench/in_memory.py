@@ -1,4 +1,4 @@
-"""Helpers for cases without a server: an exporter that keeps ids, and a program that adds spans and waits for room."""
+"""Helpers for cases without a server: an exporter that keeps ids, and a program that adds spans and waits for space."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class KeepsIds:
     """A `SpanExporter` that accepts every batch, after ``seconds``.
 
     Attributes:
-        ids: The ids of all spans it took.
-        requests: How many batches it took.
+        ids: The ids of all spans that it received.
+        requests: How many batches it received.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -38,7 +38,7 @@ class KeepsIds:
 
 
 async def add_all(batcher: SpanBatcher, spans: Iterable[tuple[str, SpanLike]]) -> None:
-    """Add spans, each with its location, as fast as possible: at once if there is room, otherwise waiting."""
+    """Add spans, each with its location, as fast as possible: at once if there is space, otherwise waiting."""
     for location, span in spans:
         try:
             batcher.add_span_nowait(location, span)

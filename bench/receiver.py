@@ -1,13 +1,13 @@
-"""The receiver: the least that a server for OTLP/HTTP can do, in a process of its own.
+"""The receiver: a minimal OTLP/HTTP server in a separate process.
 
-It keeps the bodies of requests and answers 200 without a body. What is in them is looked at only when somebody asks
-for the ids, after the clocks were stopped. One thread a connection, as blocking calls do the least work.
+It keeps the bodies of requests and answers 200 without a body. The bodies are decoded only when the ids are requested,
+after the clocks were stopped. It has one thread per connection, as blocking calls take the least time.
 
-`POST` any path: a request, kept. A header ``x-location: hanging`` gets no answer, ever. Requests
-with ``x-location: together-64`` are answered once 64 of them wait, each on a connection of its own.
+`POST` any path: a request, kept. Requests with the header ``x-location: hanging`` are never answered. Requests
+with ``x-location: together-64`` are answered once 64 of them wait, each on a separate connection.
 `GET /ids`: the ids of all spans kept, 8 bytes each.
 `GET /requests`: how many requests were kept, as decimal text.
-`GET /connections`: how many connections are open, without that of the question.
+`GET /connections`: how many connections are open, without the one of this request.
 `DELETE`: forget everything.
 """
 
@@ -30,7 +30,7 @@ from bench.limits import allow_many_files
 
 __all__ = ["TOGETHER", "Receiver", "running_receiver"]
 
-# With a number behind it: the location whose requests wait for each other.
+# The location whose requests wait for each other, followed by their number.
 TOGETHER = "together-"
 
 # Seconds to wait for an answer at most; only a slow machine needs more than a few.
@@ -136,7 +136,7 @@ class Receiver:
         return int(self._ask("GET", "/requests"))
 
     def connections(self) -> int:
-        """Return the number of connections that are open, without that of the question."""
+        """Return the number of open connections, without the one of this request."""
         return int(self._ask("GET", "/connections"))
 
     def _ask(self, method: str, path: str) -> bytes:
@@ -161,7 +161,7 @@ def running_receiver() -> Iterator[Receiver]:
 
 def _main() -> None:
     allow_many_files()
-    # The backlog is that of 1,000 connections begun at once: one that does not fit waits for a second.
+    # The backlog fits 1,000 connections begun at once: a connection that does not fit would wait for a second.
     with socket.create_server(("127.0.0.1", 0), backlog=1_024) as listener:
         print(listener.getsockname()[1], flush=True)
         _Server().serve(listener)

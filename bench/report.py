@@ -16,7 +16,7 @@ from bench.numbers import number
 __all__ = ["CaseReport", "table", "write_page"]
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-_HEADINGS = ("what", "here", "beside it", "ratio (range)", "goal", "")
+_HEADINGS = ("what", "here", "compared with", "ratio (range)", "goal", "")
 
 
 @attrs.frozen
@@ -52,7 +52,7 @@ def table(reports: list[CaseReport], *, with_goals: bool) -> Table:
 
 
 def write_page(reports: list[CaseReport], folder: Path) -> None:
-    """Write ``benchmarks.md`` into ``folder``, and the plots beside it."""
+    """Write ``benchmarks.md`` into ``folder``, and the plots next to it."""
     from bench.plots import draw
 
     plots = folder / "_static" / "benchmarks"
@@ -74,7 +74,7 @@ def _page(reports: list[CaseReport]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        "Each figure is the median of at least seven rounds, in which both sides ran in turn on the same spans, each "
+        "Each figure is the median of at least seven rounds, in which both sides run in turn on the same spans, each "
         "in a separate process. CPU time is that of the process, including all threads. The ratio is computed within "
         "each round, and its range is in parentheses. Each round ends with a check, by id, that every span arrived "
         "exactly once. [Performance](performance.md) explains the figures. `make bench` writes this page."

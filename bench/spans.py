@@ -1,6 +1,6 @@
-"""The spans of the measurements, like those that OpenTelemetry's SDK makes of an agent's work.
+"""The spans of the measurements, like those that OpenTelemetry's SDK creates for an agent's work.
 
-Their ids are 1, 2, 3 and so on, so that it can be checked that each of them arrived.
+Their ids are 1, 2, 3 and so on, so that the arrival of each can be checked.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def agent_spans(count: int) -> list[ReadableSpan]:
 
 
 def frozen_agent_spans(count: int) -> list[ReadableSpan]:
-    """Return the same as `agent_spans`, where the garbage collector does not look.
+    """Return the same as `agent_spans`, hidden from the garbage collector.
 
-    A program does not keep thousands of spans that ended, and so its collector has none to look through.
+    Real programs do not keep thousands of ended spans, so their collector does not visit any.
     """
     spans = agent_spans(count)
     gc.freeze()

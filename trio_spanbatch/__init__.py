@@ -1,16 +1,17 @@
 """Batches trace spans by location and sends them, on trio, without silently losing any.
 
-async with SpanBatcher() as batcher:
-    batcher.add_span_nowait("main.agents.spans", span)
+>>> async with SpanBatcher() as batcher:
+...     batcher.add_span_nowait("main.agents.spans", span)
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ._batcher import SpanBatcher
 from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
 from ._exporter import Delivered, ExportResult, LimitsItsAttempts, LocationChecker, Refused, SpanExporter, TryLater
 from ._http.auth import Auth, AuthError
-from ._http.exporter import OTLPExporter
 from ._reporting.statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.batch import EncodedSpan, SpanBatch
@@ -27,6 +28,9 @@ from ._spans.records import (
     Status,
     StatusCode,
 )
+
+if TYPE_CHECKING:
+    from ._http.exporter import OTLPExporter
 
 __all__ = [
     "Auth",
@@ -66,3 +70,18 @@ __all__ = [
     "TryLater",
     "UndeliveredSpansError",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import `OTLPExporter` when it is first used: a program with another exporter needs no HTTP client."""
+        if name != "OTLPExporter":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._http.exporter import OTLPExporter
+
+        globals()[name] = OTLPExporter
+        return OTLPExporter
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -29,6 +29,7 @@ from ._reporting.health_log import HealthLog
 from ._reporting.log import Log
 from ._reporting.losses import Losses
 from ._reporting.statistics import FlushReport, Loss, SpanBatcherStatistics
+from ._runtime.driver import Driver
 from ._runtime.supervisor import IN_A_FORKED_CHILD, Supervisor
 from ._scheduler.admission import Admission
 from ._scheduler.flush import Flush
@@ -83,11 +84,11 @@ class SpanBatcher:
         limits: Limits on pending spans and running exports. By default from the ``OTEL_BSP_*`` variables.
         retry: How often an export is repeated. By default an attempt may take ``OTEL_BSP_EXPORT_TIMEOUT``, or 30 s
             without that, or what the exporter needs if that is more (`OTLPExporter.timeout`).
-        shutdown_timeout: The most seconds that leaving the ``async with`` may take; `math.inf` for no limit.
+        shutdown_timeout: The maximum number of seconds for leaving the ``async with``; `math.inf` for no limit.
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
         on_loss: Called immediately, in the trio thread, with each `Loss`. It must be synchronous, and may add spans. An
-            exception from it is logged; a `SystemExit` or the like is also raised when the batcher is left.
+            exception from it is logged; a `SystemExit` or similar is also raised when the batcher is left.
         rng: The source of the jitter of backoffs, to make a run repeatable.
         logger: The logger for messages; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about failing and recovering locations. Lost spans and bugs are errors.
@@ -128,6 +129,8 @@ class SpanBatcher:
             slots=ExportSlots(limits.max_exports),
             start=self._supervisor.start,
         )
+        self._supervisor.driver = driver = Driver(self._shared)
+        self._shared.agenda = driver.agenda
         self._lanes = self._shared.lanes = Lanes(self._shared, policy_function(batch))
         self._live = self._lanes.by_location
         self._admission = self._shared.admission = Admission(self._shared)
@@ -142,17 +145,17 @@ class SpanBatcher:
     # -- adding ------------------------------------------------------------------------------------------------
 
     def add_span_nowait(self, location: str, span: SpanLike | EncodedSpan) -> None:
-        """Accept a span if there is room for it now.
+        """Accept a span if there is space for it now.
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
-            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
+            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` from a `Loss`.
 
         Raises:
-            trio.WouldBlock: There is no room, or other adders wait for it. Nothing was accepted.
+            trio.WouldBlock: There is no space, or other adders wait for it. Nothing was accepted.
             InvalidSpanError: The span cannot be encoded, or is larger than the byte budget.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
         if get_ident() != self._admission.thread_id:
@@ -165,11 +168,11 @@ class SpanBatcher:
         """Accept all of ``spans``, or none.
 
         Raises:
-            ValueError: This many spans can never fit at once.
-            trio.WouldBlock: There is no room for all of them now.
+            ValueError: The spans can never all fit at once.
+            trio.WouldBlock: There is no space for all of them now.
             InvalidSpanError: One of them cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
         self._check_open()
@@ -193,19 +196,19 @@ class SpanBatcher:
         return encoded
 
     async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
-        """Accept a span, waiting for room.
+        """Accept a span, waiting until there is space.
 
         The adders of a location are served in order of arrival. Always a checkpoint. If this is cancelled, the span was
         not accepted.
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
-            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` out of a `Loss`.
+            span: A `Span`, OpenTelemetry's ``ReadableSpan``, or an `EncodedSpan` from a `Loss`.
 
         Raises:
             InvalidSpanError: The span cannot be encoded, or is larger than the byte budget.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed, or was closed while this waited.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -215,7 +218,7 @@ class SpanBatcher:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
-        """Accept spans one after the other, waiting for room.
+        """Accept spans one after the other, waiting until there is space.
 
         If this raises, a prefix of ``spans`` was accepted, as with ``SendStream.send_all``. The exception, even a
         `trio.Cancelled` or one from ``spans``, has the number of accepted spans in an attribute ``accepted``, or in a
@@ -225,7 +228,7 @@ class SpanBatcher:
         Raises:
             InvalidSpanError: A span cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
-            TooManyLocationsError: ``Limits.max_locations`` locations all hold spans.
+            TooManyLocationsError: ``Limits.max_locations`` other locations already hold spans.
             trio.ClosedResourceError: The batcher is closed.
         """
         progress = _Progress()
@@ -325,14 +328,12 @@ class SpanBatcher:
         self._shared.feed()
         flush = Flush()
         lanes = tuple(self._lanes) if location is None else (self._lanes.get(location),)
-        watched = [lane for lane in lanes if lane is not None and lane.account.pending]
+        watched = [(lane, lane.flush(flush)) for lane in lanes if lane is not None and lane.account.pending]
         try:
-            for lane in watched:
-                lane.flush(flush)
             await flush.wait()
         finally:
-            for lane in watched:
-                lane.forget_flush(flush)
+            for lane, part in watched:
+                lane.forget_flush(part)
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:
@@ -368,7 +369,7 @@ class SpanBatcher:
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise trio.BusyResourceError("a SpanBatcher can be entered only once; make another one")
+            raise trio.BusyResourceError("a SpanBatcher can be entered only once; create another one")
         if is_closed(exporter := self._shared.exporter):
             raise trio.ClosedResourceError(
                 f"the {type(exporter).__name__} is closed, as a batcher closes its exporter when it is left; "

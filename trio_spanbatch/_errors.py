@@ -21,11 +21,11 @@ __all__ = [
     "tell_accepted",
 ]
 
-# How many reasons a message has, and how many characters of each.
+# The most reasons in a message, and the most characters of each reason.
 _MAX_REASONS_SHOWN = 5
 _MAX_REASON_LENGTH = 300
 
-# Counts all further reasons once there are too many different ones.
+# The reason under which further spans are counted once there are too many different reasons.
 OTHER_REASONS = "other reasons"
 
 
@@ -50,7 +50,7 @@ class InvalidLocationError(ValueError):
 
 
 class TooManyLocationsError(ValueError):
-    """``Limits.max_locations`` locations all hold spans.
+    """A location cannot be opened, as ``Limits.max_locations`` locations already hold spans.
 
     Attributes:
         accepted: How many spans of the same ``add_spans`` call were accepted before: between two of them, the location
@@ -108,7 +108,7 @@ def _reasons_text(reasons: Mapping[str, int]) -> str:
     others = sum(reasons.values()) - sum(reasons[reason] for reason in named[:_MAX_REASONS_SHOWN])
     if others:
         number = len(named) - _MAX_REASONS_SHOWN
-        # How many different reasons are in OTHER_REASONS was not counted.
+        # The number of different reasons in OTHER_REASONS is unknown.
         how_many = f"more than {number}" if OTHER_REASONS in reasons else f"{number}"
         parts.append(f"and {how_many} other reason{'' if how_many == '1' else 's'} ({others})")
     return ", ".join(parts)

@@ -68,7 +68,7 @@ class TryLater:
 
     Attributes:
         reason: What happened, in a few words, without credentials.
-        after: The least number of seconds to wait, if the server said so (``Retry-After``).
+        after: The minimum number of seconds to wait, if the server gave one (``Retry-After``).
         ambiguous: Whether the server may have accepted the batch, for instance after a timeout, or if the connection
             broke after the request was sent.
         status_code: The HTTP status code, if there was a response.
@@ -134,12 +134,12 @@ class LimitsItsAttempts(Protocol):
     destination is set only once.
 
     Attributes:
-        timeout: The most seconds that one attempt may take.
+        timeout: The maximum number of seconds that one attempt may take.
     """
 
     @property
     def timeout(self) -> float:
-        """The most seconds that one attempt may take."""
+        """The maximum number of seconds that one attempt may take."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The cases, one a file. Each has a `CASE`; the table shows them in this order."""
+"""The cases, one per file. Each has a `CASE`; the table shows them in this order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = (
 
 
 def load_case(name: str) -> Case:
-    """Return a case. It is imported only when it is wanted: a side's process has nothing else's libraries in it."""
+    """Return a case. It is imported only when needed, so that a side's process loads no libraries of other cases."""
     case = import_module(f"bench.cases.{name}").CASE
     assert isinstance(case, Case)
     return case

@@ -1,4 +1,4 @@
-"""Accepting: `add_span_nowait` less the encoding. The spans are encoded already; the batcher takes such as they are."""
+"""Accepting: `add_span_nowait` without the encoding, as the spans are already encoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 from bench.harness import Case, Figures, Limit, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids, ids_of_batch
 from bench.in_memory import KeepsIds
-from bench.limits import ROOM_FOR_ALL
+from bench.limits import LARGE_LIMITS
 from bench.spans import agent_spans
 from trio_spanbatch import EncodedSpan, SpanBatch, SpanBatcher
 from trio_spanbatch._spans.encoder import SpanEncoder
@@ -22,8 +22,8 @@ __all__ = ["CASE"]
 
 _Run: TypeAlias = Callable[[list[EncodedSpan], list[str]], Awaitable[Watch]]
 
-# The figures, and how many locations they are for.
-_FIGURES = {"1 location": 1, "50 locations in turns": 50}
+# The figures, with their numbers of locations.
+_FIGURES = {"1 location": 1, "50 locations in turn": 50}
 
 
 def _prepared(setup: Setup, run: _Run) -> Round:
@@ -39,9 +39,9 @@ def _prepared(setup: Setup, run: _Run) -> Round:
 
 async def _added(spans: list[EncodedSpan], locations: list[str]) -> Watch:
     exporter = KeepsIds()
-    async with SpanBatcher(exporter, limits=ROOM_FOR_ALL) as batcher:
+    async with SpanBatcher(exporter, limits=LARGE_LIMITS) as batcher:
         with watch() as seen:
-            # No checkpoint in here: nothing else runs.
+            # There is no checkpoint here, so nothing else runs.
             for location, span in zip(cycle(locations), spans, strict=False):
                 batcher.add_span_nowait(location, span)
         await batcher.flush()
@@ -51,7 +51,7 @@ async def _added(spans: list[EncodedSpan], locations: list[str]) -> Watch:
 
 @attrs.define(eq=False)
 class _Record:
-    """What is known of a location, and its channel."""
+    """The counts of a location, and its channel."""
 
     send: trio.MemorySendChannel[EncodedSpan]
     receive: trio.MemoryReceiveChannel[EncodedSpan]
@@ -90,16 +90,16 @@ CASE = Case(
     name="accepting",
     title="Accepting",
     about=(
-        "50,000 spans that are encoded already, each added with `add_span_nowait`; nothing else runs meanwhile. Beside "
-        "it, for each span, a look-up in a dict, two additions on what was found, and `send_nowait` on its memory "
-        "channel."
+        "50,000 spans that are already encoded, each added with `add_span_nowait`, while nothing else runs. The "
+        "comparison is, for each span, a look-up of a record in a dict, two additions to it, and `send_nowait` on its "
+        "memory channel."
     ),
     sides={
         "trio-spanbatch": lambda setup: _prepared(setup, _added),
         "bare channel": lambda setup: _prepared(setup, _sent),
     },
     rows=(
-        *(Row(f"Accepting, {name}: CPU a span", name, "µs", Limit(2.0), goal=1.0) for name in _FIGURES),
-        *(Row(f"Accepting, {name}: CPU a span", name, "µs", "bare channel", goal=2.0) for name in _FIGURES),
+        *(Row(f"Accepting, {name}: CPU per span", name, "µs", Limit(2.0), goal=1.0) for name in _FIGURES),
+        *(Row(f"Accepting, {name}: CPU per span", name, "µs", "bare channel", goal=2.0) for name in _FIGURES),
     ),
 )

@@ -1,4 +1,4 @@
-"""The size of batches: what a request costs, and so what `max_spans` does to the CPU time of a span."""
+"""The size of batches: the cost of a request, and so the effect of `max_spans` on the CPU time per span."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
-from bench.limits import ROOM_FOR_ALL
+from bench.limits import LARGE_LIMITS
 from bench.spans import frozen_agent_spans
 from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
 __all__ = ["CASE"]
 
-# How many spans a batch has, and how many of such batches are sent.
+# The number of batches that are sent, by their number of spans.
 _BATCHES = {1: 400, 5: 400, 50: 100, 512: 40, 4_096: 5}
 
 
@@ -34,7 +34,7 @@ def _prepared(setup: Setup) -> Round:
 
 
 async def _sent(spans: list[ReadableSpan], url: str, max_spans: int) -> Watch:
-    async with SpanBatcher(OTLPExporter(url), batch=BatchPolicy(max_spans=max_spans), limits=ROOM_FOR_ALL) as batcher:
+    async with SpanBatcher(OTLPExporter(url), batch=BatchPolicy(max_spans=max_spans), limits=LARGE_LIMITS) as batcher:
         with watch() as seen:
             for span in spans:
                 batcher.add_span_nowait("default", span)
@@ -43,7 +43,7 @@ async def _sent(spans: list[ReadableSpan], url: str, max_spans: int) -> Watch:
 
 
 def _name(max_spans: int) -> str:
-    return f"{max_spans:,} span{'s' if max_spans > 1 else ''} a batch"
+    return f"{max_spans:,} span{'s' if max_spans > 1 else ''} per batch"
 
 
 CASE = Case(
@@ -51,18 +51,18 @@ CASE = Case(
     title="The size of batches",
     about=(
         "Spans with 11 attributes and an event, from adding the first to the acknowledgement of the last, in batches "
-        "of 1 to 4,096. The ratio is to the default of 512."
+        "of 1 to 4,096. The comparison is the default of 512."
     ),
     sides={"trio-spanbatch": _prepared},
     rows=tuple(
-        Row(f"{_name(max_spans)}: CPU a span", _name(max_spans), "µs", f"trio-spanbatch: {_name(512)}")
+        Row(f"{_name(max_spans)}: CPU per span", _name(max_spans), "µs", f"trio-spanbatch: {_name(512)}")
         for max_spans in _BATCHES
     ),
     plots=(
         Plot(
-            "CPU time a span, by spans a batch",
+            "CPU time per span, by spans per batch",
             "µs",
-            tuple(Bar(_name(max_spans), f"trio-spanbatch: {_name(max_spans)}") for max_spans in _BATCHES),
+            tuple(Bar(f"{max_spans:,}", f"trio-spanbatch: {_name(max_spans)}") for max_spans in _BATCHES),
             is_logarithmic=True,
         ),
     ),

@@ -1,4 +1,4 @@
-"""The way of a span, part by part: where the CPU time between adding it and its acknowledgement goes."""
+"""The path of a span: the CPU time of each part, from adding the span to its acknowledgement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
 from bench.in_memory import KeepsIds
-from bench.limits import ROOM_FOR_ALL
+from bench.limits import LARGE_LIMITS
 from bench.spans import frozen_agent_spans
 from trio_spanbatch import EncodedSpan, OTLPExporter, SpanBatch, SpanBatcher, SpanExporter
 from trio_spanbatch._http.body import GZIP_LEVEL
@@ -20,10 +20,10 @@ __all__ = ["CASE"]
 
 _BATCH = 512
 
-# The parts, in the order in which a span comes to them.
+# The parts, in the order in which a span passes through them.
 _READING, _ENCODING, _ACCEPTING = "reading the SDK's span", "the rest of encoding it", "accepting it"
 _BATCHING, _JOINING, _EXCHANGE = "sealing, delivering and accounting", "joining the request", "the HTTP exchange"
-_GZIP = "gzip, where it is used"
+_GZIP = "gzip, if enabled"
 _PARTS = (_READING, _ENCODING, _ACCEPTING, _BATCHING, _JOINING, _EXCHANGE)
 
 
@@ -57,13 +57,13 @@ def _prepared(setup: Setup) -> Round:
             _EXCHANGE: sending.cpu - batching.cpu - joining.cpu,
         }
         figures = {part: cpu / len(spans) * 1e6 for part, cpu in seconds.items()}
-        return figures | {"all": sum(figures.values()), _GZIP: compressing.cpu / len(spans) * 1e6}
+        return figures | {"total": sum(figures.values()), _GZIP: compressing.cpu / len(spans) * 1e6}
 
     return run_round
 
 
 def _read(spans: list[ReadableSpan]) -> Watch:
-    """Ask each span for all that is encoded of it."""
+    """Read all properties of each span that are encoded."""
     with watch() as seen:
         for span in spans:
             _ = span.parent, span.context, span.name, span.kind, span.start_time, span.end_time
@@ -73,7 +73,7 @@ def _read(spans: list[ReadableSpan]) -> Watch:
 
 
 async def _added_and_flushed(exporter: SpanExporter, spans: list[EncodedSpan]) -> tuple[Watch, Watch]:
-    async with SpanBatcher(exporter, limits=ROOM_FOR_ALL) as batcher:
+    async with SpanBatcher(exporter, limits=LARGE_LIMITS) as batcher:
         with watch() as accepting:
             for span in spans:
                 batcher.add_span_nowait("default", span)
@@ -88,16 +88,17 @@ def _capitalized(part: str) -> str:
 
 CASE = Case(
     name="breakdown",
-    title="The way of a span",
+    title="The path of a span",
     about=(
         "20,480 spans with 11 attributes and an event, one location, batches of 512: the CPU time of each part of the "
-        "way, measured one after the other and by subtraction. In the rows of one part, the ratio is its share of all."
+        "path, measured one after the other and by subtraction. In the row of a part, the ratio is its share of the "
+        "total."
     ),
     sides={"trio-spanbatch": _prepared},
     rows=(
-        *(Row(f"{_capitalized(part)}: CPU a span", part, "µs", "trio-spanbatch: all") for part in _PARTS),
-        Row("All of it: CPU a span", "all", "µs"),
-        Row(f"{_capitalized(_GZIP)}: CPU a span", _GZIP, "µs", "trio-spanbatch: all"),
+        *(Row(f"{_capitalized(part)}: CPU per span", part, "µs", "trio-spanbatch: total") for part in _PARTS),
+        Row("Total: CPU per span", "total", "µs"),
+        Row(f"{_capitalized(_GZIP)}: CPU per span", _GZIP, "µs", "trio-spanbatch: total"),
     ),
-    plots=(Plot("CPU time a span", "µs", tuple(Bar(part, f"trio-spanbatch: {part}") for part in (*_PARTS, _GZIP))),),
+    plots=(Plot("CPU time per span", "µs", tuple(Bar(part, f"trio-spanbatch: {part}") for part in (*_PARTS, _GZIP))),),
 )

@@ -1,4 +1,4 @@
-"""Encoding: spans as the SDK makes them, into the bytes of requests of 512 spans."""
+"""Encoding: spans of the SDK, into the bytes of requests of 512 spans."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BATCH = 512
 
 
 def _requests(spans: list[ReadableSpan]) -> list[bytes]:
-    # As a batcher does it: one encoder for all spans, each span by itself, and each batch joined when it is sealed. How
-    # large the request will be is known by then, from accepting the spans.
+    # As in a batcher: one encoder for all spans, each span by itself, and each batch joined when it is sealed. The size
+    # of the request is then known from accepting the spans.
     encoder = SpanEncoder()
     return [
         SpanBatch("default", [encoder.encode(span) for span in batch], size=0).to_request() for batch in _batches(spans)
@@ -65,14 +65,14 @@ CASE = Case(
     name="encoding",
     title="Encoding",
     about=(
-        "4,096 spans as OpenTelemetry's SDK makes them, encoded into requests of 512. Beside it the SDK's own "
-        "`encode_spans(...).SerializeToString()`. Both messages are compared field by field."
+        "4,096 spans of OpenTelemetry's SDK, encoded into requests of 512. The comparison is the SDK's own "
+        "`encode_spans(...).SerializeToString()`. The two messages are checked to be equal, field by field."
     ),
     sides={
         "trio-spanbatch": lambda setup: _prepared(setup, _requests),
         "OpenTelemetry": lambda setup: _prepared(setup, _sdk_requests),
     },
-    rows=tuple(Row(f"Encoding, {kind}: CPU a span", kind, "µs", "OpenTelemetry", goal=1 / 5) for kind in SPANS),
+    rows=tuple(Row(f"Encoding, {kind}: CPU per span", kind, "µs", "OpenTelemetry", goal=1 / 5) for kind in SPANS),
     plots=(
         Plot(
             "CPU time to encode a span",

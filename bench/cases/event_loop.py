@@ -1,10 +1,10 @@
-"""The event loop: by how much a program's other tasks are late while spans are added and sent.
+"""The event loop: how late a program's other tasks are while spans are added and sent.
 
-A ticker is to wake each millisecond. Its times are fixed beforehand: when it wakes late, each time that has passed
-meanwhile counts, with a lag of its own. Otherwise a stall of 50 ms would be one late tick among thousands, and the
-longer a stall, the fewer of the ticks would see it (coordinated omission). So the p99.9 is the lag that a thousandth of
-all moments exceed. What the machine does by itself, and that trio wakes up to a millisecond late, as `epoll_wait`
-counts in milliseconds, is in all of the figures. The side that is idle shows how much it is.
+A ticker is due each millisecond, at times that are fixed beforehand. When it wakes late, each time that has passed
+counts with its own lag. Otherwise a stall of 50 ms would be one late tick among thousands, and the longer a stall, the
+fewer ticks would show it (coordinated omission). So the p99.9 is the lag that a thousandth of all times exceed. All
+figures include the delays of the machine, and those of trio, which wakes up to a millisecond late because `epoll_wait`
+counts in milliseconds. The idle side shows how large these delays are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from bench.harness import Bar, Case, Figures, Limit, Plot, Round, Row, Setup
 from bench.ids import check_ids
-from bench.limits import ROOM_FOR_ALL
+from bench.limits import LARGE_LIMITS
 from bench.spans import frozen_agent_spans
 from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
@@ -30,27 +30,27 @@ _Measured: TypeAlias = Callable[[list[ReadableSpan], int], Awaitable[list[float]
 
 _TICK = 0.001
 _DEFAULT = BatchPolicy()
-# 4 MiB are 8,000 spans: ten a millisecond make several such batches in a round.
+# 4 MiB are 8,000 spans: ten per millisecond fill several such batches in a round.
 _LARGE = BatchPolicy(max_spans=1_000_000, max_bytes=4 * 1024 * 1024)
 
 
-def _prepared(setup: Setup, policy: BatchPolicy, compression: str | None, spans_a_tick: int) -> Round:
+def _prepared(setup: Setup, policy: BatchPolicy, compression: str | None, spans_per_tick: int) -> Round:
     async def measured(spans: list[ReadableSpan], ticks: int) -> list[float]:
         exporter = OTLPExporter(setup.receiver.url, compression=compression)
-        async with SpanBatcher(exporter, batch=policy, limits=ROOM_FOR_ALL) as batcher:
+        async with SpanBatcher(exporter, batch=policy, limits=LARGE_LIMITS) as batcher:
             lags = await _lags(lambda span: batcher.add_span_nowait("default", span), spans, ticks)
             await batcher.flush()
         return lags
 
-    return _rounds(setup, measured, spans_a_tick)
+    return _rounds(setup, measured, spans_per_tick)
 
 
 def _prepared_opentelemetry(setup: Setup) -> Round:
     async def measured(spans: list[ReadableSpan], ticks: int) -> list[float]:
-        # A queue that holds all spans: it drops what does not fit.
+        # The queue holds all spans, as it drops spans that do not fit.
         processor = BatchSpanProcessor(OTLPSpanExporter(setup.receiver.url), max_queue_size=len(spans))
         lags = await _lags(processor.on_end, spans, ticks)
-        # What comes now is not measured, here and there.
+        # The rest is not measured, on either side.
         await trio.to_thread.run_sync(processor.shutdown)
         return lags
 
@@ -64,9 +64,9 @@ def _prepared_idle(setup: Setup) -> Round:
     return _rounds(setup, measured, 0)
 
 
-def _rounds(setup: Setup, measured: _Measured, spans_a_tick: int) -> Round:
+def _rounds(setup: Setup, measured: _Measured, spans_per_tick: int) -> Round:
     ticks = setup.size(5_000, 500)
-    spans = frozen_agent_spans(ticks * spans_a_tick)
+    spans = frozen_agent_spans(ticks * spans_per_tick)
 
     def run_round() -> Figures:
         setup.receiver.forget()
@@ -82,7 +82,7 @@ def _rounds(setup: Setup, measured: _Measured, spans_a_tick: int) -> Round:
 
 
 async def _lags(add: _Add, spans: list[ReadableSpan], ticks: int) -> list[float]:
-    """Add as many of ``spans`` each tick. Return by how much each tick was late, in seconds."""
+    """Add the same number of ``spans`` in each tick. Return how late each tick was, in seconds."""
     lags: list[float] = []
     start = trio.current_time() + _TICK
     async with trio.open_nursery() as nursery:
@@ -100,11 +100,11 @@ async def _tick(lags: list[float], start: float, ticks: int) -> None:
 
 
 async def _add_all(add: _Add, spans: list[ReadableSpan], start: float, ticks: int) -> None:
-    spans_a_tick = len(spans) // ticks
+    spans_per_tick = len(spans) // ticks
     for number in range(ticks):
-        # If it is late, this goes on at once, and so it catches up.
+        # If this is late, `sleep_until` returns at once, so it catches up.
         await trio.sleep_until(start + number * _TICK)
-        for span in spans[number * spans_a_tick : (number + 1) * spans_a_tick]:
+        for span in spans[number * spans_per_tick : (number + 1) * spans_per_tick]:
             add(span)
 
 
@@ -116,10 +116,10 @@ CASE = Case(
     name="event_loop",
     title="The event loop",
     about=(
-        "A program adds two spans each millisecond for 5 s, and a ticker that is to wake each millisecond measures by "
-        "how much it is late: each of the 5,000 moments counts, also those that passed before it woke. Beside it the "
-        "same program with `BatchSpanProcessor` and its thread, and the same without spans. Batches of 4 MiB are made "
-        "of ten spans each millisecond."
+        "A program adds two spans each millisecond for 5 s, and a ticker that is due each millisecond measures how "
+        "late it is: each of the 5,000 times counts, including those that passed before it woke. The comparisons are "
+        "the same program with `BatchSpanProcessor` and its thread, and the same program without spans. For batches "
+        "of 4 MiB, the program adds ten spans each millisecond."
     ),
     sides={
         "trio-spanbatch": lambda setup: _prepared(setup, _DEFAULT, None, 2),
@@ -136,7 +136,7 @@ CASE = Case(
         Row(f"{_LAG}: median", "p50", "ms", _THEIRS),
         Row(_STALL, "longest", "ms", _THEIRS),
         Row(f"{_STALL}, gzip", "longest", "ms", _THEIRS, side=_GZIP),
-        Row(f"{_STALL}, 10,000 spans a second in batches of 4 MiB", "longest", "ms", _IDLE, side=_4_MIB),
+        Row(f"{_STALL}, 10,000 spans per second in batches of 4 MiB", "longest", "ms", _IDLE, side=_4_MIB),
         Row(f"{_STALL}, the same with gzip", "longest", "ms", _IDLE, side=_4_MIB_GZIP),
         Row("Without spans: p99.9", "p99.9", "ms", side=_IDLE),
     ),

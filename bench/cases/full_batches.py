@@ -22,18 +22,18 @@ from trio_spanbatch import BatchPolicy, Limits, SpanBatcher
 __all__ = ["CASE"]
 
 _BATCH = 5
-_SECONDS_A_REQUEST = 0.05
+_SECONDS_PER_REQUEST = 0.05
 _LOCATIONS = [f"main.agents.spans_{number}" for number in range(50)]
 
-# About 1,000 spans at once, so that the program has to wait for most of its spans.
-_LITTLE_ROOM = Limits(max_pending_bytes=530_000)
+# Holds about 1,000 spans, so that the program has to wait with most of its spans.
+_SMALL_BUDGET = Limits(max_pending_bytes=530_000)
 
 
 def _prepared(setup: Setup, limits: Limits) -> Round:
     spans = agent_spans(setup.size(10_000, 300))
 
     def run_round() -> Figures:
-        exporter = KeepsIds(_SECONDS_A_REQUEST)
+        exporter = KeepsIds(_SECONDS_PER_REQUEST)
         seen = trio.run(_sent, exporter, spans, limits)
         check_ids(exporter.ids, len(spans))
         return _figures(seen, len(spans), len(exporter.ids), exporter.requests)
@@ -52,18 +52,18 @@ async def _sent(exporter: KeepsIds, spans: list[ReadableSpan], limits: Limits) -
 def _prepared_mlflow(setup: Setup) -> Round:
     spans = agent_spans(setup.size(10_000, 300))
     MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE.set(_BATCH)
-    # It warns that its queue is full. How much that loses stands in the table.
+    # It warns when its queue is full. The table shows how many spans are lost.
     logging.getLogger("mlflow.tracing.export.async_export_queue").setLevel(logging.ERROR)
 
     def run_round() -> Figures:
         requests: list[list[int]] = []
 
         def handle(location: str, batch: list[Any]) -> None:
-            time.sleep(_SECONDS_A_REQUEST)  # in a worker's thread, as a request would
+            time.sleep(_SECONDS_PER_REQUEST)  # in a worker's thread, as a request would
             requests.append([span.context.span_id for span in batch])
 
         queue = AsyncTraceExportQueue()
-        # Its types say a function of one argument and MLflow's own spans. It calls with two, and never looks at spans.
+        # It declares a function of one argument and MLflow's own spans, but passes two, and never examines the spans.
         batcher = MLflowSpanBatcher(queue, cast(Any, handle))
         with watch() as seen:
             for location, span in zip(cycle(_LOCATIONS), spans, strict=False):
@@ -72,7 +72,7 @@ def _prepared_mlflow(setup: Setup) -> Round:
             queue.flush(terminate=True)
         ids = [span_id for request in requests for span_id in request]
         if len(set(ids)) < len(ids) or not set(ids) <= set(range(1, len(spans) + 1)):
-            raise SpansLost("MLflow handed out a span twice, or one that was never added")
+            raise SpansLost("MLflow sent a span twice, or a span that was never added")
         return _figures(seen, len(spans), len(ids), len(requests))
 
     return run_round
@@ -81,41 +81,41 @@ def _prepared_mlflow(setup: Setup) -> Round:
 def _figures(seen: Watch, added: int, delivered: int, requests: int) -> Figures:
     return {
         "lost": (added - delivered) / added * 100,
-        "spans a request": delivered / requests,
+        "spans per request": delivered / requests,
         "wall": seen.wall,
-        "wall a span": seen.wall / delivered * 1e6,
+        "wall per span": seen.wall / delivered * 1e6,
     }
 
 
-_SIDE, _TIGHT_SIDE, _MLFLOW = "trio-spanbatch", "trio-spanbatch, room for 1,000", "MLflow"
+_SIDE, _TIGHT_SIDE, _MLFLOW = "trio-spanbatch", "trio-spanbatch, small budget", "MLflow"
 
 CASE = Case(
     name="full_batches",
     title="Full batches",
     about=(
-        "10,000 spans in turns to 50 locations, batches of 5, and 50 ms a request. The program adds in a tight loop. "
-        "Here it waits for room, once with default limits and once with room for about 1,000 spans. Beside it MLflow's "
-        "`SpanBatcher` with its queue of 1,000 batches and 10 workers: adding never waits, and what does not fit into "
-        "the queue is dropped."
+        "10,000 spans, distributed in turn over 50 locations, in batches of 5, with 50 ms per request. The program "
+        "adds in a tight loop. Here it waits for space, once with default limits and once with a byte budget of about "
+        "1,000 spans. The comparison is MLflow's `SpanBatcher` with its queue of 1,000 batches and 10 workers: adding "
+        "never waits, and spans that do not fit into the queue are dropped."
     ),
     sides={
         _SIDE: lambda setup: _prepared(setup, Limits()),
-        _TIGHT_SIDE: lambda setup: _prepared(setup, _LITTLE_ROOM),
+        _TIGHT_SIDE: lambda setup: _prepared(setup, _SMALL_BUDGET),
         _MLFLOW: _prepared_mlflow,
     },
     rows=(
         *(
             row
-            for title, side in (("Full batches", _SIDE), ("Full batches, little room", _TIGHT_SIDE))
+            for title, side in (("Full batches", _SIDE), ("Full batches, small budget", _TIGHT_SIDE))
             for row in (
                 Row(f"{title}: lost spans", "lost", "%", side=side),
-                Row(f"{title}: spans a request", "spans a request", "", Limit(4), 1.0, at_least=True, side=side),
+                Row(f"{title}: spans per request", "spans per request", "", Limit(4), 1.0, at_least=True, side=side),
                 Row(f"{title}: wall time", "wall", "s", _MLFLOW, side=side),
-                Row(f"{title}: wall time a delivered span", "wall a span", "µs", _MLFLOW, side=side),
+                Row(f"{title}: wall time per delivered span", "wall per span", "µs", _MLFLOW, side=side),
             )
         ),
         Row("Full batches, MLflow: lost spans", "lost", "%", side=_MLFLOW),
-        Row("Full batches, MLflow: spans a request", "spans a request", "", side=_MLFLOW),
+        Row("Full batches, MLflow: spans per request", "spans per request", "", side=_MLFLOW),
     ),
     plots=tuple(
         Plot(
@@ -125,7 +125,7 @@ CASE = Case(
         )
         for title, figure, unit in (
             ("Lost spans", "lost", "%"),
-            ("Spans a request, of at most 5", "spans a request", ""),
+            ("Spans per request, at most 5", "spans per request", ""),
         )
     ),
 )

@@ -1,4 +1,4 @@
-"""The levels of gzip: what each costs and saves, with spans that were recorded from agents."""
+"""The levels of gzip: the cost and the output of each, with spans recorded from agents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _prepared(setup: Setup) -> Round:
             figures[f"CPU {level}"] = seen.cpu / size * 2**20 * 1e3
             figures[f"size {level}"] = sum(map(len, compressed)) / size * 100
             if list(map(gzip.decompress, compressed)) != requests:
-                raise AssertionError("what was compressed is not what it was")
+                raise AssertionError("decompressing does not restore the requests")
         return figures
 
     return run_round
@@ -49,7 +49,7 @@ def _recorded() -> list[EncodedSpan]:
     with gzip.open(_RECORDED, "rt", encoding="utf-8") as lines:
         for line in lines:
             for span in read_request(json.loads(line)):
-                assert not isinstance(span, InvalidSpanError), "they were sent once"
+                assert not isinstance(span, InvalidSpanError), "they were valid when they were recorded"
                 encoded.append(encoder.encode(span))
     return encoded
 
@@ -60,21 +60,21 @@ CASE = Case(
     name="gzip_levels",
     title="The levels of gzip",
     about=(
-        "4,707 spans that were recorded from a running agent program, 150 bytes to 130 KB each, in requests of 512: "
-        f"what each level of zlib costs, and how large what comes out is. Level {GZIP_LEVEL} is what `compression=` "
-        "uses; the ratio is to that. OpenTelemetry's exporter uses 9."
+        "4,707 spans recorded from a running agent program, 150 bytes to 130 KB each, in requests of 512: the cost of "
+        f"each level of zlib, and the size of its output. The comparison is level {GZIP_LEVEL}, which `compression=` "
+        "uses. OpenTelemetry's exporter uses level 9."
     ),
     sides={"trio-spanbatch": _prepared},
     rows=tuple(
         row
         for level in _LEVELS
         for row in (
-            Row(f"Level {level}: CPU a MiB", f"CPU {level}", "ms", _OURS),
+            Row(f"Level {level}: CPU per MiB", f"CPU {level}", "ms", _OURS),
             Row(f"Level {level}: size", f"size {level}", "%", f"trio-spanbatch: size {GZIP_LEVEL}"),
         )
     ),
     plots=(
-        Plot("gzip: CPU time a MiB", "ms", tuple(Bar(f"level {n}", f"trio-spanbatch: CPU {n}") for n in _LEVELS)),
-        Plot("gzip: size left", "%", tuple(Bar(f"level {n}", f"trio-spanbatch: size {n}") for n in _LEVELS)),
+        Plot("gzip: CPU time per MiB", "ms", tuple(Bar(f"level {n}", f"trio-spanbatch: CPU {n}") for n in _LEVELS)),
+        Plot("gzip: remaining size", "%", tuple(Bar(f"level {n}", f"trio-spanbatch: size {n}") for n in _LEVELS)),
     ),
 )

@@ -23,8 +23,8 @@ __all__ = ["CASE"]
 _COUNTS = (1, 10, 100, 1_000, 10_000)
 
 
-# Room for all spans at once, so that nothing but the number of locations is another one.
-_ROOM = Limits(max_pending_bytes=1 << 30)
+# Holds all spans at once, so that only the number of locations differs.
+_LARGE_BUDGET = Limits(max_pending_bytes=1 << 30)
 
 
 def _prepared(setup: Setup, limits: Limits, counts: Iterable[int]) -> Round:
@@ -75,7 +75,7 @@ async def _lanes(spans: list[EncodedSpan]) -> Figures:
         holding = _traced() - before
         await batcher.flush()
         await trio.testing.wait_all_tasks_blocked()
-        # Without the ids, which are the exporter's.
+        # The ids belong to the exporter and are not counted.
         check_ids(exporter.ids, len(spans))
         exporter.ids.clear()
         idle = _traced() - before
@@ -101,23 +101,23 @@ CASE = Case(
     name="locations",
     title="Locations",
     about=(
-        "The same 200,000 spans in turns to 1, 10, 100, 1,000 and 10,000 locations, with an exporter in memory, from "
-        "adding the first to the end of `flush`, encoding included. They are 105 MB: once the budget for pending bytes "
-        "holds them all, once it has its default, 64 MiB, and the program waits for room. The memory of a location is "
-        "measured with `tracemalloc`, with 10,000 of them."
+        "The same 200,000 spans, distributed in turn over 1, 10, 100, 1,000 and 10,000 locations, with an exporter in "
+        "memory, from adding the first to the end of `flush`, encoding included. The spans are 105 MB. The budget for "
+        "pending bytes holds all of them, or is the default, 64 MiB, and the program waits for space. The memory of a "
+        "location is measured with `tracemalloc`, with 10,000 locations."
     ),
     sides={
-        _SIDE: lambda setup: _prepared(setup, _ROOM, _COUNTS),
+        _SIDE: lambda setup: _prepared(setup, _LARGE_BUDGET, _COUNTS),
         _DEFAULT_SIDE: lambda setup: _prepared(setup, Limits(), (1, 10_000)),
         "lanes": _prepared_lanes,
     },
     rows=(
         *(
-            Row(f"{_name(count)}: CPU a span", _name(count), "µs", f"{_SIDE}: {_name(1)}", goal)
+            Row(f"{_name(count)}: CPU per span", _name(count), "µs", f"{_SIDE}: {_name(1)}", goal)
             for count, goal in zip(_COUNTS[1:], (None, None, None, 1.5), strict=True)
         ),
         Row(
-            f"{_name(10_000)}, default byte budget: CPU a span",
+            f"{_name(10_000)}, default byte budget: CPU per span",
             _name(10_000),
             "µs",
             f"{_DEFAULT_SIDE}: {_name(1)}",
@@ -129,7 +129,7 @@ CASE = Case(
     ),
     plots=(
         Plot(
-            "CPU time a span, by number of locations",
+            "CPU time per span, by number of locations",
             "µs",
             tuple(Bar(_name(count), f"trio-spanbatch: {_name(count)}") for count in _COUNTS),
         ),

@@ -18,7 +18,7 @@ from trio_spanbatch import OTLPExporter, SpanBatcher
 __all__ = ["CASE"]
 
 _SPANS = 10
-# How many locations there are, and how many times in a round: few spans take no measurable time.
+# How often a round is repeated, by the number of locations: few spans take no measurable time.
 _REPETITIONS = {1: 50, 100: 5, 1_000: 1, 10_000: 1}
 
 
@@ -37,7 +37,7 @@ def _prepared(setup: Setup, send: Callable[[Setup, list[ReadableSpan]], Watch]) 
 def _cpu(
     setup: Setup, send: Callable[[Setup, list[ReadableSpan]], Watch], spans: list[ReadableSpan], repetitions: int
 ) -> float:
-    """Return the microseconds of CPU time a span."""
+    """Return the microseconds of CPU time per span."""
     seconds = 0.0
     for _ in range(repetitions):
         setup.receiver.forget()
@@ -65,7 +65,7 @@ async def _sent(url: str, spans: list[ReadableSpan]) -> Watch:
 
 def _send_with_opentelemetry(setup: Setup, spans: list[ReadableSpan]) -> Watch:
     exporter = OTLPSpanExporter(setup.receiver.url, compression=Compression.NoCompression)
-    # A queue that holds all spans: it drops what does not fit.
+    # The queue holds all spans, as it drops spans that do not fit.
     processor = BatchSpanProcessor(exporter, max_queue_size=max(len(spans), 512), max_export_batch_size=512)
     with watch() as seen:
         for span in spans:
@@ -86,21 +86,21 @@ CASE = Case(
     title="Locations over HTTP",
     about=(
         "1, 100, 1,000 and 10,000 locations with ten spans each, all due at once, with default limits, from adding the "
-        "first to the end of `flush`: a request for each location, 64 at once. Nothing is repeated and nothing times "
-        "out. Beside it `BatchSpanProcessor` with its OTLP/HTTP exporter and the same spans, in batches of 512 to one "
-        "location."
+        "first to the end of `flush`: a request for each location, 64 at once. No request is repeated or times "
+        "out. The comparison is `BatchSpanProcessor` with its OTLP/HTTP exporter and the same spans, in batches of 512 "
+        "to one location."
     ),
     sides={
         _OURS: lambda setup: _prepared(setup, _send),
         _PEER: lambda setup: _prepared(setup, _send_with_opentelemetry),
     },
     rows=tuple(
-        Row(f"{_name(count)} over HTTP: CPU a span", _name(count), "µs", _PEER, goal)
+        Row(f"{_name(count)} over HTTP: CPU per span", _name(count), "µs", _PEER, goal)
         for count, goal in zip(_REPETITIONS, (None, None, 0.7, 0.9), strict=True)
     ),
     plots=(
         Plot(
-            "CPU time a span over HTTP, by number of locations",
+            "CPU time per span over HTTP, by number of locations",
             "µs",
             (
                 *(Bar(_name(count), f"{_OURS}: {_name(count)}") for count in _REPETITIONS),

@@ -1,4 +1,4 @@
-"""Memory: a million spans that wait, beside the bytes that they have on the wire."""
+"""Memory: a million pending spans, compared with their bytes on the wire."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from trio_spanbatch import (
 __all__ = ["CASE"]
 
 _LOCATIONS = [f"main.agents.spans_{number}" for number in range(50)]
-_ROOM = 1 << 40
-_LIMITS = Limits(max_queued_spans=_ROOM, max_pending_bytes=_ROOM, max_pending_bytes_per_location=_ROOM)
+_HUGE = 1 << 40
+_LIMITS = Limits(max_queued_spans=_HUGE, max_pending_bytes=_HUGE, max_pending_bytes_per_location=_HUGE)
 
 _STARTED = 1_760_000_000_000_000_000
 _RESOURCE = Resource({"service.name": "support-agent", "service.version": "1.4.2", "host.name": "worker-7"})
@@ -36,7 +36,7 @@ _SCOPE = InstrumentationScope("agent.framework", "2.1.0")
 
 
 class _Holds:
-    """A `SpanExporter` that answers nothing until it is told to. It keeps ids, and counts bytes."""
+    """A `SpanExporter` that accepts no batch until it is told to. It keeps ids, and counts bytes."""
 
     def __init__(self) -> None:
         self.told = trio.Event()
@@ -67,7 +67,7 @@ async def _held(count: int) -> Figures:
         for number, location in zip(range(1, count + 1), cycle(_LOCATIONS), strict=False):
             batcher.add_span_nowait(location, _span(number))
             if number % 512 == 0:
-                # The tasks of the locations seal their first batches, and have them exported.
+                # The tasks of the locations seal their first batches and export them.
                 await trio.lowlevel.checkpoint()
         held = _process_bytes() - before
         exporter.told.set()
@@ -82,7 +82,7 @@ async def _held(count: int) -> Figures:
 
 
 def _span(number: int) -> Span:
-    """Return a span of a model call, about 500 bytes. Nothing keeps it once it was added."""
+    """Return a span of a model call, about 500 bytes. Nothing refers to it once it has been added."""
     started = _STARTED + number * 1_000_000
     return Span(
         "chat gpt-4o",
@@ -112,7 +112,7 @@ def _process_bytes() -> int:
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
-    # The highest so far: until everything was added, that is what it is now.
+    # The peak, which is the current size until all spans have been added.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -120,14 +120,14 @@ CASE = Case(
     name="memory",
     title="Memory",
     about=(
-        "1,000,000 spans of about 500 bytes, in turns to 50 locations, whose exporter holds on to its batches: by how "
-        "much the process grows while they are added. Nothing but the batcher keeps them. Then they are all delivered."
+        "1,000,000 spans of about 500 bytes, distributed in turn over 50 locations, with an exporter that holds its "
+        "batches: how much the process grows while they are added. Only the batcher keeps them. Then all are delivered."
     ),
     sides={"trio-spanbatch": _prepared},
     rows=(
         Row("1,000,000 pending spans: memory", "held", "MiB", "trio-spanbatch: limit", goal=1.0),
-        Row("1,000,000 pending spans: wire bytes a span", "wire", "bytes"),
-        Row("1,000,000 pending spans: memory a span, less its wire bytes", "beyond", "bytes"),
+        Row("1,000,000 pending spans: wire bytes per span", "wire", "bytes"),
+        Row("1,000,000 pending spans: memory per span, less its wire bytes", "beyond", "bytes"),
     ),
     fresh=True,
 )

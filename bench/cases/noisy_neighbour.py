@@ -1,8 +1,8 @@
-"""A noisy neighbour: what one location whose server never answers does to 49 healthy ones.
+"""A noisy neighbour: the effect of a location whose server never answers on 49 healthy locations.
 
-Measured is, for each batch of a healthy location, the time from when it is due until it is acknowledged: from the
-moment its first span was added, plus `max_delay`, to the moment the exporter has the server's answer. A timer that
-wakes late, the wait for an export slot, the request and its answer are all in there.
+For each batch of a healthy location, the case measures the time from when the batch is due until it is acknowledged:
+from the time its first span was added, plus `max_delay`, to the time the exporter has the server's answer. This
+includes timers that wake late, the wait for an export slot, the request and its answer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from trio_spanbatch import BatchPolicy, Delivered, ExportResult, Limits, OTLPExp
 
 __all__ = ["CASE"]
 
-# When a span is added, in seconds from the start, and where.
+# When a span is added, in seconds from the start, and its location.
 _Scheduled: TypeAlias = tuple[float, str, ReadableSpan]
 
 _HANGING = "hanging"
 _HEALTHY = [f"main.agents.spans_{number}" for number in range(49)]
-_SPANS_A_SECOND = 20  # of each location, at random times
+_SPANS_PER_SECOND = 20  # of each location, at random times
 _POLICY = BatchPolicy(max_delay=0.5)
-# How long the exporter waits for an answer. Meanwhile the hanging location has a slot.
+# How long the exporter waits for an answer. The hanging location has a slot for that time.
 _TIMEOUT = 2.0
-# So few that the hanging location has a good part of them.
+# So few that the hanging location has a large part of them.
 _FEW_SLOTS = Limits(max_exports=4)
 
 
@@ -54,7 +54,7 @@ class _Timed:
 
 def _prepared(setup: Setup, limits: Limits, *, with_hanging: bool) -> Round:
     seconds = setup.size(50, 5) / 10
-    count = int(seconds * _SPANS_A_SECOND)
+    count = int(seconds * _SPANS_PER_SECOND)
     healthy_count = count * len(_HEALTHY)
     spans = frozen_agent_spans(healthy_count + count)
     schedule = _schedule(spans, count, seconds)
@@ -71,7 +71,7 @@ def _prepared(setup: Setup, limits: Limits, *, with_hanging: bool) -> Round:
 
 
 def _schedule(spans: list[ReadableSpan], count: int, seconds: float) -> list[_Scheduled]:
-    """Give each location ``count`` spans, the hanging one the last, at random times that begin at a random time."""
+    """Give each location ``count`` spans, the last ones to the hanging one, at random times after a random start."""
     rng = random.Random(7)  # the same times for all sides and rounds
     schedule: list[_Scheduled] = []
     for number, location in enumerate((*_HEALTHY, _HANGING)):
@@ -84,7 +84,7 @@ def _schedule(spans: list[ReadableSpan], count: int, seconds: float) -> list[_Sc
 async def _latencies(url: str, schedule: list[_Scheduled], limits: Limits, healthy: int) -> list[float]:
     """Add the spans at their times. Return how long the batches of healthy locations took, in seconds."""
     logger = logging.getLogger("bench.noisy_neighbour")
-    logger.disabled = True  # It is expected that the hanging location's spans are handed back.
+    logger.disabled = True  # the hanging location's spans are handed back, as expected
     exporter = _Timed(OTLPExporter(url, location_header="x-location", timeout=_TIMEOUT))
     added: dict[int, float] = {}
     async with SpanBatcher(exporter, batch=_POLICY, limits=limits, shutdown_timeout=0.1, logger=logger) as batcher:
@@ -93,7 +93,7 @@ async def _latencies(url: str, schedule: list[_Scheduled], limits: Limits, healt
             await trio.sleep_until(start + at)
             added[span.context.span_id] = trio.current_time()
             batcher.add_span_nowait(location, span)
-        # Until the last batch is due by itself.
+        # Wait until the last batch is due by itself.
         await trio.sleep(_POLICY.max_delay)
         for location in _HEALTHY:
             await batcher.flush(location)
@@ -107,10 +107,11 @@ CASE = Case(
     name="noisy_neighbour",
     title="A noisy neighbour",
     about=(
-        "49 healthy locations get 20 spans a second each, at random times, for 5 s; so does one whose server never "
-        "answers, with a timeout of 2 s. `max_delay` is 0.5 s. For each batch of the healthy ones, the time from when "
-        "it is due (its first span's time plus `max_delay`) until the exporter has the server's answer. Beside it the "
-        "same without the hanging location. Once with default limits, once with 4 export slots in all."
+        "49 healthy locations get 20 spans per second each, at random times, for 5 s; so does a location whose server "
+        "never answers, with a timeout of 2 s. `max_delay` is 0.5 s. The figures are, for each batch of a healthy "
+        "location, the time from when it is due (its first span's time plus `max_delay`) until the exporter has the "
+        "server's answer, with default limits and with 4 export slots. The comparison is the same program without the "
+        "hanging location."
     ),
     sides={
         "trio-spanbatch": lambda setup: _prepared(setup, Limits(), with_hanging=True),
@@ -119,9 +120,9 @@ CASE = Case(
         "4 slots, alone": lambda setup: _prepared(setup, _FEW_SLOTS, with_hanging=False),
     },
     rows=(
-        Row("Beside a hanging location: p99 from due to acknowledged", "p99", "ms", "alone", goal=1.2),
+        Row("With a hanging location: p99 from due to acknowledged", "p99", "ms", "alone", goal=1.2),
         Row("The same, median", "p50", "ms", "alone"),
-        Row("Beside a hanging location, 4 export slots: p99", "p99", "ms", "4 slots, alone", goal=1.2, side="4 slots"),
+        Row("With a hanging location, 4 export slots: p99", "p99", "ms", "4 slots, alone", goal=1.2, side="4 slots"),
     ),
     plots=(
         Plot(
@@ -129,9 +130,9 @@ CASE = Case(
             "ms",
             (
                 Bar("alone", "alone: p99"),
-                Bar("beside a hanging one", "trio-spanbatch: p99"),
+                Bar("with a hanging one", "trio-spanbatch: p99"),
                 Bar("alone, 4 export slots", "4 slots, alone: p99"),
-                Bar("beside a hanging one, 4 slots", "4 slots: p99"),
+                Bar("with a hanging one, 4 slots", "4 slots: p99"),
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""A request: what one export costs, by the size of its batch and the number of open connections; and small batches."""
+"""A request: the cost of one export, by the size of its batch and the number of open connections; and small batches."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from trio_spanbatch._spans.encoder import SpanEncoder
 __all__ = ["CASE"]
 
 _CONNECTIONS = (1, 64, 1_000)
-# How many spans a request has, and how many such requests are sent one after the other.
+# The number of requests that are sent one after the other, by their number of spans.
 _REQUESTS = {5: 400, 50: 100, 512: 40}
-# How many are sent at once; over more connections one each.
+# The number of requests that are sent at once; with more connections, one on each.
 _AT_ONCE = 192
-# From the span to the wire: how many spans a batch has, and how many such batches are sent.
+# From the span to the wire: the number of batches that are sent, by their number of spans.
 _BATCHES = {5: 400, 50: 100}
 
 _MakeClient = Callable[[], httpx.AsyncClient | None]
 
 
 class _NoCookies(http.cookiejar.CookieJar):
-    """Neither stores nor sends cookies, as that of the exporter before did not."""
+    """Neither stores nor sends cookies, like the exporter's own transport."""
 
     def extract_cookies(self, response: Any, request: Any) -> None:
         """Ignore the cookies of ``response``."""
 
     def add_cookie_header(self, request: Any) -> None:
-        """Leave ``request`` as it is."""
+        """Leave ``request`` unchanged."""
 
 
-def _client_before() -> httpx.AsyncClient:
-    """Return a client with the settings of the one that the exporter used before it had a transport of its own."""
+def _httpx_client() -> httpx.AsyncClient:
+    """Return a client that keeps any number of connections alive, and has no limits."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0)
     return httpx.AsyncClient(trust_env=False, cookies=_NoCookies(), timeout=None, limits=limits)
 
@@ -83,7 +83,7 @@ def _prepared(setup: Setup, make_client: _MakeClient, connections: Sequence[int]
 
 
 async def _over(setup: Setup, make_client: _MakeClient, connections: int, encoded: list[EncodedSpan]) -> Figures:
-    """Measure requests while as many connections are open."""
+    """Measure requests while this many connections are open."""
     figures: Figures = {}
     opened = setup.size(connections, min(connections, 64))
     async with AsyncExitStack() as stack:
@@ -92,13 +92,13 @@ async def _over(setup: Setup, make_client: _MakeClient, connections: int, encode
             await stack.enter_async_context(client)
         exporter = OTLPExporter(setup.receiver.url, location_header="x-location", client=client)
         stack.push_async_callback(exporter.aclose)
-        # The receiver answers once as many requests wait, so that each needs a connection of its own.
+        # The receiver answers once this many requests wait, so that each needs a separate connection.
         await _sent_at_once(exporter, [[_batch(encoded[:1], f"{TOGETHER}{opened}")]] * opened)
         for size, requests in _REQUESTS.items():
             batches = _cut(encoded, size, setup.size(requests, 4))
             figures[_name(size, connections)] = await _cpu(setup.receiver, batches, _sent, exporter, batches)
         if setup.receiver.connections() < opened:
-            raise RuntimeError(f"fewer than {opened} connections are open, so this is not what was to be measured")
+            raise RuntimeError(f"fewer than {opened} connections are open, so the figures would be wrong")
         if connections > 1:
             each = setup.size(max(_AT_ONCE // connections, 1), 1)
             batches = _cut(encoded, 5, each * opened)
@@ -118,10 +118,10 @@ async def _cpu(
 
 
 def _checked(receiver: Receiver, seen: Watch, spans: int, requests: int) -> float:
-    """Return the microseconds a request, if exactly these requests and spans arrived."""
+    """Return the microseconds per request, if exactly these requests and spans arrived."""
     check_ids(receiver.ids(), spans)
     if receiver.requests() != requests:
-        raise SpansLost(f"{requests} requests were sent, and {receiver.requests()} came")
+        raise SpansLost(f"{requests} requests were sent, and {receiver.requests()} arrived")
     return seen.cpu / requests * 1e6
 
 
@@ -168,7 +168,7 @@ def _prepared_opentelemetry(setup: Setup) -> Round:
 
 
 def _encoded_already(messages: Sequence[Any]) -> Any:
-    """Take the place of the peer's encoder: its exporter gets a message, as ours gets encoded spans."""
+    """Replace the peer's encoder: its exporter gets a message, as ours gets encoded spans."""
     (message,) = messages
     return message
 
@@ -198,23 +198,23 @@ def _to_wire(size: int) -> str:
     return f"span to wire, batches of {size}"
 
 
-_OURS, _BEFORE, _PEER = "trio-spanbatch", "the exporter before", "OpenTelemetry"
+_OURS, _HTTPX, _PEER = "trio-spanbatch", "httpx client", "OpenTelemetry"
 
 CASE = Case(
     name="requests",
     title="A request",
     about=(
-        "One export of a batch of encoded spans, by itself: `OTLPExporter.export`, one after the other, over 1, 64 and "
-        "1,000 open connections, and for batches of five also as many at once. Beside it the exporter before, that is "
-        "the same exporter with an `httpx.AsyncClient` as its `client=`, configured as the exporter's own client was: "
-        "keep-alive, no limits, `trust_env=False`. Its pool looks at all connections for each of them, so that 1,000 "
-        "cannot even be opened within the timeout: beside them stands what it takes with one. OpenTelemetry's "
-        "OTLP/HTTP exporter has one connection, and gets encoded messages. Then span to wire, encoding included, in "
-        "batches of 5 and 50: `SpanBatcher` beside `BatchSpanProcessor`, one location."
+        "One export of a batch of encoded spans: `OTLPExporter.export`, one call after the other, with 1, 64 and 1,000 "
+        "open connections, and for batches of five also as many calls at once. The first comparison is the same "
+        "exporter with an `httpx.AsyncClient` as its `client=`, with keep-alive, no limits and `trust_env=False`. Its "
+        "pool examines all connections for each request, so that 1,000 cannot even be opened within the timeout: the "
+        "comparison is then its figure for one connection. OpenTelemetry's OTLP/HTTP exporter has one connection, and "
+        "gets encoded messages. Then span to wire, encoding included, in batches of 5 and 50: `SpanBatcher` compared "
+        "with `BatchSpanProcessor`, one location."
     ),
     sides={
         _OURS: _prepared_ours,
-        _BEFORE: lambda setup: _prepared(setup, _client_before, _CONNECTIONS[:2]),
+        _HTTPX: lambda setup: _prepared(setup, _httpx_client, _CONNECTIONS[:2]),
         _PEER: _prepared_opentelemetry,
     },
     rows=(
@@ -223,21 +223,21 @@ CASE = Case(
                 f"A request of {_name(size, connections)}: CPU",
                 _name(size, connections),
                 "µs",
-                f"{_BEFORE}: {_name(size, 1)}",
+                f"{_HTTPX}: {_name(size, 1)}",
                 0.4 if size == 5 else None,
             )
             for size in _REQUESTS
             for connections in _CONNECTIONS
         ),
         *(
-            Row(f"A request of {_name(size, 64)}: CPU", _name(size, 64), "µs", f"{_BEFORE}: {_name(size, 64)}")
+            Row(f"A request of {_name(size, 64)}: CPU", _name(size, 64), "µs", f"{_HTTPX}: {_name(size, 64)}")
             for size in _REQUESTS
         ),
         *(
             Row(f"A request of {_name(5, many)}: CPU", _name(5, many), "µs", f"{_OURS}: {_name(5, few)}", 1.2)
             for few, many in combinations(_CONNECTIONS, 2)
         ),
-        Row(f"A request of {_at_once(64)}: CPU", _at_once(64), "µs", f"{_BEFORE}: {_at_once(64)}"),
+        Row(f"A request of {_at_once(64)}: CPU", _at_once(64), "µs", f"{_HTTPX}: {_at_once(64)}"),
         Row(f"A request of {_at_once(1_000)}: CPU", _at_once(1_000), "µs", f"{_OURS}: {_at_once(64)}"),
         *(
             Row(f"A request of {size} spans: CPU", _name(size, 1), "µs", f"{_PEER}: {_name(size, 1)}")
@@ -245,22 +245,26 @@ CASE = Case(
         ),
         *(
             Row(
-                f"Span to wire, batches of {size}: CPU a span", _to_wire(size), "µs", f"{_PEER}: {_to_wire(size)}", goal
+                f"Span to wire, batches of {size}: CPU per span",
+                _to_wire(size),
+                "µs",
+                f"{_PEER}: {_to_wire(size)}",
+                goal,
             )
             for size, goal in zip(_BATCHES, (0.5, 0.4), strict=True)
         ),
     ),
     plots=(
         Plot(
-            "CPU time a request of five spans",
+            "CPU time per request of five spans",
             "µs",
             (
                 *(
                     Bar(f"{count:,} connection{'s' if count > 1 else ''}", f"{_OURS}: {_name(5, count)}")
                     for count in _CONNECTIONS
                 ),
-                Bar("the exporter before", f"{_BEFORE}: {_name(5, 1)}", is_ours=False),
-                Bar("the same, 64 connections", f"{_BEFORE}: {_name(5, 64)}", is_ours=False),
+                Bar("httpx client", f"{_HTTPX}: {_name(5, 1)}", is_ours=False),
+                Bar("httpx client, 64 connections", f"{_HTTPX}: {_name(5, 64)}", is_ours=False),
                 Bar(_PEER, f"{_PEER}: {_name(5, 1)}", is_ours=False),
             ),
             is_logarithmic=True,

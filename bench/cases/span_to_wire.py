@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from bench.harness import Bar, Case, Figures, Plot, Round, Row, Setup, Watch, watch
 from bench.ids import check_ids
-from bench.limits import ROOM_FOR_ALL
+from bench.limits import LARGE_LIMITS
 from bench.spans import agent_spans
 from trio_spanbatch import BatchPolicy, OTLPExporter, SpanBatcher
 
@@ -31,7 +31,7 @@ def prepared(setup: Setup, compression: str | None, max_spans: int, count: int) 
 
 async def _sent(spans: list[ReadableSpan], url: str, compression: str | None, max_spans: int) -> Watch:
     exporter = OTLPExporter(url, compression=compression)
-    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=max_spans), limits=ROOM_FOR_ALL) as batcher:
+    async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=max_spans), limits=LARGE_LIMITS) as batcher:
         with watch() as seen:
             for span in spans:
                 batcher.add_span_nowait("default", span)
@@ -46,7 +46,7 @@ def prepared_opentelemetry(setup: Setup, compression: Compression, max_spans: in
     def run_round() -> Figures:
         setup.receiver.forget()
         exporter = OTLPSpanExporter(setup.receiver.url, compression=compression)
-        # A queue that holds all spans: it drops what does not fit.
+        # The queue holds all spans, as it drops spans that do not fit.
         processor = BatchSpanProcessor(exporter, max_queue_size=len(spans), max_export_batch_size=max_spans)
         with watch() as seen:
             for span in spans:
@@ -74,12 +74,12 @@ def case(name: str, title: str, about: str, compression: str | None, theirs: Com
             "OpenTelemetry": lambda setup: prepared_opentelemetry(setup, theirs, 512, setup.size(20_480, 1_024)),
         },
         rows=(
-            Row(f"{title}: CPU a span", "cpu", "µs", "OpenTelemetry", goal=1 / 3),
-            Row(f"{title}: wall time a span", "wall", "µs", "OpenTelemetry"),
+            Row(f"{title}: CPU per span", "cpu", "µs", "OpenTelemetry", goal=1 / 3),
+            Row(f"{title}: wall time per span", "wall", "µs", "OpenTelemetry"),
         ),
         plots=(
             Plot(
-                f"{title}: CPU time a span",
+                f"{title}: CPU time per span",
                 "µs",
                 (
                     Bar("trio-spanbatch", "trio-spanbatch: cpu"),
@@ -94,8 +94,8 @@ CASE = case(
     "span_to_wire",
     "Span to wire",
     "20,480 spans with 11 attributes and an event, from `add_span_nowait` to the last acknowledgement: one location, "
-    "batches of 512, no compression. Beside it `BatchSpanProcessor` with its OTLP/HTTP exporter, from `on_end` to the "
-    "end of `force_flush`, with a queue that holds all spans, as it drops what does not fit.",
+    "batches of 512, no compression. The comparison is `BatchSpanProcessor` with its OTLP/HTTP exporter, from `on_end` "
+    "to the end of `force_flush`, with a queue that holds all spans, as it drops spans that do not fit.",
     None,
     Compression.NoCompression,
 )

@@ -1,4 +1,4 @@
-"""Span to wire, with gzip: ours at level 5, OpenTelemetry's at its own 9."""
+"""Span to wire, with gzip: at level 5 here, and at OpenTelemetry's own level 9."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CASE"]
 CASE = case(
     "span_to_wire_gzip",
     "Span to wire, gzip",
-    "The same with gzip: at level 5 here, at 9 there.",
+    "The same with gzip: level 5 here, level 9 in OpenTelemetry's exporter.",
     "gzip",
     Compression.Gzip,
 )

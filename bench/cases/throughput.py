@@ -1,4 +1,4 @@
-"""Throughput: four locations at once, as fast as it goes, beside what the encoder alone does with the same spans."""
+"""Throughput: four locations at once, as fast as possible, compared with the encoder alone for the same spans."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _prepared(setup: Setup) -> Round:
 
 
 def _encoded(spans: list[ReadableSpan]) -> Watch:
-    """Encode spans and throw the bytes away."""
+    """Encode spans and discard the bytes."""
     encoder = SpanEncoder()
     with watch() as seen:
         for span in spans:
@@ -71,15 +71,15 @@ CASE = Case(
     name="throughput",
     title="Throughput",
     about=(
-        "40,960 spans in turns to four locations, with default settings: batches of 512, no compression, the location "
-        "in a header. The program adds as fast as it can and waits where there is no room. Beside it the encoder alone "
-        "with the same spans, in the same process and round: into requests of 512, as in the case for encoding, and "
-        "span by span with the bytes thrown away."
+        "40,960 spans, distributed in turn over four locations, with default settings: batches of 512, no compression, "
+        "the location in a header. The program adds as fast as it can and waits if there is no space. The comparison "
+        "is the encoder alone with the same spans, in the same process and round: into requests of 512, as in the case "
+        "for encoding, and span by span, with the bytes discarded."
     ),
     sides={_OURS: _prepared},
     rows=tuple(
         Row(
-            f"Throughput{what}: spans a second{of_cpu}",
+            f"Throughput{what}: spans per second{of_cpu}",
             f"rate{by_cpu}",
             "spans/s",
             f"{_OURS}: {beside}",
@@ -89,8 +89,8 @@ CASE = Case(
         for what, beside, goal, of_cpu, by_cpu in (
             ("", "encoder's, into requests", 0.7, "", ""),
             ("", "encoder's, into requests, by CPU", None, " of CPU time", " by CPU"),
-            (", beside bare encoding", "encoder's", None, "", ""),
-            (", beside bare encoding", "encoder's, by CPU", None, " of CPU time", " by CPU"),
+            (", compared with bare encoding", "encoder's", None, "", ""),
+            (", compared with bare encoding", "encoder's, by CPU", None, " of CPU time", " by CPU"),
         )
     ),
 )

@@ -54,7 +54,7 @@ def _crash(_: Setup) -> NoReturn:
 
 
 def _is_killed(_: Setup) -> Round:
-    # The lock is let go of when the process is no more.
+    # The lock is released when the process ends.
     lock = VICTIM.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     lock.write(str(os.getpid()))

@@ -71,7 +71,7 @@ def receiver(running: Receiver) -> Receiver:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: there is a copy of the benchmark, and the processes of sides find the case of tests."""
+    """The working directory, with a copy of the benchmark; the processes of sides find the tests' case in it."""
     shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("__pycache__", "data"))
     shutil.copy(TESTS / "bench" / "bench_case.py", tmp_path / "bench" / "cases")
     monkeypatch.chdir(tmp_path)
@@ -117,16 +117,16 @@ def test_exactly_the_ids_from_1_pass_in_any_order(received: Sequence[int]) -> No
         pytest.param([1, 2, 3, 4], 1, 0, 0, id="the last is missing"),
         pytest.param([], 5, 0, 0, id="all are missing"),
         pytest.param([1, 2, 3, 4, 4, 5], 0, 1, 0, id="one came twice"),
-        pytest.param([1, 1, 1, 2, 3, 4, 5, 5], 0, 2, 0, id="two came again and again"),
+        pytest.param([1, 1, 1, 2, 3, 4, 5, 5], 0, 2, 0, id="two were repeated"),
         pytest.param([1, 2, 3, 4, 5, 6], 0, 0, 1, id="one is too high"),
         pytest.param([0, 1, 2, 3, 4, 5], 0, 0, 1, id="one is 0"),
-        pytest.param([1, 2, 2, 9, 4], 2, 1, 1, id="as many as were sent, but others"),
+        pytest.param([1, 2, 2, 9, 4], 2, 1, 1, id="the right number, but other ids"),
     ],
 )
-def test_ids_that_are_missing_or_came_twice_or_were_never_sent_are_counted(
+def test_ids_that_are_missing_repeated_or_never_sent_are_counted(
     received: list[int], lost: int, repeated: int, invented: int
 ) -> None:
-    said = f"of 5 spans the receiver is without {lost}; {repeated} came more than once, and {invented} were never sent"
+    said = f"of 5 spans, {lost} did not arrive; {repeated} arrived more than once, and {invented} were never sent"
     with pytest.raises(SpansLost, match=f"^{re.escape(said)}$"):
         check_ids(received, 5)
 
@@ -176,10 +176,10 @@ def test_spans_have_the_attributes_and_events_that_they_are_named_after(
         assert (len(span.attributes), len(span.events)) == (attributes, events)
 
 
-def test_each_prompt_is_another_of_10_000_characters_and_takes_more_bytes() -> None:
+def test_prompts_differ_and_have_10_000_characters_and_more_bytes() -> None:
     prompts = [str((span.attributes or {})["gen_ai.input.messages"]) for span in SPANS["a 10 KB prompt"](5)]
     assert len(set(prompts)) == 5
-    # A number of eight digits comes behind.
+    # A number of eight digits follows.
     assert {len(prompt) for prompt in prompts} == {10_008}
     assert len({prompt[:10_000] for prompt in prompts}) == 1
     assert all(len(prompt.encode()) > len(prompt) for prompt in prompts)
@@ -196,7 +196,7 @@ def test_the_receiver_gives_back_the_ids_of_plain_and_compressed_requests(receiv
     check_ids(receiver.ids(), 7)
 
 
-def test_the_receiver_counts_requests_and_not_spans_or_questions(receiver: Receiver) -> None:
+def test_the_receiver_counts_requests_not_spans_or_queries(receiver: Receiver) -> None:
     assert receiver.requests() == 0
     body = request_of(agent_spans(4))
     answers_to(receiver, post(body), post(body))
@@ -206,7 +206,7 @@ def test_the_receiver_counts_requests_and_not_spans_or_questions(receiver: Recei
     assert receiver.ids() == (1, 2, 3, 4) * 3, "what came again is seen again"
 
 
-def test_the_receiver_forgets_when_it_is_told_to(receiver: Receiver) -> None:
+def test_the_receiver_forgets_everything_on_request(receiver: Receiver) -> None:
     spans = agent_spans(4)
     answers_to(receiver, post(request_of(spans[:3])))
     receiver.forget()
@@ -217,13 +217,13 @@ def test_the_receiver_forgets_when_it_is_told_to(receiver: Receiver) -> None:
 
 def test_a_request_for_the_location_that_hangs_gets_no_answer_and_is_not_kept(receiver: Receiver) -> None:
     spans = agent_spans(2)
-    # One connection: the request behind is answered, so the one before has been read and is never answered.
+    # Both use one connection: once the second request is answered, the first has been read and is never answered.
     answers = answers_to(receiver, post(request_of(spans[:1]), HANGING), post(request_of(spans[1:])))
     assert answers.count(b"HTTP/1.1") == 1
     assert (receiver.ids(), receiver.requests()) == ((2,), 1)
 
 
-def test_only_the_location_that_hangs_hangs(receiver: Receiver) -> None:
+def test_other_locations_do_not_hang(receiver: Receiver) -> None:
     spans = agent_spans(2)
     with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
         connection.sendall(post(request_of(spans[:1]), HANGING))
@@ -231,13 +231,15 @@ def test_only_the_location_that_hangs_hangs(receiver: Receiver) -> None:
         assert receiver.ids() == (2,)
 
 
-def test_requests_that_wait_together_are_answered_once_all_are_there_each_on_its_connection(receiver: Receiver) -> None:
+def test_requests_that_wait_together_are_answered_once_all_have_arrived(
+    receiver: Receiver,
+) -> None:
     request = post(request_of(agent_spans(1)), "x-location: together-2")
     address = ("127.0.0.1", receiver.port)
     open_before = receiver.connections()
     with socket.create_connection(address) as first, socket.create_connection(address) as second:
         first.sendall(request)
-        # The receiver answers a later request on another connection, and still not this one.
+        # The receiver answers a later request on another connection, but still not this request.
         assert receiver.requests() == 0
         first.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -261,7 +263,7 @@ def test_the_receivers_process_ends_with_the_block(running: Receiver, monkeypatc
         receiver.requests()
 
 
-# Rounds in turns
+# Rounds in turn
 
 
 def case_of(*sides: str, rounds: int = 2, fresh: bool = False) -> Case:
@@ -302,7 +304,7 @@ def test_a_quick_run_is_one_round_without_a_warm_up(receiver: Receiver, fresh: b
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_fresh_case_has_a_new_process_for_each_round_and_nothing_to_warm_up(receiver: Receiver) -> None:
+def test_a_fresh_case_has_a_new_process_for_each_round_and_no_warm_up(receiver: Receiver) -> None:
     figures = in_turns(case_of("A", "B", rounds=2, fresh=True), receiver, quick=False)
     assert [side for side, _ in rounds_run()] == ["A", "B"] * 2
     assert len(set(rounds_run())) == 4
@@ -322,8 +324,8 @@ def test_output_printed_by_a_library_is_not_mistaken_for_figures(
 @pytest.mark.parametrize(
     ("side", "exit_code", "reason"),
     [
-        ("loses spans", 1, "SpansLost: of 3 spans the receiver is without 3"),
-        ("loses spans before it is ready", 1, "SpansLost: of 3 spans the receiver is without 3"),
+        ("loses spans", 1, "SpansLost: of 3 spans, 3 did not arrive"),
+        ("loses spans before it is ready", 1, "SpansLost: of 3 spans, 3 did not arrive"),
         ("crashes", CRASHED, ""),
         ("crashes before it is ready", CRASHED, ""),
     ],
@@ -362,9 +364,9 @@ def test_the_command_says_that_every_span_arrived_and_shows_no_goals_for_a_quick
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.splitlines()[0] == "encoding ... every span arrived"
     for kind in SPANS:
-        assert f"Encoding, {kind}: CPU a span" in ended.stdout
+        assert f"Encoding, {kind}: CPU per span" in ended.stdout
     assert "goal" not in ended.stdout
-    assert ended.stdout.endswith("that none is lost is all that it shows.\n")
+    assert ended.stdout.endswith("it only shows that none is lost.\n")
 
 
 @pytest.mark.parametrize(
@@ -381,9 +383,7 @@ def test_the_command_says_that_every_span_arrived_and_shows_no_goals_for_a_quick
         ("locations-http", ["1 location over HTTP", "1,000 locations over HTTP", "10,000 locations over HTTP"]),
     ],
 )
-def test_the_cases_of_the_way_to_the_server_lose_nothing_in_a_quick_run_and_have_hyphens_or_underscores(
-    case: str, rows: list[str]
-) -> None:
+def test_quick_runs_of_cases_over_http_lose_no_span_and_names_may_have_hyphens(case: str, rows: list[str]) -> None:
     ended = bench("--quick", case)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.splitlines()[0] == f"{case.replace('-', '_')} ... every span arrived"
@@ -427,7 +427,7 @@ def test_the_command_fails_if_a_span_is_lost(folder: Path) -> None:
     ended = bench("--quick", "encoding", folder=folder)
     assert ended.returncode == 1
     assert "every span arrived" not in ended.stdout
-    assert "SpansLost: of 3 spans the receiver is without 3" in ended.stderr
+    assert "SpansLost: of 3 spans, 3 did not arrive" in ended.stderr
     assert ended.stderr.endswith("RuntimeError: encoding: loses spans failed with exit code 1\n")
 
 
@@ -439,7 +439,7 @@ def test_the_command_fails_if_a_span_is_lost(folder: Path) -> None:
         (["--docs", "docs", "--quick"], f"{ALL_CASES}: --docs goes with neither CASE nor --quick"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_in_a_line(
+def test_invalid_arguments_are_refused_with_one_line(
     arguments: list[str],
     said: str,
     tmp_path: Path,
@@ -449,7 +449,7 @@ def test_arguments_that_make_no_sense_are_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["bench", *arguments])
     # Before anything is measured.
-    monkeypatch.setattr("bench.receiver.running_receiver", lambda: pytest.fail("they are not refused"))
+    monkeypatch.setattr("bench.receiver.running_receiver", lambda: pytest.fail("the arguments were not refused"))
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("bench", run_name="__main__")
     assert ended.value.code == 2
@@ -459,6 +459,6 @@ def test_arguments_that_make_no_sense_are_refused_in_a_line(
     assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 
-def test_each_file_of_a_case_is_in_the_list_of_cases() -> None:
+def test_the_list_of_cases_contains_each_file() -> None:
     files = {file.stem for file in (ROOT / "bench" / "cases").glob("[!_]*.py")}
     assert sorted(CASES) == sorted(files)

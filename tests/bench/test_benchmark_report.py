@@ -28,7 +28,7 @@ OURS, PEER = "trio-spanbatch", "OpenTelemetry"
 
 
 def row(beside: str | Limit | None = PEER, *, goal: float | None = None, at_least: bool = False) -> Row:
-    return Row("CPU a span", "cpu", "µs", beside, goal, at_least)
+    return Row("CPU per span", "cpu", "µs", beside, goal, at_least)
 
 
 def rounds_of(ours: list[float], peers: list[float]) -> dict[str, list[Figures]]:
@@ -40,7 +40,7 @@ def test_a_spread_is_the_median_and_the_range() -> None:
     assert Spread.of([4.0, 1.0, 2.0, 10.0]) == Spread(3.0, lowest=1.0, highest=10.0)
 
 
-def test_ratios_are_made_within_rounds_and_not_of_medians() -> None:
+def test_ratios_are_computed_within_rounds_and_not_from_medians() -> None:
     result = Result.of(row(), rounds_of([1.0, 2.0, 9.0], [1.0, 4.0, 3.0]))
     assert result.figure == Spread(2.0, 1.0, 9.0)
     assert result.beside == Spread(3.0, 1.0, 4.0)
@@ -72,7 +72,7 @@ def test_a_limit_is_the_same_in_each_round() -> None:
     assert (result.beside, result.ratio) == (Spread(2.0, 2.0, 2.0), Spread(1.5, 0.5, 2.0))
 
 
-def test_a_figure_with_nothing_beside_it_has_no_ratio_and_meets_no_goal() -> None:
+def test_a_figure_without_a_comparison_has_no_ratio_and_no_verdict() -> None:
     result = Result.of(row(None, goal=1.0), rounds_of([1.0, 3.0], []))
     assert result.figure == Spread(2.0, 1.0, 3.0)
     assert (result.beside, result.ratio, result.missed_by, result.is_met) == (None, None, None, None)
@@ -94,7 +94,7 @@ def test_without_a_goal_nothing_is_met_or_missed() -> None:
         (0.25, 0.5, True, 0.5, False),
     ],
 )
-def test_a_goal_is_missed_by_a_part_of_itself(
+def test_a_goal_is_missed_by_a_fraction_of_it(
     ratio: float, goal: float, at_least: bool, missed_by: float, is_met: bool
 ) -> None:
     # The rounds around the median do not matter.
@@ -102,7 +102,7 @@ def test_a_goal_is_missed_by_a_part_of_itself(
     assert (result.missed_by, result.is_met) == (missed_by, is_met)
 
 
-def test_watching_measures_the_clock_of_the_process_and_the_one_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_measures_cpu_time_and_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
     wall, cpu = iter([100.0, 107.0]), iter([1.0, 3.0])
     clocks = SimpleNamespace(perf_counter=lambda: next(wall), process_time=lambda: next(cpu))
     monkeypatch.setattr("bench.harness.time", clocks)
@@ -120,17 +120,17 @@ def test_a_case_is_smaller_when_it_is_quick() -> None:
     ("value", "written"),
     [(0.123, "0.12"), (9.87, "9.87"), (-3.0, "-3.00"), (12.34, "12.3"), (100.0, "100"), (1234567.8, "1,234,568")],
 )
-def test_a_number_is_written_with_three_digits_that_count(value: float, written: str) -> None:
+def test_a_number_is_written_with_three_significant_digits(value: float, written: str) -> None:
     assert number(value) == written
 
 
 # The table and the page
 
 MISSED, MET, LIMITED, SHOWN = (
-    Row("Encoding: CPU a span", "cpu", "µs", PEER, goal=0.2),
+    Row("Encoding: CPU per span", "cpu", "µs", PEER, goal=0.2),
     Row("Throughput", "rate", "spans/s", f"{OURS}: encoder's", goal=0.5, at_least=True),
     Row("Longest stall", "stall", "ms", Limit(3.0), goal=1.0),
-    Row("Memory a lane", "lane", "bytes"),
+    Row("Memory per lane", "lane", "bytes"),
 )
 COUNTED = Case(
     name="counted",
@@ -148,15 +148,15 @@ COUNTS: dict[str, list[Figures]] = {
     PEER: [{"cpu": 10.0}, {"cpu": 10.0}, {"cpu": 10.0}],
 }
 CELLS = [
-    ["Encoding: CPU a span", "2.50 µs", "10.0 µs (OpenTelemetry)", "0.25 (0.20 to 0.30)", "≤ 0.20", "missed by 25%"],
+    ["Encoding: CPU per span", "2.50 µs", "10.0 µs (OpenTelemetry)", "0.25 (0.20 to 0.30)", "≤ 0.20", "missed by 25%"],
     ["Throughput", "30,000 spans/s", "50,000 spans/s (encoder's)", "0.60 (0.40 to 0.80)", "≥ 0.50", "met"],
     ["Longest stall", "0.60 ms", "3.00 ms (limit)", "0.20 (0.10 to 0.50)", "≤ 1.00", "met"],
-    ["Memory a lane", "2,345 bytes", "", "", "", ""],
+    ["Memory per lane", "2,345 bytes", "", "", "", ""],
 ]
 
 
 def with_plain_spaces(text: str) -> str:
-    """Return ``text`` with spaces in place of those where no line may break."""
+    """Return ``text`` with spaces instead of no-break spaces."""
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -170,7 +170,7 @@ def shown_cells(*, with_goals: bool) -> list[list[str]]:
 
 
 def page_of(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[tuple[Plot, Path]]]:
-    """Write the page; return its text, and each plot with the file that it was to be drawn into."""
+    """Write the page; return its text, and each plot with its file."""
     drawn: list[tuple[Plot, Path]] = []
     plots = ModuleType("bench.plots")
     # The real one needs matplotlib, and the versions need MLflow: only `make bench` installs them.
@@ -182,20 +182,20 @@ def page_of(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
     return with_plain_spaces((folder / "benchmarks.md").read_text(encoding="utf-8")), drawn
 
 
-def test_the_table_has_what_was_measured_beside_what_and_whether_goals_are_met() -> None:
-    headings = ["what", "here", "beside it", "ratio (range)", "goal", ""]
+def test_the_table_shows_figures_comparisons_ratios_and_verdicts() -> None:
+    headings = ["what", "here", "compared with", "ratio (range)", "goal", ""]
     assert shown_cells(with_goals=True) == [headings, *CELLS]
 
 
 def test_without_goals_the_table_ends_with_the_ratio() -> None:
-    headings = ["what", "here", "beside it", "ratio (range)"]
+    headings = ["what", "here", "compared with", "ratio (range)"]
     assert shown_cells(with_goals=False) == [headings, *(cells[:4] for cells in CELLS)]
 
 
-def test_the_page_has_a_section_a_case_with_a_line_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_has_a_section_per_case_with_a_line_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, _ = page_of(COUNTED, tmp_path, monkeypatch)
     rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if "|" in line]
-    headings = [["what", "here", "beside it", "ratio (range)", "goal"], ["|---|--:|--:|--:|--:|"]]
+    headings = [["what", "here", "compared with", "ratio (range)", "goal"], ["|---|--:|--:|--:|--:|"]]
     assert rows == [*headings, *(cells[:5] for cells in CELLS)] * 2
     assert re.findall("^## .*", page, re.MULTILINE) == ["## What was counted", "## The next"]
     assert page.count("\nNothing was measured.\n") == 2

@@ -121,7 +121,7 @@ class World(ABC):
         return self.oracle.make_spans(count, size=size)
 
     async def add(self, location: str, spans: Sequence[Span]) -> None:
-        """Add spans and wait for room; stop when the batcher is closed."""
+        """Add spans, waiting for space; stop when the batcher is closed."""
         with suppress(trio.ClosedResourceError):
             await self.oracle.add(location, spans)
 
@@ -169,7 +169,7 @@ class World(ABC):
         self.entered.add(name)
         return self.scopes[name]
 
-    # -- what the server does ----------------------------------------------------------------------------------
+    # -- the server --------------------------------------------------------------------------------------------
 
     def decide(self, location: str, ids: Sequence[int]) -> Step:
         """Return the script's answer to a request, and tell the oracle which spans it leaves out."""
@@ -239,7 +239,7 @@ class HTTPWorld(World):
             yield
 
     async def come_to_rest(self) -> None:
-        # The server may be slow, and there is no event for the end of a request whose client is gone.
+        # The server may be slow, and there is no event for the end of a request whose client has gone.
         await trio.sleep(10)
         assert not self._receiver.open_connections
 

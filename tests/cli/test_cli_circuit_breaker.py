@@ -145,7 +145,7 @@ async def test_a_location_that_answers_again_is_not_failing(
         assert await breaker.export(batch()) == BUSY
 
 
-async def test_it_checks_locations_as_the_exporter_inside_does() -> None:
+async def test_it_checks_locations_as_the_wrapped_exporter_does() -> None:
     exporter = OTLPExporter("http://localhost:4318/v1/traces", location_header="X-T")
     breaker = CircuitBreaker(exporter, PATIENCE)
     with pytest.raises(InvalidLocationError):

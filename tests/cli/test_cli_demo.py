@@ -124,7 +124,7 @@ async def test_spans_that_were_not_accepted_and_locations_without_spans_are_show
     exporter = MeasuringExporter(OTLPExporter("http://localhost:4318/v1/traces"))
     show(batcher, exporter, [tracer], Screen(Console(file=out, width=200), Console(file=io.StringIO())))
     await exporter.aclose()
-    assert "3 more spans found a full queue and were not accepted" in out.getvalue()
+    assert "3 more spans were not accepted because a queue was full" in out.getvalue()
     assert [line.split()[-3:] for line in out.getvalue().splitlines() if line.startswith("main.")] == [["-"] * 3] * 4
 
 
@@ -184,7 +184,7 @@ async def test_spans_ended_by_a_cancellation_are_accepted_and_record_it(autojump
     assert inner.events[0].name == "exception"
 
 
-async def test_a_span_that_finds_a_full_queue_is_counted_as_not_accepted(
+async def test_a_span_that_is_added_to_a_full_queue_is_counted_as_not_accepted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     limits = Limits(max_queued_spans=1)

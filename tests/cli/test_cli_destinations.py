@@ -1,4 +1,4 @@
-"""``send --to``: each destination, and one-line errors that say what is wrong and what to do."""
+"""``send --to``: each destination, and one-line errors that name the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ async def test_server_and_experiment_may_come_from_mlflows_variables(spans: Path
     assert request.header("content-encoding") is None
 
 
-async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_win_over_its_variables(
+async def test_headers_for_mlflow_are_sent_with_traces_and_lookups_and_take_precedence_over_variables(
     spans: Path, mlflow_server: OTLPReceiver
 ) -> None:
     async with mlflow_server:
@@ -246,9 +246,10 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         ((*MLFLOW, "--location", "1", "--location-attribute", "a"), "are mutually exclusive"),
         ((*MLFLOW, "--location-header", "X-A"), "--location-header cannot be used with --to mlflow"),
         ((*MLFLOW, "--header", "X-MLflow-Experiment-Id=4"), "--header has x-mlflow-experiment-id; a batch's location"),
-        (MLFLOW, "location 'default' stands for no experiment: set MLFLOW_EXPERIMENT_ID, or name an experiment with"),
+        (MLFLOW, "location 'default' has no experiment: set MLFLOW_EXPERIMENT_ID, or name an experiment with"),
         (("--to", "mlflow", "--location", "1"), "give --endpoint or set MLFLOW_TRACKING_URI"),
         (("--to", "mlflow", "--endpoint", "127.0.0.1:5000"), "--endpoint has no scheme"),
+        (("--to", "mlflow", "--endpoint", "databricks"), "for Databricks, use --to unity-catalog;"),
         (
             ("--to", "mlflow", "--endpoint", "http://"),
             "--endpoint has no host; it must be the URL of a tracking server",
@@ -262,9 +263,9 @@ CATALOG = ("--to", "unity-catalog", "--endpoint", "https://w.cloud.databricks.co
         (("--to", "unity-catalog", "--location", TABLE, "--endpoint", "w.com/?o=s3cret"), "--endpoint must be a works"),
         (
             ("--to", "unity-catalog", "--location", TABLE, "--endpoint", "s3cret@w.com"),
-            "--endpoint (not shown) has a user",
+            "--endpoint (not shown) contains a user",
         ),
-        (("--endpoint", "http://x/?key=s3cret"), "give credentials as --header"),
+        (("--endpoint", "http://x/?key=s3cret"), "give credentials with --header"),
         (("--location", "a\nb", "--location-header", "X-T"), r"location 'a\nb' cannot be sent in a header"),
     ],
 )
@@ -454,7 +455,7 @@ async def test_a_wrong_token_for_mlflow_is_one_line(spans: Path, mlflow_server: 
         ),
         (
             Answer(307, headers=[("location", "https://collector.test/v1/traces")]),
-            "the redirect to https://collector.test/v1/traces was not followed; if its target is right, name",
+            "the redirect to https://collector.test/v1/traces was not followed; if the redirect's target is",
         ),
         (Answer(500), "500 Internal Server Error"),
     ],
@@ -489,7 +490,7 @@ async def test_only_the_table_is_printed_to_a_pipe(spans: Path) -> None:
 
 
 async def close_as_tls(stream: trio.SocketStream) -> None:
-    """Do what OpenSSL does with a plain request: close without an answer."""
+    """Close without an answer, as OpenSSL does with a plain request."""
     async with stream:
         await stream.receive_some()
         await stream.send_eof()

@@ -44,7 +44,7 @@ def summary(items: Iterable[Document | Unreadable]) -> list[tuple[int, Any]]:
         "lines",
         "lines that end with CRLF",
         "byte order mark",
-        "lines that are no objects",
+        "lines that are not objects",
         "one document over many lines",
         "one document after blank lines",
         "documents one after the other",

@@ -94,11 +94,11 @@ async def test_a_non_blocking_pipe_is_waited_for_and_stays_non_blocking(monkeypa
     waits = threading.Semaphore(0)
     wait = select.select
 
-    def told(*arguments: Any) -> object:
+    def recorded(*arguments: Any) -> object:
         waits.release()
         return wait(*arguments)
 
-    monkeypatch.setattr(select, "select", told)
+    monkeypatch.setattr(select, "select", recorded)
     monkeypatch.setattr(cli_input, "_STDIN", reading)
     file = InputFile("-")
     pieces: list[bytes] = []

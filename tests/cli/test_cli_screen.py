@@ -136,7 +136,7 @@ async def test_the_command_fits_the_terminal_that_it_runs_on(width: int) -> None
     ended = await trio.run_process(arguments, stdout=theirs, capture_stderr=True, check=False, env=environ)
     os.close(theirs)
     text = ""
-    # The terminal keeps what was written until it is read; Linux ends that with an error.
+    # The terminal keeps the text until it is read; on Linux, an error marks its end.
     with suppress(OSError):
         while data_read := os.read(ours, 65536):
             text += data_read.decode()

@@ -73,7 +73,7 @@ def settings_for(files: Sequence[Path | str], **options: Any) -> SendSettings:
 
 
 async def send_files(exporter: Any, *files: Path | str, **options: Any) -> tuple[SendResult, str]:
-    """Send files in this process. Return the result and what was printed to stderr."""
+    """Send files in this process. Return the result and the text that was printed to stderr."""
     screen, out, err = screen_of_text()
     result = await send(settings_for(files, **options), exporter, screen)
     assert out.getvalue() == ""
@@ -660,7 +660,7 @@ async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None
     assert [row[0] for row in rows[1:]] == ["t0", "t1", "t2", "total"]
     assert rows[-1] == ["total", "6", "6", "6", "0", "0", "0", "0", "3", "0"]
     # Without the header, the server gets all spans in one location.
-    assert ended.err == "the server does not learn the locations of --location-attribute; name a --location-header\n"
+    assert ended.err == "locations are not sent to the server; name a header for them with --location-header\n"
 
 
 @pytest.mark.parametrize(
@@ -672,14 +672,15 @@ async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None
         (["-", "--location", "a", "--location-attribute", "b"], "are mutually exclusive"),
         (["-", "--header", "s3cr3t"], "--header number 1 is not of the form NAME=VALUE"),
         (["-", "--header", "Authorization: Basic s3cr3t=="], "header 'Authorization' has a colon after its name"),
-        (["-", "--endpoint", "http://me:s3cr3t?x@h/"], "--endpoint (not shown) has a user name or password in it"),
+        (["-", "--endpoint", "http://me:s3cr3t?x@h/"], "--endpoint (not shown) contains a user name or password"),
         (["-", "--endpoint", "http://me:s3cr3t"], "--endpoint (not shown) is not a URL"),
         (["-", "--header", "A=s3cr3t\nx"], "the value of header 'A' (not shown)"),
         (["-", "--endpoint", "ftp://x"], "must begin with http:// or https://"),
-        (["-", "--endpoint", "http://me:s3cr3t@x/"], "give them as --header"),
+        (["-", "--endpoint", "http://me:s3cr3t@x/"], "give them with --header"),
         (["-", "--max-spans", "0"], "0 is not in the range"),
-        (["-", "--max-delay", "nan"], "'--max-delay': nan is not a number of seconds"),
-        (["-", "--timeout", "nan"], "'--timeout': nan is not a number of seconds"),
+        (["-", "--max-delay", "nan"], "'--max-delay': 'nan' is not a valid number of seconds"),
+        (["-", "--timeout", "10s"], "'--timeout': '10s' is not a valid number of seconds"),
+        (["-", "--timeout", "nan"], "'--timeout': 'nan' is not a valid number of seconds"),
         (["-", "--location", ""], "'--location': it is empty"),
         (["-", "--location-attribute", ""], "'--location-attribute': it is empty"),
         (["-", "--endpoint", ""], "'--endpoint': it is empty"),

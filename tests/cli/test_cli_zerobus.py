@@ -1,4 +1,4 @@
-"""``send --to zerobus``: where spans are sent, and one-line errors that say what is wrong and what to do."""
+"""``send --to zerobus``: where spans are sent, and one-line errors that name the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ ENDPOINT = ("--endpoint", "https://1.zerobus.us-west-2.cloud.databricks.com")
             "w.com",
             "--endpoint http://1.zerobus.r.azuredatabricks.net must begin with https://, because tokens are sent",
         ),
-        (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) has a user"),
+        (("--location", TABLE, "--endpoint", "https://s3cret@w.com"), "w.com", "--endpoint \\(not shown\\) contains"),
     ],
 )
 def test_options_that_cannot_be_combined_are_a_one_line_error(
@@ -157,7 +157,7 @@ def test_options_that_cannot_be_combined_are_a_one_line_error(
     assert "s3cret" not in result.stderr
 
 
-def test_an_invalid_endpoint_in_a_variable_is_told_by_the_name_of_the_variable(
+def test_an_error_about_an_endpoint_in_a_variable_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABRICKS_HOST", "w.com")
@@ -171,7 +171,7 @@ async def test_a_personal_access_token_is_a_one_line_error_that_says_what_to_use
     async with servers() as (workspace, zerobus):
         ended = await send(spans, workspace, zerobus, DATABRICKS_TOKEN=PERSONAL_TOKEN)
     assert only_line(ended) == (
-        f"{TABLE}: 3 rejected: no credentials: Zerobus takes service principals only, and databricks-sdk found pat: "
+        f"{TABLE}: 3 rejected: no credentials: Zerobus accepts only service principals, and databricks-sdk found pat: "
         "set DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
     )
 

@@ -212,7 +212,7 @@ def test_a_parent_that_is_empty_or_zero_is_none(parent: str | None) -> None:
     assert read_span(parentSpanId=parent).parent is None
 
 
-def test_flags_are_kept_with_all_their_bits_and_tell_whether_the_parent_is_remote() -> None:
+def test_flags_are_kept_with_all_their_bits_and_say_whether_the_parent_is_remote() -> None:
     span = read_span(flags=0x80000301, parentSpanId="01" * 8)
     assert span.flags == 0x80000301
     assert span.context.trace_flags == 1

@@ -214,7 +214,7 @@ def test_a_bad_scope_leaves_the_other_scopes_of_its_resource() -> None:
     ("document", "words"),
     [
         (None, "the document is None"),
-        ([], r"the document is \[\]; .*; write one request a line$"),
+        ([], r"the document is \[\]; .*; write one request per line$"),
         ({"resourceSpans": None}, "^the document's resourceSpans is null; it must be a list"),
         ("resourceSpans", "the document is 'resourceSpans'"),
         ({"resourceLogs": []}, r"the document has no resourceSpans; it has \['resourceLogs'\]"),

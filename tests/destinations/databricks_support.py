@@ -70,20 +70,20 @@ class FakeWorkspace:
     """The state of the server, and the requests that it received.
 
     Attributes:
-        tables: The tables that are there.
-        expires_in: Seconds that a token lasts, as the token endpoint says.
-        accepted: The tokens that the OTLP endpoint takes; None: each that was issued, and the personal one.
+        tables: The existing tables.
+        expires_in: The lifetime of tokens in seconds.
+        accepted: The tokens that the OTLP endpoint accepts; None for all issued ones and the personal one.
         issued: The tokens that were issued so far.
-        token_requests: The forms that the token endpoint got.
-        traces: What the OTLP endpoint answers to requests that it would take; None: ``200 OK``.
-        token_answer: What the token endpoint answers instead of a token.
-        known: Whether the workspace tells where tokens come from.
-        workspace_id: Its id; requests for its metastore have to name it.
-        tells_id: Whether it tells its id by itself.
-        metastore: What it says of its metastore: a document, or an answer of another kind.
-        summaries: How often it was asked for that.
-        scopes: For each token that is for Zerobus, the table that it is for.
-        table_answers: For some tables, what the token endpoint answers instead of a token.
+        token_requests: The forms that the token endpoint received.
+        traces: Returns the OTLP endpoint's answer to a valid request; None for ``200 OK``.
+        token_answer: The token endpoint's answer instead of a token.
+        known: Whether the workspace has a discovery document, which names its token endpoint.
+        workspace_id: Its id, which requests for its metastore must name.
+        names_id: Whether its discovery document contains its id.
+        metastore: Its metastore summary, or an answer in its place.
+        summaries: The number of requests for the summary.
+        scopes: The table of each token for Zerobus.
+        table_answers: For some tables, the token endpoint's answer instead of a token.
     """
 
     tables: set[str] = attrs.Factory(lambda: {TABLE})
@@ -97,7 +97,7 @@ class FakeWorkspace:
     secret: str = CLIENT_SECRET
     token_prefix: str = "token-0123456789-"
     workspace_id: str = "12345"
-    tells_id: bool = True
+    names_id: bool = True
     metastore: dict[str, object] | Outcome = attrs.Factory(lambda: {**METASTORE})
     summaries: int = 0
     scopes: dict[str, str] = attrs.Factory(dict)
@@ -118,10 +118,10 @@ class FakeWorkspace:
         if request.target == "/oidc/v1/token":
             return self._give_token(request)
         if request.target == "/.well-known/databricks-config" and self.known:
-            told = {"workspace_id": self.workspace_id} if self.tells_id else {}
-            return json_answer(200, {"oidc_endpoint": f"{self.host}/oidc", "cloud": "AWS", **told})
+            id_if_named = {"workspace_id": self.workspace_id} if self.names_id else {}
+            return json_answer(200, {"oidc_endpoint": f"{self.host}/oidc", "cloud": "AWS", **id_if_named})
         if request.target == SUMMARY_PATH:
-            return self._tell_metastore(request)
+            return self._metastore_answer(request)
         if request.target == "/oidc/.well-known/oauth-authorization-server":
             return json_answer(
                 200,
@@ -132,7 +132,7 @@ class FakeWorkspace:
             )
         return json_answer(404, {"error_code": "ENDPOINT_NOT_FOUND", "message": "no such thing"})
 
-    def _tell_metastore(self, request: ReceivedRequest) -> Outcome:
+    def _metastore_answer(self, request: ReceivedRequest) -> Outcome:
         self.summaries += 1
         if bearer_of(request) not in self.issued:
             return json_answer(401, {"error_code": "401", "message": "Credential was not sent or is not valid"})

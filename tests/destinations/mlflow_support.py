@@ -64,11 +64,11 @@ class MLflowServer:
         environ |= {
             "HOME": str(self._directory),
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # Requests that name none use the workspace "default".
+            # Requests without a workspace use the workspace "default".
             "MLFLOW_ENABLE_WORKSPACES": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-        # Coverage's variables for child processes are for ours only.
+        # Coverage must not measure the server.
         environ = {name: value for name, value in environ.items() if not name.startswith(("COV_", "COVERAGE_"))}
         with self._log.open("ab") as log:
             # In a new session, so that its workers can be killed with it.
@@ -90,7 +90,7 @@ class MLflowServer:
             assert self._process is not None
             assert self._process.poll() is None, f"the server ended:\n{self._log.read_text()[-4000:]}"
             assert time.monotonic() < give_up_at, f"the server does not start:\n{self._log.read_text()[-4000:]}"
-            # Only polling tells that it is ready; its end is noticed at once.
+            # Polling is the only way to learn that it is ready; its end is noticed immediately.
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.1)
 
@@ -116,7 +116,7 @@ class MLflowServer:
         self._call("POST", "api/2.0/mlflow/experiments/delete", json={"experiment_id": experiment_id})
 
     def trace(self, trace_id: int, workspace: str = "default") -> dict[str, Any]:
-        """Return what MLflow has stored of a trace."""
+        """Return the parts of a trace that MLflow has stored."""
         headers = {"X-MLFLOW-WORKSPACE": workspace}
         params = {"trace_id": f"tr-{trace_id:032x}"}
         trace: dict[str, Any] = self._call("GET", "api/3.0/mlflow/traces/get", params=params, headers=headers)["trace"]

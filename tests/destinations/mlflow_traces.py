@@ -1,4 +1,4 @@
-"""Traces with everything that MLflow stores, and their comparison with what it returns."""
+"""Traces with everything that MLflow stores, and their comparison with the traces that it returns."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class TraceMaker:
 
 
 def assert_stored(stored: Sequence[SpanMessage], sent: Sequence[Span]) -> None:
-    """Assert that MLflow has exactly these spans of a trace, with everything that it returns of a span."""
+    """Assert that MLflow has exactly these spans of a trace, with all the fields that it returns."""
     by_id = {message.span_id: message for message in stored}
     assert len(by_id) == len(stored)
     expected = {message.span_id: message for message in map(span_message, sent)}

@@ -237,7 +237,9 @@ async def test_zerobus_gets_decoded_attributes_if_they_are_asked_for(
 
 
 @pytest.mark.parametrize("decode", [True, False])
-async def test_both_ways_get_the_same_attributes(decode: bool, autojump_clock: trio.testing.MockClock) -> None:
+async def test_zerobus_and_the_workspace_get_the_same_attributes(
+    decode: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     # Decoding twice would change the value.
     twice = SpanBatch(TABLE, [span_with('"\\"3\\""')])
     async with setup_of(ZerobusFirst, decode=decode) as setup:

@@ -64,7 +64,7 @@ async def test_traces_go_below_the_tracking_uri(uri: str, host: str, target: str
     assert (request.method, request.target, request.header("host")) == ("POST", target, host)
 
 
-async def test_the_argument_goes_before_the_variable() -> None:
+async def test_the_argument_takes_precedence_over_the_variable() -> None:
     request = await received(environ={"MLFLOW_TRACKING_URI": "http://other.test"})
     assert request.header("host") == "mlflow.test"
 
@@ -172,11 +172,11 @@ def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], messag
         (f"http://mlflow.test/?token={SECRET}", "has a query or fragment"),
         (f"http://mlflow.test/#{SECRET}", "has a query or fragment"),
         ("http://", "must begin with http:// or https:// and a host"),
-        ("http://mlflow.test:99999", "has no host and port to connect to|is not a URL"),
+        ("http://mlflow.test:99999", "has an invalid host or port|is not a URL"),
     ],
 )
 @pytest.mark.parametrize("variable", [False, True])
-def test_a_tracking_uri_that_leads_to_no_tracking_server_is_refused(uri: str, message: str, variable: bool) -> None:
+def test_a_tracking_uri_that_is_not_that_of_a_server_is_refused(uri: str, message: str, variable: bool) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         mlflow(None if variable else uri, environ={"MLFLOW_TRACKING_URI": uri} if variable else {})
     assert SECRET not in str(caught.value)
@@ -198,7 +198,7 @@ def test_ids_of_experiments_are_locations(location: str) -> None:
     "location",
     ["", " 3", "3\n", "3\r", "\x00", "-1", "+1", "007", "1_0", "1.5", "٣", "support", "x" * 300, "9223372036854775808"],
 )
-async def test_what_can_be_no_id_is_an_invalid_location_before_anything_is_accepted(location: str) -> None:
+async def test_a_location_that_cannot_be_an_id_is_refused_before_anything_is_accepted(location: str) -> None:
     exporter = mlflow(URI, environ={})
     with pytest.raises(InvalidLocationError, match=r"not an MLflow experiment's id.*experiments='name'") as caught:
         exporter.check_location(location)
@@ -233,14 +233,14 @@ def test_names_of_experiments_are_locations(location: str) -> None:
         ({"experiment_id": "5"}, {"MLFLOW_EXPERIMENT_ID": "6"}, "5"),
     ],
 )
-async def test_default_stands_for_the_experiment_that_is_set(
+async def test_default_is_the_experiment_that_is_configured(
     options: dict[str, Any], environ: Mapping[str, str], experiment: str
 ) -> None:
     request = await received("default", environ=environ, **options)
     assert request.header("x-mlflow-experiment-id") == experiment
 
 
-def test_the_location_default_is_refused_if_no_experiment_is_set() -> None:
+def test_the_location_default_is_refused_if_no_experiment_is_configured() -> None:
     with pytest.raises(InvalidLocationError, match="set MLFLOW_EXPERIMENT_ID, give experiment_id="):
         mlflow(URI, environ={"MLFLOW_EXPERIMENT_ID": ""}).check_location("default")
 
@@ -271,7 +271,7 @@ def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) ->
         mlflow(URI, environ={}, **options)
 
 
-async def test_a_certificate_of_ones_own_is_trusted(tmp_path: Path) -> None:
+async def test_a_given_certificate_is_trusted(tmp_path: Path) -> None:
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -283,7 +283,7 @@ async def test_a_certificate_of_ones_own_is_trusted(tmp_path: Path) -> None:
         await exporter.aclose()
 
 
-async def test_a_client_of_ones_own_is_used_and_not_closed() -> None:
+async def test_a_given_client_is_used_and_not_closed() -> None:
     receiver = OTLPReceiver(listen=False)
     async with receiver, httpx.AsyncClient(transport=receiver.memory_transport()) as client:
         exporter = mlflow(URI, environ={}, client=client)

@@ -136,7 +136,7 @@ async def test_an_experiment_that_is_created_later_is_found_by_the_next_batch() 
     assert list(receiver.stored) == ["3"]
 
 
-async def test_an_id_that_the_server_does_not_know_any_more_is_forgotten() -> None:
+async def test_an_id_that_the_server_no_longer_knows_is_forgotten() -> None:
     server = MLflow({"support": "3"}, traces=[NO_EXPERIMENT])
     async with serving(server) as (exporter, receiver):
         result = await exporter.export(batch_of(1, "support"))
@@ -146,7 +146,7 @@ async def test_an_id_that_the_server_does_not_know_any_more_is_forgotten() -> No
     assert list(receiver.stored) == ["4"]
 
 
-async def test_a_name_is_asked_again_after_five_minutes_and_may_be_deleted_by_then(
+async def test_a_name_is_looked_up_again_after_five_minutes_and_may_be_deleted_by_then(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     server = MLflow({"support": "3"})
@@ -195,7 +195,7 @@ async def test_a_name_is_asked_again_after_five_minutes_and_may_be_deleted_by_th
             Refused("the experiment named 'support' (id 3) is deleted: restore it, or correct the location"),
         ),
         *(
-            (answer, Refused("the answer names no experiment: does the tracking URI lead to MLflow?", answer.status))
+            (answer, Refused("the response has no experiment: does the tracking URI lead to MLflow?", answer.status))
             for answer in [
                 Answer(204),
                 Answer(headers=JSON, body=b""),

@@ -1,4 +1,4 @@
-"""mlflow() against a real MLflow server, which stores what was sent, span for span."""
+"""mlflow() against a real MLflow server, which stores the sent traces span for span."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_an_experiment_is_found_by_its_name(server: MLflowServer) -> None:
         assert_all_stored(server, experiment, sent)
 
 
-async def test_the_workspace_of_the_environment_says_which_experiment_of_a_name_is_meant(server: MLflowServer) -> None:
+async def test_the_workspace_of_the_environment_selects_the_experiment_of_a_name(server: MLflowServer) -> None:
     server.create_workspace("team-a")
     experiments = {workspace: server.create_experiment("agents", workspace) for workspace in ("default", "team-a")}
     assert len(set(experiments.values())) == 2
@@ -174,7 +174,7 @@ def span_message(**fields: bytes) -> bytes:
         ("known", span_message(trace_id=b"\x07" * 8), 200),
         ("known", span_message(), 200),
     ],
-    ids=["no experiment", "unknown", "no number", "no spans", "unreadable", "no trace id", "long", "short", "good"],
+    ids=["no experiment", "unknown", "not a number", "no spans", "unreadable", "no trace id", "long", "short", "good"],
 )
 async def test_the_server_answers_as_our_table_of_destinations_says(
     server: MLflowServer, experiment: str | None, body: bytes, status: int

@@ -27,6 +27,8 @@ UNREAD = {
     "MLFLOW_TRACKING_AUTH": "kubernetes",
     "MLFLOW_TRACKING_AWS_SIGV4": "true",
     "MLFLOW_EXPERIMENT_NAME": "agents",
+    "MLFLOW_TRACING_DESTINATION": "main.agents",
+    "MLFLOW_ACTIVE_MODEL_ID": "m-0123",
     "MLFLOW_RUN_ID": "0123",
     "MLFLOW_TRACE_SAMPLING_RATIO": "0.1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "7",
@@ -73,20 +75,20 @@ async def test_the_workspace_of_the_environment_is_sent_with_traces_and_with_the
 
 
 @pytest.mark.parametrize("value", ["", " "])
-async def test_an_empty_workspace_is_an_unset_one(value: str) -> None:
+async def test_an_empty_workspace_counts_as_unset(value: str) -> None:
     (traces,) = await requests({"MLFLOW_WORKSPACE": value})
     assert traces.header("x-mlflow-workspace") is None
 
 
 @pytest.mark.parametrize("value", ["team a", "team\r\nX-Admin: 1", "é", "a" * 300, "\udcff"])
-def test_a_workspace_that_cannot_be_sent_is_an_error_and_not_left_out(value: str) -> None:
+def test_a_workspace_that_cannot_be_sent_is_an_error_and_not_ignored(value: str) -> None:
     with pytest.raises(ValueError, match=r"^MLFLOW_WORKSPACE is '.*; it must be a workspace's name") as caught:
         mlflow(URI, environ={"MLFLOW_WORKSPACE": value})
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("name", ["X-MLFLOW-WORKSPACE", "x-mlflow-workspace"])
-async def test_a_header_goes_before_the_variable_for_the_workspace(name: str) -> None:
+async def test_a_header_takes_precedence_over_the_variable_for_the_workspace(name: str) -> None:
     environ = {"MLFLOW_WORKSPACE": "team-a"}
     for request in await requests(environ, "agents", experiments="name", headers={name: "team-b"}):
         assert [value for header, value in request.headers if header.lower() == "x-mlflow-workspace"] == ["team-b"]
@@ -102,7 +104,7 @@ async def test_headers_are_sent_with_traces_and_with_the_lookup_of_a_name() -> N
     assert (lookup.header("x-mlflow-run-id"), traces.header("x-mlflow-run-id")) == (None, "7")
 
 
-async def test_an_authorization_among_headers_goes_before_the_variables_for_credentials() -> None:
+async def test_an_authorization_header_takes_precedence_over_the_variables_for_credentials() -> None:
     environ = {"MLFLOW_TRACKING_TOKEN": "other", "MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_AUTH": "plugin"}
     for request in await requests(environ, "agents", experiments="name", headers={"authorization": f"Own {SECRET}"}):
         assert request.header("authorization") == f"Own {SECRET}"
@@ -169,13 +171,13 @@ async def test_the_cas_that_mlflow_trusts_are_trusted(authority: trustme.CA, ca:
     assert await sent_to(tls_of(authority), {TLS: f" {ca}\n"}) == [Delivered()] * 2
 
 
-async def test_an_argument_for_cas_makes_the_variables_unseen(authority: trustme.CA, ca: str) -> None:
+async def test_an_argument_for_cas_takes_precedence_over_the_variables(authority: trustme.CA, ca: str) -> None:
     environ = {TLS: "/nonexistent", INSECURE: "true"}
     assert await sent_to(tls_of(authority), environ, certificate=ca) == [Delivered()] * 2
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1"])
-async def test_no_certificate_is_checked_if_the_environment_says_so_and_that_is_warned_about_once(
+async def test_no_certificate_is_verified_if_the_environment_says_so_and_one_warning_is_logged(
     value: str, authority: trustme.CA, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await sent_to(tls_of(authority), {INSECURE: value}) == [Delivered()] * 2
@@ -184,7 +186,7 @@ async def test_no_certificate_is_checked_if_the_environment_says_so_and_that_is_
 
 
 @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("0", 0), ("", 0), ("yes", 1), ("a\r\nb" * 99, 1)])
-async def test_a_certificate_is_checked_unless_the_environment_says_true(
+async def test_a_certificate_is_verified_unless_the_environment_says_true(
     value: str, warnings: int, authority: trustme.CA, caplog: pytest.LogCaptureFixture
 ) -> None:
     results = await sent_to(tls_of(authority), {INSECURE: value})
@@ -196,7 +198,7 @@ async def test_a_certificate_is_checked_unless_the_environment_says_true(
 
 
 @pytest.mark.parametrize("of", ["variable", "argument"])
-async def test_the_certificate_that_mlflow_shows_is_shown(
+async def test_the_client_certificate_of_mlflow_is_sent(
     of: str, authority: trustme.CA, ca: str, tmp_path: Path
 ) -> None:
     pem = tmp_path / "client.pem"
@@ -211,7 +213,9 @@ async def test_the_certificate_that_mlflow_shows_is_shown(
         assert isinstance(result, TryLater)
 
 
-async def test_a_certificate_is_shown_to_a_server_that_is_not_checked(authority: trustme.CA, tmp_path: Path) -> None:
+async def test_a_client_certificate_is_sent_to_a_server_that_is_not_verified(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
     pem = tmp_path / "client.pem"
     authority.issue_cert("client.test").private_key_and_cert_chain_pem.write_to_path(pem)
     context = tls_of(authority, asks_for_certificate=True)
@@ -229,11 +233,11 @@ async def test_a_certificate_is_shown_to_a_server_that_is_not_checked(authority:
         ({CLIENT: f"-----BEGIN PRIVATE KEY-----{SECRET}"}, f"{CLIENT}: client_certificate .not shown. is a PEM"),
     ],
 )
-def test_files_that_cannot_be_used_are_told_by_their_variable(environ: dict[str, str], message: str) -> None:
+def test_files_that_cannot_be_used_are_reported_with_their_variable(environ: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         mlflow("https://mlflow.test", environ=environ)
     assert SECRET not in str(caught.value)
-    # Nothing is read from them there.
+    # They are not read here.
     mlflow("http://mlflow.test", environ=environ)
     mlflow("https://mlflow.test", environ=environ, transport=httpx.AsyncHTTPTransport())
 
@@ -242,7 +246,7 @@ def test_files_that_cannot_be_used_are_told_by_their_variable(environ: dict[str,
 
 
 @pytest.mark.parametrize("variable", UNREAD)
-def test_a_setting_of_mlflows_that_is_not_read_is_told_once_with_what_to_do_instead(
+def test_one_warning_names_the_alternative_to_a_variable_that_is_not_read(
     variable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -262,7 +266,7 @@ def test_a_setting_of_mlflows_that_is_not_read_is_told_once_with_what_to_do_inst
         {"MLFLOW_ALLOW_HTTP_REDIRECTS": "0"},
     ],
 )
-def test_a_setting_that_asks_for_what_is_done_anyway_is_not_told(
+def test_a_setting_that_matches_the_behaviour_causes_no_warning(
     environ: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     mlflow(URI, environ=environ)
@@ -280,7 +284,7 @@ async def test_no_warning_about_mlflows_authentication_if_the_program_authentica
 
 
 @pytest.mark.parametrize("options", [{}, {"token": "t"}])
-def test_mlflows_file_of_credentials_is_told_where_there_are_no_others(
+def test_a_warning_names_mlflows_credentials_file_if_there_are_no_other_credentials(
     options: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -294,8 +298,8 @@ def test_mlflows_file_of_credentials_is_told_where_there_are_no_others(
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(f"[mlflow]\nmlflow_tracking_password = {SECRET}\n")
     mlflow(URI, **options)
-    told = [record.getMessage() for record in caplog.records]
-    assert told == (
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == (
         []
         if options
         else ["~/.mlflow/credentials exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD"]

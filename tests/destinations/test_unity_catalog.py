@@ -83,7 +83,7 @@ async def test_requests_name_the_workspace_by_the_id_that_databricks_sdk_knows(
     from databricks.sdk.core import Config
 
     options: dict[str, Any] = {}
-    async with workspace_of(workspace_id="777", tells_id=by == "workspace") as workspace:
+    async with workspace_of(workspace_id="777", names_id=by == "workspace") as workspace:
         if by == "variable":
             monkeypatch.setenv("DATABRICKS_WORKSPACE_ID", "777")
         elif by == "profile":
@@ -106,7 +106,7 @@ async def test_the_id_of_the_workspace_is_sent_again_after_a_401(service_princip
 
 
 async def test_no_workspace_is_named_where_databricks_sdk_knows_no_id(personal_token: None) -> None:
-    async with workspace_of(tells_id=False) as workspace, exporter_for(workspace) as exporter:
+    async with workspace_of(names_id=False) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Delivered()
     assert workspace.trace_requests[0].header("x-databricks-workspace-id") is None
 
@@ -138,13 +138,13 @@ async def test_a_batcher_delivers_to_many_tables_with_one_token(service_principa
     assert {table: len(spans) for table, spans in workspace.receiver.stored.items()} == dict.fromkeys(tables, 5)
 
 
-async def test_a_token_that_ends_soon_is_replaced_before_it_ends(service_principal: None) -> None:
+async def test_a_token_that_expires_soon_is_replaced_before_it_expires(service_principal: None) -> None:
     # databricks-sdk counts a token as expired 40 seconds before it expires.
     async with workspace_of(expires_in=39) as workspace, exporter_for(workspace) as exporter:
         for _ in range(3):
             assert await export(exporter) == Delivered()
     used = [request.header("authorization") for request in workspace.trace_requests]
-    # The second token was issued when the SDK was asked when the first one ends; that is not asked again.
+    # The second token was issued when the SDK was asked for the first one's expiry, which is asked only once.
     assert used == [f"Bearer token-0123456789-{number}" for number in (1, 3, 4)]
     assert len(workspace.issued) == 4
 
@@ -161,7 +161,7 @@ async def test_after_a_401_the_token_is_replaced_once_and_the_request_repeated(s
     ]
 
 
-async def test_exports_that_get_a_401_at_once_share_one_new_token(service_principal: None) -> None:
+async def test_concurrent_exports_that_get_a_401_share_one_new_token(service_principal: None) -> None:
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Delivered()
         workspace.accepted = {"token-0123456789-2"}
@@ -238,7 +238,7 @@ async def test_429_is_repeated_after_the_time_that_the_server_asks_for(personal_
     assert (statistics.delivered, statistics.retries) == (3, 1)
 
 
-async def test_429_tells_how_long_to_wait(personal_token: None) -> None:
+async def test_the_result_of_a_429_says_how_long_to_wait(personal_token: None) -> None:
     busy = json_answer(429, {"message": "slow down"}, ("retry-after", "7"))
     async with workspace_of(traces=lambda request: busy) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater("429 Too Many Requests: slow down", 7.0, status_code=429)
@@ -268,19 +268,19 @@ async def test_a_wrong_client_secret_is_refused_with_what_to_do(
         Answer(200, headers=[("content-type", "application/json")], body=b"{}"),
         Answer(200, headers=[("content-type", "application/json")], body=b"no json"),
     ],
-    ids=["a page", "nothing", "an empty object", "no JSON"],
+    ids=["a page", "nothing", "an empty object", "not JSON"],
 )
-async def test_a_token_endpoint_that_is_ill_is_asked_again_later(answer: Answer, service_principal: None) -> None:
+async def test_a_malfunctioning_token_endpoint_is_asked_again_later(answer: Answer, service_principal: None) -> None:
     async with workspace_of(token_answer=answer) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater(
-            f"no credentials: the answer of the token endpoint of {workspace.host} has no token in it, and no "
-            "OAuth error code"
+            f"no credentials: the answer of the token endpoint of {workspace.host} contains neither a "
+            "token nor an OAuth error code"
         )
         workspace.token_answer = None
         assert await export(exporter) == Delivered()
 
 
-async def test_a_host_that_is_no_workspace_is_told(service_principal: None) -> None:
+async def test_a_host_that_is_not_a_workspace_is_reported(service_principal: None) -> None:
     async with workspace_of(known=False) as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == TryLater(
             f"no credentials: {workspace.host} does not name its token endpoint: is it a Databricks workspace, and "
@@ -288,7 +288,7 @@ async def test_a_host_that_is_no_workspace_is_told(service_principal: None) -> N
         )
 
 
-async def test_without_credentials_it_says_which_variables_to_set() -> None:
+async def test_without_credentials_the_error_names_the_variables_to_set() -> None:
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Refused(
             "no credentials: databricks-sdk found none: set DATABRICKS_TOKEN, or DATABRICKS_CLIENT_ID and "
@@ -296,7 +296,7 @@ async def test_without_credentials_it_says_which_variables_to_set() -> None:
         )
 
 
-async def test_two_ways_to_authenticate_are_one_too_many(service_principal: None, personal_token: None) -> None:
+async def test_two_ways_to_authenticate_are_refused(service_principal: None, personal_token: None) -> None:
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         assert await export(exporter) == Refused(
             "no credentials: databricks-sdk found more than one method of authentication (oauth and pat): unset "
@@ -335,7 +335,7 @@ async def test_credentials_for_another_workspace_are_not_sent(personal_token: No
     assert workspace.receiver.requests == []
 
 
-async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted(personal_token: None) -> None:
+async def test_a_bad_table_name_is_refused_before_anything_is_accepted(personal_token: None) -> None:
     async with workspace_of() as workspace, SpanBatcher(unity_catalog(workspace.host)) as batcher:
         with pytest.raises(InvalidLocationError, match=r"^location 'agents.spans' is not a table of Unity Catalog"):
             await batcher.add_spans("agents.spans", make_spans(1))
@@ -364,7 +364,7 @@ async def test_no_secret_is_in_any_log_result_or_repr(
     shown = []
     async with workspace_of() as workspace, exporter_for(workspace) as exporter:
         shown += [await export(exporter), repr(exporter), repr(vars(exporter))]
-        # A server that repeats what it was sent.
+        # A server that echoes the request.
         workspace.traces = lambda request: Answer(403, body=(request.header("authorization") or "").encode())
         shown.append(await export(exporter))
         workspace.accepted = set()
@@ -391,8 +391,8 @@ async def test_a_token_that_cannot_be_sent_is_refused_without_being_shown(
 
 
 @pytest.mark.parametrize("missing", ["databricks", "databricks.sdk"])
-def test_without_databricks_sdk_it_says_how_to_get_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Other packages of Databricks share the name, so that it may be there without the SDK.
+def test_without_databricks_sdk_the_error_says_how_to_install_it(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other packages of Databricks share the namespace, so it may exist without the SDK.
     monkeypatch.delitem(sys.modules, "databricks.sdk", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "trio-spanbatch\[databricks\]"'):
@@ -416,7 +416,7 @@ def test_importing_and_making_an_exporter_does_not_import_databricks_sdk() -> No
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
     ],
 )
-def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) -> None:
+def test_the_host_may_be_written_in_any_common_form(host: str, endpoint: str) -> None:
     assert unity_catalog(host).endpoint == f"{endpoint}/api/2.0/otel/v1/traces"
 
 
@@ -432,8 +432,8 @@ def test_the_host_may_be_written_as_people_write_it(host: str, endpoint: str) ->
         ("https://user:s3cret%40w.cloud.databricks.com", "user name or password"),
         ("https://user:s3cret?x", "is not a URL"),
         ("https://user:s3cret", "is not a URL"),
-        ("https://s3cret s3cret", "has no host"),
-        ("w w", "has no host"),
+        ("https://s3cret s3cret", "has an invalid host"),
+        ("w w", "has an invalid host"),
         ("ftp://w.cloud.databricks.com", "must begin with http:// or https://"),
         ("https://", "must begin with http:// or https://"),
         ("", "there is no workspace: give host="),

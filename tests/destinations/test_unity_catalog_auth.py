@@ -22,26 +22,27 @@ from trio_spanbatch.destinations.databricks_failures import auth_error
 HOST = "https://dbc-1.cloud.databricks.com"
 TABLE = "main.agents.spans"
 
-# Seconds of the real clock that a thread waits at most, so that a test that fails leaves none behind.
+# The most seconds of the real clock that a thread waits, so that a failing test leaves no thread behind.
 _PATIENCE = 60
 
 
 class Failed(Exception):
-    """What the SDK raises, with a secret in it."""
+    """An exception of the SDK, with a secret in its message."""
 
 
 @attrs.define
 class FakeSDK:
-    """Stands in for databricks-sdk: makes configs, whose tokens it counts.
+    """Stands in for databricks-sdk. Makes configs with numbered tokens.
 
     Attributes:
-        expires_in: Seconds that a token lasts; None: it is no OAuth token.
-        keeps: Whether a config keeps its token.
-        configs: How many configs were made.
-        calls: How many times a config was asked for headers.
-        work: Called in the thread for each set of headers.
-        failure: Raised instead.
-        threads: How many threads are in it now, and at most so far.
+        expires_in: The lifetime of a token in seconds; None if it is not an OAuth token.
+        zone: The time zone of a token's expiry; None for local time.
+        configs: The number of configs that were made.
+        calls: The number of calls of ``authenticate``.
+        work: Called in the thread by each ``authenticate``.
+        failure: Raised by ``authenticate`` if it is set.
+        running: The number of threads in ``authenticate`` now.
+        most_running: The largest number of threads in ``authenticate`` so far.
     """
 
     expires_in: float | None = 3600
@@ -135,7 +136,7 @@ async def token_of(auth: Auth) -> str:
     return headers["Authorization"].removeprefix("Bearer ")
 
 
-def test_it_is_an_auth_whose_repr_shows_no_more_than_the_host(auth: DatabricksAuth) -> None:
+def test_it_is_an_auth_whose_repr_shows_only_the_host(auth: DatabricksAuth) -> None:
     assert isinstance(auth, Auth)
     assert repr(auth) == f"<DatabricksAuth for {HOST}>"
 
@@ -157,7 +158,7 @@ async def test_a_token_is_used_for_30_seconds_and_then_the_sdk_is_asked_again(
     assert (sdk.calls, sdk.configs) == (2, 1)
 
 
-async def test_credentials_that_are_no_oauth_token_are_asked_for_again_after_30_seconds(
+async def test_credentials_that_are_not_an_oauth_token_are_fetched_again_after_30_seconds(
     sdk: FakeSDK, auth: DatabricksAuth, mock_clock: trio.testing.MockClock
 ) -> None:
     sdk.expires_in = None
@@ -173,7 +174,7 @@ async def test_credentials_that_are_no_oauth_token_are_asked_for_again_after_30_
 async def test_a_token_is_not_used_in_its_last_40_seconds(
     sdk: FakeSDK, auth: DatabricksAuth, mock_clock: trio.testing.MockClock
 ) -> None:
-    # The expiry is wall-clock time, so this leaves what a slow machine needs between two lines.
+    # The expiry is wall-clock time, so this allows for the time that a slow machine takes between two lines.
     sdk.expires_in = 55
     await token_of(auth)
     mock_clock.jump(15.1)
@@ -181,7 +182,7 @@ async def test_a_token_is_not_used_in_its_last_40_seconds(
     assert sdk.calls == 2
 
 
-async def test_a_token_that_is_born_within_its_last_40_seconds_is_asked_for_each_time(
+async def test_a_token_that_is_issued_for_less_than_40_seconds_is_fetched_each_time(
     sdk: FakeSDK, auth: DatabricksAuth, mock_clock: trio.testing.MockClock
 ) -> None:
     sdk.expires_in = 20
@@ -212,7 +213,7 @@ async def test_concurrent_exports_share_one_fetch(sdk: FakeSDK, auth: Databricks
     assert sdk.calls == 1
 
 
-async def test_exports_at_once_share_a_failure_and_the_next_one_tries_again_from_the_start(
+async def test_concurrent_exports_share_a_failure_and_the_next_one_starts_again(
     sdk: FakeSDK, auth: DatabricksAuth, gate: Gate
 ) -> None:
     sdk.work = gate.wait
@@ -231,7 +232,7 @@ async def test_exports_at_once_share_a_failure_and_the_next_one_tries_again_from
         await trio.testing.wait_all_tasks_blocked()
         gate.open()
     assert sdk.calls == 1
-    # Each has its own exception, and none of them leads to the SDK's.
+    # Each export gets a different exception, and none of them refers to the SDK's.
     assert len(set(map(id, errors))) == 5
     assert {(error.reason, error.retry) for error in errors} == {(errors[0].reason, True)}
     assert "Failed in databricks-sdk" in errors[0].reason
@@ -243,22 +244,22 @@ async def test_exports_at_once_share_a_failure_and_the_next_one_tries_again_from
     assert await token_of(auth) == "token-2-0"
 
 
-async def test_invalidating_makes_the_sdk_start_anew(sdk: FakeSDK, auth: DatabricksAuth) -> None:
+async def test_invalidating_makes_the_sdk_authenticate_again(sdk: FakeSDK, auth: DatabricksAuth) -> None:
     old = await auth.headers(TABLE)
     auth.invalidate(TABLE, old)
     assert await token_of(auth) == "token-2-0"
-    # Another attempt was made with the old one as well: there is a new one already.
+    # Another attempt used the old token too, but it has been replaced already.
     auth.invalidate(TABLE, old)
     assert await token_of(auth) == "token-2-0"
     assert (sdk.configs, sdk.calls) == (2, 2)
 
 
-async def test_invalidating_while_nothing_is_kept_does_nothing(sdk: FakeSDK, auth: DatabricksAuth) -> None:
+async def test_invalidating_while_nothing_is_cached_does_nothing(sdk: FakeSDK, auth: DatabricksAuth) -> None:
     auth.invalidate(TABLE, {"Authorization": "Bearer old"})
     assert await token_of(auth) == "token-1-0"
 
 
-async def test_a_401_during_a_refresh_makes_it_start_anew(
+async def test_a_401_during_a_refresh_makes_it_start_again(
     sdk: FakeSDK, auth: DatabricksAuth, gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
     old = await auth.headers(TABLE)
@@ -272,7 +273,7 @@ async def test_a_401_during_a_refresh_makes_it_start_anew(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(export)
         await gate.wait_for_arrival()
-        # The thread has this very token in its hands.
+        # The thread is about to return this token.
         auth.invalidate(TABLE, old)
         nursery.start_soon(export)
         await trio.testing.wait_all_tasks_blocked()
@@ -289,7 +290,7 @@ async def test_a_cancelled_export_leaves_the_fetch_to_the_next_one(
         nursery.start_soon(auth.headers, TABLE)
         await gate.wait_for_arrival()
         nursery.cancel_scope.cancel()
-    # The thread still works. Another export waits for it instead of starting a second one beside it.
+    # The thread still runs. Another export waits for it instead of starting a second thread.
     tokens = []
 
     async def export() -> None:
@@ -305,7 +306,7 @@ async def test_a_cancelled_export_leaves_the_fetch_to_the_next_one(
     assert sdk.most_running == 1
 
 
-async def test_of_waiting_exports_one_takes_over_when_the_fetching_one_is_cancelled(
+async def test_a_waiting_export_takes_over_when_the_fetching_one_is_cancelled(
     sdk: FakeSDK, auth: DatabricksAuth, gate: Gate
 ) -> None:
     sdk.work = gate.wait
@@ -360,7 +361,7 @@ async def test_a_hanging_thread_is_abandoned_after_a_minute_and_only_a_few_are(
     assert sdk.most_running == 5
 
 
-async def test_a_401_while_a_thread_hangs_starts_beside_it(
+async def test_a_401_while_a_thread_hangs_starts_another_thread(
     sdk: FakeSDK, auth: DatabricksAuth, gate: Gate, mock_clock: trio.testing.MockClock
 ) -> None:
     old = await auth.headers(TABLE)
@@ -376,7 +377,9 @@ async def test_a_401_while_a_thread_hangs_starts_beside_it(
 
 
 @pytest.mark.parametrize("host", [f"{HOST}/", HOST.upper().replace("HTTPS", "https"), None, ""])
-async def test_a_config_for_the_same_workspace_is_taken(host: str | None, sdk: FakeSDK, auth: DatabricksAuth) -> None:
+async def test_a_config_for_the_same_workspace_is_accepted(
+    host: str | None, sdk: FakeSDK, auth: DatabricksAuth
+) -> None:
     sdk.host = host
     assert await token_of(auth) == "token-1-0"
 
@@ -408,9 +411,9 @@ def _caused(error: Exception, cause: Exception) -> Exception:
         (ValueError("default auth: oauth-m2m: invalid_client: s3cret"), "answered invalid_client", False),
         (ValueError("unauthorized_client: s3cret"), "answered unauthorized_client", False),
         (ValueError("temporarily_unavailable: s3cret"), "ValueError in databricks-sdk", True),
-        (ValueError(b"<html>s3cret</html>"), "has no token in it", True),
-        (KeyError("s3cret"), "has no token in it", True),
-        (NotImplementedError("Not supported yet: 's3cret'"), "has no token in it", True),
+        (ValueError(b"<html>s3cret</html>"), "contains neither a token", True),
+        (KeyError("s3cret"), "contains neither a token", True),
+        (NotImplementedError("Not supported yet: 's3cret'"), "contains neither a token", True),
         (_caused(ValueError("x: s3cret"), MissingSchema("s3cret")), "does not name its token endpoint", True),
         (_caused(ValueError("x: s3cret"), SSLError("s3cret")), "no TLS connection", True),
         (ConnectionError("s3cret"), f"cannot connect to {HOST}", True),
@@ -420,8 +423,8 @@ def _caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_failures_of_the_sdk_are_reported_without_its_messages(error: Exception, reason: str, retry: bool) -> None:
-    told = auth_error(error, HOST)
-    assert reason in told.reason
-    assert told.retry is retry
-    assert "s3cret" not in told.reason
-    assert "\n" not in told.reason
+    failure = auth_error(error, HOST)
+    assert reason in failure.reason
+    assert failure.retry is retry
+    assert "s3cret" not in failure.reason
+    assert "\n" not in failure.reason

@@ -39,26 +39,26 @@ def test_three_names_separated_by_periods_are_a_table(location: str) -> None:
         ("main.agents.", "a part of it is empty"),
         ("..", "a part of it is empty"),
         ("main.agents." + "x" * 256, "a part of it has 256 characters"),
-        ("main.agents.my spans", "it has ' ' in it"),
-        (" main.agents.spans", "it has ' ' in it"),
-        ("main.agents.spans\r\nX-Evil: 1", "it has '\\r' in it"),
-        ("main.agents.spans\n", "it has '\\n' in it"),
-        ("main.agents.sp\0ans", "it has '\\x00' in it"),
-        ("main.agents.sp\x7fans", "it has '\\x7f' in it"),
-        ("main.agents.a/b", "it has '/' in it"),
-        ("main.agents.`my-spans`", "it has '`' in it"),
-        ("`main`.`agents`.`a.b`", "it has '`' in it"),
-        ("main.agents.späne", "it has 'ä' in it"),
-        ("main.agents.\ud800", "it has '\\ud800' in it"),
+        ("main.agents.my spans", "it contains ' '"),
+        (" main.agents.spans", "it contains ' '"),
+        ("main.agents.spans\r\nX-Evil: 1", "it contains '\\r'"),
+        ("main.agents.spans\n", "it contains '\\n'"),
+        ("main.agents.sp\0ans", "it contains '\\x00'"),
+        ("main.agents.sp\x7fans", "it contains '\\x7f'"),
+        ("main.agents.a/b", "it contains '/'"),
+        ("main.agents.`my-spans`", "it contains '`'"),
+        ("`main`.`agents`.`a.b`", "it contains '`'"),
+        ("main.agents.späne", "it contains 'ä'"),
+        ("main.agents.\ud800", "it contains '\\ud800'"),
     ],
 )
 def test_any_other_name_is_refused_with_the_value_and_the_rule(location: str, problem: str) -> None:
     with pytest.raises(InvalidLocationError) as caught:
         check_table_name(location)
     assert str(caught.value) == (
-        f"location {shown(location)} is not a table of Unity Catalog: {problem}; it is "
-        "<catalog>.<schema>.<table>, each of 1 to 255 characters of printable ASCII without space, period, slash and "
-        "backquote"
+        f"location {shown(location)} is not a table of Unity Catalog: {problem}; it must be "
+        "<catalog>.<schema>.<table>, each of 1 to 255 characters of printable ASCII, without spaces, periods, slashes "
+        "and backquotes"
     )
 
 

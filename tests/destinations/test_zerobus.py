@@ -64,7 +64,7 @@ async def test_each_table_gets_its_spans_with_a_token_for_that_table_and_nothing
     async with servers() as (workspace, service), exporter_of(workspace, service, compression="gzip") as exporter:
         for table in (TABLE, OTHER_TABLE, TABLE):
             assert await exporter.export(batch_of(2, table)) == Delivered()
-    # The fake workspace issues no token unless the request follows the documentation.
+    # The fake workspace issues a token only if the request follows the documentation.
     assert workspace.scopes == {"token-0123456789-1": TABLE, "token-0123456789-2": OTHER_TABLE}
     assert service.tokens == ["1", "2", "1"]
     assert (service.stored(TABLE), service.stored(OTHER_TABLE)) == (4, 2)
@@ -167,7 +167,7 @@ async def test_any_5xx_is_repeated_with_backoff_until_the_spans_are_delivered(st
 
 @pytest.mark.parametrize("sends_all", [True, False])
 @pytest.mark.parametrize("status", [408, 429, 500, 501, 503, 599])
-async def test_whatever_is_repeated_is_repeated_after_the_time_that_zerobus_asks_for(
+async def test_a_repetition_waits_for_the_time_that_zerobus_asks_for(
     status: int, sends_all: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     headers = [("retry-after", "77"), *([] if sends_all else [("content-length", "1000")])]
@@ -184,7 +184,7 @@ async def test_a_408_is_repeated() -> None:
         assert await exporter.export(batch_of(1, TABLE)) == TryLater("408 Request Timeout", status_code=408)
 
 
-async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted() -> None:
+async def test_a_bad_table_name_is_refused_before_anything_is_accepted() -> None:
     async with servers() as (workspace, service):
         exporter = zerobus(workspace.host, endpoint=service.endpoint)
         async with SpanBatcher(exporter) as batcher:
@@ -196,7 +196,7 @@ async def test_a_bad_table_name_is_turned_away_before_anything_is_accepted() -> 
     assert workspace.receiver.requests == service.receiver.requests == []
 
 
-async def test_a_personal_access_token_is_told_to_be_the_wrong_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_personal_access_token_is_refused_as_the_wrong_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABRICKS_CLIENT_ID")
     monkeypatch.delenv("DATABRICKS_CLIENT_SECRET")
     monkeypatch.setenv("DATABRICKS_TOKEN", PERSONAL_TOKEN)
@@ -206,7 +206,7 @@ async def test_a_personal_access_token_is_told_to_be_the_wrong_kind(monkeypatch:
         async with exporter_of(workspace, None) as exporter:
             found = await exporter.export(batch_of(1, TABLE))
     reason = (
-        "Zerobus takes service principals only, and databricks-sdk found pat: set DATABRICKS_CLIENT_ID and "
+        "Zerobus accepts only service principals, and databricks-sdk found pat: set DATABRICKS_CLIENT_ID and "
         "DATABRICKS_CLIENT_SECRET, or send to Unity Catalog without Zerobus"
     )
     assert given == Refused(f"no credentials: {reason}")
@@ -215,7 +215,7 @@ async def test_a_personal_access_token_is_told_to_be_the_wrong_kind(monkeypatch:
 
 
 @pytest.mark.parametrize("endpoint_is_given", [True, False])
-async def test_without_credentials_it_says_which_variables_to_set(
+async def test_without_credentials_the_error_names_the_variables_to_set(
     endpoint_is_given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABRICKS_CLIENT_ID")
@@ -230,13 +230,13 @@ async def test_without_credentials_it_says_which_variables_to_set(
 
 
 @pytest.mark.parametrize("by", ["variable", "configuration"])
-async def test_the_workspace_id_may_be_given_where_the_workspace_does_not_tell_it(
+async def test_the_workspace_id_may_be_given_if_databricks_sdk_does_not_know_it(
     by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from databricks.sdk.core import Config
 
     options: dict[str, Any] = {}
-    async with servers(workspace_id="777", tells_id=False) as (workspace, service):
+    async with servers(workspace_id="777", names_id=False) as (workspace, service):
         if by == "variable":
             monkeypatch.setenv("DATABRICKS_WORKSPACE_ID", "777")
         else:
@@ -246,10 +246,10 @@ async def test_the_workspace_id_may_be_given_where_the_workspace_does_not_tell_i
     assert "/workspaces/777/" in workspace.token_requests[0]["resource"]
 
 
-async def test_a_workspace_without_an_id_is_refused() -> None:
-    async with servers(tells_id=False) as (workspace, service), exporter_of(workspace, service) as exporter:
+async def test_an_unknown_workspace_id_is_refused() -> None:
+    async with servers(names_id=False) as (workspace, service), exporter_of(workspace, service) as exporter:
         assert await exporter.export(batch_of(1, TABLE)) == Refused(
-            "no credentials: the workspace does not tell its id: set DATABRICKS_WORKSPACE_ID"
+            "no credentials: databricks-sdk does not know the workspace's id: set DATABRICKS_WORKSPACE_ID"
         )
 
 
@@ -357,8 +357,8 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
         ("http://1.zerobus.r.cloud.databricks.com", "must begin with https://, because tokens are sent there"),
         ("http://127.0.0.1.example.com", "must begin with https://"),
         ("ftp://1.zerobus.r.cloud.databricks.com", "must begin with http:// or https://"),
-        ("", "has no host|must begin with|is not a URL"),
-        ("1.zerobus r", "has no host|is not a URL"),
+        ("", "has an invalid host|must begin with|is not a URL"),
+        ("1.zerobus r", "has an invalid host|is not a URL"),
     ],
 )
 def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: str, message: str) -> None:
@@ -377,7 +377,7 @@ def test_an_invalid_endpoint_is_refused_without_showing_credentials(endpoint: st
         ("http://localhost", "http://localhost/v1/traces"),
     ],
 )
-def test_an_endpoint_may_be_written_as_people_write_it(endpoint: str, url: str) -> None:
+def test_an_endpoint_may_be_written_in_any_common_form(endpoint: str, url: str) -> None:
     assert zerobus("https://dbc-1.cloud.databricks.com", endpoint=endpoint).endpoint == url
 
 
@@ -434,7 +434,7 @@ def test_headers_that_authenticate_are_refused_and_not_shown() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_without_a_workspace_it_says_what_to_set() -> None:
+def test_without_a_workspace_the_error_says_how_to_set_it() -> None:
     with pytest.raises(ValueError, match="there is no workspace: give host="):
         zerobus(endpoint="https://1.zerobus.us-west-2.cloud.databricks.com")
 
@@ -479,7 +479,7 @@ async def test_prefer_zerobus_with_a_personal_access_token_sends_through_the_wor
     assert len(workspace.trace_requests) == 3
     assert service.receiver.requests == []
     (line,) = [record for record in caplog.records if record.name.endswith("zerobus_fallback")]
-    assert "Zerobus takes service principals only, and databricks-sdk found pat" in line.getMessage()
+    assert "Zerobus accepts only service principals, and databricks-sdk found pat" in line.getMessage()
 
 
 async def test_exports_are_refused_once_it_is_closed() -> None:

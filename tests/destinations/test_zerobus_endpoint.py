@@ -35,7 +35,7 @@ async def test_the_endpoint_is_found_through_the_workspace_which_is_named_by_its
         assert summary.header("x-databricks-workspace-id") == "12345"
 
 
-async def test_exports_that_begin_at_once_share_one_look_up_and_its_failure(
+async def test_concurrent_exports_share_one_look_up_and_its_failure(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with setup_of(metastore=Answer(503, delay=3)) as setup:
@@ -99,7 +99,7 @@ async def test_a_look_up_that_failed_is_made_again_and_the_batcher_delivers(
         (Hang(), TryLater(f"no endpoint of Zerobus: https://{WORKSPACE}: no complete answer from")),
     ],
 )
-async def test_a_workspace_that_does_not_tell_its_metastore_is_told(
+async def test_a_workspace_that_does_not_return_its_metastore_is_reported(
     metastore: Any, result: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with setup_of(metastore=metastore) as setup:
@@ -119,11 +119,11 @@ async def test_a_workspace_that_does_not_tell_its_metastore_is_told(
         ({"cloud": "gcp", "region": "us-east1"}, "12345.zerobus.us-east1.gcp.databricks.com"),
     ],
 )
-def test_a_host_of_each_cloud_is_made_of_cloud_and_region(summary: dict[str, object], host: str) -> None:
+def test_the_host_is_derived_from_cloud_and_region(summary: dict[str, object], host: str) -> None:
     assert _host_in(Answered(200, summary), "12345", staging=False) == host
 
 
-def test_the_host_for_a_staging_workspace_says_so() -> None:
+def test_the_host_for_a_staging_workspace_contains_staging() -> None:
     assert (
         _host_in(Answered(200, METASTORE), "12345", staging=True)
         == "12345.zerobus.us-west-2.staging.cloud.databricks.com"
@@ -159,7 +159,7 @@ EVIL = [
 
 
 @pytest.mark.parametrize(("region", "workspace_id"), EVIL)
-def test_nothing_that_a_workspace_says_makes_another_host_than_one_of_zerobus(region: str, workspace_id: str) -> None:
+def test_no_response_of_a_workspace_leads_to_a_host_that_is_not_one_of_zerobus(region: str, workspace_id: str) -> None:
     assert _host_in(Answered(200, {"cloud": "aws", "region": region}), workspace_id, staging=False) is None
 
 
@@ -174,7 +174,7 @@ def test_nothing_that_a_workspace_says_makes_another_host_than_one_of_zerobus(re
         {"cloud": "aws"},
     ],
 )
-async def test_no_credential_leaves_for_a_host_that_is_not_one_of_zerobus(
+async def test_no_credential_is_sent_to_a_host_that_is_not_one_of_zerobus(
     summary: dict[str, object], autojump_clock: trio.testing.MockClock
 ) -> None:
     async with setup_of(metastore=summary) as setup:
@@ -187,7 +187,7 @@ async def test_no_credential_leaves_for_a_host_that_is_not_one_of_zerobus(
         assert setup.workspace.token_requests == []
 
 
-async def test_a_look_up_that_is_cancelled_is_taken_over_by_one_that_waits(
+async def test_a_cancelled_look_up_is_taken_over_by_a_waiting_export(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with setup_of(metastore=Answer(503, delay=9)) as setup:
@@ -219,7 +219,7 @@ async def test_an_attempt_with_a_slow_look_up_still_ends_in_time(autojump_clock:
         assert result.reason.startswith("no endpoint of Zerobus within 4 s")
 
 
-async def test_closing_closes_both_clients_once_they_are_its_own(autojump_clock: trio.testing.MockClock) -> None:
+async def test_closing_closes_the_given_transport_once(autojump_clock: trio.testing.MockClock) -> None:
     async with setup_of() as setup:
         assert await setup.export(batch_of(1, TABLE)) == Delivered()
         await setup.exporter.aclose()

@@ -1,4 +1,4 @@
-"""``unity_catalog(prefer_zerobus=True)``: what goes the other way, for how long, and what is known of both ways.
+"""``unity_catalog(prefer_zerobus=True)``: when and for how long spans fall back to the workspace, and ambiguous ones.
 
 On the mock clock: the workspace and Zerobus are two receivers without sockets.
 """
@@ -29,7 +29,7 @@ HOUR = 3600.0
 
 
 @asynccontextmanager
-async def both_ways(**options: Any) -> AsyncIterator[Setup]:
+async def fake_servers(**options: Any) -> AsyncIterator[Setup]:
     async with setup_of(ZerobusFirst, **options) as setup:
         yield setup
 
@@ -47,11 +47,11 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
     return [record.getMessage() for record in caplog.records if record.name == LOGGER and record.levelno == level]
 
 
-async def test_everything_goes_to_zerobus_as_long_as_it_takes_it(
+async def test_everything_goes_to_zerobus_as_long_as_it_accepts_it(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, LOGGER)
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         for _ in range(3):
             assert await export(setup, 2) == Delivered()
         assert where(setup) == (3, 0)
@@ -65,7 +65,7 @@ async def test_a_batch_goes_to_the_workspace_for_a_408_413_or_429_and_the_next_t
     status: int, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, LOGGER)
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = status_of(status, ("retry-after", "600"))
         for _ in range(3):
             assert await export(setup, 2) == Delivered()
@@ -82,12 +82,12 @@ async def test_a_batch_goes_to_the_workspace_for_a_408_413_or_429_and_the_next_t
 @pytest.mark.parametrize(
     "answer",
     [json_answer(403, {"error": "access_denied"}), json_answer(503, {}), json_answer(200, {}), Reset(), Hang()],
-    ids=["refused", "ill", "no token", "broken", "hanging"],
+    ids=["refused", "unavailable", "no token", "broken", "hanging"],
 )
 async def test_a_batch_without_a_token_goes_to_the_workspace_and_other_tables_do_not(
     answer: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.workspace.table_answers[TABLE] = answer
         began = trio.current_time()
         assert await export(setup, 2) == Delivered()
@@ -98,10 +98,10 @@ async def test_a_batch_without_a_token_goes_to_the_workspace_and_other_tables_do
         assert [request.location for request in setup.by_workspace] == [TABLE]
 
 
-async def test_a_token_that_cannot_be_replaced_after_a_401_is_about_its_batch(
+async def test_a_token_that_cannot_be_replaced_after_a_401_affects_only_its_batch(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         assert await export(setup) == Delivered()
         setup.zerobus.revoked = set(setup.workspace.scopes)
         setup.workspace.table_answers[TABLE] = json_answer(503, {})
@@ -116,7 +116,7 @@ async def test_a_token_that_cannot_be_replaced_after_a_401_is_about_its_batch(
 async def test_everything_goes_to_the_workspace_for_any_other_4xx(
     status: int, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = status_of(status)
         assert await export(setup, 2) == Delivered()
         asked = where(setup)[0]
@@ -131,10 +131,10 @@ async def test_everything_goes_to_the_workspace_for_any_other_4xx(
     assert line.endswith("instead, and Zerobus is tried again in an hour")
 
 
-async def test_everything_goes_to_the_workspace_where_zerobus_cannot_be_connected_to(
+async def test_everything_goes_to_the_workspace_if_zerobus_cannot_be_connected_to(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         assert await export(setup) == Delivered()
         setup.zerobus.receiver.network.refuse_connections = True
         await setup.transport.hosts[HOST].aclose()
@@ -151,7 +151,7 @@ async def test_everything_goes_to_the_workspace_where_zerobus_cannot_be_connecte
 async def test_a_connection_that_takes_the_whole_attempt_leaves_the_batch_to_the_next_attempt(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.receiver.network.connect_delay = 1e9
         began = trio.current_time()
         batch = batch_of(2, TABLE)
@@ -166,7 +166,7 @@ async def test_a_connection_that_takes_the_whole_attempt_leaves_the_batch_to_the
 async def test_everything_goes_to_the_workspace_once_zerobus_rejects_all_of_a_batch(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = lambda request: partial_success(2, "the table has another schema")
         assert await export(setup, 2) == Delivered()
         assert await export(setup, 2, OTHER_TABLE) == Delivered()
@@ -179,10 +179,10 @@ async def test_everything_goes_to_the_workspace_once_zerobus_rejects_all_of_a_ba
     assert "(all spans of a batch were rejected: the table has another schema)" in line
 
 
-async def test_spans_that_zerobus_rejects_in_part_are_rejected_and_not_sent_the_other_way(
+async def test_some_spans_that_zerobus_rejects_are_rejected_and_not_sent_to_the_workspace(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = lambda request: partial_success(2, "two are bad")
         assert await export(setup, 3) == Delivered(2, "two are bad")
         assert where(setup) == (1, 0)
@@ -191,7 +191,7 @@ async def test_spans_that_zerobus_rejects_in_part_are_rejected_and_not_sent_the_
 async def test_more_rejected_spans_than_were_sent_leave_the_outcome_unknown(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = lambda request: partial_success(7, "what?")
         batch = batch_of(3, TABLE)
         assert await setup.export(batch) == TryLater(
@@ -202,10 +202,10 @@ async def test_more_rejected_spans_than_were_sent_leave_the_outcome_unknown(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-async def test_a_5xx_is_repeated_at_zerobus_and_does_not_go_the_other_way(
+async def test_a_5xx_is_repeated_at_zerobus_and_not_sent_to_the_workspace(
     status: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = status_of(status)
         batch = batch_of(2, TABLE)
         result = await setup.export(batch)
@@ -221,7 +221,7 @@ async def test_a_5xx_is_repeated_at_zerobus_and_does_not_go_the_other_way(
 async def test_a_batch_whose_outcome_at_zerobus_is_unknown_is_ambiguous_and_then_goes_to_the_workspace(
     outcome: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = lambda request: outcome
         async with SpanBatcher(setup.exporter, shutdown_timeout=300) as batcher:
             await batcher.add_spans(TABLE, make_spans(3))
@@ -229,7 +229,7 @@ async def test_a_batch_whose_outcome_at_zerobus_is_unknown_is_ambiguous_and_then
             statistics = batcher.statistics()
             assert (statistics.delivered, statistics.ambiguous, statistics.requests) == (3, 3, 2)
             assert where(setup) == (1, 1)
-            # It says nothing about other batches.
+            # Other batches are not affected.
             setup.zerobus.answers = lambda request: None
             await batcher.add_spans(TABLE, make_spans(3))
         assert where(setup) == (2, 1)
@@ -237,10 +237,10 @@ async def test_a_batch_whose_outcome_at_zerobus_is_unknown_is_ambiguous_and_then
 
 
 @pytest.mark.parametrize("where_it_hangs", ["answer", "connection", "token"])
-async def test_a_batch_whose_attempt_the_batcher_ends_at_zerobus_goes_to_the_workspace_next(
+async def test_after_the_batcher_ends_an_attempt_at_zerobus_the_next_one_goes_to_the_workspace(
     where_it_hangs: str, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         if where_it_hangs == "answer":
             setup.zerobus.answers = lambda request: Hang(store=True)
         elif where_it_hangs == "connection":
@@ -258,7 +258,7 @@ async def test_a_batch_whose_attempt_the_batcher_ends_at_zerobus_goes_to_the_wor
 async def test_a_batch_whose_outcome_is_unknown_does_not_depend_on_the_workspace_alone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         outcomes = iter([Reset(store=False)])
         setup.zerobus.answers = lambda request: next(outcomes, None)
         setup.workspace.traces = status_of(503)
@@ -272,7 +272,7 @@ async def test_a_batch_whose_outcome_is_unknown_does_not_depend_on_the_workspace
 async def test_a_web_page_in_place_of_an_answer_leaves_the_outcome_unknown(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = lambda request: Answer(200, headers=[("content-type", "text/html")], body=b"<html>")
         batch = batch_of(2, TABLE)
         result = await setup.export(batch)
@@ -282,7 +282,7 @@ async def test_a_web_page_in_place_of_an_answer_leaves_the_outcome_unknown(
         assert where(setup) == (1, 1)
 
 
-async def test_no_batch_is_sent_both_ways_unless_it_is_counted_as_ambiguous(
+async def test_no_batch_is_sent_to_both_unless_it_is_counted_as_ambiguous(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Try every failure in turn; where the outcome is unknown, the server has stored the spans."""
@@ -299,7 +299,7 @@ async def test_no_batch_is_sent_both_ways_unless_it_is_counted_as_ambiguous(
         None,
     ]
     for outcome in outcomes:
-        async with both_ways() as setup:
+        async with fake_servers() as setup:
             answers = iter([outcome])
             setup.zerobus.answers = lambda request, answers=answers: next(answers, None)  # type: ignore[misc]  # bound now
             async with SpanBatcher(setup.exporter, shutdown_timeout=300, retry=RetryPolicy(initial=0.1)) as batcher:
@@ -314,7 +314,7 @@ async def test_after_an_hour_one_batch_tries_zerobus_again_and_the_others_do_not
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, LOGGER)
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = status_of(403)
         assert await export(setup) == Delivered()
         began = trio.current_time()
@@ -334,7 +334,7 @@ async def test_after_an_hour_one_batch_tries_zerobus_again_and_the_others_do_not
                 nursery.start_soon(one)
         assert where(setup) == (2, 66)
         assert sorted(finished) == [0.0] * 63 + [5.0]
-        # For another hour, without another line.
+        # For another hour, without another warning.
         await trio.sleep(HOUR - 1)
         assert await export(setup) == Delivered()
         assert where(setup)[0] == 2
@@ -351,7 +351,7 @@ async def test_after_an_hour_one_batch_tries_zerobus_again_and_the_others_do_not
 async def test_an_inconclusive_probe_is_followed_by_another(
     outcome: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = status_of(403)
         assert await export(setup) == Delivered()
         await trio.sleep(HOUR + 1)
@@ -363,7 +363,7 @@ async def test_an_inconclusive_probe_is_followed_by_another(
 
 
 async def test_a_cancelled_probe_is_followed_by_another(autojump_clock: trio.testing.MockClock) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = status_of(403)
         assert await export(setup) == Delivered()
         await trio.sleep(HOUR + 1)
@@ -375,10 +375,10 @@ async def test_a_cancelled_probe_is_followed_by_another(autojump_clock: trio.tes
         assert where(setup) == (3, 1)
 
 
-async def test_64_exports_that_are_under_way_at_the_turn_are_all_delivered_and_it_is_told_once(
+async def test_64_exports_under_way_when_the_fallback_begins_are_delivered_and_one_warning_is_logged(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         answers = iter(range(1000))
         # One of the exports under way succeeds, which does not end the fallback.
         setup.zerobus.answers = lambda request: None if next(answers) == 40 else Answer(404, delay=1)
@@ -395,7 +395,7 @@ async def test_64_exports_that_are_under_way_at_the_turn_are_all_delivered_and_i
 async def test_without_an_endpoint_everything_goes_to_the_workspace(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with both_ways(metastore={"cloud": "evil", "region": "r"}) as setup:
+    async with fake_servers(metastore={"cloud": "evil", "region": "r"}) as setup:
         for _ in range(3):
             assert await export(setup) == Delivered()
         assert setup.workspace.summaries == 1
@@ -403,16 +403,16 @@ async def test_without_an_endpoint_everything_goes_to_the_workspace(
     assert len(lines(caplog)) == 1
 
 
-async def test_a_look_up_that_may_succeed_later_is_about_its_batch(autojump_clock: trio.testing.MockClock) -> None:
-    async with both_ways(metastore=Answer(503)) as setup:
+async def test_a_look_up_that_may_succeed_later_affects_only_its_batch(autojump_clock: trio.testing.MockClock) -> None:
+    async with fake_servers(metastore=Answer(503)) as setup:
         assert await export(setup) == Delivered()
         setup.workspace.metastore = {"cloud": "aws", "region": "us-west-2"}
         assert await export(setup) == Delivered()
         assert where(setup) == (1, 1)
 
 
-async def test_what_the_workspace_refuses_is_refused_with_its_words(autojump_clock: trio.testing.MockClock) -> None:
-    async with both_ways(tables=set()) as setup:
+async def test_a_refusal_of_the_workspace_is_reported_with_its_message(autojump_clock: trio.testing.MockClock) -> None:
+    async with fake_servers(tables=set()) as setup:
         assert await export(setup) == Refused(
             f"404 Not Found: TABLE_DOES_NOT_EXIST: Table '{TABLE}' does not exist.; create the table, or correct its "
             "name",
@@ -420,10 +420,10 @@ async def test_what_the_workspace_refuses_is_refused_with_its_words(autojump_clo
         )
 
 
-async def test_an_attempt_that_goes_both_ways_ends_within_one_timeout_and_is_one_request(
+async def test_an_attempt_with_a_fallback_ends_within_one_timeout_and_is_one_request(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         setup.zerobus.answers = lambda request: Answer(429, delay=12)
         setup.workspace.traces = lambda request: Hang()
         began = trio.current_time()
@@ -438,8 +438,8 @@ async def test_an_attempt_that_goes_both_ways_ends_within_one_timeout_and_is_one
         assert (statistics.delivered, statistics.requests, statistics.retries) == (3, 1, 0)
 
 
-async def test_headers_of_the_user_go_both_ways(autojump_clock: trio.testing.MockClock) -> None:
-    async with both_ways(headers={"X-Team": "agents"}) as setup:
+async def test_headers_of_the_user_are_sent_to_both(autojump_clock: trio.testing.MockClock) -> None:
+    async with fake_servers(headers={"X-Team": "agents"}) as setup:
         setup.zerobus.answers = status_of(429)
         assert await export(setup) == Delivered()
         (by_zerobus,), (by_workspace,) = setup.zerobus.receiver.requests, setup.by_workspace
@@ -448,14 +448,14 @@ async def test_headers_of_the_user_go_both_ways(autojump_clock: trio.testing.Moc
 
 
 async def test_closing_closes_a_transport_once(autojump_clock: trio.testing.MockClock) -> None:
-    async with both_ways() as setup:
+    async with fake_servers() as setup:
         assert await export(setup) == Delivered()
         await setup.exporter.aclose()
         assert setup.transport.closed == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_fails_every_span_is_stored_once_or_counted_as_ambiguous(
+async def test_every_span_is_stored_once_or_counted_as_ambiguous_despite_failures(
     seed: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     random = Random(seed)
@@ -474,10 +474,10 @@ async def test_whatever_fails_every_span_is_stored_once_or_counted_as_ambiguous(
         return random.choice(outcomes)
 
     tables = [f"main.agents.spans_{number}" for number in range(4)]
-    async with both_ways(tables=set(tables)) as setup:
+    async with fake_servers(tables=set(tables)) as setup:
         setup.zerobus.answers = lambda request: failure() if random.random() < 0.5 else None
-        ill: list[Outcome] = [Answer(429), Answer(503), Reset(store=True), Hang()]
-        setup.workspace.traces = lambda request: random.choice(ill) if random.random() < 0.3 else None
+        failures: list[Outcome] = [Answer(429), Answer(503), Reset(store=True), Hang()]
+        setup.workspace.traces = lambda request: random.choice(failures) if random.random() < 0.3 else None
         no_token: list[Outcome] = [Answer(503), Answer(403), Hang()]
         async with SpanBatcher(
             setup.exporter, retry=RetryPolicy(max_elapsed=1e6, attempt_timeout=30), shutdown_timeout=1e6

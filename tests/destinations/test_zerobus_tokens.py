@@ -32,7 +32,7 @@ async def export(setup: Setup, table: str = TABLE) -> Any:
     return await setup.exporter.export(batch_of(1, table))
 
 
-async def test_a_token_is_kept_for_its_table_until_a_minute_before_it_ends(
+async def test_a_token_is_cached_for_its_table_until_a_minute_before_it_expires(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
@@ -47,7 +47,7 @@ async def test_a_token_is_kept_for_its_table_until_a_minute_before_it_ends(
         assert setup.zerobus.tokens[4:] == ["1", "3"]
 
 
-async def test_the_end_of_a_token_is_counted_from_when_it_was_asked_for(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_lifetime_of_a_token_is_counted_from_its_request(autojump_clock: trio.testing.MockClock) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
         slow = setup.workspace.answer
 
@@ -81,7 +81,7 @@ async def test_the_end_of_a_token_is_counted_from_when_it_was_asked_for(autojump
         (1e12, 86340),
     ],
 )
-def test_a_token_is_kept_for_as_long_as_its_answer_allows(expires_in: object, kept_for: float) -> None:
+def test_a_token_is_cached_for_as_long_as_the_response_allows(expires_in: object, kept_for: float) -> None:
     if expires_in == 10**400:
         # Too large for a float, so the lifetime is unknown.
         kept_for = 240
@@ -112,7 +112,7 @@ async def test_exports_of_one_table_share_one_fetch_and_other_tables_do_not_wait
     assert (setup.table_tokens(TABLE), setup.table_tokens(OTHER_TABLE)) == (1, 1)
 
 
-async def test_those_that_wait_for_one_fetch_share_its_failure_and_the_next_one_fetches_again(
+async def test_exports_that_wait_for_one_fetch_share_its_failure_and_the_next_one_fetches_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
@@ -132,7 +132,7 @@ async def test_those_that_wait_for_one_fetch_share_its_failure_and_the_next_one_
         assert await export(setup) == Delivered()
 
 
-async def test_a_failure_is_a_new_exception_for_each_that_waits(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_failure_is_a_new_exception_for_each_waiting_export(autojump_clock: trio.testing.MockClock) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
         setup.workspace.token_answer = Answer(503, delay=5)
         raised: list[AuthError] = []
@@ -149,7 +149,7 @@ async def test_a_failure_is_a_new_exception_for_each_that_waits(autojump_clock: 
     assert all(error.__cause__ is error.__context__ is None for error in raised)
 
 
-async def test_a_fetch_that_is_cancelled_is_taken_over_by_one_that_waits(
+async def test_a_cancelled_fetch_is_taken_over_by_a_waiting_export(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
@@ -204,7 +204,7 @@ async def test_requests_for_tokens_and_for_the_endpoint_name_the_workspace(
         assert named == [setup.workspace.workspace_id] * 2
 
 
-async def test_exports_that_get_a_401_at_once_share_one_new_token(autojump_clock: trio.testing.MockClock) -> None:
+async def test_concurrent_exports_that_get_a_401_share_one_new_token(autojump_clock: trio.testing.MockClock) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
         assert await export(setup) == Delivered()
         setup.zerobus.revoked = {"token-0123456789-1"}
@@ -311,7 +311,7 @@ HOST = "https://dbc-1.cloud.databricks.com"
         ),
     ],
 )
-async def test_a_token_endpoint_that_refuses_is_told_from_one_that_is_ill(
+async def test_a_refusal_of_the_token_endpoint_is_distinguished_from_a_malfunction(
     answer: Any, result: Any, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with setup_of(endpoint=ENDPOINT, token_answer=answer) as setup:
@@ -324,7 +324,9 @@ async def test_a_token_endpoint_that_refuses_is_told_from_one_that_is_ill(
         assert await export(setup) == Delivered()
 
 
-async def test_a_batcher_repeats_what_had_no_token_and_delivers_it(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_batcher_repeats_batches_without_a_token_and_delivers_them(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with setup_of(endpoint=ENDPOINT, token_answer=json_answer(503, {})) as setup:
 
         async def mend() -> None:
@@ -357,7 +359,7 @@ async def test_a_secret_that_the_workspace_does_not_know_is_read_again_before_th
         assert len(setup.workspace.token_requests) == 4
 
 
-async def test_a_token_of_the_workspace_that_cannot_be_sent_is_told_without_being_shown(
+async def test_a_token_of_the_workspace_that_cannot_be_sent_is_reported_without_being_shown(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def headers(self: Any, location: str) -> Any:
@@ -372,7 +374,7 @@ async def test_a_token_of_the_workspace_that_cannot_be_sent_is_told_without_bein
     assert "s3cret" not in repr(result)
 
 
-async def test_a_secret_that_is_no_utf8_is_sent_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_secret_that_is_not_utf8_is_sent_unchanged(autojump_clock: trio.testing.MockClock) -> None:
     async with setup_of(endpoint=ENDPOINT) as setup:
         setup.auth.secret = "dose-\udcff-0123456789"
         result = await export(setup)
@@ -396,3 +398,25 @@ async def test_a_bad_table_a_closed_exporter_and_an_empty_batch_send_nothing(
         with pytest.raises(trio.ClosedResourceError):
             await export(setup)
         assert setup.transport.asked == []
+
+
+@pytest.mark.parametrize("page", [b"busy", b"x" * 300_000], ids=["small", "too large to read"])
+async def test_a_503_of_the_token_endpoint_is_repeated_however_large_its_page_is(
+    page: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with setup_of() as setup:
+        setup.workspace.token_answer = Answer(503, body=page)
+        result = await setup.export(batch_of(1, TABLE))
+        assert isinstance(result, TryLater)
+        assert "answered 503" in result.reason
+
+
+async def test_a_401_of_the_token_endpoint_with_a_page_too_large_to_read_makes_the_secret_be_read_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with setup_of() as setup:
+        setup.workspace.token_answer = Answer(401, body=b"x" * 300_000)
+        result = await setup.export(batch_of(1, TABLE))
+        assert isinstance(result, Refused)
+        assert "answered 401" in result.reason
+        assert setup.auth.reads == 2

@@ -45,9 +45,9 @@ class Zerobus:
     """The state of the fake Zerobus, and its failures.
 
     Attributes:
-        workspace: Where its tokens come from.
-        answers: What it answers to requests that it would take; None: 200.
-        revoked: Tokens that it does not take.
+        workspace: The workspace that issues its tokens.
+        answers: Returns the answer to a valid request; None for 200.
+        revoked: Tokens that it does not accept.
     """
 
     workspace: FakeWorkspace
@@ -88,7 +88,7 @@ class RoutedTransport(httpx.AsyncBaseTransport):
     """Routes requests to receivers by host and records them. Other hosts do not resolve.
 
     Attributes:
-        hosts: Which transport leads to which host.
+        hosts: The transport to each host.
         asked: The hosts of all requests.
         closed: How often it was closed.
     """
@@ -118,9 +118,9 @@ class FakeAuth:
     """Stands in for `DatabricksAuth` on a mock clock: it uses no thread.
 
     Attributes:
-        secret: The client secret; None: there is no service principal.
-        delay: Seconds that it takes to tell.
-        reads: How often it was asked for the service principal and had forgotten it.
+        secret: The client secret; None if there is no service principal.
+        delay: Seconds that each call takes.
+        reads: The number of times that the service principal was read, because it was not cached.
     """
 
     workspace: FakeWorkspace
@@ -140,7 +140,7 @@ class FakeAuth:
     async def service_principal(self) -> ServicePrincipal:
         await trio.sleep(self.delay)
         if self.secret is None:
-            raise AuthError("Zerobus takes service principals only", retry=False)
+            raise AuthError("Zerobus accepts only service principals", retry=False)
         if self._kept is None:
             self.reads += 1
             self._kept = ServicePrincipal(CLIENT_ID, self.secret, "12345")

@@ -33,7 +33,7 @@ async def test_every_example_says_what_it_needs() -> None:
         ended = await run_example(example, None)
         assert (ended.exit_code, ended.out) == (1, "")
         (line,) = ended.err.splitlines()
-        assert line.startswith("OTEL_EXPORTER_OTLP_ENDPOINT has to say where the spans go")
+        assert line.startswith("set OTEL_EXPORTER_OTLP_ENDPOINT to the URL of the server")
 
     async with trio.open_nursery() as nursery:
         for example in PROGRAMS:

@@ -260,7 +260,7 @@ def test_mlflows_two_variables_for_zerobus_are_documented_with_our_arguments() -
 
 
 def our_names(page: str) -> Iterator[tuple[str, ...]]:
-    """Yield the names of ours in the text of a page, as in ``Limits.max_locations`` or ``OTLPExporter(auth=)``."""
+    """Yield this package's names in the text of a page, as in ``Limits.max_locations`` or ``OTLPExporter(auth=)``."""
     for code in coded(re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)):
         if match := re.fullmatch(r"(\w+)(?:\.(\w+)(?:\(\))?|\((?:\w+, )?(\w+)=(.*)\))", code):
             name, attribute, argument, default = match.groups()
@@ -270,7 +270,7 @@ def our_names(page: str) -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("page", [MIGRATING, OPENTELEMETRY], ids=["migrating", "opentelemetry"])
-def test_every_name_of_ours_in_the_pages_exists(page: str) -> None:
+def test_every_name_of_this_package_in_the_pages_exists(page: str) -> None:
     found = list(our_names(page))
     assert len(found) > 5
     for name, attribute, argument, default in found:

@@ -79,7 +79,7 @@ def test_each_row_names_tests(title: str) -> None:
 
 
 @pytest.mark.parametrize("page", [PAGE, GUARANTEES], ids=lambda page: page.stem)
-def test_every_test_that_is_named_exists(page: Path) -> None:
+def test_every_test_named_in_the_pages_exists(page: Path) -> None:
     named = NAME_OF_A_TEST.findall(page.read_text())
     missing = [f"{path}::{name}" for path, name in named if name not in names_of_tests(PROJECT / path)]
     assert missing == []

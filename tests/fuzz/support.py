@@ -53,8 +53,8 @@ def fuzz(max_examples: int, *, shrink: bool = True) -> settings:
 def assert_no_growth(run: Callable[[], object]) -> None:
     """Fail if each call of ``run`` leaks memory.
 
-    What is allocated once, by the first calls, does not count. Measured up to six times: a leak is there each time, a
-    table of Python's own that just needed more room is not, nor are the names of attributes that Python looked up.
+    Memory that the first calls allocate once does not count. Growth is measured up to six times: a leak occurs each
+    time, while one of Python's tables grows only now and then, and attribute names are cached only once.
     """
 
     async def run_in_task() -> None:
@@ -212,7 +212,7 @@ class _RealLike(_NumberLike):
 Integral.register(_IntegerLike)
 Real.register(_RealLike)
 
-# A type, and what its instances are made of.
+# Each type, with arguments for its instances.
 _BASES: tuple[tuple[type, tuple[object, ...]], ...] = (
     (object, ()),
     (_PlainMapping, ()),

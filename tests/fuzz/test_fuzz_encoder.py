@@ -34,13 +34,13 @@ from trio_spanbatch._spans import attributes
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.testing import InMemoryExporter
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
-# What a message may be long: a path, a key, a value, and a sentence.
+# The maximum length of a message: a path, a key, a value, and a sentence.
 MAX_MESSAGE = 700
 
-# Where something is in a span: the attribute, or attribute, index and attribute.
+# The parts of a span by their paths: an attribute, or an attribute, an index and an attribute.
 PARTS = {
     "": Any,
     "context": CONTEXT,
@@ -90,11 +90,11 @@ def _small_containers(monkeypatch: pytest.MonkeyPatch) -> None:
 def spoilt_spans(draw: st.DrawFn) -> Boxed:
     """A valid span with garbage, or nothing, in one to three places."""
     span, spoilt = loose_span(), []
-    # What can be much and still be right is attributes.
+    # Attributes are drawn more often, as most garbage is valid there.
     places = st.sampled_from(ATTRIBUTES) | st.sampled_from(PLACES)
     for part, name in draw(st.lists(places, min_size=1, max_size=3, unique=True)):
         owner = getattr(span, part, None) if part else span
-        # By its type: it may be garbage by now, of which one can ask nothing.
+        # Check the exact type, as it may be garbage by now, with methods that raise.
         owner = owner[0] if type(owner) is list and owner else owner
         if type(owner) is not Loose or not hasattr(owner, name):
             continue
@@ -124,7 +124,7 @@ def encoded_or_refused(encoder: SpanEncoder, thing: object) -> EncodedSpan | Non
 
 @fuzz(250)
 @given(ANYTHING)
-def test_anything_is_encoded_as_protobuf_reads_it_or_refused(thing: Boxed) -> None:
+def test_any_span_is_encoded_readably_or_refused(thing: Boxed) -> None:
     encoded = encoded_or_refused(SpanEncoder(), thing.content)
     if encoded is not None:
         message = encoded.to_message()
@@ -139,7 +139,7 @@ def test_anything_is_encoded_as_protobuf_reads_it_or_refused(thing: Boxed) -> No
 
 @fuzz(40)
 @given(st.lists(ANYTHING, min_size=1, max_size=4))
-def test_what_was_refused_does_not_change_what_a_good_span_becomes(things: list[Boxed]) -> None:
+def test_refused_spans_do_not_change_the_encoding_of_good_spans(things: list[Boxed]) -> None:
     good = make_span(attributes={"http.method": "GET", "key": 1, "fine": 2}, resource=Resource({"key": "x"}))
     wanted = SpanEncoder().encode(good)
     encoder = SpanEncoder()
@@ -187,7 +187,7 @@ def test_an_encoder_holds_no_more_after_more_of_the_same_garbage(things: list[Bo
 
 
 @pytest.mark.long
-def test_an_encoder_that_meets_100_000_resources_scopes_and_keys_holds_no_more_than_after_6_000() -> None:
+def test_an_encoder_holds_no_more_after_100_000_resources_scopes_and_keys_than_after_6_000() -> None:
     encoder, span = SpanEncoder(), span_like()
     for number in range(100_000):
         if number == 6_000:

@@ -25,10 +25,10 @@ from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.cli.send import LocationOf, SendSettings, send
 from trio_spanbatch.testing import InMemoryExporter
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
-# What a message may be long: a path of 48 levels at most, a value, and a sentence.
+# The maximum length of a message: a path of 48 levels at most, a value, and a sentence.
 MAX_MESSAGE = 3000
 
 IDS = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
@@ -76,7 +76,7 @@ EVERYTHING: Any = {
     ]
 }
 
-# Texts that become what ``json.dumps`` cannot write.
+# Texts that are replaced by JSON that ``json.dumps`` cannot write.
 RAW: dict[str, bytes] = {
     "@lists@": b"[" * 5_000 + b"]" * 5_000,
     "@open lists@": b"[" * 200_000,
@@ -219,7 +219,7 @@ def spans_of(items: list[Document | Unreadable]) -> list[EncodedSpan]:
 
 @fuzz(150)
 @given(st.data())
-def test_any_bytes_are_spans_that_parsers_read_or_reasons(data: st.DataObject) -> None:
+def test_any_bytes_become_valid_spans_or_reasons(data: st.DataObject) -> None:
     content = data.draw(FILES)
     items = parsed(data.draw(pieces(content)))
     lines = content.count(b"\n") + 1
@@ -237,7 +237,7 @@ GOOD_LINE = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"nam
 
 @fuzz(150)
 @given(BAD_LINES, BAD_LINES)
-def test_a_good_line_is_read_whatever_the_other_lines_are(before: list[bytes], after: list[bytes]) -> None:
+def test_a_valid_line_is_read_regardless_of_other_lines(before: list[bytes], after: list[bytes]) -> None:
     items = parsed([b"\n".join([*before, GOOD_LINE, *after])])
     found = [span for item in items if isinstance(item, Document) for span in spans_or_none(item.value)]
     assert GOOD_SPAN in [span.name for span in found if isinstance(span, Span)]
@@ -263,7 +263,7 @@ TEN_MEGABYTES = "x" * 10_000_000
 @example({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"name": TEN_MEGABYTES}]}]}]}, None)
 @example({"resourceSpans": [{"scopeSpans": [{"spans": [IDS | {"startTimeUnixNano": TEN_MEGABYTES}]}]}]}, None)
 @example({"resourceSpans": [{"scopeSpans": [{"spans": [{"spanId": TEN_MEGABYTES}]}]}]}, None)
-def test_any_json_is_no_request_or_one_with_spans_or_reasons(value: Any, data: st.DataObject | None) -> None:
+def test_any_json_becomes_spans_or_reasons(value: Any, data: st.DataObject | None) -> None:
     document = value
     if data is not None and data.draw(st.booleans()):
         document = {data.draw(st.sampled_from(["resourceSpans", "resource_spans"])): value}
@@ -277,7 +277,7 @@ def test_a_file_without_end_takes_no_more_memory(lines: list[bytes]) -> None:
     parser, content = DocumentParser(), b"\n".join(lines)[:20_000]
 
     def run() -> None:
-        # A whole request shows what came before it to be lines, and no document that is held as a whole.
+        # A complete request ends a document of several lines, which the parser would otherwise keep in memory.
         spans_of([*parser.feed(content + b"\n" + GOOD_LINE + b"\n")])
 
     assert_no_growth(run)
@@ -285,7 +285,7 @@ def test_a_file_without_end_takes_no_more_memory(lines: list[bytes]) -> None:
 
 @fuzz(25)
 @given(st.lists(FILES, min_size=1, max_size=2), st.sampled_from([None, "key 0", "service.name"]))
-def test_the_command_accounts_for_whatever_is_in_its_files(contents: list[bytes], attribute: str | None) -> None:
+def test_the_command_accounts_for_any_contents_of_its_files(contents: list[bytes], attribute: str | None) -> None:
     async def play(files: list[str]) -> None:
         exporter, err = InMemoryExporter(), io.StringIO()
         settings = SendSettings(

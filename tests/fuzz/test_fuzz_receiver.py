@@ -21,7 +21,7 @@ from tests.fuzz.support import assert_no_growth_in_task, damaged, fuzz, nothing_
 from tests.support.receivers import body_of, raw_request, read_all
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, Reset
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 MAX_BYTES = 3_000
@@ -304,7 +304,7 @@ async def exchange(receiver: OTLPReceiver, headers: list[tuple[str, str]], chunk
 
 @fuzz(60)
 @given(contents(), st.sampled_from(sorted(ENCODINGS)), st.booleans(), st.data())
-def test_any_body_of_a_good_request_is_stored_if_it_parses_and_refused_if_not(
+def test_the_body_of_a_valid_request_is_stored_if_it_parses_and_refused_otherwise(
     content: bytes, encoding: str, chunked: bool, data: st.DataObject
 ) -> None:
     body = ENCODINGS[encoding](content)

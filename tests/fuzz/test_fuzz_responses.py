@@ -35,14 +35,14 @@ from trio_spanbatch._http.body import BoundedBody
 from trio_spanbatch._http.messages import MAX_MESSAGE_LENGTH
 from trio_spanbatch._http.responses import MAX_RETRY_AFTER, interpret_response, retry_after
 
-# What a failure is reported with may be long; as an error this warning would hide the failure.
+# The report of a failure may be long; as an error, this warning would hide the failure.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 NOW = 1_750_000_000.0
-# The longest phrase of a status, and what stands around it.
+# The longest phrase of a status, and the text around it.
 MAX_REASON = MAX_MESSAGE_LENGTH + 60
 
-# As long as credentials are, so that a shorter text is no accident.
+# As long as credentials, so that they do not occur in a response by chance.
 SECRETS = st.lists(
     st.text(string.ascii_letters + string.digits + "-_.~+/=:<&'\" é", min_size=16, max_size=40).filter(
         lambda secret: secret == " ".join(secret.split())
@@ -212,13 +212,13 @@ def assert_in_order(result: object, secrets: list[str]) -> None:
 
 @fuzz(150)
 @given(responses())
-def test_any_response_means_something_and_says_so_in_a_short_line_without_secrets(response: AnyResponse) -> None:
+def test_any_response_has_a_result_with_a_short_message_without_secrets(response: AnyResponse) -> None:
     assert_in_order(response.interpreted(), response.secrets)
 
 
 @fuzz(200)
 @given(RETRY_AFTERS, RETRY_AFTERS, st.floats(0, 1e11))
-def test_any_retry_after_is_a_time_to_wait_or_none(value: str, date: str, now: float) -> None:
+def test_any_retry_after_is_a_wait_or_none(value: str, date: str, now: float) -> None:
     seconds = retry_after({"retry-after": value, "date": date}, now=now)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 

@@ -171,7 +171,7 @@ async def test_a_closed_idle_connection_is_noticed_before_it_is_used_again(
         assert receiver.connections == 2
 
 
-async def test_a_server_cannot_write_for_ever_to_a_client_that_does_not_read(
+async def test_a_server_cannot_write_forever_to_a_client_that_does_not_read(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     written = 0
@@ -237,7 +237,7 @@ async def test_a_connection_fails_as_one_of_the_operating_system_does(autojump_c
             await link.send(memoryview(b"x"))
 
 
-async def test_what_one_end_sends_the_other_receives_until_it_closes() -> None:
+async def test_each_end_receives_what_the_other_sends_until_it_closes() -> None:
     client, server = connected_pair()
     assert await client.send(memoryview(b"request")) == 7
     assert await server.receive_some() == b"request"

@@ -42,7 +42,7 @@ def contexts_of(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__context__
 
 
-# A server in order
+# A well-behaved server
 
 
 @networks

@@ -233,7 +233,7 @@ def test_no_input_makes_the_receiver_raise_or_hang(data: bytes, seed: int, half_
                     await client.send_eof()
                     await read_all(client)
             except trio.BrokenResourceError:
-                pass  # The receiver has had enough.
+                pass  # The receiver has closed the connection.
             await client.aclose()
         assert receiver.open_connections == 0
         assert all(request.at >= 0 for request in receiver.requests)
@@ -242,7 +242,7 @@ def test_no_input_makes_the_receiver_raise_or_hang(data: bytes, seed: int, half_
 
 
 @given(st.lists(st.sampled_from([None, Answer(503), Reset("mid_response"), Reset("before_body")]), max_size=6))
-def test_every_request_has_one_outcome_whatever_the_script(steps: list[Answer | Reset | None]) -> None:
+def test_every_request_has_one_outcome_with_any_script(steps: list[Answer | Reset | None]) -> None:
     async def play() -> None:
         seen: list[int | None] = []
         receiver = OTLPReceiver(listen=False, answers=steps, on_request=lambda _request, status: seen.append(status))

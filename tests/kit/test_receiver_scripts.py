@@ -63,7 +63,7 @@ async def test_a_function_can_choose_the_answer_by_the_request(memory: bool) -> 
 
 
 @networks
-async def test_spans_may_be_stored_although_the_answer_says_otherwise_and_not_stored_although_it_says_so(
+async def test_a_script_can_store_spans_despite_an_error_and_not_store_them_despite_a_200(
     memory: bool,
 ) -> None:
     receiver = OTLPReceiver(listen=not memory, answers=[Answer(503, store=True), Answer(200, store=False)])
@@ -181,7 +181,7 @@ async def test_endless_responses_end_with_the_client_and_leave_nothing_behind(me
                         if read > 1_000_000:
                             scope.cancel()
                 except httpx.RemoteProtocolError:
-                    pass  # h11 has had enough of the headers.
+                    pass  # h11 refuses headers that are too large.
             await wait_until(lambda: receiver.open_connections == 0)
 
 

@@ -82,7 +82,7 @@ def all_programs(provider: TracerProvider) -> None:
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("limits", [None, LIMITS], ids=["no limits", "limits"])
-async def test_what_arrives_is_what_the_sdks_own_exporter_sends(
+async def test_the_request_equals_that_of_the_sdks_own_exporter(
     limits: SpanLimits | None, compression: str | None
 ) -> None:
     resource = Resource({"service.name": "x", "list": ["a", "b"], "nested": {"a": [1, {"b": None}]}}, "https://schema")

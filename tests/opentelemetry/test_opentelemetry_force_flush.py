@@ -212,7 +212,7 @@ async def test_in_the_thread_of_another_run_it_does_not_wait_either() -> None:
         assert not await trio.to_thread.run_sync(trio.run, other)
 
 
-def test_in_guest_mode_it_does_not_wait_in_the_hosts_loop() -> None:
+def test_in_guest_mode_force_flush_does_not_wait_in_the_hosts_loop() -> None:
     """Trio's run is not current there, but waits for this thread."""
     batcher = SpanBatcher(InMemoryExporter())
     processor = BatcherSpanProcessor(batcher)

@@ -61,7 +61,7 @@ async def places_of(
 # -- the local parent --------------------------------------------------------------------------------------------
 
 
-async def test_a_child_belongs_where_its_local_parent_belongs_whatever_else_says(autojump_clock: object) -> None:
+async def test_a_child_has_the_location_of_its_live_local_parent_despite_other_rules(autojump_clock: object) -> None:
     def program(tracer: Tracer) -> None:
         with use_location("parents"):
             root = tracer.start_span("root")

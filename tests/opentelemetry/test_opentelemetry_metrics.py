@@ -180,7 +180,7 @@ async def test_without_a_meter_provider_there_are_none(autojump_clock: MockClock
 # -- the queue ---------------------------------------------------------------------------------------------------
 
 
-async def test_queue_size_counts_what_waits_and_capacity_what_may(autojump_clock: MockClock) -> None:
+async def test_queue_size_counts_waiting_spans_and_capacity_the_most_that_may_wait(autojump_clock: MockClock) -> None:
     metrics = Metrics()
     limits = Limits(max_queued_spans=10, location_idle_timeout=20)
     async with watched_batcher(InMemoryExporter(), limits=limits) as batcher:
@@ -239,7 +239,7 @@ async def test_dropped_spans_are_processed_with_the_reason_as_error_type(autojum
     metrics.assert_conserved(ended=11)
 
 
-async def test_spans_handed_back_out_of_the_queue_are_processed_as_undelivered_and_never_exported(
+async def test_spans_handed_back_from_the_queue_are_processed_as_undelivered_and_never_exported(
     autojump_clock: MockClock,
 ) -> None:
     metrics = Metrics()

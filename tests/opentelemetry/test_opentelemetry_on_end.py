@@ -226,7 +226,7 @@ async def test_shutdown_never_blocks_in_any_thread_even_if_the_exporter_hangs(au
         before = trio.current_time()
         provider.shutdown()
         in_thread(provider.shutdown)
-        # The export still hangs, and trio did not run meanwhile.
+        # The export still hangs, and trio did not run in between.
         assert (trio.current_time(), batcher.statistics().in_flight) == (before, 1)
     assert_all_counted(processor, batcher)
 
@@ -377,7 +377,7 @@ async def test_dropped_spans_are_logged_at_most_every_30_seconds_and_at_shutdown
         end_spans(tracer, 11)
         (first,) = warnings_in(caplog)
         assert (
-            "1 span that had ended was dropped (1 queue_full; the last queue_full one: no room for 'default')" in first
+            "1 span that had ended was dropped (1 queue_full; the last queue_full one: no space for 'default')" in first
         )
         clock.now += 29.9
         end_spans(tracer, 10)

@@ -240,7 +240,7 @@ assert "opentelemetry.context" not in sys.modules
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry.sdk", "opentelemetry.sdk.trace"])
-def test_without_the_extra_the_bridge_says_how_to_get_it(missing: str) -> None:
+def test_without_the_extra_the_bridge_says_how_to_install_it(missing: str) -> None:
     ended = run_without((missing,), "import trio_spanbatch.opentelemetry\n")
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A span never goes to another tenant: however it ends, and whatever other code leaves behind."""
+"""A span never goes to another tenant: regardless of how it ends and of what other code leaves behind."""
 
 from __future__ import annotations
 
@@ -161,7 +161,9 @@ async def test_a_span_with_a_remote_parent_that_a_finalizer_ends_goes_where_it_s
     assert places == {"of acme": "acme"}
 
 
-async def test_a_span_that_a_finalizer_ends_goes_where_baggage_said_when_it_started(autojump_clock: object) -> None:
+async def test_a_span_that_a_finalizer_ends_goes_to_the_location_that_baggage_named_at_its_start(
+    autojump_clock: object,
+) -> None:
     def program(tracer: Tracer) -> None:
         for tenant in ("acme", "initech"):
             request = baggage.set_baggage("tenant", tenant)
@@ -258,7 +260,7 @@ async def test_each_processor_finds_the_location_of_a_span_that_a_finalizer_ends
 
 @pytest.mark.parametrize("change", [copy.copy, copy.deepcopy, made_again], ids=["copy", "deepcopy", "made again"])
 @pytest.mark.parametrize("number", [1, 200])
-async def test_processors_in_between_that_make_another_span_change_nothing(
+async def test_processors_in_between_that_create_another_span_do_not_change_locations(
     autojump_clock: object, change: Any, number: int
 ) -> None:
     def program(tracer: Tracer) -> None:
@@ -275,8 +277,10 @@ async def test_processors_in_between_that_make_another_span_change_nothing(
 
 
 @pytest.mark.parametrize("change", [copy.copy, made_again], ids=["copy", "made again"])
-async def test_a_processor_that_passes_spans_on_later_changes_nothing(autojump_clock: object, change: Any) -> None:
-    """Like one that samples complete traces: the span objects are gone by then."""
+async def test_a_processor_that_passes_spans_on_later_does_not_change_their_locations(
+    autojump_clock: object, change: Any
+) -> None:
+    """Like a processor that samples complete traces: the span objects no longer exist by then."""
     wrappers: list[Wrapper] = []
 
     def wrapped(inner: SpanProcessor) -> Wrapper:
@@ -296,7 +300,7 @@ async def test_a_processor_that_passes_spans_on_later_changes_nothing(autojump_c
     assert places == {"of acme": "acme", "of initech": "initech"}
 
 
-async def test_a_span_whose_context_takes_no_attributes_goes_where_it_started(autojump_clock: object) -> None:
+async def test_a_span_whose_context_cannot_have_attributes_goes_where_it_started(autojump_clock: object) -> None:
     class Bare(SpanContext):
         @property
         def __dict__(self) -> Any:  # type: ignore[override]  # like __slots__

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -150,7 +151,7 @@ async def test_the_number_of_handed_over_spans_is_bounded_while_the_trio_thread_
     assert_all_counted(processor, batcher)
 
 
-async def test_taking_handed_over_spans_makes_room_for_more() -> None:
+async def test_more_spans_can_be_handed_over_once_earlier_ones_are_taken() -> None:
     async with watched_batcher(InMemoryExporter(), limits=Limits(max_pending_bytes=1000)) as batcher:
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
@@ -242,7 +243,7 @@ async def test_many_threads_at_once_lose_no_span_without_counting_it() -> None:
 
 
 def test_headers_are_cached_correctly_while_several_threads_encode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for two headers, threads constantly evict each other's."""
+    """The cache holds two headers, so threads constantly evict each other's."""
     monkeypatch.setattr("trio_spanbatch._spans.envelopes._MAX_REMEMBERED", 2)
     batcher = SpanBatcher(InMemoryExporter())
     spans = [make_span_of(f"service {number}") for number in range(5)]
@@ -415,6 +416,27 @@ async def test_a_span_that_ends_while_the_batcher_is_interrupted_is_handed_over(
     assert delivered_names(exporter) == {"outer": ["outer", "inner"]}
 
 
+async def test_a_span_that_interrupts_a_module_imported_after_the_processor_was_made_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exporter and the destinations are imported when they are first used."""
+    name = "trio_spanbatch.destinations._imported_later"
+    handed_over: list[int] = []
+    async with watched_batcher(exporter := InMemoryExporter()) as batcher:
+        processor = BatcherSpanProcessor(batcher)
+        tracer = tracer_of(processor)
+        with use_location("acme"):
+            tracer.start_span("before").end()
+            later = types.ModuleType(name)
+            exec("def call(function): function()", vars(later))
+            monkeypatch.setitem(sys.modules, name, later)
+            later.call(tracer.start_span("inside").end)
+            handed_over.append(processor.statistics().handed_over)
+    assert_all_counted(processor, batcher)
+    assert handed_over == [1]
+    assert delivered_names(exporter) == {"acme": ["before", "inside"]}
+
+
 async def test_a_span_that_ends_in_on_loss_is_handed_over() -> None:
     refusing = InMemoryExporter([Refused("no")])
 
@@ -529,7 +551,7 @@ async def test_counts_add_up_if_reading_them_is_interrupted(caplog: pytest.LogCa
         caplog.clear()
         dropped.interrupt_once(lambda: end_spans(tracer, 1))
         processor.shutdown()
-        # The one that ended meanwhile, and the earlier one.
+        # The span that ended in between, and the earlier span.
         assert "2 spans that had ended were dropped" in caplog.text
         assert processor._tally._said == processor._tally._dropped
     assert_all_counted(processor, batcher)
@@ -580,7 +602,7 @@ class Holder:
 
 def what_a_child_finds(processor: BatcherSpanProcessor, tracer: Tracer) -> int:
     """Return 0 on success. It must not return to the parent's frames."""
-    # Waiting for a lock of the parent would block for ever.
+    # Waiting for a lock of the parent would block forever.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(DEADLINE))
     try:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.planted_faults",
         description="List the faults, or plant one and see which machine finds it.",
     )
-    parser.add_argument("name", nargs="?", help="the fault's name, or a part of it that no other has")
+    parser.add_argument("name", nargs="?", help="the fault's name, or a part of it that is unique")
     options = parser.parse_args(arguments)
     if options.name is None:
         for fault in FAULTS:

@@ -51,7 +51,7 @@ FAULTS = (
         "        self._ledger.settle",
     ),
     PlantedFault(
-        "the byte budget leaks what is rejected",
+        "the byte budget leaks the bytes of rejected spans",
         "_scheduler/ledger.py",
         "        self.pending_bytes -= lease.cost",
         "        self.pending_bytes -= 0 if settlement.rejected else lease.cost",
@@ -75,7 +75,7 @@ FAULTS = (
         "self._accounts[location] = Account()\n        return self._accounts[location]",
     ),
     PlantedFault(
-        "the account of a location that ended long ago is thrown away",
+        "the account of a location that ended long ago is discarded",
         "_scheduler/ledger.py",
         "            self._forgotten = _sum(self._forgotten, self._accounts.pop(oldest))",
         "            del self._accounts[oldest]",
@@ -126,22 +126,23 @@ FAULTS = (
     ),
     # -- lanes -----------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a wake-up is cleared too late, after the sleep that it ended",
+        "the driver does not learn of the first span of a batch",
         "_scheduler/location.py",
-        "await self._receive.receive()\n        self._sleep = None\n",
-        "await self._receive.receive()\n        self._sleep = None\n        self._made_due = False\n",
+        "        if became_full or is_first:\n",
+        "        if became_full:\n",
     ),
     PlantedFault(
-        "a lane checks for work and falls asleep a moment later",
-        "_scheduler/location.py",
-        "        with trio.CancelScope(deadline=time) as self._sleep:\n",
-        "        await trio.lowlevel.checkpoint()\n        with trio.CancelScope(deadline=time) as self._sleep:\n",
+        "the driver checks for work and falls asleep a moment later",
+        "_runtime/driver.py",
+        "                with trio.CancelScope(deadline=self.agenda.next_at) as self._sleep:\n",
+        "                at = self.agenda.next_at\n                await trio.lowlevel.checkpoint()\n"
+        "                with trio.CancelScope(deadline=at) as self._sleep:\n",
     ),
     PlantedFault(
-        "a lane is not woken by a batch that became full",
+        "the driver does not learn of a batch that became full",
         "_scheduler/location.py",
-        "        if became_full:\n            self.reconsider()\n",
-        "",
+        "        if became_full or is_first:\n",
+        "        if is_first:\n",
     ),
     PlantedFault(
         "a deadline is restarted by each span",
@@ -171,11 +172,10 @@ FAULTS = (
         "if self.account.in_flight or self.waiting:",
     ),
     PlantedFault(
-        "a lane that is evicted for another one is not told to end",
+        "a lane that is evicted for another one does not end",
         "_scheduler/locations.py",
-        "        oldest.retire()\n",
-        "",
-        first="state machine",
+        "        next(iter(self._empty)).end()\n",
+        "        self.remove(next(iter(self._empty)))\n",
     ),
     # -- admission -------------------------------------------------------------------------------------------------
     PlantedFault(
@@ -208,7 +208,7 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the room that sealing a batch frees is not given to waiting adders",
+        "the space that sealing a batch frees is not given to waiting adders",
         "_scheduler/admission.py",
         "        self._made_due.discard(lane)\n        if lane.waiting:\n            self._serve(lane)\n",
         "        self._made_due.discard(lane)\n",
@@ -232,8 +232,8 @@ FAULTS = (
     PlantedFault(
         "a lane that has ended takes a slot",
         "_scheduler/location.py",
-        "        self._sleep = None\n        self._shared.over_share.pop",
-        "        self._shared.over_share.pop",
+        "        if not self._ended:\n            self._shared.agenda",
+        "        if True:\n            self._shared.agenda",
         first="cancel everywhere",
         scenario="drain_in_progress",
     ),
@@ -339,7 +339,7 @@ FAULTS = (
         scenario="quiet",
     ),
     PlantedFault(
-        "the body's exception leaves in a group",
+        "the body's exception propagates in a group",
         "_runtime/supervisor.py",
         "            await self._manager.__aexit__(None, None, None)\n        except BaseExceptionGroup as",
         "            await self._manager.__aexit__(type(exc) if exc else None, exc, None)\n        except KeyError as",

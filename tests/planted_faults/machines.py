@@ -22,8 +22,8 @@ from tests.support.processes import run_to_end
 
 __all__ = ["MACHINES", "Search", "find"]
 
-# How many runs a machine gets for a fault. A fault needs at most a fiftieth of this on average, with the machine that
-# it names, so a fault that is present is missed once in e**50 times.
+# The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
+# machine that it names, so it is missed once in e**50 times.
 BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0}
 
 
@@ -33,7 +33,7 @@ class Search:
 
     Attributes:
         runs: The number of seeds, cancels or sequences of rules, the failing one included.
-        failure: The most telling line of its output; None if it found nothing.
+        failure: The most informative line of its output; None if it found nothing.
     """
 
     runs: int
@@ -62,7 +62,7 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
     return _read(_run(["-m", "tests.state_machine", "--sequences", str(examples), "--no-shrink", "--json"], environ))
 
 
-# Each takes the environment that has the copy, the most runs, and the one scenario to run, if any.
+# The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.
 MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] = {
     "simulation": simulate,
     "state machine": drive_state_machine,
@@ -71,14 +71,14 @@ MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] 
 
 
 def find(environ: Mapping[str, str], fault: PlantedFault) -> dict[Machine, Search]:
-    """Run one machine after the other, the one that the fault names first, until one fails.
+    """Run the machines until one fails, beginning with the one that the fault names.
 
     Args:
         environ: The environment that has the copy with the fault.
         fault: The fault.
 
     Returns:
-        What each machine found, in the order in which they ran.
+        The result of each machine, in the order in which they ran.
     """
     searches: dict[Machine, Search] = {}
     for machine in sorted(MACHINES, key=lambda machine: machine != fault.first):
@@ -106,7 +106,7 @@ def _read(ended: subprocess.CompletedProcess[str]) -> Search:
 
 
 def first_line(text: str) -> str:
-    """Return the most telling line: the last one of a traceback, or else the first one."""
+    """Return the most informative line: the last one of a traceback, or else the first one."""
     lines = [stripped for line in text.splitlines() if (stripped := line.strip(" |+-^~"))]
     if not lines:
         return "it ended without any output"

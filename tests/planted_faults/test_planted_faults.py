@@ -11,7 +11,7 @@ from tests.planted_faults.faults import FAULTS, Machine, PlantedFault
 from tests.planted_faults.machines import MACHINES, find, first_line
 from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 
-# How many runs a copy without a fault has to pass.
+# The number of runs that a copy without a fault must pass.
 SOUND: dict[Machine, int] = {"simulation": 100, "state machine": 100, "cancel everywhere": 0}
 
 
@@ -42,7 +42,7 @@ def test_a_fault_whose_place_is_gone_is_reported(tmp_path: Path) -> None:
         plant(tmp_path, "_scheduler/location.py", "no such code", "")
 
 
-def test_the_most_telling_line_of_a_failure_is_shown() -> None:
+def test_the_most_informative_line_of_a_failure_is_shown() -> None:
     group = (
         '  + Exception Group Traceback (most recent call last):\n  |   File "x.py"\n  | ValueError: 3 is odd\n  +----'
     )

@@ -59,8 +59,8 @@ class AgentSettings:
         max_delay: As for `BatchPolicy`; if infinite, spans wait for the drain.
         timeout: As for `OTLPExporter`.
         shutdown_timeout: As for `SpanBatcher`.
-        left_out: One in so many spans is left out by the server.
-        poison: For one in so many spans, the server refuses the whole request.
+        left_out: The server leaves out one in this many spans.
+        poison: The server refuses the whole request for one in this many spans.
     """
 
     url: str
@@ -161,7 +161,7 @@ class Agent:
             case ["mark"]:
                 pass
             case _:
-                raise ValueError(f"what is {command!r}?")
+                raise ValueError(f"unknown command {command!r}")
 
     # -- adding ------------------------------------------------------------------------------------------------
 

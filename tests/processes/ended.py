@@ -72,13 +72,15 @@ def _left_out_of(answered: Iterable[tuple[Sequence[int], int]], left_out: set[in
     known: set[int] = set()
     for ids, count in answered:
         of_batch = left_out.intersection(ids)
-        assert len(of_batch) == count, f"the program was told of {count} spans left out, the server knows {of_batch}"
+        assert len(of_batch) == count, (
+            f"the program was told that {count} spans were left out, but the server left out {of_batch}"
+        )
         known |= of_batch
     return known
 
 
 async def end_of(program: Child) -> Ended:
-    """Wait for the end of an agent. Only at the end is it known what it says of its spans."""
+    """Wait for the end of an agent. Its report on its spans is known only then."""
     exit_code = await program.wait()
     report = json.loads(program.said[-1])
     assert "Exception ignored" not in program.errors, program.errors

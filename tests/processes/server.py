@@ -22,7 +22,7 @@ async def main(port: int, path: str, answers: int) -> None:
     def write(record: Record) -> None:
         os.write(file, record.to_line())
         if not collector.answers:
-            os.write(1, b"taken without an answer\n")
+            os.write(1, b"accepted without an answer\n")
 
     collector = Collector(write)
     collector.answers = answers

@@ -1,4 +1,4 @@
-"""``python stays.py FOLDER own|new``: stays for ever, and so does its child, in the same session or a new one.
+"""``python stays.py FOLDER own|new``: run forever, with a child that also does, in the same session or a new one.
 
 Each makes a file in ``FOLDER`` whose name is the process's id.
 """

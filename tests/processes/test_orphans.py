@@ -24,7 +24,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 
 def noted(folder: Path) -> list[int]:
-    """Return the ids of the processes that say they are there."""
+    """Return the ids of the processes that have written their files."""
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
@@ -33,13 +33,13 @@ def workers(folder: Path) -> list[int]:
 
 
 def is_running(process: int) -> bool:
-    # A process that has ended and that nobody has waited for runs no more.
+    # A zombie has ended, although nothing has waited for it.
     status = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
     return status.stdout.strip()[:1] not in ("", "Z")
 
 
 def wait_until_gone(folder: Path) -> None:
-    # A process that is killed is gone a little later.
+    # A killed process disappears a little later.
     give_up_at = time.monotonic() + DEADLINE
     # Nothing reports the end of a process that is not a child of this one.
     while any(map(is_running, noted(folder))):
@@ -52,7 +52,7 @@ def wait_until_gone(folder: Path) -> None:
 async def test_when_a_process_of_the_tests_is_killed_its_children_and_theirs_end(tmp_path: Path, killed: str) -> None:
     options = ("-p", "no:cacheprovider", "--numprocesses", 1, "--max-worker-restart", 0)
     async with child("-m", "pytest", *options, STARTS_CHILDREN, environ={"FOLDER": str(tmp_path)}) as run:
-        # Four children, each with one of its own.
+        # Four children, each with a child.
         await wait_until(lambda: len(noted(tmp_path)) == 8)
         (worker,) = workers(tmp_path)
         assert all(map(is_running, noted(tmp_path)))

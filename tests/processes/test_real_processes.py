@@ -77,7 +77,7 @@ async def server(hanging: Iterable[str] = (), delay: float = 0.0) -> AsyncIterat
 def server_process(port: int, file: Path, answers: int = sys.maxsize) -> AbstractAsyncContextManager[Child]:
     """Run a server in a child process, which can be killed and stopped and records accepted spans in ``file``.
 
-    After so many ``answers`` it accepts and reports requests, but does not answer.
+    After this many ``answers`` it accepts and reports requests, but does not answer.
     """
     return child("-m", "tests.processes.server", port, file, answers)
 
@@ -138,7 +138,7 @@ async def test_ctrl_c_in_the_drain_hands_back_the_spans_of_a_hanging_export(sign
     assert ended.reasons == {"Ctrl-C during the drain"}
     assert {facts.accepted[span_id] for span_id in facts.undelivered} == {"c", "d"}
     assert len(facts.undelivered) == len(facts.doubtful) == 20
-    # What was lost stands in the traceback that the user sees.
+    # The traceback that the user sees shows the loss.
     assert any("20 of 40 spans were handed back undelivered" in note for note in ended.report["notes"])
 
 
@@ -210,7 +210,7 @@ async def test_sigterm_during_a_call_in_a_thread_waits_for_it_and_accepts_the_sp
         await program.says("in the thread")
         program.send_signal(signal.SIGTERM)
         await program.says("cancelled")
-        # The thread is still at work; its spans are added to a program that is cancelled.
+        # The thread still works; its spans are added although the program is cancelled.
         await program.tell("go on")
         ended = await end_of(program)
     facts = ended.check(to.records)
@@ -233,7 +233,7 @@ async def test_sigterm_during_a_call_in_a_thread_that_may_be_abandoned_does_not_
 
 
 def service(url: str) -> AbstractAsyncContextManager[Child]:
-    """The documentation's example, as it stands."""
+    """The documentation's example, unchanged."""
     environ = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": url.removesuffix("/v1/traces"),
         "OTEL_EXPORTER_OTLP_HEADERS": f"{LOCATION_HEADER}=orders",
@@ -254,15 +254,15 @@ async def test_the_documented_service_ends_with_143_and_everything_delivered() -
 # -- servers that are killed and stopped ---------------------------------------------------------------------------
 
 
-async def test_everything_is_delivered_by_way_of_servers_that_are_killed(tmp_path: Path) -> None:
+async def test_everything_is_delivered_although_servers_are_killed(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
         async with agent(url_of(port), left_out=11, poison=61) as program:
             await program.tell("keep adding")
             for _ in range(3):
                 async with server_process(port, file, answers=10) as to:
-                    # It is killed between taking a request and answering it.
-                    await to.says("taken without an answer")
+                    # It is killed between accepting a request and answering it.
+                    await to.says("accepted without an answer")
                     await to.kill()
                 await program.does("mark")
                 await program.says("failed")
@@ -303,7 +303,7 @@ async def test_spans_that_a_stopped_server_accepts_later_are_stored_twice_and_co
 ) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
-        # An attempt may take two seconds, and takes that as long as the server is stopped.
+        # An attempt may take two seconds, and does so while the server is stopped.
         async with server_process(port, file) as to, agent(url_of(port), timeout=2.0, left_out=11) as program:
             await program.tell("keep adding")
             await wait_for_stored(file, 200)
@@ -312,7 +312,7 @@ async def test_spans_that_a_stopped_server_accepts_later_are_stored_twice_and_co
             for _ in range(4):
                 await program.says("doubtful")
             to.go_on()
-            # It finds the requests in its sockets that their sender has given up.
+            # Its sockets contain requests that their sender has given up.
             await wait_until(lambda: max(stored_in(read_records(file)).values()) > 1)
             await program.does("flush")
             await program.tell("end")
@@ -324,7 +324,7 @@ async def test_spans_that_a_stopped_server_accepts_later_are_stored_twice_and_co
     assert facts.left_out
 
 
-async def test_a_server_that_stays_stopped_holds_nobody_up_beyond_the_drains_deadline(tmp_path: Path) -> None:
+async def test_a_server_that_stays_stopped_does_not_delay_the_end_beyond_the_drains_deadline(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
         async with server_process(port, file) as to, agent(url_of(port), shutdown_timeout=1.0) as program:
@@ -338,7 +338,7 @@ async def test_a_server_that_stays_stopped_holds_nobody_up_beyond_the_drains_dea
             await program.tell("end")
             ended = await end_of(program)
             facts = ended.check(read_records(file))
-            # Long after the program has ended, its server takes what it finds in its sockets.
+            # Long after the program has ended, the server reads the requests in its sockets.
             to.go_on()
             await wait_for_stored(file, 41)
     late = ended.check(read_records(file))
@@ -358,7 +358,7 @@ async def test_a_program_that_is_stopped_for_longer_than_an_attempt_may_take_los
         for _ in range(3):
             await to.wait_for(stored=100)
             await program.stop()
-            # Time itself is what is tested: the attempts under way must be over their limit.
+            # This tests time itself: the running attempts must exceed their limit.
             await trio.sleep(attempt + 0.1)
             program.go_on()
         await program.does("flush")

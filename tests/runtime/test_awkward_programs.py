@@ -100,7 +100,7 @@ async def test_log_handlers_that_raise_print_nothing_if_raise_exceptions_is_fals
     assert capsys.readouterr().err == ""
 
 
-async def test_a_message_is_logged_at_the_place_that_logs_it(
+async def test_a_log_record_names_the_code_that_logs_it(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched_batcher(InMemoryExporter(lambda batch: Refused("no")), FOUR) as batcher:
@@ -123,7 +123,9 @@ class _TakesNoNotes(Exception):
 
 
 @pytest.mark.parametrize("failure", [_Frozen(3), _HasOtherNotes(), _TakesNoNotes()], ids=lambda e: type(e).__name__)
-async def test_an_exception_that_takes_no_notes_leaves_unchanged(failure: Exception, autojump_clock: MockClock) -> None:
+async def test_an_exception_without_support_for_notes_propagates_unchanged(
+    failure: Exception, autojump_clock: MockClock
+) -> None:
     async def run() -> None:
         async with watched_batcher(InMemoryExporter(lambda batch: Hang()), shutdown_timeout=1) as batcher:
             batcher.add_spans_nowait("a", make_spans(1))
@@ -177,11 +179,11 @@ async def test_batches_that_are_not_kept_are_logged_twice_a_minute_at_most(
             await trio.sleep(0.5)
     messages = [record.getMessage() for record in caplog.records if "are not kept" in record.getMessage()]
     assert 5 <= len(messages) <= trio.current_time() / 30 + 1
-    assert "give an on_loss to have them all" in messages[0]
+    assert "give on_loss= to receive all of them" in messages[0]
     assert batcher.statistics().undelivered == 3000
 
 
-def test_arguments_that_cannot_work_are_refused_when_a_batcher_is_made() -> None:
+def test_invalid_arguments_are_refused_when_a_batcher_is_created() -> None:
     async def on_loss(loss: Loss) -> None: ...
 
     make: Any = SpanBatcher
@@ -203,7 +205,7 @@ def test_an_error_names_a_try_later_wait_that_is_not_a_number_of_seconds(value: 
         TryLater("busy", after=value)
 
 
-def test_results_take_no_bools_for_numbers_and_no_words_for_bools() -> None:
+def test_results_accept_neither_bools_as_numbers_nor_strings_as_bools() -> None:
     number: Any = 5
     word: Any = "no"
     results: list[Callable[[], ExportResult]] = [

@@ -56,7 +56,7 @@ async def until_quiet() -> None:
         await trio.lowlevel.checkpoint()
 
 
-# Where to, and with what.
+# The server and the requests.
 
 
 def test_without_variables_a_batcher_sends_to_localhost_4318() -> None:
@@ -73,7 +73,7 @@ async def test_the_base_endpoint_gets_the_path_for_traces(slash: str, env: Envir
 
 
 @pytest.mark.parametrize(("path", "target"), [("", "/"), ("/", "/"), ("/v2/spans", "/v2/spans")])
-async def test_the_endpoint_for_traces_is_used_as_it_is(path: str, target: str, env: Environment) -> None:
+async def test_the_endpoint_for_traces_is_used_unchanged(path: str, target: str, env: Environment) -> None:
     async with OTLPReceiver(path=None) as receiver:
         env.set(
             OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"http://127.0.0.1:{receiver.port}{path}",
@@ -83,7 +83,7 @@ async def test_the_endpoint_for_traces_is_used_as_it_is(path: str, target: str, 
         assert receiver.requests[0].target == target
 
 
-async def test_headers_are_sent_and_those_for_traces_win(env: Environment) -> None:
+async def test_headers_are_sent_and_those_for_traces_take_precedence(env: Environment) -> None:
     async with OTLPReceiver() as receiver:
         env.send_to(receiver, OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20a%3Db,x-team=green")
         await send()
@@ -124,7 +124,9 @@ async def test_timeouts_are_in_milliseconds(variable: str, env: Environment, moc
 
 
 @pytest.mark.parametrize("variables", [{}, {"OTEL_BSP_EXPORT_TIMEOUT": "0"}], ids=["the exporter's", "both"])
-async def test_a_timeout_of_0_is_none(variables: dict[str, str], env: Environment, mock_clock: MockClock) -> None:
+async def test_a_timeout_of_0_means_no_limit(
+    variables: dict[str, str], env: Environment, mock_clock: MockClock
+) -> None:
     async with OTLPReceiver(answers=[Hang()]) as receiver:
         env.send_to(receiver, OTEL_EXPORTER_OTLP_TIMEOUT="0", **variables)
         async with SpanBatcher(shutdown_timeout=0) as batcher:
@@ -171,7 +173,7 @@ async def test_a_batch_and_the_queue_are_as_large_as_the_environment_says(
         assert [len(request.spans) for request in receiver.requests] == [3, 1]
 
 
-# Which spans, and whether at all.
+# Resources, and disabling.
 
 
 async def test_spans_without_a_resource_get_that_of_the_environment(env: Environment) -> None:
@@ -227,7 +229,7 @@ async def test_a_query_of_an_endpoint_is_not_sent(env: Environment, caplog: pyte
     assert SECRET not in caplog.text
 
 
-async def test_what_makes_no_sense_is_warned_about_once_and_ignored_and_what_is_empty_is_unset(
+async def test_an_invalid_value_is_ignored_with_one_warning_and_an_empty_value_counts_as_unset(
     env: Environment, caplog: pytest.LogCaptureFixture
 ) -> None:
     nonsense = {
@@ -309,7 +311,7 @@ async def test_a_wrong_ca_is_a_clear_failure_that_is_logged_and_hands_the_spans_
 
 
 @pytest.mark.parametrize("shows_certificate", [False, True])
-async def test_without_a_ca_of_its_own_it_trusts_the_cas_that_httpx_trusts(
+async def test_without_a_certificate_setting_it_trusts_the_cas_that_httpx_trusts(
     shows_certificate: bool, env: Environment, tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
     env.set(SSL_CERT_FILE=str(tmp_path / "ca.pem"))
@@ -336,7 +338,7 @@ async def test_http_proxy_and_all_proxy_are_honoured(variable: str, env: Environ
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-async def test_https_proxy_is_honoured_with_a_tunnel_through_which_it_sees_nothing(
+async def test_https_proxy_is_honoured_with_an_encrypted_tunnel(
     variable: str, env: Environment, tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
     async with OTLPReceiver(ssl_context=tls) as receiver, running_proxy() as proxy:
@@ -391,7 +393,7 @@ async def test_credentials_of_a_proxy_are_sent_to_it_and_shown_nowhere(
     ],
     ids=["userinfo", "user", "newline", "CR LF"],
 )
-def test_a_url_with_an_unclear_password_and_a_token_with_a_newline_are_refused_when_the_batcher_is_made_and_not_shown(
+def test_an_ambiguous_password_in_a_url_and_a_token_with_a_newline_are_refused_when_the_batcher_is_created(
     variables: dict[str, str], env: Environment, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -403,7 +405,7 @@ def test_a_url_with_an_unclear_password_and_a_token_with_a_newline_are_refused_w
     assert SECRET not in caplog.text
 
 
-async def test_a_password_in_the_endpoint_arrives_as_basic_authentication_and_is_shown_nowhere(
+async def test_a_password_in_the_endpoint_is_sent_as_basic_authentication_and_never_shown(
     env: Environment, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -30,14 +30,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.long
-async def test_no_hostile_server_loses_a_span_in_silence_or_disturbs_another_location(
+async def test_no_hostile_server_causes_a_silent_loss_or_affects_another_location(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def answer(request: ReceivedRequest) -> Outcome | None:
         return hostile_servers.FAST[request.location]() if request.location != "well" else None
 
-    # One attempt each: the second would not be any different. All at once are work for some seconds of a processor, so
-    # that the usual timeouts would be too short on a busy machine.
+    # Each has one attempt, as a second one would not differ. All of them at once need some seconds of CPU time, so
+    # the usual timeouts would be too short on a busy machine.
     retry = RetryPolicy(initial=3600, maximum=3600, max_elapsed=1e-6, attempt_timeout=math.inf)
     losses: list[Loss] = []
     with nothing_leaks():
@@ -121,7 +121,7 @@ async def test_a_protobuf_200_that_does_not_parse_is_a_delivery_with_a_warning(
         batcher.add_spans_nowait("a", make_spans(3))
         report = await batcher.flush()
     assert (report.delivered, len(receiver.requests)) == (3, 1)
-    warning = "the server for 'a' took a batch, with a warning: the answer's body cannot be read as"
+    warning = "the server for 'a' accepted a batch with a warning: the answer's body cannot be read as"
     assert any(record.getMessage().startswith(warning) for record in caplog.records)
 
 
@@ -147,7 +147,7 @@ async def test_an_error_in_the_body_of_a_2xx_is_a_delivery_that_is_warned_about_
     assert losses == []
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith("the server for 'a' took a batch, with a warning: the answer's body says an error: ")
+    assert warnings[0].startswith("the server for 'a' accepted a batch with a warning: the answer's body says an error")
     assert "no such table" in warnings[0]
 
 

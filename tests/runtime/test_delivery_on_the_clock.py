@@ -69,7 +69,7 @@ async def test_retry_after_is_waited_for_as_seconds_and_as_http_date(
 
 
 @pytest.mark.parametrize("ahead", [-3600, -1, 0, 1, 3600])
-async def test_a_retry_after_as_a_date_is_waited_for_whatever_our_clock_says(
+async def test_a_retry_after_date_is_honoured_whatever_the_local_clock_says(
     ahead: float, autojump_clock: MockClock
 ) -> None:
     answer = Answer(503, headers=[("date", http_date(ahead)), ("retry-after", http_date(ahead + 17))])
@@ -282,10 +282,10 @@ async def test_a_server_that_is_down_is_retried_with_backoff_until_it_is_up(auto
     assert (batcher.statistics().delivered, batcher.statistics().ambiguous) == (3, 0)
 
 
-# Nothing takes for ever.
+# Nothing takes forever.
 
 
-async def test_every_slow_server_ends_with_the_timeout_and_a_reason_and_a_healthy_location_does_not_notice(
+async def test_an_attempt_at_any_slow_server_ends_at_the_timeout_with_a_reason_and_delays_no_healthy_location(
     autojump_clock: MockClock,
 ) -> None:
     def answer(request: ReceivedRequest) -> Outcome | None:
@@ -388,7 +388,7 @@ async def test_between_the_first_failure_and_the_recovery_a_summary_comes_at_mos
 # The exporter by itself has no clock but trio's.
 
 
-async def test_a_run_takes_the_same_time_whenever_it_is_repeated(autojump_clock: MockClock) -> None:
+async def test_a_repeated_run_takes_the_same_time(autojump_clock: MockClock) -> None:
     runs = []
     for _ in range(2):
         began = trio.current_time()

@@ -43,7 +43,7 @@ NEVER_REPEATED = [401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 41
 NEVER_REPEATED += [425, 426, 428, 431, 451, 499, 500, 501, 505, 506, 507, 508, 510, 511, 520, 599]
 
 
-async def test_every_other_4xx_and_5xx_is_asked_once_never_split_and_rejected_with_the_servers_words() -> None:
+async def test_any_other_4xx_or_5xx_is_neither_retried_nor_split_and_keeps_the_servers_message() -> None:
     def answer(request: ReceivedRequest) -> Answer:
         return Answer(int(request.location), body=b"so it is")
 
@@ -90,7 +90,7 @@ async def test_a_retry_after_that_ends_after_the_drain_hands_the_batch_back_at_o
     ["0", "", "soon", "-5", "3600.5", "0x3600", "1e9", "3600 seconds", "Thu, 99 Foo 2099 99:99:99 GMT", "\xb2",
      formatdate(0, usegmt=True), "Sunday, 06-Nov-94 08:49:37 GMT"],
 )  # fmt: skip
-async def test_a_retry_after_that_is_garbage_or_past_leaves_our_own_backoff(value: str) -> None:
+async def test_an_invalid_or_past_retry_after_is_replaced_by_the_backoff(value: str) -> None:
     async with (
         OTLPReceiver(answers=[Answer(503, headers=[("retry-after", value)])]) as receiver,
         batcher_to(receiver) as batcher,
@@ -131,7 +131,7 @@ async def test_a_message_with_zero_rejected_spans_is_a_warning(caplog: pytest.Lo
         report = await batcher.flush()
     assert (report.delivered, len(receiver.requests)) == (5, 1)
     assert [(record.levelno, record.getMessage()) for record in caplog.records if "trio_spanbatch" in record.name] == [
-        (logging.WARNING, "the server for 'a' took a batch, with a warning: v1 ends in May")
+        (logging.WARNING, "the server for 'a' accepted a batch with a warning: v1 ends in May")
     ]
 
 
@@ -154,7 +154,7 @@ async def test_of_512_spans_of_which_8_are_bad_504_are_delivered_and_8_rejected_
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-async def test_a_server_that_refuses_everything_sees_at_most_32_requests_and_then_one_a_batch_until_one_passes(
+async def test_a_server_that_refuses_everything_gets_at_most_32_requests_and_then_one_per_batch_until_one_passes(
     status: int,
 ) -> None:
     refuse = True
@@ -331,7 +331,7 @@ async def test_a_server_that_cannot_be_reached_is_retried_and_nothing_is_ambiguo
 # Logging.
 
 
-async def test_the_first_failure_of_a_location_and_its_recovery_are_logged_where_and_as_loud_as_the_user_says(
+async def test_the_first_failure_of_a_location_and_its_recovery_are_logged_with_the_users_logger_and_level(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     logger = logging.getLogger("mine")

@@ -61,7 +61,7 @@ async def test_neither_a_thread_nor_an_exit_hook_is_used(autojump_clock: MockClo
     async with watched_batcher(InMemoryExporter(delay=2), ONE) as batcher:
         batcher.add_spans_nowait("a", make_spans(5))
         await trio.sleep(1)
-        # An idle thread of another test's may end meanwhile.
+        # An idle thread of another test may end in between.
         assert (hooks(), set(threading.enumerate()) - threads_before) == (hooks_before, set())
     assert (hooks(), set(threading.enumerate()) - threads_before) == (hooks_before, set())
     assert batcher.statistics().delivered == 5
@@ -424,7 +424,7 @@ async def test_on_loss_may_add_the_spans_again(autojump_clock: MockClock) -> Non
     assert (batcher.statistics().accepted, batcher.statistics().rejected) == (6, 3)
 
 
-async def test_what_on_loss_raises_is_logged_and_disturbs_nothing(
+async def test_an_exception_from_on_loss_is_logged_and_has_no_other_effect(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(loss: Loss) -> None:
@@ -528,7 +528,7 @@ async def test_a_location_does_not_keep_its_adders_context_alive(autojump_clock:
         assert alive() is None
 
 
-async def test_nothing_of_ours_is_left_after_the_end(autojump_clock: MockClock) -> None:
+async def test_no_task_timer_or_channel_is_left_after_the_end(autojump_clock: MockClock) -> None:
     before = trio.lowlevel.current_statistics()
     with trio.move_on_after(5):
         async with watched_batcher(InMemoryExporter(delay=3), ONE, shutdown_timeout=10) as batcher:

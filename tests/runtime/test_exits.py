@@ -111,7 +111,7 @@ async def use(what: str, exit_: BaseException, body: BaseException | None, *, ca
 
 @pytest.mark.parametrize("exit_", [SystemExit(3), KeyboardInterrupt(), Stop()], ids=repr)
 @pytest.mark.parametrize("what", EXITS)
-async def test_an_exit_leaves_when_the_body_ends_by_itself(
+async def test_an_exit_propagates_when_the_body_ends_normally(
     what: str, exit_: BaseException, autojump_clock: MockClock
 ) -> None:
     with pytest.raises(type(exit_)) as caught:
@@ -120,9 +120,7 @@ async def test_an_exit_leaves_when_the_body_ends_by_itself(
 
 
 @pytest.mark.parametrize("what", EXITS)
-async def test_an_exit_leaves_before_the_cancel_of_a_body_that_was_cancelled(
-    what: str, autojump_clock: MockClock
-) -> None:
+async def test_an_exit_takes_precedence_over_the_cancel_of_the_body(what: str, autojump_clock: MockClock) -> None:
     exit_ = SystemExit(3)
     with pytest.raises(SystemExit) as caught:
         await use(what, exit_, None, cancelled=True)
@@ -130,7 +128,7 @@ async def test_an_exit_leaves_before_the_cancel_of_a_body_that_was_cancelled(
 
 
 @pytest.mark.parametrize("what", EXITS)
-async def test_an_exit_leaves_in_place_of_the_bodys_exception_which_is_its_context_and_in_the_log(
+async def test_an_exit_replaces_the_bodys_exception_which_becomes_its_context_and_is_logged(
     what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     exit_, error = SystemExit(3), ValueError("of the body")
@@ -166,7 +164,7 @@ async def test_the_first_exit_of_several_leaves(autojump_clock: MockClock) -> No
     assert caught.value is expected
 
 
-async def test_an_exit_in_a_group_of_the_exporters_own_nursery_leaves_by_itself(
+async def test_an_exit_from_a_nursery_of_the_exporter_propagates_without_a_group(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(exc: BaseException) -> None:
@@ -241,7 +239,7 @@ async def test_a_log_handler_that_exits_at_each_message_loses_no_span_and_shows_
     assert sum(loss.count for loss in losses) == statistics.rejected + statistics.undelivered
 
 
-async def test_a_log_handler_that_exits_where_the_program_itself_logs_does_so_at_once(
+async def test_a_log_handler_that_exits_when_the_program_logs_ends_it_at_once(
     autojump_clock: MockClock,
 ) -> None:
     from trio_spanbatch.opentelemetry import BatcherSpanProcessor
@@ -307,7 +305,7 @@ PROGRAM = """
         "dict(exporter=InMemoryExporter(lambda batch: Refused('no')), on_loss=lambda loss: sys.exit(7))",
     ],
 )
-def test_the_exit_status_of_a_program_is_the_one_that_was_asked_for(options: str, body: str) -> None:
+def test_a_program_ends_with_the_status_of_its_exit(options: str, body: str) -> None:
     program = textwrap.dedent(PROGRAM).format(options=options, body=body)
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -55,9 +55,9 @@ class InternalError(Exception):
 
 @pytest.mark.parametrize("attempt", range(5))
 @pytest.mark.parametrize(
-    ("task", "method"), [(Lane, "_use_slot"), (Lane, "_sleep_until"), (Delivery, "_answer"), (Delivery, "_next_part")]
+    ("task", "method"), [(Lane, "_use_slot"), (Lane, "step"), (Delivery, "_answer"), (Delivery, "_next_part")]
 )
-async def test_a_bug_in_a_task_leaves_by_itself_and_everybody_who_waits_is_woken(
+async def test_a_bug_in_a_task_propagates_without_a_group_and_all_waiting_calls_are_woken(
     task: type, method: str, attempt: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: Counter[str] = Counter()

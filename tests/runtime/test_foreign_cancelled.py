@@ -82,7 +82,7 @@ def raises(failure: BaseException) -> Callable[[], Awaitable[None]]:
 
 
 @pytest.mark.parametrize("what", FAILURES)
-async def test_what_ends_only_a_task_costs_the_exporter_one_batch_and_everything_else_goes_on(
+async def test_an_exception_that_ends_only_a_task_affects_one_batch(
     what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = FailsAtBad(raises(FAILURES[what](await kept_cancelled())))
@@ -171,7 +171,7 @@ async def test_a_cancelled_of_the_drain_leaves_by_way_of_the_exporters_own_scope
 
 
 @pytest.mark.parametrize("error", [None, ValueError()])
-async def test_an_exception_that_is_kept_and_raised_again_and_again_does_not_grow(
+async def test_an_exception_that_is_raised_repeatedly_does_not_grow(
     error: ValueError | None, autojump_clock: MockClock
 ) -> None:
     failure = error or await kept_cancelled()
@@ -251,7 +251,7 @@ async def test_an_exception_from_on_loss_that_ends_only_a_task_is_logged(
     assert caplog.text.count("on_loss raised") == 3
 
 
-async def test_an_exception_from_a_policy_function_or_a_location_check_leaves_the_adding_call_and_no_span_was_accepted(
+async def test_an_exception_from_a_policy_function_or_a_location_check_propagates_and_no_span_is_accepted(
     autojump_clock: MockClock,
 ) -> None:
     kept = await kept_cancelled()
@@ -307,7 +307,7 @@ class RaisingFeeder:
 
 
 @pytest.mark.parametrize("what", FAILURES)
-async def test_observers_and_feeders_that_raise_disturb_no_delivery_and_no_drain(
+async def test_observers_and_feeders_that_raise_affect_no_delivery_and_no_drain(
     what: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     failure = FAILURES[what](await kept_cancelled())
@@ -432,7 +432,7 @@ ENDINGS: list[Callable[[], Awaitable[None]]] = [
 
 @pytest.mark.parametrize("attempt", range(5))
 @pytest.mark.parametrize("end", ENDINGS)
-async def test_however_the_work_ends_the_intake_closes_in_that_step_and_everybody_who_waits_is_woken(
+async def test_when_the_work_ends_for_any_reason_the_intake_closes_in_that_step_and_all_waiting_calls_are_woken(
     end: Callable[[], Awaitable[None]], attempt: int, autojump_clock: MockClock
 ) -> None:
     ends: Counter[str] = Counter()
@@ -477,12 +477,12 @@ async def test_however_the_work_ends_the_intake_closes_in_that_step_and_everybod
 
 
 async def ignoring_the_end(use: Callable[[], Awaitable[None]]) -> None:
-    """Run ``use``. The exception that ended the work leaves it without a group."""
+    """Run ``use``. The exception that ended the work is not in a group."""
     with contextlib.suppress(SystemExit, RuntimeError):
         await use()
 
 
-async def test_a_nursery_that_an_exporter_leaves_open_is_named_and_trios_advice_leaves(
+async def test_a_nursery_that_an_exporter_leaves_open_is_named_and_trios_advice_propagates(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(RuntimeError, match="Nursery stack corrupted"):
@@ -508,7 +508,7 @@ async def test_a_scope_that_an_exporter_leaves_open_costs_its_batch_only(autojum
     assert batcher.statistics().delivered == 1
 
 
-async def test_tasks_that_are_cancelled_from_outside_are_said_in_the_log_and_in_the_reasons(
+async def test_a_cancellation_of_tasks_from_outside_is_reported_in_the_log_and_in_the_reasons(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watched_batcher(FailsAtBad(cancels_the_nursery_that_it_runs_in), ONE) as batcher:

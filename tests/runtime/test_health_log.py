@@ -84,7 +84,7 @@ def test_warnings_are_rate_limited_too(log: HealthLog, clock: Clock, caplog: pyt
     for second in range(61):
         clock.now = float(second)
         log.warned("a", "deprecated\nuse v2")
-    assert caplog.messages == ["the server for 'a' took a batch, with a warning: deprecated use v2"] * 3
+    assert caplog.messages == ["the server for 'a' accepted a batch with a warning: deprecated use v2"] * 3
 
 
 def test_the_number_of_remembered_locations_is_bounded(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,7 +99,7 @@ def test_the_number_of_remembered_locations_is_bounded(log: HealthLog, caplog: p
     ]
 
 
-def test_a_servers_words_stay_on_one_line(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_of_the_server_stays_on_one_line(log: HealthLog, caplog: pytest.LogCaptureFixture) -> None:
     log.failed("a", "100 % lost\nCRITICAL root: all is well %s")
     assert caplog.messages == ["exports to 'a' fail: 100 % lost CRITICAL root: all is well %s"]
 

@@ -103,7 +103,7 @@ def test_ctrl_c_in_the_body_leaves_as_keyboard_interrupt_after_everything_was_de
     assert result == {"error": "KeyboardInterrupt", "counts": [[30, 30, 0, []]], "notes": []}
 
 
-def test_ctrl_c_in_a_busy_body_interrupts_the_body_and_nothing_of_ours() -> None:
+def test_ctrl_c_in_a_busy_body_interrupts_only_the_body() -> None:
     result = run_child(
         """
         batcher = SpanBatcher(InMemoryExporter(), batch=BatchPolicy(max_spans=10, max_delay=0.001))
@@ -368,7 +368,7 @@ def documented_host() -> str:
 
 
 @pytest.mark.parametrize("where", ["in the body", "exporting"])
-def test_under_an_asyncio_host_a_ctrl_c_is_asyncios_and_nothing_is_lost(where: str) -> None:
+def test_under_an_asyncio_host_asyncio_handles_ctrl_c_and_no_span_is_lost(where: str) -> None:
     program = """
         import asyncio
 

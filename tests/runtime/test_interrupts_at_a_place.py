@@ -1,4 +1,4 @@
-"""Ctrl-C at one place of the code, as a SIGINT that this very process sends itself there.
+"""Ctrl-C at one place of the code, as a SIGINT that the process sends to itself.
 
 Trio raises a KeyboardInterrupt in the code that runs at that moment or, if that is protected, at the next checkpoint of
 the main task, here the body. The signal always comes at the same step, so these runs repeat exactly, on the mock clock.
@@ -43,7 +43,7 @@ class CtrlC:
             signal.raise_signal(signal.SIGINT)
 
     def at_the_beginning_of(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method that presses Ctrl-C, and then does the same."""
+        """Return a wrapper of a method that first presses Ctrl-C."""
 
         def press_and_do(*args: object) -> Any:
             self()
@@ -52,7 +52,7 @@ class CtrlC:
         return press_and_do
 
     def at_the_end_of(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method that does the same, and presses Ctrl-C just before it returns."""
+        """Return a wrapper of a method that presses Ctrl-C just before it returns."""
 
         def do_and_press(*args: object) -> Any:
             result = method(*args)
@@ -74,7 +74,7 @@ class CheckingExporter(InMemoryExporter):
 
 
 def run_until_interrupted(main: Callable[[], Awaitable[None]]) -> KeyboardInterrupt:
-    """Run a program that a Ctrl-C ends. The KeyboardInterrupt leaves without a group."""
+    """Run a program that a Ctrl-C ends. The KeyboardInterrupt is not in a group."""
     with pytest.raises(KeyboardInterrupt) as caught:
         trio.run(main, clock=MockClock(autojump_threshold=0))
     return caught.value
@@ -116,7 +116,7 @@ async def add_spans(batcher: SpanBatcher) -> None:
 
 @pytest.mark.parametrize("add", [add_span_nowait, add_spans_nowait, add_span, add_spans])
 @pytest.mark.parametrize("where", ["check_location", "batch", "Ledger.accept"])
-def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
+def test_ctrl_c_while_a_span_is_accepted_is_raised_afterwards(
     where: str, add: Callable[[SpanBatcher], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctrl_c = CtrlC()
@@ -127,7 +127,7 @@ def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
         return NEVER
 
     if where == "Ledger.accept":
-        # Not at its end: without protection, a span that is counted but not queued keeps its location busy for ever.
+        # Not at its end: without protection, a span that is counted but not queued keeps its location busy forever.
         monkeypatch.setattr(Ledger, "accept", ctrl_c.at_the_beginning_of(Ledger.accept))
     exporter = CheckingExporter(ctrl_c) if where == "check_location" else InMemoryExporter()
     batcher = SpanBatcher(exporter, batch=policy)
@@ -143,7 +143,7 @@ def test_ctrl_c_while_a_span_is_accepted_is_raised_once_it_was(
     assert statistics.accepted == statistics.delivered == (3 if add is add_spans_nowait else 1)
 
 
-def test_ctrl_c_as_an_adder_begins_to_wait_accepts_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_as_an_adder_begins_to_wait_accepts_none_of_its_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     ctrl_c = CtrlC()
     monkeypatch.setattr(Admission, "_serve", ctrl_c.at_the_end_of(Admission._serve))
     batcher = SpanBatcher(InMemoryExporter(delay=1), batch=NEVER, limits=Limits(max_queued_spans=1))
@@ -160,11 +160,11 @@ def test_ctrl_c_as_an_adder_begins_to_wait_accepts_nothing_of_it(monkeypatch: py
     assert statistics.accepted == statistics.delivered == 1
 
 
-# -- in tasks of ours ----------------------------------------------------------------------------------------------
+# -- in the batcher's tasks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["seal", "settle"])
-def test_ctrl_c_while_a_task_counts_disturbs_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_a_task_counts_has_no_effect_on_the_counts(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ctrl_c = CtrlC()
     monkeypatch.setattr(Ledger, method, ctrl_c.at_the_end_of(getattr(Ledger, method)))
     batcher = SpanBatcher(InMemoryExporter(), batch=ONE)
@@ -173,7 +173,7 @@ def test_ctrl_c_while_a_task_counts_disturbs_nothing(method: str, monkeypatch: p
     assert statistics_at_rest(batcher).delivered == 3
 
 
-def test_ctrl_c_inside_export_disturbs_no_export(caplog: pytest.LogCaptureFixture) -> None:
+def test_ctrl_c_inside_export_interrupts_no_export(caplog: pytest.LogCaptureFixture) -> None:
     ctrl_c = CtrlC()
 
     class Exporter(InMemoryExporter):
@@ -256,7 +256,7 @@ def test_ctrl_c_just_before_the_drain_stops_it(monkeypatch: pytest.MonkeyPatch) 
     assert {loss.reason for loss in batcher.undelivered} == {"Ctrl-C during the drain"}
 
 
-def test_ctrl_c_just_after_the_drain_leaves_out_nothing_of_its_end(
+def test_ctrl_c_just_after_the_drain_does_not_interrupt_its_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ctrl_c = CtrlC()
@@ -316,7 +316,7 @@ def test_ctrl_c_in_the_drain_is_raised_also_after_a_body_that_was_cancelled() ->
 
 
 @pytest.mark.parametrize(("pressed_at", "left_at"), [(2.0, 3.0), (9.5, 10.0)])
-def test_ctrl_c_leaves_the_exporter_a_second_to_close_and_never_more_than_it_had(
+def test_ctrl_c_leaves_the_exporter_one_second_to_close_or_its_remaining_time(
     pressed_at: float, left_at: float
 ) -> None:
     class Exporter(InMemoryExporter):
@@ -331,7 +331,7 @@ def test_ctrl_c_leaves_the_exporter_a_second_to_close_and_never_more_than_it_had
         signal.raise_signal(signal.SIGINT)
 
     async def main() -> None:
-        # In a task that trio owns, so that nothing of a nursery of ours is around the KeyboardInterrupt.
+        # In a system task of trio, so that no nursery of the test wraps the KeyboardInterrupt.
         trio.lowlevel.spawn_system_task(press)
         try:
             async with batcher:

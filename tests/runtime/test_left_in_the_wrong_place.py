@@ -79,7 +79,7 @@ async def test_the_bodys_exception_leaves_unchanged_with_a_note_about_the_wrong_
 ) -> None:
     error = ValueError("of the body")
     batcher = SpanBatcher(InMemoryExporter(), batch=ONE)
-    # As with any `__aexit__`, to return is to let it be raised.
+    # Like any `__aexit__`, it returns to let the exception propagate.
     assert await leave_inside(inside, batcher, error) == []
     assert any("leaving it failed" in note for note in error.__notes__)
     assert "opened after it; leave in the reverse order" in caplog.text
@@ -90,7 +90,7 @@ async def test_the_bodys_exception_leaves_unchanged_with_a_note_about_the_wrong_
 
 
 class LeavesOpen(InMemoryExporter):
-    """Opens a nursery with a task that never ends, and then does something else than closing it."""
+    """Opens a nursery with a task that never ends, and then does not close it."""
 
     def __init__(self, then: Callable[[], object]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def exits() -> None:
     raise SystemExit(3)
 
 
-async def test_an_exit_of_an_exporter_that_left_a_nursery_open_leaves_all_the_same(autojump_clock: MockClock) -> None:
+async def test_an_exit_of_an_exporter_that_left_a_nursery_open_still_propagates(autojump_clock: MockClock) -> None:
     exporter = LeavesOpen(exits)
     with pytest.raises(SystemExit) as caught:
         async with watched_batcher(exporter, ONE) as batcher:
@@ -127,7 +127,7 @@ async def test_an_exit_of_an_exporter_that_left_a_nursery_open_leaves_all_the_sa
     assert batcher.statistics().undelivered == 1
 
 
-async def test_an_exit_of_an_exporter_that_left_a_scope_open_leaves_all_the_same(autojump_clock: MockClock) -> None:
+async def test_an_exit_of_an_exporter_that_left_a_scope_open_still_propagates(autojump_clock: MockClock) -> None:
     class LeavesAScopeOpen(InMemoryExporter):
         async def export(self, batch: SpanBatch) -> ExportResult:
             self.scope = trio.CancelScope().__enter__()

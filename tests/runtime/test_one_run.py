@@ -115,7 +115,7 @@ async def test_a_thread_with_another_run_adds_with_the_batchers_trio_token() -> 
     assert batcher.statistics().delivered == 1
 
 
-# What trio cannot end any more is thrown away, and says so.
+# Python discards tasks that trio can no longer end, with a message.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_batcher_that_was_never_left_is_closed_when_its_run_has_ended() -> None:
     use_in_two_runs()
@@ -319,7 +319,7 @@ LEAVES_IN_A_CHILD = """
         ("sys.exit(9)", "isinstance(error.__context__, SystemExit)"),
     ],
 )
-def test_leaving_in_a_forked_child_raises_at_once_and_takes_no_connection_from_the_parent(
+def test_leaving_in_a_forked_child_raises_at_once_and_does_not_affect_the_parents_connections(
     end: str, context: str
 ) -> None:
     program = textwrap.dedent(LEAVES_IN_A_CHILD).format(end=end, context=context)

@@ -1,4 +1,4 @@
-"""The message of `UndeliveredSpansError`, which is often all that is seen of a program that has ended."""
+"""The message of `UndeliveredSpansError`, often the only information about a program that has ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_strict_batchers_error_has_the_reasons_of_spans_handed_back(auto
     assert (error.rejected, error.undelivered) == (0, 2)
 
 
-async def test_reasons_of_both_outcomes_stand_apart() -> None:
+async def test_reasons_of_the_two_outcomes_are_separate() -> None:
     error = await ended_with(InMemoryExporter([Refused("no"), RuntimeError("bug"), Refused("no")]), 3)
     assert str(error) == (
         "2 spans were rejected and 1 was handed back undelivered; rejected: no (2); "
@@ -70,7 +70,7 @@ def test_with_reasons_for_only_one_outcome_the_message_has_those() -> None:
     assert str(UndeliveredSpansError(1, 0, {})) == "1 span was rejected"
 
 
-async def test_reasons_beyond_the_twentieth_are_said_not_to_be_counted() -> None:
+async def test_reasons_beyond_the_twentieth_are_counted_together() -> None:
     error = await ended_with(InMemoryExporter([Refused(f"reason {number}") for number in range(30)]), 30)
     assert str(error).endswith("and more than 15 other reasons (25)")
     assert error.reasons["rejected"]["other reasons"] == 10
@@ -83,7 +83,7 @@ async def test_a_long_reason_is_cut_and_stays_on_one_line() -> None:
     assert str(error).isprintable()
 
 
-async def test_credentials_that_a_server_repeats_are_not_in_it() -> None:
+async def test_credentials_that_a_server_repeats_are_not_in_the_message() -> None:
     secret = "dapi-0123456789abcdef"
     answer = Answer(401, headers=[("content-type", "text/plain")], body=f"bad token {secret}".encode())
     async with OTLPReceiver(listen=False, answers=lambda _request: answer) as receiver:
@@ -97,7 +97,7 @@ async def test_credentials_that_a_server_repeats_are_not_in_it() -> None:
         assert secret not in text
 
 
-async def test_it_can_be_copied_and_sent_to_another_process() -> None:
+async def test_an_exception_can_be_copied_and_pickled() -> None:
     error = await ended_with(InMemoryExporter([Refused("no")]), 1)
     for again in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
         assert str(again) == str(error)

@@ -101,7 +101,7 @@ class FrozenDataclass(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("count", [0, 3, 70])
-async def test_what_the_callers_iterator_raises_says_how_many_were_accepted(error: Any, count: int) -> None:
+async def test_an_exception_from_the_callers_iterator_says_how_many_were_accepted(error: Any, count: int) -> None:
     async with SpanBatcher(InMemoryExporter(), batch=NEVER) as batcher:
         with pytest.raises(type(error)) as caught:
             await batcher.add_spans("a", spans_and_then(count, error))
@@ -305,7 +305,7 @@ async def test_an_exception_that_refuses_attributes_has_a_note_all_the_same(kind
     assert error.__notes__ == ["SpanBatcher.add_spans: 1 span was accepted before"]
 
 
-async def test_an_exception_that_takes_neither_leaves_unchanged() -> None:
+async def test_an_exception_that_accepts_neither_propagates_unchanged() -> None:
     error = NotesOfItsOwn()
     assert await raised_after(3, error) is error
     assert not hasattr(error, "accepted")

@@ -42,7 +42,7 @@ async def test_nowait_raises_would_block_when_the_queue_is_full_and_accepts_noth
         with pytest.raises(trio.WouldBlock):
             batcher.add_span_nowait("a", make_span())
         assert batcher.statistics().accepted == 3
-        # The location sealed a batch, so there is room for exactly three spans again.
+        # The location sealed a batch, so there is space for exactly three spans again.
         await wait_all_tasks_blocked()
         batcher.add_spans_nowait("a", make_spans(3))
         with pytest.raises(trio.WouldBlock):
@@ -92,7 +92,7 @@ async def test_spans_that_can_never_fit_raise_a_value_error_at_once(autojump_clo
         assert batcher.statistics().accepted == 1
 
 
-async def test_add_span_waits_for_room_in_the_queue(autojump_clock: MockClock) -> None:
+async def test_add_span_waits_for_space_in_the_queue(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=3)
     async with watched_batcher(exporter, NEVER, limits=Limits(max_queued_spans=2)) as batcher:
         for _ in range(6):
@@ -131,7 +131,7 @@ async def test_nowait_never_overtakes_a_waiting_adder(autojump_clock: MockClock)
             batcher.add_spans_nowait("a", [make_span(size=10)])
 
 
-async def test_one_full_location_holds_up_no_other(autojump_clock: MockClock) -> None:
+async def test_a_full_location_does_not_delay_others(autojump_clock: MockClock) -> None:
     # Fairness: a location that hangs fills only its own queue and its own byte limit.
     exporter = InMemoryExporter(delay=lambda batch: math.inf if batch.location == "stuck" else 0)
     limits = Limits(max_queued_spans=4)
@@ -548,7 +548,7 @@ async def test_a_location_whose_adder_waits_is_not_ended(autojump_clock: MockClo
     assert len(exporter.delivered["b"]) == 1
 
 
-async def test_rejected_spans_free_their_room(autojump_clock: MockClock) -> None:
+async def test_rejected_spans_free_their_space(autojump_clock: MockClock) -> None:
     limits = Limits(max_pending_bytes=SIZE)
     exporter = InMemoryExporter(lambda batch: Refused("no"))
     async with watched_batcher(exporter, BatchPolicy(max_spans=1), limits=limits) as batcher:

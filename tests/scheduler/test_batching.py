@@ -188,26 +188,26 @@ async def test_a_policy_function_that_returns_no_policy_is_named(autojump_clock:
         assert batcher.statistics().accepted == 0
 
 
-async def test_a_location_wakes_twice_for_a_batch_of_any_size(autojump_clock: MockClock) -> None:
-    # The first span and the deadline wake the task, not each span.
+async def test_the_driver_wakes_once_for_a_batch_of_any_size(autojump_clock: MockClock) -> None:
+    # At the deadline. The first span sets it.
     async with watched_batcher(InMemoryExporter(), BatchPolicy(max_delay=1)) as batcher:
         batcher.add_span_nowait("a", make_span())
         await trio.sleep(10)
-        counter = StepCounter("trio_spanbatch lane")
+        counter = StepCounter("trio_spanbatch driver")
         trio.lowlevel.add_instrument(counter)
         for _ in range(100):
             batcher.add_span_nowait("a", make_span())
             await trio.lowlevel.checkpoint()
         await trio.sleep(10)
         trio.lowlevel.remove_instrument(counter)
-    assert counter.steps == 2
+    assert counter.steps == 1
 
 
-async def test_a_full_batch_wakes_a_location_twice(autojump_clock: MockClock) -> None:
+async def test_a_full_batch_wakes_the_driver_once(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(), BatchPolicy(max_spans=100, max_delay=60)) as batcher:
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
-        counter = StepCounter("trio_spanbatch lane")
+        counter = StepCounter("trio_spanbatch driver")
         trio.lowlevel.add_instrument(counter)
         for _ in range(100):
             batcher.add_span_nowait("a", make_span())
@@ -215,10 +215,10 @@ async def test_a_full_batch_wakes_a_location_twice(autojump_clock: MockClock) ->
         await wait_all_tasks_blocked()
         trio.lowlevel.remove_instrument(counter)
         assert batcher.statistics().delivered == 101
-    assert counter.steps == 2
+    assert counter.steps == 1
 
 
-async def test_a_location_that_waits_for_a_slot_wakes_three_times_for_a_batch(autojump_clock: MockClock) -> None:
+async def test_a_location_that_waits_for_a_slot_wakes_the_driver_twice_for_a_batch(autojump_clock: MockClock) -> None:
     exporter = InMemoryExporter(delay=lambda batch: 10 if batch.location == "slow" else 0)
     async with watched_batcher(exporter, BatchPolicy(max_delay=1), limits=Limits(max_exports=1)) as batcher:
         for location in ("slow", "a"):
@@ -226,12 +226,12 @@ async def test_a_location_that_waits_for_a_slot_wakes_three_times_for_a_batch(au
             await batcher.flush()
         batcher.add_span_nowait("slow", make_span())
         await trio.sleep(1.5)
-        counter = StepCounter("trio_spanbatch lane 'a'")
+        counter = StepCounter("trio_spanbatch driver")
         trio.lowlevel.add_instrument(counter)
         batcher.add_spans_nowait("a", make_spans(50))
         await trio.sleep(30)
         trio.lowlevel.remove_instrument(counter)
-    assert counter.steps == 3
+    assert counter.steps == 2
 
 
 async def test_a_span_added_while_its_location_is_being_woken_is_not_lost(autojump_clock: MockClock) -> None:

@@ -267,7 +267,7 @@ async def test_flush_reports_the_spans_of_an_isolated_batch_exactly(autojump_clo
     assert (report.delivered, report.rejected, report.undelivered) == (30, 2, 0)
 
 
-async def test_no_batch_is_worth_more_than_256_requests(autojump_clock: MockClock) -> None:
+async def test_at_most_256_requests_are_sent_for_a_batch(autojump_clock: MockClock) -> None:
     spans = make_spans(512)
     exporter = InMemoryExporter(refusing(ids_of(spans[::4])))
     async with watched_batcher(exporter, BIG) as batcher:

@@ -62,7 +62,7 @@ class Server:
     def without_fault(self, batch: SpanBatch) -> list[int]:
         """Return the ids of the spans in ``batch`` that the server never refused.
 
-        There are none if the location refuses requests at random: then nobody can tell.
+        There are none if the location refuses requests at random: then this is unknown.
         """
         if batch.location in self._unreliable:
             return []

@@ -1,4 +1,4 @@
-"""The soak's side of the server process: reading its reports, and having it break its connections."""
+"""The server process as seen by the soak, which reads its reports and makes it break connections."""
 
 from __future__ import annotations
 

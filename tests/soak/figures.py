@@ -14,18 +14,21 @@ open. Figures measured then (`AT_REST`) vary very little, and a few hundred addi
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import stat
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import attrs
 import trio
+
+from trio_spanbatch._scheduler.location import Lane
 
 __all__ = ["AT_REST", "SHORTEST", "UNDER_WAY", "Gauge", "Sample", "Verdict", "judge", "lanes_alive", "measure"]
 
@@ -184,17 +187,8 @@ def open_sockets() -> int:
 
 
 def lanes_alive() -> int:
-    """Return the number of lanes' tasks in this run."""
-    return sum(task.name.startswith("trio_spanbatch lane") for task in _tasks())
-
-
-def _tasks() -> Iterator[trio.lowlevel.Task]:
-    root = trio.lowlevel.current_root_task()
-    waiting = [] if root is None else [root]
-    while waiting:
-        task = waiting.pop()
-        yield task
-        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    """Return the number of live locations, over all batchers."""
+    return sum(type(it) is Lane and it.look_at > -math.inf for it in gc.get_objects())
 
 
 def _median(samples: Sequence[Sample], name: str) -> float:

@@ -142,7 +142,7 @@ class ForgettingOracle:
         """Record that spans were not accepted."""
         for span_id in ids:
             if not self._records.pop(span_id).is_untouched:
-                self.object(f"span {span_id} was not accepted, and something became of it")
+                self.object(f"span {span_id} was not accepted, and yet has an outcome")
 
     def get(self, span_id: int, what: str) -> Record | None:
         """Return a span's record; object to ``what`` if there is none."""
@@ -160,7 +160,7 @@ class ForgettingOracle:
             if record.outcome is not None:
                 self.object(f"span {span_id} is {outcome} and was {record.outcome}")
             if outcome == "delivered" and record.kind != PLAIN:
-                self.object(f"span {span_id} is delivered, though the server takes no {record.kind} one")
+                self.object(f"span {span_id} is delivered, though the server accepts no {record.kind} spans")
             self.counts["good spans rejected"] += outcome == "rejected" and record.kind == PLAIN
             record.outcome = outcome
             record.settled_at = self._clock()
@@ -267,7 +267,7 @@ class Book:
         self._oracle.accept(ids_of(spans))
 
     async def add(self, location: str, spans: Sequence[Span]) -> None:
-        """Add ``spans`` and wait for room; exceptions propagate."""
+        """Add ``spans``, waiting for space; exceptions propagate."""
         ids = ids_of(spans)
         self._oracle.offer(self, location, spans)
         self._waiting += len(ids)

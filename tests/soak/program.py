@@ -298,7 +298,7 @@ class Program:
             try:
                 book.add_nowait(location, spans)
             except trio.WouldBlock:
-                self.counts["adds without room"] += 1
+                self.counts["adds without space"] += 1
             return
         patience = rng.expovariate(1 / 0.2) if rng.random() < CANCELLED_ADDERS else 120.0
         with trio.move_on_after(patience) as scope:
@@ -334,7 +334,7 @@ class Program:
 
     @contextmanager
     def _being_busy(self) -> Iterator[None]:
-        """Count a task as busy. A batcher may be closed meanwhile."""
+        """Count a task as busy. The batcher may be closed in the meantime."""
         self._busy += 1
         try:
             yield

@@ -42,7 +42,7 @@ SHORT = Plan(
 
 
 class Wrapped:
-    """The real exporter with something wrong about it."""
+    """The real exporter, with a fault."""
 
     def __init__(self, url: str, rng: random.Random) -> None:
         self.exporter = send_over_http(url, rng)
@@ -76,7 +76,7 @@ class Raises(Wrapped):
 
 async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
     rows: list[str] = []
-    # It rests once its patience is over, which is long enough for the server on any machine.
+    # It rests once the oracle's patience is over, which is long enough for the server on any machine.
     report = await soak(attrs.evolve(SHORT, rests=1), say=rows.append)
     assert report.failures == []
     assert report.verdicts == []
@@ -97,12 +97,12 @@ async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
         pytest.param(Raises, "logged: ", id="raises"),
     ],
 )
-async def test_a_soak_objects_to_an_exporter(make_exporter: MakeExporter, objection: str) -> None:
+async def test_a_soak_fails_with_an_exporter(make_exporter: MakeExporter, objection: str) -> None:
     report = await soak(attrs.evolve(SHORT, spans=50), say=lambda _: None, make_exporter=make_exporter)
     assert any(objection in failure for failure in report.failures), report.failures
 
 
-async def test_a_soak_objects_to_a_socket_that_is_left_open() -> None:
+async def test_a_soak_fails_if_a_socket_is_left_open() -> None:
     left: list[socket.socket] = []
 
     def leaky(url: str, rng: random.Random) -> SpanExporter:
@@ -148,7 +148,7 @@ def test_a_ctrl_c_ends_a_soak_early_with_its_figures() -> None:
     ("objections", "code", "last"),
     [((), 0, "passed: every span is accounted for"), (("span 7 is lost",), 1, "FAILED: span 7 is lost")],
 )
-def test_the_exit_code_says_whether_it_failed(
+def test_the_exit_code_shows_whether_a_run_failed(
     objections: Sequence[str],
     code: int,
     last: str,
@@ -185,7 +185,7 @@ def test_objects_left_to_the_garbage_collector_fail_a_soak(
     assert sys.unraisablehook is hook
 
 
-# -- what is flat ----------------------------------------------------------------------------------------------
+# -- growth of figures -----------------------------------------------------------------------------------------
 
 STEADY = Sample(
     at=0.0,
@@ -209,7 +209,7 @@ def samples_of(change: Callable[[Sample], Sample], *, seconds: float = 600.0) ->
 
 
 def growing(gauge: Gauge) -> Callable[[Sample], Sample]:
-    """A leak that adds, from the middle of one half to that of the other, somewhat more than is allowed."""
+    """A leak that adds slightly more than is allowed from the middle of one half to the middle of the other."""
     allowed = gauge.most(getattr(STEADY, gauge.name)) - getattr(STEADY, gauge.name)
 
     def change(sample: Sample) -> Sample:
@@ -263,7 +263,7 @@ def test_a_half_with_one_measurement_is_not_judged() -> None:
     assert judge([*rests, attrs.evolve(STEADY, at=601.0)], WARM_UP, AT_REST) != []
 
 
-# -- what is measured ------------------------------------------------------------------------------------------
+# -- measurements ----------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -287,13 +287,13 @@ async def test_the_measurement_sees_lanes_tasks_sockets_objects_and_memory() -> 
             for location in ("a", "b", "c"):
                 batcher.add_span_nowait(location, ForgettingOracle().make_span())
             kept = [[number] for number in range(1, 20_001)]
-            # Memory from the system, where that of Python may be what tests before have left.
+            # Memory from the system, as Python may reuse memory that earlier tests have freed.
             with socket.socket(), mmap.mmap(-1, 50 * MIB) as memory:
                 memory.write(bytes(50 * MIB))
                 after = measure(2.0, child.pid, {"names": 9})
     assert len(kept) == 20_000
     assert (before.lanes, after.lanes) == (0, 3)
-    assert after.tasks - before.tasks == 4  # with the supervisor
+    assert after.tasks - before.tasks == 2  # the supervisor and the driver
     assert after.sockets - before.sockets == 1
     assert after.objects - before.objects >= 20_000
     assert after.blocks - before.blocks >= 20_000

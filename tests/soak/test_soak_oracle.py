@@ -29,7 +29,7 @@ YES = Delivered()
 
 
 class Scene:
-    """An oracle whose clock is set by hand, and the book of one batcher that is not there."""
+    """An oracle whose clock is set by hand, and its records for a batcher that does not exist."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -53,7 +53,7 @@ class Scene:
         self.oracle.stored(location, ids)
 
     def concluded(self) -> list[str]:
-        """Let everything be over, and return the objections."""
+        """Let all time limits pass, and return the objections."""
         self.now += 31.0
         self.oracle.sweep()
         self.oracle.finish()
@@ -65,10 +65,10 @@ def batch_of(*spans: Span, location: str = "here") -> SpanBatch:
     return SpanBatch(location, tuple(encoder.encode(span) for span in spans))
 
 
-# -- what is in order ------------------------------------------------------------------------------------------
+# -- no objections ---------------------------------------------------------------------------------------------
 
 
-def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_whichever_order() -> None:
+def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_either_order() -> None:
     scene = Scene()
     first, second = scene.accepted(PLAIN, PLAIN)
     scene.answered([first])
@@ -102,7 +102,7 @@ def test_spans_left_out_by_a_partial_success_are_rejected() -> None:
     assert scene.oracle.counts["good spans rejected"] == 0
 
 
-# -- what is not -----------------------------------------------------------------------------------------------
+# -- objections ------------------------------------------------------------------------------------------------
 
 
 def is_never_accounted_for(scene: Scene) -> None:
@@ -207,11 +207,11 @@ def is_exported_and_was_not_accepted(scene: Scene) -> None:
         (is_stored_and_was_never_given, "is stored, though it was never accepted"),
         (is_stored_and_rejected, "is rejected and stored 1 times"),
         (is_accounted_for_twice, "is undelivered and was rejected"),
-        (is_delivered_though_poisonous, "the server takes no poison one"),
+        (is_delivered_though_poisonous, "the server accepts no poison spans"),
         (is_counted_as_left_out_and_was_wanted, "0 spans were left out of a request"),
         (is_in_two_exports_at_once, "is exported to here"),
         (is_exported_to_another_location, "is exported to there"),
-        (is_exported_and_was_not_accepted, "was not accepted, and something became of it"),
+        (is_exported_and_was_not_accepted, "was not accepted, and yet has an outcome"),
     ],
 )
 def test_the_oracle_objects_to_a_span_that(happens: Callable[[Scene], None], objection: str) -> None:
@@ -241,7 +241,7 @@ class Watched:
         return [self.oracle.make_span() for _ in range(count)]
 
     def concluded(self) -> list[str]:
-        """Let the server tell what it stored, and return the objections."""
+        """Tell the oracle which spans the server stored, and return the objections."""
         self.book.close()
         for location, spans in self.exporter.delivered.items():
             self.oracle.stored(location, [int.from_bytes(span.to_message().span_id, "big") for span in spans])
@@ -249,7 +249,7 @@ class Watched:
         return self.oracle.objections
 
 
-async def test_the_book_agrees_with_a_batcher_that_is_in_order(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_has_no_objection_to_a_correct_batcher(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter(delay=1.0))
     book = watched.book
     async with book.batcher:
@@ -276,7 +276,7 @@ async def test_the_book_agrees_with_a_batcher_that_is_in_order(autojump_clock: t
     assert 7 < watched.oracle.accepted < 67
 
 
-async def test_the_book_objects_to_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_objects_to_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher as batcher:
         batcher.add_span_nowait("here", watched.spans(1)[0])
@@ -285,7 +285,7 @@ async def test_the_book_objects_to_spans_that_it_does_not_know(autojump_clock: t
     assert "is exported, though it was never accepted" in watched.oracle.objections[1]
 
 
-async def test_the_book_objects_to_a_flush_that_returns_early(
+async def test_the_oracle_objects_to_a_flush_that_returns_early(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def flush(self: SpanBatcher, location: str | None = None) -> None:
@@ -299,7 +299,7 @@ async def test_the_book_objects_to_a_flush_that_returns_early(
     assert watched.concluded() == ["1 spans are pending after a flush, the first is 1"]
 
 
-async def test_the_book_objects_to_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_objects_to_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher:
         await watched.book.add("here", watched.spans(3))
@@ -308,7 +308,7 @@ async def test_the_book_objects_to_counts_that_differ(autojump_clock: trio.testi
     assert watched.concluded() == ["ambiguous: 0 counted, 1 seen", "requests: 2 counted, 3 seen"]
 
 
-async def test_the_book_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher:
         await watched.book.add("here", watched.spans(1))
@@ -318,7 +318,7 @@ async def test_the_book_objects_to_spans_pending_when_it_is_closed(autojump_cloc
     assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, queued=1, ")
 
 
-async def test_the_book_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oracle_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(InMemoryExporter())
     async with watched.book.batcher as batcher:
         monkeypatch.setattr(batcher, "statistics", lambda: SpanBatcherStatistics(accepted=1))
@@ -327,7 +327,7 @@ async def test_the_book_objects_to_statistics_that_are_not_conserved(monkeypatch
     assert watched.oracle.objections[0].startswith("the statistics are not conserved: ")
 
 
-async def test_the_book_objects_to_a_list_that_was_not_accepted_in_order(
+async def test_the_oracle_objects_to_a_list_that_was_not_accepted_in_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     watched = Watched(InMemoryExporter())

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import attrs
@@ -21,6 +22,7 @@ from tests.state_machine.model import FlushModel, Model
 from tests.state_machine.rest import RestCheck
 from tests.state_machine.support import MANY_STEPS, RunByHand, TaskWatch
 from trio_spanbatch import EncodedSpan, ExportResult, SpanBatch, SpanBatcher
+from trio_spanbatch._scheduler.location import Lane
 
 __all__ = ["Driver"]
 
@@ -40,9 +42,26 @@ class _FixedJitter(random.Random):
         return self._number
 
 
+class _Live(dict[str, Lane]):
+    """The batcher's live locations. It tells when one is opened or ends."""
+
+    def __init__(self, opened: Callable[[str], object], ended: Callable[[str], object]) -> None:
+        super().__init__()
+        self._opened = opened
+        self._ended = ended
+
+    def __setitem__(self, name: str, lane: Lane) -> None:
+        super().__setitem__(name, lane)
+        self._opened(name)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._ended(name)
+
+
 @attrs.define(eq=False)
 class _Adder:
-    """A task that adds spans and waits for room.
+    """A task that adds spans and waits for space.
 
     Attributes:
         current: The span that it is adding.
@@ -97,7 +116,12 @@ class Driver:
             rng=_FixedJitter(settings.jitter),
             logger=logger,
         )
-        self._watch = TaskWatch(self.model.task_spawned, self.model.task_exited, self._see)
+        self._watch = TaskWatch(self._see)
+        live = _Live(
+            partial(self._watch.guard, self.model.location_opened),
+            partial(self._watch.guard, self.model.location_ended),
+        )
+        self._batcher._live = self._batcher._lanes.by_location = live
         self.run = RunByHand(self._main, self._watch)
 
     # -- what is run -------------------------------------------------------------------------------------------

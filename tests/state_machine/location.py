@@ -139,7 +139,7 @@ class LocationModel:
         refusing: The deliveries that were refused, wholly or in part, since the last success.
         owed: The losses that must be reported in this step: part, outcome, count.
         flushed_below: Spans below this number are due.
-        lane: The lane's task, if the location is live.
+        is_live: Whether the location is live.
         pace: The changes of `allowed` and `retry_at`, with the number of the scheduler's pass.
     """
 
@@ -160,7 +160,7 @@ class LocationModel:
     refusing: set[DeliveryModel] = attrs.Factory(set)
     owed: list[tuple[range, str, int]] = attrs.Factory(list)
     flushed_below: int = 0
-    lane: trio.lowlevel.Task | None = None
+    is_live: bool = False
     idle_since: float = 0.0
     consecutive_failures: int = 0
     not_before: float = -math.inf
@@ -229,7 +229,7 @@ class LocationModel:
     # -- batches -----------------------------------------------------------------------------------------------
 
     def is_full(self, first: int, stop: int) -> bool:
-        """Return whether a batch of these spans, if no others are queued, has no room for one more."""
+        """Return whether a batch of these spans, if no others are queued, has no space for one more."""
         spans = self.spans[first:stop]
         return len(spans) >= self.max_spans or request_size(spans) >= self.policy.max_bytes
 
@@ -321,9 +321,9 @@ class LocationModel:
             left = drain_deadline - now
             self.own_wait_until = math.inf if left < 0.1 else now + min(wait, left / 2)
 
-    def new_lane(self, task: trio.lowlevel.Task, now: float, scheduled: int) -> None:
+    def open(self, now: float, scheduled: int) -> None:
         """Make the location live again. It remembers only the time that its server asked for."""
-        self.lane = task
+        self.is_live = True
         self.idle_since = now
         self.own_wait_until = -math.inf
         self.backoffs = 0
@@ -334,7 +334,7 @@ class LocationModel:
         self.pace.append((scheduled, self.allowed, self.retry_at))
 
     def recent_pace(self, scheduled: int) -> tuple[int, float]:
-        """Return the best values of this pass of the scheduler and the last: a lane decides one pass earlier."""
+        """Return the best values of this pass of the scheduler and the last: the driver decides one pass earlier."""
         while len(self.pace) > 1 and self.pace[1][0] < scheduled - 1:
             del self.pace[0]
         return max(allowed for _, allowed, _ in self.pace), min(retry_at for _, _, retry_at in self.pace)

@@ -4,7 +4,7 @@ It follows a batcher from outside: the exports that it begins, their answers, th
 statistics. After each step of each task it checks that they are possible: every span is in one place, the limits are
 kept, adders are served in order, the counts are right. `RestCheck` checks what must have happened at rest.
 
-The model uses one internal of the batcher, the names of the lanes' tasks: nothing else shows when a lane ends.
+One internal of the batcher is told to the model, its mapping of live locations: nothing else shows when one ends.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from trio_spanbatch import (
 )
 
 __all__ = ["FlushModel", "Model"]
-
-_LANE = "trio_spanbatch lane "
 
 
 @attrs.define(eq=False)
@@ -83,7 +81,6 @@ class Model:
         ended: The locations that ended and are remembered, oldest first.
         forgotten: The sum of the statistics of locations that are no longer remembered.
         drain_began_at: The time at which the drain began; `math.inf` before.
-        lanes: All tasks of lanes, evicted ones included.
         spare_slots: Whether there was a slot to spare, at each change, with the number of the scheduler's pass.
     """
 
@@ -101,7 +98,6 @@ class Model:
     ended: dict[str, None] = attrs.Factory(dict)
     forgotten: Counter[str] = attrs.Factory(Counter)
     drain_began_at: float = math.inf
-    lanes: dict[trio.lowlevel.Task, str] = attrs.Factory(dict)
     spare_slots: list[tuple[int, bool]] = attrs.Factory(list)
 
     def __attrs_post_init__(self) -> None:
@@ -119,7 +115,7 @@ class Model:
 
     @property
     def live(self) -> list[LocationModel]:
-        return [location for location in self.locations.values() if location.lane is not None]
+        return [location for location in self.locations.values() if location.is_live]
 
     @property
     def unsettled(self) -> bool:
@@ -141,12 +137,12 @@ class Model:
             return "ValueError"
         if cost_of(spans) > self.settings.location_bytes:
             return "InvalidSpanError"
-        if location.lane is None and len(self.live) >= self.settings.limits.max_locations and not self.empty:
+        if not location.is_live and len(self.live) >= self.settings.limits.max_locations and not self.empty:
             return "TooManyLocationsError"
         return None
 
     def admits(self, name: str, spans: list[EncodedSpan]) -> bool:
-        """Return whether there is room for ``spans`` for which no adder waits already."""
+        """Return whether there is space for ``spans`` for which no adder waits already."""
         location = self.locations[name]
         return (
             not location.line
@@ -174,39 +170,27 @@ class Model:
         """Yield the locations whose first adder waits only for the shared byte budget."""
         return (place for place in self.locations.values() if place.line and place.has_room(place.line[:1]))
 
-    # -- lanes -------------------------------------------------------------------------------------------------
+    # -- live locations ----------------------------------------------------------------------------------------
 
-    def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        """Note that a lane's task was started; if there are too many, it replaces the one that is empty longest."""
-        if not task.name.startswith(_LANE):
-            return
-        location = self._location_of(task)
-        assert location.lane is None, f"{location.name} has two lanes"
-        if len(self.live) >= self.settings.limits.max_locations:
-            assert self.empty, "a location was ended that holds spans"
-            self._end(self.locations[next(iter(self.empty))])
-        self.ended.pop(location.name, None)
-        self.empty[location.name] = None
-        self.lanes[task] = location.name
-        location.new_lane(task, trio.current_time(), self.scheduled)
+    def location_opened(self, name: str) -> None:
+        """Note that a location became live. If there were too many, one ended before."""
+        location = self.locations[name]
+        assert not location.is_live, f"{name} was opened twice"
+        assert len(self.live) < self.settings.limits.max_locations, "more locations than max_locations"
+        self.ended.pop(name, None)
+        self.empty[name] = None
+        location.open(trio.current_time(), self.scheduled)
         self._note_spare_slots()
 
-    def task_exited(self, task: trio.lowlevel.Task) -> None:
-        """Check that a lane ended because it was idle for long enough, or in the drain."""
-        if (name := self.lanes.pop(task, None)) is None:
-            return
+    def location_ended(self, name: str) -> None:
+        """Check that a location ended because it was idle for long enough, for another one, or in the drain."""
         location = self.locations[name]
-        if location.lane is task:
-            idle_until = location.idle_since + self.settings.limits.location_idle_timeout
-            assert not location.line
-            assert self.draining or trio.current_time() >= idle_until - NEARLY, f"{location.name} ended too early"
-            self._end(location)
-
-    def _location_of(self, task: trio.lowlevel.Task) -> LocationModel:
-        return next(place for place in self.locations.values() if task.name == f"{_LANE}{place.name!r}")
-
-    def _end(self, location: LocationModel) -> None:
-        location.lane = None
+        idle_until = location.idle_since + self.settings.limits.location_idle_timeout
+        was_due = self.draining or trio.current_time() >= idle_until - NEARLY
+        is_replaced = len(self.live) >= self.settings.limits.max_locations and next(iter(self.empty), None) == name
+        assert not location.line
+        assert was_due or is_replaced, f"{name} ended too early"
+        location.is_live = False
         self._note_spare_slots()
         self.empty.pop(location.name, None)
         self.ended[location.name] = None
@@ -264,7 +248,7 @@ class Model:
         self.spare_slots.append((self.scheduled, self.has_slot_to_spare()))
 
     def _had_slot_to_spare(self) -> bool:
-        """Return whether there was one in this pass of the scheduler or the last: a lane decides one pass earlier.
+        """Return whether there was one in this pass of the scheduler or the last: the driver decides one pass earlier.
 
         The model may count too many: it does not see slots that were taken for exports that have not begun yet.
         """

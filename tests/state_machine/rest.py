@@ -1,7 +1,7 @@
 """Liveness checks: what must have happened whenever the run comes to rest.
 
 The model checks safety at each step. This module checks that nothing was *left undone*: no batch is due while a slot is
-free, and no delivery, flush, lane or adder waits in vain. Time stands still, so "eventually" means "before the run
+free, and no delivery, flush or adder waits in vain. Time stands still, so "eventually" means "before the run
 comes to rest".
 """
 
@@ -38,14 +38,13 @@ class RestCheck:
             self._find_batches(location)
             self._check_waiting_deliveries(location, now)
             self._check_queue(location, now)
-            self._check_lane(location, now)
+            self._check_end(location, now)
             self._check_age(location, statistics, now)
         self.waiting = {d for location in self.model.locations.values() for d in self._open(location)}
         for export in self.model.exports:
             assert now < self.model.work_ends_at, "the drain does not stop an export"
             assert now < export.begun_at + self.model.settings.retry.attempt_timeout, "an attempt takes too long"
         assert not any(flush.is_finished for flush in self.model.flushes), "a flush does not return"
-        assert set(self.model.lanes) == {location.lane for location in self.model.live}, "a lane lives on"
 
     # -- batches -----------------------------------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class RestCheck:
         return location.accepted_at[first] + location.policy.max_delay
 
     def _is_pressed(self, location: LocationModel) -> bool:
-        """Return whether an adder waits for room at this location, or for the shared byte budget."""
+        """Return whether an adder waits for space at this location, or for the shared byte budget."""
         return bool(self.model.byte_line) or bool(location.line)
 
     def _may_export(self, location: LocationModel, now: float) -> bool:
@@ -154,28 +153,28 @@ class RestCheck:
             times += [location.give_up_at(delivery) for delivery in waiting]
             if (waiting or location.queued) and self._may_export(location, math.inf):
                 times.append(location.retry_at if waiting else max(location.retry_at, self._due_at(location)))
-            if location.lane is not None and not location.unsettled and not location.line:
+            if location.is_live and not location.unsettled and not location.line:
                 times.append(location.idle_since + settings.limits.location_idle_timeout)
         if model.draining and model.unsettled:
             times.append(model.work_ends_at)
         return min(times, default=math.inf)
 
-    # -- the drain, lanes --------------------------------------------------------------------------------------
+    # -- the drain, idle locations -----------------------------------------------------------------------------
 
     def _is_hopeless(self, location: LocationModel) -> bool:
         """Return whether the location will not be asked again before the drain ends."""
         ends_at = self.model.work_ends_at
         return self.model.draining and (location.retry_at >= ends_at + NEARLY or trio.current_time() >= ends_at)
 
-    def _check_lane(self, location: LocationModel, now: float) -> None:
-        if location.lane is None or location.unsettled or location.line:
+    def _check_end(self, location: LocationModel, now: float) -> None:
+        if not location.is_live or location.unsettled or location.line:
             return
-        assert not self.model.draining, f"{location.name}: an empty lane lives on in the drain"
+        assert not self.model.draining, f"{location.name}: an empty location lives on in the drain"
         idle_until = location.idle_since + self.model.settings.limits.location_idle_timeout
-        assert now < idle_until, f"{location.name}: an idle lane does not end"
+        assert now < idle_until, f"{location.name}: an idle location does not end"
 
     def _check_age(self, location: LocationModel, statistics: SpanBatcherStatistics, now: float) -> None:
-        if location.lane is None:
+        if not location.is_live:
             return
         begun = [
             location.accepted_at[delivery.first]

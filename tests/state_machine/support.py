@@ -48,22 +48,9 @@ class _NoTimeToSleep(trio.abc.Clock):
 class TaskWatch(trio.abc.Instrument):
     """Calls a check after each step of each task, and keeps its exception, which trio would only log."""
 
-    def __init__(
-        self,
-        spawned: Callable[[trio.lowlevel.Task], object],
-        exited: Callable[[trio.lowlevel.Task], object],
-        stepped: Callable[[], object],
-    ) -> None:
-        self._spawned = spawned
-        self._exited = exited
+    def __init__(self, stepped: Callable[[], object]) -> None:
         self._stepped = stepped
         self.failure: Exception | None = None
-
-    def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        self.guard(self._spawned, task)
-
-    def task_exited(self, task: trio.lowlevel.Task) -> None:
-        self.guard(self._exited, task)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.guard(self._stepped)

@@ -9,5 +9,5 @@ from tests.support.long_tests import run_long
 
 # The same sequences in each run: a fresh one may find a place where the model is inexact, and fail for another reason.
 @pytest.mark.long
-def test_whatever_programs_servers_and_the_clock_do_the_batcher_does_what_the_model_says() -> None:
+def test_the_batcher_behaves_like_the_model_for_any_program_server_and_clock() -> None:
     run_long("-m", "tests.state_machine", "--sequences", 200, "--seed", 0)

@@ -38,8 +38,11 @@ class AtRest:
         free = self._shared.slots.free
         if self._limits.max_exports - free != sum(self._active.values()):
             yield f"{free} slots are free while {dict(self._active)} are exporting"
+        sleep = self._batcher._supervisor.driver._sleep
+        if sleep is not None and sleep.deadline > self._shared.agenda.next_at:
+            yield f"the driver sleeps until {sleep.deadline}, and should look at {self._shared.agenda.next_at}"
         for lane in lanes:
-            yield from self._lane_faults(lane, now, free)
+            yield from self._lane_faults(lane, now)
             yield from self._line_faults(lane, now, free)
         yield from self._byte_line_faults(lanes, now, free)
         yield from self._budget_faults()
@@ -54,7 +57,7 @@ class AtRest:
             yield f"{self._shared.slots.free} of {self._limits.max_exports} slots were given back"
         yield from self._budget_faults()
 
-    def _lane_faults(self, lane: Lane, now: float, free: int) -> Iterator[str]:
+    def _lane_faults(self, lane: Lane, now: float) -> Iterator[str]:
         exporting = lane.pace.active
         if exporting != self._active.get(lane.location, 0):
             yield f"{lane} counts {exporting} exports, {self._active.get(lane.location, 0)} run"
@@ -62,11 +65,8 @@ class AtRest:
             yield f"{lane} is in the wrong set of empty or occupied lanes"
         if lane._closed and not self._shared.draining:
             yield f"{lane} is closed though the batcher is not being left"
-        if lane._sleep is None:
-            if free and not self._reserved(lane):
-                yield f"{lane} waits for a slot, and {free} are free"
-        elif lane._sleep.deadline > lane._wake_at() or lane._wake_at() <= now:
-            yield f"{lane} sleeps until {lane._sleep.deadline}, there is something to do at {lane._wake_at()}"
+        if lane.look_at > lane._wake_at() or lane._wake_at() <= now:
+            yield f"{lane} is looked at {lane.look_at}, there is something to do at {lane._wake_at()}"
         leases = sorted(lane._leases, key=lambda lease: lease.first)
         begins = [lease.first for lease in leases[1:]] + [lane.account.first_queued]
         if any(lease.first + len(lease) > next_one for lease, next_one in zip(leases, begins, strict=False)):

@@ -37,7 +37,7 @@ def batch_of(count: int = 1, location: str = "tenant-1", name: str = "step") -> 
 
 
 async def no_connections_left(receiver: OTLPReceiver) -> None:
-    """Return once the receiver has noticed that all its clients are gone."""
+    """Return once the receiver has noticed that all its clients have disconnected."""
     with trio.fail_after(DEADLINE):
         for _ in itertools.count():
             await trio.lowlevel.checkpoint()

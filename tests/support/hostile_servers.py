@@ -1,4 +1,4 @@
-"""Servers that try to hang the exporter or to make it grow; each is run in a process of its own.
+"""Servers that try to make the exporter hang or use much memory; each runs in a separate process.
 
     python -m tests.support.hostile_servers NAME [tcp|memory]
 
@@ -38,8 +38,8 @@ PIECE = 64 * 1024
 
 # Seconds on a mock clock: the exporter's own default.
 TIMEOUT = 10.0
-# Real seconds without anything happening, until the mock clock jumps to what is next. The kernel is no task of trio's,
-# but what one socket of this process is given, the other has long before.
+# Real seconds without any event, until the mock clock jumps to the next deadline. The kernel is not a task of trio,
+# but data that one socket of this process sends reaches the other long before that.
 IDLE = 0.05
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
@@ -65,9 +65,9 @@ def endless(head: bytes, piece: bytes) -> Iterator[bytes]:
 
 
 def ticking(head: bytes, piece: bytes) -> Iterator[bytes]:
-    """Yield ``piece`` for ever, and let a second of the mock clock pass with each, until the timeout.
+    """Yield ``piece`` forever, and let a second of the mock clock pass with each, until the timeout.
 
-    How many more pieces are sent while the exporter ends the exchange depends on the machine, so the clock stands then.
+    How many more pieces are sent while the exporter ends the exchange depends on the machine, so the clock then stops.
     """
     yield head
     clock = trio.lowlevel.current_clock()
@@ -79,7 +79,7 @@ def ticking(head: bytes, piece: bytes) -> Iterator[bytes]:
 
 
 def endless_gzip() -> Iterator[bytes]:
-    """Yield a gzip stream that goes on for ever and never comes to anything: empty blocks."""
+    """Yield an endless gzip stream without any content: empty blocks."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
     yield HEAD + b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
     yield chunk(compressor.compress(b"") + compressor.flush(zlib.Z_SYNC_FLUSH))
@@ -115,7 +115,7 @@ def million_lists() -> Answer:
     return Answer(headers=[("content-type", "application/json")], body=body)
 
 
-# What ends by itself, on TCP and a real clock, whatever the timeout.
+# Servers that end by themselves, on TCP and a real clock, with any timeout.
 FAST: dict[str, Callable[[], Outcome]] = {
     "a gzip bomb": lambda: gzip_bomb(200),
     "a gzip bomb in an error": lambda: gzip_bomb(400),
@@ -141,7 +141,7 @@ FAST: dict[str, Callable[[], Outcome]] = {
     "a response that breaks": lambda: Reset("mid_response"),
 }
 
-# What neither pauses nor exceeds a limit before the timeout, on TCP.
+# Servers that neither pause nor exceed a limit before the timeout, on TCP.
 RESTLESS: dict[str, Callable[[], Outcome]] = {
     "an endless body in chunks of one byte": lambda: Drip(ticking(CHUNKED, chunk(b"x") * 10_000)),
     "interim responses as fast as they can be sent": lambda: Drip(
@@ -152,12 +152,12 @@ RESTLESS: dict[str, Callable[[], Outcome]] = {
     ),
 }
 
-# What ends with the timeout, over memory and on TCP.
+# Servers that end with the timeout, over memory and on TCP.
 SLOW: dict[str, Callable[[], Outcome]] = {
     "a body of one byte a second": lambda: slowly(HEAD + b"content-length: 1000000\r\n\r\n", b"x"),
     "an error of one byte a second": lambda: slowly(b"HTTP/1.1 503 No\r\ncontent-length: 1000000\r\n\r\n", b"x"),
     "a head of one byte a second": lambda: slowly(b"HTTP/1.1 200 ", b"x"),
-    "interim responses for ever": lambda: Drip(itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n"), 1.0),
+    "interim responses forever": lambda: Drip(itertools.repeat(b"HTTP/1.1 102 Processing\r\n\r\n"), 1.0),
     "no answer at all": Hang,
 }
 
@@ -177,7 +177,7 @@ def work_done() -> float:
 
 
 def measure_of_work() -> float:
-    """Return how many of the processor's seconds a loop takes, to compare others with on whatever machine."""
+    """Return the CPU seconds of a loop, as the unit for other measurements on any machine."""
     began = work_done()
     assert sum(number & 1 for number in range(1_000_000)) == 500_000
     return work_done() - began
@@ -222,7 +222,7 @@ async def attack(outcomes: list[Outcome], *, tcp: bool, clock: MockClock | None)
         else:
             # A server that drips notices with its next bytes that its client is gone.
             with trio.move_on_after(TIMEOUT):
-                while receiver.open_connections:  # noqa: ASYNC110  # the receiver tells nobody
+                while receiver.open_connections:  # noqa: ASYNC110  # the receiver has no event for it
                     await trio.sleep(1)
         left = receiver.open_connections
     return {
@@ -236,7 +236,7 @@ async def attack(outcomes: list[Outcome], *, tcp: bool, clock: MockClock | None)
 
 
 def main(name: str, network: str) -> None:
-    # Generators and sockets that are left behind are reported by warnings, from where an error would only be printed.
+    # Generators and sockets that are left open cause warnings in places where an error would only be printed.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tcp = network == "tcp"

@@ -181,7 +181,7 @@ class Oracle:
         return True
 
     async def add(self, location: str, spans: Sequence[Span]) -> None:
-        """Add ``spans`` and wait for room.
+        """Add ``spans``, waiting for space.
 
         Raises:
             trio.ClosedResourceError: The batcher is closed.

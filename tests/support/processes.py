@@ -28,7 +28,7 @@ def untraced_environment() -> dict[str, str]:
     """Return the environment for a child that a KeyboardInterrupt may hit anywhere: coverage is not measured in it.
 
     Coverage takes a lock while it looks at a file for the first time. A KeyboardInterrupt that is raised right there
-    leaves the lock taken, and the child hangs for ever.
+    leaves the lock taken, and the child hangs forever.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
     # Make the tests importable from any directory, after other entries: a planted package must come first.
@@ -92,7 +92,7 @@ def reserved_port() -> Iterator[int]:
     """Reserve a port of 127.0.0.1 for a server that is stopped and started again.
 
     A socket that is bound to the port and does not listen refuses connections, keeps the port from other programs and,
-    as both set SO_REUSEADDR, lets the server bind to it. This works on Linux; elsewhere the port is free meanwhile.
+    as both set SO_REUSEADDR, lets the server bind to it. This works on Linux; elsewhere the port is free in between.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -74,7 +74,7 @@ def _sockets() -> set[str]:
             if target.startswith("socket:") and _is_tcp(int(path.name)):
                 found.add(target)
         except OSError:
-            continue  # closed meanwhile, as that of the listing itself
+            continue  # closed in between, like the descriptor of the listing itself
     return found
 
 
@@ -106,7 +106,7 @@ async def listening(serve: Serve, secrets: Secrets | None = None, *, host: str =
 
 
 async def read_head(stream: trio.abc.Stream) -> tuple[bytes, bytes]:
-    """Return the head of a request and what of its body came along; ``b""`` for the head if there is none."""
+    """Return the head of a request and the part of its body that came with it; ``b""`` if there is no head."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = await stream.receive_some(16 * 1024)
@@ -123,7 +123,7 @@ def length_of(head: bytes) -> int:
 
 
 async def read_request(stream: trio.abc.Stream) -> tuple[bytes, bytes]:
-    """Return head and body of a request; ``b""`` for the head if there is none."""
+    """Return head and body of a request; ``b""`` if there is no head."""
     head, rest = await read_head(stream)
     body = bytearray(rest)
     while len(body) < length_of(head):
@@ -135,7 +135,7 @@ async def read_request(stream: trio.abc.Stream) -> tuple[bytes, bytes]:
 
 
 def answers(*responses: bytes, heads: list[bytes] | None = None) -> Serve:
-    """Return a server that answers the requests of all connections in order, the last response for ever.
+    """Return a server that answers the requests of all connections in order, the last response forever.
 
     A connection is closed where a response is empty.
     """

@@ -19,9 +19,9 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_050,
-    "_scheduler": 1_720,
-    "_runtime": 850,
+    "modules": 1_060,
+    "_scheduler": 1_730,
+    "_runtime": 920,
     "_reporting": 570,
     "_spans": 1_950,
     "_settings": 720,
@@ -31,9 +31,9 @@ BUDGETS = {
     "testing": 1_200,
     "cli": 3_550,
 }
-# The whole package, and what `import trio_spanbatch` loads of it: 9,000 is the goal.
+# The whole package, and what `import trio_spanbatch` loads of it.
 LIMIT = 20_000
-LIMIT_LOADED = 10_650
+LIMIT_LOADED = 9_000
 
 _LOADED = """
 import sys, trio_spanbatch

@@ -90,7 +90,7 @@ async def leave_a_generator() -> None:
         (leave_a_generator, "could not be raised: ResourceWarning"),
     ],
 )
-def test_a_complaint_is_noticed(leave: Callable[[], Awaitable[None]], complaint: str) -> None:
+def test_an_unexpected_log_message_is_noticed(leave: Callable[[], Awaitable[None]], complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint), no_complaints():
         run_seeded(1, leave)
 
@@ -100,12 +100,12 @@ def test_a_warning_is_an_exception() -> None:
         run_seeded(1, warn)
 
 
-def test_a_traceback_that_is_expected_is_no_complaint() -> None:
+def test_an_expected_traceback_is_not_reported() -> None:
     with no_complaints(["exporter raised"]):
         run_seeded(1, log_a_traceback)
 
 
-def test_garbage_is_left_alone_if_it_is_not_to_be_collected() -> None:
+def test_garbage_is_not_collected_unless_requested() -> None:
     gc.disable()
     try:
         with no_complaints(collect=False):
@@ -116,7 +116,7 @@ def test_garbage_is_left_alone_if_it_is_not_to_be_collected() -> None:
         gc.enable()
 
 
-def test_after_a_run_everything_is_as_it_was() -> None:
+def test_after_a_run_all_patches_are_undone() -> None:
     before = trio.open_memory_channel, logging.getLogger().handlers[:], warnings.filters[:]
     with no_complaints():
         pass
@@ -146,18 +146,18 @@ async def test_the_tasks_of_a_batcher_are_told_from_others() -> None:
     async with SpanBatcher(InMemoryExporter(), batch=BatchPolicy(max_delay=3600)) as batcher:
         batcher.add_span_nowait("a", make_span())
         assert tasks_of_batchers() == [
-            "trio_spanbatch lane 'a'",
+            "trio_spanbatch driver",
             "trio_spanbatch._runtime.supervisor.Supervisor._supervise",
         ]
     assert tasks_of_batchers() == []
 
 
-def test_a_lane_that_ends_by_itself_leaves_no_channel_open() -> None:
+def test_a_location_that_ends_by_itself_leaves_no_channel_open() -> None:
     async def live() -> None:
         async with SpanBatcher(InMemoryExporter(), limits=Limits(location_idle_timeout=1)) as batcher:
             await batcher.add_span("a", make_span())
             await trio.sleep(60)
-            assert tasks_of_batchers() == ["trio_spanbatch._runtime.supervisor.Supervisor._supervise"]
+            assert not batcher._live
 
     with no_complaints():
         run_seeded(1, live)

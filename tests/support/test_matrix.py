@@ -13,7 +13,7 @@ from tests.support import matrix
 HERE = sys.version_info.minor
 NEXT = HERE + 1
 
-# The one that runs the tests, in an environment or not, can make environments.
+# The interpreter that runs the tests, in an environment or not, can create environments.
 WORKS = f'exec "{sys.executable}" "$@"'
 
 
@@ -33,7 +33,7 @@ def environ(tmp_path: Path) -> Mapping[str, str]:
     }
 
 
-def test_a_command_that_does_not_work_is_skipped_with_its_reason_and_the_next_one_taken(
+def test_a_command_that_does_not_work_is_skipped_with_its_reason_and_the_next_is_tried(
     tmp_path: Path, environ: Mapping[str, str]
 ) -> None:
     shim = command(tmp_path / "shims", f"python3.{HERE}", "echo 'command not found' >&2; exit 127")
@@ -45,7 +45,7 @@ def test_a_command_that_does_not_work_is_skipped_with_its_reason_and_the_next_on
     )
 
 
-def test_what_is_no_interpreter_or_too_old_is_not_tried(tmp_path: Path, environ: Mapping[str, str]) -> None:
+def test_files_that_are_not_supported_interpreters_are_not_tried(tmp_path: Path, environ: Mapping[str, str]) -> None:
     for name in ("python", "python3", "python3.10", f"python3.{HERE}-config", f"python3.{HERE}t"):
         command(tmp_path / "bin", name, WORKS)
     assert matrix.find(environ) == ({}, [])
@@ -53,7 +53,7 @@ def test_what_is_no_interpreter_or_too_old_is_not_tried(tmp_path: Path, environ:
     assert matrix.find(environ) == ({HERE: works}, [])
 
 
-def test_all_versions_are_run_one_failure_fails_and_what_is_missing_is_said(
+def test_all_versions_are_run_one_failure_fails_and_missing_ones_are_reported(
     tmp_path: Path, environ: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     versions = (HERE, NEXT)

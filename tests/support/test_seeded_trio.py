@@ -28,7 +28,7 @@ def orders(program: Program) -> list[list[int]]:
     seen = []
     ballast: list[object] = []
     for _ in range(20):
-        # What is allocated in between makes the addresses of the run's own objects differ from those of the last.
+        # Objects allocated in between change the addresses of the objects of the next run.
         ballast += [bytearray(random.randrange(10_000)) for _ in range(random.randrange(100))]
         del ballast[:: random.randrange(2, 5)]
         order: list[int] = []
@@ -48,7 +48,7 @@ async def wake_up_at_once(order: list[int]) -> None:
 
 
 async def stand_in_line(order: list[int], number: int) -> None:
-    """Wait for ever, and record the moment of a cancel, not the task's next step."""
+    """Wait forever, and record the moment of a cancel, not the task's next step."""
 
     def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         order.append(number)
@@ -111,7 +111,7 @@ def test_a_seeded_run_returns_what_the_function_returns_on_a_clock_that_jumps() 
     assert run_seeded(1, sleep, 1e6) == 1e6
 
 
-def test_afterwards_trio_is_as_it_was() -> None:
+def test_afterwards_trio_is_unchanged() -> None:
     def state() -> tuple[object, ...]:
         switch = _run._ALLOW_DETERMINISTIC_SCHEDULING
         return switch, _run._r.getstate(), _run.Task.__hash__, _run.CancelStatus.__hash__, "id" in vars(_run)

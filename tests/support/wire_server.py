@@ -31,7 +31,7 @@ def chunk(data: bytes) -> bytes:
 
 @attrs.frozen
 class Tls:
-    """The two sides of TLS with a CA of its own."""
+    """The two sides of TLS, with a separate CA."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
@@ -47,7 +47,7 @@ class Tls:
 
 
 class WireServer:
-    """Answers the requests that come in, over all connections, with ``answers`` in order, then with `OK`.
+    """Answers the requests on all connections with ``answers`` in order, then with `OK`.
 
     Each answer is a list of pieces. They are sent in one piece, even where TLS makes a record of each.
 
@@ -95,7 +95,7 @@ class WireServer:
 
 
 class _HeldWrites(trio.abc.Stream):
-    """Collects what is written, so that it can be sent in one piece."""
+    """Collects the written data, so that it can be sent in one piece."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream

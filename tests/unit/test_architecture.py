@@ -126,12 +126,12 @@ def test_a_part_imports_only_the_parts_that_it_may_import(part: str) -> None:
     assert found - {part} <= MAY_IMPORT[part]
 
 
-def test_every_permission_is_used() -> None:
+def test_every_permission_to_import_is_used() -> None:
     used = {(part_of(module), part_of(target)) for module, targets in GRAPH.items() for target in targets}
     assert {(part, other) for part, others in MAY_IMPORT.items() for other in others} <= used
 
 
-def test_nothing_imports_in_a_circle_but_the_parts_that_choose_who_exports() -> None:
+def test_only_the_parts_that_choose_which_location_exports_import_each_other() -> None:
     joined = {name: targets - CIRCLE if name in CIRCLE else targets for name, targets in GRAPH.items()}
     try:
         TopologicalSorter(joined).prepare()
@@ -139,7 +139,7 @@ def test_nothing_imports_in_a_circle_but_the_parts_that_choose_who_exports() -> 
         pytest.fail(f"these modules import each other in a circle: {' -> '.join(error.args[1])}")
 
 
-def test_each_module_of_the_circle_is_in_it() -> None:
+def test_the_exception_for_circular_imports_names_exactly_its_modules() -> None:
     def reached(start: str) -> set[str]:
         seen, todo = set[str](), [start]
         while todo:
@@ -159,4 +159,17 @@ def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None
     loaded = set(json.loads(done.stdout))
     parts = {name.split(".")[1] for name in loaded if name.startswith("trio_spanbatch.")}
     assert parts.isdisjoint({"_spool", "tracing", "testing", "destinations", "opentelemetry", "cli", "pytest_plugin"})
+    # A program with another exporter needs no HTTP client: `OTLPExporter` is imported when it is first used.
+    assert loaded.isdisjoint({"trio_spanbatch._http.exporter", "trio_spanbatch._http.transport", "h11"})
     assert loaded.isdisjoint({"sqlite3", "databricks", "opentelemetry.sdk", "pytest", "httpx2"})
+
+
+def test_names_that_are_imported_when_they_are_used_are_listed_like_the_others() -> None:
+    program = (
+        "import trio_spanbatch\n"
+        "listed = set(trio_spanbatch.__all__) <= set(dir(trio_spanbatch))\n"
+        "from trio_spanbatch import *\n"
+        "print(listed, OTLPExporter is trio_spanbatch.OTLPExporter, hasattr(trio_spanbatch, 'OTLPExportr'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "False"]

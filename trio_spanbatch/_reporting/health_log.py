@@ -97,7 +97,7 @@ class HealthLog:
     def warned(self, location: str, message: str) -> None:
         """Note that a server accepted a batch with a warning."""
         if self._warnings.allows(location):
-            self._logger.warning("the server for %r took a batch, with a warning: %s", location, _one_line(message))
+            self._logger.warning("the server for %r accepted a batch with a warning: %s", location, _one_line(message))
 
     def _note(
         self, location: str, message: str, reason: str, *, failures: int = 0, rejected: int = 0, undelivered: int = 0

@@ -85,7 +85,7 @@ class Losses:
         if self._warnings.allows():
             self._logger.error(
                 "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds max_pending_bytes "
-                "already; give an on_loss to have them all",
+                "already; give on_loss= to receive all of them",
                 loss.count,
                 loss.location,
                 self._not_kept,

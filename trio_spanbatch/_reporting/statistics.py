@@ -51,7 +51,7 @@ class LocationStatistics(_Counts):
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
         requests: Attempts made.
-        retries: Attempts that repeated one before.
+        retries: Attempts that repeated an earlier one.
         splits: Batches split in two to find a span that the server refuses, or to make a request smaller.
         oldest_pending_age: Seconds since the oldest batch with a pending span was opened; 0 if no span is pending.
         consecutive_failures: Attempts that failed since the last one that succeeded.
@@ -78,7 +78,7 @@ class SpanBatcherStatistics(_Counts):
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
         requests: Attempts made.
-        retries: Attempts that repeated one before.
+        retries: Attempts that repeated an earlier one.
         splits: Batches split in two.
         locations: The same for each location. Locations that ended long ago are left out once more than
             ``Limits.max_locations`` have ended; the counts above keep them.

@@ -3,30 +3,30 @@
 Ownership
 ---------
 ``async with SpanBatcher()`` opens a nursery around its body and starts one task in it, the supervisor. All other tasks
-of the batcher (one for each location and each delivery) run in an inner nursery of the supervisor, inside a shield::
+of the batcher (the driver, and one for each delivery) run in an inner nursery of the supervisor, inside a shield::
 
     async with trio.open_nursery():                   # cancelled from outside like any other
         +-- the body                                  # not shielded, so it can be cancelled
         +-- supervisor: CancelScope(shield=True)
               +-- work: CancelScope()                 # until the drain's deadline, or a Ctrl-C in the drain
-              |     +-- locations, deliveries
+              |     +-- driver, deliveries
               +-- the exporter's aclose()             # in the remaining time
 
 A cancel from outside therefore ends only the body. ``__aexit__``, which is called however the body ends, then begins
 the drain, which gives the shield its deadline. A shield around the wait in ``__aexit__`` alone would be too late: the
-cancel would end the locations' tasks before ``__aexit__`` runs.
+cancel would end the driver before ``__aexit__`` runs.
 
 A failure before the drain
 --------------------------
 If a task fails, or trio complains at a task's exit, or something cancels the inner nursery, that nursery is cancelled.
 The supervisor waits for the drain in the same nursery, so trio calls its abort function in the step of the cancel. It
-closes admission and wakes all adders: the location of a span admitted later would never run again.
+closes admission and wakes all adders: a span admitted later would never be sent.
 
 The drain
 ---------
 ``__aexit__`` closes admission and sets the deadlines in one synchronous step. Then all locations are due, and end when
-they are empty; the inner nursery ends with the last of them. At the deadline of the work, its scope is cancelled: each
-delivery and location settles its spans as it unwinds, so nothing is left to collect.
+they are empty; the driver ends with the last of them. At the deadline of the work, its scope is cancelled: each
+delivery settles its spans as it unwinds, and the driver those in the queues, so nothing is left to collect.
 
 Exceptions
 ----------
@@ -52,6 +52,7 @@ from .._errors import UndeliveredSpansError
 from .._exceptions import is_cancelled_here, leaves, split_cancelled
 from .._scheduler.shared import Shared
 from . import forks as _forks
+from .driver import Driver
 from .interrupts import InterruptWatch
 from .suppression import suppress_instrumentation
 
@@ -92,6 +93,7 @@ class Supervisor:
         shutdown_timeout: The most seconds that `close` may take.
         strict: Whether `close` raises if spans were lost.
         shared: The state that the tasks share.
+        driver: Looks at locations when their time comes.
         token: The trio run in which it was opened; None before that.
         is_forked: Whether this is a copy in a forked child.
     """
@@ -99,6 +101,7 @@ class Supervisor:
     shutdown_timeout: float
     strict: bool
     shared: Shared = attrs.field(init=False)
+    driver: Driver = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
     is_forked: bool = attrs.field(init=False, default=False)
     # Identifies the trio run until that ends, as a thread has one run at a time. It is the fastest to compare.
@@ -183,8 +186,7 @@ class Supervisor:
 
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task that runs until the end of the drain at most."""
-        # In the batcher's context, not in that of the adder whose span opened a location: a location must not keep a
-        # request's context alive, nor trace under its span.
+        # In the batcher's context, not in the caller's.
         self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
     @trio.lowlevel.enable_ki_protection
@@ -219,6 +221,7 @@ class Supervisor:
         try:
             with self._work:
                 async with trio.open_nursery() as self._nursery:
+                    self.start(self.driver.run, "trio_spanbatch driver")
                     task_status.started()
                     await self._wait_for_drain()
         except BaseException as exc:  # noqa: ASYNC103  # if the shield is cancelled, the next checkpoint says so again
@@ -324,6 +327,7 @@ class Supervisor:
             self._waits_for_drain = None
         for lane in self.shared.lanes:
             lane.close()
+        self.driver.wake()
 
     async def _wait_until_done(self) -> None:
         with trio.CancelScope(shield=True):

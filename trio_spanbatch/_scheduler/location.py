@@ -1,13 +1,11 @@
-"""A location: its memory channel, its task and its batches.
+"""A location: its memory channel and its batches.
 
-The task sleeps until there is something to do. Any change of a location's state moves the deadline of that sleep
-(`Lane.reconsider`). When the task wakes, it decides from the whole state of the location, and there is no checkpoint
-between that and the next sleep, so no wake-up is lost. While the location is empty, the task sleeps in ``receive``, and
-the first span wakes it; otherwise it sleeps until an absolute deadline. So a batch in a quiet location takes two
-wake-ups: for the first span, and for the deadline (or a full batch, a flush, the drain). If no slot is free then, the
-location waits for one (`ExportSlots`), and a third wake-up comes with the slot.
+A location is not a task. The driver looks at it (`Lane.step`) when the agenda says so, and any change of its state
+moves that time (`Lane.reconsider`). So a batch in a quiet location takes two looks: for the first span, and for the
+deadline (or a full batch, a flush, the drain). If no slot is free then, the location waits for one (`ExportSlots`), and
+a third look comes with the slot.
 
-The task does one of these, in this order:
+A look does these, in this order, until there is nothing to do:
 
 1. give a slot to the oldest delivery that waits for its next attempt;
 2. seal the first batch in the queue, if it is due, and start its delivery;
@@ -17,15 +15,13 @@ The task does one of these, in this order:
 locations share. Only a running export holds a slot, and for a moment before it the location that is about to begin it:
 never a backoff, nor any other wait.
 
-The first span of a batch comes from ``receive`` and is kept in ``_first`` until the batch is sealed. It still counts as
-queued. `BatchSplitter` decides where batches end as spans are accepted.
+`BatchSplitter` decides where batches end as spans are accepted.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from contextlib import suppress
 from http import HTTPStatus
 from operator import methodcaller
 from typing import TYPE_CHECKING
@@ -50,10 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Lane"]
 
 
-def _wake(_: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.SUCCEEDED
-
-
 class Lane:
     """One live location.
 
@@ -62,6 +54,7 @@ class Lane:
         account: Its counts, which outlive this object.
         waiting: The adders that wait for room here, first in, first out.
         headers: The headers of the span accepted last; None if no span is pending.
+        look_at: When the driver looks at it next; `-math.inf` once it has ended. Only the agenda changes it before.
     """
 
     def __init__(self, location: str, policy: BatchPolicy, shared: Shared) -> None:
@@ -79,7 +72,7 @@ class Lane:
         max_spans = min(policy.max_spans, limits.max_queued_spans)
         self._splitter = BatchSplitter(max_spans, policy.max_bytes, trio.current_time)
         self._send, self._receive = trio.open_memory_channel[EncodedSpan](limits.max_queued_spans)
-        self._first: EncodedSpan | None = None
+        self.look_at = math.inf
         self._leases: dict[Lease, None] = {}
         self._leased_bytes = 0
         # Made when a delivery first waits for its next attempt, as most locations never need it.
@@ -88,9 +81,8 @@ class Lane:
         self._flush_watermark = 0
         self._made_due = False
         self._closed = False
-        self._retired = False
+        self._ended = False
         self._idle_since = trio.current_time()
-        self._sleep: trio.CancelScope | None = None
         self._has_slot = False
 
     def __repr__(self) -> str:
@@ -101,15 +93,16 @@ class Lane:
     def accept(self, span: EncodedSpan, cost: int) -> None:
         """Queue a span that fits. ``cost`` is its cost after the span before it."""
         account = self.account
-        if not account.queued:
+        is_first = not account.queued
+        if is_first:
             self._shared.lanes.occupied(self)
         # Nothing below raises: the channel is as large as the queue may be, and no span is admitted to a location that
-        # was closed or retired. The span is counted before it is sent, for the task that it wakes.
+        # was closed or has ended.
         self._ledger.accept(account, cost)
         self.headers = span.headers
         became_full = self._splitter.add(span)
         self._send.send_nowait(span)
-        if became_full:
+        if became_full or is_first:
             self.reconsider()
 
     def make_due(self) -> None:
@@ -117,15 +110,17 @@ class Lane:
         self._made_due = self.account.queued > 0
         self.reconsider()
 
-    def flush(self, flush: Flush) -> None:
+    def flush(self, flush: Flush) -> LocationFlush:
         """Make all queued spans due, and tell ``flush`` when all pending spans are accounted for."""
         self._flush_watermark = self.account.accepted
-        self._flushes[flush.watch(self.location, self.account)] = flush
+        part = flush.watch(self.location, self.account)
+        self._flushes[part] = flush
         self.reconsider()
+        return part
 
-    def forget_flush(self, flush: Flush) -> None:
-        """Stop telling ``flush``. Spans that are due stay due."""
-        self._flushes = {part: other for part, other in self._flushes.items() if other is not flush}
+    def forget_flush(self, part: LocationFlush) -> None:
+        """Stop telling the flush of ``part``. Spans that are due stay due."""
+        self._flushes.pop(part, None)
 
     def close(self) -> None:
         """Make all queued spans due, and end once no span is pending."""
@@ -134,23 +129,13 @@ class Lane:
         self.pace.cut_short(trio.current_time())
         self.reconsider()
 
-    def retire(self) -> None:
-        """End now, while the location is empty.
-
-        The location may be opened again before this task ends. Both then share an account, so a retired lane does not
-        use it any more.
-        """
-        self._retired = True
-        self._send.close()
-        self.reconsider()
-
     def reconsider(self) -> None:
-        """Move the deadline of the task's sleep after a change of state."""
-        if self._sleep is not None:
-            self._sleep.deadline = self._wake_at()
+        """Have the driver look at the location in time after a change of state."""
+        if not self._ended:
+            self._shared.agenda.put(self, self._wake_at())
 
     def take_slot(self) -> None:
-        """Take an export slot that became free, and wake to use it."""
+        """Take an export slot that became free, and have the driver use it."""
         self._has_slot = True
         self.reconsider()
 
@@ -176,38 +161,34 @@ class Lane:
         now = trio.current_time()
         return self.account.statistics(now - min(opened_at, default=now))
 
-    # -- the task ----------------------------------------------------------------------------------------------
+    # -- what the driver does ----------------------------------------------------------------------------------
 
-    @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Run until the location ends. When cancelled, hand back the queue."""
-        try:
-            while self._end_at() > trio.current_time():
-                if self._is_hopeless():
-                    self._give_up()
-                    continue
-                wake_at = self._wake_at()
-                if self._has_slot:
-                    self._use_slot()
-                else:
-                    await self._sleep_until(wake_at)
-        except BaseException as exc:
-            self._shared.task_failed(exc)
-            raise
-        finally:
-            self._end()
+    def step(self) -> None:
+        """Do everything that there is to do now, and put the location on the agenda for what comes next."""
+        while self._end_at() > trio.current_time():
+            if self._is_hopeless():
+                self._give_up()
+                continue
+            look_at = self._wake_at()
+            if not self._has_slot:
+                self._shared.agenda.put(self, look_at)
+                return
+            self._use_slot()
+        self.end()
 
-    def _end(self) -> None:
-        # A cancelled sleep leaves its scope here. Without it, nothing wakes the task or takes a slot for it any more.
-        self._sleep = None
+    def end(self) -> None:
+        """End the location, and hand back its queue. Has no effect if it has ended."""
+        if self._ended:
+            return
+        self._ended = True
+        self.look_at = -math.inf
         self._shared.over_share.pop(self, None)
         self._shared.slots.leave(self)
         if self._has_slot:
             self._has_slot = False
             self._release_slot()
-        if not self._retired:
-            self._shared.lanes.remove(self)
-            self._hand_back_queue(self._shared.stop_reason)
+        self._shared.lanes.remove(self)
+        self._hand_back_queue(self._shared.stop_reason)
         self._send.close()
         self._receive.close()
 
@@ -233,7 +214,7 @@ class Lane:
 
     def _export_at(self) -> float:
         """Return when an export may begin; `math.inf` if there is nothing to export."""
-        if self._retired or not (self._retries or self.account.queued):
+        if not (self._retries or self.account.queued):
             return math.inf
         return self._allowed_at() if self._retries else max(self._due_at(), self._allowed_at())
 
@@ -246,8 +227,6 @@ class Lane:
 
     def _end_at(self) -> float:
         """Return when the location ends if nothing happens until then."""
-        if self._retired:
-            return -math.inf
         if self.account.pending or self.waiting:
             return math.inf
         return -math.inf if self._closed else self._idle_since + self._shared.limits.location_idle_timeout
@@ -259,17 +238,6 @@ class Lane:
         if self._closed or self._made_due or flushed or self._splitter.has_full:
             return opened_at
         return opened_at + self._max_delay
-
-    async def _sleep_until(self, time: float) -> None:
-        # Few coroutines: ten thousand tasks may sleep here, and the garbage collector looks at each coroutine.
-        with trio.CancelScope(deadline=time) as self._sleep:
-            if self._closed or self.account.queued:
-                await trio.lowlevel.wait_task_rescheduled(_wake)
-            else:
-                # The channel may be closed by now. `run` decides what to do then.
-                with suppress(trio.EndOfChannel):
-                    self._first = await self._receive.receive()
-        self._sleep = None
 
     def _use_slot(self) -> None:
         """Begin an export, or give the slot back if there is nothing to export any more."""
@@ -309,7 +277,7 @@ class Lane:
         """Move the first batch from the queue into a lease."""
         first = self.account.first_queued
         queued = self._splitter.pop()
-        spans = self._take(queued.count)
+        spans = [self._receive.receive_nowait() for _ in range(queued.count)]
         # As when the spans were accepted: they leave the queue in the same order.
         before, self._sealed_headers = self._sealed_headers, spans[-1].headers
         batch = SpanBatch(self.location, spans, size=queued.size)
@@ -319,13 +287,6 @@ class Lane:
         self._made_due = False
         self._shared.admission.sealed(self)
         return lease
-
-    def _take(self, count: int) -> list[EncodedSpan]:
-        receive = self._receive.receive_nowait
-        if self._first is None:
-            return [receive() for _ in range(count)]
-        first, self._first = self._first, None
-        return [first, *(receive() for _ in range(count - 1))]
 
     def _lease(self, lease: Lease) -> None:
         self._leases[lease] = None

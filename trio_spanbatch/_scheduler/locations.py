@@ -64,20 +64,18 @@ class Lanes:
             return opened
         self._make_place()
         lane = Lane(location, policy, self._shared)
-        # Registered only once its task is started: without a task, its spans would never be sent.
-        self._shared.start(lane.run, f"trio_spanbatch lane {location!r}")
         self.by_location[location] = lane
         self._empty[lane] = None
+        lane.reconsider()
         return lane
 
     def remove(self, lane: Lane) -> None:
-        """Remove a location that ends. Removing it again has no effect."""
-        if self.by_location.get(lane.location) is lane:
-            del self.by_location[lane.location]
-            self._empty.pop(lane, None)
-            self._shared.ledger.end(lane.location)
-            self._shared.offer_spare_slot()
-            self._shared.admission.keep_slots_busy()
+        """Remove a location that ends."""
+        del self.by_location[lane.location]
+        self._empty.pop(lane, None)
+        self._shared.ledger.end(lane.location)
+        self._shared.offer_spare_slot()
+        self._shared.admission.keep_slots_busy()
 
     def occupied(self, lane: Lane) -> None:
         """Note that a location holds spans, or that an adder waits for room in it."""
@@ -103,6 +101,4 @@ class Lanes:
                 f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
                 "raise it, or flush before adding for another location"
             )
-        oldest = next(iter(self._empty))
-        self.remove(oldest)
-        oldest.retire()
+        next(iter(self._empty)).end()

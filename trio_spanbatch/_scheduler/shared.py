@@ -21,6 +21,7 @@ from .slots import ExportSlots
 
 if TYPE_CHECKING:
     from .admission import Admission
+    from .agenda import Agenda
     from .location import Lane
     from .locations import Lanes
 
@@ -57,6 +58,7 @@ class Shared:
         reason_to_hand_back: The exporter's, if it has one: see `HandsBack`.
         lanes: The live locations.
         admission: Admits spans.
+        agenda: When each location has to be looked at.
     """
 
     exporter: SpanExporter
@@ -82,6 +84,7 @@ class Shared:
     reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
     lanes: Lanes = attrs.field(init=False)
     admission: Admission = attrs.field(init=False)
+    agenda: Agenda = attrs.field(init=False)
 
     @reason_to_hand_back.default
     def _reason_to_hand_back_of_exporter(self) -> Callable[[str], str | None] | None:

@@ -33,6 +33,7 @@ __all__ = [
     "forget_warnings",
     "queue_options",
     "sdk_disabled",
+    "value_of",
     "variable_of",
     "warn_once",
 ]
@@ -116,7 +117,7 @@ def default_resource(environ: Environ) -> Resource | None:
     attributes with a mistake in it is ignored as a whole.
     """
     attributes: dict[str, str] = {}
-    listed = _get(environ, "OTEL_RESOURCE_ATTRIBUTES")
+    listed = value_of(environ, "OTEL_RESOURCE_ATTRIBUTES")
     if listed is not None:
         pairs, malformed = _pairs(listed)
         if malformed:
@@ -127,7 +128,7 @@ def default_resource(environ: Environ) -> Resource | None:
             )
         else:
             attributes.update(pairs)
-    service_name = _get(environ, "OTEL_SERVICE_NAME")
+    service_name = value_of(environ, "OTEL_SERVICE_NAME")
     if service_name is not None:
         attributes["service.name"] = service_name
     return Resource(attributes) if attributes else None
@@ -135,7 +136,7 @@ def default_resource(environ: Environ) -> Resource | None:
 
 def sdk_disabled(environ: Environ) -> bool:
     """Return whether ``OTEL_SDK_DISABLED`` is ``true``, in any letter case. No other value disables."""
-    value = (_get(environ, "OTEL_SDK_DISABLED") or "false").lower()
+    value = (value_of(environ, "OTEL_SDK_DISABLED") or "false").lower()
     if value not in ("true", "false"):
         _ignored("OTEL_SDK_DISABLED", "is neither true nor false")
     return value == "true"
@@ -149,7 +150,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
         endpoint: The endpoint to use instead of that of the variables.
 
     Raises:
-        ValueError: The endpoint in a variable may have a password in it, and where that ends is ambiguous.
+        ValueError: The endpoint in a variable may contain a password whose end is ambiguous.
     """
     authorization = None
     if endpoint is None:
@@ -169,20 +170,20 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
     if "client_key" in options and "client_certificate" not in options:
         del options["client_key"]
         variable = variable_of(environ, "CLIENT_KEY")
-        _ignored(variable, "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, which it is the key of")
+        _ignored(variable, "is set without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")
     return options
 
 
 def _options(environ: Environ, **table: tuple[Any, ...]) -> Any:
-    """Return an argument for each row of ``table`` (a parser and its variables) of which a variable can be used."""
+    """Return the arguments in ``table`` for which a variable is valid; its rows are a parser and variables."""
     found = {argument: _first(environ, parse, *variables) for argument, (parse, *variables) in table.items()}
     return {argument: value for argument, value in found.items() if value is not None}
 
 
 def _first(environ: Environ, parse: _Parser, *variables: str) -> Any:
-    """Return the value of the first of ``variables`` that is set and can be parsed; None if there is none."""
+    """Return the value of the first of ``variables`` that is set and valid; None if none is."""
     for variable in variables:
-        text = _get(environ, variable)
+        text = value_of(environ, variable)
         if text is not None and (value := parse(variable, text)) is not None:
             return value
     return None
@@ -190,7 +191,7 @@ def _first(environ: Environ, parse: _Parser, *variables: str) -> Any:
 
 def _check_protocol(environ: Environ, endpoint: str) -> None:
     variable = variable_of(environ, "PROTOCOL")
-    protocol = (_get(environ, variable) or "http/protobuf").lower()
+    protocol = (value_of(environ, variable) or "http/protobuf").lower()
     if protocol == "http/protobuf":
         return
     port = ""
@@ -219,7 +220,7 @@ def _url(variable: str, value: str) -> tuple[str, str | None] | None:
     As a header, a user name and password appear in no log and no message.
 
     Raises:
-        ValueError: It may have a password in it, and where that ends is ambiguous.
+        ValueError: It may contain a password whose end is ambiguous.
     """
     authorization = None
     match = _USERINFO.match(value)
@@ -228,8 +229,8 @@ def _url(variable: str, value: str) -> tuple[str, str | None] | None:
         authorization = _basic(match["userinfo"])
     if has_userinfo(value):
         raise ValueError(
-            f"the endpoint in {variable} (not shown) has an @ that may end a user name or password. In these, other "
-            "characters than letters and digits are percent-encoded, as is an @ in a path (%40); or give them in "
+            f"the endpoint in {variable} (not shown) has an @ that may end a user name or password: percent-encode "
+            "all characters of these except letters and digits, and an @ in a path (%40); or give them in "
             "OTEL_EXPORTER_OTLP_HEADERS"
         )
     url = re.split("[?#]", value, maxsplit=1)[0]
@@ -268,7 +269,7 @@ def _headers(variable: str, value: str) -> dict[str, str]:
 
 
 def _as_sent(text: str) -> str:
-    """Percent-decode the value of a header. If it is beyond Latin-1, each byte becomes a character."""
+    """Percent-decode the value of a header. If it does not fit into Latin-1, each byte becomes a character."""
     data = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
     try:
         value = data.decode()
@@ -302,14 +303,15 @@ def _file_name(_variable: str, value: str) -> str:
 def variable_of(environ: Environ, name: str) -> str:
     """Return the variable that is used for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
     for_traces, general = _variables(name)
-    return for_traces if _get(environ, for_traces) else general
+    return for_traces if value_of(environ, for_traces) else general
 
 
 def _variables(name: str) -> tuple[str, str]:
     return f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
 
-def _get(environ: Environ, variable: str) -> str | None:
+def value_of(environ: Environ, variable: str) -> str | None:
+    """Return the stripped value of ``variable``; None if it is unset or empty."""
     return environ.get(variable, "").strip() or None
 
 

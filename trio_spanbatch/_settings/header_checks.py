@@ -18,6 +18,7 @@ __all__ = [
     "check_header_location",
     "check_header_name",
     "checked_headers",
+    "checked_str",
     "encoded_headers",
     "has_userinfo",
 ]
@@ -68,17 +69,16 @@ def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
         ValueError: It is not an http or https URL, or has userinfo, a query or a fragment. The message shows at most
             scheme, host and port.
     """
-    if not isinstance(endpoint, str):
-        raise TypeError(f"{name} is of type {type(endpoint).__name__}; it must be a str")
+    endpoint = checked_str(endpoint, name)
     if has_userinfo(endpoint):
         raise ValueError(
-            f"{name} (not shown) has a user name or password in it; give them as headers= or auth=, where no log "
+            f"{name} (not shown) contains a user name or password; give them with headers= or auth=, where no log "
             "shows them (an @ in a path is written %40)"
         )
     shown = _without_secrets(endpoint)
     if "?" in endpoint or "#" in endpoint:
         raise ValueError(
-            f"{name} {shown} has a query or fragment, which logs show; give credentials as headers= or auth="
+            f"{name} {shown} has a query or fragment, which logs show; give credentials with headers= or auth="
         )
     url = _parsed(endpoint)
     if url is None:
@@ -88,12 +88,19 @@ def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
             f"{name} {shown} must begin with http:// or https:// and a host, as in http://localhost:4318/v1/traces"
         )
     if url.userinfo or not 0 < (80 if url.port is None else url.port) < 2**16 or not _is_host(url):
-        raise ValueError(f"{name} {shown} has no host and port to connect to")
+        raise ValueError(f"{name} {shown} has an invalid host or port")
     return url
 
 
+def checked_str(value: object, name: str) -> str:
+    """Return ``value`` if it is a str. The error message refers to it as ``name``."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
+    return value
+
+
 def has_userinfo(url: str) -> bool:
-    """Return whether ``url`` may have a user name or password in it.
+    """Return whether ``url`` may contain a user name or password.
 
     A ``/``, ``?`` or ``#`` in a password ends the host of a URL, and there are several ways to write ``@``. So all of
     them are searched for everywhere, except ``%40`` in the path, where it is the normal form of ``@``.
@@ -131,7 +138,7 @@ def _without_secrets(endpoint: str) -> str:
 def check_header_name(name: str, what: str = "header") -> None:
     """Raise `ValueError` if ``name`` is not a valid header name, or a header that the exporter sets itself."""
     if not _TOKEN.fullmatch(name):
-        raise ValueError(f"{what} {name!r} is not a valid header name; it takes letters, digits and -")
+        raise ValueError(f"{what} {name!r} is not a valid header name; use letters, digits and -")
     if name.lower() in OWN_HEADERS:
         raise ValueError(f"{what} {name!r} is set by the exporter itself and cannot be given")
 
@@ -144,10 +151,10 @@ def _check_given_name(name: str) -> None:
     before_colon = name.partition(":")[0]
     if before_colon != name and _TOKEN.fullmatch(before_colon):
         raise ValueError(
-            f"header {before_colon!r} has a colon after its name (the rest is not shown): headers= takes name and "
-            "value separately, a variable or option takes = between them"
+            f"header {before_colon!r} has a colon after its name (the rest is not shown): put = between name and value "
+            "in a variable or option; in a mapping they are separate"
         )
-    raise ValueError("a header's name (not shown) is not valid; it takes letters, digits and -")
+    raise ValueError("a header's name (not shown) is not valid; use letters, digits and -")
 
 
 def checked_headers(headers: object) -> Mapping[str, str]:
@@ -170,12 +177,10 @@ def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
     """
     encoded: dict[bytes, bytes] = {}
     items: Iterable[tuple[object, object]] = checked_headers(headers).items()
-    for name, value in items:
-        if not isinstance(name, str):
-            raise TypeError(f"a header's name is of type {type(name).__name__}; it must be a str")
+    for key, given in items:
+        name = checked_str(key, "a header's name")
         _check_given_name(name)
-        if not isinstance(value, str):
-            raise TypeError(f"the value of header {name!r} is of type {type(value).__name__}; it must be a str")
+        value = checked_str(given, f"the value of header {name!r}")
         if value and not _VALUE.fullmatch(value):
             raise ValueError(
                 f"the value of header {name!r} (not shown) has leading or trailing spaces, a line break, another "

@@ -10,8 +10,8 @@ Subclasses are encoded as their base classes. ``bytearray`` and ``memoryview`` a
 array. Numeric types of other packages (``numbers.Integral``, ``numbers.Real``: NumPy's) are converted. Sets, enums,
 dates, decimals and everything else become their ``str``, as do keys that are not strings.
 
-Attributes that cannot be expressed are left out and counted, each by itself: values that are nested too deep, contain
-themselves or are too large, and those that raise when they are read or converted to ``str``.
+Each attribute that cannot be expressed is left out and counted: values that are nested too deep, contain themselves or
+are too large, and values that raise when they are read or converted to ``str``.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _VALUE_LEVELS: Final = 94
 _LIST_LEVELS: Final = 2
 _MAPPING_LEVELS: Final = 3
 
-# Bytes. A list may hold the same list twice, which holds the same list twice, and so on: the encoding of a page of YAML
+# In bytes. A list may contain another list twice, which contains a third list twice, and so on: encoding a page of YAML
 # aliases would exhaust memory, and so would ``range(10**9)``. By default a location holds no more than this, and no
 # server accepts that much in one request.
 _MAX_CONTAINER_SIZE: Final = 16 * 1024 * 1024
 _MIN_ITEM_SIZE: Final = 2  # a tag and a length
-# The most items that are read of a mapping other than a dict, whose ``len()`` may be wrong.
+# The most items that are read from a mapping other than a dict, whose ``len()`` may be wrong.
 _MAX_ITEMS: Final = 1024 * 1024
 
-# Most programs use few keys, again and again. If there are more, data is used as keys. Remembered keys and values take
-# at most 6 MiB for each of the four kinds of attributes.
+# Most programs use few keys, again and again. If there are more, the keys contain data. Cached keys and values take at
+# most 6 MiB for each of the four kinds of attributes.
 _MAX_KEYS: Final = 4096
 _LONGEST_KEY_HEAD: Final = 256  # bytes
 _KEYS_WITH_VALUES: Final = 256
@@ -165,7 +165,7 @@ def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
 def _outer_list(value: list[Any] | tuple[Any, ...]) -> bytes:
     """Encode a list that is the value of an attribute, so it has no ancestors."""
     fields: list[bytes] = []
-    for item in tuple(value):
+    for item in _items(value):
         encode = _SCALARS.get(type(item))
         if encode is None:
             return _list(value, _VALUE_LEVELS, ())
@@ -191,11 +191,11 @@ def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) ->
 
 def _items(value: Any) -> tuple[Any, ...]:
     """Return the items of a sequence as a tuple, which other threads cannot change while it is read."""
-    if type(value) is list or type(value) is tuple:
-        return tuple(value)
     count = len(value)
     _check_size(_MIN_ITEM_SIZE * count)
-    # A sequence that never raises IndexError would be endless.
+    if type(value) is list or type(value) is tuple:
+        return tuple(value)
+    # A sequence that never raises IndexError is endless.
     items = tuple(islice(value, count + 1))
     if len(items) > count:
         raise InvalidSpanError(f"it has more items than its length, {count}")
@@ -360,7 +360,7 @@ class AttributeEncoder:
             head, seen = known
             kind = type(value)
             if seen is not None and (kind is int or (kind is str and len(value) <= _SHORT_TEXT)):
-                # Exact types only, whose equal values are always the same, unlike 0.0, -0.0 and 0.
+                # Only exact types whose equal values have the same encoding, unlike 0.0, -0.0 and 0.
                 attribute = seen.get(value)
                 fields.append(_noted(keys, key, known, tag, value) if attribute is None else attribute)
             elif kind is str:

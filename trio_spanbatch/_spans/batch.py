@@ -6,12 +6,12 @@ An OTLP request has three levels of envelopes around spans::
         scope_spans: [ ScopeSpans { scope, schema_url, spans: [ Span, ... ] } ] } ] }
 
 Each span is encoded once, when it is added, and refers to the encoded resource and scope: one `SpanHeaders` object for
-all spans that share them. Making a request is then joining bytes: spans are grouped by equal headers, and each envelope
-gets its length in front. The size of the request is known at any time (`RequestSizer`), so that ``max_bytes`` is exact,
-envelopes included.
+all spans that share them. A request is then made by joining bytes: spans are grouped by equal headers, and each
+envelope's length is written in front. The size of the request is known at any time (`RequestSizer`), so that
+``max_bytes`` is exact, envelopes included.
 
-Against the byte budgets, a pending span counts with its own bytes, and with those of its resource and scope unless the
-span before it in its location has the same ones: spans with the same resource and scope nearly always follow each
+In the byte budgets, a pending span counts as its own bytes, plus those of its resource and scope unless the span before
+it in its location has the same ones: spans with the same resource and scope nearly always follow each
 other, and share them in memory.
 """
 
@@ -41,13 +41,13 @@ __all__ = [
 
 
 def cost_after(headers: SpanHeaders | None, span: EncodedSpan) -> int:
-    """Return the bytes that ``span`` costs after a span with ``headers``, or as the first span if that is None."""
+    """Return how many bytes ``span`` counts as after a span with ``headers``; None: as the first span."""
     size = len(span.payload)
     return size if span.headers is headers else size + span.headers.size
 
 
 def cost_of(spans: Iterable[EncodedSpan], headers: SpanHeaders | None = None) -> int:
-    """Return the bytes that consecutive ``spans`` cost after a span with ``headers``."""
+    """Return how many bytes consecutive ``spans`` count as after a span with ``headers``."""
     cost = 0
     for span in spans:
         cost += cost_after(headers, span)
@@ -61,7 +61,7 @@ _RESOURCE_SPANS_TAG = b"\x0a"
 _SCOPE_SPANS_TAG = b"\x12"
 _SPAN_TAG = b"\x12"
 
-# A span's tag and length, by the length. Nearly all spans are that short.
+# A span's tag and length, by the length. Nearly all spans are short enough for this table.
 _FRAMES = tuple(_SPAN_TAG + length for length in VARINTS)
 
 
@@ -203,7 +203,7 @@ def _enveloped_size(content: int) -> int:
     return 1 + varint_size(content) + content
 
 
-def _room(content: int) -> int:
+def _headroom(content: int) -> int:
     """Return how many bytes can be added to ``content`` bytes before the envelope's length field grows by a byte."""
     return (1 << 7 * varint_size(content)) - 1 - content
 
@@ -213,8 +213,8 @@ class RequestSizer:
 
     Nearly always a span has the same resource and scope as the one before it, no length of an envelope grows by a byte,
     and the request is not full yet. So the sizer remembers the headers of the last span and how many bytes can be added
-    until one of these changes (``_room``). Within that room, adding a span takes two comparisons, an addition and a
-    subtraction; the envelopes are updated when the room is used up or the headers change.
+    until one of these changes (``_headroom``). Until then, adding a span takes two comparisons, an addition and a
+    subtraction; the envelopes are updated when the headroom is used up or the headers change.
 
     Args:
         limit: The maximum size of the request in bytes.
@@ -223,7 +223,7 @@ class RequestSizer:
         size: The size of the request in bytes.
     """
 
-    __slots__ = ("_headers", "_limit", "_noted", "_resources", "_room", "_scopes", "size")
+    __slots__ = ("_headers", "_headroom", "_limit", "_noted", "_resources", "_scopes", "size")
 
     def __init__(self, limit: int) -> None:
         self.size = 0
@@ -232,7 +232,7 @@ class RequestSizer:
         self._resources: dict[bytes, int] = {}
         self._scopes: dict[SpanHeaders, int] = {}
         self._headers: SpanHeaders | None = None
-        self._room = 0
+        self._headroom = 0
         # The value of ``size`` when the envelopes were last updated.
         self._noted = 0
 
@@ -240,8 +240,8 @@ class RequestSizer:
         """Add ``span`` unless the request would then be larger than ``limit``. Return whether it was added."""
         size = len(span.payload)
         framed = size + (3 if 0x80 <= size < 0x4000 else 1 + varint_size(size))
-        if framed <= self._room and span.headers is self._headers:
-            self._room -= framed
+        if framed <= self._headroom and span.headers is self._headers:
+            self._headroom -= framed
             self.size += framed
             return True
         return self._try_add_with_envelopes(span.headers, framed, self._limit)
@@ -265,7 +265,7 @@ class RequestSizer:
         self._resources[headers.resource], self._scopes[headers] = resource, scope
         self.size = self._noted = size
         self._headers = headers
-        self._room = min(_room(resource), _room(scope), self._limit - size)
+        self._headroom = min(_headroom(resource), _headroom(scope), self._limit - size)
         return True
 
     def _bring_up_to_date(self) -> None:

@@ -48,7 +48,7 @@ _CONTAINERS: Final[tuple[Any, ...]] = (
     *(type({}.keys()), type({}.values()), type({}.items())),
 )
 _MAX_STR_SIZE: Final = 16 * 1024 * 1024
-# The characters that each part counts for besides its text, and each container: iterating over containers takes long.
+# Each part, and each container, counts as this many characters besides its text: iterating over containers is slow.
 _PART_SIZE: Final = 16
 _CONTAINER_SIZE: Final = 1024
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -95,7 +95,7 @@ def invalid(field: str, value: object, problem: str) -> InvalidSpanError:
 
 
 def failed(field: str, error: Exception) -> InvalidSpanError:
-    """Return the error for a ``field`` whose reading raised ``error``. Raise it from ``error``."""
+    """Return the error for a ``field`` that raised ``error`` when it was read. Callers raise it from ``error``."""
     return InvalidSpanError(f"{field} cannot be read: {shown(error)}")
 
 
@@ -109,13 +109,13 @@ def within(path: str, error: InvalidSpanError) -> InvalidSpanError:
 def pass_on(error: Exception) -> None:
     """Re-raise ``error`` if it is a ``RecursionError`` caused by the caller's deep stack rather than by a value.
 
-    With more room on the stack the same span could have been encoded.
+    With a deeper stack, the same span could have been encoded.
     """
-    if isinstance(error, RecursionError) and not _has_room():
+    if isinstance(error, RecursionError) and not _has_deep_stack():
         raise error
 
 
-def _has_room() -> bool:
+def _has_deep_stack() -> bool:
     try:
         return _reach(_FRAMES)
     except RecursionError:
@@ -130,7 +130,7 @@ def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> i
     """Return ``value`` as a plain int if it is an int from ``first`` to ``end - 1``.
 
     Raises:
-        InvalidSpanError: It is not; a bool does not count as an int.
+        InvalidSpanError: It is not such an int. A bool does not count as an int.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         # A subclass may override comparison.
@@ -144,7 +144,7 @@ def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
     """Return ``value`` as a plain int if it is an int from 0 to ``end - 1``, or has such an ``__index__``.
 
     Raises:
-        InvalidSpanError: It is not; a bool does not count as an int, and a float is never rounded.
+        InvalidSpanError: It is not such a number. A bool does not count as an int, and a float is never rounded.
     """
     problem = f"{meaning} is an int from 0 to {end - 1:#x}"
     try:
@@ -162,7 +162,7 @@ def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
 def text_of(value: Any) -> bytes:
     """Return ``value`` as text in UTF-8: its ``str`` if it is not a string, and ``b""`` for None.
 
-    If ``str`` raises, the text is empty: a span is not lost for the lack of a name.
+    If ``str`` raises, the text is empty: a span must not be lost because it has no name.
     """
     if value is None:
         return b""
@@ -177,22 +177,22 @@ def str_of(value: Any) -> str:
     """Return ``str(value)``.
 
     Raises:
-        InvalidSpanError: It would exhaust memory, as that of a list that holds the same list twice, which holds the
-            same list twice, and so on.
+        InvalidSpanError: The text would exhaust memory, like that of a list that contains another list twice, which
+            contains a third list twice, and so on.
     """
-    parts, room = [value], _MAX_STR_SIZE
+    parts, characters_left = [value], _MAX_STR_SIZE
     while parts:
         part = parts.pop()
         kind = type(part)
-        room -= _PART_SIZE + (len(part) if kind is str or kind is bytes else 0)
+        characters_left -= _PART_SIZE + (len(part) if kind is str or kind is bytes else 0)
         if issubclass(kind, _CONTAINERS):
             container = next(base for base in _CONTAINERS if issubclass(kind, base))
-            room -= _CONTAINER_SIZE
+            characters_left -= _CONTAINER_SIZE
             parts += container.__iter__(part)
             if container in _MAPPINGS:
                 parts += container.values(part)
-        if room < 0:
-            raise InvalidSpanError(f"its str has more than {_MAX_STR_SIZE} characters")
+        if characters_left < 0:
+            raise InvalidSpanError(f"its text would have more than {_MAX_STR_SIZE} characters")
     return str(value)
 
 

@@ -96,7 +96,7 @@ _REMOTE_PARENT: Final = {own: _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | _IS
 _LOCAL_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | own) for own in range(256)}
 _REMOTE_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE | own) for own in range(256)}
 
-# The attributes that are read of a span, in that order.
+# The attributes of a span that are read, in that order.
 _FIELDS: Final = (
     "parent",
     "context",
@@ -248,7 +248,7 @@ def _context(context: Any, link: Any = None) -> list[bytes]:
         link: The link that has this context; None if it is that of a span.
     """
     if context is None:
-        raise InvalidSpanError("context is None: it holds the ids, which every span and link has")
+        raise InvalidSpanError("context is None: every span and link must have a context, with its ids")
     trace_id, span_id, trace_state = context.trace_id, context.span_id, context.trace_state
     if type(trace_id) is not int or not 0 < trace_id < TRACE_ID_END:
         trace_id = checked_int(trace_id, _first_id(link), TRACE_ID_END, "context.trace_id", "a trace id")
@@ -279,7 +279,7 @@ def _trace_state_text(trace_state: Any) -> Any:
 
 
 def _kind(kind: Any) -> bytes:
-    # ``name`` is a property written in Python, and ten times as slow.
+    # Reading ``name``, a property written in Python, takes ten times as long.
     field = _KINDS.get(getattr(kind, "_name_", None))
     if field is None:
         raise invalid("kind", kind, "it must be a SpanKind")

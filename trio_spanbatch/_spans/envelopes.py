@@ -5,9 +5,9 @@ once and cached by the object's identity, and so are the `SpanHeaders` of a reso
 by content, so that equal resources, created anew for each span, have the same headers: batches are then grouped by
 identity, and memory holds one copy.
 
-The caches are bounded, in bytes too: a program may create a resource for each span, and each may be large. When the
-bound is reached, a cache is cleared at once. That by identity and that by content are cleared separately, so that new
-but equal objects keep the same headers.
+The caches are also bounded in bytes: a program may create a resource for each span, and each may be large. When a bound
+is reached, the whole cache is cleared. The caches by identity and by content are cleared separately, so that new but
+equal objects keep the same headers.
 
 Several threads may encode spans at once (in the bridge to OpenTelemetry), without a lock: caches are read and written
 in atomic steps, and entries that one thread clears between two steps of another are recreated. So the count of the
@@ -171,7 +171,7 @@ class _Bound:
         self._size = 0
 
     def reserve(self, size: int = 0) -> bool:
-        """Make room for an entry of ``size`` bytes. Return False if it is too large to be cached."""
+        """Reserve ``size`` bytes for an entry, clearing the tables if necessary. Return False if it is too large."""
         if size > _MAX_REMEMBERED_SIZE:
             return False
         if self._size + size > _MAX_REMEMBERED_SIZE or max(map(len, self._tables)) >= _MAX_REMEMBERED:

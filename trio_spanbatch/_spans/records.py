@@ -1,7 +1,7 @@
 """Spans and their parts as plain records.
 
 They have the attribute names of OpenTelemetry Python's ``ReadableSpan`` and its parts, so that one encoder works for
-both, and making a span does not need OpenTelemetry's SDK. Four things of OTLP that ``ReadableSpan`` lacks are added:
+both, and making a span does not need OpenTelemetry's SDK. Four parts of OTLP that ``ReadableSpan`` lacks are added:
 `SpanKind.UNSPECIFIED`, ``flags``, the ``dropped_attributes`` of a resource or scope, and the ``entity_refs`` of a
 resource.
 
@@ -259,7 +259,7 @@ class Span:
             as its ``str``. The same holds for the other texts of a span.
         context: The span's ids.
         start_time: Nanoseconds since the Unix epoch.
-        end_time: Nanoseconds since the Unix epoch. It may lie before ``start_time``: clocks step.
+        end_time: Nanoseconds since the Unix epoch. It may be before ``start_time``, as clocks can be set back.
         kind: Its role in communication between processes.
         parent: The context of the parent span, None for the root of a trace.
         attributes: Strings, bools, ints, floats, bytes, None, and sequences and mappings of those. An int beyond

@@ -5,7 +5,7 @@ https://protobuf.dev/programming-guides/encoding/
 A message is a sequence of fields. A field is a tag (``field number << 3 | wire type``, as a varint) and a value; the
 wire types are 0 (varint), 1 (64 bits), 2 (length-delimited) and 5 (32 bits). A length-delimited value (a string, bytes,
 a message) is its length as a varint and then its bytes. Repeated fields are simply repeated, so spans can be encoded
-one by one and joined afterwards. Text and counts that have proto3's default are omitted, as protobuf does.
+one by one and joined afterwards. Text and counts with proto3's default value are omitted, as protobuf does.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = [
     "varint_size",
 ]
 
-# Most programs use few and short names. If there are more, data is used as names, and is not worth remembering.
+# Most programs use few and short names. If there are more, the names contain data and are not worth caching.
 _MAX_REMEMBERED: Final = 1024
 _LONGEST_REMEMBERED: Final = 128
 
 
 def delimited(tag: bytes, content: bytes) -> bytes:
-    """Return a length-delimited field. If ``tag`` is empty, that is the length and the content only."""
+    """Return a length-delimited field. If ``tag`` is empty, return only the length and the content."""
     size = len(content)
     return tag + (VARINTS[size] if size < TABLE_SIZE else varint(size)) + content
 
@@ -59,7 +59,7 @@ def count_field(tag: bytes, count: Any, field: str, more: int = 0) -> bytes:
 
 
 class TextFields:
-    """A string field whose values recur, such as a span's name, and are remembered.
+    """A string field whose values recur, such as a span's name, and are cached.
 
     Args:
         tag: The field's tag.

@@ -40,7 +40,7 @@ class Tracer:
         location: The location of the spans.
         ids: Generates ids.
         accepted: The trace id and span id of every accepted span.
-        not_accepted: The number of spans that found the queue full.
+        not_accepted: The number of spans that were not accepted because the queue was full.
     """
 
     batcher: SpanBatcher

@@ -26,7 +26,7 @@ class FailingLocation:
         location: Its name.
         since: When the first attempt that failed began, in trio's time.
         reason: Why the last attempt failed.
-        is_reported: Whether the user was told.
+        is_reported: Whether it was reported to the user.
         is_given_up: Whether its batches are handed back without an attempt.
     """
 

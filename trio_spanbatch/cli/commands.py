@@ -32,7 +32,7 @@ from .destinations import (
     in_words_of_options,
     location_is_not_sent,
     make_exporter,
-    nobody_there,
+    no_server,
     server_of,
 )
 from .screen import LogLines, OutputError, Screen, check_output, output_errors
@@ -49,13 +49,15 @@ _PENDING_BYTES_PER_LOCATION = 64 * MIB
 class _Seconds(click.FloatRange):
     """A number above 0, including ``inf``."""
 
+    name = "number of seconds"
+
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value} is not a number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
         return seconds
 
 
@@ -222,7 +224,7 @@ def send_command(
                 limits=_limits(batch),
                 retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
-                nobody_there=nobody_there(destination),
+                no_server=no_server(destination),
                 words=in_words_of_options,
             )
         except (TypeError, ValueError) as error:
@@ -230,7 +232,7 @@ def send_command(
         except ModuleNotFoundError as error:
             raise click.ClickException(str(error)) from error
         if location_is_not_sent(destination):
-            screen.warn("the server does not learn the locations of --location-attribute; name a --location-header")
+            screen.warn("locations are not sent to the server; name a header for them with --location-header")
         result = trio.run(send, settings, exporter, screen)
     if as_json:
         screen.document(_json(result.tally.document(result.statistics)))

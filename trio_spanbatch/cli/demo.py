@@ -294,4 +294,4 @@ def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tr
     screen.say("age: from the end of a batch's first span to the batch's acknowledgement")
     not_accepted = sum(tracer.not_accepted for tracer in tracers)
     if not_accepted:
-        screen.say(f"{not_accepted:,} more spans found a full queue and were not accepted")
+        screen.say(f"{not_accepted:,} more spans were not accepted because a queue was full")

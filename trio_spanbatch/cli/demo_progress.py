@@ -16,7 +16,7 @@ __all__ = ["DemoProgress"]
 # Seconds between two redraws, and between two lines.
 _REDRAW_INTERVAL = 0.1
 _LINE_INTERVAL = 1.0
-# On a narrower terminal, there is no room for bars beside the numbers.
+# On a narrower terminal, bars do not fit beside the numbers.
 _WIDE = 80
 
 

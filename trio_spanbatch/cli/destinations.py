@@ -19,7 +19,7 @@ from ..destinations import mlflow, unity_catalog, zerobus
 from ..destinations._experiments import is_experiment_id
 from ..destinations.tables import LOCATION_HEADER
 from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
-from .send import NOBODY_THERE
+from .send import NO_SERVER
 
 __all__ = [
     "DESTINATIONS",
@@ -28,7 +28,7 @@ __all__ = [
     "in_words_of_options",
     "location_is_not_sent",
     "make_exporter",
-    "nobody_there",
+    "no_server",
     "server_of",
 ]
 
@@ -38,8 +38,8 @@ DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 _TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0, "zerobus": 20.0}
 
 # Advice if there is no server.
-_NOBODY_THERE = {
-    "otlp": NOBODY_THERE,
+_NO_SERVER = {
+    "otlp": NO_SERVER,
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
     "zerobus": "set DATABRICKS_HOST to the right workspace, or name Zerobus' endpoint with --endpoint",
@@ -61,8 +61,9 @@ _ADVICE = (
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
+    (r"\buse unity_catalog;", "use --to unity-catalog;"),
     (r"give experiment_id=, or use an experiment's id as the location", "or name an experiment with --location"),
-    (r"; names are locations with mlflow\(experiments='name'\)", "; a name can only be given with --location"),
+    (r"; to use names, give experiments='name'", "; a name can only be given with --location"),
     (r"Limits\.max_pending_bytes_per_location and max_pending_bytes allow (\d+)", r"no request has more than \1"),
 )
 
@@ -117,7 +118,7 @@ def make_exporter(destination: Destination) -> SpanExporter:
 
 
 def attempt_timeout(destination: Destination) -> float:
-    """Return the batcher's timeout for an attempt: longer than the exporter's, whose messages say more."""
+    """Return the batcher's timeout for an attempt: longer than the exporter's, whose messages are more specific."""
     if destination.timeout is not None:
         return destination.timeout + 1.0
     if destination.to in _TIMEOUTS:
@@ -128,13 +129,13 @@ def attempt_timeout(destination: Destination) -> float:
     return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
-def nobody_there(destination: Destination) -> str:
+def no_server(destination: Destination) -> str:
     """Return advice for the case that no request was ever answered."""
-    return _NOBODY_THERE[destination.to]
+    return _NO_SERVER[destination.to]
 
 
 def location_is_not_sent(destination: Destination) -> bool:
-    """Whether locations differ between spans, but the server does not learn them."""
+    """Whether locations differ between spans, but are not sent to the server."""
     by_span = destination.location_attribute is not None
     return by_span and destination.to == "otlp" and destination.location_header is None
 
@@ -263,5 +264,5 @@ def _advice(status_code: int | None) -> str:
     if status in (404, 405):
         return "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
     if 300 <= status < 400:
-        return "if its target is right, name that with --endpoint"
+        return "if the redirect's target is right, name it with --endpoint"
     return ""

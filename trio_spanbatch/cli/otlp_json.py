@@ -78,7 +78,7 @@ def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
         ValueError: If the document is not such a request. Raised by the call, not by the iterator.
     """
     if not isinstance(document, dict):
-        advice = "; write one request a line" if isinstance(document, list) else ""
+        advice = "; write one request per line" if isinstance(document, list) else ""
         raise ValueError(f"the document is {shown(document)}; a request is a JSON object with resourceSpans{advice}")
     envelopes = field_of(document, "resourceSpans")
     if envelopes is None and ("resourceSpans" in document or "resource_spans" in document):

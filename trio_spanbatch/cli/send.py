@@ -27,14 +27,14 @@ from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
 
-__all__ = ["NOBODY_THERE", "NO_ANSWER", "LocationOf", "SendResult", "SendSettings", "send"]
+__all__ = ["NO_ANSWER", "NO_SERVER", "LocationOf", "SendResult", "SendSettings", "send"]
 
 # Seconds after which the command gives up if no request was ever answered. Its drain then takes no time.
 PATIENCE = 20.0
 # Advice for that case: if there was no connection, and if there was one.
-NOBODY_THERE = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
+NO_SERVER = "start a server there (trio-spanbatch receive is one), or name another one with --endpoint"
 NO_ANSWER = "check that server, or name another one with --endpoint"
-_SIGNS_OF_NOBODY = re.compile(r"\b(cannot connect to|no connection to|is it up\?)")
+_SIGNS_OF_NO_SERVER = re.compile(r"\b(cannot connect to|no connection to|is it up\?)")
 _SIGNS_OF_SILENCE = re.compile(r"\bno (complete )?answer from\b")
 # Seconds after which a failing location is reported if there is no progress bar, and between two reports. Shorter
 # failures are in the summary if they lost spans.
@@ -107,7 +107,7 @@ class SendSettings:
         retry: How often and how long requests are retried.
         patience: Seconds from the first attempt after which the command gives up if no request was ever answered.
         server: The server's name for messages, as in ``localhost:4318``.
-        nobody_there: Advice if there is no server.
+        no_server: Advice if there is no server.
         words: Translates a message of the library so that it names options.
     """
 
@@ -118,7 +118,7 @@ class SendSettings:
     retry: RetryPolicy
     patience: float = PATIENCE
     server: str = "the server"
-    nobody_there: str = NOBODY_THERE
+    no_server: str = NO_SERVER
     words: Callable[[str], str] = str
 
 
@@ -132,7 +132,7 @@ class SendResult:
         failure: Why no request was ever answered, None if one was.
         interrupted: 128 plus the number of the signal that ended the command, 0 if there was none.
         read_whole: Whether the files were read to their ends.
-        nobody_there: Advice if there is no server.
+        no_server: Advice if there is no server.
     """
 
     statistics: SpanBatcherStatistics
@@ -140,7 +140,7 @@ class SendResult:
     failure: str | None
     interrupted: int
     read_whole: bool
-    nobody_there: str = NOBODY_THERE
+    no_server: str = NO_SERVER
 
     @property
     def exit_code(self) -> int:
@@ -152,7 +152,7 @@ class SendResult:
     def explanations(self) -> Iterator[str]:
         """Yield lines that say why spans were not delivered, and what to do."""
         if self.failure is not None:
-            advice = _what_to_do(self.failure, self.nobody_there)
+            advice = _what_to_do(self.failure, self.no_server)
             yield f"no request was ever answered: {self.failure}{advice and f'; {advice}'}"
         else:
             yield from self.tally.losses()
@@ -160,10 +160,10 @@ class SendResult:
             yield f"{'interrupted' if self.interrupted else 'gave up'}: the rest of the input was not read"
 
 
-def _what_to_do(failure: str, nobody_there: str) -> str:
+def _what_to_do(failure: str, no_server: str) -> str:
     """Return advice if no request was ever answered. Failures of TLS, proxies and credentials contain their own."""
-    if _SIGNS_OF_NOBODY.search(failure):
-        return nobody_there
+    if _SIGNS_OF_NO_SERVER.search(failure):
+        return no_server
     return NO_ANSWER if _SIGNS_OF_SILENCE.search(failure) else ""
 
 
@@ -186,7 +186,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
     with interrupt.absorb():
         async with trio.open_nursery() as nursery:
             await nursery.start(interrupt.watch, signal.SIGTERM)
-            nursery.start_soon(_stop_if_nobody_answers, breaker, interrupt.scope)
+            nursery.start_soon(_stop_if_no_server_answers, breaker, interrupt.scope)
             with progress:
                 if progress.is_shown:
                     nursery.start_soon(progress.run, batcher.statistics, breaker.failing)
@@ -204,11 +204,11 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         failure=breaker.failure if breaker.gave_up else None,
         interrupted=interrupt.exit_code,
         read_whole=progress.read_whole,
-        nobody_there=settings.nobody_there,
+        no_server=settings.no_server,
     )
 
 
-async def _stop_if_nobody_answers(breaker: CircuitBreaker, scope: trio.CancelScope) -> None:
+async def _stop_if_no_server_answers(breaker: CircuitBreaker, scope: trio.CancelScope) -> None:
     await breaker.wait_to_give_up()
     scope.cancel()
 

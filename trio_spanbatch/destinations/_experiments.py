@@ -84,9 +84,9 @@ def experiment_in(response: Response, name: str) -> Found:
     experiment = json_object(response.body).get("experiment")
     found = experiment.get("experiment_id") if isinstance(experiment, dict) else None
     if not isinstance(experiment, dict) or not isinstance(found, str) or not is_experiment_id(found):
-        return Refused("the answer names no experiment: does the tracking URI lead to MLflow?", response.status)
+        return Refused("the response has no experiment: does the tracking URI lead to MLflow?", response.status)
     if experiment.get("lifecycle_stage") == "deleted":
-        # MLflow would still store traces there, but show them nowhere.
+        # MLflow would still store traces there, but not show them.
         return Refused(
             f"the experiment named {_shown(name)} (id {found}) is deleted: restore it, or correct the location"
         )
@@ -98,7 +98,7 @@ def _shown(name: str) -> str:
 
 
 class ExperimentNames(KeyedFetch[Found]):
-    """The ids of experiments by their names, or the results for batches that need them; each looked up when needed.
+    """Looks up the id of an experiment by its name; if that fails, the result for a batch that needs the id.
 
     Only ids are cached, for five minutes, so that an experiment that is created later is found with the next batch.
     They expire because MLflow goes on storing traces in a deleted experiment, where nobody sees them.

@@ -1,7 +1,7 @@
 """MLflow's variables besides those for the tracking URI, the experiment and credentials.
 
-Those that can be honoured are; for the others, a warning says what to do instead. Their meaning is documented in
-MLflow's ``mlflow/environment_variables.py`` and ``mlflow/utils/rest_utils.py``.
+Some are honoured; for each of the others, a warning says what to do instead. Their meaning is documented in MLflow's
+ ``mlflow/environment_variables.py`` and ``mlflow/utils/rest_utils.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from .._http.tls import client_context
-from .._settings.environment import warn_once
+from .._settings.environment import value_of, warn_once
 
 __all__ = ["tls_variables", "warn_of_credentials_file", "warn_of_ignored_variables", "workspace"]
 
@@ -28,9 +28,11 @@ _AUTHENTICATION = {
     "MLFLOW_TRACKING_AUTH": "give headers=, or a client= with an httpx.Auth",
     "MLFLOW_TRACKING_AWS_SIGV4": "give a client= with an httpx.Auth that signs requests",
 }
-_RETRIES = "the batcher's RetryPolicy says when an attempt is repeated"
+_RETRIES = "the batcher's RetryPolicy determines when an attempt is repeated"
 _OTHERS = {
-    "MLFLOW_EXPERIMENT_NAME": "a batch's location is its experiment; with experiments='name', by its name",
+    "MLFLOW_EXPERIMENT_NAME": "the location is the experiment's id, or its name with experiments='name'",
+    "MLFLOW_TRACING_DESTINATION": "the location is the experiment's id; use unity_catalog() for tables",
+    "MLFLOW_ACTIVE_MODEL_ID": "spans are linked to no model",
     "MLFLOW_RUN_ID": "give run_id=",
     "MLFLOW_TRACE_SAMPLING_RATIO": "every span is sent",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "give timeout=",
@@ -41,7 +43,7 @@ _OTHERS = {
     "MLFLOW_ALLOW_HTTP_REDIRECTS": "redirects are not followed",
 }
 # Settings that match the exporter's behaviour.
-_ALREADY_SO = {
+_MATCHING = {
     ("MLFLOW_TRACKING_AWS_SIGV4", False),
     ("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", True),
     ("MLFLOW_ALLOW_HTTP_REDIRECTS", False),
@@ -62,17 +64,17 @@ def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> 
     Raises:
         ValueError: A file cannot be read, or variables contradict each other.
     """
-    certificate = _get(environ, _SERVER_CERTIFICATE) if server else None
-    client_certificate = _get(environ, _CLIENT_CERTIFICATE) if client else None
-    value = _get(environ, _INSECURE) if server else None
+    certificate = value_of(environ, _SERVER_CERTIFICATE) if server else None
+    client_certificate = value_of(environ, _CLIENT_CERTIFICATE) if client else None
+    value = value_of(environ, _INSECURE) if server else None
     insecure = value is not None and _BOOLEANS.get(value.lower())
     if insecure and certificate is not None:
         raise ValueError(
-            f"{_INSECURE} is true, and {_SERVER_CERTIFICATE} is set as well; unset the first to have the server's "
-            "certificate verified, or the second"
+            f"{_INSECURE} is true, and {_SERVER_CERTIFICATE} is set as well; unset the first to verify the server's "
+            "certificate, or the second not to verify it"
         )
     if insecure:
-        warn_once(f"{_INSECURE} is true: the server's certificate is not verified, credentials may go to others")
+        warn_once(f"{_INSECURE} is true: the server's certificate is not verified, so others may get credentials")
     elif insecure is None and value is not None:
         warn_once(f"{_INSECURE} is {value[:40]!r}, neither true nor false: it is ignored")
     files = {}
@@ -98,7 +100,7 @@ def workspace(environ: Mapping[str, str]) -> str | None:
     Raises:
         ValueError: It cannot be sent. Ignoring it would select experiments of another workspace.
     """
-    name = _get(environ, "MLFLOW_WORKSPACE")
+    name = value_of(environ, "MLFLOW_WORKSPACE")
     if name is not None and not _WORKSPACE.fullmatch(name):
         raise ValueError(
             f"MLFLOW_WORKSPACE is {name[:40]!r}; it must be a workspace's name, of letters, digits and hyphens"
@@ -114,8 +116,8 @@ def warn_of_ignored_variables(environ: Mapping[str, str], *, authenticated: bool
         authenticated: Whether the program authenticates its requests itself.
     """
     for variable, instead in {**_OTHERS, **({} if authenticated else _AUTHENTICATION)}.items():
-        value = _get(environ, variable)
-        if value is not None and (variable, _BOOLEANS.get(value.lower())) not in _ALREADY_SO:
+        value = value_of(environ, variable)
+        if value is not None and (variable, _BOOLEANS.get(value.lower())) not in _MATCHING:
             warn_once(f"{variable} is set, but mlflow() does not read it: {instead}")
 
 
@@ -124,7 +126,3 @@ def warn_of_credentials_file() -> None:
     file = "~/.mlflow/credentials"
     if os.path.exists(os.path.expanduser(file)):  # noqa: PTH110, PTH111  # these never raise
         warn_once(f"{file} exists, but mlflow() does not read it: set MLFLOW_TRACKING_USERNAME and _PASSWORD")
-
-
-def _get(environ: Mapping[str, str], variable: str) -> str | None:
-    return environ.get(variable, "").strip() or None

@@ -6,7 +6,7 @@ tokens, but it blocks: its import takes a second, its ``Config`` asks the worksp
 
 A service principal's token is valid for an hour, others for shorter or longer, and the expiry of a personal access
 token is unknown. The SDK returns no token that expires within 40 seconds, so asking it every 30 seconds always gives a
-valid one of any kind. If the SDK tells when the token expires, that is respected too.
+valid one of any kind. If the SDK knows when the token expires, that is respected too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_ABANDONED = 4
 
 
 class DatabricksConfig(Protocol):
-    """The used part of databricks-sdk's ``Config``."""
+    """The part of databricks-sdk's ``Config`` that is used."""
 
     @property
     def host(self) -> str | None:
@@ -111,13 +111,13 @@ class _Session:
         if not (client_id and client_secret) or auth_type not in ("", "oauth-m2m"):
             found = auth_type if _AUTH_TYPE.fullmatch(auth_type) else "none"
             raise AuthError(
-                f"Zerobus takes service principals only, and databricks-sdk found {found}: {_SET_PRINCIPAL}, or send "
+                f"Zerobus accepts only service principals, and databricks-sdk found {found}: {_SET_PRINCIPAL}, or send "
                 "to Unity Catalog without Zerobus",
                 retry=False,
             )
         workspace_id = _text_of(config, "workspace_id")
         if not workspace_id:
-            raise AuthError("the workspace does not tell its id: set DATABRICKS_WORKSPACE_ID", retry=False)
+            raise AuthError("databricks-sdk does not know the workspace's id: set DATABRICKS_WORKSPACE_ID", retry=False)
         return ServicePrincipal(client_id, client_secret, workspace_id)
 
     def _made_config(self) -> DatabricksConfig:

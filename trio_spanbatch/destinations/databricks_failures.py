@@ -96,7 +96,7 @@ def _answer_error(error: Exception, text: str, host: str) -> AuthError | None:
         )
     # `databricks.sdk.oauth.retrieve_token` raises these for responses that do not follow OAuth.
     if isinstance(error, KeyError | NotImplementedError) or any(isinstance(word, bytes) for word in error.args):
-        return AuthError(f"the answer of the token endpoint of {host} has no token in it, and no OAuth error code")
+        return AuthError(f"the answer of the token endpoint of {host} contains neither a token nor an OAuth error code")
     return None
 
 

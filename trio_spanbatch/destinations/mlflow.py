@@ -17,7 +17,7 @@ from .._exporter import ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import TLSSettings
-from .._settings.header_checks import checked_headers, has_userinfo
+from .._settings.header_checks import checked_headers, checked_str, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
@@ -29,7 +29,7 @@ EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 RUN_HEADER = "x-mlflow-run-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"
 
-# The location that stands for the experiment that is configured.
+# The location of the experiment that an argument or a variable names.
 DEFAULT_LOCATION = "default"
 
 # Seconds. On SQLite, MLflow takes about 5 s for 1,000 spans and 14 s for 8 concurrent requests of 512. If attempts
@@ -167,13 +167,13 @@ class _MLflowExporter(OTLPExporter):
         elif location == DEFAULT_LOCATION:
             if self._default is None:
                 raise InvalidLocationError(
-                    f"location {DEFAULT_LOCATION!r} stands for no experiment: set MLFLOW_EXPERIMENT_ID, give "
+                    f"location {DEFAULT_LOCATION!r} has no experiment: set MLFLOW_EXPERIMENT_ID, give "
                     "experiment_id=, or use an experiment's id as the location"
                 )
         elif not is_experiment_id(location):
             raise InvalidLocationError(
-                f"location {shown(location)} is not an MLflow experiment's id, a whole number such as '3'; names "
-                "are locations with mlflow(experiments='name')"
+                f"location {shown(location)} is not an MLflow experiment's id, a whole number such as '3'; to "
+                "use names, give experiments='name'"
             )
 
     async def export(self, batch: SpanBatch) -> ExportResult:
@@ -210,7 +210,7 @@ def _advised(result: ExportResult) -> ExportResult:
 
 def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
     name = "tracking_uri" if argument is not None else "MLFLOW_TRACKING_URI"
-    uri = _checked_str(name, environ.get(name, "").strip() if argument is None else argument)
+    uri = checked_str(environ.get(name, "").strip() if argument is None else argument, name)
     if not uri:
         raise ValueError("there is no tracking URI: give tracking_uri= or set MLFLOW_TRACKING_URI")
     scheme, separator, _ = uri.partition("://")
@@ -223,7 +223,7 @@ def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
         )
     if has_userinfo(uri):
         raise ValueError(
-            f"{name} has a user name or password in it; give them as username= and password=, or as "
+            f"{name} contains a user name or password; give them as username= and password=, or as "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if "?" in uri or "#" in uri:
@@ -291,7 +291,7 @@ def _authorization(
                     "of credentials"
                 )
     if token is not None:
-        if not _TOKEN.fullmatch(_checked_str("token", token)):
+        if not _TOKEN.fullmatch(checked_str(token, "token")):
             raise ValueError("the token (not shown) is empty, or has a space, a line break or a character beyond ASCII")
         return {"Authorization": f"Bearer {token}"}
     if username is None and password is None:
@@ -299,12 +299,6 @@ def _authorization(
             warn_of_credentials_file()
         return {}
     return _basic(username, password)
-
-
-def _checked_str(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
-    return value
 
 
 def _basic(username: str | None, password: str | None) -> dict[str, str]:
@@ -315,7 +309,7 @@ def _basic(username: str | None, password: str | None) -> dict[str, str]:
         )
     for name, value in (("username", username), ("password", password)):
         # https://www.rfc-editor.org/rfc/rfc7617#section-2: no control characters, and no colon in the user name.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in _checked_str(name, value)):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in checked_str(value, name)):
             raise ValueError(f"the {name} (not shown) has a line break or another control character")
     if not username or ":" in username:
         raise ValueError("the username (not shown) is empty or has a colon")

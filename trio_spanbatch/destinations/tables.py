@@ -16,7 +16,7 @@ from .._exporter import Delivered, ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import TLSSettings
-from .._settings.header_checks import check_endpoint, has_userinfo
+from .._settings.header_checks import check_endpoint, checked_str, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
@@ -45,8 +45,8 @@ TRACES_PATH = "/api/2.0/otel/v1/traces"
 _MAX_NAME_LENGTH = 255
 _FORBIDDEN = re.compile(r"[^\x21-\x7e]|[/`]")
 _RULE = (
-    f"it is <catalog>.<schema>.<table>, each of 1 to {_MAX_NAME_LENGTH} characters of printable ASCII without space, "
-    "period, slash and backquote"
+    f"it must be <catalog>.<schema>.<table>, each of 1 to {_MAX_NAME_LENGTH} characters of printable ASCII, without "
+    "spaces, periods, slashes and backquotes"
 )
 
 # Found in a 404 of Unity Catalog, but not in that of a server that does not know the path.
@@ -136,7 +136,7 @@ def check_table_name(location: str) -> None:
     forbidden = _FORBIDDEN.search(location)
     longest = max(map(len, parts))
     if forbidden is not None:
-        problem = f"it has {forbidden[0]!r} in it"
+        problem = f"it contains {forbidden[0]!r}"
     elif len(parts) != 3:
         problem = f"it has {len(parts)} part{'s' if len(parts) > 1 else ''}"
     elif not all(parts):
@@ -179,7 +179,7 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
         )
     if has_userinfo(given):
         raise ValueError(
-            f"{name} (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
+            f"{name} (not shown) contains a user name or password; databricks-sdk authenticates: remove it, and set "
             "DATABRICKS_TOKEN, for instance"
         )
     scheme, _, rest = given.partition("://") if "://" in given else ("", "", given)
@@ -193,12 +193,10 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
 
 
 def argument_or_variable(value: str | None, name: str, variable: str) -> tuple[str, str]:
-    """Return an argument or, if it is None, the value of a variable; and the name of what was returned."""
+    """Return an argument or, if it is None, the value of a variable; and the name of that argument or variable."""
     if value is None:
         return os.environ.get(variable, "").strip(), variable
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
-    return value.strip(), name
+    return checked_str(value, name).strip(), name
 
 
 def default_config(workspace: str) -> MakeConfig:

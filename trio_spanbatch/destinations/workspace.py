@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import attrs
 
-from .._exporter import TryLater
+from .._exporter import Refused, TryLater
 from .._http.auth import AuthError
 from .._http.exporter import OTLPExporter
 from .._http.questions import ask, json_object
@@ -64,7 +64,7 @@ class Workspace:
         """Send one request and return the response.
 
         Raises:
-            AuthError: There is no complete response. The reason holds no credentials.
+            AuthError: There is no complete response. The reason contains no credentials.
         """
         try:
             encoded = encoded_headers(headers)
@@ -77,6 +77,9 @@ class Workspace:
         answer = await ask(
             self._sender, request, seconds=_TIMEOUT, max_bytes=_MAX_BYTES, advice=self._tls_advice, auth=None
         )
+        if isinstance(answer, Refused) and answer.status_code is not None and answer.status_code != HTTPStatus.OK:
+            # The body is too large, for instance an error page, but the status code says enough.
+            return Answer(answer.status_code, {})
         if not isinstance(answer, Response):
             raise AuthError(f"{self.url}: {answer.reason}", retry=isinstance(answer, TryLater))
         return Answer(answer.status, json_object(answer.body))

@@ -281,7 +281,7 @@ def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
         return None
     if has_userinfo(given):
         raise ValueError(
-            f"{name} (not shown) has a user name or password in it; databricks-sdk authenticates: remove it, and set "
+            f"{name} (not shown) contains a user name or password; databricks-sdk authenticates: remove it, and set "
             "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
         )
     address, *rest = re.split("[?#]", given, maxsplit=1)

@@ -51,7 +51,7 @@ class TableTokens:
         """Return the headers for sending to the table ``location``.
 
         Raises:
-            AuthError: There is no token. The reason holds no credentials.
+            AuthError: There is no token. The reason contains no credentials.
         """
         return await self._tokens.get(location)
 

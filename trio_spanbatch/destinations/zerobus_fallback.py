@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 # Seconds for which everything goes to the workspace.
 _FALLBACK_PERIOD = 3600.0
 
-# Parts of an attempt's time: at most for the endpoint and a token, and at least for a second exchange.
+# Fractions of an attempt's time: the most for the endpoint and a token, and the least for a second exchange.
 _FOR_TOKENS = 1 / 2
 _FOR_ANOTHER = 1 / 4
 

@@ -1,4 +1,4 @@
-"""``force_flush``: wait for a flush in another thread than trio's, with a timeout.
+"""``force_flush``: wait for a flush in a thread other than trio's, with a timeout.
 
 The flush runs in a system task of trio, independent of all nurseries. The calling thread waits for its result on the
 real clock, so that a stalled trio loop makes it time out too. Then the flush is cancelled; the spans are delivered

@@ -43,7 +43,8 @@ class Intake:
         limits = batcher._shared.limits
         self._max_spans = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
-        self._core_globals = _ids_of_core_globals()
+        self._modules = 0
+        self._core_globals: frozenset[int] = frozenset()
         self.reset()
 
     def reset(self) -> None:
@@ -65,6 +66,9 @@ class Intake:
             return False
         if trio.lowlevel.current_trio_token() is not self._supervisor.token:
             return False
+        if len(sys.modules) != self._modules:
+            # Some of the package's modules are imported when they are first used.
+            self._modules, self._core_globals = len(sys.modules), _ids_of_core_globals()
         frame: FrameType | None = sys._getframe(1)
         while frame is not bottom:
             if frame is None or id(frame.f_globals) in self._core_globals:
@@ -77,7 +81,7 @@ class Intake:
         try:
             self._batcher.add_span_nowait(location, span)
         except trio.WouldBlock:
-            return Drop("queue_full", f"no room for {location!r}")
+            return Drop("queue_full", f"no space for {location!r}")
         except trio.ClosedResourceError:
             return Drop("already_shutdown", "the batcher is closed")
         except ValueError as error:

@@ -10,8 +10,8 @@ of ``on_end`` and a ``NonRecordingSpan`` that carries the parent to another task
 there when a finalizer ends the span and all weak references to it are dead. A span that never ends leaks nothing.
 
 A context rebuilt from its ids is found by a table, which also remembers the last `MAX_GONE` spans that have not ended
-but whose context is gone. Ids that two spans share lead to no location. A span that is not found is dropped, as any
-location would be a guess.
+but whose context is gone. If two spans share their ids, these give no location. A span that is not found is dropped,
+as any location would be a guess.
 
 A local parent that this processor has not seen was dropped by a sampler. It has the location of its trace and has ended
 when all spans of the trace have; the last `MAX_TRACES` traces are remembered. The trace has no location if it entered
@@ -241,7 +241,7 @@ class Locations:
         reference.key, reference.started = key, by_ids
         self._by_ids[key] = reference
         self._gone.pop(key, None)
-        # If the context takes no attributes, the mark dies at once, and the table of gone spans has it.
+        # If the context cannot have attributes, the mark is freed here, and the span is in the table of gone ones.
         getattr(context, "__dict__", {})[self._name] = mark
 
     def _trace(self, trace_id: int, place: _Place, is_unknown: bool) -> _Trace:

@@ -116,7 +116,7 @@ class BatcherSpanProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Determine the location of ``span``."""
         if self._is_shut_down or self._is_in_child:
-            # The span will be dropped when it ends, whatever its location.
+            # The span will be dropped when it ends, regardless of its location.
             return
         try:
             self._locations.start(span, parent_context)
@@ -132,7 +132,7 @@ class BatcherSpanProcessor(SpanProcessor):
         if context.trace_flags.sampled:
             self._take(span, directly=self._intake.may_add_here())
         else:
-            # Note its end all the same: it may have sampled children.
+            # Its end is noted too, as it may have sampled children.
             with suppress(Exception):
                 self._locations.end(span)
 
@@ -177,7 +177,7 @@ class BatcherSpanProcessor(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Wait until every span that ended before this call is delivered.
 
-        Only for other threads than trio's. In trio's thread it returns False immediately and logs once to use
+        Only for threads other than trio's. In trio's thread it returns False immediately and logs once to use
         ``await batcher.flush()`` instead. After the batcher was left it does not wait.
 
         Args:

@@ -1,4 +1,4 @@
-"""`use_location`, and the one that applies in the current context.
+"""`use_location`, and which of them applies in the current context.
 
 Entering adds an element to a chain, from the innermost to the outermost; a context variable holds the innermost.
 Resetting the variable on exit would not be enough: trio closes an abandoned async generator in another task, where the

@@ -40,7 +40,7 @@ class Answer:
         status: The status code, 200 to 999.
         headers: Pairs of name and value. ``Content-Length`` is added unless it is given.
         body: The body as it is sent.
-        delay: Seconds on trio's clock before the server stores the spans and answers; ``math.inf`` means for ever.
+        delay: Seconds on trio's clock before the server stores the spans and answers; ``math.inf`` means forever.
         store: Whether the request's spans are stored. None stores them only with a 2xx; True with a 503 simulates a
             server that took the spans but failed afterwards.
         rejected: The number of spans that the answer reports as rejected. They are not stored: the last ones, unless
@@ -129,7 +129,7 @@ def partial_success(
     """Return OTLP's answer to a request of which some spans were rejected.
 
     Args:
-        rejected: The number of rejected spans that the answer reports. It may be wrong, as servers may be.
+        rejected: The number of rejected spans that the answer reports. It may be wrong, to simulate a faulty server.
         message: The server's error message.
         content_type: ``application/x-protobuf`` or ``application/json``; the body is encoded accordingly.
         rejected_spans: The spans that are rejected and not stored, by default the last ``rejected`` ones.

@@ -25,7 +25,7 @@ class InMemoryExporter:
             followed by `Delivered`; or a sync function of the batch that returns a step or raises. A step is an
             `ExportResult`, an exception to raise, or `Hang` (the export never ends). It is determined when `export`
             is called and takes effect after ``delay``.
-        delay: Seconds that each export takes, or a function of the batch; ``math.inf`` means for ever.
+        delay: Seconds that each export takes, or a function of the batch; ``math.inf`` means forever.
 
     Attributes:
         batches: All batches that `export` was called with, in the order of the calls.

@@ -1,7 +1,7 @@
 """A network without sockets between a client and a receiver, so that the whole HTTP path runs on a mock clock.
 
 Each connection of `MemoryNetwork` is a pair of trio's memory streams, and the receiver serves the other end. Unlike
-trio's memory streams, but like TCP, a connection can break without an orderly end, and a server cannot write for ever
+trio's memory streams, but like TCP, a connection can break without an orderly end, and a server cannot write forever
 to a client that does not read.
 """
 
@@ -29,7 +29,7 @@ class MemoryNetwork:
 
     Attributes:
         refuse_connections: Whether connecting fails as if no server were running. Open connections stay open.
-        connect_delay: Seconds that connecting takes, on trio's clock; ``math.inf`` means for ever.
+        connect_delay: Seconds that connecting takes, on trio's clock; ``math.inf`` means forever.
     """
 
     def __init__(self, serve: Callable[[trio.abc.Stream], bool]) -> None:
@@ -63,24 +63,24 @@ class MemoryTransport(HTTPTransport):
 
 
 class _Window:
-    """The state of a connection that both ends share: bytes on their way to the client, and who has closed."""
+    """The state of a connection that both ends share: bytes on their way to the client, and which ends are closed."""
 
     def __init__(self) -> None:
         self.unread = 0
         self.server_closed = self.client_closed = self.broken = False
-        self._room = trio.lowlevel.ParkingLot()
+        self._read_or_closed = trio.lowlevel.ParkingLot()
 
     def read(self, size: int) -> None:
         self.unread -= size
-        self._room.unpark_all()
+        self._read_or_closed.unpark_all()
 
     def close_client(self) -> None:
         self.client_closed = True
-        self._room.unpark_all()
+        self._read_or_closed.unpark_all()
 
-    async def wait_for_room(self) -> None:
+    async def wait_for_space(self) -> None:
         while self.unread > _WINDOW and not self.client_closed:
-            await self._room.park()
+            await self._read_or_closed.park()
 
 
 class _ClientEnd:
@@ -133,7 +133,7 @@ class _ServerEnd(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self.window.unread += len(data)
         await self._stream.send_all(data)
-        await self.window.wait_for_room()
+        await self.window.wait_for_space()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         return bytes(await self._stream.receive_some(max_bytes))

@@ -5,7 +5,7 @@
 answers and faults that a script can choose instead.
 
 All tasks of the receiver are shielded until it is left. So the server runs as long as the body of its ``async with``,
-also when everything around both is cancelled: a batcher inside can drain.
+even when everything around both is cancelled: a batcher inside can drain.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class OTLPReceiver:
 
     Args:
         host: The address to listen on.
-        port: The port to listen on; 0 takes a free one.
+        port: The port to listen on; 0 selects a free one.
         location_header: The header that carries the location of a request.
         answers: By default requests are answered as by a well-behaved server: 200 with an empty body, 400 for an
             invalid body, 404 for another path, 405 for another method, 413 and 415. Otherwise an iterable of answers,
             one for each request in the order of their heads, followed by default answers; or a sync function of the
-            `ReceivedRequest`. In both, None stands for the default answer. A request larger than
+            `ReceivedRequest`. In both, None means the default answer. A request larger than
             ``max_request_bytes`` is always answered 413. If the function raises, the request is answered 500 and the
             exception is logged.
         on_request: A sync function that is called with each request and the status of its answer (None if there will
@@ -160,7 +160,7 @@ class OTLPReceiver:
         if self._nursery.cancel_scope.cancel_called:
             # A task of the receiver has crashed, so the body's exception may come from the nursery's cancellation.
             return await self._nursery_manager.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  # see below
-        # The nursery is not told of the body's exception, so that it cannot wrap it in a group. It waits for its
+        # The body's exception is not passed to the nursery, which would wrap it in a group. It waits for its
         # tasks, which are all cancelled; this cannot itself be cancelled, so no shield is needed.
         try:
             await self._nursery_manager.__aexit__(None, None, None)  # noqa: ASYNC102  # see above
@@ -175,7 +175,7 @@ class OTLPReceiver:
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve a connection on ``stream`` until either side ends it, then close ``stream``.
 
-        Nothing that the client does makes this raise. Leaving the receiver ends it too. When cancelled, it closes
+        A client cannot make this raise. Leaving the receiver ends it too. When cancelled, it closes
         the stream immediately.
         """
         scope = trio.CancelScope()

@@ -83,7 +83,7 @@ def read_request(
     location_header: str | None,
     max_bytes: int,
 ) -> ReceivedRequest:
-    """Parse a request. Never raises, whatever the client sent.
+    """Parse a request. Never raises, even if the client sent garbage.
 
     Args:
         method: The HTTP method.

@@ -19,8 +19,8 @@ import trio
 
 from trio_spanbatch import Loss, OTLPExporter, Span, SpanBatcher, SpanContext
 
-# Headers that a proxy may change on the way, and the one that is added here. All others are signed, including the
-# location's.
+# Headers that a proxy may change, and the header that is added here. All others are signed, including the header of
+# the location.
 UNSIGNED = {"accept", "accept-encoding", "authorization", "connection", "content-length", "user-agent"}
 
 

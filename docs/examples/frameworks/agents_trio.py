@@ -75,7 +75,7 @@ async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patienc
 
 
 async def run_agents(url: str) -> None:
-    """Run three agents at once. Requests for Atlantis and Avalon take for ever."""
+    """Run three agents at once. Requests for Atlantis and Avalon never end."""
     async with httpx.AsyncClient(base_url=url, transport=MarkingTransport(), timeout=None) as client:
         HTTPXClientInstrumentor.instrument_client(client)
         async with trio.open_nursery() as nursery:
@@ -103,5 +103,5 @@ async def main() -> None:
 
 if __name__ == "__main__":
     if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
-        sys.exit("OTEL_EXPORTER_OTLP_ENDPOINT has to say where the spans go, for instance http://127.0.0.1:4318")
+        sys.exit("set OTEL_EXPORTER_OTLP_ENDPOINT to the URL of the server, for instance http://127.0.0.1:4318")
     trio.run(main)

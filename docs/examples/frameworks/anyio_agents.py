@@ -60,7 +60,7 @@ async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patienc
 
 
 async def run_agents(client: httpx.AsyncClient) -> None:
-    """Run three agents at once. Requests for Atlantis and Avalon take for ever."""
+    """Run three agents at once. Requests for Atlantis and Avalon never end."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(agent, client, "europe", ["Paris", "Rome"], math.inf)
         tasks.start_soon(agent, client, "asia", ["Tokyo"], math.inf)

@@ -81,5 +81,5 @@ async def main() -> None:
 
 if __name__ == "__main__":
     if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
-        sys.exit("OTEL_EXPORTER_OTLP_ENDPOINT has to say where the spans go, for instance http://127.0.0.1:4318")
+        sys.exit("set OTEL_EXPORTER_OTLP_ENDPOINT to the URL of the server, for instance http://127.0.0.1:4318")
     trio.run(main)

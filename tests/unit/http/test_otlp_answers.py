@@ -286,7 +286,7 @@ def test_a_protobuf_status_without_a_message_is_named_and_ok_is_not_an_error() -
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/json", "application/x-protobuf"])
-def test_a_text_that_begins_as_an_error_does_is_a_warning(body: bytes, words: str, kind: str | None) -> None:
+def test_a_text_that_begins_like_an_error_is_a_warning(body: bytes, words: str, kind: str | None) -> None:
     assert warning(body, kind).endswith(words)
     assert "says an error" in warning(body, kind)
 
@@ -334,7 +334,7 @@ def test_an_error_in_xml_is_a_warning(body: bytes, words: str, kind: str | None,
         b"<d:multistatus><d:status>HTTP/1.1 200 OK</d:status></d:multistatus>",
     ],
 )  # fmt: skip
-def test_xml_that_says_no_error_is_no_warning(body: bytes) -> None:
+def test_xml_that_reports_no_error_causes_no_warning(body: bytes) -> None:
     assert interpret(body, "application/xml") == interpret(body, "application/xml", 207) == Delivered()
 
 
@@ -399,7 +399,7 @@ def test_a_web_page_is_a_login_page_with_any_content_type(kind: str, body: bytes
     ids=range(12),
 )
 @pytest.mark.parametrize("kind", [None, "application/json", "application/xml", "application/x-protobuf"])
-def test_a_hostile_body_is_no_more_than_a_warning(body: bytes, kind: str | None) -> None:
+def test_a_hostile_body_only_causes_a_warning(body: bytes, kind: str | None) -> None:
     # A regular expression that backtracks would not end with these.
     warning(body, kind, 207)
 

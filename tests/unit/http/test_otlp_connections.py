@@ -85,7 +85,7 @@ async def test_a_connection_without_surplus_data_is_reused(network: str, tls: Tl
         assert server.requests == [6]
 
 
-async def test_a_surplus_of_one_location_does_not_settle_the_spans_of_another() -> None:
+async def test_surplus_data_for_one_location_does_not_settle_the_spans_of_another() -> None:
     losses: list[Loss] = []
     async with (
         wire_server([[OK, UNAUTHORIZED]]) as (_, exporter),

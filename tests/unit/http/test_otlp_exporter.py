@@ -44,7 +44,7 @@ async def test_the_exporter_is_a_span_exporter() -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "path"), [("", "/"), ("/", "/"), ("/a", "/a"), ("/a/", "/a/"), ("/a/b", "/a/b")])
-async def test_the_endpoint_is_used_as_it_is_and_no_path_means_the_root(endpoint: str, path: str) -> None:
+async def test_the_endpoint_is_used_unchanged_and_no_path_means_the_root(endpoint: str, path: str) -> None:
     async with OTLPReceiver(path=None) as receiver:
         exporter = OTLPExporter(f"http://127.0.0.1:{receiver.port}{endpoint}")
         assert await exporter.export(batch_of()) == Delivered()
@@ -52,7 +52,7 @@ async def test_the_endpoint_is_used_as_it_is_and_no_path_means_the_root(endpoint
         await exporter.aclose()
 
 
-async def test_compressed_requests_say_so_and_arrive() -> None:
+async def test_compressed_requests_have_the_header_and_arrive() -> None:
     async with OTLPReceiver() as receiver:
         assert await export_once(receiver, batch_of(300), compression="gzip") == Delivered()
         request = receiver.requests[0]
@@ -115,7 +115,7 @@ async def test_the_limit_of_a_request_is_64_mib_before_compression_by_default() 
         assert len(receiver.requests) == 1
 
 
-async def test_a_user_agent_of_the_users_stands_before_the_exporters_own() -> None:
+async def test_the_users_user_agent_precedes_the_exporters_own() -> None:
     async with OTLPReceiver() as receiver:
         await export_once(receiver, headers={"User-Agent": "my-agents/2"})
         assert (receiver.requests[0].header("user-agent") or "").startswith("my-agents/2 trio-spanbatch/")
@@ -161,7 +161,7 @@ async def test_any_number_of_exports_run_at_once(autojump_clock: trio.testing.Mo
         await exporter.aclose()
 
 
-async def test_a_client_of_the_exporters_own_never_queues_for_a_connection() -> None:
+async def test_the_exporters_own_client_never_queues_for_a_connection() -> None:
     async with OTLPReceiver(answers=lambda _: Hang()) as receiver:
         exporter = OTLPExporter(receiver.url)
         async with trio.open_nursery() as nursery:
@@ -203,7 +203,7 @@ async def test_a_retry_after_date_is_relative_to_now() -> None:
 
 @pytest.mark.parametrize("location", ["/elsewhere", "https://user:pw@elsewhere.example/?pw", "http://[::", "//", ""])
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_is_not_followed_and_refused(status: int, location: str) -> None:
+async def test_a_redirect_is_refused_and_not_followed(status: int, location: str) -> None:
     async with OTLPReceiver(answers=[Answer(status, headers=[("Location", location)])], path=None) as receiver:
         result = await export_once(receiver)
         assert isinstance(result, Refused)
@@ -256,7 +256,7 @@ async def test_a_compressed_answer_that_is_cut_off_is_a_delivery_with_a_warning(
     )
 
 
-async def test_what_there_is_of_a_compressed_error_that_is_cut_off_is_told() -> None:
+async def test_the_readable_part_of_a_truncated_compressed_error_is_reported() -> None:
     body = gzip.compress(b"span 7 is bad")[:-8]
     async with OTLPReceiver(answers=[Answer(400, headers=[("content-encoding", "gzip")], body=body)]) as receiver:
         assert await export_once(receiver) == Refused("400 Bad Request: span 7 is bad", 400, isolate=True)
@@ -284,7 +284,7 @@ async def test_a_body_that_a_hook_of_the_client_has_read_is_read_again(content_e
         await exporter.aclose()
 
 
-async def test_a_transport_whose_bodies_are_read_already_will_do() -> None:
+async def test_a_transport_may_return_bodies_that_are_already_read() -> None:
     body = PARTIAL.SerializeToString()
     headers = {"content-type": "application/x-protobuf"}
     transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers, content=body))

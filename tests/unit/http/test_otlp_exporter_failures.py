@@ -29,7 +29,7 @@ async def test_an_unreachable_server_is_retried_and_not_ambiguous() -> None:
     await exporter.aclose()
 
 
-async def test_a_host_with_several_addresses_that_all_refuse_says_so() -> None:
+async def test_the_error_for_a_host_says_that_all_of_its_addresses_refuse() -> None:
     async with OTLPReceiver() as receiver:
         port = receiver.port
     exporter = OTLPExporter(f"http://localhost:{port}")
@@ -141,7 +141,7 @@ async def test_a_failure_that_arrives_too_slowly_counts_by_its_status(
         await exporter.aclose()
 
 
-async def test_without_a_timeout_an_attempt_takes_as_long_as_it_takes(autojump_clock: trio.testing.MockClock) -> None:
+async def test_without_a_timeout_an_attempt_has_no_time_limit(autojump_clock: trio.testing.MockClock) -> None:
     async with OTLPReceiver(answers=[Answer(delay=5000)], listen=False) as receiver:
         exporter = over_memory(receiver, timeout=math.inf)
         assert await exporter.export(batch_of()) == Delivered()

@@ -1,4 +1,4 @@
-"""Credentials that are made for each attempt, and secrets, which are never shown."""
+"""Credentials that are created for each attempt, and secrets, which are never shown."""
 
 from __future__ import annotations
 

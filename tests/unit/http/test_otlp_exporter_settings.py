@@ -59,11 +59,11 @@ def test_credentials_in_the_url_are_refused_and_not_shown(endpoint: str) -> None
         (f"http://user:{SECRET}/x", "endpoint (not shown) is not a URL"),
         (f"http://[{SECRET}]/x", "endpoint (not shown) is not a URL"),
         (f"http://localhost/{SECRET}?", "endpoint 'http://localhost' has a query or fragment"),
-        (f"http://localhost:0/{SECRET}", "endpoint 'http://localhost:0' has no host and port to connect to"),
+        (f"http://localhost:0/{SECRET}", "endpoint 'http://localhost:0' has an invalid host or port"),
         (f"ftp://localhost:21/{SECRET}", "endpoint 'ftp://localhost:21' must begin with http:// or https://"),
         (f"localhost:4318/{SECRET}", "endpoint 'localhost:4318' must begin with http:// or https://"),
         (SECRET, "endpoint (not shown) must begin with http:// or https://"),
-        (f"http://{SECRET} x/", "endpoint (not shown) has no host and port to connect to"),
+        (f"http://{SECRET} x/", "endpoint (not shown) has an invalid host or port"),
     ],
 )
 def test_only_scheme_host_and_port_of_an_endpoint_are_shown(endpoint: str, words: str) -> None:
@@ -109,14 +109,14 @@ def test_a_header_value_that_cannot_be_sent_is_refused_by_the_headers_name(value
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"headers": {"a b": "c"}}, ValueError, "(not shown) is not valid; it takes"),
-        ({"headers": {f"{SECRET} b": "c"}}, ValueError, "(not shown) is not valid; it takes"),
-        ({"headers": {f"{SECRET}\n": "c"}}, ValueError, "(not shown) is not valid; it takes"),
-        ({"headers": {f"Bearer {SECRET}": "="}}, ValueError, "(not shown) is not valid; it takes"),
+        ({"headers": {"a b": "c"}}, ValueError, "(not shown) is not valid; use"),
+        ({"headers": {f"{SECRET} b": "c"}}, ValueError, "(not shown) is not valid; use"),
+        ({"headers": {f"{SECRET}\n": "c"}}, ValueError, "(not shown) is not valid; use"),
+        ({"headers": {f"Bearer {SECRET}": "="}}, ValueError, "(not shown) is not valid; use"),
         ({"headers": {f"Authorization: Basic {SECRET}": "="}}, ValueError, "header 'Authorization' has a colon after"),
         ({"headers": f"Authorization: {SECRET}"}, TypeError, "headers is of type str"),
         ({"headers": [("Authorization", SECRET)]}, TypeError, "headers is of type list"),
-        ({"headers": {"": "c"}}, ValueError, "(not shown) is not valid; it takes"),
+        ({"headers": {"": "c"}}, ValueError, "(not shown) is not valid; use"),
         ({"headers": {"Content-Type": "c"}}, ValueError, "set by the exporter itself"),
         ({"headers": {"Host": "c"}}, ValueError, "set by the exporter itself"),
         ({"headers": {"a": 1}}, TypeError, "header 'a'"),
@@ -151,7 +151,7 @@ def test_an_argument_that_cannot_be_used_is_named(options: dict[str, Any], error
 
 def test_an_endpoint_is_a_string() -> None:
     with pytest.raises(TypeError, match="endpoint"):
-        OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # that is what is tested
+        OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # on purpose
 
 
 def test_it_is_made_outside_of_trio_and_shows_nothing_secret() -> None:
@@ -184,7 +184,7 @@ async def test_printable_ascii_is_a_location(location: str) -> None:
     await exporter.aclose()
 
 
-async def test_without_a_location_header_every_location_will_do() -> None:
+async def test_without_a_location_header_every_location_is_valid() -> None:
     async with OTLPReceiver() as receiver:
         assert await export_once(receiver, batch_of(1, "\u8868\n")) == Delivered()
 

@@ -104,7 +104,7 @@ async def test_the_drain_ends_within_shutdown_timeout_even_if_a_close_hangs(
 
 
 @pytest.mark.parametrize("shutdown_timeout", TIMEOUTS)
-async def test_the_same_holds_with_a_client_of_the_users_own(
+async def test_the_drain_ends_within_shutdown_timeout_even_if_a_client_hangs(
     shutdown_timeout: float, transport: Transport, autojump_clock: MockClock
 ) -> None:
     class Auth(httpx.Auth):
@@ -112,7 +112,7 @@ async def test_the_same_holds_with_a_client_of_the_users_own(
             try:
                 yield request
             finally:
-                await trio.sleep_forever()  # noqa: ASYNC102  # that is what is tested
+                await trio.sleep_forever()  # noqa: ASYNC102  # on purpose
 
     client = httpx.AsyncClient(transport=transport, auth=Auth())
     took, statistics = await drain(OTLPExporter(ENDPOINT, client=client), shutdown_timeout)
@@ -122,7 +122,7 @@ async def test_the_same_holds_with_a_client_of_the_users_own(
 
 
 @pytest.mark.parametrize("shutdown_timeout", TIMEOUTS)
-async def test_the_same_holds_while_the_name_of_an_mlflow_experiment_is_looked_up(
+async def test_the_drain_ends_within_shutdown_timeout_even_if_a_lookup_of_an_experiment_hangs(
     shutdown_timeout: float, transport: Transport, autojump_clock: MockClock
 ) -> None:
     exporter = mlflow("http://mlflow.test", experiments="name", environ={}, transport=transport)
@@ -132,14 +132,14 @@ async def test_the_same_holds_while_the_name_of_an_mlflow_experiment_is_looked_u
 
 
 @pytest.mark.parametrize("shutdown_timeout", TIMEOUTS)
-async def test_the_same_holds_while_credentials_are_fetched(
+async def test_the_drain_ends_within_shutdown_timeout_even_if_a_fetch_of_credentials_hangs(
     shutdown_timeout: float, transport: Transport, autojump_clock: MockClock
 ) -> None:
     async def auth(location: str) -> Mapping[str, str]:
         try:
             await trio.sleep_forever()
         finally:
-            await trio.sleep_forever()  # noqa: ASYNC102  # that is what is tested
+            await trio.sleep_forever()  # noqa: ASYNC102  # on purpose
 
     took, statistics = await drain(OTLPExporter(ENDPOINT, auth=auth, transport=transport), shutdown_timeout)
     assert took <= shutdown_timeout + 1e-6
@@ -152,14 +152,14 @@ async def test_a_drain_without_a_limit_waits_for_a_hanging_close_a_second_at_mos
     assert statistics.delivered == 6
 
 
-async def test_an_answer_that_was_read_to_its_end_counts_though_its_close_hangs(autojump_clock: MockClock) -> None:
+async def test_a_complete_answer_counts_even_if_closing_it_hangs(autojump_clock: MockClock) -> None:
     exporter = OTLPExporter(ENDPOINT, transport=Transport())
     assert await exporter.export(batch_of()) == Delivered(status_code=200)
     assert trio.current_time() <= 1
 
 
 @pytest.mark.parametrize("limit", [0.5, 7.0])
-async def test_an_attempt_that_is_over_gives_its_export_slot_back_though_its_close_hangs(
+async def test_an_ended_attempt_releases_its_export_slot_even_if_its_close_hangs(
     limit: float, autojump_clock: MockClock
 ) -> None:
     transport = Transport(body_ends=False)

@@ -43,7 +43,7 @@ EXPECTED = {
     "a body of one byte a second": ("TryLater", "no complete answer"),
     "an error of one byte a second": ("TryLater", "503 Service Unavailable"),
     "a head of one byte a second": ("TryLater", "no complete answer"),
-    "interim responses for ever": ("TryLater", "no complete answer"),
+    "interim responses forever": ("TryLater", "no complete answer"),
     "no answer at all": ("TryLater", "no complete answer"),
     "an endless body in chunks of one byte": ("TryLater", "no complete answer"),
     "a hundred thousand gzip members": ("Delivered", "in pieces"),
@@ -98,7 +98,7 @@ def test_a_hostile_server_ends_with_a_reason_within_the_timeout_and_leaves_nothi
     assert report["warnings"] == []
 
 
-async def test_a_response_of_just_the_limit_is_read_and_one_byte_more_is_refused() -> None:
+async def test_a_response_of_exactly_the_limit_is_read_and_one_more_byte_is_refused() -> None:
     answers = [Answer(body=bytes(4 * MIB)), Answer(body=bytes(4 * MIB + 1)), None]
     async with OTLPReceiver(answers=answers) as receiver:
         exporter = OTLPExporter(receiver.url)

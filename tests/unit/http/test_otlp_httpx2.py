@@ -169,7 +169,7 @@ async def test_a_redirect_is_not_followed_even_by_a_client_that_follows_them(pac
         assert len(receiver.requests) == 1
 
 
-async def test_cookies_are_not_kept_with_a_transport_of_ones_own(package: Any) -> None:
+async def test_cookies_are_not_kept_with_the_users_transport(package: Any) -> None:
     answers = [Answer(headers=[("Set-Cookie", "a=b")]), None]
     async with (
         OTLPReceiver(answers=answers) as receiver,
@@ -295,7 +295,7 @@ async def test_a_transport_is_closed_with_the_exporter(package: Any) -> None:
     assert closed == [True]
 
 
-async def test_an_asgi_application_takes_batches(package: Any) -> None:
+async def test_batches_can_be_sent_to_an_asgi_application(package: Any) -> None:
     bodies: list[bytes] = []
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
@@ -433,11 +433,11 @@ def test_a_program_may_install_httpx2_as_httpx() -> None:
     assert run("import httpx2; httpx2.alias_httpx()\n" + EXPORT + "trio.run(main)") == "1 1\n"
 
 
-async def test_a_module_of_that_name_that_is_something_else_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unrelated_module_of_that_name_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx2", ModuleType("httpx2"))
     async with OTLPReceiver() as receiver:
         exporter = OTLPExporter(receiver.url)
         assert await exporter.export(batch_of()) == Delivered()
         await exporter.aclose()
     with pytest.raises(TypeError, match="httpx2"):
-        OTLPExporter(ENDPOINT, client=Session())  # type: ignore[arg-type]  # that is what is tested
+        OTLPExporter(ENDPOINT, client=Session())  # type: ignore[arg-type]  # on purpose

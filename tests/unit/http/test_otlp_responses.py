@@ -218,7 +218,7 @@ def test_a_redirect_is_refused(status: int) -> None:
         ("", None),
     ],
 )
-def test_where_a_redirect_points_is_said_without_credentials(location: str, target: str | None) -> None:
+def test_the_target_of_a_redirect_is_shown_without_credentials(location: str, target: str | None) -> None:
     result = interpret(302, {"location": location})
     assert isinstance(result, Refused)
     assert "secret" not in result.reason
@@ -406,9 +406,7 @@ HOSTILE_BODIES = [
 @pytest.mark.parametrize("headers", [{}, PROTOBUF, JSON, HTML], ids=["", "protobuf", "json", "html"])
 @pytest.mark.parametrize("body", HOSTILE_BODIES, ids=range(len(HOSTILE_BODIES)))
 @pytest.mark.parametrize("status", [200, 400, 503])
-def test_what_is_said_is_short_and_printable_whatever_the_body(
-    status: int, body: bytes, headers: dict[str, str]
-) -> None:
+def test_the_message_is_short_and_printable_for_any_body(status: int, body: bytes, headers: dict[str, str]) -> None:
     result = interpret(status, headers, body)
     text = result.message if isinstance(result, Delivered) else result.reason
     assert len(text) <= MAX_MESSAGE_LENGTH + len("503 Service Unavailable: ")
@@ -426,7 +424,7 @@ def test_what_is_said_is_short_and_printable_whatever_the_body(
         b" " * 4090 + b"<dapi-0123456789",
     ],
 )
-def test_a_secret_that_the_server_repeats_is_not_shown_not_even_a_part_of_it(body: bytes) -> None:
+def test_a_secret_that_the_server_repeats_is_not_shown_not_even_in_part(body: bytes) -> None:
     result = interpret_response(401, {}, body, now=NOW, secrets=("dapi-0123456789",))
     assert isinstance(result, Refused)
     assert "dapi" not in result.reason
@@ -443,7 +441,7 @@ def test_a_header_that_repeats_a_secret_does_not_show_it(headers: dict[str, str]
     assert "0123456789" not in result.message
 
 
-def test_an_endless_content_encoding_is_not_repeated_as_a_whole() -> None:
+def test_an_endless_content_encoding_is_shortened_in_the_message() -> None:
     result = interpret(200, {"content-encoding": "x" * 1000}, None)
     assert isinstance(result, Delivered)
     assert len(result.message) <= MAX_MESSAGE_LENGTH

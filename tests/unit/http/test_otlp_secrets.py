@@ -175,7 +175,7 @@ async def test_no_form_that_a_server_repeats_is_in_a_result_or_log(
     ("options", "echo"),
     [({"token": SECRET}, SECRET), ({"username": "user", "password": SECRET}, f"user:{SECRET}")],
 )
-async def test_what_a_server_repeats_when_it_looks_up_an_experiment_is_in_no_log(
+async def test_a_secret_repeated_in_the_lookup_of_an_experiment_is_in_no_log(
     options: Mapping[str, str], echo: str, status: int, at_debug: pytest.LogCaptureFixture
 ) -> None:
     def exporter(receiver: OTLPReceiver) -> OTLPExporter:
@@ -199,9 +199,7 @@ async def test_what_a_server_repeats_when_it_looks_up_an_experiment_is_in_no_log
         ({"cookies": {"session": SECRET}}, SECRET),
     ],
 )
-async def test_credentials_of_a_client_of_ones_own_are_not_in_a_result_either(
-    options: dict[str, Any], echo: str
-) -> None:
+async def test_credentials_of_the_users_client_are_not_in_a_result(options: dict[str, Any], echo: str) -> None:
     words = await words_after(
         echoing(echo),
         lambda receiver: OTLPExporter(
@@ -239,7 +237,7 @@ async def test_credentials_that_a_proxy_repeats_are_not_shown(
     assert SECRET not in str(result) + at_debug.text
 
 
-async def test_credentials_for_the_proxy_of_a_client_of_ones_own_are_not_in_a_result() -> None:
+async def test_credentials_for_the_proxy_of_the_users_client_are_not_in_a_result() -> None:
     async with (
         OTLPReceiver(answers=echoing(SECRET, 407), path=None) as proxy,
         httpx.AsyncClient(proxy=f"http://user:{SECRET}@127.0.0.1:{proxy.port}") as client,

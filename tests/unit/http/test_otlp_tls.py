@@ -228,9 +228,9 @@ async def test_plain_http_against_tls_is_a_clear_failure(files: Files) -> None:
 
 
 @pytest.mark.parametrize("sign", ["Broken pipe", "Connection reset by peer", "illegal request line"])
-def test_whatever_breaks_first_plain_http_on_a_new_connection_gets_the_hint(sign: str) -> None:
+def test_plain_http_on_a_new_connection_gets_the_hint_for_any_failure(sign: str) -> None:
     advice = tls_advice(TLSSettings((), ""), own_tls=True, own_ca=False)
-    # The error of writing is known besides that of reading, and may be the only sign.
+    # The error of writing is known in addition to that of reading, and may be the only sign.
     result = failure_result(
         httpx.ReadError("something else"),
         peer="collector.test:4318",

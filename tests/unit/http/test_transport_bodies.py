@@ -1,4 +1,4 @@
-"""Bodies of requests: iterators that end, raise or do not keep to their length, and the pieces in which they go out."""
+"""Bodies of requests: iterators that end, raise or differ from their length, and the pieces in which they are sent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def waits_for_the_rest(stream: trio.abc.Stream) -> None:
 
 
 class NoMore(Exception):
-    """An error of the program's own."""
+    """An error of the program."""
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ class NoMore(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("pieces", [0, 1, 3])
-async def test_what_the_body_of_a_request_raises_is_raised_as_it_is(
+async def test_an_exception_from_the_body_of_a_request_propagates_unchanged(
     error: Exception, pieces: int, secrets: Secrets | None
 ) -> None:
     async def body() -> AsyncIterator[bytes]:

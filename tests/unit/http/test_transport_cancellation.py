@@ -1,4 +1,4 @@
-"""Cancelled anywhere, an exchange leaves no socket and no task, and raises nothing but `trio.Cancelled`."""
+"""An exchange that is cancelled at any step leaves no socket and no task, and raises only `trio.Cancelled`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CancelAfter(trio.abc.Instrument):
 
 
 async def until_cancelled(exchange: Callable[[], Awaitable[object]], steps: int) -> bool:
-    """Run an exchange in a task of its own and cancel it after some steps. Return whether it was cancelled."""
+    """Run an exchange in a separate task and cancel it after some steps. Return whether it was cancelled."""
     raised: BaseException | None = None
     ended_early = False
 
@@ -187,7 +187,7 @@ async def test_connecting_to_several_addresses_may_be_cancelled_anywhere(monkeyp
 
 
 @pytest.mark.parametrize("stage", ["handshake", "response", "body", "writing", "tunnel"])
-async def test_a_server_that_hangs_is_left_at_once(stage: str, secrets: Secrets | None) -> None:
+async def test_a_cancel_takes_effect_at_once_if_a_server_hangs(stage: str, secrets: Secrets | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         if stage == "writing":
             await trio.lowlevel.checkpoint()
@@ -268,7 +268,7 @@ async def test_the_end_of_a_complete_response_is_reported_though_it_is_cancelled
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "broken"])
-async def test_a_response_that_fails_needs_no_closing(ends: str, secrets: Secrets | None) -> None:
+async def test_a_response_that_fails_need_not_be_closed(ends: str, secrets: Secrets | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")

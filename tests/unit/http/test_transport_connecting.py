@@ -1,4 +1,4 @@
-"""Connecting: names, addresses, what fails for a moment, Unix domain sockets, and what is known to be unsent."""
+"""Connecting: names, addresses, temporary failures, Unix domain sockets, and requests that are known to be unsent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from trio_spanbatch._http.transport import HTTPTransport, Progress
 
 real_getaddrinfo = socket.getaddrinfo
 
-# Real seconds without anything happening, until the mock clock jumps: sockets of this process need none.
+# Real seconds without any event, until the mock clock jumps: sockets of this process need no time.
 IDLE = 0.05
 
 
@@ -61,7 +61,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port on which no server listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         number: int = sock.getsockname()[1]
@@ -180,7 +180,7 @@ async def test_the_zone_of_an_ipv6_address_leads_to_the_server_but_is_not_shown_
         assert f"host: [::1]:{port}\r\n".encode() in heads[0].lower()
 
 
-async def test_a_name_with_an_underscore_is_a_name_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_name_with_an_underscore_is_verified_by_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     secrets = Secrets()
     secrets.server.sni_callback = lambda _sock, name, _context: names.append(name)
@@ -243,13 +243,13 @@ async def test_a_name_server_that_hangs_takes_none_of_the_programs_threads(hangi
         for number in range(64):
             nursery.start_soon(answer, transport, f"http://server{number}.test/")
         with trio.fail_after(DEADLINE):
-            for _ in itertools.count():  # the threads tell nobody
+            for _ in itertools.count():  # there is no event for their end
                 await trio.lowlevel.checkpoint()
                 if len(hanging_names) == 4:
                     break
         assert limiter.borrowed_tokens == 0
         assert await trio.to_thread.run_sync(lambda: "at once") == "at once"
-        # Lookups that nobody waits for any more end by themselves.
+        # Lookups that are no longer waited for end by themselves.
         nursery.cancel_scope.cancel()
     assert len(hanging_names) == 4
 
@@ -273,7 +273,7 @@ async def test_connecting_ends_with_its_timeout(hanging_names: list[object], aut
 
 
 class Network:
-    """Decides what becomes of connecting to each address, in place of the operating system."""
+    """Decides the outcome of connecting to each address, instead of the operating system."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, object]) -> None:
         self.tried: list[tuple[str, float]] = []
@@ -346,7 +346,7 @@ async def test_a_second_connection_that_comes_too_late_is_closed(
     with no_sockets_left():
         async with listening(serve, host="0.0.0.0") as port, HTTPTransport() as transport:
             resolve_to(monkeypatch, ("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.3", port))
-            # The first two are connected in the same instant.
+            # The first two are connected at the same time.
             Network(monkeypatch, {"127.0.0.1": 0.375, "127.0.0.2": 0.125, "127.0.0.3": FOR_EVER})
             assert await answer(transport, url_of(port, host="server.test")) == (200, b"ok")
             (idle,) = transport._idle.values()
@@ -355,7 +355,7 @@ async def test_a_second_connection_that_comes_too_late_is_closed(
             assert set(accepted) <= {"127.0.0.1", "127.0.0.2"}
 
 
-async def test_families_are_tried_in_turns(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_address_families_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
     names = ["::1", "::2", "::3", "127.0.0.1", "127.0.0.2"]
     resolve_to(monkeypatch, *((name, 80) for name in names))
     network = Network(monkeypatch, dict.fromkeys(names, REFUSED))
@@ -374,7 +374,7 @@ async def test_if_all_addresses_fail_the_error_is_that_of_the_first_one(
     assert error.__cause__ is UNREACHABLE
 
 
-async def test_a_network_of_ipv6_only_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_ipv6_only_network_works(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening(answers(OK), host="::1") as port, HTTPTransport() as transport:
         resolve_to(monkeypatch, ("127.0.0.1", port), ("::1", port))
         Network(monkeypatch, {"127.0.0.1": UNREACHABLE})
@@ -403,7 +403,7 @@ async def test_a_race_that_is_cancelled_leaves_nothing_and_raises_no_group(
         assert scope.cancelled_caught
 
 
-# What fails for a moment.
+# Temporary failures.
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ async def test_a_race_that_is_cancelled_leaves_nothing_and_raises_no_group(
     ],
 )
 @pytest.mark.parametrize("addresses", [1, 2])
-async def test_no_socket_to_be_had_is_a_connect_error(
+async def test_a_failure_to_create_a_socket_is_a_connect_error(
     error: OSError, addresses: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_socket(*args: object) -> object:
@@ -436,7 +436,7 @@ async def test_a_network_that_changes_is_a_connect_error(code: int, monkeypatch:
     assert caught.__cause__ is error
 
 
-async def test_no_file_descriptor_to_be_had_is_a_connect_error() -> None:
+async def test_a_lack_of_file_descriptors_is_a_connect_error() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     filler = [os.dup(0) for _ in range(highest)]
@@ -455,7 +455,7 @@ async def test_no_file_descriptor_to_be_had_is_a_connect_error() -> None:
     assert not progress.sent
 
 
-async def test_no_thread_to_be_had_is_a_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lack_of_threads_is_a_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(host: object, port: object, *args: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "not an address")
 
@@ -481,7 +481,7 @@ async def test_a_name_server_that_fails_is_a_connect_error(code: int, monkeypatc
     assert error.__cause__.errno == code
 
 
-async def test_a_name_that_cannot_be_one_is_a_connect_error() -> None:
+async def test_an_invalid_host_name_is_a_connect_error() -> None:
     await fails(f"http://{'a' * 64}.test/")
 
 
@@ -495,7 +495,7 @@ async def test_another_scheme_is_refused(url: str) -> None:
 # Unix domain sockets.
 
 
-async def test_all_hosts_lead_to_the_unix_domain_socket(tmp_path: Path) -> None:
+async def test_every_host_is_reached_through_the_unix_domain_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     heads: list[bytes] = []
     with no_sockets_left():

@@ -48,7 +48,7 @@ async def closes(stream: trio.abc.Stream) -> None:
 
 
 async def lingers(stream: trio.abc.Stream) -> None:
-    """Read what comes until the client has closed."""
+    """Read all data until the client has closed."""
     while await stream.receive_some():
         pass
 

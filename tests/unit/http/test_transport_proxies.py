@@ -1,4 +1,4 @@
-"""HTTP proxies: forwarding, tunnels, credentials, refusals, and proxies that are spoken to by TLS."""
+"""HTTP proxies: forwarding, tunnels, credentials, refusals, and TLS to proxies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def unused_context() -> ssl.SSLContext:
 
 
 def tunnels_to(port: int, heads: list[bytes]) -> Serve:
-    """Return a proxy that opens tunnels to a port of this machine, whatever is asked for."""
+    """Return a proxy that opens all tunnels to a port of this machine, regardless of the requested host."""
 
     async def pump(source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.CancelScope) -> None:
         try:
@@ -157,7 +157,7 @@ async def test_a_proxy_that_refuses_a_tunnel_is_a_proxy_error_with_its_status(
 
 
 @pytest.mark.parametrize("response", [b"", b"HTTP/1.1 20", b"220 smtp.test\r\n\r\n", b"HTTP/1.1 101 -\r\n\r\n"])
-async def test_a_proxy_that_breaks_a_tunnel_off_is_a_connect_error(response: bytes, of_proxy: Secrets | None) -> None:
+async def test_a_proxy_that_closes_a_tunnel_early_is_a_connect_error(response: bytes, of_proxy: Secrets | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         if response:

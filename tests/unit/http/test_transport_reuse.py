@@ -1,4 +1,4 @@
-"""Which connections are used again: age, idle time, what the server says, and what it sends that nobody asked for."""
+"""Which connections are used again: age, idle time, the server's headers, and unexpected data from the server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 @pytest.fixture
 def clock() -> MockClock:
-    """Let time pass only where a test says so; sockets work in real time."""
+    """Let time pass only when a test says so; sockets work in real time."""
     return MockClock()
 
 
@@ -101,7 +101,7 @@ async def test_a_connection_is_used_again(secrets: Secrets | None) -> None:
         (300.0, b"Keep-Alive: timeout=100000\r\n", 2),
     ],
 )
-async def test_idle_connections_end_after_4_s_or_a_second_before_the_server_ends_them(
+async def test_idle_connections_are_closed_after_4_s_or_a_second_before_the_server_closes_them(
     idle: float, header: bytes, connections: int, clock: MockClock
 ) -> None:
     response = OK.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n")
@@ -125,14 +125,14 @@ async def test_a_connection_that_the_server_ends_at_once_is_not_kept_open() -> N
             await ended.wait()
 
 
-async def test_a_connection_that_is_always_busy_ends_after_5_minutes(clock: MockClock) -> None:
+async def test_a_connection_that_is_always_busy_is_closed_after_5_minutes(clock: MockClock) -> None:
     # Begun at 0 s, 3 s, ..., 297 s: the connection of the first one is used until then.
     assert await connections_for([OK], None, pause=3.0, requests=100) == 1
     assert await connections_for([OK], None, pause=3.0, requests=101) == 2
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_after_a_sick_answer_the_next_request_gets_another_connection(
+async def test_after_a_502_503_or_504_the_next_request_gets_another_connection(
     status: int, secrets: Secrets | None
 ) -> None:
     response = b"HTTP/1.1 %d Sick\r\nContent-Length: 0\r\n\r\n" % status
@@ -419,7 +419,7 @@ async def test_a_response_that_is_not_complete_is_an_error_and_its_request_was_s
             assert progress.sent
 
 
-async def test_what_was_sent_stays_known_when_the_next_request_has_the_connection() -> None:
+async def test_a_request_stays_marked_as_sent_when_the_next_request_uses_the_connection() -> None:
     async with listening(answers(OK)) as port, HTTPTransport() as transport:
         first, progress = post(url_of(port))
         assert await answer(transport, first) == (200, b"ok")

@@ -33,7 +33,7 @@ def secrets(request: pytest.FixtureRequest) -> Secrets | None:
 
 
 class Proxy:
-    """A SOCKS5 proxy that connects to a port of this machine, whatever is asked for, and notes what was asked for.
+    """A SOCKS5 proxy that connects to a port of this machine for any request, and records the requests.
 
     Args:
         port: The port.
@@ -165,7 +165,7 @@ async def test_a_proxy_that_refuses_is_a_proxy_error_and_nothing_is_sent(
             await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_proxy_that_hangs_is_left_at_once_when_cancelled() -> None:
+async def test_a_cancel_takes_effect_at_once_if_a_proxy_hangs() -> None:
     async with listening(silent) as port, transport_over(port) as transport:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The stream below TLS: writes never fail, and looking for surplus data neither waits nor goes on for ever."""
+"""The stream below TLS: writes never fail, and looking for surplus data neither waits nor continues forever."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_spanbatch._http.wire import NothingToRead, SocketLink, Wire
 
 
 class FakeLink:
-    """A link with something to read for ever, that takes ``takes`` bytes and then fails or blocks."""
+    """A link with endless data to read that accepts ``takes`` bytes and then fails or blocks."""
 
     def __init__(self, takes: int = 0, error: OSError | None = None) -> None:
         self.takes = takes
@@ -24,14 +24,14 @@ class FakeLink:
 
     async def send(self, data: memoryview) -> int:
         await trio.lowlevel.checkpoint()
-        room = self.takes - len(self.taken)
-        if not room:
+        space = self.takes - len(self.taken)
+        if not space:
             if self._error is None:
                 await trio.sleep_forever()
             else:
                 raise self._error
-        self.taken += bytes(data[: min(room, 10)])
-        return min(room, 10, len(data))
+        self.taken += bytes(data[: min(space, 10)])
+        return min(space, 10, len(data))
 
     async def recv(self, max_bytes: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -75,7 +75,7 @@ async def test_a_write_that_is_cancelled_is_cancelled() -> None:
     assert scope.cancelled_caught
 
 
-async def test_without_waiting_reading_ends_soon_however_much_there_is() -> None:
+async def test_without_waiting_reading_ends_soon_for_any_amount_of_data() -> None:
     link = FakeLink()
     wire = Wire(link)
     with wire.without_waiting(), pytest.raises(trio.BrokenResourceError):
@@ -88,7 +88,7 @@ async def test_without_waiting_reading_ends_soon_however_much_there_is() -> None
     assert await wire.receive_some() == b"x"
 
 
-async def test_without_waiting_nothing_is_written_and_the_connection_is_of_no_more_use() -> None:
+async def test_without_waiting_nothing_is_written_and_the_connection_becomes_unusable() -> None:
     link = FakeLink()  # which would block
     wire = Wire(link)
     with wire.without_waiting():

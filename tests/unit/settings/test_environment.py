@@ -87,7 +87,7 @@ def test_a_base_endpoint_gets_the_path_for_traces_with_exactly_one_slash(base: s
 
 
 @pytest.mark.parametrize("own", ["http://collector", "http://collector/", "http://collector/v2/spans"])
-def test_the_endpoint_for_traces_is_used_as_it_is_and_wins(own: str) -> None:
+def test_the_endpoint_for_traces_is_used_unchanged_and_takes_precedence(own: str) -> None:
     assert endpoint(TRACES_ENDPOINT=own, ENDPOINT="http://other") == own
 
 
@@ -150,7 +150,7 @@ def test_a_user_name_and_password_in_an_endpoint_are_sent_as_basic_authenticatio
     assert SECRET not in f"{exporter!r}{exporter.endpoint}{caplog.text}"
 
 
-def test_an_authorization_among_the_headers_goes_before_the_password_in_an_endpoint() -> None:
+def test_an_authorization_header_takes_precedence_over_the_password_in_an_endpoint() -> None:
     for name in ("Authorization", "authorization"):
         environ = {f"{PREFIX}ENDPOINT": f"http://user:{SECRET}@collector", f"{PREFIX}HEADERS": f"{name}=Bearer%20x"}
         assert exporter_options(environ).get("headers") == {name: "Bearer x"}
@@ -231,7 +231,7 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "is_mentioned"),
     [
         ({"PROTOCOL": "grpc", "ENDPOINT": "http://collector:4317"}, True),
         ({"PROTOCOL": "GRPC", "TRACES_ENDPOINT": "http://collector:4317"}, True),
@@ -241,10 +241,10 @@ def test_another_protocol_is_warned_about_once_and_http_protobuf_is_sent(
     ],
 )
 def test_the_port_of_grpc_in_the_endpoint_is_pointed_out_if_the_protocol_is_grpc(
-    variables: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
+    variables: dict[str, str], is_mentioned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint(**variables)
-    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == told
+    assert ("to port 4317, where gRPC is usually spoken; for HTTP it is 4318" in caplog.text) == is_mentioned
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "HTTP/PROTOBUF", "HTTP/Protobuf"])
@@ -252,7 +252,7 @@ def test_the_protocol_may_be_in_any_case(protocol: str) -> None:
     assert exporter_options({f"{PREFIX}PROTOCOL": protocol}) == exporter_options({})
 
 
-def test_the_protocol_for_traces_wins() -> None:
+def test_the_protocol_for_traces_takes_precedence() -> None:
     environ = {f"{PREFIX}PROTOCOL": "grpc", f"{TRACES}PROTOCOL": "http/protobuf"}
     assert exporter_options(environ) == exporter_options({})
 
@@ -275,7 +275,7 @@ def test_the_protocol_for_traces_wins() -> None:
         ("", b""),
     ],
 )
-def test_any_value_of_a_header_is_sent_as_latin_1_or_else_as_the_bytes_that_it_has(value: str, sent: bytes) -> None:
+def test_any_header_value_is_sent_as_latin_1_or_as_its_utf_8_bytes(value: str, sent: bytes) -> None:
     assert headers(f"k={value}")["k"].encode("latin-1") == sent
     OTLPExporter.from_env({f"{PREFIX}HEADERS": f"k={value},,k2=v2,"})
 
@@ -446,7 +446,7 @@ def test_compression_for_traces_takes_precedence_and_an_unknown_value_causes_a_w
     ]
 
 
-def test_files_for_traces_win() -> None:
+def test_files_for_traces_take_precedence() -> None:
     names = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
     environ = {f"{PREFIX}{name}": "general" for name in names} | {f"{TRACES}{name}": "own" for name in names}
     options = exporter_options({**environ, f"{PREFIX}ENDPOINT": "https://collector"})
@@ -462,7 +462,7 @@ def test_a_missing_file_is_an_error_that_names_it_and_its_variable(name: str, pr
 
 
 @pytest.mark.parametrize("names", [("CERTIFICATE",), ("CLIENT_CERTIFICATE", "CLIENT_KEY"), ("CLIENT_KEY",)])
-def test_files_for_tls_do_not_matter_where_the_endpoint_is_plain_http(
+def test_files_for_tls_are_not_read_for_a_plain_http_endpoint(
     names: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     for endpoint_of in ("http://collector", "HTTP://collector", ""):
@@ -475,7 +475,7 @@ def test_a_client_key_without_a_certificate_is_warned_about_and_ignored(caplog: 
     environ = {f"{PREFIX}ENDPOINT": "https://collector", f"{PREFIX}CLIENT_KEY": "/nowhere.pem"}
     OTLPExporter.from_env(environ)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{PREFIX}CLIENT_KEY is set without {PREFIX}CLIENT_CERTIFICATE, which it is the key of: it is ignored"
+        f"{PREFIX}CLIENT_KEY is set without {PREFIX}CLIENT_CERTIFICATE: it is ignored"
     ]
 
 
@@ -491,7 +491,7 @@ def test_the_service_name_takes_precedence_over_resource_attributes() -> None:
 
 
 @pytest.mark.parametrize("value", ["nonsense", "a=b,nonsense", "=b"])
-def test_a_list_of_attributes_with_a_mistake_in_it_is_ignored_as_a_whole(
+def test_a_list_of_attributes_with_a_mistake_is_ignored_completely(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert default_resource({"OTEL_RESOURCE_ATTRIBUTES": value}) is None
@@ -501,7 +501,7 @@ def test_a_list_of_attributes_with_a_mistake_in_it_is_ignored_as_a_whole(
 @pytest.mark.parametrize(
     "value", ["a=%zz", "good=1,a=100%", "a=%f", "a=%FF", "good=1,a=%C3%28", "%E2%82=b", "a=\udcff", "a=%ED%B3%BF"]
 )
-def test_attributes_that_cannot_be_percent_decoded_are_ignored_as_a_whole_with_a_warning(
+def test_attributes_that_cannot_be_percent_decoded_are_all_ignored_with_a_warning(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     resource = default_resource({"OTEL_RESOURCE_ATTRIBUTES": value, "OTEL_SERVICE_NAME": "agents"})
@@ -545,7 +545,7 @@ async def test_a_disabled_sdk_sends_nothing_and_refuses_every_batch(value: str) 
 
 
 @pytest.mark.parametrize(("value", "warnings"), [("false", 0), ("False", 0), ("1", 1), ("yes", 1)])
-def test_nothing_but_true_disables(value: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_true_disables_the_sdk(value: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
     assert not sdk_disabled({"OTEL_SDK_DISABLED": value})
     assert len(caplog.records) == warnings
 

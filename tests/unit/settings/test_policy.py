@@ -101,6 +101,6 @@ def test_the_first_wait_is_finite(value: float) -> None:
         RetryPolicy(initial=value)
 
 
-def test_without_a_maximum_the_longest_wait_is_finite_all_the_same() -> None:
+def test_without_a_maximum_the_longest_wait_is_still_finite() -> None:
     retry = RetryPolicy(maximum=math.inf)
     assert math.isfinite(retry.longest_wait(100_000))

@@ -1,4 +1,4 @@
-"""Proxies, CAs and a key log from the environment: they are used, and mistakes stop no program."""
+"""Proxies, CAs and a key log from the environment: they are used, and a mistake does not stop the program."""
 
 from __future__ import annotations
 
@@ -126,14 +126,14 @@ def test_unusable_entries_are_reported_together(
     )
 
 
-def test_the_variable_in_lower_case_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lower_case_variable_takes_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "a.test")
     assert is_direct("b.test", "http://a.test", monkeypatch)
     assert not is_direct("b.test", "http://b.test", monkeypatch)
 
 
 @pytest.mark.parametrize("no_proxy", ["localhost,127.0.0.0/8,::1/128", "127.0.0.1/32", "*", "127.0.0.1:*,127.0.0.1"])
-async def test_a_host_that_no_proxy_names_is_reached_directly(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_in_no_proxy_is_reached_directly(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with OTLPReceiver() as receiver, running_proxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", no_proxy)
@@ -142,7 +142,7 @@ async def test_a_host_that_no_proxy_names_is_reached_directly(no_proxy: str, mon
         assert (batcher.statistics().delivered, proxy.asked) == (3, [])
 
 
-async def test_a_host_that_no_proxy_does_not_name_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_that_is_not_in_no_proxy_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with OTLPReceiver() as receiver, running_proxy() as proxy:
         # Without a scheme, as curl accepts it.
         monkeypatch.setenv("HTTP_PROXY", proxy.url.removeprefix("http://"))

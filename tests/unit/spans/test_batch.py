@@ -62,7 +62,7 @@ def test_the_size_is_exact_after_every_span_that_is_added(spans: list[EncodedSpa
 
 
 @given(st.integers(0, 130), st.integers(0, 130), st.integers(1, 400))
-def test_the_size_stays_exact_while_envelopes_fill_up_with_alike_spans(resource: int, scope: int, count: int) -> None:
+def test_the_size_stays_exact_while_envelopes_fill_with_equal_spans(resource: int, scope: int, count: int) -> None:
     span = EncodedSpan(named(60), SpanHeaders(resource_header(resource), scope_header(scope)))
     sizer = RequestSizer(sys.maxsize)
     for added in range(1, count + 1):

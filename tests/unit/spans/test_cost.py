@@ -56,7 +56,7 @@ async def test_a_resource_that_spans_share_counts_once(autojump_clock: MockClock
     assert batcher.statistics().pending_bytes == 0
 
 
-async def test_the_bytes_of_a_batch_that_is_cut_in_parts_are_given_back_exactly(autojump_clock: MockClock) -> None:
+async def test_the_bytes_of_a_batch_that_is_split_are_released_exactly(autojump_clock: MockClock) -> None:
     resources = [Resource({"session": f"{number} {'x' * 500}"}) for number in range(3)]
     spans = [with_resource(make_span(), resources[number // 3 % 3]) for number in range(40)]
     bad = {span.context.span_id for span in spans[5:30:8]}

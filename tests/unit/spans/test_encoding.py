@@ -19,7 +19,7 @@ from trio_spanbatch._spans.records import InstrumentationScope, Resource, Span, 
 
 
 @given(SPANS)
-def test_a_span_is_the_message_that_protobuf_builds(span: Span) -> None:
+def test_a_span_is_encoded_as_by_protobuf(span: Span) -> None:
     encoded = SpanEncoder().encode(span)
     message = expected.span_message(span)
     assert_same(encoded.to_message(), message)
@@ -59,7 +59,7 @@ def test_attributes_of_spans_events_links_resources_and_scopes_are_encoded_alike
         assert [attribute.SerializeToString(deterministic=True) for attribute in owner.attributes] == wanted
 
 
-def test_a_span_needs_no_more_than_a_name_a_context_and_times() -> None:
+def test_a_span_needs_only_a_name_a_context_and_times() -> None:
     message = encode().to_message()
     assert message.kind == message.SPAN_KIND_INTERNAL
     assert message.flags == 0x100
@@ -68,7 +68,7 @@ def test_a_span_needs_no_more_than_a_name_a_context_and_times() -> None:
     assert SpanEncoder().encode(make_span()).headers.resource == b""
 
 
-def test_an_encoded_span_is_returned_as_it_is() -> None:
+def test_an_encoded_span_is_returned_unchanged() -> None:
     encoded = encode()
     assert SpanEncoder().encode(encoded) is encoded
 

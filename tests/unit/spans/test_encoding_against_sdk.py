@@ -177,7 +177,7 @@ def ours(spans: list[ReadableSpan]) -> ExportTraceServiceRequest:
 
 @pytest.mark.parametrize("limits", [None, LIMITS], ids=["no limits", "limits"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_a_span_of_the_sdk_is_the_message_that_the_sdk_makes(program: Program, limits: SpanLimits | None) -> None:
+def test_an_sdk_span_is_encoded_as_by_the_sdk(program: Program, limits: SpanLimits | None) -> None:
     spans = run(program, resource=Resource({"service.name": "x", "list": ["a", "b"]}, "https://schema"), limits=limits)
     assert spans
     assert without_what_the_sdk_leaves_out(ours(spans)) == encode_spans(spans)
@@ -260,7 +260,7 @@ def as_record(span: ReadableSpan) -> _records.Span:
     )
 
 
-def test_a_record_with_the_values_of_a_span_of_the_sdk_is_the_same_bytes() -> None:
+def test_a_record_with_the_values_of_an_sdk_span_has_the_same_encoding() -> None:
     encoder = SpanEncoder()
     for span in run(*PROGRAMS, resource=Resource({"service.name": "x"}, "https://schema"), limits=LIMITS):
         theirs, record = encoder.encode(span), encoder.encode(as_record(span))

@@ -35,7 +35,7 @@ def test_spans_without_a_resource_get_the_default_one() -> None:
     assert resource_of(encoder.encode(make_span(resource=own))).attributes[0].value.string_value == "own"
 
 
-def test_an_empty_resource_and_scope_are_sent_and_none_is_not() -> None:
+def test_an_empty_resource_or_scope_is_sent_but_none_is_not() -> None:
     empty = encode(resource=Resource(), instrumentation_scope=InstrumentationScope(""))
     assert ResourceSpans.FromString(empty.headers.resource).HasField("resource")
     assert ScopeSpans.FromString(empty.headers.scope).HasField("scope")
@@ -101,7 +101,7 @@ def test_a_change_to_a_mutable_resource_is_seen(wrap: Any) -> None:
     assert resource_of(encoder.encode(make_span(resource=resource))).attributes == expected.attributes(wrap("after"))
 
 
-def test_more_resources_than_are_remembered_are_never_mixed_up() -> None:
+def test_more_resources_than_the_cache_holds_are_never_mixed_up() -> None:
     encoder = SpanEncoder()
     kept = [Resource({"number": number}) for number in range(1500)]
     for number, resource in [*enumerate(kept), *enumerate(kept)]:

@@ -151,7 +151,7 @@ BAD: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("make", BAD.values(), ids=BAD.keys())
-def test_only_the_attribute_that_cannot_be_expressed_is_dropped(
+def test_only_attributes_that_cannot_be_expressed_are_dropped(
     make: Callable[[], object],
 ) -> None:
     for owner in owners(with_attributes({"first": 1, "bad": make(), "last": "text"}, dropped=2)):
@@ -159,7 +159,7 @@ def test_only_the_attribute_that_cannot_be_expressed_is_dropped(
         assert owner.dropped_attributes_count == 3
 
 
-def test_a_key_whose_str_raises_costs_its_attribute() -> None:
+def test_an_attribute_whose_key_raises_in_str_is_dropped() -> None:
     for owner in owners(with_attributes({"first": 1, Mute(): 2, 5: 3})):
         assert [attribute.key for attribute in owner.attributes] == ["first", "5"]
         assert owner.dropped_attributes_count == 1
@@ -181,7 +181,7 @@ def test_attributes_that_can_be_read_are_sent_if_others_cannot(attributes: Any, 
     assert message.dropped_attributes_count == dropped
 
 
-def test_dropped_counts_end_at_the_largest_number_of_32_bits() -> None:
+def test_dropped_counts_are_limited_to_32_bits() -> None:
     for owner in owners(with_attributes({"a": Mute(), "b": Mute()}, dropped=2**32 - 2)):
         assert owner.dropped_attributes_count == 2**32 - 1
 
@@ -233,7 +233,7 @@ def test_a_recursion_error_from_the_callers_full_stack_is_raised_and_drops_nothi
     assert set(outcomes) == {None, wanted}
 
 
-def test_times_counts_and_flags_that_are_ints_by_index_are_taken() -> None:
+def test_times_counts_and_flags_may_be_any_type_with_index() -> None:
     message = encode(
         start_time=Index(5),
         end_time=Index(6),
@@ -274,7 +274,7 @@ def test_trace_flags_are_the_lowest_8_bits_of_a_number_for_a_span_and_a_link_ali
         assert (message.flags, message.links[0].flags) == (0x100 | sent, 0x100 | sent)
 
 
-def test_a_resource_may_say_that_it_has_no_entities_with_none() -> None:
+def test_the_entity_refs_of_a_resource_may_be_none() -> None:
     resource: Any = SimpleNamespace(attributes={"a": 1}, schema_url="", entity_refs=None)
     assert ResourceSpans.FromString(encode(resource=resource).headers.resource).resource.attributes[0].key == "a"
 
@@ -301,7 +301,7 @@ def test_a_float_is_refused_as_a_time_with_the_remedy() -> None:
         encode(start_time=1.5)
 
 
-def test_ids_are_taken_as_ints_only() -> None:
+def test_ids_must_be_ints() -> None:
     with pytest.raises(InvalidSpanError, match=r"^context\.span_id is "):
         encode(context=SpanContext(1, Index(2)))  # type: ignore[arg-type]  # on purpose
 
@@ -321,7 +321,7 @@ def test_ids_are_taken_as_ints_only() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_name_of_none_is_empty_and_any_other_type_its_str_if_it_has_one(given: Any, sent: str) -> None:
+def test_a_name_of_none_is_empty_and_other_types_are_sent_as_their_str(given: Any, sent: str) -> None:
     span = make_span(
         name=given,
         context=SpanContext(1, 2, trace_state=given),
@@ -347,10 +347,29 @@ def test_a_trace_state_that_cannot_be_read_is_left_out() -> None:
         assert (message.trace_state, message.links[0].trace_state) == ("", "")
 
 
-def test_a_str_is_bounded_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_a_str_is_checked_before_it_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_MAX_STR_SIZE", 3000)
     assert encode(name={"a": (1, 2)}).to_message().name == "{'a': (1, 2)}"
     assert encode(name=["x" * 3000]).to_message().name == ""
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_that_is_too_large_by_its_length_is_dropped_before_an_item_is_encoded(kind: type[Any]) -> None:
+    class Counted:
+        seen = 0
+
+        def __str__(self) -> str:
+            self.seen += 1
+            return ""
+
+    item = Counted()
+    items = kind([item]) * (8 * 1024 * 1024 + 1)
+
+    message = encode(attributes={"list": items, "nested": [items], "good": 1}).to_message()
+
+    assert [attribute.key for attribute in message.attributes] == ["good"]
+    assert message.dropped_attributes_count == 2
+    assert item.seen == 0
 
 
 def test_common_values_are_unchanged() -> None:

@@ -66,7 +66,7 @@ def test_equal_values_of_different_types_are_distinguished() -> None:
             assert encoder.encode(span).payload == SpanEncoder().encode(span).payload
 
 
-def test_a_key_with_ever_new_values_is_encoded_as_before() -> None:
+def test_a_key_with_a_new_value_in_each_span_is_encoded_correctly() -> None:
     encoder = SpanEncoder()
     for number in range(100):
         for value in (f"id-{number}", number, f"id-{number % 3}", number % 3):

@@ -111,7 +111,7 @@ def test_values_follow_the_attribute_mapping(value: object, wanted: AnyValue) ->
     assert value_of(value) == wanted
 
 
-def test_ints_of_any_length_become_their_digits() -> None:
+def test_ints_beyond_64_bits_become_their_digits() -> None:
     assert value_of(-(10**5000)).string_value == "-1" + "0" * 5000
 
 
@@ -132,13 +132,13 @@ def test_an_empty_key_is_kept() -> None:
 
 @pytest.mark.parametrize("key_length", [1, 250, 256, 300, 5000])
 @pytest.mark.parametrize("size", [0, 1775, 1776, 2046, 2047, 2048, 100_000])
-def test_keys_and_texts_of_every_length_have_the_right_lengths_in_front(key_length: int, size: int) -> None:
+def test_keys_and_texts_of_every_length_have_correct_length_prefixes(key_length: int, size: int) -> None:
     attributes = {"k" * key_length: "v" * size, "k" * (key_length + 1): b"v" * size}
     encoded = encode(attributes=attributes)
     assert list(encoded.to_message().attributes) == expected.attributes(attributes)
 
 
-def test_more_keys_than_are_remembered_are_encoded_too() -> None:
+def test_more_keys_than_the_cache_holds_are_encoded_correctly() -> None:
     encoder = SpanEncoder()
     for start in range(0, 5000, 500):
         attributes = {f"key.{number}": number for number in range(start, start + 500)}
@@ -207,7 +207,7 @@ class Marked:
         return Markup("marked")
 
 
-def test_no_attribute_is_lost_where_the_text_of_a_key_is_of_a_subclass() -> None:
+def test_no_attribute_is_lost_if_the_str_of_a_key_is_of_a_subclass() -> None:
     message = encode(attributes={"first": 1, Marked(): 2, "last": 3}).to_message()
     assert [attribute.key for attribute in message.attributes] == ["first", "marked", "last"]
 
@@ -224,7 +224,7 @@ def test_a_value_with_exponentially_many_references_is_dropped_before_it_fills_m
 
 
 @pytest.mark.parametrize("count", [10**9, 10**18])
-def test_a_range_of_everything_is_dropped_before_it_fills_memory(count: int) -> None:
+def test_a_huge_range_is_dropped_before_it_fills_memory(count: int) -> None:
     assert_dropped(range(count))
 
 

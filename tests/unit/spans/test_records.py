@@ -96,7 +96,7 @@ def test_a_trace_state_may_be_text_or_a_mapping_which_is_copied() -> None:
     assert SpanContext(1, 2, trace_state="vendor=1").trace_state == "vendor=1"
 
 
-def test_none_stands_for_no_attributes_and_no_trace_state() -> None:
+def test_none_means_no_attributes_and_no_trace_state() -> None:
     assert Resource(None).attributes == {}
     assert SpanContext(1, 2, trace_state=None).trace_state == ""
 
@@ -109,7 +109,7 @@ def test_events_and_links_become_tuples() -> None:
     assert span.links == (SpanLink(CONTEXT),)
 
 
-def test_records_do_not_change() -> None:
+def test_records_are_immutable() -> None:
     span = make_span()
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         span.name = "other"  # type: ignore[misc]  # on purpose
@@ -204,7 +204,7 @@ def test_the_hash_of_any_span_is_that_of_its_copy(span: Span) -> None:
     assert hash(attrs.evolve(span)) == hash(span)
 
 
-def test_records_with_other_values_mostly_have_another_hash() -> None:
+def test_records_with_different_values_mostly_have_different_hashes() -> None:
     assert len({hash(Resource({"service.instance.id": f"{number}"})) for number in range(1000)}) > 990
     assert hash(Status()) != hash(FlushCounts())
 

@@ -1,0 +1,66 @@
+"""Many locations: no single step handles all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.support.batchers import make_span, watched_batcher
+from trio_spanbatch import BatchPolicy, Limits
+from trio_spanbatch.testing import InMemoryExporter
+
+MANY = 300
+
+
+@attrs.define(eq=False)
+class AfterEachStep(trio.abc.Instrument):
+    """Records how much a number grows in each step of a task."""
+
+    read: Callable[[], int]
+    last: int = 0
+    grown: list[int] = attrs.Factory(list)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        now = self.read()
+        self.grown.append(now - self.last)
+        self.last = now
+
+
+async def test_other_tasks_run_after_64_exports_begun_where_all_locations_are_due_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    limits = Limits(max_exports=MANY)
+    async with watched_batcher(InMemoryExporter(), BatchPolicy(max_delay=1), limits=limits) as batcher:
+        for number in range(MANY):
+            batcher.add_span_nowait(f"location {number}", make_span())
+        steps = AfterEachStep(lambda: batcher.statistics().in_flight + batcher.statistics().delivered)
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(2)
+        trio.lowlevel.remove_instrument(steps)
+        assert batcher.statistics().delivered == MANY
+    assert sum(steps.grown) == MANY
+    assert max(steps.grown) == 64
+
+
+async def test_a_cancelled_flush_leaves_the_others_of_its_locations(autojump_clock: MockClock) -> None:
+    exporter = InMemoryExporter(delay=5)
+    ended: list[int] = []
+
+    async def flush(scope: trio.CancelScope) -> None:
+        with scope:
+            ended.append((await batcher.flush()).delivered)
+
+    async with watched_batcher(exporter, BatchPolicy(max_delay=1000), shutdown_timeout=100) as batcher:
+        for number in range(5):
+            batcher.add_span_nowait(f"location {number}", make_span())
+        scopes = [trio.CancelScope() for _ in range(4)]
+        async with trio.open_nursery() as nursery:
+            for scope in scopes:
+                nursery.start_soon(flush, scope)
+            await wait_all_tasks_blocked()
+            for scope in scopes[1:3]:
+                scope.cancel()
+    assert ended == [5, 5]
