@@ -63,6 +63,14 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
     return _read(_run(["-m", "tests.state_machine", "--sequences", str(examples), "--no-shrink", "--json"], environ))
 
 
+def sweep_recursion(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
+    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", _SWEEP], environ)
+    if ended.returncode == 0:
+        return Search(0, None)
+    failed = re.search(r"^E +(\S.*)$|^(FAILED .*)$", ended.stdout, re.MULTILINE)
+    return Search(0, first_line(failed[0].removeprefix("E") if failed else ended.stdout + ended.stderr))
+
+
 # The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.
 MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] = {
     "simulation": simulate,
