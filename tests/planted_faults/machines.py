@@ -23,6 +23,8 @@ from tests.support.processes import run_to_end
 
 __all__ = ["MACHINES", "Search", "find"]
 
+_SWEEP = "tests/runtime/test_books_recursion.py"
+
 # The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
 # machine that it names, so it is missed once in e**50 times.
 BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0, "recursion sweep": 0}
