@@ -244,13 +244,6 @@ FAULTS = (
         first="recursion sweep",
     ),
     PlantedFault(
-        "a full batch is stored twice if its change is finished after an interruption",
-        "_scheduler/admission.py",
-        "                if not location.full or location.full[-1].end < batch.end:\n                    location.full.append(batch)\n",
-        "                location.full.append(batch)\n                framed_size(b'')\n                if location.full[-1:] * 2 == location.full[-2:]:\n                    pass\n",
-        first="recursion sweep",
-    ),
-    PlantedFault(
         "a Growth is stored twice",
         "_scheduler/admission.py",
         "        if growth is not None:\n            for batch in growth.full:\n                if not location.full or location.full[-1].end < batch.end:\n                    location.full.append(batch)\n",

@@ -281,7 +281,7 @@ class Driver:
 
     def _look_at_rest(self) -> None:
         self.rest.look(self._batcher.statistics())
-        self.model.check_nobody_waits_in_vain()
+        self.model.check_rest()
         lines = sum(len(location.line) for location in self.model.locations.values())
         assert len(self.adders) == lines, "an adder waits in vain, or returned too early"
         assert len(self.flushers) == len(self.model.flushes), "a flush waits in vain, or returned too early"

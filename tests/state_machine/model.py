@@ -406,8 +406,9 @@ class Model:
         }
         self.heads = {name: location.line[0] for name, location in standing.items()}
 
-    def check_nobody_waits_in_vain(self) -> None:
-        """Check that no adder waits whose span would fit."""
+    def check_rest(self) -> None:
+        """Check that no adder waits whose span would fit, and that no location is about to end."""
+        assert not self.ending, f"{self.ending} do not end"
         first = [name for name, since in self.byte_line.items() if since == min(self.byte_line.values())]
         fit = [name for name in first if self._has_bytes(self.locations[name].cost_now([self.heads[name]]))]
         assert not first or len(fit) < len(first), f"adders of {fit} wait, though there is room for them"
