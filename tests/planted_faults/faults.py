@@ -116,7 +116,8 @@ FAULTS = (
         "on_loss is called twice for spans that the server rejected",
         "_runtime/runtime.py",
         'self.losses.report(Loss(location, lease.batch, "rejected", reason, code, count=settlement.rejected))',
-        'self.losses.report(loss := Loss(location, lease.batch, "rejected", reason, code, count=settlement.rejected))\n            self.losses.report(loss)',
+        'self.losses.report(loss := Loss(location, lease.batch, "rejected", reason, code, '
+        "count=settlement.rejected))\n            self.losses.report(loss)",
     ),
     PlantedFault(
         "an exception from on_loss escapes in the middle of the accounting",
@@ -135,7 +136,8 @@ FAULTS = (
         "the driver checks for work and falls asleep a moment later",
         "_runtime/driver.py",
         "        with trio.CancelScope(deadline=self._scheduler.next_at()):\n",
-        "        at = self._scheduler.next_at()\n        await trio.lowlevel.checkpoint()\n        with trio.CancelScope(deadline=at):\n",
+        "        at = self._scheduler.next_at()\n        await trio.lowlevel.checkpoint()\n"
+        "        with trio.CancelScope(deadline=at):\n",
         first="state machine",
     ),
     PlantedFault(
@@ -246,14 +248,18 @@ FAULTS = (
     PlantedFault(
         "a Growth is stored twice",
         "_scheduler/admission.py",
-        "        if growth is not None:\n            for batch in growth.full:\n                if not location.full or location.full[-1].end < batch.end:\n                    location.full.append(batch)\n",
-        "        if growth is not None:\n            for batch in growth.full:\n                location.full += [batch] * (1 + bool(location.waiting))\n",
+        "        if growth is not None:\n            for batch in growth.full:\n"
+        "                if not location.full or location.full[-1].end < batch.end:\n"
+        "                    location.full.append(batch)\n",
+        "        if growth is not None:\n            for batch in growth.full:\n"
+        "                location.full += [batch] * (1 + bool(location.waiting))\n",
         first="state machine",
     ),
     PlantedFault(
         "a span that is added without waiting overtakes those that wait for bytes",
         "_scheduler/admission.py",
-        "            or location.waiting\n            or self.byte_line\n        ):\n            return False\n        batch",
+        "            or location.waiting\n            or self.byte_line\n        ):\n            return False\n"
+        "        batch",
         "            or location.waiting\n        ):\n            return False\n        batch",
         first="state machine",
     ),
@@ -274,7 +280,8 @@ FAULTS = (
     PlantedFault(
         "the location that was served for bytes stays first in their line",
         "_scheduler/admission.py",
-        "            self.byte_line.pop(location, None)\n            if location.waiting and self.byte_line:\n                # It goes to the end.\n",
+        "            self.byte_line.pop(location, None)\n            if location.waiting and self.byte_line:\n"
+        "                # It goes to the end.\n",
         "            if location.waiting and self.byte_line:\n                # It goes to the end.\n",
         first="state machine",
     ),
@@ -324,7 +331,9 @@ FAULTS = (
     PlantedFault(
         "a delivery that is cancelled keeps the slot that it was given",
         "_runtime/runtime.py",
-        "            if lease.may_repeat:\n                # That was decided after the cancel, before this task ran.\n                self.scheduler.slot_unused(lease)\n",
+        "            if lease.may_repeat:\n"
+        "                # That was decided after the cancel, before this task ran.\n"
+        "                self.scheduler.slot_unused(lease)\n",
         "",
         first="cancel everywhere",
         scenario="one_slot",
@@ -333,7 +342,8 @@ FAULTS = (
         "a slot is kept during a backoff",
         "_scheduler/scheduler.py",
         "        lease.may_repeat = False\n        self.slots.give_back(location)\n",
-        "        lease.may_repeat = False\n        if isinstance(result, Delivered):\n            self.slots.give_back(location)\n",
+        "        lease.may_repeat = False\n        if isinstance(result, Delivered):\n"
+        "            self.slots.give_back(location)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -431,7 +441,8 @@ FAULTS = (
         "an order is dropped: a flush of one location is not woken",
         "_runtime/runtime.py",
         "        elif (done := self.flushes.get(order.flush)) is not None:\n            done.set()\n",
-        "        elif len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n            done.set()\n",
+        "        elif len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n"
+        "            done.set()\n",
         first="state machine",
     ),
     PlantedFault(
@@ -444,7 +455,8 @@ FAULTS = (
     PlantedFault(
         "batches that were not started when the batcher stops are forgotten",
         "_scheduler/scheduler.py",
-        "                self.outbox[number] = HandBack(order.lease, reason)\n                self.slots.give_back(order.lease.location)\n",
+        "                self.outbox[number] = HandBack(order.lease, reason)\n"
+        "                self.slots.give_back(order.lease.location)\n",
         "                pass\n",
         first="cancel everywhere",
         scenario="drain_in_progress",
@@ -459,7 +471,8 @@ FAULTS = (
     PlantedFault(
         "a location that changed while nobody waited is not ranked again",
         "_scheduler/scheduler.py",
-        "            for location in admission.unranked:\n                admission.touch(location)\n            admission.unranked.clear()\n            return True\n",
+        "            for location in admission.unranked:\n                admission.touch(location)\n"
+        "            admission.unranked.clear()\n            return True\n",
         "            admission.unranked.clear()\n",
         first="state machine",
     ),
@@ -480,7 +493,8 @@ FAULTS = (
     PlantedFault(
         "a location over its share is not looked at when a slot can be spared",
         "_scheduler/scheduler.py",
-        "        if self.slots.over_share and self._can_spare():\n            return next(iter(self.slots.over_share))\n",
+        "        if self.slots.over_share and self._can_spare():\n"
+        "            return next(iter(self.slots.over_share))\n",
         "",
         first="state machine",
     ),

@@ -198,7 +198,7 @@ class Model:
         self.ending.add(location.name)
 
     def location_is_remembered(self, name: str) -> None:
-        """Note that the counts of an ended location are kept, and forget the oldest such counts if they are too many."""
+        """Note that the counts of an ended location are kept. If they are too many, forget the oldest."""
         assert not self.locations[name].is_live, f"{name} has ended and lives"
         self.ending.discard(name)
         self.ended[name] = None
