@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.support.books import NEXT, PACKAGE, SCENES, TRIO, AtCall, AtLine, Interrupted, Program, Run, Scene, called, sweep
+from tests.support.books import (
+    NEXT,
+    PACKAGE,
+    SCENES,
+    TRIO,
+    AtCall,
+    AtLine,
+    Interrupted,
+    Program,
+    Run,
+    Scene,
+    called,
+    sweep,
+)
 
 scenes = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name.replace(" ", "-"))
 

@@ -29,9 +29,9 @@ __all__ = [
     "AtCall",
     "AtLine",
     "Interrupted",
+    "Program",
     "Run",
     "Scene",
-    "Program",
     "at_height",
     "at_height_async",
 ]
@@ -150,9 +150,10 @@ class AtCall:
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
         if _task() is not self._task or not frame.f_code.co_filename.startswith((PACKAGE, TRIO)):
             return
-        self.seen += 1
-        if self.seen == self._number:
-            self._function()
+        if event == "call" or event == "c_return":
+            self.seen += 1
+            if self.seen == self._number:
+                self._function()
 
 
 def _task() -> trio.lowlevel.Task | None:
@@ -166,6 +167,8 @@ def _task() -> trio.lowlevel.Task | None:
 
 SMALL = BatchPolicy(max_spans=3, max_delay=1000)
 ROOM = Limits(max_queued_spans=100)
+# Most spans are that long: shorter and longer ones go another way.
+_NAME = "a name of a span that is not short" * 5
 OTHER_HEADERS = SpanHeaders(b"\x0a\x02\x0a\x00", b"")
 
 
@@ -203,13 +206,13 @@ class Program:
         self.tried: list[int] = []
         self._last = 0
 
-    def span(self, headers: SpanHeaders | None = None) -> EncodedSpan:
+    def span(self, headers: SpanHeaders | None = None, name: str = _NAME) -> EncodedSpan:
         self._last += 1
-        span = encoded_span(self._last)
+        span = encoded_span(self._last, name)
         return span if headers is None else EncodedSpan(span.payload, headers)
 
-    def add(self, location: str = "a", headers: SpanHeaders | None = None) -> None:
-        span = self.span(headers)
+    def add(self, location: str = "a", headers: SpanHeaders | None = None, name: str = _NAME) -> None:
+        span = self.span(headers, name)
         number = self._last
         self.tried.append(number)
         self.batcher.add_span_nowait(location, span)
@@ -344,7 +347,7 @@ def _narrow() -> Program:
 
 
 def _poor() -> Program:
-    size = encoded_span().size
+    size = encoded_span(1, _NAME).size
     return Program(Limits(max_pending_bytes=4 * size, max_pending_bytes_per_location=4 * size))
 
 
@@ -360,6 +363,10 @@ SCENES = (
     Scene("an add in place of an idle location", _all_idle, lambda program: program.add("new"), _few_places),
     Scene("an add to an idle location", _idle, lambda program: program.add()),
     Scene("an add while a batch is in flight", _in_flight, lambda program: program.add()),
+    Scene("an add to the last place", _one, lambda program: program.add(), _narrow),
+    Scene("add_spans_nowait to the last places", _nothing, lambda program: program.add_many(2), _narrow),
+    Scene("add_span to the last place", _one, _add_span, _narrow),
+    Scene("an add of a short span", _one, lambda program: program.add(name="short")),
     Scene("an add to a full location", _full, lambda program: program.add(), _narrow),
     Scene("an add that the byte budget has no room for", _full, lambda program: program.add(), _poor),
     Scene("add_spans_nowait", _two, lambda program: program.add_many(5)),
@@ -469,7 +476,9 @@ class Run:
         for location in batcher._live.values():
             account = location.account
             assert location.queue_out.statistics().current_buffer_used == account.queued
-            opened = 0 if not location.has_queued or location.open.full_at == 0 else account.accepted - location.open.first
+            opened = (
+                0 if not location.has_queued or location.open.full_at == 0 else account.accepted - location.open.first
+            )
             assert account.queued == sum(batch.end - batch.first for batch in location.full) + opened
         total = batcher.statistics()
         for name in ("accepted", "queued", "in_flight", "delivered", "pending_bytes"):
