@@ -163,8 +163,8 @@ FAULTS = (
     PlantedFault(
         "a flush does not make the last span due: its location's watermark is off by one",
         "_scheduler/scheduler.py",
-        "location.flush_watermark = location.account.accepted\n",
-        "location.flush_watermark = location.account.accepted - 1\n",
+        "location.flush_watermark = flush.watch(location.name, location.account, location.flushes)\n",
+        "location.flush_watermark = flush.watch(location.name, location.account, location.flushes) - 1\n",
         first="state machine",
     ),
     PlantedFault(
@@ -176,8 +176,9 @@ FAULTS = (
     PlantedFault(
         "a location that is evicted for another one does not end",
         "_scheduler/scheduler.py",
-        "        self.admission.touch(location)\n        # The commit. The look ends it.\n",
-        "",
+        '        """End a location if it is live and empty. Return whether it was."""\n'
+        "        self.admission.touch(location)\n",
+        '        """End a location if it is live and empty. Return whether it was."""\n',
         first="state machine",
     ),
     # -- admission -------------------------------------------------------------------------------------------------
@@ -232,16 +233,9 @@ FAULTS = (
         first="recursion sweep",
     ),
     PlantedFault(
-        "a change that was interrupted before its span was in the queue is carried out",
-        "_scheduler/admission.py",
-        "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
-        "            if queued:\n",
-        first="recursion sweep",
-    ),
-    PlantedFault(
         "a list of spans that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if self._rest is not None:\n            self._finish_rest()\n",
+        "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
         "",
         first="recursion sweep",
     ),
@@ -309,8 +303,8 @@ FAULTS = (
     PlantedFault(
         "a queue's bytes change and the ranking is not told",
         "_scheduler/admission.py",
-        "        if location.is_ranked:\n            self.unrank(location)\n        return (",
-        "        return (",
+        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes, totals",
+        "        own_bytes, totals",
         first="state machine",
     ),
     # -- slots, concurrency and backoff, the retry queue -----------------------------------------------------------
@@ -335,8 +329,6 @@ FAULTS = (
         "                # That was decided after the cancel, before this task ran.\n"
         "                self.scheduler.slot_unused(lease)\n",
         "",
-        first="cancel everywhere",
-        scenario="one_slot",
     ),
     PlantedFault(
         "a slot is kept during a backoff",
@@ -403,13 +395,6 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a delivery that waits for its next attempt is not looked at",
-        "_scheduler/scheduler.py",
-        "        insort(location.retries, lease, key=first_span)\n        self.admission.touch(location)\n",
-        "        insort(location.retries, lease, key=first_span)\n",
-        first="state machine",
-    ),
-    PlantedFault(
         "a settled batch frees space that nobody looks at",
         "_scheduler/scheduler.py",
         "            self._note_empty(location)\n        self.admission.touch(location)\n",
@@ -451,15 +436,6 @@ FAULTS = (
         "                self.runtime.carry_out_orders()\n                if self._scheduler.is_over:",
         "                if self._scheduler.is_over:",
         first="state machine",
-    ),
-    PlantedFault(
-        "batches that were not started when the batcher stops are forgotten",
-        "_scheduler/scheduler.py",
-        "                self.outbox[number] = HandBack(order.lease, reason)\n"
-        "                self.slots.give_back(order.lease.location)\n",
-        "                pass\n",
-        first="cancel everywhere",
-        scenario="drain_in_progress",
     ),
     PlantedFault(
         "the fullest locations are made due only once",
@@ -537,7 +513,7 @@ FAULTS = (
     PlantedFault(
         "a flush ends too early: it does not wait for spans in flight",
         "_scheduler/flush.py",
-        "parts, account.accepted, account.pending)",
+        "parts, account.accepted, account.queued + account.in_flight)",
         "parts, account.accepted, account.queued)",
         first="state machine",
     ),

@@ -77,6 +77,8 @@ class Model:
         somebody_waits: Whether an adder waited after the last step.
         exports: The running exports.
         byte_line: The locations whose first adder waits only for the byte budget, and the step in which that began.
+        heads: The first spans that wait there.
+        not_now: The spans that must not be accepted in this step, and their locations.
         empty: The live locations without spans or adders, longest empty first.
         ending: The locations that will have ended after the scheduler's next step.
         ended: The locations that ended and are remembered, oldest first.
@@ -95,6 +97,7 @@ class Model:
     flushes: list[FlushModel] = attrs.Factory(list)
     byte_line: dict[str, int] = attrs.Factory(dict)
     heads: dict[str, EncodedSpan] = attrs.Factory(dict)
+    not_now: list[tuple[str, EncodedSpan]] = attrs.Factory(list)
     empty: dict[str, None] = attrs.Factory(dict)
     ending: set[str] = attrs.Factory(set)
     ended: dict[str, None] = attrs.Factory(dict)
@@ -158,6 +161,10 @@ class Model:
         if not self.admits(name, spans):
             self.waited_in = self.step + 1
         self.locations[name].line += spans
+
+    def has_to_wait(self, name: str, span: EncodedSpan) -> None:
+        """Note that ``span``, which has to wait, must not be accepted in this step."""
+        self.not_now.append((name, span))
 
     def withdraw(self, name: str, span: EncodedSpan) -> None:
         """Take an adder out of the line, if it is there."""
@@ -355,6 +362,9 @@ class Model:
             self.waited_in = self.step
         admitted = self._follow(statistics)
         self.somebody_waits = any(location.line for location in self.locations.values())
+        while self.not_now:
+            name, span = self.not_now.pop()
+            assert not any(one is span for one in self.locations[name].spans), f"an adder of {name} did not wait"
         self._check_counts(statistics)
         self._check_limits()
         self._check_lines(admitted)
