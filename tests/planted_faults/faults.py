@@ -116,7 +116,8 @@ FAULTS = (
         "on_loss is called twice for spans that the server rejected",
         "_runtime/runtime.py",
         'self.losses.report(Loss(location, lease.batch, "rejected", reason, code, count=settlement.rejected))',
-        'self.losses.report(loss := Loss(location, lease.batch, "rejected", reason, code, count=settlement.rejected))\n            self.losses.report(loss)',
+        'self.losses.report(loss := Loss(location, lease.batch, "rejected", reason, code, '
+        "count=settlement.rejected))\n            self.losses.report(loss)",
     ),
     PlantedFault(
         "an exception from on_loss escapes in the middle of the accounting",
@@ -135,7 +136,8 @@ FAULTS = (
         "the driver checks for work and falls asleep a moment later",
         "_runtime/driver.py",
         "        with trio.CancelScope(deadline=self._scheduler.next_at()):\n",
-        "        at = self._scheduler.next_at()\n        await trio.lowlevel.checkpoint()\n        with trio.CancelScope(deadline=at):\n",
+        "        at = self._scheduler.next_at()\n        await trio.lowlevel.checkpoint()\n"
+        "        with trio.CancelScope(deadline=at):\n",
         first="state machine",
     ),
     PlantedFault(
@@ -161,8 +163,8 @@ FAULTS = (
     PlantedFault(
         "a flush does not make the last span due: its location's watermark is off by one",
         "_scheduler/scheduler.py",
-        "location.flush_watermark = location.account.accepted\n",
-        "location.flush_watermark = location.account.accepted - 1\n",
+        "location.flush_watermark = flush.watch(location.name, location.account, location.flushes)\n",
+        "location.flush_watermark = flush.watch(location.name, location.account, location.flushes) - 1\n",
         first="state machine",
     ),
     PlantedFault(
@@ -174,8 +176,9 @@ FAULTS = (
     PlantedFault(
         "a location that is evicted for another one does not end",
         "_scheduler/scheduler.py",
-        "        self.admission.touch(location)\n        # The commit. The look ends it.\n",
-        "",
+        '        """End a location if it is live and empty. Return whether it was."""\n'
+        "        self.admission.touch(location)\n",
+        '        """End a location if it is live and empty. Return whether it was."""\n',
         first="state machine",
     ),
     # -- admission -------------------------------------------------------------------------------------------------
@@ -230,37 +233,27 @@ FAULTS = (
         first="recursion sweep",
     ),
     PlantedFault(
-        "a change that was interrupted before its span was in the queue is carried out",
-        "_scheduler/admission.py",
-        "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
-        "            if queued:\n",
-        first="recursion sweep",
-    ),
-    PlantedFault(
         "a list of spans that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if self._rest is not None:\n            self._finish_rest()\n",
+        "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
         "",
-        first="recursion sweep",
-    ),
-    PlantedFault(
-        "a full batch is stored twice if its change is finished after an interruption",
-        "_scheduler/admission.py",
-        "                if not location.full or location.full[-1].end < batch.end:\n                    location.full.append(batch)\n",
-        "                location.full.append(batch)\n                framed_size(b'')\n                if location.full[-1:] * 2 == location.full[-2:]:\n                    pass\n",
         first="recursion sweep",
     ),
     PlantedFault(
         "a Growth is stored twice",
         "_scheduler/admission.py",
-        "        if growth is not None:\n            for batch in growth.full:\n                if not location.full or location.full[-1].end < batch.end:\n                    location.full.append(batch)\n",
-        "        if growth is not None:\n            for batch in growth.full:\n                location.full += [batch] * (1 + bool(location.waiting))\n",
+        "        if growth is not None:\n            for batch in growth.full:\n"
+        "                if not location.full or location.full[-1].end < batch.end:\n"
+        "                    location.full.append(batch)\n",
+        "        if growth is not None:\n            for batch in growth.full:\n"
+        "                location.full += [batch] * (1 + bool(location.waiting))\n",
         first="state machine",
     ),
     PlantedFault(
         "a span that is added without waiting overtakes those that wait for bytes",
         "_scheduler/admission.py",
-        "            or location.waiting\n            or self.byte_line\n        ):\n            return False\n        batch",
+        "            or location.waiting\n            or self.byte_line\n        ):\n            return False\n"
+        "        batch",
         "            or location.waiting\n        ):\n            return False\n        batch",
         first="state machine",
     ),
@@ -281,7 +274,8 @@ FAULTS = (
     PlantedFault(
         "the location that was served for bytes stays first in their line",
         "_scheduler/admission.py",
-        "            self.byte_line.pop(location, None)\n            if location.waiting and self.byte_line:\n                # It goes to the end.\n",
+        "            self.byte_line.pop(location, None)\n            if location.waiting and self.byte_line:\n"
+        "                # It goes to the end.\n",
         "            if location.waiting and self.byte_line:\n                # It goes to the end.\n",
         first="state machine",
     ),
@@ -309,8 +303,8 @@ FAULTS = (
     PlantedFault(
         "a queue's bytes change and the ranking is not told",
         "_scheduler/admission.py",
-        "        if location.is_ranked:\n            self.unrank(location)\n        return (",
-        "        return (",
+        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes, totals",
+        "        own_bytes, totals",
         first="state machine",
     ),
     # -- slots, concurrency and backoff, the retry queue -----------------------------------------------------------
@@ -331,16 +325,17 @@ FAULTS = (
     PlantedFault(
         "a delivery that is cancelled keeps the slot that it was given",
         "_runtime/runtime.py",
-        "            if lease.may_repeat:\n                # That was decided after the cancel, before this task ran.\n                self.scheduler.slot_unused(lease)\n",
+        "            if lease.may_repeat:\n"
+        "                # That was decided after the cancel, before this task ran.\n"
+        "                self.scheduler.slot_unused(lease)\n",
         "",
-        first="cancel everywhere",
-        scenario="one_slot",
     ),
     PlantedFault(
         "a slot is kept during a backoff",
         "_scheduler/scheduler.py",
         "        lease.may_repeat = False\n        self.slots.give_back(location)\n",
-        "        lease.may_repeat = False\n        if isinstance(result, Delivered):\n            self.slots.give_back(location)\n",
+        "        lease.may_repeat = False\n        if isinstance(result, Delivered):\n"
+        "            self.slots.give_back(location)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -400,13 +395,6 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a delivery that waits for its next attempt is not looked at",
-        "_scheduler/scheduler.py",
-        "        insort(location.retries, lease, key=first_span)\n        self.admission.touch(location)\n",
-        "        insort(location.retries, lease, key=first_span)\n",
-        first="state machine",
-    ),
-    PlantedFault(
         "a settled batch frees space that nobody looks at",
         "_scheduler/scheduler.py",
         "            self._note_empty(location)\n        self.admission.touch(location)\n",
@@ -438,7 +426,8 @@ FAULTS = (
         "an order is dropped: a flush of one location is not woken",
         "_runtime/runtime.py",
         "        elif (done := self.flushes.get(order.flush)) is not None:\n            done.set()\n",
-        "        elif len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n            done.set()\n",
+        "        elif len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n"
+        "            done.set()\n",
         first="state machine",
     ),
     PlantedFault(
@@ -447,14 +436,6 @@ FAULTS = (
         "                self.runtime.carry_out_orders()\n                if self._scheduler.is_over:",
         "                if self._scheduler.is_over:",
         first="state machine",
-    ),
-    PlantedFault(
-        "batches that were not started when the batcher stops are forgotten",
-        "_scheduler/scheduler.py",
-        "                self.outbox[number] = HandBack(order.lease, reason)\n                self.slots.give_back(order.lease.location)\n",
-        "                pass\n",
-        first="cancel everywhere",
-        scenario="drain_in_progress",
     ),
     PlantedFault(
         "the fullest locations are made due only once",
@@ -466,7 +447,8 @@ FAULTS = (
     PlantedFault(
         "a location that changed while nobody waited is not ranked again",
         "_scheduler/scheduler.py",
-        "            for location in admission.unranked:\n                admission.touch(location)\n            admission.unranked.clear()\n            return True\n",
+        "            for location in admission.unranked:\n                admission.touch(location)\n"
+        "            admission.unranked.clear()\n            return True\n",
         "            admission.unranked.clear()\n",
         first="state machine",
     ),
@@ -487,7 +469,8 @@ FAULTS = (
     PlantedFault(
         "a location over its share is not looked at when a slot can be spared",
         "_scheduler/scheduler.py",
-        "        if self.slots.over_share and self._can_spare():\n            return next(iter(self.slots.over_share))\n",
+        "        if self.slots.over_share and self._can_spare():\n"
+        "            return next(iter(self.slots.over_share))\n",
         "",
         first="state machine",
     ),
@@ -530,7 +513,7 @@ FAULTS = (
     PlantedFault(
         "a flush ends too early: it does not wait for spans in flight",
         "_scheduler/flush.py",
-        "parts, account.accepted, account.pending)",
+        "parts, account.accepted, account.queued + account.in_flight)",
         "parts, account.accepted, account.queued)",
         first="state machine",
     ),

@@ -23,6 +23,8 @@ from tests.support.processes import run_to_end
 
 __all__ = ["MACHINES", "Search", "find"]
 
+_SWEEP = "tests/runtime/test_books_recursion.py"
+
 # The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
 # machine that it names, so it is missed once in e**50 times.
 BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0, "recursion sweep": 0}
@@ -61,6 +63,14 @@ def cancel_everywhere(environ: Mapping[str, str], _bound: int, scenario: str | N
 
 def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: str | None) -> Search:
     return _read(_run(["-m", "tests.state_machine", "--sequences", str(examples), "--no-shrink", "--json"], environ))
+
+
+def sweep_recursion(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
+    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", _SWEEP], environ)
+    if ended.returncode == 0:
+        return Search(0, None)
+    failed = re.search(r"^E +(\S.*)$|^(FAILED .*)$", ended.stdout, re.MULTILINE)
+    return Search(0, first_line(failed[0].removeprefix("E") if failed else ended.stdout + ended.stderr))
 
 
 # The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.
