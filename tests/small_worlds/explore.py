@@ -8,6 +8,7 @@ and repeating ten events is quick.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Hashable, Iterable
 
 import attrs
@@ -27,65 +28,81 @@ class Explored:
     """What was explored.
 
     Attributes:
-        states: The number of distinct states.
-        by_depth: How many of them are first reached at each depth.
-        steps: The events that were carried out: the last of each sequence, and those repeated to get there.
-        checked: The events after which the whole state was checked.
-        orders: The number of sequences of events of the full length, each of which leads through these states.
-        drained: The states from which the drain was run.
+        by_depth: How many distinct states are first reached at each depth.
+        events: The events after which the whole state was checked: each that may come next, in each state.
+        repeated: The events that were repeated to get to a state again.
+        orders: The number of orders of events, up to the depth or the end of the world.
+        order_steps: The events in all these orders together.
         seconds: The CPU time.
     """
 
     by_depth: list[int] = attrs.Factory(lambda: [1])
-    steps: int = 0
-    checked: int = 0
+    events: int = 0
+    repeated: int = 0
     orders: int = 0
-    drained: int = 0
+    order_steps: int = 0
     seconds: float = 0.0
 
     @property
     def states(self) -> int:
+        """The number of distinct states."""
         return sum(self.by_depth)
 
 
 def explore(menu: Menu, depth: int) -> Explored:
-    """Carry out every order of events up to a depth, and check each state.
+    """Carry out every order of events up to a depth, check each state, and drain each of the last ones.
 
     Raises:
         BadWorldError: A rule was broken.
     """
     found, began = Explored(), time.process_time()
-    seen: set[Hashable] = {key_of(World(menu))}
-    # Each state of the present depth: the events that lead to it.
-    edge: list[tuple[Event, ...]] = [()]
+    numbers: dict[Hashable, int] = {key_of(World(menu)): 0}
+    # To which states the events of each state lead.
+    following: dict[int, list[int]] = {}
+    # The states of the present depth, and the events that lead to each.
+    edge: list[tuple[int, tuple[Event, ...]]] = [(0, ())]
     for _ in range(depth):
-        following: list[tuple[Event, ...]] = []
-        for path in edge:
-            world = replayed(menu, path)
-            found.steps += len(path)
-            events = world.enabled()
-            for number, event in enumerate(events):
-                if number:
-                    world = replayed(menu, path)
-                    found.steps += len(path)
+        beyond: list[tuple[int, tuple[Event, ...]]] = []
+        for number, path in edge:
+            following[number] = []
+            for event in replayed(menu, path).enabled():
+                world = replayed(menu, path)
+                found.repeated += len(path)
+                found.events += 1
                 _checked(world, event, path)
-                found.steps += 1
-                found.checked += 1
-                if (key := key_of(world)) not in seen:
-                    seen.add(key)
-                    following.append((*path, event))
-        edge = following
+                key = key_of(world)
+                if key not in numbers:
+                    numbers[key] = len(numbers)
+                    beyond.append((numbers[key], (*path, event)))
+                following[number].append(numbers[key])
+        edge = beyond
         found.by_depth.append(len(edge))
-    for path in edge:
-        world = replayed(menu, path)
-        found.steps += len(path)
-        found.drained += 1
-        try:
-            world.finish()
-        except Exception as failure:
-            raise BadWorldError(_told([*path, ("finish", 0, 0)])) from failure
+    for _, path in edge:
+        _drained(menu, path)
+    _count_orders(found, following, depth)
     found.seconds = time.process_time() - began
     return found
+
+
+def _count_orders(found: Explored, following: dict[int, list[int]], depth: int) -> None:
+    ways = Counter({0: 1})
+    for length in range(depth + 1):
+        longer: Counter[int] = Counter()
+        for number, count in ways.items():
+            after = following.get(number, []) if length < depth else []
+            for one in after:
+                longer[one] += count
+            if not after:
+                found.orders += count
+                found.order_steps += count * length
+        ways = longer
+
+
+def _drained(menu: Menu, path: tuple[Event, ...]) -> None:
+    try:
+        replayed(menu, path).finish()
+    except Exception as failure:
+        raise BadWorldError(_told([*path, ("finish", 0, 0)])) from failure
 
 
 def _checked(world: World, event: Event, path: Iterable[Event]) -> None:

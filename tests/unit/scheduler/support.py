@@ -575,7 +575,7 @@ class World:
         account, total = location.account, self.scheduler.ledger.total
         full = (
             account.queued >= limits.max_queued_spans
-            or account.pending_bytes + cost > limits.max_pending_bytes_per_location
+            or account.pending_bytes + cost > min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
         )
         line = self.scheduler.admission.byte_line
         assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
