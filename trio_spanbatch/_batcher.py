@@ -313,7 +313,7 @@ class SpanBatcher:
             return False
         live = self._scheduler.get(location)
         assert live is not None, "the location is live or was opened just now"
-        await self._runtime.wait_until_admitted(self._admission.join(live, span))
+        await self._runtime.wait_until_admitted(live, span)
         return True
 
     @trio.lowlevel.enable_ki_protection

@@ -75,7 +75,10 @@ def test_a_failure_is_shown_with_the_command_that_repeats_it(tmp_path: Path) -> 
 
 def test_a_failure_without_a_cancel_is_shown_with_its_command_too(tmp_path: Path) -> None:
     environ = plant(
-        tmp_path, "_scheduler/location.py", "        self._send.close()\n        self._receive.close()\n", ""
+        tmp_path,
+        "_scheduler/scheduler.py",
+        "        location.queue_in.close()\n        location.queue_out.close()\n",
+        "",
     )
     failed = start("--json", "--scenario", "quiet", environ=environ)
     assert failed.returncode == 1

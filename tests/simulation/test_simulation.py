@@ -47,7 +47,7 @@ def test_a_failing_seed_is_shown_with_its_last_events_and_the_command_that_repla
     tmp_path: Path,
 ) -> None:
     environ = plant(
-        tmp_path, "_scheduler/ledger.py", "account.rejected += settlement.rejected", "account.rejected += 0"
+        tmp_path, "_scheduler/ledger.py", "columns.rejected += settlement.rejected", "columns.rejected += 0"
     )
     ended = simulate("--seeds", 200, "--first", 0, "--quiet", environ=environ)
     assert ended.returncode == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +23,7 @@ from tests.state_machine.model import FlushModel, Model
 from tests.state_machine.rest import RestCheck
 from tests.state_machine.support import MANY_STEPS, RunByHand, TaskWatch
 from trio_spanbatch import EncodedSpan, ExportResult, SpanBatch, SpanBatcher
-from trio_spanbatch._scheduler.location import Lane
+from trio_spanbatch._scheduler.location import Location
 
 __all__ = ["Driver"]
 
@@ -42,7 +43,7 @@ class _FixedJitter(random.Random):
         return self._number
 
 
-class _Live(dict[str, Lane]):
+class _Live(dict[str, Location]):
     """The batcher's live locations. It tells when one is opened or ends."""
 
     def __init__(self, opened: Callable[[str], object], ended: Callable[[str], object]) -> None:
@@ -50,13 +51,33 @@ class _Live(dict[str, Lane]):
         self._opened = opened
         self._ended = ended
 
-    def __setitem__(self, name: str, lane: Lane) -> None:
-        super().__setitem__(name, lane)
-        self._opened(name)
+    def setdefault(self, name: str, location: Location) -> Location:
+        if name not in self:
+            self[name] = location
+            self._opened(name)
+        return self[name]
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self._ended(name)
+
+    def pop(self, name: str, default: Location | None = None) -> Location | None:  # type: ignore[override]
+        location = super().pop(name, default)
+        if location is not None:
+            self._ended(name)
+        return location
+
+
+class _Remembered(OrderedDict[str, None]):
+    """The ended locations whose counts are kept. It tells when one ends: the scheduler does so in its next step."""
+
+    def __init__(self, added: Callable[[str], object]) -> None:
+        super().__init__()
+        self._added = added
+
+    def __setitem__(self, name: str, _: None) -> None:
+        super().__setitem__(name, None)
+        self._added(name)
 
 
 @attrs.define(eq=False)
@@ -121,7 +142,9 @@ class Driver:
             partial(self._watch.guard, self.model.location_opened),
             partial(self._watch.guard, self.model.location_ended),
         )
-        self._batcher._live = self._batcher._lanes.by_location = live
+        self._batcher._live = self._batcher._scheduler.locations = live
+        remembered = _Remembered(partial(self._watch.guard, self.model.location_is_remembered))
+        self._batcher._scheduler.ledger._ended = remembered
         self.run = RunByHand(self._main, self._watch)
 
     # -- what is run -------------------------------------------------------------------------------------------
@@ -207,6 +230,9 @@ class Driver:
             return
         has_to_wait = not self.model.admits(adder.where, [span])
         self.model.stand_in_line(adder.where, [span])
+        if has_to_wait and len(adder.spans) == 1:
+            # Of several spans, those before it may be in the line until the end of this step.
+            self.model.has_to_wait(adder.where, span)
         if has_to_wait and adder.scope.cancel_called:
             # It was cancelled before it joined the line, so it leaves at once.
             self.model.withdraw(adder.where, span)
@@ -247,7 +273,8 @@ class Driver:
         """Check that the spans were accepted that an adder reports, and no later ones."""
         begun = 0 if adder.current is None else adder.spans.index(adder.current)
         number = begun if accepted is None else accepted
-        was_accepted = [span in self.model.locations[adder.where].spans for span in adder.spans]
+        spans = self.model.locations[adder.where].spans
+        was_accepted = [any(one is span for one in spans) for span in adder.spans]
         assert was_accepted == [True] * number + [False] * (len(adder.spans) - number)
 
     def _go_on(self, steps: int | None) -> None:
@@ -265,6 +292,7 @@ class Driver:
 
     def _look_at_rest(self) -> None:
         self.rest.look(self._batcher.statistics())
+        self.model.check_rest()
         lines = sum(len(location.line) for location in self.model.locations.values())
         assert len(self.adders) == lines, "an adder waits in vain, or returned too early"
         assert len(self.flushers) == len(self.model.flushes), "a flush waits in vain, or returned too early"

@@ -11,6 +11,7 @@ The sizes and the limits are chosen so that sums of sizes often meet a limit exa
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as set_seed
@@ -35,8 +36,15 @@ HEADERS = (
 )
 
 
-def make_spans(sizes: list[int]) -> list[EncodedSpan]:
-    return [EncodedSpan(b"x" * size, HEADERS[size % len(HEADERS)]) for size in sizes]
+def make_spans(sizes: list[int], made: Counter[int] | None = None) -> list[EncodedSpan]:
+    """Make spans. ``made`` counts those of each size that there are already: no two of them have the same bytes."""
+    made = Counter() if made is None else made
+    spans: list[EncodedSpan] = []
+    for size in sizes:
+        number = made[size].to_bytes(2, "big")[-size:]
+        spans.append(EncodedSpan(number + b"x" * (size - len(number)), HEADERS[size % len(HEADERS)]))
+        made[size] += 1
+    return spans
 
 
 SIZES = st.sampled_from([50, 25, 24, 51, 1, 100, 140])
@@ -116,6 +124,7 @@ class SpanBatcherMachine(RuleBasedStateMachine):
     )
     def enter(self, options: Settings, places: int, leave_after: int, last_answer: object) -> None:
         self.places = places
+        self.made: Counter[int] = Counter()
         self.leave_after = leave_after
         self.last_answer = last_answer
         self.driver = Driver(options)
@@ -131,6 +140,9 @@ class SpanBatcherMachine(RuleBasedStateMachine):
         assert self.driver is not None
         return self.driver
 
+    def _spans(self, sizes: list[int]) -> list[EncodedSpan]:
+        return make_spans(sizes, self.made)
+
     def _place(self, where: int) -> str:
         return LOCATIONS[where % self.places]
 
@@ -139,18 +151,18 @@ class SpanBatcherMachine(RuleBasedStateMachine):
     @rule(where=WHERE, sizes=st.lists(SIZES, min_size=1, max_size=4), steps=STEPS)
     def add_nowait(self, where: int, sizes: list[int], steps: int | None) -> None:
         with self.batcher.acting(steps):
-            self.batcher.add_nowait(self._place(where), make_spans(sizes))
+            self.batcher.add_nowait(self._place(where), self._spans(sizes))
 
     @rule(where=WHERE, size=SIZES, steps=STEPS)
     def fill(self, where: int, size: int, steps: int | None) -> None:
         with self.batcher.acting(steps):
-            self.batcher.fill(self._place(where), make_spans([size] * 6))
+            self.batcher.fill(self._place(where), self._spans([size] * 6))
 
     @precondition(lambda self: len(self.batcher.adders) < 6)
     @rule(where=WHERE, sizes=st.lists(SIZES, min_size=1, max_size=3), steps=STEPS)
     def start_adder(self, where: int, sizes: list[int], steps: int | None) -> None:
         with self.batcher.acting(steps):
-            self.batcher.start_adder(self._place(where), make_spans(sizes))
+            self.batcher.start_adder(self._place(where), self._spans(sizes))
 
     @precondition(lambda self: len(self.batcher.adders) < 4)
     @rule(where=WHERE, sizes=st.lists(SIZES, min_size=2, max_size=4), steps=STEPS)
@@ -158,7 +170,7 @@ class SpanBatcherMachine(RuleBasedStateMachine):
         """Start an adder for each of several locations."""
         with self.batcher.acting(steps):
             for number, size in enumerate(sizes):
-                self.batcher.start_adder(self._place(where + number), make_spans([size]))
+                self.batcher.start_adder(self._place(where + number), self._spans([size]))
 
     @precondition(lambda self: self.batcher.adders)
     @rule(which=WHICH, steps=STEPS)
@@ -205,12 +217,12 @@ class SpanBatcherMachine(RuleBasedStateMachine):
         """Let a location reach several concurrent exports."""
         for _ in range(rounds):
             with self.batcher.acting(None):
-                self.batcher.fill(self._place(where), make_spans([size] * 6))
+                self.batcher.fill(self._place(where), self._spans([size] * 6))
             with self.batcher.acting(None):
                 for export in self.batcher.unanswered():
                     self.batcher.answer(export, Delivered())
         with self.batcher.acting(None):
-            self.batcher.fill(self._place(where), make_spans([size] * 6))
+            self.batcher.fill(self._place(where), self._spans([size] * 6))
 
     @precondition(lambda self: self.batcher.seconds_to_next_time() < math.inf)
     @rule(seconds=st.sampled_from([0.25, 0.5, 1.0, 2.5, 8.0]), steps=STEPS)

@@ -77,7 +77,10 @@ class Model:
         somebody_waits: Whether an adder waited after the last step.
         exports: The running exports.
         byte_line: The locations whose first adder waits only for the byte budget, and the step in which that began.
+        heads: The first spans that wait there.
+        not_now: The spans that must not be accepted in this step, and their locations.
         empty: The live locations without spans or adders, longest empty first.
+        ending: The locations that will have ended after the scheduler's next step.
         ended: The locations that ended and are remembered, oldest first.
         forgotten: The sum of the statistics of locations that are no longer remembered.
         drain_began_at: The time at which the drain began; `math.inf` before.
@@ -94,7 +97,9 @@ class Model:
     flushes: list[FlushModel] = attrs.Factory(list)
     byte_line: dict[str, int] = attrs.Factory(dict)
     heads: dict[str, EncodedSpan] = attrs.Factory(dict)
+    not_now: list[tuple[str, EncodedSpan]] = attrs.Factory(list)
     empty: dict[str, None] = attrs.Factory(dict)
+    ending: set[str] = attrs.Factory(set)
     ended: dict[str, None] = attrs.Factory(dict)
     forgotten: Counter[str] = attrs.Factory(Counter)
     drain_began_at: float = math.inf
@@ -157,11 +162,14 @@ class Model:
             self.waited_in = self.step + 1
         self.locations[name].line += spans
 
+    def has_to_wait(self, name: str, span: EncodedSpan) -> None:
+        """Note that ``span``, which has to wait, must not be accepted in this step."""
+        self.not_now.append((name, span))
+
     def withdraw(self, name: str, span: EncodedSpan) -> None:
         """Take an adder out of the line, if it is there."""
         line = self.locations[name].line
-        if span in line:
-            line.remove(span)
+        line[:] = [one for one in line if one is not span]
 
     def _has_bytes(self, size: int) -> bool:
         return self.pending_bytes + size <= self.settings.limits.max_pending_bytes
@@ -178,6 +186,7 @@ class Model:
         assert not location.is_live, f"{name} was opened twice"
         assert len(self.live) < self.settings.limits.max_locations, "more locations than max_locations"
         self.ended.pop(name, None)
+        self.ending.discard(name)
         self.empty[name] = None
         location.open(trio.current_time(), self.scheduled)
         self._note_spare_slots()
@@ -193,7 +202,13 @@ class Model:
         location.is_live = False
         self._note_spare_slots()
         self.empty.pop(location.name, None)
-        self.ended[location.name] = None
+        self.ending.add(location.name)
+
+    def location_is_remembered(self, name: str) -> None:
+        """Note that the counts of an ended location are kept. If they are too many, forget the oldest."""
+        assert not self.locations[name].is_live, f"{name} has ended and lives"
+        self.ending.discard(name)
+        self.ended[name] = None
         if len(self.ended) > self.settings.limits.max_locations:
             oldest = self.locations[next(iter(self.ended))]
             del self.ended[oldest.name]
@@ -347,6 +362,9 @@ class Model:
             self.waited_in = self.step
         admitted = self._follow(statistics)
         self.somebody_waits = any(location.line for location in self.locations.values())
+        while self.not_now:
+            name, span = self.not_now.pop()
+            assert not any(one is span for one in self.locations[name].spans), f"an adder of {name} did not wait"
         self._check_counts(statistics)
         self._check_limits()
         self._check_lines(admitted)
@@ -358,7 +376,7 @@ class Model:
 
     def _follow(self, statistics: SpanBatcherStatistics) -> dict[str, int]:
         now = trio.current_time()
-        remembered = {*self.ended, *(location.name for location in self.live)}
+        remembered = {*self.ended, *self.ending, *(location.name for location in self.live)}
         assert statistics.locations.keys() == remembered
         return {
             name: self.locations[name].follow(seen, now, self.step, self.waited_in, draining=self.draining)
@@ -384,7 +402,7 @@ class Model:
             assert location.pending_bytes <= limits.max_pending_bytes_per_location
 
     def _check_lines(self, admitted: dict[str, int]) -> None:
-        """Check that no adder waits whose span would fit, and that none overtakes another."""
+        """Check that no adder overtakes another."""
         for name, since in self.byte_line.items():
             stays = not admitted.get(name) and self.locations[name].line[:1] == [self.heads[name]]
             for other, other_since in self.byte_line.items():
@@ -397,6 +415,10 @@ class Model:
             name: self.step if admitted.get(name) else self.byte_line.get(name, self.step) for name in standing
         }
         self.heads = {name: location.line[0] for name, location in standing.items()}
+
+    def check_rest(self) -> None:
+        """Check that no adder waits whose span would fit, and that no location is about to end."""
+        assert not self.ending, f"{self.ending} do not end"
         first = [name for name, since in self.byte_line.items() if since == min(self.byte_line.values())]
         fit = [name for name in first if self._has_bytes(self.locations[name].cost_now([self.heads[name]]))]
         assert not first or len(fit) < len(first), f"adders of {fit} wait, though there is room for them"

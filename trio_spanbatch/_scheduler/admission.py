@@ -67,7 +67,7 @@ class _Rest:
 # one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
 # ``pending_bytes`` of its account and of the totals; the spans with which it was admitted, and how many are added then.
 _Change: TypeAlias = tuple[
-    Location, SpanHeaders, Growth | None, int, float, int, int, int, int, int, int, _Rest | None, int
+    Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Rest | None, int
 ]
 
 
@@ -130,28 +130,10 @@ class Admission:
         ):
             return self._accept(location, span, clock)
         # The usual case: only numbers change. It is `_accept` with everything inlined, as calls would double its time.
-        accepted, queued, all_accepted, all_queued = (
-            number + 1,
-            account.queued + 1,
-            total.accepted + 1,
-            total.queued + 1,
-        )
-        change = (
-            location,
-            headers,
-            None,
-            size,
-            account.opened_at,
-            accepted,
-            queued,
-            own_bytes,
-            all_accepted,
-            all_queued,
-            all_bytes,
-            None,
-            0,
-        )
-        if total.accepted != all_accepted - 1:
+        accepted, queued = number + 1, account.queued + 1
+        totals = (total.accepted + 1, total.queued + 1, all_bytes)
+        change = (location, headers, None, size, account.opened_at, accepted, queued, own_bytes, totals, None, 0)
+        if total.accepted != totals[0] - 1 or total.pending_bytes + cost != all_bytes:
             # Another span was added meanwhile.
             return self._accept(location, span, clock)
         self._unfinished = change
@@ -161,7 +143,7 @@ class Admission:
             return True
         sizer.size = size
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
-        total.accepted, total.queued, total.pending_bytes = all_accepted, all_queued, all_bytes
+        total.accepted, total.queued, total.pending_bytes = totals
         self._unfinished = None
         return True
 
@@ -194,20 +176,33 @@ class Admission:
                 "use add_spans, which waits, or a shorter list"
             )
 
-    def join(self, location: Location, span: EncodedSpan) -> Waiter:
+    def join(self, waiter: Waiter) -> None:
         """Let an adder wait until its span is admitted."""
-        waiter = Waiter(location, span)
+        location = waiter.location
         if location.waiting is None:
             location.waiting = OrderedDict()
         self.touch(location)
         location.waiting[waiter] = None
-        return waiter
+        self.line_up(location)
 
     def withdraw(self, waiter: Waiter) -> None:
         """Let an adder wait no longer. Its span was not admitted."""
-        self.touch(waiter.location)
-        if waiter.location.waiting is not None:
-            waiter.location.waiting.pop(waiter, None)
+        location = waiter.location
+        self.touch(location)
+        if location.waiting is not None:
+            location.waiting.pop(waiter, None)
+        self.line_up(location)
+
+    def line_up(self, location: Location) -> None:
+        """Have a location wait for bytes if its first adder does, from now on: no span may overtake it meanwhile."""
+        if location.waiting and not self._is_full(location, next(iter(location.waiting))):
+            self.byte_line.setdefault(location)
+        elif self.byte_line:
+            self.byte_line.pop(location, None)
+
+    def _is_full(self, location: Location, waiter: Waiter) -> bool:
+        account, cost = location.account, cost_after(location.headers, waiter.span)
+        return account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes
 
     def touch(self, location: Location) -> None:
         """Have the scheduler look at a location soon. The caller changes it after this call, in the same step."""
@@ -297,7 +292,7 @@ class Admission:
             # No call between this and keeping it, so no other span can be added between.
             if location.is_evicted:
                 return None
-            if self._total.accepted == change[8] - 1:
+            if self._total.accepted == change[8][0] - 1:
                 self._unfinished = change
                 return change
 
@@ -317,25 +312,12 @@ class Admission:
                 self.touch(location)
         if location.is_ranked:
             self.unrank(location)
-        return (
-            location,
-            headers,
-            growth,
-            size,
-            opened_at,
-            number + 1,
-            queued + 1,
-            account.pending_bytes + cost,
-            all_accepted,
-            total.queued + 1,
-            total.pending_bytes + cost,
-            rest,
-            0 if rest is None else rest.added + 1,
-        )
+        own_bytes, totals = account.pending_bytes + cost, (all_accepted, total.queued + 1, total.pending_bytes + cost)
+        added = 0 if rest is None else rest.added + 1
+        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, rest, added
 
     def _store(self, change: _Change) -> None:
-        location, headers, growth, size, opened_at, accepted, queued, own_bytes = change[:8]
-        all_accepted, all_queued, all_bytes, rest, added = change[8:]
+        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals, rest, added = change
         account, total = location.account, self._total
         if growth is not None:
             for batch in growth.full:
@@ -351,7 +333,7 @@ class Admission:
             location.open = growth.open
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
         account.opened_at, location.headers = opened_at, headers
-        total.accepted, total.queued, total.pending_bytes = all_accepted, all_queued, all_bytes
+        total.accepted, total.queued, total.pending_bytes = totals
         if rest is not None:
             rest.added = added
         self._unfinished = None
@@ -389,11 +371,11 @@ class Admission:
         assert location.waiting, "an adder waits"
         waiter = next(iter(location.waiting))
         account = location.account
-        cost = cost_after(location.headers, waiter.span)
-        if account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes:
+        if self._is_full(location, waiter):
             self.byte_line.pop(location, None)
             location.is_made_due = account.queued > 0
             return False
+        cost = cost_after(location.headers, waiter.span)
         others_are_first = next(iter(self.byte_line), location) is not location
         if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
             self.byte_line.setdefault(location)

@@ -199,6 +199,9 @@ class Scheduler:
                 self._empty.pop(location, None)
                 return
             self._empty.pop(location, None)
+        # The last adder of a location may have left, and it was not looked at since.
+        if any(self._make_way(location) for location in self.admission.inbox):
+            return
         raise TooManyLocationsError(
             f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
             "raise it, or flush before adding for another location"
@@ -229,6 +232,8 @@ class Scheduler:
     def attempt_ended(self, lease: Lease, result: ExportResult | None, now: float, *, ambiguous: bool = False) -> None:
         """Note that an attempt ended, without a result if it was cancelled or raised. Its slot is free again."""
         location = lease.location
+        # Only a backoff that began before the drain is cut short.
+        self._close_in_drain(location, now)
         if ambiguous and not lease.ambiguous:
             lease.ambiguous = True
             self.ledger.ambiguous(location.account, len(lease))
@@ -294,7 +299,10 @@ class Scheduler:
         if not location.account.pending:
             location.headers = location.sealed_headers = None
             location.idle_since = now
+            self._note_empty(location)
         self.admission.touch(location)
+        if location.waiting:
+            self.admission.line_up(location)
 
     def _note_flushes(self, location: Location, lease: Lease, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):
@@ -364,9 +372,7 @@ class Scheduler:
             self._hand_back_queue(location, "the location was closed")
             self._end(location)
             return
-        if self.draining and not location.is_closed:
-            location.is_closed = True
-            location.pace.cut_short(now)
+        self._close_in_drain(location, now)
         self._note_empty(location)
         export_at = self._export(location, now)
         end_at = location.end_at(self.limits.location_idle_timeout)
@@ -375,8 +381,12 @@ class Scheduler:
             self.locations.pop(location.name, None)
             self._end(location)
             return
-        self._rank(location, now)
-        self._agenda.put(location, min(export_at, end_at))
+        self._agenda.put(location, min(export_at, end_at, self._rank(location, now)))
+
+    def _close_in_drain(self, location: Location, now: float) -> None:
+        if self.draining and not location.is_closed:
+            location.is_closed = True
+            location.pace.cut_short(now)
 
     def _note_empty(self, location: Location) -> None:
         if location.is_empty:
@@ -464,15 +474,16 @@ class Scheduler:
         admission = self.admission
         if not admission.byte_line:
             return False
+        admission.serve_byte_line(self._clock)
+        if not admission.byte_line:
+            return bool(admission.inbox)
         if admission.unranked:
             # Look at each location whose bytes have changed while nobody waited.
             for location in admission.unranked:
                 admission.touch(location)
             admission.unranked.clear()
             return True
-        admission.serve_byte_line(self._clock)
-        if admission.byte_line:
-            self._make_fullest_due(now)
+        self._make_fullest_due(now)
         return bool(admission.inbox)
 
     def _make_fullest_due(self, now: float) -> None:
@@ -491,13 +502,20 @@ class Scheduler:
             return False
         return not location.pace.active or self._can_spare()
 
-    def _rank(self, location: Location, now: float) -> None:
-        """Rank a location if adders wait for bytes, else note that its bytes are not known."""
+    def _rank(self, location: Location, now: float) -> float:
+        """Rank a location if adders wait for bytes, else note that its bytes are not known.
+
+        Returns:
+            The end of its backoff if its first batch was made due for then; `math.inf` otherwise.
+        """
+        backs_off_until = math.inf
         if not self.admission.byte_line:
             if location.is_ranked:
                 self.admission.unrank(location)
-            return
+            return backs_off_until
         if now < location.pace.next_at() < math.inf and location.account.queued and not location.retries:
             # It exports as soon as its backoff has ended.
             location.is_made_due = True
+            backs_off_until = location.pace.next_at()
         self._ranking.put(location, len(self.locations))
+        return backs_off_until

@@ -1,0 +1,55 @@
+"""``python -m tests.small_worlds``: every order of events in each small world, to its whole depth.
+
+It prints the number of distinct states, and exits with 1 if that is not the expected one, or if a rule was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from tests.small_worlds.compare import rate_of_batcher, rate_of_scheduler
+from tests.small_worlds.explore import Explored, explore
+from tests.small_worlds.worlds import WORLDS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Explore the worlds. Return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.small_worlds", description="Drive the scheduler through every order of events."
+    )
+    parser.add_argument("--quick", action="store_true", help="only as deep as the tests that run always")
+    parser.add_argument("--compare", action="store_true", help="measure the state machines' steps a second as well")
+    options = parser.parse_args(arguments)
+    depths = {name: world.quick_depth if options.quick else world.depth for name, world in WORLDS.items()}
+    failed = False
+    with ProcessPoolExecutor(min(len(WORLDS), os.cpu_count() or 1)) as pool:
+        runs = {name: pool.submit(explore, WORLDS[name].menu, depth) for name, depth in depths.items()}
+        for name, run in runs.items():
+            found = run.result()
+            expected = WORLDS[name].quick_states if options.quick else WORLDS[name].states
+            print(_told(name, depths[name], found), flush=True)
+            if found.states != expected:
+                print(f"FAILED: {name}: {expected:,} states were expected")
+                failed = True
+    if options.compare:
+        batcher, scheduler = rate_of_batcher(), rate_of_scheduler()
+        print(f"the state machine of the batcher: {batcher:,.0f} rules a second of CPU time")
+        print(f"the state machine of the scheduler: {scheduler:,.0f} events a second, {scheduler / batcher:.1f} times")
+    return int(failed)
+
+
+def _told(name: str, depth: int, found: Explored) -> str:
+    ran, seconds = found.events + found.repeated, found.seconds
+    return (
+        f"{name}: {found.states:,} distinct states to depth {depth}, {found.orders:,} orders of events, "
+        f"in {seconds:.0f} s of CPU time: {found.events / seconds:,.0f} events checked a second, "
+        f"{ran / seconds:,.0f} carried out, {found.order_steps / seconds:,.0f} covered"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

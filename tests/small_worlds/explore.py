@@ -1,0 +1,200 @@
+"""Every order of events in a small world.
+
+States that can only differ in names of objects and in the absolute time are the same state, so each is explored once,
+at the least depth at which it is reached. A state is kept as the events that led to it: the scheduler cannot be copied,
+and repeating ten events is quick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterable
+
+import attrs
+
+from tests.unit.scheduler.support import Event, Menu, World, replayed
+from trio_spanbatch._scheduler.location import Lease, Location
+
+__all__ = ["BadWorldError", "Explored", "explore", "key_of"]
+
+
+class BadWorldError(Exception):
+    """An order of events that broke a rule. The message has the events."""
+
+
+@attrs.define
+class Explored:
+    """What was explored.
+
+    Attributes:
+        by_depth: How many distinct states are first reached at each depth.
+        events: The events after which the whole state was checked: each that may come next, in each state.
+        repeated: The events that were repeated to get to a state again.
+        orders: The number of orders of events, up to the depth or the end of the world.
+        order_steps: The events in all these orders together.
+        seconds: The CPU time.
+    """
+
+    by_depth: list[int] = attrs.Factory(lambda: [1])
+    events: int = 0
+    repeated: int = 0
+    orders: int = 0
+    order_steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """The number of distinct states."""
+        return sum(self.by_depth)
+
+
+def explore(menu: Menu, depth: int) -> Explored:
+    """Carry out every order of events up to a depth, check each state, and drain each of the last ones.
+
+    Raises:
+        BadWorldError: A rule was broken.
+    """
+    found, began = Explored(), time.process_time()
+    numbers: dict[Hashable, int] = {key_of(World(menu)): 0}
+    # To which states the events of each state lead.
+    following: dict[int, list[int]] = {}
+    # The states of the present depth, and the events that lead to each.
+    edge: list[tuple[int, tuple[Event, ...]]] = [(0, ())]
+    for _ in range(depth):
+        beyond: list[tuple[int, tuple[Event, ...]]] = []
+        for number, path in edge:
+            following[number] = []
+            for event in replayed(menu, path).enabled():
+                world = replayed(menu, path)
+                found.repeated += len(path)
+                found.events += 1
+                _checked(world, event, path)
+                key = key_of(world)
+                if key not in numbers:
+                    numbers[key] = len(numbers)
+                    beyond.append((numbers[key], (*path, event)))
+                following[number].append(numbers[key])
+        edge = beyond
+        found.by_depth.append(len(edge))
+    for _, path in edge:
+        _drained(menu, path)
+    _count_orders(found, following, depth)
+    found.seconds = time.process_time() - began
+    return found
+
+
+def _count_orders(found: Explored, following: dict[int, list[int]], depth: int) -> None:
+    ways = Counter({0: 1})
+    for length in range(depth + 1):
+        longer: Counter[int] = Counter()
+        for number, count in ways.items():
+            after = following.get(number, []) if length < depth else []
+            for one in after:
+                longer[one] += count
+            if not after:
+                found.orders += count
+                found.order_steps += count * length
+        ways = longer
+
+
+def _drained(menu: Menu, path: tuple[Event, ...]) -> None:
+    try:
+        replayed(menu, path).finish()
+    except Exception as failure:
+        raise BadWorldError(_told([*path, ("finish", 0, 0)])) from failure
+
+
+def _checked(world: World, event: Event, path: Iterable[Event]) -> None:
+    try:
+        world.do(event)
+        world.check()
+    except Exception as failure:
+        raise BadWorldError(_told([*path, event])) from failure
+
+
+def _told(events: Iterable[Event]) -> str:
+    return "after " + ", ".join(" ".join(str(part) for part in event if part not in (0, "")) for event in events)
+
+
+def key_of(world: World) -> Hashable:
+    """Return everything on which the future of a world depends, with times relative to now."""
+    now, scheduler = world.now, world.scheduler
+    admission, slots = scheduler.admission, scheduler.slots
+    locations = scheduler.locations
+    names: dict[Location, Hashable] = {location: name for name, location in locations.items()}
+
+    def name(location: Location) -> Hashable:
+        return names.get(location) or (location.name, "old")
+
+    entries = [(at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.look_at]
+    ranked = [(size, number, name(one)) for size, number, one in scheduler._ranking._entries if not one.has_ended]
+    return (
+        world.added,
+        world.joined,
+        world.flushed,
+        world.woken,
+        world.closed,
+        world.ended,
+        scheduler.drain_deadline - now,
+        tuple(_location_key(location, now) for location in locations.values()),
+        tuple(
+            (name_, account.accepted, max(account.not_before - now, 0.0), account.refuses_everything)
+            for name_, account in scheduler.ledger.accounts().items()
+        ),
+        tuple((parcel.state, *(_lease_key(lease, now) for lease in parcel.leases)) for parcel in world.parcels),
+        tuple(waiter.location.name for waiter in world.waiters),
+        tuple((*sorted(watched.spans.items()), watched.woken, watched.flush.is_done) for watched in world.flushes),
+        tuple(map(name, admission.inbox)),
+        tuple(map(name, admission.byte_line)),
+        tuple(map(name, admission.unranked)),
+        tuple(map(name, slots.line)),
+        tuple(map(name, slots.over_share)),
+        tuple(map(name, scheduler._empty)),
+        frozenset(map(name, scheduler._made_due)),
+        tuple(map(name, scheduler._to_close)),
+        tuple((at, one) for at, _, one in sorted(entries, key=_first_two)),
+        tuple((size, one) for size, _, one in sorted(ranked, key=_first_two)),
+    )
+
+
+def _first_two(entry: tuple[float, int, Hashable]) -> tuple[float, int]:
+    return entry[:2]
+
+
+def _location_key(location: Location, now: float) -> Hashable:
+    account, pace = location.account, location.pace
+    return (
+        location.name,
+        account.queued,
+        account.pending_bytes,
+        tuple((batch.first, batch.end, batch.opened_at - now) for batch in location.full),
+        (location.open.first, location.open.opened_at - now) if account.queued else None,
+        pace.active,
+        pace.allowed,
+        pace.failures,
+        max(pace._own_wait_until - now, 0.0),
+        pace.request_size._smallest_refused,
+        pace.request_size._largest_passed,
+        tuple(lease.first for lease in location.retries or ()),
+        # Flushes below the first queued span make no difference.
+        max(location.flush_watermark - account.first_queued, 0),
+        location.is_made_due,
+        location.is_closed,
+        location.is_ranked,
+        location.look_at - now,
+        location.idle_since - now if not account.pending else 0.0,
+    )
+
+
+def _lease_key(lease: Lease, now: float) -> Hashable:
+    return (
+        lease.location.name,
+        lease.location.has_ended,
+        lease.first,
+        len(lease),
+        lease.opened_at - now,
+        lease.attempts > 0,
+        lease.ambiguous,
+        lease.may_repeat,
+    )

@@ -1,0 +1,113 @@
+"""A Hypothesis state machine over the scheduler alone.
+
+Choosing a rule costs Hypothesis more than an event costs the scheduler. So a rule is a kind of a passage, and one draw
+has many events: each number picks one of those that may come next.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as set_seed
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.unit.scheduler.support import Event, Menu, World
+from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
+
+__all__ = ["SchedulerMachine", "run_machine"]
+
+MENUS = st.builds(
+    Menu,
+    locations=st.sampled_from([("a", "b", "c"), ("a", "b"), ("a", "b", "c", "d"), ("a",)]),
+    sizes=st.sampled_from([(10, 25, 50), (50,), (1, 99)]),
+    spans=st.just(60),
+    adders=st.just(12),
+    flushes=st.just(6),
+    answers=st.just(("delivered", "later", "refused", "partly", "delivered", "asked", "too large", "cancelled")),
+    begins_later=st.booleans(),
+    pauses=st.just((0.5, 3.0)),
+    limits=st.builds(
+        Limits,
+        max_queued_spans=st.sampled_from([2, 4, 1, 3, 6]),
+        max_pending_bytes=st.sampled_from([150, 120, 200, 300, 5000]),
+        max_pending_bytes_per_location=st.sampled_from([5000, 110, 150]),
+        max_locations=st.sampled_from([4, 3, 2, 1]),
+        max_exports=st.sampled_from([2, 1, 4, 3]),
+        max_exports_per_location=st.sampled_from([3, 2, 1]),
+        location_idle_timeout=st.sampled_from([math.inf, 8.0, 1.0]),
+    ),
+    retry=st.builds(RetryPolicy, initial=st.sampled_from([2.0, 0.5]), maximum=st.sampled_from([8.0, 2.0])),
+    policy=st.builds(
+        BatchPolicy,
+        max_spans=st.sampled_from([2, 3, 4, 1]),
+        max_bytes=st.sampled_from([5000, 120, 1]),
+        max_delay=st.sampled_from([4.0, math.inf, 1.0]),
+    ),
+)
+
+CHOICES = st.binary(min_size=1, max_size=48)
+
+PROGRAM = {"add", "withdraw", "flush", "forget", "step"}
+LAST = {"drain", "stop"}
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Passages of events."""
+
+    events = 0
+    world: World
+
+    @initialize(menu=MENUS)
+    def begin(self, menu: Menu) -> None:
+        self.world = World(menu)
+
+    def _do(self, events: list[Event], choice: int) -> None:
+        if events:
+            self.world.do(events[choice % len(events)])
+            self.world.check()
+            SchedulerMachine.events += 1
+
+    @rule(choices=CHOICES)
+    def all_kinds(self, choices: bytes) -> None:
+        for choice in choices:
+            self._do([event for event in self.world.enabled() if event[0] not in LAST], choice)
+
+    @rule(choices=CHOICES)
+    def busy_program(self, choices: bytes) -> None:
+        for choice in choices:
+            self._do([event for event in self.world.enabled() if event[0] in PROGRAM], choice)
+
+    @rule(choices=CHOICES)
+    def busy_servers(self, choices: bytes) -> None:
+        for choice in choices:
+            self._do([event for event in self.world.enabled() if event[0] not in PROGRAM | LAST], choice)
+            self._do([event for event in self.world.enabled() if event[0] == "step"], choice)
+
+    @precondition(lambda self: len(self.world.accepted) and not self.world.ended)
+    @rule(choices=CHOICES)
+    def the_end_comes(self, choices: bytes) -> None:
+        self._do([event for event in self.world.enabled() if event[0] in LAST], 0)
+        for choice in choices:
+            self._do([event for event in self.world.enabled() if event[0] not in LAST], choice)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+
+
+def run_machine(examples: int, *, seed: int, steps: int = 12, shrink: bool = True) -> None:
+    """Run sequences of passages; raise the first failure. Its message has the rules that lead to it."""
+    phases = set(Phase) - {Phase.explain} - (set() if shrink else {Phase.shrink, Phase.reuse})
+    run_state_machine_as_test(
+        set_seed(seed)(SchedulerMachine),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            phases=tuple(phases),
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,636 @@
+"""The scheduler without trio: queues, a clock and a runtime that are plain objects.
+
+A `World` has a scheduler and plays everything around it: the program, the driver, the deliveries and the clock. It
+offers the events that may come next, carries one out, and checks after each that the scheduler is in order. It counts
+the spans itself, and never asks the scheduler what it should expect.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import attrs
+
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    EncodedSpan,
+    Limits,
+    Refused,
+    RetryPolicy,
+    TooManyLocationsError,
+    TryLater,
+)
+from trio_spanbatch._exporter import ExportResult
+from trio_spanbatch._reporting.statistics import Settlement
+from trio_spanbatch._scheduler.flush import Flush
+from trio_spanbatch._scheduler.ledger import Account
+from trio_spanbatch._scheduler.location import Lease, Location, Waiter
+from trio_spanbatch._scheduler.orders import Admit, HandBack, Order, Repeat, Start, Wake
+from trio_spanbatch._scheduler.scheduler import Scheduler
+from trio_spanbatch._scheduler.splitter import NO_BATCH
+from trio_spanbatch._spans.batch import SpanHeaders, cost_after, cost_of
+
+__all__ = ["Event", "FakeQueue", "Menu", "World", "make_queue", "replayed"]
+
+Event: TypeAlias = tuple[str, int | str, int]
+
+HEADERS = (SpanHeaders(), SpanHeaders(b"\x0a\x00", b"\x0a\x00"))
+COLUMNS = ("accepted", "queued", "in_flight", "delivered", "rejected", "spooled", "undelivered", "pending_bytes")
+DRAIN = 8.0
+# No world has so much to do that the driver needs as many steps for it.
+MANY = 300
+
+
+class Halves(random.Random):
+    """Jitter without chance: each wait is half of the longest."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return (a + b) / 2
+
+
+_HALVES = Halves(0)
+
+
+@attrs.frozen
+class _Used:
+    current_buffer_used: int
+
+
+class FakeQueue:
+    """Both ends of a queue."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.items: deque[bytes] = deque()
+        self.is_closed = False
+
+    def send_nowait(self, value: bytes, /) -> None:
+        assert not self.is_closed, "a span goes into a queue that is closed"
+        assert len(self.items) < self.size, "a span goes into a full queue"
+        self.items.append(value)
+
+    def receive_nowait(self) -> bytes:
+        return self.items.popleft()
+
+    def statistics(self) -> _Used:
+        return _Used(len(self.items))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def make_queue(size: int) -> tuple[FakeQueue, FakeQueue]:
+    queue = FakeQueue(size)
+    return queue, queue
+
+
+@attrs.frozen
+class Menu:
+    """What a world has, and what may happen in it.
+
+    Attributes:
+        sizes: The sizes of spans.
+        spans: How many spans are added at most.
+        adders: How many adders may wait, over all time.
+        flushes: How many flushes may begin, over all time.
+        answers: The results of attempts: by name, as in `World.answer`.
+        begins_later: Whether a delivery begins its attempt in a separate event.
+        pauses: The times that may pass other than until the scheduler has something to do.
+    """
+
+    locations: tuple[str, ...] = ("a", "b")
+    sizes: tuple[int, ...] = (10,)
+    spans: int = 3
+    adders: int = 1
+    flushes: int = 1
+    answers: tuple[str, ...] = ("delivered", "later", "refused", "cancelled")
+    begins_later: bool = False
+    pauses: tuple[float, ...] = ()
+    limits: Limits = Limits(max_queued_spans=2, max_exports=1, max_exports_per_location=2)
+    retry: RetryPolicy = RetryPolicy(initial=2.0, maximum=4.0, max_elapsed=30.0)
+    policy: BatchPolicy = BatchPolicy(max_spans=2, max_delay=4.0)
+
+
+class Parcel:
+    """A delivery: its open leases, the next one last. It has a slot, waits for one, or has one and has not begun."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.leases = [lease]
+        self.state = "starting"
+
+    @property
+    def part(self) -> Lease:
+        return self.leases[-1]
+
+
+class WatchedFlush:
+    """A flush, and the spans that it waits for by the world's own count."""
+
+    def __init__(self) -> None:
+        self.flush = Flush()
+        self.spans: dict[str, int] = {}
+        self.woken = False
+
+
+class World:
+    """A scheduler and everything around it."""
+
+    def __init__(self, menu: Menu) -> None:
+        self.menu = menu
+        self.now = 0.0
+        self.woken = False
+        self.scheduler = Scheduler(
+            menu.limits, menu.retry, self.policy, None, _HALVES, self.clock, make_queue, self.wake
+        )
+        # The accounts of all ended locations are kept, to be checked.
+        self.scheduler.ledger.kept_ended = 1000
+        self.added = 0
+        self.joined = 0
+        self.flushed = 0
+        self.parcels: list[Parcel] = []
+        self.waiters: list[Waiter] = []
+        self.flushes: list[WatchedFlush] = []
+        self.closed = self.ended = False
+        # By location: the spans that were accepted and not sent yet; how many were accepted; how many had each fate.
+        self.queued: dict[str, deque[EncodedSpan]] = {name: deque() for name in menu.locations}
+        self.accepted: Counter[str] = Counter()
+        self.fates: dict[str, Counter[str]] = {name: Counter() for name in menu.locations}
+        # The spans that are accounted for, by number.
+        self.settled: dict[str, set[int]] = {name: set() for name in menu.locations}
+
+    def policy(self, _: str) -> BatchPolicy:
+        return self.menu.policy
+
+    def clock(self) -> float:
+        return self.now
+
+    def wake(self) -> None:
+        self.woken = True
+
+    # -- events ------------------------------------------------------------------------------------------------
+
+    def enabled(self) -> list[Event]:
+        """Return the events that may come next."""
+        menu, events = self.menu, list[Event]()
+        if not self.ended:
+            if self.woken:
+                events.append(("step", 0, 0))
+            elif self.now < self.scheduler.next_at() < math.inf:
+                events.append(("time", 0, 0))
+            events += [("pause", 0, number) for number in range(len(menu.pauses))]
+            events.append(("drain" if not self.closed else "stop", 0, 0))
+        if not self.closed:
+            if self.added < menu.spans:
+                events += [("add", name, size) for name in menu.locations for size in menu.sizes]
+            if self.flushed < menu.flushes:
+                events += [("flush", name, 0) for name in (*menu.locations, "")]
+        events += [("withdraw", number, 0) for number in range(len(self.waiters))]
+        events += [("forget", number, 0) for number in range(len(self.flushes))]
+        for number, parcel in enumerate(self.parcels):
+            if parcel.state == "running":
+                events += [(answer, number, 0) for answer in menu.answers]
+            elif parcel.state == "waiting":
+                events.append(("give up", number, 0))
+            else:
+                events.append(("begin", number, 0))
+                if parcel.state == "repeating":
+                    events.append(("give up", number, 0))
+        return events
+
+    def do(self, event: Event) -> None:
+        """Carry out an event."""
+        kind, which, size = event
+        if kind == "step":
+            self.step()
+        elif kind == "add":
+            self.add(str(which), size)
+        elif kind == "time":
+            self.now = max(self.now, self.scheduler.next_at())
+            self.woken = True
+        elif kind == "pause":
+            self.now += self.menu.pauses[size]
+            self.woken = True
+        elif kind == "flush":
+            self.begin_flush(str(which))
+        elif kind == "drain":
+            self.drain()
+        elif kind == "stop":
+            self.stop()
+        elif kind == "forget":
+            self.flushes.pop(int(which)).flush.forget()
+        elif kind == "withdraw":
+            self.scheduler.admission.withdraw(self.waiters.pop(int(which)))
+        elif kind == "begin":
+            self.begin(self.parcels[int(which)])
+        elif kind == "give up":
+            self.give_up(self.parcels[int(which)])
+        else:
+            self.answer(self.parcels[int(which)], kind)
+        if self.ended:
+            self.carry_out_orders()
+
+    # -- the program -------------------------------------------------------------------------------------------
+
+    def add(self, name: str, size: int) -> None:
+        """Add a span as `SpanBatcher.add_span` does, waiting if necessary and allowed."""
+        # Each span has its own bytes, so that the order can be seen.
+        span = EncodedSpan(bytes([self.added % 256]) * size, HEADERS[size % len(HEADERS)])
+        self.added += 1
+        scheduler = self.scheduler
+        if (location := scheduler.get(name)) is None:
+            crowded = self._is_crowded()
+            try:
+                location = scheduler.open(name)
+            except TooManyLocationsError:
+                assert crowded, f"{name} is not opened though there is place"
+                return
+            assert not crowded, f"{name} is opened though there is no place"
+        assert not location.has_ended
+        must_wait = self._must_wait(location, span)
+        admitted = scheduler.admission.try_admit(location, span, self.clock)
+        assert admitted is not must_wait, f"{name}: a span was {'admitted' if admitted else 'refused'}"
+        if admitted:
+            self._accept(name, span)
+        elif self.joined < self.menu.adders:
+            self.joined += 1
+            self.waiters.append(scheduler.admission.join(location, span))
+
+    def _is_crowded(self) -> bool:
+        """Return whether no other location can be opened, by the rules."""
+        live = self.scheduler.locations
+        occupied = {name for name in live if self._pending(name)} | {one.location.name for one in self.waiters}
+        return len(occupied) >= self.menu.limits.max_locations
+
+    def _pending(self, name: str) -> int:
+        return self.accepted[name] - len(self.settled[name])
+
+    def _must_wait(self, location: Location, span: EncodedSpan) -> bool:
+        """Return whether a span may not enter, by the rules."""
+        limits, cost = self.menu.limits, cost_after(location.headers, span)
+        return (
+            any(waiter.location is location for waiter in self.waiters)
+            or len(self.queued[location.name]) >= limits.max_queued_spans
+            or location.account.pending_bytes + cost > limits.max_pending_bytes_per_location
+            or self.scheduler.ledger.total.pending_bytes + cost > limits.max_pending_bytes
+            or bool(self.scheduler.admission.byte_line)
+        )
+
+    def _accept(self, name: str, span: EncodedSpan) -> None:
+        self.accepted[name] += 1
+        self.queued[name].append(span)
+
+    def begin_flush(self, name: str) -> None:
+        """Begin a flush of a location, or of all."""
+        self.flushed += 1
+        watched = WatchedFlush()
+        for location in tuple(self.scheduler.locations.values()):
+            if name in ("", location.name):
+                self.scheduler.watch(location, watched.flush)
+                watched.spans[location.name] = self.accepted[location.name]
+        watched.flush.watches_all = True
+        if not watched.flush.is_done:
+            self.flushes.append(watched)
+
+    def drain(self) -> None:
+        """Close the batcher."""
+        refused = self.scheduler.close_admission()
+        assert set(refused) == set(self.waiters), "not all waiting adders are told"
+        self.waiters.clear()
+        self.closed = True
+        self.scheduler.begin_drain(self.now + DRAIN)
+        self.woken = True
+
+    def stop(self) -> None:
+        """End the driver, and then all deliveries."""
+        self.ended = True
+        self.scheduler.hand_back_all("stopped")
+        self.carry_out_orders()
+        for parcel in tuple(self.parcels):
+            self.answer(parcel, "cancelled") if parcel.state in ("running", "starting") else self.give_up(parcel)
+
+    # -- the driver --------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Have the scheduler decide until it has nothing to decide."""
+        self.woken = False
+        for _ in range(MANY):
+            goes_on = self.scheduler.step(self.now)
+            self.carry_out_orders()
+            if not goes_on:
+                break
+        else:
+            raise AssertionError("the scheduler goes on and on")
+        self.check_rest()
+        # Carrying out an order may be an event.
+        self.woken = bool(self.scheduler.admission.inbox or self.scheduler.outbox)
+        if self.scheduler.is_over:
+            self.ended = True
+
+    def carry_out_orders(self) -> None:
+        outbox = self.scheduler.outbox
+        while outbox:
+            order = outbox[0]
+            if isinstance(order, HandBack):
+                self._take(order.lease)
+                self.settle(order.lease, Settlement(undelivered=len(order.lease), reason=order.reason))
+                outbox.popleft()
+            else:
+                self._carry_out(order)
+                outbox.popleft()
+
+    def _carry_out(self, order: Order) -> None:
+        if isinstance(order, Start):
+            self._take(order.lease)
+            self.parcels.append(Parcel(order.lease))
+            if not self.menu.begins_later:
+                self.begin(self.parcels[-1])
+        elif isinstance(order, Repeat):
+            parcel = next(one for one in self.parcels if one.part is order.lease)
+            assert parcel.state == "waiting", "an attempt is repeated for which nobody waits"
+            if not order.lease.may_repeat:
+                self.give_up(parcel)
+            else:
+                parcel.state = "repeating"
+                if not self.menu.begins_later:
+                    self.begin(parcel)
+        elif isinstance(order, Admit):
+            self._admitted(order.waiter)
+        else:
+            assert isinstance(order, Wake)
+            for watched in self.flushes:
+                watched.woken |= watched.flush is order.flush
+
+    def _take(self, lease: Lease) -> None:
+        """Take the spans of a sealed batch out of the world's own queue."""
+        name = lease.location.name
+        expected = [self.queued[name].popleft() for _ in range(len(lease))]
+        assert [span.payload for span in lease.batch.spans] == [span.payload for span in expected], "not first in"
+        assert [span.headers for span in lease.batch.spans] == [span.headers for span in expected]
+        assert lease.first + len(lease) + len(self.queued[name]) == self.accepted[name]
+        assert len(lease) <= self.menu.policy.max_spans, "a batch has too many spans"
+
+    def _admitted(self, waiter: Waiter) -> None:
+        """Note that an adder's span was admitted."""
+        first = next(one for one in self.waiters if one.location is waiter.location)
+        assert first is waiter, "an adder has overtaken another one"
+        self.waiters.remove(waiter)
+        self._accept(waiter.location.name, waiter.span)
+
+    # -- deliveries --------------------------------------------------------------------------------------------
+
+    def begin(self, parcel: Parcel) -> None:
+        self.scheduler.attempt_began(parcel.part)
+        parcel.state = "running"
+
+    def answer(self, parcel: Parcel, answer: str) -> None:
+        """End an attempt with an answer."""
+        scheduler, part = self.scheduler, parcel.part
+        result: ExportResult | None = {
+            "delivered": Delivered(),
+            "partly": Delivered(rejected=1),
+            "later": TryLater("busy"),
+            "asked": TryLater("busy", after=3.0, ambiguous=True),
+            "refused": Refused("bad", status_code=400, isolate=True),
+            "too large": Refused("large", status_code=413, isolate=True),
+        }.get(answer)
+        ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
+        parcel.state = "idle"
+        scheduler.attempt_ended(part, result, self.now, ambiguous=ambiguous)
+        self.woken = True
+        if isinstance(result, TryLater):
+            scheduler.back_off(part.location, result.after, self.now)
+            self._wait(parcel)
+        elif isinstance(result, Refused) and len(part) > 1:
+            left, right = scheduler.split(part, len(part) // 2)
+            parcel.leases[-1:] = [right, left]
+            self._wait(parcel)
+        elif isinstance(result, Delivered):
+            rejected = min(result.rejected, len(part))
+            self._settle_part(parcel, Settlement(delivered=len(part) - rejected, rejected=rejected))
+        elif isinstance(result, Refused):
+            self._settle_part(parcel, Settlement(rejected=1, reason="bad"))
+        else:
+            self._settle_all(parcel)
+
+    def give_up(self, parcel: Parcel) -> None:
+        """Hand back the spans of a delivery that waits for its next attempt."""
+        if parcel.state == "repeating":
+            self.scheduler.slot_unused(parcel.part)
+        parcel.state = "idle"
+        self.scheduler.wants_no_retry(parcel.part)
+        self._settle_all(parcel)
+
+    def _wait(self, parcel: Parcel) -> None:
+        parcel.state = "waiting"
+        self.scheduler.wants_retry(parcel.part)
+
+    def _settle_all(self, parcel: Parcel) -> None:
+        for lease in tuple(parcel.leases):
+            self.settle(lease, Settlement(undelivered=len(lease), reason="given up"))
+        self.parcels.remove(parcel)
+
+    def _settle_part(self, parcel: Parcel, settlement: Settlement) -> None:
+        self.settle(parcel.leases.pop(), settlement)
+        if not parcel.leases:
+            self.parcels.remove(parcel)
+        elif self.ended:
+            self._settle_all(parcel)
+        else:
+            self._wait(parcel)
+
+    def settle(self, lease: Lease, settlement: Settlement) -> None:
+        self.woken = True
+        name = lease.location.name
+        numbers = set(range(lease.first, lease.first + len(lease)))
+        assert numbers.isdisjoint(self.settled[name]), "spans are accounted for twice"
+        self.settled[name] |= numbers
+        fates = self.fates[name]
+        fates["delivered"] += settlement.delivered
+        fates["rejected"] += settlement.rejected
+        fates["undelivered"] += settlement.undelivered
+        self.scheduler.settled(lease, settlement, self.now)
+
+    # -- what must be true -------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check what must be true after each event."""
+        scheduler = self.scheduler
+        # Settling the last spans of a flush is an event that gives an order. The others come from a step.
+        assert all(isinstance(order, Wake) for order in scheduler.outbox), f"orders are left: {scheduler.outbox}"
+        assert not scheduler.outbox or (self.woken and not self.ended), "nobody carries out orders"
+        running = Counter(one.part.location for one in self.parcels if one.state not in ("waiting", "idle"))
+        self._check_slots(running)
+        accounts = scheduler.ledger.accounts()
+        for column in COLUMNS:
+            total = sum(getattr(account, column) for account in accounts.values())
+            assert getattr(scheduler.ledger.total, column) == total, f"the total of {column} is not the sum"
+        for name, account in accounts.items():
+            self._check_account(name, account)
+        assert scheduler.ledger.total.pending_bytes <= self.menu.limits.max_pending_bytes, "the byte budget is exceeded"
+        leases: dict[Location, set[Lease]] = {}
+        for parcel in self.parcels:
+            for lease in parcel.leases:
+                leases.setdefault(lease.location, set()).add(lease)
+        for location in scheduler.locations.values():
+            self._check_location(location, leases.pop(location, set()))
+        assert not any(leases.values()), "a location ended while its spans were in flight"
+        for watched in self.flushes:
+            self._check_flush(watched)
+        if scheduler.next_at() <= self.now:
+            assert self.woken or self.ended, "nobody wakes the driver"
+
+    def _check_slots(self, running: Counter[Location]) -> None:
+        slots = self.scheduler.slots
+        assert slots.free == slots.count - running.total() >= 0, f"{slots.free} slots are free, {running} run"
+        assert slots.exporting == len(running)
+        most = self.menu.limits.max_exports_per_location
+        for location in {*self.scheduler.locations.values(), *running}:
+            assert location.pace.active == running[location] <= most, f"{location} counts its exports wrongly"
+
+    def _check_account(self, name: str, account: Account) -> None:
+        fates = self.fates[name]
+        assert account.accepted == self.accepted[name], f"{name}: {account.accepted} accepted"
+        assert account.queued == len(self.queued[name]), f"{name}: {account.queued} queued"
+        assert account.in_flight == self._pending(name) - account.queued, f"{name}: {account.in_flight} in flight"
+        found = (account.delivered, account.rejected, account.spooled, account.undelivered)
+        assert found == (fates["delivered"], fates["rejected"], 0, fates["undelivered"]), f"{name}: {found}"
+        done = sum(found)
+        assert account.accepted == account.queued + account.in_flight + done, f"{name}: spans are not conserved"
+
+    def _check_location(self, location: Location, leases: set[Lease]) -> None:
+        limits, account = self.menu.limits, location.account
+        assert not location.has_ended
+        assert location.queue_out.statistics().current_buffer_used == account.queued <= limits.max_queued_spans
+        assert set(location.leases) == leases, f"{location} has other leases than its deliveries"
+        queued = cost_of(self.queued[location.name], location.sealed_headers)
+        assert account.pending_bytes == queued + sum(lease.cost for lease in leases), f"{location}: bytes are wrong"
+        assert account.pending_bytes <= limits.max_pending_bytes_per_location
+        assert list(location.waiting or ()) == [one for one in self.waiters if one.location is location]
+        assert location.has_queued == bool(account.queued)
+
+    def _check_flush(self, watched: WatchedFlush) -> None:
+        open_ = any(not self.settled[name].issuperset(range(below)) for name, below in watched.spans.items())
+        assert watched.flush.is_done is not open_, "a flush is done too early or too late"
+        # The order is carried out by the driver's next step.
+        assert not watched.woken or watched.flush.is_done, "a flush is woken too early"
+
+    def check_rest(self) -> None:
+        """Check what must be true when the scheduler has just decided: nothing is left undone."""
+        scheduler, now = self.scheduler, self.now
+        if scheduler.outbox:
+            return
+        for watched in self.flushes:
+            assert watched.woken or not watched.flush.is_done, "a flush is not woken"
+        if scheduler.admission.inbox:
+            # An order that was carried out is an event that the next step looks at.
+            return
+        for location in scheduler.locations.values():
+            at = self._exports_at(location)
+            if at <= now:
+                free = scheduler.slots.free if not location.pace.active else self._spare()
+                assert free <= 0, f"{location} does not export, though {free} slots are free for it"
+            elif at < math.inf and (not location.pace.active or self._spare() > 0):
+                # Otherwise it is looked at when a slot can be spared.
+                assert scheduler.next_at() <= at, f"{location} has to export before anybody looks"
+            idle = not self._pending(location.name) and not location.waiting
+            if idle:
+                end_at = location.idle_since + self.menu.limits.location_idle_timeout
+                assert now < end_at and not self.closed, f"{location} is empty and does not end"
+                assert scheduler.next_at() <= end_at
+            if location.waiting:
+                self._check_first_waiter(location, next(iter(location.waiting)))
+        for name, queued in self.queued.items():
+            assert not queued or name in scheduler.locations, f"{name} ended with spans in its queue"
+
+    def _spare(self) -> int:
+        """Return how many slots a location with a running export may take: as the essay of the slots says."""
+        slots, live = self.scheduler.slots, len(self.scheduler.locations)
+        half = slots.count // 2
+        kept = half if slots.exporting > 1 and not self.closed else min(half, live - slots.exporting)
+        return slots.free - kept
+
+    def _exports_at(self, location: Location) -> float:
+        """Return when a location may export next, slots aside."""
+        pace = location.pace
+        queue = self.queued[location.name]
+        waiting = any(one.state == "waiting" and one.part.location is location for one in self.parcels)
+        if pace.active >= pace.allowed or not (queue or waiting):
+            return math.inf
+        if waiting:
+            return pace.retry_at
+        first = location.account.first_queued
+        flushed = first < location.flush_watermark
+        if flushed or location.full or location.is_closed or location.is_made_due:
+            return pace.retry_at
+        assert location.open is not NO_BATCH
+        return max(pace.retry_at, location.open.opened_at + self.menu.policy.max_delay)
+
+    def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
+        limits, cost = self.menu.limits, cost_after(location.headers, waiter.span)
+        account, total = location.account, self.scheduler.ledger.total
+        full = (
+            account.queued >= limits.max_queued_spans
+            or account.pending_bytes + cost > min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
+        )
+        line = self.scheduler.admission.byte_line
+        assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
+        if not full and next(iter(line)) is location:
+            assert total.pending_bytes + cost > limits.max_pending_bytes, f"{location}: an adder would fit"
+            idle = [one for one in self.scheduler.locations.values() if self._could_export(one)]
+            assert not idle, f"adders wait for bytes, and {idle} could export"
+
+    def _could_export(self, location: Location) -> bool:
+        pace = location.pace
+        waiting = any(one.state == "waiting" and one.part.location is location for one in self.parcels)
+        if waiting or not self.queued[location.name] or pace.active >= pace.allowed or pace.retry_at > self.now:
+            return False
+        return (self._spare() if pace.active else self.scheduler.slots.free) > 0
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Drain with a server that accepts everything, and check that every span is accounted for."""
+        if not self.closed:
+            self.drain()
+        for _ in range(MANY):
+            if self.ended:
+                break
+            self.step()
+            for parcel in tuple(self.parcels):
+                if parcel.state in ("starting", "repeating"):
+                    self.begin(parcel)
+                if parcel.state == "running":
+                    self.answer(parcel, "delivered")
+            if not self.woken and not self.ended:
+                assert self.scheduler.next_at() < math.inf, "the drain waits for ever"
+                self.now = max(self.now, self.scheduler.next_at())
+        assert self.ended, "the drain does not end"
+        self.carry_out_orders()
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Check that nothing is left."""
+        self.check()
+        scheduler = self.scheduler
+        assert not scheduler.locations
+        assert not self.parcels
+        assert not scheduler.ledger.total.pending
+        assert not scheduler.ledger.total.pending_bytes
+        assert not scheduler.slots.line
+        assert not scheduler.slots.over_share
+        assert not scheduler.admission.byte_line
+        assert all(watched.woken for watched in self.flushes), "a flush is never woken"
+        assert all(len(self.settled[name]) == self.accepted[name] for name in self.menu.locations)
+
+
+def replayed(menu: Menu, events: Iterable[Event]) -> World:
+    """Return a new world in which ``events`` have happened."""
+    world = World(menu)
+    for event in events:
+        world.do(event)
+    return world

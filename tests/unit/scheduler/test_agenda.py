@@ -1,0 +1,52 @@
+"""The agenda."""
+
+from __future__ import annotations
+
+import math
+
+from tests.unit.scheduler.parts import make_location
+from trio_spanbatch._scheduler.agenda import Agenda
+
+
+def test_an_empty_agenda_has_no_next_time() -> None:
+    assert Agenda().next_at == math.inf
+    assert Agenda().pop(math.inf) is None
+
+
+def test_the_earliest_location_comes_first_and_those_of_the_same_time_in_turn() -> None:
+    agenda, a, b, c = Agenda(), make_location("a"), make_location("b"), make_location("c")
+    agenda.put(a, 2.0)
+    agenda.put(b, 1.0)
+    agenda.put(c, 2.0)
+    assert agenda.next_at == 1.0
+    assert [agenda.pop(2.0), agenda.pop(2.0), agenda.pop(2.0), agenda.pop(2.0)] == [b, a, c, None]
+
+
+def test_no_location_comes_before_its_time() -> None:
+    agenda, a = Agenda(), make_location("a")
+    agenda.put(a, 2.0)
+    assert agenda.pop(1.9) is None
+    assert agenda.pop(2.0) is a
+
+
+def test_an_earlier_time_replaces_the_time_of_a_location() -> None:
+    agenda, a = Agenda(), make_location("a")
+    agenda.put(a, 5.0)
+    agenda.put(a, 1.0)
+    assert agenda.pop(1.0) is a
+    assert agenda.pop(9.0) is None, "the entry of the later time is outdated"
+
+
+def test_a_later_time_changes_nothing_as_the_earlier_look_does_no_harm() -> None:
+    agenda, a = Agenda(), make_location("a")
+    agenda.put(a, 1.0)
+    agenda.put(a, 5.0)
+    assert (a.look_at, agenda.next_at) == (1.0, 1.0)
+
+
+def test_a_location_that_has_ended_is_put_on_no_agenda() -> None:
+    agenda, a = Agenda(), make_location("a")
+    agenda.put(a, 1.0)
+    a.look_at = -math.inf
+    agenda.put(a, 0.5)
+    assert agenda.pop(9.0) is None

@@ -1,0 +1,72 @@
+"""The locations by their queued bytes."""
+
+from __future__ import annotations
+
+from tests.unit.scheduler.parts import make_location
+from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.ranking import Ranking
+
+
+def _ranked(ranking: Ranking, **sizes: int) -> list[Location]:
+    locations = []
+    for name, size in sizes.items():
+        location = make_location(name)
+        location.account.queued, location.account.pending_bytes = 1, size
+        ranking.put(location, len(sizes))
+        locations.append(location)
+    return locations
+
+
+def test_the_fullest_locations_are_taken_first() -> None:
+    ranking = Ranking()
+    a, b, c = _ranked(ranking, a=10, b=30, c=20)
+    assert ranking.take(2, lambda _: True) == [b, c]
+    assert ranking.take(2, lambda _: True) == [a]
+
+
+def test_only_queued_bytes_count() -> None:
+    ranking = Ranking()
+    a = make_location("a")
+    a.account.queued, a.account.pending_bytes, a.leased_bytes = 1, 100, 95
+    ranking.put(a, 2)
+    (b,) = _ranked(ranking, b=10)
+    assert ranking.take(2, lambda _: True) == [b, a]
+
+
+def test_an_entry_whose_bytes_have_changed_does_not_count() -> None:
+    ranking = Ranking()
+    a, b = _ranked(ranking, a=30, b=20)
+    a.account.pending_bytes = 10
+    assert ranking.take(2, lambda _: True) == [b]
+
+
+def test_fuller_locations_that_are_not_ready_leave_the_ranking() -> None:
+    ranking = Ranking()
+    a, b = _ranked(ranking, a=30, b=20)
+    assert ranking.take(1, lambda location: location is b) == [b]
+    assert ranking.take(1, lambda _: True) == []
+    ranking.put(a, 2)
+    assert ranking.take(1, lambda _: True) == [a]
+
+
+def test_a_location_that_has_ended_is_not_taken() -> None:
+    ranking = Ranking()
+    (a,) = _ranked(ranking, a=30)
+    a.has_ended = True
+    assert ranking.take(1, lambda _: True) == []
+
+
+def test_a_location_without_queued_spans_gets_no_entry() -> None:
+    ranking = Ranking()
+    ranking.put(make_location("a"), 1)
+    assert ranking.take(1, lambda _: True) == []
+
+
+def test_outdated_entries_are_dropped_in_time() -> None:
+    ranking = Ranking()
+    (a,) = _ranked(ranking, a=1)
+    for size in range(1000):
+        a.account.pending_bytes = size
+        ranking.put(a, 1)
+        assert len(ranking._entries) <= 70
+    assert ranking.take(5, lambda _: True) == [a]
