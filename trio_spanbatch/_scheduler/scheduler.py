@@ -189,23 +189,29 @@ class Scheduler:
             # Not `next(iter(...))`: between two calls, a signal handler may open another location.
             for location in self._empty:  # noqa: B007  # it is used below
                 break
-            self.admission.touch(location)
-            account, is_adding = location.account, self.admission.is_adding_to(location)
-            is_over = location.has_ended or location.is_evicted
-            if not (is_over or is_adding or account.queued or account.in_flight or location.waiting):
-                # The commit. No call between this and the look at its state, so no span can be added between.
-                location.is_evicted = True
-                del self.locations[location.name]
-                self._empty.pop(location, None)
-                return
+            is_ended = self._make_way(location)
             self._empty.pop(location, None)
+            if is_ended:
+                return
         # The last adder of a location may have left, and it was not looked at since.
-        if any(self._make_way(location) for location in self.admission.inbox):
+        if any(self._make_way(location) for location in self.admission.inbox.copy()):
             return
         raise TooManyLocationsError(
             f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
             "raise it, or flush before adding for another location"
         )
+
+    def _make_way(self, location: Location) -> bool:
+        """End a location if it is live and empty. Return whether it was."""
+        self.admission.touch(location)
+        account, is_adding = location.account, self.admission.is_adding_to(location)
+        is_over = location.has_ended or location.is_evicted
+        if is_over or is_adding or account.queued or account.in_flight or location.waiting:
+            return False
+        # The commit. No call between this and the look at its state, so no span can be added between.
+        location.is_evicted = True
+        del self.locations[location.name]
+        return True
 
     # -- events of the runtime ---------------------------------------------------------------------------------
 
