@@ -231,6 +231,7 @@ FAULTS = (
         "        if self._unfinished is not None or self._rest is not None:\n            self.finish()\n",
         "        if self._rest is not None:\n            self.finish()\n",
         first="recursion sweep",
+        scenario="add",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
@@ -238,6 +239,7 @@ FAULTS = (
         "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
         "",
         first="recursion sweep",
+        scenario="add",
     ),
     PlantedFault(
         "a Growth is stored twice",
@@ -305,7 +307,6 @@ FAULTS = (
         "_scheduler/admission.py",
         "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes, totals",
         "        own_bytes, totals",
-        first="state machine",
     ),
     # -- slots, concurrency and backoff, the retry queue -----------------------------------------------------------
     PlantedFault(
@@ -321,14 +322,6 @@ FAULTS = (
         "        if location.has_ended:\n            return\n        if self.locations.get",
         "        if self.locations.get",
         first="state machine",
-    ),
-    PlantedFault(
-        "a delivery that is cancelled keeps the slot that it was given",
-        "_runtime/runtime.py",
-        "            if lease.may_repeat:\n"
-        "                # That was decided after the cancel, before this task ran.\n"
-        "                self.scheduler.slot_unused(lease)\n",
-        "",
     ),
     PlantedFault(
         "a slot is kept during a backoff",

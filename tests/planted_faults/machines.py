@@ -65,8 +65,9 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
     return _read(_run(["-m", "tests.state_machine", "--sequences", str(examples), "--no-shrink", "--json"], environ))
 
 
-def sweep_recursion(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
-    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", _SWEEP], environ)
+def sweep_recursion(environ: Mapping[str, str], _bound: int, scenario: str | None) -> Search:
+    only = [] if scenario is None else ["-k", scenario]
+    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", _SWEEP, *only], environ)
     if ended.returncode == 0:
         return Search(0, None)
     failed = re.search(r"^E +(\S.*)$|^(FAILED .*)$", ended.stdout, re.MULTILINE)
