@@ -32,7 +32,7 @@ def test_a_planted_fault_is_found(tmp_path: Path, fault: PlantedFault) -> None:
 def test_a_copy_without_a_fault_passes(tmp_path: Path, machine: Machine) -> None:
     environ = copy_of_package(tmp_path)
     scenarios = sorted({fault.scenario for fault in FAULTS if fault.first == machine and fault.scenario is not None})
-    for scenario in scenarios or [None]:
+    for scenario in (*scenarios,) or (None,):
         search = MACHINES[machine](environ, SOUND[machine], scenario)
         assert search.failure is None
 
