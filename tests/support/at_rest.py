@@ -121,7 +121,10 @@ class AtRest:
 
     def _flush_faults(self) -> Iterator[str]:
         parts = {part for location in self._locations for part in location.flushes or ()}
-        for flush in self._runtime.flushes:
+        for flush, done in self._runtime.flushes.items():
+            if not done.statistics().tasks_waiting:
+                # It was cancelled, and its exception keeps it.
+                continue
             if flush.is_done:
                 yield "a flush waits though all of its spans are accounted for"
             if not parts.issuperset(flush._open):
