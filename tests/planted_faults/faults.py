@@ -12,7 +12,7 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "recursion sweep"]
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "interruption sweep"]
 
 
 @attrs.frozen
@@ -230,14 +230,24 @@ FAULTS = (
         "_scheduler/admission.py",
         "        if self._unfinished is not None or self._rest is not None:\n            self.finish()\n",
         "        if self._rest is not None:\n            self.finish()\n",
-        first="recursion sweep",
+        first="interruption sweep",
+        scenario="any_line and add and not trio",
+    ),
+    PlantedFault(
+        "a change that was interrupted before its span was in the queue is carried out",
+        "_scheduler/admission.py",
+        "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
+        "            if queued:\n",
+        first="interruption sweep",
+        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
         "_scheduler/admission.py",
         "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
         "",
-        first="recursion sweep",
+        first="interruption sweep",
+        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a Growth is stored twice",
@@ -301,14 +311,6 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a queue's bytes change and the ranking is not told",
-        "_scheduler/admission.py",
-        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes, totals",
-        "        own_bytes, totals",
-        first="state machine",
-    ),
-    # -- slots, concurrency and backoff, the retry queue -----------------------------------------------------------
-    PlantedFault(
         "a slot that is given back goes to no location that waits in line",
         "_scheduler/scheduler.py",
         "        if self.slots.free and self.slots.line:\n            return next(iter(self.slots.line))\n",
@@ -321,14 +323,6 @@ FAULTS = (
         "        if location.has_ended:\n            return\n        if self.locations.get",
         "        if self.locations.get",
         first="state machine",
-    ),
-    PlantedFault(
-        "a delivery that is cancelled keeps the slot that it was given",
-        "_runtime/runtime.py",
-        "            if lease.may_repeat:\n"
-        "                # That was decided after the cancel, before this task ran.\n"
-        "                self.scheduler.slot_unused(lease)\n",
-        "",
     ),
     PlantedFault(
         "a slot is kept during a backoff",

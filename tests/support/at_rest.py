@@ -61,8 +61,9 @@ class AtRest:
             yield from self._lease_faults(location)
             yield from self._line_faults(location, now, free)
         yield from self._byte_line_faults(now, free)
-        yield from self._ranking_faults()
+        yield from self._ranking_faults(now)
         yield from self._waiting_faults()
+        yield from self._flush_faults()
         yield from self._budget_faults()
 
     def faults_at_the_end(self) -> Iterator[str]:
@@ -117,8 +118,13 @@ class AtRest:
         retries = {lease for location in locations for lease in location.retries or ()}
         if retries != runtime.retries.keys():
             yield f"{len(runtime.retries)} deliveries wait for their next attempt, the scheduler knows {len(retries)}"
-        parts = {part for location in locations for part in location.flushes or ()}
-        for flush in runtime.flushes:
+
+    def _flush_faults(self) -> Iterator[str]:
+        parts = {part for location in self._locations for part in location.flushes or ()}
+        for flush, done in self._runtime.flushes.items():
+            if not done.statistics().tasks_waiting:
+                # It was cancelled, and its exception keeps it.
+                continue
             if flush.is_done:
                 yield "a flush waits though all of its spans are accounted for"
             if not parts.issuperset(flush._open):
@@ -249,7 +255,7 @@ class AtRest:
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
 
-    def _ranking_faults(self) -> Iterator[str]:
+    def _ranking_faults(self, now: float) -> Iterator[str]:
         """Yield locations that would never be made due, as their queued bytes are not known."""
         unranked = self._admission.unranked
         if self._driver.has_ended:
@@ -261,6 +267,11 @@ class AtRest:
         for location in self._locations:
             if not location.is_ranked and location not in unranked:
                 yield f"{location} is never ranked"
+            elif location.is_ranked and location not in unranked and self._could_export(location, now):
+                entry = (-location.queued_bytes, location)
+                known = any((size, ranked) == entry for size, _, ranked in self._scheduler._ranking._entries)
+                if not known and not location.is_made_due:
+                    yield f"the ranking does not know the {location.queued_bytes} bytes of {location}"
         if not self._scheduler._made_due <= set(self._locations):
             yield "a location that has ended is made due"
 
