@@ -33,8 +33,8 @@ WORLDS = {
     "one slot": SmallWorld(Menu(), 9, 43_872, 6, 3_234),
     "bytes for two spans": SmallWorld(
         Menu(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
-        9,
-        0,
+        8,
+        41_806,
         6,
         3_840,
     ),

@@ -345,6 +345,7 @@ class World:
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Start):
+            self._check_share(order.lease.location)
             self._take(order.lease)
             self.parcels.append(Parcel(order.lease))
             if not self.menu.begins_later:
@@ -355,6 +356,10 @@ class World:
             if not order.lease.may_repeat:
                 self.give_up(parcel)
             else:
+                location = order.lease.location
+                self._check_share(location)
+                waiting = [one.part for one in self.parcels if one.state == "waiting" and one.part.location is location]
+                assert order.lease.first == min(one.first for one in waiting), "an older attempt is passed over"
                 parcel.state = "repeating"
                 if not self.menu.begins_later:
                     self.begin(parcel)
@@ -364,6 +369,13 @@ class World:
             assert isinstance(order, Wake)
             for watched in self.flushes:
                 watched.woken |= watched.flush is order.flush
+
+    def _check_share(self, location: Location) -> None:
+        """Check that an export may begin, with the exports that began before it."""
+        running = Counter(one.part.location for one in self.parcels if one.state not in ("waiting", "idle"))
+        slots = self.scheduler.slots.count
+        kept = self._kept(len(running)) if running[location] else 0
+        assert slots - running.total() > kept, f"{location} exports with a slot that is kept for others"
 
     def _take(self, lease: Lease) -> None:
         """Take the spans of a sealed batch out of the world's own queue."""
@@ -549,10 +561,13 @@ class World:
 
     def _spare(self) -> int:
         """Return how many slots a location with a running export may take: as the essay of the slots says."""
-        slots, live = self.scheduler.slots, len(self.scheduler.locations)
-        half = slots.count // 2
-        kept = half if slots.exporting > 1 and not self.closed else min(half, live - slots.exporting)
-        return slots.free - kept
+        return self.scheduler.slots.free - self._kept(self.scheduler.slots.exporting)
+
+    def _kept(self, exporting: int) -> int:
+        half = self.scheduler.slots.count // 2
+        if exporting > 1 and not self.closed:
+            return half
+        return min(half, len(self.scheduler.locations) - exporting)
 
     def _exports_at(self, location: Location) -> float:
         """Return when a location may export next, slots aside."""
@@ -573,9 +588,8 @@ class World:
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
         limits, cost = self.menu.limits, cost_after(location.headers, waiter.span)
         account, total = location.account, self.scheduler.ledger.total
-        full = (
-            account.queued >= limits.max_queued_spans
-            or account.pending_bytes + cost > min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
+        full = account.queued >= limits.max_queued_spans or account.pending_bytes + cost > min(
+            limits.max_pending_bytes_per_location, limits.max_pending_bytes
         )
         line = self.scheduler.admission.byte_line
         assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
