@@ -1,4 +1,4 @@
-"""How many steps a second the machines make, in CPU time: the one of the whole batcher, and the two of the scheduler."""
+"""How many steps a second the state machines make: that of the whole batcher, and that of the scheduler."""
 
 from __future__ import annotations
 

@@ -30,13 +30,13 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(Menu(), 9, 43_872, 6, 3_234),
+    "one slot": SmallWorld(Menu(), 9, 43_872, 5, 1_002),
     "bytes for two spans": SmallWorld(
         Menu(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
         8,
         41_806,
-        6,
-        3_840,
+        5,
+        1_044,
     ),
     "place for one location": SmallWorld(
         Menu(
@@ -45,7 +45,7 @@ WORLDS = {
         ),
         10,
         0,
-        6,
-        1_546,
+        5,
+        640,
     ),
 }

@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Iterable
+from functools import partial
 from typing import TypeAlias
 
 import attrs
@@ -54,6 +55,16 @@ class Halves(random.Random):
 
 
 _HALVES = Halves(0)
+
+# The other answer is that of an attempt that is cancelled.
+_ANSWERS: dict[str, ExportResult] = {
+    "delivered": Delivered(),
+    "partly": Delivered(rejected=1),
+    "later": TryLater("busy"),
+    "asked": TryLater("busy", after=3.0, ambiguous=True),
+    "refused": Refused("bad", status_code=400, isolate=True),
+    "too large": Refused("large", status_code=413, isolate=True),
+}
 
 
 @attrs.frozen
@@ -111,9 +122,9 @@ class Menu:
     answers: tuple[str, ...] = ("delivered", "later", "refused", "cancelled")
     begins_later: bool = False
     pauses: tuple[float, ...] = ()
-    limits: Limits = Limits(max_queued_spans=2, max_exports=1, max_exports_per_location=2)
-    retry: RetryPolicy = RetryPolicy(initial=2.0, maximum=4.0, max_elapsed=30.0)
-    policy: BatchPolicy = BatchPolicy(max_spans=2, max_delay=4.0)
+    limits: Limits = attrs.field(factory=partial(Limits, max_queued_spans=2, max_exports=1, max_exports_per_location=2))
+    retry: RetryPolicy = attrs.field(factory=partial(RetryPolicy, initial=2.0, maximum=4.0, max_elapsed=30.0))
+    policy: BatchPolicy = attrs.field(factory=partial(BatchPolicy, max_spans=2, max_delay=4.0))
 
 
 class Parcel:
@@ -402,14 +413,7 @@ class World:
     def answer(self, parcel: Parcel, answer: str) -> None:
         """End an attempt with an answer."""
         scheduler, part = self.scheduler, parcel.part
-        result: ExportResult | None = {
-            "delivered": Delivered(),
-            "partly": Delivered(rejected=1),
-            "later": TryLater("busy"),
-            "asked": TryLater("busy", after=3.0, ambiguous=True),
-            "refused": Refused("bad", status_code=400, isolate=True),
-            "too large": Refused("large", status_code=413, isolate=True),
-        }.get(answer)
+        result = _ANSWERS.get(answer)
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
         parcel.state = "idle"
         scheduler.attempt_ended(part, result, self.now, ambiguous=ambiguous)
@@ -552,7 +556,8 @@ class World:
             idle = not self._pending(location.name) and not location.waiting
             if idle:
                 end_at = location.idle_since + self.menu.limits.location_idle_timeout
-                assert now < end_at and not self.closed, f"{location} is empty and does not end"
+                assert now < end_at, f"{location} is empty and does not end"
+                assert not self.closed, f"{location} is empty and lives on in the drain"
                 assert scheduler.next_at() <= end_at
             if location.waiting:
                 self._check_first_waiter(location, next(iter(location.waiting)))
