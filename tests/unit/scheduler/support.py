@@ -288,8 +288,17 @@ class World:
             or len(self.queued[location.name]) >= limits.max_queued_spans
             or location.account.pending_bytes + cost > limits.max_pending_bytes_per_location
             or self.scheduler.ledger.total.pending_bytes + cost > limits.max_pending_bytes
-            or bool(self.scheduler.admission.byte_line)
+            or any(not self._is_full(*first) for first in self._first_waiters().items())
         )
+
+    def _first_waiters(self) -> dict[Location, Waiter]:
+        return {waiter.location: waiter for waiter in reversed(self.waiters)}
+
+    def _is_full(self, location: Location, waiter: Waiter) -> bool:
+        """Return whether an adder waits for space in its location rather than for the bytes of all."""
+        limits, account, cost = self.menu.limits, location.account, cost_after(location.headers, waiter.span)
+        most = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
+        return account.queued >= limits.max_queued_spans or account.pending_bytes + cost > most
 
     def _accept(self, name: str, span: EncodedSpan) -> None:
         self.accepted[name] += 1
@@ -585,17 +594,16 @@ class World:
             return pace.retry_at
         first = location.account.first_queued
         flushed = first < location.flush_watermark
-        if flushed or location.full or location.is_closed or location.is_made_due:
+        first_waiter = self._first_waiters().get(location)
+        needed = location.is_made_due or (first_waiter is not None and self._is_full(location, first_waiter))
+        if flushed or location.full or location.is_closed or needed:
             return pace.retry_at
         assert location.open is not NO_BATCH
         return max(pace.retry_at, location.open.opened_at + self.menu.policy.max_delay)
 
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
-        limits, cost = self.menu.limits, cost_after(location.headers, waiter.span)
-        account, total = location.account, self.scheduler.ledger.total
-        full = account.queued >= limits.max_queued_spans or account.pending_bytes + cost > min(
-            limits.max_pending_bytes_per_location, limits.max_pending_bytes
-        )
+        limits, cost, total = self.menu.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
+        full = self._is_full(location, waiter)
         line = self.scheduler.admission.byte_line
         assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
         if not full and next(iter(line)) is location:
