@@ -87,7 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self._do([event for event in self.world.enabled() if event[0] not in PROGRAM | LAST], choice)
             self._do([event for event in self.world.enabled() if event[0] == "step"], choice)
 
-    @precondition(lambda self: len(self.world.accepted) and not self.world.ended)
+    @precondition(lambda self: self.world.added > 0 and not self.world.ended)
     @rule(choices=CHOICES)
     def the_end_comes(self, choices: bytes) -> None:
         self._do([event for event in self.world.enabled() if event[0] in LAST], 0)

@@ -122,10 +122,10 @@ class _Queue(FakeQueue):
     before = after = staticmethod(lambda: None)
 
     def send_nowait(self, value: bytes, /) -> None:
-        before, self.before = self.before, _nothing  # type: ignore[method-assign]
+        before, self.before = self.before, _nothing
         before()
         super().send_nowait(value)
-        after, self.after = self.after, _nothing  # type: ignore[method-assign]
+        after, self.after = self.after, _nothing
         after()
 
 
@@ -150,7 +150,7 @@ def test_a_call_that_is_interrupted_before_the_commit_has_accepted_nothing(size:
     scheduler, location, queue = _with_queue()
     for _ in range(earlier):
         _add(scheduler, location, size)
-    queue.before = _interrupt  # type: ignore[method-assign]
+    queue.before = _interrupt
     with pytest.raises(_Interrupted):
         _add(scheduler, location, size)
     scheduler.admission.finish()
@@ -165,7 +165,7 @@ def test_a_call_that_is_interrupted_after_the_commit_is_completed_by_the_next(si
     scheduler, location, queue = _with_queue()
     for _ in range(earlier):
         _add(scheduler, location, size)
-    queue.after = _interrupt  # type: ignore[method-assign]
+    queue.after = _interrupt
     with pytest.raises(_Interrupted):
         _add(scheduler, location, size)
     assert _add(scheduler, location, size)
