@@ -44,7 +44,7 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        0,
+        20_960,
         5,
         640,
     ),
