@@ -280,9 +280,13 @@ class SpanBatcher:
         # `Scheduler.get` inlined, as each call takes 5% of the time of accepting a span. Not for a subclass of str,
         # which might compare equal to another location.
         live = self._live.get(location) if type(location) is str else self._scheduler.get(location)
-        if live is not None and self._admission.try_admit(live, span, trio.current_time):
-            return True
-        return self._try_admit_first(location, live, span)
+        try:
+            if live is not None and self._admission.try_admit(live, span, trio.current_time):
+                return True
+            return self._try_admit_first(location, live, span)
+        except trio.WouldBlock:
+            # A finalizer or signal handler took the space after this had looked.
+            return False
 
     def _try_admit_first(self, location: str, live: Location | None, span: EncodedSpan) -> bool:
         """Open the location if necessary, and admit a span."""
@@ -303,7 +307,7 @@ class SpanBatcher:
             return False
         live = self._scheduler.get(location)
         assert live is not None, "the location is live or was opened just now"
-        await self._runtime.wait_until_admitted(self._admission.join(live, span))
+        await self._runtime.wait_until_admitted(live, span)
         return True
 
     @trio.lowlevel.enable_ki_protection

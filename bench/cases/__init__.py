@@ -17,6 +17,7 @@ CASES = (
     "event_loop",
     "locations",
     "locations_http",
+    "scale",
     "full_batches",
     "memory",
     "throughput",

@@ -18,7 +18,7 @@ from bench.spans import agent_spans, frozen_agent_spans
 from trio_spanbatch import EncodedSpan, Limits, SpanBatcher
 from trio_spanbatch._spans.encoder import SpanEncoder
 
-__all__ = ["CASE"]
+__all__ = ["CASE", "LOCATIONS_ROOM", "sent"]
 
 _COUNTS = (1, 10, 100, 1_000, 10_000)
 
@@ -32,14 +32,14 @@ def _prepared(setup: Setup, limits: Limits, counts: Iterable[int]) -> Round:
 
     def run_round() -> Figures:
         return {
-            _name(count): trio.run(_sent, spans, setup.size(count, min(count, 100)), limits).cpu / len(spans) * 1e6
+            _name(count): trio.run(sent, spans, setup.size(count, min(count, 100)), limits).cpu / len(spans) * 1e6
             for count in counts
         }
 
     return run_round
 
 
-async def _sent(spans: list[ReadableSpan], count: int, limits: Limits) -> Watch:
+async def sent(spans: list[ReadableSpan], count: int, limits: Limits) -> Watch:
     exporter = KeepsIds()
     async with SpanBatcher(exporter, limits=limits) as batcher:
         with watch() as seen:

@@ -1,8 +1,9 @@
-"""The three machines that look for faults, each run in a child process against a copy of the package.
+"""The four machines that look for faults, each run in a child process against a copy of the package.
 
 - the simulation: fresh seeds, until one fails;
 - cancelling everywhere: the same runs each time, with a cancel after each step, until one fails;
-- the state machine: fresh sequences of rules, until one fails.
+- the state machine: fresh sequences of rules, until one fails;
+- the recursion sweep: calls of the batcher, each with a `RecursionError` at each depth, until one fails.
 
 A child that crashes or does not end in time counts as a failure too.
 """
@@ -22,9 +23,11 @@ from tests.support.processes import run_to_end
 
 __all__ = ["MACHINES", "Search", "find"]
 
+_SWEEP = "tests/runtime/test_books_recursion.py"
+
 # The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
 # machine that it names, so it is missed once in e**50 times.
-BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0}
+BOUNDS: dict[Machine, int] = {"simulation": 2500, "state machine": 2500, "cancel everywhere": 0, "recursion sweep": 0}
 
 
 @attrs.frozen
@@ -62,11 +65,20 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
     return _read(_run(["-m", "tests.state_machine", "--sequences", str(examples), "--no-shrink", "--json"], environ))
 
 
+def sweep_recursion(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
+    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", _SWEEP], environ)
+    if ended.returncode == 0:
+        return Search(0, None)
+    failed = re.search(r"^E +(\S.*)$|^(FAILED .*)$", ended.stdout, re.MULTILINE)
+    return Search(0, first_line(failed[0].removeprefix("E") if failed else ended.stdout + ended.stderr))
+
+
 # The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.
 MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] = {
     "simulation": simulate,
     "state machine": drive_state_machine,
     "cancel everywhere": cancel_everywhere,
+    "recursion sweep": sweep_recursion,
 }
 
 

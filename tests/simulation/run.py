@@ -475,7 +475,8 @@ class _Steps(trio.abc.Instrument):
             self._exit(f"no end after {self.count} steps")
 
     def before_io_wait(self, timeout: float) -> None:
-        # Continue if a task is ready, a call is queued (by a thread or to wake the driver), or there is a deadline to which the clock can jump.
+        # Continue if a task is ready, a call is queued (by a thread, or to wake the driver), or there is a deadline to
+        # which the clock can jump.
         runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         if runner.runq or runner.entry_queue.size() or runner.deadlines.next_deadline() < math.inf:
             return

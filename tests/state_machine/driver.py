@@ -51,13 +51,21 @@ class _Live(dict[str, Location]):
         self._opened = opened
         self._ended = ended
 
-    def __setitem__(self, name: str, location: Location) -> None:
-        super().__setitem__(name, location)
-        self._opened(name)
+    def setdefault(self, name: str, location: Location) -> Location:
+        if name not in self:
+            self[name] = location
+            self._opened(name)
+        return self[name]
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self._ended(name)
+
+    def pop(self, name: str, default: Location | None = None) -> Location | None:  # type: ignore[override]
+        location = super().pop(name, default)
+        if location is not None:
+            self._ended(name)
+        return location
 
 
 class _Remembered(OrderedDict[str, None]):
@@ -222,6 +230,9 @@ class Driver:
             return
         has_to_wait = not self.model.admits(adder.where, [span])
         self.model.stand_in_line(adder.where, [span])
+        if has_to_wait and len(adder.spans) == 1:
+            # Of several spans, those before it may be in the line until the end of this step.
+            self.model.has_to_wait(adder.where, span)
         if has_to_wait and adder.scope.cancel_called:
             # It was cancelled before it joined the line, so it leaves at once.
             self.model.withdraw(adder.where, span)
@@ -281,7 +292,7 @@ class Driver:
 
     def _look_at_rest(self) -> None:
         self.rest.look(self._batcher.statistics())
-        self.model.check_nobody_waits_in_vain()
+        self.model.check_rest()
         lines = sum(len(location.line) for location in self.model.locations.values())
         assert len(self.adders) == lines, "an adder waits in vain, or returned too early"
         assert len(self.flushers) == len(self.model.flushes), "a flush waits in vain, or returned too early"

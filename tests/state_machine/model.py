@@ -77,6 +77,8 @@ class Model:
         somebody_waits: Whether an adder waited after the last step.
         exports: The running exports.
         byte_line: The locations whose first adder waits only for the byte budget, and the step in which that began.
+        heads: The first spans that wait there.
+        not_now: The spans that must not be accepted in this step, and their locations.
         empty: The live locations without spans or adders, longest empty first.
         ending: The locations that will have ended after the scheduler's next step.
         ended: The locations that ended and are remembered, oldest first.
@@ -95,6 +97,7 @@ class Model:
     flushes: list[FlushModel] = attrs.Factory(list)
     byte_line: dict[str, int] = attrs.Factory(dict)
     heads: dict[str, EncodedSpan] = attrs.Factory(dict)
+    not_now: list[tuple[str, EncodedSpan]] = attrs.Factory(list)
     empty: dict[str, None] = attrs.Factory(dict)
     ending: set[str] = attrs.Factory(set)
     ended: dict[str, None] = attrs.Factory(dict)
@@ -159,6 +162,10 @@ class Model:
             self.waited_in = self.step + 1
         self.locations[name].line += spans
 
+    def has_to_wait(self, name: str, span: EncodedSpan) -> None:
+        """Note that ``span``, which has to wait, must not be accepted in this step."""
+        self.not_now.append((name, span))
+
     def withdraw(self, name: str, span: EncodedSpan) -> None:
         """Take an adder out of the line, if it is there."""
         line = self.locations[name].line
@@ -198,7 +205,7 @@ class Model:
         self.ending.add(location.name)
 
     def location_is_remembered(self, name: str) -> None:
-        """Note that the counts of an ended location are kept, and forget the oldest such counts if they are too many."""
+        """Note that the counts of an ended location are kept. If they are too many, forget the oldest."""
         assert not self.locations[name].is_live, f"{name} has ended and lives"
         self.ending.discard(name)
         self.ended[name] = None
@@ -355,6 +362,9 @@ class Model:
             self.waited_in = self.step
         admitted = self._follow(statistics)
         self.somebody_waits = any(location.line for location in self.locations.values())
+        while self.not_now:
+            name, span = self.not_now.pop()
+            assert not any(one is span for one in self.locations[name].spans), f"an adder of {name} did not wait"
         self._check_counts(statistics)
         self._check_limits()
         self._check_lines(admitted)
@@ -406,8 +416,9 @@ class Model:
         }
         self.heads = {name: location.line[0] for name, location in standing.items()}
 
-    def check_nobody_waits_in_vain(self) -> None:
-        """Check that no adder waits whose span would fit."""
+    def check_rest(self) -> None:
+        """Check that no adder waits whose span would fit, and that no location is about to end."""
+        assert not self.ending, f"{self.ending} do not end"
         first = [name for name, since in self.byte_line.items() if since == min(self.byte_line.values())]
         fit = [name for name in first if self._has_bytes(self.locations[name].cost_now([self.heads[name]]))]
         assert not first or len(fit) < len(first), f"adders of {fit} wait, though there is room for them"

@@ -121,8 +121,8 @@ class AtRest:
         for flush in runtime.flushes:
             if flush.is_done:
                 yield "a flush waits though all of its spans are accounted for"
-            if not parts.issuperset(flush.parts.values()):
-                yield "a flush waits for a location that does not know of it"
+            if not parts.issuperset(flush._open):
+                yield "a flush waits for spans of a location that does not know of it"
 
     # -- slots -------------------------------------------------------------------------------------------------
 

@@ -74,13 +74,9 @@ _ERROR_ELEMENT = re.compile(
 def read_answer(status: int, headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()) -> tuple[int, str]:
     """Return how many spans were rejected, and the server's message about them or a warning; empty if all is well.
 
-    Args:
-        status: The status, a 2xx.
-        headers: The response's headers, their names in lower case.
-        body: The response's body, decompressed.
-        secrets: Credentials that must not be repeated where a text is cut off.
+    The arguments are those of a `Response` with a 2xx and a body.
     """
-    rejected, message = _from_body(status, media_type(headers), body, secrets)
+    rejected, message = _from_body(status, media_type(headers), body, secrets) if body else (0, "")
     code = headers.get("grpc-status", "").strip()
     if not message and code not in ("", "0"):
         # A gateway in front of a gRPC server may pass on an error in a 200.

@@ -45,15 +45,15 @@ class Attempt:
         handed_over: Whether the request was passed to httpx.
         secrets: The credentials of the request and of a proxy, which must not be shown.
         progress: What the exporter's own transport says.
-        response: The response, once its headers were received.
+        head: The status and the headers of the response, once they were received. Not the response itself: it leads
+            back here, and the request would stay in memory until garbage is collected.
         body: The body of the response as far as it was received.
-        redirect: Status and headers of a redirect, also of one that a client cannot parse.
     """
 
     def __init__(self, peer: str, public: Collection[bytes] = ()) -> None:
         self._peer = peer
         # All headers with possible credentials: those of all exchanges of a task are hidden together.
-        self._hidden: dict[tuple[bytes, bytes], None] = {}
+        self._hidden: list[tuple[bytes, bytes]] = []
         self._public = public
         self.restart()
 
@@ -61,30 +61,33 @@ class Attempt:
         """Reset the state before the request is sent once more."""
         self.handed_over = self._traced = self._written = False
         self.progress = Progress()
-        self.response: httpx.Response | None = None
+        self.head: tuple[int, Mapping[str, str]] | None = None
         self.body: BoundedBody | None = None
-        self.redirect: tuple[int, Mapping[str, str]] | None = None
         self._write_error: BaseException | None = None
         self._connection: trio.abc.AsyncResource | None = None
         self.waits_for = ""
 
     def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Hide the credentials in ``headers`` as well."""
-        self._hidden.update(dict.fromkeys(headers))
+        self._hidden.extend(headers)
 
     async def send(self, sender: Sender, request: httpx.Request, max_bytes: int, **options: Any) -> None:
-        """Send ``request``, and read the response into `response` and `body`.
+        """Send ``request``, and read the response into `head` and `body`, at most ``max_bytes`` after decompression.
 
-        Args:
-            sender: What sends it.
-            request: The request, which has the `extensions`.
-            max_bytes: The limit of the body, after decompression.
-            options: Further arguments of a client's ``send``.
+        The ``options`` are further arguments of a client's ``send``.
         """
         self.hide(request.headers.raw)
+        request.extensions["progress"] = self.progress
+        if not sender.is_own:
+            request.extensions["trace"] = self.trace
         self.handed_over = True
-        response = await sender.send(request, **options)
-        self.response = response
+        try:
+            response = await sender.send(request, **options)
+        finally:
+            # A given client that was cancelled before it used its connection.
+            if self._connection is not None and not self._written:
+                await close_at_once(self._connection.aclose)  # noqa: ASYNC102  # it closes without waiting
+        self.head = response.status_code, response.headers
         self.body = BoundedBody(response.headers.get("content-encoding", ""), max_bytes)
         if isinstance(response.stream, ResponseBody):
             await response.stream.read_into(self.body)
@@ -116,11 +119,6 @@ class Attempt:
         return secrets_of([*self._hidden, *self.progress.proxy_headers], self._public)
 
     @property
-    def extensions(self) -> dict[str, Any]:
-        """The extensions of a request, by which its transport says how far it got."""
-        return {"progress": self.progress, "trace": self.trace}
-
-    @property
     def peer(self) -> str:
         """Host and port of the connection: the server's, or a proxy's."""
         return self.progress.peer or self._peer
@@ -144,28 +142,23 @@ class Attempt:
 
     def result(self) -> ExportResult:
         """Return the result for the response, whose body was read up to its limit."""
-        assert self.response is not None
+        assert self.head is not None
         assert self.body is not None
+        status, headers = self.head
         if self.body.exceeded:
-            status = self.response.status_code
             return Refused(f"{status}: the response is larger than {self.body.limit} bytes", status)
         # Half of an error message is better than none; half of a 2xx may lack the count of rejected spans.
-        unusable = self.body.cut_off and self.response.is_success
-        content = None if unusable else self.body.content
-        return self._interpreted(self.response.status_code, self.response.headers, content)
+        content = None if self.body.cut_off and _is_success(status) else self.body.content
+        return self._interpreted(status, headers, content)
 
     def known_failure(self) -> ExportResult | None:
         """Return the result if the incomplete response is a failure, else ``None``.
 
         The status of a failure is enough. The rest of a 2xx would have had the count of rejected spans.
         """
-        if self.redirect is not None:
-            return self._interpreted(*self.redirect, b"")
-        if self.response is None or self.response.is_success:
+        if self.head is None or _is_success(self.head[0]):
             return None
-        return self._interpreted(
-            self.response.status_code, self.response.headers, None if self.body is None else self.body.content
-        )
+        return self._interpreted(*self.head, None if self.body is None else self.body.content)
 
     def _interpreted(self, status: int, headers: Mapping[str, str], body: bytes | None) -> ExportResult:
         # The credentials are only needed where a server can have repeated them.
@@ -191,7 +184,7 @@ class Attempt:
         elif step in ("send_request_headers.failed", "send_request_body.failed"):
             self._write_error = info["exception"]
         elif step == "receive_response_headers.complete" and self._written:
-            self._note_redirect(info["return_value"])
+            self._note_head(info["return_value"])
 
     def _hide_what_is_sent(self, info: Mapping[str, Any]) -> None:
         # A given client and the connection to a proxy add credentials that are not known otherwise.
@@ -201,13 +194,12 @@ class Attempt:
         if socks_auth is not None:
             self.hide([(b"proxy-authorization", b":".join(socks_auth)), (b"proxy-authorization", socks_auth[1])])
 
-    def _note_redirect(self, response: tuple[Any, ...]) -> None:
+    def _note_head(self, response: tuple[Any, ...]) -> None:
         # HTTP/1.1: version, status, reason, headers; HTTP/2: status, headers.
         status, headers = response[0 if len(response) == 2 else 1], response[-1]
-        if 300 <= status < 400:
-            self.redirect = status, httpx.Headers(headers)
+        if 300 <= status < 400:  # A client may fail to parse where it leads.
+            self.head = status, httpx.Headers(headers)
 
-    async def close_unused_connection(self) -> None:
-        """Close the connection of a given client if the attempt ended before the connection was used."""
-        if self._connection is not None and not self._written:
-            await close_at_once(self._connection.aclose)
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300

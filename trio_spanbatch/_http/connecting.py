@@ -1,7 +1,7 @@
-"""Connections over TCP: names looked up in threads that are not the program's, then connected to by address.
+"""Connections over TCP: look names up under a separate limiter, then connect by address.
 
-Looking a name up blocks a thread. trio's default limiter has 40 of them for the whole program, which a name server
-that hangs would hold all at once. So there is a limiter for names alone, and no lookup waits for more than its own.
+Looking a name up blocks a thread. trio's default limiter has 40 for the whole program, and a name server that hangs
+would soon occupy all of them. So lookups have a separate limiter.
 
 Of several addresses the next one is tried while the one before has not answered: "happy eyeballs" (RFC 8305), with
 the families in turns (section 4) and a quarter of a second between two attempts (section 5).
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -36,12 +36,8 @@ class Network(Protocol):
         """Return a connection to ``host``; `OSError` if there is none."""
 
 
-@attrs.frozen
-class _Address:
-    family: int
-    kind: int
-    protocol: int
-    name: Any
+# Family, kind, protocol, canonical name and name, as `socket.getaddrinfo` returns them.
+_Address: TypeAlias = tuple[int, int, int, str, Any]
 
 
 @attrs.define
@@ -63,7 +59,7 @@ class TCPNetwork:
             RuntimeError: No thread can be started.
         """
         if self.uds is not None:
-            return SocketLink(await _connected(_Address(socket.AF_UNIX, socket.SOCK_STREAM, 0, self.uds)))
+            return SocketLink(await _connected((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", self.uds)))
         return SocketLink(await _first_connected(_in_turns(await self._addresses(host, port))))
 
     async def _addresses(self, host: str, port: int) -> list[_Address]:
@@ -71,29 +67,30 @@ class TCPNetwork:
             # An address needs no lookup. Positional, as trio's own calls are, for programs that replace the function.
             found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
         except socket.gaierror:
-            # A thread that was given up keeps its place in the limiter until its lookup ends.
+            # An abandoned thread keeps its place in the limiter until its lookup ends.
             found = await trio.to_thread.run_sync(
                 socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, abandon_on_cancel=True, limiter=self._limiter
             )
         if not found:
             raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
-        return [_Address(family, kind, protocol, name) for family, kind, protocol, _, name in found]
+        return list(found)
 
 
 def _in_turns(addresses: Sequence[_Address]) -> list[_Address]:
     """Return the addresses with the families in turns, that of the first one first."""
-    first = [address for address in addresses if address.family == addresses[0].family]
-    others = [address for address in addresses if address.family != addresses[0].family]
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    others = [address for address in addresses if address[0] != addresses[0][0]]
     pairs = itertools.zip_longest(first, others)
     return [address for pair in pairs for address in pair if address is not None]
 
 
 async def _connected(address: _Address) -> trio.socket.SocketType:
-    sock = trio.socket.socket(address.family, address.kind, address.protocol)
+    family, kind, protocol, _, name = address
+    sock = trio.socket.socket(family, kind, protocol)
     try:
-        if address.family != getattr(socket, "AF_UNIX", None):
+        if family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await sock.connect(address.name)
+        await sock.connect(name)
     except BaseException:
         sock.close()
         raise

@@ -1,6 +1,6 @@
 """One connection to a server: HTTP/1.1 by h11 over a stream, one exchange at a time.
 
-A request of more than one piece is written by a task of its own, while the response is read. A response may come
+A request of more than one piece is written by a separate task while the response is read. A response may come
 before the request's end. If it is a success, the server may be slow to read, and writing goes on: such a response
 counts only once the whole request was written. Otherwise the request will not be read, and writing ends (RFC 9112,
 section 9.5).
@@ -9,7 +9,7 @@ A server can put ten thousand chunks of one byte into 64 KiB, or thousands of in
 h11 in one step, in which no other task runs and no deadline is noticed. So only a little is given to h11 at once.
 
 A connection is used again only if the server has sent nothing beyond the response: what more there is (the same
-response twice, a body longer than announced, a 408 since no request came) would be read as the response to the *next*
+response twice, a body longer than announced, a 408 for want of a request) would be read as the response to the *next*
 request, which belongs to another batch and perhaps to another location. It can be in the socket (that is looked at
 before each reuse), in h11's buffer, or between the socket and TLS.
 """
@@ -45,8 +45,8 @@ _LARGEST_HEAD = 100 * 1024
 # The most that is written at once. TLS encrypts it in one step.
 _WRITE_AT_ONCE = 64 * 1024
 
-# With these the server, or a proxy in front of it, is not well: the repetition goes to another one.
-_UNWELL = frozenset({502, 503, 504})
+# The server, or the node that a proxy chose, is unhealthy: a retry should reach another one.
+_UNHEALTHY = frozenset({502, 503, 504})
 
 _TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*([0-9]{1,9})\b", re.IGNORECASE)
 
@@ -78,14 +78,14 @@ class Connection:
             OSError: The connection broke.
             trio.BrokenResourceError: TLS broke.
             trio.TooSlowError: Nothing came within ``read_timeout``.
-            h11.ProtocolError: One side does not keep to HTTP.
+            h11.ProtocolError: One side violates HTTP.
             Exception: Whatever the iterator of the body raised; it is `body_error`, too.
         """
         start = self._h11.send(head) or b""
         is_small = isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE
         self.wire.may_be_stopped = not is_small
         if isinstance(body, bytes) and is_small:
-            # As small as this, it fits into the buffers of the connection.
+            # A request this small fits into the socket's buffer.
             await self._stream.send_all(b"".join((start, self._encoded(body), self._end())))
             response = await self._response()
         else:
@@ -95,20 +95,15 @@ class Connection:
         self._note(response)
         return response
 
-    async def read(self, *, checkpoint_at_end: bool = True) -> bytes | None:
+    async def read(self) -> bytes | None:
         """Return the next data of the response's body; None at its end. It raises what `request` raises.
 
-        Args:
-            checkpoint_at_end: Whether the end is a checkpoint if it was received already.
+        If the end has already been received, this is not a checkpoint: the response is complete and must be reported.
         """
         event = self._h11.next_event()
         if event is h11.NEED_DATA:
             event = await self._event()
-        elif isinstance(event, h11.EndOfMessage):
-            # The response is complete and must be reported.
-            if checkpoint_at_end:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-        else:
+        elif not isinstance(event, h11.EndOfMessage):
             await trio.lowlevel.checkpoint()
         if isinstance(event, h11.Data):
             return bytes(event.data)
@@ -123,10 +118,10 @@ class Connection:
         """
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
-        if self._h11.trailing_data[0] or now >= self._ends_at or not self.wire.writable or await self._tls_has_more():
+        self._usable_until = min(now + self._max_idle, self._ends_at)
+        if self.expired(now) or self._h11.trailing_data[0] or not self.wire.writable or await self._tls_has_more():
             return False
         self._h11.start_next_cycle()
-        self._usable_until = min(now + self._max_idle, self._ends_at)
         return True
 
     def expired(self, now: float) -> bool:
@@ -252,7 +247,7 @@ class Connection:
         return data
 
     def _note(self, response: h11.Response) -> None:
-        if response.status_code in _UNWELL:
+        if response.status_code in _UNHEALTHY:
             self._ends_at = -1.0
         for name, value in response.headers:
             if name == b"keep-alive" and (found := _TIMEOUT.search(value)) is not None:
@@ -265,15 +260,12 @@ class Connection:
         """
         if self._stream is self.wire:
             return False
-        self.wire.without_waiting()
         try:
             # Neither reading nor writing waits now, and reading ends soon, whatever the server sends.
-            with trio.CancelScope(shield=True):
+            with self.wire.without_waiting(), trio.CancelScope(shield=True):
                 await self._stream.receive_some(1)
         except NothingToRead:
             return not self.wire.writable
         except (OSError, trio.BrokenResourceError):
-            return True
-        finally:
-            self.wire.may_wait()
+            pass
         return True

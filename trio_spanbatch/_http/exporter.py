@@ -20,7 +20,7 @@ import trio
 
 from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._exporter import Delivered, ExportResult, Refused, TryLater
-from .._settings.environment import ExporterOptions, TLSFiles, exporter_options, sdk_disabled, variable_of
+from .._settings.environment import TLSFiles, exporter_options, sdk_disabled, variable_of
 from .._settings.header_checks import (
     check_endpoint,
     check_header_location,
@@ -32,13 +32,13 @@ from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
-from .body import CLOSE_TIMEOUT, gzip_compress, piecewise_stream
+from .body import CLOSE_TIMEOUT, gzip_compress
 from .failures import cause_of
 from .messages import short_text
 from .packages import classes
 from .proxies import DEFAULT_PORTS
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
-from .tls import File, RenewedContext, TLSSettings, client_context, tls_advice
+from .tls import File, RenewedContext, TLSSettings, tls_advice
 
 __all__ = [
     "USER_AGENT",
@@ -205,24 +205,33 @@ class OTLPExporter:
             return DisabledExporter()
         headers = checked_headers(headers)
         options = exporter_options(environ, endpoint=endpoint)
-        own_tls = client is None and transport is None
+        files: TLSFiles = options if client is None and transport is None else {}
         own_headers = {name.lower() for name in headers}
         inherited = {
             name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
         }
         if compression is None:
             compression = options.get("compression")
-        return cls(
-            options["endpoint"],
-            location_header=location_header,
-            headers={**inherited, **headers},
-            auth=auth,
-            timeout=options.get("timeout", 10.0) if timeout is None else timeout,
-            compression=None if compression == "none" else compression,
-            client=client,
-            transport=transport,
-            **(_checked_files(options, environ) if own_tls else TLSFiles()),
-        )
+        try:
+            return cls(
+                options["endpoint"],
+                location_header=location_header,
+                headers={**inherited, **headers},
+                auth=auth,
+                timeout=options.get("timeout", 10.0) if timeout is None else timeout,
+                compression=None if compression == "none" else compression,
+                client=client,
+                transport=transport,
+                certificate=files.get("certificate"),
+                client_certificate=files.get("client_certificate"),
+                client_key=files.get("client_key") if "client_certificate" in files else None,
+            )
+        except ValueError as error:
+            # Messages about files begin with the argument's name.
+            argument = str(error).partition(" ")[0]
+            if argument not in files:
+                raise
+            raise ValueError(f"{variable_of(environ, argument.upper())}: {error}") from None
 
     def _sender_for(
         self,
@@ -296,10 +305,7 @@ class OTLPExporter:
         location_header = () if self._location_header is None else (self._location_header,)
         attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
         with trio.move_on_after(seconds):
-            try:
-                return await self._attempt(batch, attempt)
-            finally:
-                await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
+            return await self._attempt(batch, attempt)
         return self._timed_out(attempt, seconds)
 
     async def aclose(self) -> None:
@@ -356,25 +362,18 @@ class OTLPExporter:
         except (TypeError, ValueError) as error:
             return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
-        request = self._request(location, body, credential_headers, attempt)
+        request = self._request(location, body, credential_headers)
         try:
             await attempt.send(self._sender, request, self._max_response_bytes)
         except classes("RequestError", "InvalidURL") as error:
             return attempt.known_failure() or attempt.failure(error, request, self._tls_advice)
         return attempt.result()
 
-    def _request(
-        self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes], attempt: Attempt
-    ) -> httpx.Request:
+    def _request(self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes]) -> httpx.Request:
         headers = {**self._headers_always, **credential_headers}
         if self._location_header is not None:
             headers[self._location_header] = location.encode("ascii")
-        request = self._sender.build_request(
-            "POST", self._url, headers=list(headers.items()), content=body, extensions=attempt.extensions
-        )
-        if not self._sender.is_own:
-            request.stream = piecewise_stream(body, request.stream)
-        return request
+        return self._sender.build_post(self._url, headers, body)
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
         # Checked first, as there may have been a 401 to the previous credentials.
@@ -396,27 +395,6 @@ class OTLPExporter:
             raise trio.ClosedResourceError("the exporter is closed")
         if self._sender.is_closed:
             raise trio.ClosedResourceError("the client that the exporter was given is closed")
-
-
-def _checked_files(options: ExporterOptions, environ: Mapping[str, str]) -> TLSFiles:
-    """Return the TLS files that the environment names. Errors name the variable."""
-    files = TLSFiles()
-    variable = "CERTIFICATE"
-    try:
-        if "certificate" in options:
-            files["certificate"] = options["certificate"]
-            client_context(files["certificate"], None, None)
-        variable = "CLIENT_CERTIFICATE"
-        if "client_certificate" in options:
-            files["client_certificate"] = options["client_certificate"]
-            if "client_key" in options:
-                files["client_key"] = options["client_key"]
-            client_context(None, files["client_certificate"], files.get("client_key"))
-    except ValueError as error:
-        if str(error).startswith("client_key "):
-            variable = "CLIENT_KEY"
-        raise ValueError(f"{variable_of(environ, variable)}: {error}") from None
-    return files
 
 
 async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[str, str] | TryLater | Refused:

@@ -14,21 +14,20 @@ import httpx
 __all__ = ["classes", "package_of"]
 
 
-def classes(*names: str, package: str = "httpx") -> tuple[Any, ...]:
-    """Return the classes with these names in ``package`` and in its successor, for ``isinstance`` and ``except``.
+def classes(*names: str) -> tuple[Any, ...]:
+    """Return the classes with these names in httpx and in its successor, for ``isinstance`` and ``except``.
 
     Call it each time anew: httpx2 may be imported later than this module.
     """
-    found = [getattr(module, name, None) for module in _loaded(package) for name in names]
+    found = [getattr(package, name, None) for package in _packages() for name in names]
     return tuple(cls for cls in found if isinstance(cls, type))
 
 
 def package_of(thing: object, name: str) -> Any:
     """Return the package, httpx or httpx2, of whose class ``name`` ``thing`` is an instance; ``None`` if neither."""
-    return next((module for module in _loaded("httpx") if isinstance(thing, getattr(module, name, ()))), None)
+    return next((package for package in _packages() if isinstance(thing, getattr(package, name, ()))), None)
 
 
-def _loaded(package: str) -> list[Any]:
+def _packages() -> list[Any]:
     # None in sys.modules forbids an import.
-    own = httpx if package == "httpx" else sys.modules.get(package)
-    return [module for module in (own, sys.modules.get(f"{package}2")) if module is not None]
+    return [package for package in (httpx, sys.modules.get("httpx2")) if package is not None]

@@ -34,20 +34,12 @@ async def ask(
     advice: TLSAdvice,
     **send_options: Any,
 ) -> Response | Refused | TryLater:
-    """Send ``request`` and return the response, or the failure.
+    """Send ``request``, made without a timeout, within ``seconds``, and return the response or the failure.
 
-    Redirects are not followed. Credentials in the request's headers appear in no log and no reason.
-
-    Args:
-        sender: What sends it.
-        request: The request, made without a timeout.
-        seconds: The timeout in seconds.
-        max_bytes: A response that is larger after decompression is refused.
-        advice: Remedies for failures of TLS.
-        send_options: Further arguments of a client's ``send``.
+    A response of more than ``max_bytes`` after decompression is refused. Redirects are not followed. Credentials in the
+    request's headers appear in no log and no reason.
     """
     attempt = Attempt(request.url.netloc.decode("ascii"))
-    request.extensions.update(attempt.extensions)
     for name, value in _HEADERS.items():
         request.headers.setdefault(name, value)
     with trio.move_on_after(seconds):
@@ -57,14 +49,12 @@ async def ask(
             failure = attempt.failure(error, request, advice)
             # No span was sent, so nothing is ambiguous.
             return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
-        finally:
-            await attempt.close_unused_connection()  # noqa: ASYNC102  # it closes without waiting
-        assert attempt.response is not None
+        assert attempt.head is not None
         assert attempt.body is not None
-        status = attempt.response.status_code
+        status, headers = attempt.head
         if attempt.body.exceeded:
             return Refused(f"{status}: the answer is larger than {max_bytes} bytes", status)
-        return Response(status, attempt.response.headers, attempt.body.content, time.time(), attempt.secrets)
+        return Response(status, headers, attempt.body.content, time.time(), attempt.secrets)
     return TryLater(f"no complete answer from {attempt.peer} within {seconds:g} s", cause="timeout")
 
 

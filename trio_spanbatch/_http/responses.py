@@ -54,7 +54,7 @@ class Response:
     Attributes:
         status: The status code.
         headers: Header names in lower case to values.
-        body: The body, decompressed; ``None`` if it could not be decompressed.
+        body: The body, decompressed, or the beginning of an error's; ``None`` if it could not be decompressed.
         now: The time in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
         secrets: Credentials that must not be shown if the server repeats them.
     """
@@ -107,20 +107,11 @@ class Rule:
 def interpret_response(
     status: int, headers: Mapping[str, str], body: bytes | None, *, now: float, secrets: Collection[str] = ()
 ) -> ExportResult:
-    """Return the result that a response means for the batch.
-
-    Args:
-        status: The status code.
-        headers: Header names in lower case to values.
-        body: The body, decompressed, or the beginning of an error's body; ``None`` if it could not be decompressed.
-        now: The time in seconds since 1970.
-        secrets: Credentials that must not be shown if the server repeats them.
-    """
+    """Return the result that a response means for the batch. The arguments are those of `Response`."""
     response = Response(status, headers, body, now, secrets)
     # With HTTP/2, a status may be any number; the last rule applies to everything else.
     rule = next((rule for rule in RULES if status in rule.statuses and rule.applies(response)), RULES[-1])
-    result = rule.answer(response)
-    return attrs.evolve(result, status_code=status) if isinstance(result, Delivered) else result
+    return rule.answer(response)
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
@@ -202,18 +193,16 @@ def _has_no_body(response: Response) -> bool:
     return response.body == b""
 
 
-def _without_a_body(_response: Response) -> Delivered:
-    return Delivered()
-
-
 def _delivered(response: Response) -> Delivered:
     """Read the partial success. A body that cannot be read is only a warning, as the status is a success."""
     if response.body is None:
         encoding = response.headers.get("content-encoding", "")
         message = f"the answer's body could not be decompressed (content-encoding: {encoding})"
-        return Delivered(0, short_text(message, response.secrets))
-    rejected, message = read_answer(response.status, response.headers, response.body, response.secrets)
-    return Delivered(rejected, short_text(message, response.secrets))
+        rejected = 0
+    else:
+        rejected, message = read_answer(response.status, response.headers, response.body, response.secrets)
+    message = short_text(message, response.secrets) if message else ""
+    return Delivered(rejected, message, status_code=response.status)
 
 
 def _not_followed(response: Response) -> Refused:
@@ -252,10 +241,10 @@ def _refused(response: Response) -> Refused:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "204 and 205 without a body: delivered, whatever type it would have",
-        (204, 205),
+        "a 2xx without a body is a delivery, whatever type it would have",
+        range(200, 300),
         Delivered,
-        _without_a_body,
+        _delivered,
         _has_no_body,
     ),
     Rule(

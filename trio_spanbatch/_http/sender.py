@@ -1,25 +1,30 @@
-"""What requests are sent with: the exporter's own transport, a given transport, or a given client."""
+"""Sending requests by the exporter's own transport, a given transport or a given client."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import Any, Protocol
 
 import httpx
 import trio
 
 from .._version import __version__
+from .body import piecewise_stream
 from .connecting import TCPNetwork
 from .packages import classes, package_of
 from .proxies import MissingProxySupport, proxy_for
-from .tls import File, RenewedContext, default_context
+from .tls import File, RenewedContext
 from .transport import HTTPTransport
 
 __all__ = ["USER_AGENT", "AsyncClient", "AsyncTransport", "Sender", "check_client", "check_transport", "own_transport"]
 
 # With the exporter, its language and version: https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
+
+
+_ZONE = re.compile(rb"%.*(?=\])")
 
 
 class AsyncClient(Protocol):
@@ -73,13 +78,7 @@ class Sender:
         return self._client is not None and bool(self._client.is_closed)
 
     def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
-        """Return a request. A client adds its own headers, cookies and credentials.
-
-        Args:
-            method: The method.
-            url: The URL.
-            parts: Further arguments of ``httpx.Request``.
-        """
+        """Return a request with these ``parts``, as for ``httpx.Request``. A client adds its headers and cookies."""
         if self._client is None:
             # httpx2 does not take a URL of httpx.
             request: httpx.Request = self._package.Request(method, url if self._package is httpx else str(url), **parts)
@@ -87,12 +86,21 @@ class Sender:
             request = self._client.build_request(method, str(url), timeout=None, **parts)
         return request
 
+    def build_post(self, url: httpx.URL, headers: dict[bytes, bytes], body: bytes) -> httpx.Request:
+        """Return a POST request whose body is written in pieces."""
+        if not self.is_own:
+            request = self.build_request("POST", url, headers=list(headers.items()), content=body)
+            request.stream = piecewise_stream(body, request.stream)
+            return request
+        # httpx takes as long to add these two headers as for the rest. The zone of an IPv6 address is of use only here.
+        host = _ZONE.sub(b"", url.netloc)
+        headers = {b"host": host, **headers, b"content-length": b"%d" % len(body)}
+        return httpx.Request("POST", url, headers=list(headers.items()), stream=httpx.ByteStream(body))
+
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Send ``request`` and return the response, whose body is not read yet. Redirects are not followed.
 
-        Args:
-            request: The request.
-            options: Further arguments of the client's ``send``.
+        The ``options`` are further arguments of a client's ``send``.
         """
         if self._client is None:
             response: httpx.Response = await self._transport.handle_async_request(request)
@@ -120,12 +128,7 @@ class _Unconnected(httpx.AsyncBaseTransport):
 
 
 def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = None) -> httpx.AsyncBaseTransport:
-    """Return the transport for ``url``, with the proxy that the environment names.
-
-    Args:
-        url: The endpoint.
-        context: The TLS settings.
-        uds: The path of a Unix domain socket that leads to the endpoint, without a proxy.
+    """Return the transport for ``url``: with the proxy that the environment names, or over the socket ``uds``.
 
     Raises:
         ValueError: A proxy variable cannot be used. Its value is not shown.
@@ -134,22 +137,24 @@ def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = No
     if isinstance(proxy, MissingProxySupport):
         return _Unconnected(proxy.problem)
     network = TCPNetwork(None if uds is None else os.fspath(uds))
-    return HTTPTransport(context, proxy=proxy, proxy_context=default_context, network=network)
+    if proxy is None or proxy.url.scheme != "https":
+        return HTTPTransport(context, proxy=proxy, network=network)
+    return HTTPTransport(context, proxy=proxy, proxy_context=RenewedContext(verify=True), network=network)
 
 
-def check_client(client: object) -> AsyncClient:
+def check_client(client: Any) -> AsyncClient:
     """Return ``client``; raise if it cannot send requests or has parameters, which logs show."""
     package = package_of(client, "AsyncClient")
     if package is None:
         raise TypeError(
             f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
         )
-    own: Any = client
-    if own.params:
+    if client.params:
         raise ValueError(
             "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
         )
-    return own  # type: ignore[no-any-return]  # checked above
+    checked: AsyncClient = client
+    return checked
 
 
 def check_transport(transport: object) -> None:

@@ -83,7 +83,7 @@ class RenewedContext:
     the next connection.
 
     Args:
-        files: The certificate, client certificate and client key of `client_context`.
+        files: The certificate, client certificate and client key of `client_context`; none if not given.
         verify: As for `client_context`.
 
     Raises:
@@ -91,23 +91,23 @@ class RenewedContext:
     """
 
     def __init__(self, *files: File | None, verify: bool) -> None:
-        self._files = files
+        self._files = files or (None, None, None)
         self._verify = verify
         self._versions: list[tuple[int, ...]] = []
-        self._context = self._renew()
+        self._context = self._renew(must_trust=False)
 
     def __call__(self) -> ssl.SSLContext:
         """Return the context for a new connection."""
         if self._versions != self._current_versions():
             # If it fails, the new version is not noted, and the file is read again for the next connection.
             with suppress(OSError, ValueError):
-                self._context = self._renew()
+                self._context = self._renew(must_trust=True)
         return self._context
 
-    def _renew(self) -> ssl.SSLContext:
+    def _renew(self, *, must_trust: bool) -> ssl.SSLContext:
         # Looked at before the files are read, so that a change in between is not missed.
         versions = self._current_versions()
-        context = client_context(*self._files, verify=self._verify) or default_context()
+        context = client_context(*self._files, verify=self._verify, must_trust=must_trust)
         self._versions = versions
         return context
 
@@ -131,23 +131,23 @@ def client_context(
     client_key: File | None,
     *,
     verify: bool = True,
-) -> ssl.SSLContext | None:
-    """Return the context for these files, or ``None`` if none is given.
+    must_trust: bool = False,
+) -> ssl.SSLContext:
+    """Return the context for these files.
 
     Args:
         certificate: The CAs to trust, instead of the default ones.
         client_certificate: The client's certificate.
         client_key: Its key; by default in the same file.
         verify: Whether the server's certificate is checked.
+        must_trust: As for `default_context`, if that is needed.
 
     Raises:
         ValueError: A file cannot be read or has the wrong content, or a key is given without a certificate.
     """
     if client_key is not None and client_certificate is None:
         raise ValueError("client_key is given without client_certificate")
-    if certificate is None and client_certificate is None and verify:
-        return None
-    context = _trusting(certificate) if verify else _trusting_everybody()
+    context = _trusting(certificate, must_trust=must_trust) if verify else _trusting_everybody()
     if client_certificate is not None:
         _check_readable("client_certificate", client_certificate)
         if client_key is not None:
@@ -162,11 +162,14 @@ def client_context(
     return context
 
 
-def default_context() -> ssl.SSLContext:
+def default_context(*, must_trust: bool = False) -> ssl.SSLContext:
     """Return a context that trusts what httpx trusts: ``SSL_CERT_FILE``, else ``SSL_CERT_DIR``, else certifi's list.
 
     A file that cannot be read is warned about and no server is trusted. It does not stop the program: other programs
     read these variables too, and conda leaves them set to files that no longer exist.
+
+    Raises:
+        ValueError: A file cannot be read, and ``must_trust``: a file that is being replaced must not end all trust.
     """
     file, directory = (os.environ.get(variable, "") for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     context = _new_context()
@@ -180,13 +183,16 @@ def default_context() -> ssl.SSLContext:
         context.load_verify_locations(certifi.where())
     if problem is not None:
         variable, path = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", directory)
-        warn_once(f"{variable} is {_shown(path)}, which cannot be used ({problem}): no https server is trusted")
+        warning = f"{variable} is {_shown(path)}, which cannot be used ({problem}): no https server is trusted"
+        if must_trust:
+            raise ValueError(warning)
+        warn_once(warning)
     return context
 
 
-def _trusting(certificate: File | None) -> ssl.SSLContext:
+def _trusting(certificate: File | None, *, must_trust: bool) -> ssl.SSLContext:
     if certificate is None:
-        return default_context()
+        return default_context(must_trust=must_trust)
     context = _new_context()
     # Path.is_dir raises on a name that is too long, as a PEM is.
     if os.path.isdir(certificate):  # noqa: PTH112

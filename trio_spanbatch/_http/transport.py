@@ -2,8 +2,8 @@
 
 httpx's own transport cannot do what an exporter needs: read a response while the request is still being written, say
 whether anything was sent, end connections by age and after a 503, look names up without the program's threads, and
-read certificates again that were renewed. It also looks at all its connections whenever a request begins or ends. Here
-idle connections lie on a stack for each server: the one that was used last is used next, and the oldest are closed.
+read renewed certificates. It also looks at all its connections whenever a request begins or ends. Here each server has
+a stack of idle connections: the one that was used last is used next, and the oldest are closed.
 
 There is no limit on connections: the batcher limits its exports.
 """
@@ -14,8 +14,7 @@ import math
 import ssl
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -23,6 +22,7 @@ import h11
 import httpx
 import trio
 
+from .._exceptions import forget_traceback
 from .body import BoundedBody
 from .connecting import Network, TCPNetwork
 from .connection import Connection
@@ -35,7 +35,7 @@ __all__ = ["HTTPTransport", "Progress", "ResponseBody"]
 # Scheme, host and port of a server.
 _Origin: TypeAlias = tuple[str, str, int]
 
-# A name goes to a SOCKS proxy as it is, with either of the last two.
+# With either scheme of SOCKS5, the proxy looks names up.
 _PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
 
@@ -74,7 +74,7 @@ class Progress:
 class HTTPTransport(httpx.AsyncBaseTransport):
     """Sends requests by HTTP/1.1 over TCP, TLS, Unix domain sockets and proxies.
 
-    Of httpx's timeouts, those for connecting and for reading are kept.
+    Of httpx's timeouts, those for connecting and for reading apply.
 
     Args:
         context: Returns the settings for TLS with servers; called for each new connection.
@@ -123,16 +123,18 @@ class HTTPTransport(httpx.AsyncBaseTransport):
                 connection = await self._connect(origin, request, progress)
             progress.uses(connection)
             try:
-                with _httpx_errors(request, connection):
-                    connection.read_timeout = _timeout(request, "read")
-                    response = await connection.request(head, body)
+                connection.read_timeout = _timeout(request, "read")
+                response = await connection.request(head, body)
                 break
-            except httpx.TransportError:
+            except Exception as error:
                 connection.close()
-                if not reused or progress.sent:
+                kind = _kind_of(error, connection)
+                if kind is None:
                     raise
-                # The server ended the connection just now. It has seen nothing of the request, whose body has not
-                # been asked for anything.
+                # If nothing was sent, the server ended the connection just now: it has seen nothing of the request,
+                # whose body has not been asked for anything.
+                if not reused or progress.sent:
+                    raise kind(_text(error), request=request) from error
             except BaseException:
                 connection.close()
                 raise
@@ -176,8 +178,16 @@ class HTTPTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: _Origin, request: httpx.Request, progress: Progress) -> Connection:
         timeout = _timeout(request, "connect")
-        with _connect_errors(request), trio.fail_after(math.inf if timeout is None else timeout):
-            return await self._connected(origin, progress)
+        try:
+            with trio.fail_after(math.inf if timeout is None else timeout):
+                return await self._connected(origin, progress)
+        except trio.TooSlowError as error:
+            raise httpx.ConnectTimeout("no connection", request=request) from error
+        except httpx.ProxyError as error:
+            error.request = request
+            raise
+        except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
+            raise httpx.ConnectError(_text(error), request=request) from error
 
     async def _connected(self, origin: _Origin, progress: Progress) -> Connection:
         scheme, host, port = origin
@@ -248,17 +258,23 @@ class ResponseBody(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
-        data = await self._read(checkpoint_at_end=True)
+        data = await self._read()
         if data is None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
             raise StopAsyncIteration
         return data
 
-    async def _read(self, *, checkpoint_at_end: bool) -> bytes | None:
+    async def _read(self) -> bytes | None:
         if self._connection is None:
             return None
         try:
-            with _httpx_errors(self._request, self._connection):
-                data = await self._connection.read(checkpoint_at_end=checkpoint_at_end)
+            data = await self._connection.read()
+        except Exception as error:
+            self._connection.close()
+            kind = _kind_of(error, self._connection)
+            if kind is None:
+                raise
+            raise kind(_text(error), request=self._request) from error
         except BaseException:
             self._connection.close()
             raise
@@ -274,7 +290,7 @@ class ResponseBody(httpx.AsyncByteStream):
         """Read until the end, or until ``body`` has more than its limit. Then, or if this fails, it is closed."""
         try:
             # Sending the request was a checkpoint.
-            while not body.exceeded and (data := await self._read(checkpoint_at_end=False)) is not None:
+            while not body.exceeded and (data := await self._read()) is not None:
                 body.feed(data)
         finally:
             self.close()
@@ -298,7 +314,8 @@ async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) 
         # at the end of a name (RFC 6066, section 3).
         stream,
         context,
-        server_hostname=host.removesuffix(".").encode("ascii"),
+        # And addresses have no zone there.
+        server_hostname=host.partition("%")[0].removesuffix(".").encode("ascii"),
         https_compatible=True,
     )
     await secured.do_handshake()
@@ -308,15 +325,16 @@ async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str) 
 def _origin(url: httpx.URL, default_ports: Mapping[str, int] = DEFAULT_PORTS) -> _Origin:
     if url.scheme not in default_ports:
         raise httpx.UnsupportedProtocol("the URL of a request begins with http:// or https://")
-    return url.scheme, url.raw_host.decode("ascii"), url.port or default_ports[url.scheme]
+    host = url.raw_host.decode("ascii")
+    # The zone of an IPv6 address (RFC 6874). No other host has a per cent sign.
+    return url.scheme, host.replace("%25", "%"), url.port or default_ports[url.scheme]
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes]:
-    try:
-        return request.content
-    except httpx.RequestNotRead:
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        return aiter(request.stream)
+    if isinstance(request.stream, httpx.ByteStream):
+        return request.read()
+    assert isinstance(request.stream, httpx.AsyncByteStream)
+    return aiter(request.stream)
 
 
 def _timeout(request: httpx.Request, step: str) -> float | None:
@@ -324,34 +342,15 @@ def _timeout(request: httpx.Request, step: str) -> float | None:
     return timeouts.get(step)
 
 
-@contextmanager
-def _connect_errors(request: httpx.Request) -> Iterator[None]:
-    """Raise httpx's exceptions for those of connecting, TLS with the server and a tunnel: nothing was sent."""
-    try:
-        yield
-    except trio.TooSlowError as error:
-        raise httpx.ConnectTimeout("no connection", request=request) from error
-    except httpx.ProxyError as error:
-        error.request = request
-        raise
-    except (OSError, RuntimeError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
-        raise httpx.ConnectError(_text(error), request=request) from error
-
-
-@contextmanager
-def _httpx_errors(request: httpx.Request, connection: Connection) -> Iterator[None]:
-    """Raise httpx's exceptions for those of an exchange."""
-    try:
-        yield
-    except Exception as error:
-        if error is connection.body_error:
-            raise
-        kind = next((kind for errors, kind in _KINDS if isinstance(error, errors)), None)
-        if kind is None:
-            raise
-        if error is connection.wire.write_error:
-            kind = httpx.WriteError
-        raise kind(_text(error), request=request) from error
+def _kind_of(error: Exception, connection: Connection) -> type[httpx.TransportError] | None:
+    """Return the class of httpx's exception for an error of an exchange; None if the error is raised unchanged."""
+    if error is connection.body_error:
+        return None
+    if error is connection.wire.write_error:
+        return httpx.WriteError
+    if isinstance(error, h11.RemoteProtocolError):
+        forget_traceback(error)  # a frame of h11 in it refers to the error
+    return next((kind for errors, kind in _KINDS if isinstance(error, errors)), None)
 
 
 _KINDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[httpx.TransportError]], ...] = (

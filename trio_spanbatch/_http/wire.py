@@ -9,8 +9,10 @@ goes on until it ends by itself.
 from __future__ import annotations
 
 import select
+import socket
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -45,12 +47,33 @@ class Link(Protocol):
 
 
 class SocketLink:
-    """A `Link` over a socket of trio."""
+    """A `Link` over a connected socket, which it takes over from trio.
+
+    trio's own methods let other tasks run both when sending and when receiving. For a small request and its response,
+    once is enough.
+    """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
-        self.send = sock.send
-        self.recv = sock.recv
+        self._sock = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        self._sock.setblocking(False)
+
+    async def send(self, data: memoryview) -> int:
+        """Send at least the first byte of ``data``. If that need not wait, no other task runs meanwhile."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                return self._sock.send(data)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+
+    async def recv(self, max_bytes: int) -> bytes:
+        """Wait for data and return it."""
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                return self._sock.recv(max_bytes)
+            except BlockingIOError:  # it was only announced
+                continue
 
     def is_readable(self) -> bool:
         """Return whether there is data, the end, or an error to read."""
@@ -65,6 +88,8 @@ class SocketLink:
 
     def close(self) -> None:
         """Close the socket."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
 
@@ -98,6 +123,7 @@ class Wire(trio.abc.Stream):
             if self.may_be_stopped:
                 with trio.CancelScope() as self._writing:
                     await self._send(view)
+                    await trio.lowlevel.checkpoint()
             else:
                 await self._send(view)
 
@@ -119,7 +145,7 @@ class Wire(trio.abc.Stream):
 
     @property
     def writable(self) -> bool:
-        """Whether what is written is still sent."""
+        """Whether data that is written is still sent."""
         return not self._stopped and self.write_error is None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -137,20 +163,21 @@ class Wire(trio.abc.Stream):
             self._reads_left -= 1
         return await self._link.recv(_READ_SIZE if max_bytes is None else max_bytes)
 
-    def without_waiting(self) -> None:
-        """From now on, reading raises `NothingToRead` where it would have to wait, and a write ends all writing."""
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Meanwhile, reading raises `NothingToRead` where it would have to wait, and a write ends all writing."""
         self._reads_left = _READS_WITHOUT_WAITING
-
-    def may_wait(self) -> None:
-        """End `without_waiting`."""
-        self._reads_left = None
+        try:
+            yield
+        finally:
+            self._reads_left = None
 
     def is_readable(self) -> bool:
         """Return whether there is data, the end, or an error to read."""
         return self._link.is_readable()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Do nothing: nobody needs it."""
+        """Do nothing: h11 and TLS do not need it."""
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import methodcaller
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import attrs
 import outcome
@@ -18,9 +19,10 @@ from .._reporting.log import Log
 from .._reporting.losses import Losses
 from .._reporting.statistics import Loss, Settlement
 from .._scheduler.flush import Flush
-from .._scheduler.location import Lease, Waiter
+from .._scheduler.location import Lease, Location, Waiter
 from .._scheduler.orders import Admit, HandBack, Repeat, Start, Wake
 from .._scheduler.scheduler import Scheduler
+from .._spans.batch import EncodedSpan
 
 __all__ = ["Runtime"]
 
@@ -65,7 +67,7 @@ class Runtime:
     feeders: list[Feeder] = attrs.Factory(list)
     observers: list[DeliveryObserver] = attrs.Factory(list)
     adders: dict[Waiter, trio.lowlevel.Task] = attrs.Factory(dict)
-    flushes: dict[Flush, trio.Event] = attrs.Factory(dict)
+    flushes: WeakKeyDictionary[Flush, trio.Event] = attrs.Factory(WeakKeyDictionary)
     retries: dict[Lease, trio.Event] = attrs.Factory(dict)
     # Checked once: whether an object matches a protocol takes 10 us to find out, and each attempt asks.
     reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
@@ -95,7 +97,8 @@ class Runtime:
         if isinstance(order, Start):
             self.start_delivery(order.lease)
         elif isinstance(order, Admit):
-            trio.lowlevel.reschedule(self.adders.pop(order.waiter))
+            if (task := self.adders.pop(order.waiter, None)) is not None:
+                trio.lowlevel.reschedule(task)
         elif isinstance(order, Repeat):
             if (retry := self.retries.get(order.lease)) is not None:
                 retry.set()
@@ -122,7 +125,7 @@ class Runtime:
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    async def wait_until_admitted(self, waiter: Waiter) -> None:
+    async def wait_until_admitted(self, location: Location, span: EncodedSpan) -> None:
         """Wait until a span is admitted. If this is cancelled, it was not admitted.
 
         Raises:
@@ -133,8 +136,10 @@ class Runtime:
             self._withdraw(waiter)
             return trio.lowlevel.Abort.SUCCEEDED
 
+        waiter = Waiter(location, span)
         try:
             self.adders[waiter] = trio.lowlevel.current_task()
+            self.scheduler.admission.join(waiter)
             await trio.lowlevel.wait_task_rescheduled(abort)
         except BaseException:
             # It is still there if this could not even begin to wait.
@@ -142,8 +147,8 @@ class Runtime:
             raise
 
     def _withdraw(self, waiter: Waiter) -> None:
-        if self.adders.pop(waiter, None) is not None:
-            self.scheduler.admission.withdraw(waiter)
+        self.adders.pop(waiter, None)
+        self.scheduler.admission.withdraw(waiter)
 
     async def wait_for_retry(self, lease: Lease, give_up_at: float) -> bool:
         """Wait for a delivery's next attempt, and for its slot.
@@ -173,10 +178,7 @@ class Runtime:
         done = self.flushes[flush] = trio.Event()
         if flush.is_done:
             done.set()
-        try:
-            await done.wait()
-        finally:
-            self.flushes.pop(flush, None)
+        await done.wait()
 
     # -- listeners ---------------------------------------------------------------------------------------------
 

@@ -42,27 +42,33 @@ from .splitter import Growth, grow
 __all__ = ["Admission"]
 
 
-# What adding a span stores: its location and headers; what it does to the batches, None if only the size of the open
-# one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
-# ``pending_bytes`` of its account and of the totals.
-_Change: TypeAlias = tuple[Location, SpanHeaders, Growth | None, int, float, int, int, int, int, int, int]
-
-
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Rest:
     """Spans that were admitted together, while not all are in the queue yet.
 
     Attributes:
         location: Their location.
         spans: The spans.
-        first: The number of the first of them.
         clock: Tells the time.
+        count: How many they are.
+        added: How many of them were added.
+        is_given_up: Whether an exception has ended the call that was adding them.
     """
 
     location: Location
     spans: list[EncodedSpan]
-    first: int
     clock: Callable[[], float]
+    count: int
+    added: int = 0
+    is_given_up: bool = False
+
+
+# What adding a span stores: its location and headers; what it does to the batches, None if only the size of the open
+# one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
+# ``pending_bytes`` of its account and of the totals; the spans with which it was admitted, and how many are added then.
+_Change: TypeAlias = tuple[
+    Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Rest | None, int
+]
 
 
 class Admission:
@@ -99,6 +105,8 @@ class Admission:
         """Admit ``span`` if there is space for which no adder waits already."""
         if self._unfinished is not None or self._rest is not None:
             self.finish()
+            if self._rest is not None and not self._leaves_room(location, self._rest):
+                return False
         account, total, headers, payload = location.account, self._total, span.headers, span.payload
         cost = len(payload) if headers is location.headers else cost_after(location.headers, span)
         own_bytes, all_bytes = account.pending_bytes + cost, total.pending_bytes + cost
@@ -120,28 +128,16 @@ class Admission:
             or location.is_ranked
             or not 0x80 <= cost < 0x4000
         ):
-            self._accept(location, span, cost, clock)
+            self._accept(location, span, clock)
             return True
         # The usual case: only numbers change. It is `_accept` with everything inlined, as calls would double its time.
-        accepted, queued, all_accepted, all_queued = (
-            number + 1,
-            account.queued + 1,
-            total.accepted + 1,
-            total.queued + 1,
-        )
-        change = (
-            location,
-            headers,
-            None,
-            size,
-            account.opened_at,
-            accepted,
-            queued,
-            own_bytes,
-            all_accepted,
-            all_queued,
-            all_bytes,
-        )
+        accepted, queued = number + 1, account.queued + 1
+        totals = (total.accepted + 1, total.queued + 1, all_bytes)
+        change = (location, headers, None, size, account.opened_at, accepted, queued, own_bytes, totals, None, 0)
+        if total.accepted != totals[0] - 1 or total.pending_bytes + cost != all_bytes:
+            # Another span was added meanwhile.
+            self._accept(location, span, clock)
+            return True
         self._unfinished = change
         location.queue_in.send_nowait(payload)
         if self._unfinished is not change:
@@ -149,7 +145,7 @@ class Admission:
             return True
         sizer.size = size
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
-        total.accepted, total.queued, total.pending_bytes = all_accepted, all_queued, all_bytes
+        total.accepted, total.queued, total.pending_bytes = totals
         self._unfinished = None
         return True
 
@@ -166,10 +162,7 @@ class Admission:
             or self._total.pending_bytes + cost > self._max_bytes
         ):
             return False
-        # The commit: from here on, whoever comes next adds the rest.
-        self._rest = _Rest(location, spans, account.accepted, clock)
-        self._finish_rest()
-        return True
+        return self._finish_rest(_Rest(location, spans, clock, len(spans)))
 
     def check_can_ever_fit(self, count: int, cost: int) -> None:
         """Raise `ValueError` if ``count`` spans that cost ``cost`` bytes in all can never be pending together."""
@@ -185,15 +178,14 @@ class Admission:
                 "use add_spans, which waits, or a shorter list"
             )
 
-    def join(self, location: Location, span: EncodedSpan) -> Waiter:
+    def join(self, waiter: Waiter) -> None:
         """Let an adder wait until its span is admitted."""
-        waiter = Waiter(location, span)
+        location = waiter.location
         if location.waiting is None:
             location.waiting = OrderedDict()
         self.touch(location)
         location.waiting[waiter] = None
         self.line_up(location)
-        return waiter
 
     def withdraw(self, waiter: Waiter) -> None:
         """Let an adder wait no longer. Its span was not admitted."""
@@ -235,36 +227,68 @@ class Admission:
                 self._store(change)
             elif self._unfinished is change:
                 self._unfinished = None
-        if self._rest is not None:
-            self._finish_rest()
+        if (rest := self._rest) is not None and rest.is_given_up:
+            self._finish_rest(rest)
 
-    def _finish_rest(self) -> None:
-        while (rest := self._rest) is not None:
-            added = rest.location.account.accepted - rest.first
-            if added < len(rest.spans):
-                span = rest.spans[added]
-                self._accept(rest.location, span, cost_after(rest.location.headers, span), rest.clock)
-            else:
-                self._rest = None
+    def _finish_rest(self, rest: _Rest) -> bool:
+        """Add the spans that are not added yet. If this raises, whoever comes next does. Return False if none fits."""
+        account = rest.location.account
+        try:
+            rest.is_given_up = False
+            if not rest.added and account.queued + rest.count > self._max_queued:
+                # Another span was added meanwhile.
+                return False
+            # The commit. No call between this and the look at the queue, so no span can be added between.
+            self._rest = rest
+            while rest.added < rest.count:
+                self._accept(rest.location, rest.spans[rest.added], rest.clock, rest)
+            self._rest = None
+            return True
+        except BaseException:
+            if self._rest is rest or rest.added:
+                rest.is_given_up, self._rest = True, rest
+            raise
 
-    def _accept(self, location: Location, span: EncodedSpan, cost: int, clock: Callable[[], float]) -> None:
-        change = self._plan(location, span, cost, clock)
-        self._unfinished = change
+    def _leaves_room(self, location: Location, rest: _Rest) -> bool:
+        """Return whether there is room for a span besides those that are being added."""
+        if location is not rest.location:
+            return True
+        return location.account.queued + rest.count - rest.added < self._max_queued
+
+    def _accept(
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
+    ) -> None:
+        change = self._planned(location, span, clock, rest)
         location.queue_in.send_nowait(span.payload)
         if self._unfinished is change:
             self._store(change)
         else:
-            self._accept_late(location, span, clock)
+            self._accept_late(location, span, clock, rest)
 
-    def _accept_late(self, location: Location, span: EncodedSpan, clock: Callable[[], float]) -> None:
+    def _accept_late(
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
+    ) -> None:
         """Count a span in the queue after another one was added in the middle of `send_nowait`."""
         if location.queue_out.statistics().current_buffer_used > location.account.queued:
             # It was not in the queue when the other one was added. Otherwise it was counted then.
-            self._unfinished = change = self._plan(location, span, cost_after(location.headers, span), clock)
-            self._store(change)
+            self._store(self._planned(location, span, clock, rest))
 
-    def _plan(self, location: Location, span: EncodedSpan, cost: int, clock: Callable[[], float]) -> _Change:
+    def _planned(
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None
+    ) -> _Change:
+        """Plan, and keep the plan in ``_unfinished``."""
+        while True:
+            change = self._plan(location, span, clock, rest)
+            # No call between this and keeping it, so no other span can be added between.
+            if self._total.accepted == change[8][0] - 1:
+                self._unfinished = change
+                return change
+
+    def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None) -> _Change:
         account, batch, total, headers = location.account, location.open, self._total, span.headers
+        # Read first: if another span is added before the end of this, the plan is seen to be outdated.
+        all_accepted = total.accepted + 1
+        cost = cost_after(location.headers, span)
         number, queued = account.accepted, account.queued
         growth: Growth | None = None
         opened_at = account.opened_at
@@ -276,24 +300,12 @@ class Admission:
                 self.touch(location)
         if location.is_ranked:
             self.unrank(location)
-        return (
-            location,
-            headers,
-            growth,
-            size,
-            opened_at,
-            number + 1,
-            queued + 1,
-            account.pending_bytes + cost,
-            total.accepted + 1,
-            total.queued + 1,
-            total.pending_bytes + cost,
-        )
+        own_bytes, totals = account.pending_bytes + cost, (all_accepted, total.queued + 1, total.pending_bytes + cost)
+        added = 0 if rest is None else rest.added + 1
+        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, rest, added
 
     def _store(self, change: _Change) -> None:
-        location, headers, growth, size, opened_at, accepted, queued, own_bytes, all_accepted, all_queued, all_bytes = (
-            change
-        )
+        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals, rest, added = change
         account, total = location.account, self._total
         if growth is not None:
             for batch in growth.full:
@@ -309,7 +321,9 @@ class Admission:
             location.open = growth.open
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
         account.opened_at, location.headers = opened_at, headers
-        total.accepted, total.queued, total.pending_bytes = all_accepted, all_queued, all_bytes
+        total.accepted, total.queued, total.pending_bytes = totals
+        if rest is not None:
+            rest.added = added
         self._unfinished = None
 
     # -- in the scheduler's step -------------------------------------------------------------------------------
@@ -354,7 +368,8 @@ class Admission:
         if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
             self.byte_line.setdefault(location)
             return False
+        # It waits until then, so that no other span is added before it.
+        self._accept(location, waiter.span, clock)
         del location.waiting[waiter]
-        self._accept(location, waiter.span, cost, clock)
         self._outbox.append(Admit(waiter))
         return True

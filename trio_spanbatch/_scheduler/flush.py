@@ -64,11 +64,13 @@ class Flush:
         """Whether every span is accounted for."""
         return self.watches_all and not self._open
 
-    def watch(self, location: str, account: Account, parts: dict[LocationFlush, None]) -> None:
-        """Wait for the pending spans of another location. Its flushes are in ``parts``."""
-        part = LocationFlush(self, location, parts, account.accepted, account.pending)
+    def watch(self, location: str, account: Account, parts: dict[LocationFlush, None]) -> int:
+        """Wait for the pending spans of another location. Its flushes are in ``parts``. Return the watermark."""
+        # Read without a call between, so that no span can be added between.
+        part = LocationFlush(self, location, parts, account.accepted, account.queued + account.in_flight)
         self._open[part] = None
         parts[part] = None
+        return part.watermark
 
     def finished(self, part: LocationFlush) -> None:
         """Note that a location has no pending span below its watermark."""

@@ -241,10 +241,7 @@ class Location:
         """Move the first batch from the queue into a lease. The queue must not be empty."""
         account = self.account
         first = account.first_queued
-        if self.full:
-            batch = self.full.pop(0)
-        else:
-            batch, self.open = self.open.closed(account.accepted), NO_BATCH
+        batch = self.full.pop(0) if self.full else self._close_open()
         count = batch.end - batch.first
         payloads = [self.queue_out.receive_nowait() for _ in range(count)]
         runs = runs_of(batch, payloads)
@@ -256,6 +253,14 @@ class Location:
         self.add_lease(lease)
         self.is_made_due = False
         return lease
+
+    def _close_open(self) -> QueuedBatch:
+        while True:
+            batch = self.open.closed(self.account.accepted)
+            # Unless a finalizer or signal handler has added a span meanwhile.
+            if batch.end == self.account.accepted:
+                self.open = NO_BATCH
+                return batch
 
     def add_lease(self, lease: Lease) -> None:
         """Hold a lease."""
@@ -269,10 +274,14 @@ class Location:
 
     def note_oldest(self) -> None:
         """Note when the oldest batch with a pending span was opened."""
-        opened_at = [lease.opened_at for lease in self.leases]
-        if self.account.queued:
-            opened_at.append(self.full[0].opened_at if self.full else self.open.opened_at)
-        self.account.opened_at = min(opened_at, default=math.inf)
+        account, accepted = self.account, -1
+        while accepted != account.accepted:
+            # Again if a finalizer or signal handler has added a span meanwhile.
+            accepted = account.accepted
+            opened_at = [lease.opened_at for lease in self.leases]
+            if account.queued:
+                opened_at.append(self.full[0].opened_at if self.full else self.open.opened_at)
+            account.opened_at = min(opened_at, default=math.inf)
 
 
 def first_span(lease: Lease) -> int:

@@ -2,7 +2,8 @@
 
 A message names the field, as a path into the span, and the shortened value: ``events[2].timestamp is -1: ...``.
 
-A ``RecursionError`` is not the span's fault if the caller's stack was nearly full: see `pass_on`.
+An exception of a signal handler is not the span's fault, nor is a ``RecursionError`` if the caller's stack was nearly
+full: see `pass_on`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import operator
 import re
 from collections import deque
+from inspect import CO_VARARGS
 from reprlib import Repr
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any, Final
 
 from .._errors import InvalidSpanError
@@ -63,7 +65,8 @@ class _ShortRepr(Repr):
     def repr_instance(self, x: Any, level: int) -> str:
         try:
             text = repr(x)
-        except Exception:
+        except Exception as error:
+            pass_on(error)
             # Here reprlib would use the object's ``__class__``, which may fail or be wrong as well.
             text = object.__repr__(x)
         return text if len(text) <= self.maxother else f"{text[: self.maxother]}..."
@@ -83,7 +86,8 @@ def shown(value: object) -> str:
     """Return a ``repr`` of ``value`` that is never long and never fails."""
     try:
         text = _repr(value)
-    except Exception:
+    except Exception as error:
+        pass_on(error)
         # For example an int with more digits than Python converts.
         text = object.__repr__(value)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
@@ -107,12 +111,34 @@ def within(path: str, error: InvalidSpanError) -> InvalidSpanError:
 
 
 def pass_on(error: Exception) -> None:
-    """Re-raise ``error`` if it is a ``RecursionError`` caused by the caller's deep stack rather than by a value.
+    """Re-raise ``error`` if it was caused by the caller's deep stack, or by a signal handler, rather than by a value.
 
-    With a deeper stack, the same span could have been encoded.
+    With a deeper stack, or without the signal, the same span could have been encoded.
     """
-    if isinstance(error, RecursionError) and not _has_deep_stack():
+    if (isinstance(error, RecursionError) and not _has_deep_stack()) or _is_from_a_signal_handler(error):
         raise error
+
+
+def _is_from_a_signal_handler(error: Exception) -> bool:
+    """Return whether ``error`` went through a function that had the frame of its caller as an argument.
+
+    Python calls signal handlers so, and trace functions. Nothing else tells them from functions that the encoder calls.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if frame.f_back is not None and any(argument is frame.f_back for argument in _positional(frame)):
+            return True
+    return False
+
+
+def _positional(frame: FrameType) -> tuple[object, ...]:
+    code, values = frame.f_code, frame.f_locals
+    arguments = tuple(values.get(name) for name in code.co_varnames[: code.co_argcount])
+    if code.co_flags & CO_VARARGS:
+        rest = values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
+        return arguments + rest if type(rest) is tuple else arguments
+    return arguments
 
 
 def _has_deep_stack() -> bool:

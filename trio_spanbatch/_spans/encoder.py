@@ -183,7 +183,8 @@ class SpanEncoder:
             flag_fields = _REMOTE_PARENT if parent is not None and parent.is_remote else _NO_REMOTE_PARENT
             try:
                 flags_field = flag_fields[context.trace_flags]
-            except Exception:
+            except Exception as error:
+                pass_on(error)
                 flags_field = flag_fields[_trace_flags(context)]
         else:
             flags = checked_number(flags, COUNT_END, "flags", "a set of flags")
@@ -339,6 +340,7 @@ def _failed_span(span: object, error: Exception) -> InvalidSpanError:
             getattr(span, field)
         except AttributeError:
             return InvalidSpanError(f"{shown(span)} is not a span: it has no attribute {field!r}")
-        except Exception:
+        except Exception as second:
+            pass_on(second)
             return failed(field, error)
     return failed("the span", error)

@@ -151,7 +151,7 @@ def _retried(result: ExportResult, attempt: Attempt) -> ExportResult:
     status = result.status_code
     if not isinstance(result, Refused) or status is None or not (status == 408 or 500 <= status < 600):
         return result
-    after = None if attempt.response is None else retry_after(attempt.response.headers, now=time.time())
+    after = None if attempt.head is None else retry_after(attempt.head[1], now=time.time())
     # 502, 503 and 504 are TryLater already and mean that the request was not processed. Other 5xx do not.
     return TryLater(result.reason, after, ambiguous=status != 408, status_code=status)
 

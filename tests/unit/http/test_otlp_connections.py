@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
+import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.support.batchers import make_spans, watched_batcher
 from tests.support.deliveries import AT_ONCE, BIG
@@ -12,6 +16,7 @@ from tests.support.receivers import nothing_leaks
 from tests.support.wire_server import CHUNKED, OK, Tls, chunk, wire_server
 from trio_spanbatch import Delivered, Loss
 from trio_spanbatch._http import connection
+from trio_spanbatch._http.attempt import Attempt
 
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 3\r\n\r\nbad"
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -121,3 +126,29 @@ async def test_other_tasks_run_while_a_response_of_ten_thousand_pieces_is_read(
             nursery.cancel_scope.cancel()
         assert steps - before >= sum(map(len, pieces)) // connection._READ_AT_ONCE
         assert server.requests == [2]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "response",
+    [OK, UNAUTHORIZED, b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 3\r\n\r\nill", b"SMTP\r\n\r\n"],
+    ids=["delivered", "refused", "later", "broken"],
+)
+async def test_nothing_of_an_export_waits_for_the_garbage_collector(response: bytes, network: str, tls: Tls) -> None:
+    tcp, with_tls = NETWORKS[network]
+    async with wire_server([[response]] * 3, tcp=tcp, tls=tls if with_tls else None) as (_, exporter):
+        await exporter.export(batch_of())
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await exporter.export(batch_of())
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            # A stream of TLS is trio's, and leads back to itself.
+            assert not [thing for thing in gc.garbage if isinstance(thing, httpx.Request | httpx.Response | Attempt)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()

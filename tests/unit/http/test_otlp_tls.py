@@ -361,3 +361,42 @@ def test_an_encrypted_key_is_refused_without_asking_for_its_password(files: File
 def test_files_and_a_transport_are_mutually_exclusive(files: Files) -> None:
     with pytest.raises(ValueError, match="mutually exclusive"):
         OTLPExporter("https://localhost", certificate=files.ca, transport=httpx.AsyncHTTPTransport())
+
+
+@pytest.mark.parametrize("named_by", ["certificate", "SSL_CERT_FILE"])
+async def test_a_ca_that_was_renewed_is_trusted_from_the_next_connection_on_and_a_broken_file_changes_nothing(
+    named_by: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(files.other_ca.read_bytes())
+    if named_by == "SSL_CERT_FILE":
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    async with OTLPReceiver(ssl_context=files.server) as receiver:
+        exporter = OTLPExporter(receiver.url, certificate=ca if named_by == "certificate" else None)
+        assert isinstance(await exporter.export(batch_of()), TryLater)
+        ca.write_bytes(files.ca.read_bytes())
+        assert await exporter.export(batch_of()) == Delivered()
+        for broken in (b"", b"-----BEGIN CERTIFICATE-----\n", None):
+            if broken is None:
+                ca.unlink()
+            else:
+                ca.write_bytes(broken)
+            receiver.drop_connections()
+            await trio.testing.wait_all_tasks_blocked()
+            assert await exporter.export(batch_of()) == Delivered()
+        ca.write_bytes(files.other_ca.read_bytes())
+        receiver.drop_connections()
+        await trio.testing.wait_all_tasks_blocked()
+        assert isinstance(await exporter.export(batch_of()), TryLater)
+        await exporter.aclose()
+
+
+async def test_a_proxys_cas_are_not_read_for_each_connection(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(files.ca))
+    async with OTLPReceiver(ssl_context=files.server, path=None) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"https://127.0.0.1:{proxy.port}")
+        exporter = OTLPExporter("http://collector.test/v1/traces")
+        with monkeypatch.context() as patch:
+            patch.setattr(ssl.SSLContext, "load_verify_locations", None)
+            assert await exporter.export(batch_of()) == Delivered()
+        await exporter.aclose()

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.support.exporters import batch_of
 from tests.support.processes import DEADLINE
 from tests.support.scripted import (
     OK,
@@ -31,6 +33,7 @@ from tests.support.scripted import (
     post,
     url_of,
 )
+from trio_spanbatch import Delivered, OTLPExporter
 from trio_spanbatch._http.connecting import TCPNetwork
 from trio_spanbatch._http.transport import HTTPTransport, Progress
 
@@ -162,6 +165,19 @@ async def test_a_server_is_reached_by_address_and_by_name(host: str, name: str) 
         ):
             assert await answer(transport, url_of(port, secrets, name)) == (200, b"ok")
         assert f"host: {name}:{port}".encode() in heads[0].lower()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ::1 has no zone")
+async def test_the_zone_of_an_ipv6_address_leads_to_the_server_but_is_not_shown_to_it() -> None:
+    zone = socket.if_nametoindex("lo")
+    for secrets in (None, Secrets()):
+        heads: list[bytes] = []
+        async with listening(answers(OK, heads=heads), secrets, host="::1") as port:
+            transport = HTTPTransport(secrets.client) if secrets else HTTPTransport()
+            exporter = OTLPExporter(url_of(port, secrets, f"[::1%25{zone}]"), transport=transport)
+            assert await exporter.export(batch_of()) == Delivered()
+            await exporter.aclose()
+        assert f"host: [::1]:{port}\r\n".encode() in heads[0].lower()
 
 
 async def test_a_host_name_with_an_underscore_is_verified_by_tls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.support.processes import DEADLINE
 from tests.support.scripted import (
     OK,
     Secrets,
@@ -20,6 +21,7 @@ from tests.support.scripted import (
     listening,
     no_sockets_left,
     post,
+    read_head,
     read_request,
     url_of,
 )
@@ -104,6 +106,23 @@ async def test_idle_connections_are_closed_after_4_s_or_a_second_before_the_serv
 ) -> None:
     response = OK.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n")
     assert await connections_for([response], None, pause=idle) == connections
+
+
+async def test_a_connection_that_the_server_ends_at_once_is_not_kept_open() -> None:
+    response = OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=1\r\n\r\n")
+    ended = trio.Event()
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        await read_head(stream)
+        await stream.send_all(response)
+        async for _ in stream:
+            pass
+        ended.set()
+
+    async with listening(serve) as port, transport_for(None) as transport:
+        await answer(transport, url_of(port))
+        with trio.fail_after(DEADLINE):
+            await ended.wait()
 
 
 async def test_a_connection_that_is_always_busy_is_closed_after_5_minutes(clock: MockClock) -> None:

@@ -78,25 +78,21 @@ async def test_a_write_that_is_cancelled_is_cancelled() -> None:
 async def test_without_waiting_reading_ends_soon_for_any_amount_of_data() -> None:
     link = FakeLink()
     wire = Wire(link)
-    wire.without_waiting()
-    with pytest.raises(trio.BrokenResourceError):
+    with wire.without_waiting(), pytest.raises(trio.BrokenResourceError):
         for _ in itertools.count():
             await wire.receive_some()
     assert link.reads < 100
-    wire.without_waiting()
     link.readable = False
-    with pytest.raises(NothingToRead):
+    with wire.without_waiting(), pytest.raises(NothingToRead):
         await wire.receive_some()
-    wire.may_wait()
     assert await wire.receive_some() == b"x"
 
 
 async def test_without_waiting_nothing_is_written_and_the_connection_becomes_unusable() -> None:
     link = FakeLink()  # which would block
     wire = Wire(link)
-    wire.without_waiting()
-    await wire.send_all(b"what TLS answers by itself")
-    wire.may_wait()
+    with wire.without_waiting():
+        await wire.send_all(b"what TLS answers by itself")
     assert not wire.writable
     assert wire.sent == 0
 
