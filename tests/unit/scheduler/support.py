@@ -269,7 +269,8 @@ class World:
             self._accept(name, span)
         elif self.joined < self.menu.adders:
             self.joined += 1
-            self.waiters.append(scheduler.admission.join(location, span))
+            self.waiters.append(Waiter(location, span))
+            scheduler.admission.join(self.waiters[-1])
 
     def _is_crowded(self) -> bool:
         """Return whether no other location can be opened, by the rules."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.scheduler.parts import make_scheduler, make_span
 from tests.unit.scheduler.support import FakeQueue
-from trio_spanbatch import InvalidSpanError, Limits
+from trio_spanbatch import EncodedSpan, InvalidSpanError, Limits
 from trio_spanbatch._scheduler.location import Location, Waiter
 from trio_spanbatch._scheduler.orders import Admit, Start
 from trio_spanbatch._scheduler.scheduler import Scheduler
@@ -28,6 +28,12 @@ TABLE = [
 
 def _add(scheduler: Scheduler, location: Location, size: int = 10) -> bool:
     return scheduler.admission.try_admit(location, make_span(size), clock)
+
+
+def _join(scheduler: Scheduler, location: Location, span: EncodedSpan) -> Waiter:
+    waiter = Waiter(location, span)
+    scheduler.admission.join(waiter)
+    return waiter
 
 
 def _admitted(scheduler: Scheduler) -> list[Waiter]:
@@ -56,7 +62,7 @@ def test_no_span_overtakes_an_adder_that_waits_at_its_location() -> None:
     scheduler = make_scheduler(Limits(max_pending_bytes=100, max_pending_bytes_per_location=25))
     location = scheduler.open("a")
     _add(scheduler, location)
-    scheduler.admission.join(location, make_span(20))
+    _join(scheduler, location, make_span(20))
     assert not _add(scheduler, location, size=1)
     assert not scheduler.admission.try_admit_all(location, [make_span(1)], clock)
 
@@ -65,7 +71,7 @@ def test_no_span_overtakes_an_adder_that_waits_for_bytes_at_another_location() -
     scheduler = make_scheduler(Limits(max_pending_bytes=25))
     a, b = scheduler.open("a"), scheduler.open("b")
     _add(scheduler, a)
-    waiter = scheduler.admission.join(b, make_span(20))
+    waiter = _join(scheduler, b, make_span(20))
     assert not _add(scheduler, a, size=1)
     scheduler.admission.withdraw(waiter)
     assert _add(scheduler, a, size=1)
@@ -75,7 +81,7 @@ def test_a_full_location_delays_only_its_own_adders() -> None:
     scheduler = make_scheduler(Limits(max_queued_spans=1, max_exports=1))
     a, b = scheduler.open("a"), scheduler.open("b")
     _add(scheduler, a)
-    scheduler.admission.join(a, make_span())
+    _join(scheduler, a, make_span())
     assert _add(scheduler, b)
 
 
@@ -84,7 +90,7 @@ def test_waiting_adders_are_admitted_in_order_of_arrival() -> None:
     location = scheduler.open("a")
     _add(scheduler, location)
     _add(scheduler, location)
-    waiters = [scheduler.admission.join(location, make_span()) for _ in range(3)]
+    waiters = [_join(scheduler, location, make_span()) for _ in range(3)]
     scheduler.admission.withdraw(waiters[0])
     while scheduler.step(0.0):
         pass
@@ -96,7 +102,7 @@ def test_an_adder_that_withdraws_has_added_nothing() -> None:
     scheduler = make_scheduler(Limits(max_queued_spans=1))
     location = scheduler.open("a")
     _add(scheduler, location)
-    scheduler.admission.withdraw(scheduler.admission.join(location, make_span()))
+    scheduler.admission.withdraw(_join(scheduler, location, make_span()))
     while scheduler.step(9.0):
         pass
     assert location.account.accepted == 1
