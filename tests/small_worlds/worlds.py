@@ -30,11 +30,11 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(Menu(), 9, 43_872, 5, 1_016),
+    "one slot": SmallWorld(Menu(), 9, 48_992, 5, 1_016),
     "bytes for two spans": SmallWorld(
         Menu(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
         8,
-        41_806,
+        45_378,
         5,
         1_058,
     ),
@@ -44,7 +44,7 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        20_960,
+        23_138,
         5,
         678,
     ),
