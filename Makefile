@@ -22,7 +22,7 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate state-machine soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
@@ -32,6 +32,7 @@ help:
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make state-machine SEQUENCES=200   random sequences of rules against a model; SEED=... repeats them"
+	@echo "make small-worlds   the scheduler alone, in every order of events in small worlds"
 	@echo "make soak MINUTES=10   real clock, real sockets, all kinds of faults: memory, tasks, sockets and lanes must not grow"
 	@echo "make planted-faults   list the faults to plant; FAULT='...' plants one and shows which machine finds it"
 	@echo "make bench   CPU time, event loop, memory and more, compared with OpenTelemetry and MLflow; QUICK=1 only checks for lost spans"
@@ -95,6 +96,9 @@ simulate: $(READY)
 
 state-machine: $(READY)
 	@$(BIN)/python -m tests.state_machine --sequences $(or $(SEQUENCES),200) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+small-worlds: $(READY)
+	@$(BIN)/python -m tests.small_worlds $(ARGS)
 
 planted-faults: $(READY)
 	@$(BIN)/python -m tests.planted_faults $(if $(FAULT),"$(FAULT)")

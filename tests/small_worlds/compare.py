@@ -1,4 +1,4 @@
-"""How many steps a second the machines make, in CPU time: the one of the whole batcher, and the two of the scheduler."""
+"""How many steps a second the state machines make: that of the whole batcher, and that of the scheduler."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["rate_of_batcher", "rate_of_scheduler"]
 
 
 class _Counted(SpanBatcherMachine):
-    rules = 0
+    rules_run = 0
 
     @invariant()
     def count(self) -> None:
-        _Counted.rules += 1
+        _Counted.rules_run += 1
 
 
 def rate_of_batcher(sequences: int = 40) -> float:
     """Return how many rules a second the state machine of the whole batcher carries out."""
-    began, before = time.process_time(), _Counted.rules
+    began, before = time.process_time(), _Counted.rules_run
     run_state_machine(sequences, seed=1, machine=_Counted)
-    return (_Counted.rules - before) / (time.process_time() - began)
+    return (_Counted.rules_run - before) / (time.process_time() - began)
 
 
 def rate_of_scheduler(sequences: int = 100) -> float:

@@ -125,7 +125,7 @@ def key_of(world: World) -> Hashable:
     names: dict[Location, Hashable] = {location: name for name, location in locations.items()}
 
     def name(location: Location) -> Hashable:
-        return names.get(location) or (location.name, "old")
+        return names.get(location, (location.name, "old"))
 
     entries = [(at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.look_at]
     ranked = [(size, number, name(one)) for size, number, one in scheduler._ranking._entries if not one.has_ended]

@@ -30,13 +30,13 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(Menu(), 9, 43_872, 6, 3_234),
+    "one slot": SmallWorld(Menu(), 9, 48_992, 5, 1_016),
     "bytes for two spans": SmallWorld(
         Menu(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
-        9,
-        0,
-        6,
-        3_840,
+        8,
+        45_378,
+        5,
+        1_058,
     ),
     "place for one location": SmallWorld(
         Menu(
@@ -44,8 +44,8 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        0,
-        6,
-        1_546,
+        23_138,
+        5,
+        678,
     ),
 }

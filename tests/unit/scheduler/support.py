@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Iterable
+from functools import partial
 from typing import TypeAlias
 
 import attrs
@@ -54,6 +55,16 @@ class Halves(random.Random):
 
 
 _HALVES = Halves(0)
+
+# The other answer is that of an attempt that is cancelled.
+_ANSWERS: dict[str, ExportResult] = {
+    "delivered": Delivered(),
+    "partly": Delivered(rejected=1),
+    "later": TryLater("busy"),
+    "asked": TryLater("busy", after=3.0, ambiguous=True),
+    "refused": Refused("bad", status_code=400, isolate=True),
+    "too large": Refused("large", status_code=413, isolate=True),
+}
 
 
 @attrs.frozen
@@ -111,9 +122,9 @@ class Menu:
     answers: tuple[str, ...] = ("delivered", "later", "refused", "cancelled")
     begins_later: bool = False
     pauses: tuple[float, ...] = ()
-    limits: Limits = Limits(max_queued_spans=2, max_exports=1, max_exports_per_location=2)
-    retry: RetryPolicy = RetryPolicy(initial=2.0, maximum=4.0, max_elapsed=30.0)
-    policy: BatchPolicy = BatchPolicy(max_spans=2, max_delay=4.0)
+    limits: Limits = attrs.field(factory=partial(Limits, max_queued_spans=2, max_exports=1, max_exports_per_location=2))
+    retry: RetryPolicy = attrs.field(factory=partial(RetryPolicy, initial=2.0, maximum=4.0, max_elapsed=30.0))
+    policy: BatchPolicy = attrs.field(factory=partial(BatchPolicy, max_spans=2, max_delay=4.0))
 
 
 class Parcel:
@@ -258,7 +269,8 @@ class World:
             self._accept(name, span)
         elif self.joined < self.menu.adders:
             self.joined += 1
-            self.waiters.append(scheduler.admission.join(location, span))
+            self.waiters.append(Waiter(location, span))
+            scheduler.admission.join(self.waiters[-1])
 
     def _is_crowded(self) -> bool:
         """Return whether no other location can be opened, by the rules."""
@@ -277,8 +289,17 @@ class World:
             or len(self.queued[location.name]) >= limits.max_queued_spans
             or location.account.pending_bytes + cost > limits.max_pending_bytes_per_location
             or self.scheduler.ledger.total.pending_bytes + cost > limits.max_pending_bytes
-            or bool(self.scheduler.admission.byte_line)
+            or any(not self._is_full(*first) for first in self._first_waiters().items())
         )
+
+    def _first_waiters(self) -> dict[Location, Waiter]:
+        return {waiter.location: waiter for waiter in reversed(self.waiters)}
+
+    def _is_full(self, location: Location, waiter: Waiter) -> bool:
+        """Return whether an adder waits for space in its location rather than for the bytes of all."""
+        limits, account, cost = self.menu.limits, location.account, cost_after(location.headers, waiter.span)
+        most = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
+        return account.queued >= limits.max_queued_spans or account.pending_bytes + cost > most
 
     def _accept(self, name: str, span: EncodedSpan) -> None:
         self.accepted[name] += 1
@@ -345,6 +366,7 @@ class World:
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Start):
+            self._check_share(order.lease.location)
             self._take(order.lease)
             self.parcels.append(Parcel(order.lease))
             if not self.menu.begins_later:
@@ -355,6 +377,10 @@ class World:
             if not order.lease.may_repeat:
                 self.give_up(parcel)
             else:
+                location = order.lease.location
+                self._check_share(location)
+                waiting = [one.part for one in self.parcels if one.state == "waiting" and one.part.location is location]
+                assert order.lease.first == min(one.first for one in waiting), "an older attempt is passed over"
                 parcel.state = "repeating"
                 if not self.menu.begins_later:
                     self.begin(parcel)
@@ -364,6 +390,13 @@ class World:
             assert isinstance(order, Wake)
             for watched in self.flushes:
                 watched.woken |= watched.flush is order.flush
+
+    def _check_share(self, location: Location) -> None:
+        """Check that an export may begin, with the exports that began before it."""
+        running = Counter(one.part.location for one in self.parcels if one.state not in ("waiting", "idle"))
+        slots = self.scheduler.slots.count
+        kept = self._kept(len(running)) if running[location] else 0
+        assert slots - running.total() > kept, f"{location} exports with a slot that is kept for others"
 
     def _take(self, lease: Lease) -> None:
         """Take the spans of a sealed batch out of the world's own queue."""
@@ -390,14 +423,7 @@ class World:
     def answer(self, parcel: Parcel, answer: str) -> None:
         """End an attempt with an answer."""
         scheduler, part = self.scheduler, parcel.part
-        result: ExportResult | None = {
-            "delivered": Delivered(),
-            "partly": Delivered(rejected=1),
-            "later": TryLater("busy"),
-            "asked": TryLater("busy", after=3.0, ambiguous=True),
-            "refused": Refused("bad", status_code=400, isolate=True),
-            "too large": Refused("large", status_code=413, isolate=True),
-        }.get(answer)
+        result = _ANSWERS.get(answer)
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
         parcel.state = "idle"
         scheduler.attempt_ended(part, result, self.now, ambiguous=ambiguous)
@@ -540,7 +566,8 @@ class World:
             idle = not self._pending(location.name) and not location.waiting
             if idle:
                 end_at = location.idle_since + self.menu.limits.location_idle_timeout
-                assert now < end_at and not self.closed, f"{location} is empty and does not end"
+                assert now < end_at, f"{location} is empty and does not end"
+                assert not self.closed, f"{location} is empty and lives on in the drain"
                 assert scheduler.next_at() <= end_at
             if location.waiting:
                 self._check_first_waiter(location, next(iter(location.waiting)))
@@ -549,10 +576,13 @@ class World:
 
     def _spare(self) -> int:
         """Return how many slots a location with a running export may take: as the essay of the slots says."""
-        slots, live = self.scheduler.slots, len(self.scheduler.locations)
-        half = slots.count // 2
-        kept = half if slots.exporting > 1 and not self.closed else min(half, live - slots.exporting)
-        return slots.free - kept
+        return self.scheduler.slots.free - self._kept(self.scheduler.slots.exporting)
+
+    def _kept(self, exporting: int) -> int:
+        half = self.scheduler.slots.count // 2
+        if exporting > 1 and not self.closed:
+            return half
+        return min(half, len(self.scheduler.locations) - exporting)
 
     def _exports_at(self, location: Location) -> float:
         """Return when a location may export next, slots aside."""
@@ -565,18 +595,16 @@ class World:
             return pace.retry_at
         first = location.account.first_queued
         flushed = first < location.flush_watermark
-        if flushed or location.full or location.is_closed or location.is_made_due:
+        first_waiter = self._first_waiters().get(location)
+        needed = location.is_made_due or (first_waiter is not None and self._is_full(location, first_waiter))
+        if flushed or location.full or location.is_closed or needed:
             return pace.retry_at
         assert location.open is not NO_BATCH
         return max(pace.retry_at, location.open.opened_at + self.menu.policy.max_delay)
 
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
-        limits, cost = self.menu.limits, cost_after(location.headers, waiter.span)
-        account, total = location.account, self.scheduler.ledger.total
-        full = (
-            account.queued >= limits.max_queued_spans
-            or account.pending_bytes + cost > min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
-        )
+        limits, cost, total = self.menu.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
+        full = self._is_full(location, waiter)
         line = self.scheduler.admission.byte_line
         assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
         if not full and next(iter(line)) is location:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 
@@ -77,4 +78,4 @@ def test_spans_get_back_the_headers_with_which_they_were_accepted(pattern: str) 
     assert [(payload, headers) for headers, payloads in runs for payload in payloads] == [
         (span.payload, span.headers) for span in spans
     ]
-    assert all(one[0] is not other[0] for one, other in zip(runs, runs[1:], strict=False)), "runs are not joined"
+    assert all(one[0] is not other[0] for one, other in pairwise(runs)), "runs are not joined"

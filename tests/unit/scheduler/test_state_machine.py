@@ -9,7 +9,7 @@ from tests.unit.scheduler.machine import run_machine
 
 
 def test_the_scheduler_keeps_its_rules_in_any_order_of_events() -> None:
-    run_machine(150, seed=0)
+    run_machine(60, seed=0)
 
 
 @pytest.mark.long
