@@ -229,7 +229,7 @@ class OTLPExporter:
         except ValueError as error:
             # Messages about files begin with the argument's name.
             argument = str(error).partition(" ")[0]
-            if argument not in files:
+            if argument not in TLSFiles.__annotations__ or argument not in files:
                 raise
             raise ValueError(f"{variable_of(environ, argument.upper())}: {error}") from None
 
