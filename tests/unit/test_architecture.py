@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_settings": {"_errors", "_reporting", "_spans", "_values"},
     "_reporting": {"_errors", "_exceptions", "_spans"},
     "_scheduler": {"_errors", "_exporter", "_reporting", "_settings", "_spans", "_values"},
-    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler"},
+    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans"},
     "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
     "_arguments": {"_exporter", "_http", "_settings", "_spans", "_values"},
     "_batcher": {

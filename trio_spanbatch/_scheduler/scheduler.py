@@ -205,12 +205,13 @@ class Scheduler:
         """End a location if it is live and empty. Return whether it was."""
         self.admission.touch(location)
         account, is_adding = location.account, self.admission.is_adding_to(location)
-        is_over = location.has_ended or location.is_evicted
-        if is_over or is_adding or account.queued or account.in_flight or location.waiting:
+        # One that was not registered, as an exception ended `open`, is in the inbox too.
+        is_live = self.locations.get(location.name) is location
+        if not is_live or location.is_evicted or is_adding or account.queued or account.in_flight or location.waiting:
             return False
         # The commit. No call between this and the look at its state, so no span can be added between.
-        location.is_evicted = True
         del self.locations[location.name]
+        location.is_evicted = True
         return True
 
     # -- events of the runtime ---------------------------------------------------------------------------------
