@@ -33,7 +33,7 @@ help:
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make state-machine SEQUENCES=200   random sequences of rules against a model; SEED=... repeats them"
 	@echo "make small-worlds   the scheduler alone, in every order of events in small worlds"
-	@echo "make soak MINUTES=10   real clock, real sockets, all kinds of faults: memory, tasks, sockets and lanes must not grow"
+	@echo "make soak MINUTES=10   real clock, real sockets, all kinds of faults: memory, tasks, sockets and live locations must not grow"
 	@echo "make planted-faults   list the faults to plant; FAULT='...' plants one and shows which machine finds it"
 	@echo "make bench   CPU time, event loop, memory and more, compared with OpenTelemetry and MLflow; QUICK=1 only checks for lost spans"
 	@echo "make check   formatting, lint, types, documentation"
