@@ -84,6 +84,7 @@ def test_an_exception_of_a_signal_handler_at_any_line_leaves_the_books_right(sce
     assert sweep(attempt) > 10
 
 
+@pytest.mark.long
 # In a call that waits, trio's own steps are among the lines, and an exception there ends the run.
 @pytest.mark.parametrize("scene", [scene for scene in SCENES if not scene.is_async], ids=named)
 def test_an_exception_of_a_signal_handler_at_any_line_of_trio_leaves_the_books_right(scene: Scene) -> None:
@@ -99,6 +100,7 @@ def test_an_exception_of_a_signal_handler_at_any_line_of_trio_leaves_the_books_r
         gc.enable()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scene", SCENES, ids=named)
 @pytest.mark.parametrize("location", ["a", "b"])
 def test_a_span_that_a_signal_handler_adds_at_any_call_is_counted_once(scene: Scene, location: str) -> None:
