@@ -2,11 +2,11 @@
 
 Three things are limited: a location's queued spans, its pending bytes, and the pending bytes of all locations. An
 adder never waits inside a channel's ``send``: it joins its location's queue of adders (``lane.waiting``). The first
-adder there waits either for room in its location, or for the byte budget; in the latter case its location waits in
+adder there waits either for space in its location, or for the byte budget; in the latter case its location waits in
 ``_byte_line``. Both are first in, first out, so a full location delays only its own adders, and small spans do not
 starve a large one.
 
-The step that frees room also admits the waiting spans: a seal frees places in a queue, a settlement frees bytes. The
+The step that frees space also admits the waiting spans: a seal frees places in a queue, a settlement frees bytes. The
 span is queued and counted in that step, and only then is its adder woken. If an adder is cancelled while it waits, its
 span was never queued.
 
@@ -67,7 +67,7 @@ class Admission:
     # -- adding ------------------------------------------------------------------------------------------------
 
     def try_admit(self, lane: Lane, span: EncodedSpan) -> bool:
-        """Admit ``span`` if there is room for which no adder waits already."""
+        """Admit ``span`` if there is space for which no adder waits already."""
         account = lane.account
         # `cost_after` inlined for the usual case: each call takes 5% of the time of accepting a span.
         cost = len(span.payload) if span.headers is lane.headers else cost_after(lane.headers, span)
@@ -163,7 +163,7 @@ class Admission:
     # -- waiting adders ----------------------------------------------------------------------------------------
 
     def _serve(self, lane: Lane) -> None:
-        """Admit a location's waiting spans while there is room. Then have it wait for the resource that is short."""
+        """Admit a location's waiting spans while there is space. Then have it wait for the resource that is short."""
         while lane.waiting and self._serve_first(lane):
             pass
         if not lane.waiting:

@@ -52,7 +52,7 @@ class Lane:
     Attributes:
         location: Its name.
         account: Its counts, which outlive this object.
-        waiting: The adders that wait for room here, first in, first out.
+        waiting: The adders that wait for space here, first in, first out.
         headers: The headers of the span accepted last; None if no span is pending.
         look_at: When the driver looks at it next; `-math.inf` once it has ended. Only the agenda changes it before.
     """

@@ -78,7 +78,7 @@ class Lanes:
         self._shared.admission.keep_slots_busy()
 
     def occupied(self, lane: Lane) -> None:
-        """Note that a location holds spans, or that an adder waits for room in it."""
+        """Note that a location holds spans, or that an adder waits for space in it."""
         self._empty.pop(lane, None)
 
     def emptied(self, lane: Lane) -> None:

@@ -78,11 +78,11 @@ class Limits:
         max_pending_bytes: Bytes of all spans that are accepted and not accounted for yet: the sum of `EncodedSpan.size`
             and of the bytes of resources and scopes, counted once for consecutive spans that share them.
         max_pending_bytes_per_location: The same for one location.
-        max_locations: Locations that are alive at once. Each costs a task.
+        max_locations: Locations that are live at once. Each takes about 4 KB.
         max_exports: Concurrent exports of all locations.
         max_exports_per_location: Concurrent exports of one location. Each location starts with one, gains one with
             each success, and falls back to one after a failure.
-        location_idle_timeout: Seconds without a pending span after which a location's task ends.
+        location_idle_timeout: Seconds without a pending span after which a location is closed.
     """
 
     max_queued_spans: int = attrs.field(default=2048, validator=_count)
