@@ -23,7 +23,7 @@ END = "<!-- end -->"
 OUTCOMES: dict[type, str] = {
     Delivered: "`Delivered`: the spans are delivered, less those that the server says it rejected",
     TryLater: "`TryLater`: the same request is sent again, until `max_elapsed` or the shutdown deadline",
-    Refused: "`Refused`: the spans are rejected, with the server's words",
+    Refused: "`Refused`: the spans are rejected, with the server's message",
 }
 
 

@@ -175,7 +175,7 @@ class Attempt:
         elif step == "connect_tcp.complete":
             self._connection = info["return_value"]
             # httpcore marks a connection as failed if it is cancelled here, but not if it is cancelled before the next
-            # step: the pool would keep it for ever.
+            # step: the pool would keep it forever.
             await trio.lowlevel.checkpoint_if_cancelled()
         elif step == "start_tls.complete":
             await trio.lowlevel.checkpoint_if_cancelled()

@@ -197,7 +197,7 @@ class OTLPExporter:
             transport: As for the class; the same holds.
 
         Raises:
-            ValueError: The environment asks for what cannot be done: a URL with an ``@`` that may end a password, a
+            ValueError: A variable has a value that cannot be used: a URL with an ``@`` that may end a password, a
                 header with a line break, a file that cannot be read.
         """
         environ = os.environ if environ is None else environ

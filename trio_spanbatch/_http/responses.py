@@ -270,7 +270,7 @@ RULES: tuple[Rule, ...] = (
         _try_later,
     ),
     Rule(
-        "400, 413 and 422 are never repeated as they are; a part of the batch may be to blame",
+        "400, 413 and 422 are never repeated as they are; the cause may be a part of the batch",
         (400, 413, 422),
         Refused,
         _refused_as_a_whole_or_in_part,

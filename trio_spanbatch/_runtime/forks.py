@@ -2,7 +2,7 @@
 
 A child has a copy of its parent's trio run and shares its epoll instance and its sockets. A task of the batcher that
 ran or was cancelled there would remove the parent's sockets from the epoll instance, and the parent would wait for them
-for ever. So a batcher that was open when its process was forked does nothing in the child.
+forever. So a batcher that was open when its process was forked does nothing in the child.
 """
 
 from __future__ import annotations

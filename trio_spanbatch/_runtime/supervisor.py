@@ -400,7 +400,7 @@ class Supervisor:
 def _complain_of_nurseries() -> NoReturn:
     """Cancel the nurseries that the current task leaves open, and raise `RuntimeError`.
 
-    Trio does the same at a task's exit since 0.31. Before, the tasks in those nurseries would run for ever.
+    Trio does the same at a task's exit since 0.31. Before, the tasks in those nurseries would run forever.
     """
     task = trio.lowlevel.current_task()
     for nursery in task.child_nurseries:
