@@ -162,7 +162,8 @@ class Scheduler:
     def watch(self, location: Location, flush: Flush) -> None:
         """Make all queued spans of a location due, and have ``flush`` wait for its pending spans."""
         self.admission.finish()
-        if not location.account.pending:
+        # Not by the account: if the location has ended and was opened again, that has the spans of the new one.
+        if not location.leases and not location.has_queued:
             return
         self.admission.touch(location)
         if location.flushes is None:

@@ -82,3 +82,14 @@ def test_a_location_without_pending_spans_is_not_watched() -> None:
     scheduler.watch(scheduler.open("a"), flush)
     flush.watches_all = True
     assert flush.is_done
+
+
+def test_a_flush_does_not_wait_for_the_spans_of_a_location_that_ended_and_was_opened_again() -> None:
+    scheduler = make_scheduler(Limits(max_locations=1))
+    ended = scheduler.open("a")
+    scheduler.open("b")
+    scheduler.admission.try_admit(scheduler.open("a"), make_span(), lambda: 0.0)
+    flush = Flush()
+    scheduler.watch(ended, flush)
+    flush.watches_all = True
+    assert flush.is_done
