@@ -51,10 +51,10 @@ __all__ = ["SpanBatcher"]
 _NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as batcher:`"
 
 # ``add_spans`` lets other tasks run after this many spans: encoding one takes 10 to 20 us.
-_SPANS_A_CHECKPOINT = 64
+_SPANS_PER_CHECKPOINT = 64
 
 # A flush lets other tasks run after this many locations: watching one takes 2 us.
-_LOCATIONS_A_CHECKPOINT = 256
+_LOCATIONS_PER_CHECKPOINT = 256
 
 _tell_accepted = trio.lowlevel.enable_ki_protection(tell_accepted)
 
@@ -251,7 +251,7 @@ class SpanBatcher:
         self._check_open()
         waited = False
         for span in spans:
-            if progress.accepted and progress.accepted % _SPANS_A_CHECKPOINT == 0:
+            if progress.accepted and progress.accepted % _SPANS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
             # Checked for each span, as the batcher may have been closed meanwhile.
             self._check_open()
@@ -350,7 +350,7 @@ class SpanBatcher:
             for number, one in enumerate(live, 1):
                 if one is not None:
                     self._scheduler.watch(one, flush)
-                if number % _LOCATIONS_A_CHECKPOINT == 0:
+                if number % _LOCATIONS_PER_CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
             flush.watches_all = True
             await self._runtime.wait_until_flushed(flush)

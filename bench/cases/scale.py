@@ -24,7 +24,7 @@ from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 
-_SPANS_A_LOCATION = 20
+_SPANS_PER_LOCATION = 20
 _BATCH = 512
 _ROOM = 1 << 40
 _ANY_NUMBER = Limits(
@@ -41,7 +41,7 @@ def _locations(count: int) -> list[str]:
 
 def _prepared_share(setup: Setup) -> Round:
     many = setup.size(10_000, 100)
-    spans = frozen_agent_spans(many * _SPANS_A_LOCATION)
+    spans = frozen_agent_spans(many * _SPANS_PER_LOCATION)
 
     def cost(count: int, limits: Limits) -> float:
         return trio.run(sent, spans, count, limits).cpu

@@ -228,8 +228,8 @@ FAULTS = (
     PlantedFault(
         "a change that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if self._unfinished is not None or self._rest is not None:\n            self.finish()\n",
-        "        if self._rest is not None:\n            self.finish()\n",
+        "        if self._unfinished is not None or self._bulk is not None:\n            self.finish()\n",
+        "        if self._bulk is not None:\n            self.finish()\n",
         first="interruption sweep",
         scenario="any_line and add and not trio",
     ),
@@ -244,7 +244,7 @@ FAULTS = (
     PlantedFault(
         "a list of spans that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
+        "        if (bulk := self._bulk) is not None and bulk.is_given_up:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
         scenario="any_line and add and not trio",
@@ -262,7 +262,7 @@ FAULTS = (
     PlantedFault(
         "a span that is added without waiting overtakes those that wait for bytes",
         "_scheduler/admission.py",
-        "            or location.waiting\n            or self.byte_line\n        ):\n            return False\n"
+        "            or location.waiting\n            or self.byte_queue\n        ):\n            return False\n"
         "        batch",
         "            or location.waiting\n        ):\n            return False\n        batch",
         first="state machine",
@@ -270,23 +270,23 @@ FAULTS = (
     PlantedFault(
         "an adder joins the line for bytes in the scheduler's next step only",
         "_scheduler/admission.py",
-        "        location.waiting[waiter] = None\n        self.line_up(location)\n",
+        "        location.waiting[waiter] = None\n        self.update_byte_queue(location)\n",
         "        location.waiting[waiter] = None\n",
         first="state machine",
     ),
     PlantedFault(
         "the line for bytes is overtaken by a location that comes later",
         "_scheduler/admission.py",
-        "        others_are_first = next(iter(self.byte_line), location) is not location\n",
+        "        others_are_first = next(iter(self.byte_queue), location) is not location\n",
         "        others_are_first = False\n",
         first="state machine",
     ),
     PlantedFault(
         "the location that was served for bytes stays first in their line",
         "_scheduler/admission.py",
-        "            self.byte_line.pop(location, None)\n            if location.waiting and self.byte_line:\n"
+        "            self.byte_queue.pop(location, None)\n            if location.waiting and self.byte_queue:\n"
         "                # It goes to the end.\n",
-        "            if location.waiting and self.byte_line:\n                # It goes to the end.\n",
+        "            if location.waiting and self.byte_queue:\n                # It goes to the end.\n",
         first="state machine",
     ),
     PlantedFault(
@@ -313,7 +313,7 @@ FAULTS = (
     PlantedFault(
         "a slot that is given back goes to no location that waits in line",
         "_scheduler/scheduler.py",
-        "        if self.slots.free and self.slots.line:\n            return next(iter(self.slots.line))\n",
+        "        if self.slots.free and self.slots.queue:\n            return next(iter(self.slots.queue))\n",
         "",
         first="state machine",
     ),
@@ -463,8 +463,8 @@ FAULTS = (
     PlantedFault(
         "a location over its share is not looked at when a slot can be spared",
         "_scheduler/scheduler.py",
-        "        if self.slots.over_share and self._can_spare():\n"
-        "            return next(iter(self.slots.over_share))\n",
+        "        if self.slots.spare_queue and self._can_spare():\n"
+        "            return next(iter(self.slots.spare_queue))\n",
         "",
         first="state machine",
     ),
@@ -492,15 +492,15 @@ FAULTS = (
     PlantedFault(
         "a location in line for a slot is overtaken",
         "_scheduler/scheduler.py",
-        "            if not slots.free or next(iter(slots.line), location) is not location:\n",
+        "            if not slots.free or next(iter(slots.queue), location) is not location:\n",
         "            if not slots.free:\n",
         first="state machine",
     ),
     PlantedFault(
         "an outdated entry of the agenda is taken for the location's next time",
         "_scheduler/agenda.py",
-        "        if at < location.look_at:\n",
-        "        if location.look_at == math.inf:\n",
+        "        if at < location.next_look_at:\n",
+        "        if location.next_look_at == math.inf:\n",
         first="state machine",
     ),
     # -- flushing --------------------------------------------------------------------------------------------------

@@ -127,7 +127,9 @@ def key_of(world: World) -> Hashable:
     def name(location: Location) -> Hashable:
         return names.get(location, (location.name, "old"))
 
-    entries = [(at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.look_at]
+    entries = [
+        (at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.next_look_at
+    ]
     ranked = [(size, number, name(one)) for size, number, one in scheduler._ranking._entries if not one.has_ended]
     return (
         world.added,
@@ -146,10 +148,10 @@ def key_of(world: World) -> Hashable:
         tuple(waiter.location.name for waiter in world.waiters),
         tuple((*sorted(watched.spans.items()), watched.woken, watched.flush.is_done) for watched in world.flushes),
         tuple(map(name, admission.inbox)),
-        tuple(map(name, admission.byte_line)),
+        tuple(map(name, admission.byte_queue)),
         tuple(map(name, admission.unranked)),
-        tuple(map(name, slots.line)),
-        tuple(map(name, slots.over_share)),
+        tuple(map(name, slots.queue)),
+        tuple(map(name, slots.spare_queue)),
         tuple(map(name, scheduler._empty)),
         frozenset(map(name, scheduler._made_due)),
         tuple(map(name, scheduler._to_close)),
@@ -182,7 +184,7 @@ def _location_key(location: Location, now: float) -> Hashable:
         location.is_made_due,
         location.is_closed,
         location.is_ranked,
-        location.look_at - now,
+        location.next_look_at - now,
         location.idle_since - now if not account.pending else 0.0,
     )
 

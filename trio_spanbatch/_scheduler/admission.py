@@ -2,7 +2,7 @@
 
 Three things are limited: a location's queued spans, its pending bytes, and the pending bytes of all locations. An adder
 that cannot add its span joins the adders that wait at its location. The first adder there waits either for space in
-its location, or for the byte budget of all; in the latter case its location waits in ``byte_line``. Both are first in,
+its location, or for the byte budget of all; in the latter case its location waits in ``byte_queue``. Both are first in,
 first out, so a full location delays only its own adders, and small spans do not starve a large one. `Scheduler.step`
 admits waiting spans as space becomes free. If an adder is cancelled while it waits, its span was never queued.
 
@@ -43,7 +43,7 @@ __all__ = ["Admission"]
 
 
 @attrs.define(eq=False)
-class _Rest:
+class _Bulk:
     """Spans that were admitted together, while not all are in the queue yet.
 
     Attributes:
@@ -67,7 +67,7 @@ class _Rest:
 # one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
 # ``pending_bytes`` of its account and of the totals; the spans with which it was admitted, and how many are added then.
 _Change: TypeAlias = tuple[
-    Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Rest | None, int
+    Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Bulk | None, int
 ]
 
 
@@ -82,7 +82,7 @@ class Admission:
 
     Attributes:
         inbox: The locations to look at.
-        byte_line: The locations whose first waiting adder waits for the byte budget of all.
+        byte_queue: The locations whose first waiting adder waits for the byte budget of all.
         unranked: The locations whose queued bytes the ranking by them does not know.
     """
 
@@ -94,18 +94,18 @@ class Admission:
         self._max_bytes = limits.max_pending_bytes
         self._max_location_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
         self._unfinished: _Change | None = None
-        self._rest: _Rest | None = None
+        self._bulk: _Bulk | None = None
         self.inbox: deque[Location] = deque()
-        self.byte_line: OrderedDict[Location, None] = OrderedDict()
+        self.byte_queue: OrderedDict[Location, None] = OrderedDict()
         self.unranked: dict[Location, None] = {}
 
     # -- on the caller's stack ---------------------------------------------------------------------------------
 
     def try_admit(self, location: Location, span: EncodedSpan, clock: Callable[[], float]) -> bool:
         """Admit ``span`` if there is space for which no adder waits already."""
-        if self._unfinished is not None or self._rest is not None:
+        if self._unfinished is not None or self._bulk is not None:
             self.finish()
-            if self._rest is not None and not self._leaves_room(location, self._rest):
+            if self._bulk is not None and not self._leaves_space(location, self._bulk):
                 return False
         account, total, headers, payload = location.account, self._total, span.headers, span.payload
         cost = len(payload) if headers is location.headers else cost_after(location.headers, span)
@@ -115,7 +115,7 @@ class Admission:
             or own_bytes > self._max_location_bytes
             or all_bytes > self._max_bytes
             or location.waiting
-            or self.byte_line
+            or self.byte_queue
         ):
             return False
         batch = location.open
@@ -154,13 +154,13 @@ class Admission:
         account = location.account
         if (
             location.waiting
-            or self.byte_line
+            or self.byte_queue
             or account.queued + len(spans) > self._max_queued
             or account.pending_bytes + cost > self._max_location_bytes
             or self._total.pending_bytes + cost > self._max_bytes
         ):
             return False
-        return self._finish_rest(_Rest(location, spans, clock, len(spans)))
+        return self._finish_bulk(_Bulk(location, spans, clock, len(spans)))
 
     def check_can_ever_fit(self, count: int, cost: int) -> None:
         """Raise `ValueError` if ``count`` spans that cost ``cost`` bytes in all can never be pending together."""
@@ -183,7 +183,7 @@ class Admission:
             location.waiting = OrderedDict()
         self.touch(location)
         location.waiting[waiter] = None
-        self.line_up(location)
+        self.update_byte_queue(location)
 
     def withdraw(self, waiter: Waiter) -> None:
         """Let an adder wait no longer. Its span was not admitted."""
@@ -191,14 +191,14 @@ class Admission:
         self.touch(location)
         if location.waiting is not None:
             location.waiting.pop(waiter, None)
-        self.line_up(location)
+        self.update_byte_queue(location)
 
-    def line_up(self, location: Location) -> None:
+    def update_byte_queue(self, location: Location) -> None:
         """Have a location wait for bytes if its first adder does, from now on: no span may overtake it meanwhile."""
         if location.waiting and not self._is_full(location, next(iter(location.waiting))):
-            self.byte_line.setdefault(location)
-        elif self.byte_line:
-            self.byte_line.pop(location, None)
+            self.byte_queue.setdefault(location)
+        elif self.byte_queue:
+            self.byte_queue.pop(location, None)
 
     def _is_full(self, location: Location, waiter: Waiter) -> bool:
         account, cost = location.account, cost_after(location.headers, waiter.span)
@@ -213,8 +213,8 @@ class Admission:
 
     def is_adding_to(self, location: Location) -> bool:
         """Return whether a span may be about to enter a location's queue."""
-        change, rest = self._unfinished, self._rest
-        return (change is not None and change[0] is location) or (rest is not None and rest.location is location)
+        change, bulk = self._unfinished, self._bulk
+        return (change is not None and change[0] is location) or (bulk is not None and bulk.location is location)
 
     def unrank(self, location: Location) -> None:
         """Note that the ranking does not know a location's queued bytes."""
@@ -230,65 +230,65 @@ class Admission:
                 self._store(change)
             elif self._unfinished is change:
                 self._unfinished = None
-        if (rest := self._rest) is not None and rest.is_given_up:
-            self._finish_rest(rest)
+        if (bulk := self._bulk) is not None and bulk.is_given_up:
+            self._finish_bulk(bulk)
 
-    def _finish_rest(self, rest: _Rest) -> bool:
+    def _finish_bulk(self, bulk: _Bulk) -> bool:
         """Add the spans that are not added yet. If this raises, whoever comes next does. Return False if none fits."""
-        account = rest.location.account
+        account = bulk.location.account
         try:
-            rest.is_given_up = False
-            if not rest.added and (rest.location.is_evicted or account.queued + rest.count > self._max_queued):
+            bulk.is_given_up = False
+            if not bulk.added and (bulk.location.is_evicted or account.queued + bulk.count > self._max_queued):
                 # Another span was added meanwhile.
-                self._rest = None
+                self._bulk = None
                 return False
             # The commit. No call between this and the look at the queue, so no span can be added between.
-            self._rest = rest
-            while rest.added < rest.count:
-                self._accept(rest.location, rest.spans[rest.added], rest.clock, rest)
-            self._rest = None
+            self._bulk = bulk
+            while bulk.added < bulk.count:
+                self._accept(bulk.location, bulk.spans[bulk.added], bulk.clock, bulk)
+            self._bulk = None
             return True
         except BaseException:
-            if self._rest is rest or rest.added:
-                rest.is_given_up, self._rest = True, rest
+            if self._bulk is bulk or bulk.added:
+                bulk.is_given_up, self._bulk = True, bulk
             raise
 
-    def _leaves_room(self, location: Location, rest: _Rest) -> bool:
+    def _leaves_space(self, location: Location, bulk: _Bulk) -> bool:
         """Return whether there is room for a span besides those that are being added."""
-        if location is not rest.location:
+        if location is not bulk.location:
             return True
-        return location.account.queued + rest.count - rest.added < self._max_queued
+        return location.account.queued + bulk.count - bulk.added < self._max_queued
 
     def _accept(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None = None
     ) -> bool:
         """Add a span. Return False if its location is evicted."""
-        change = self._planned(location, span, clock, rest)
+        change = self._planned(location, span, clock, bulk)
         if change is None:
             return False
         location.queue_in.send_nowait(span.payload)
         if self._unfinished is change:
             self._store(change)
         else:
-            self._accept_late(location, span, clock, rest)
+            self._accept_late(location, span, clock, bulk)
         return True
 
     def _accept_late(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None = None
     ) -> None:
         """Count a span in the queue after another one was added in the middle of `send_nowait`."""
         if location.queue_out.statistics().current_buffer_used > location.account.queued:
             # It was not in the queue when the other one was added. Otherwise it was counted then.
-            change = self._planned(location, span, clock, rest)
+            change = self._planned(location, span, clock, bulk)
             assert change is not None, "a location that holds a span is not evicted"
             self._store(change)
 
     def _planned(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None
     ) -> _Change | None:
         """Plan, and keep the plan in ``_unfinished``. Return None if the location is evicted."""
         while True:
-            change = self._plan(location, span, clock, rest)
+            change = self._plan(location, span, clock, bulk)
             # No call between this and keeping it, so no other span can be added between.
             if location.is_evicted:
                 return None
@@ -296,7 +296,7 @@ class Admission:
                 self._unfinished = change
                 return change
 
-    def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None) -> _Change:
+    def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None) -> _Change:
         account, batch, total, headers = location.account, location.open, self._total, span.headers
         # Read first: if another span is added before the end of this, the plan is seen to be outdated.
         all_accepted = total.accepted + 1
@@ -313,11 +313,11 @@ class Admission:
         if location.is_ranked:
             self.unrank(location)
         own_bytes, totals = account.pending_bytes + cost, (all_accepted, total.queued + 1, total.pending_bytes + cost)
-        added = 0 if rest is None else rest.added + 1
-        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, rest, added
+        added = 0 if bulk is None else bulk.added + 1
+        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, bulk, added
 
     def _store(self, change: _Change) -> None:
-        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals, rest, added = change
+        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals, bulk, added = change
         account, total = location.account, self._total
         if growth is not None:
             for batch in growth.full:
@@ -334,26 +334,26 @@ class Admission:
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
         account.opened_at, location.headers = opened_at, headers
         total.accepted, total.queued, total.pending_bytes = totals
-        if rest is not None:
-            rest.added = added
+        if bulk is not None:
+            bulk.added = added
         self._unfinished = None
 
     # -- in the scheduler's step -------------------------------------------------------------------------------
 
     def serve(self, location: Location, clock: Callable[[], float]) -> None:
         """Admit a location's waiting spans while there is space. Then have it wait for what is short."""
-        # A location that is first in line is served in turns with the others, by `serve_byte_line`.
-        if next(iter(self.byte_line), None) is not location:
+        # A location that is first in line is served in turns with the others, by `serve_byte_queue`.
+        if next(iter(self.byte_queue), None) is not location:
             self._serve_all(location, clock)
 
-    def serve_byte_line(self, clock: Callable[[], float]) -> None:
+    def serve_byte_queue(self, clock: Callable[[], float]) -> None:
         """Admit one span per location that waits for bytes, round-robin, while the budget lasts."""
-        while self.byte_line:
-            location = next(iter(self.byte_line))
-            if location.waiting and not self._serve_first(location, clock) and location in self.byte_line:
+        while self.byte_queue:
+            location = next(iter(self.byte_queue))
+            if location.waiting and not self._serve_first(location, clock) and location in self.byte_queue:
                 return
-            self.byte_line.pop(location, None)
-            if location.waiting and self.byte_line:
+            self.byte_queue.pop(location, None)
+            if location.waiting and self.byte_queue:
                 # It goes to the end.
                 self._serve_first(location, clock)
             else:
@@ -364,7 +364,7 @@ class Admission:
         while location.waiting and self._serve_first(location, clock):
             pass
         if not location.waiting:
-            self.byte_line.pop(location, None)
+            self.byte_queue.pop(location, None)
 
     def _serve_first(self, location: Location, clock: Callable[[], float]) -> bool:
         """Admit a location's first waiting span, if there is space."""
@@ -372,13 +372,13 @@ class Admission:
         waiter = next(iter(location.waiting))
         account = location.account
         if self._is_full(location, waiter):
-            self.byte_line.pop(location, None)
+            self.byte_queue.pop(location, None)
             location.is_made_due = account.queued > 0
             return False
         cost = cost_after(location.headers, waiter.span)
-        others_are_first = next(iter(self.byte_line), location) is not location
+        others_are_first = next(iter(self.byte_queue), location) is not location
         if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
-            self.byte_line.setdefault(location)
+            self.byte_queue.setdefault(location)
             return False
         # It waits until then, so that no other span is added before it.
         self._accept(location, waiter.span, clock)

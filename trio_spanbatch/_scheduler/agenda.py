@@ -16,7 +16,7 @@ __all__ = ["Agenda"]
 
 
 class Agenda:
-    """A heap of (time, number, location). An entry whose time is not its location's ``look_at`` is outdated."""
+    """A heap of (time, number, location). An entry whose time is not its location's ``next_look_at`` is outdated."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[float, int, Location]] = []
@@ -29,15 +29,15 @@ class Agenda:
 
     def put(self, location: Location, at: float) -> None:
         """Have ``location`` looked at no later than ``at``."""
-        if at < location.look_at:
-            location.look_at = at
+        if at < location.next_look_at:
+            location.next_look_at = at
             heapq.heappush(self._entries, (at, next(self._numbers), location))
 
     def pop(self, now: float) -> Location | None:
         """Take the next location that has to be looked at by ``now`` off the agenda; None if there is none."""
         while self._entries and self._entries[0][0] <= now:
             at, _, location = heapq.heappop(self._entries)
-            if at == location.look_at:
-                location.look_at = math.inf
+            if at == location.next_look_at:
+                location.next_look_at = math.inf
                 return location
         return None

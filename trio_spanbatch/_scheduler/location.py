@@ -134,7 +134,7 @@ class Location:
         is_evicted: Whether it was ended early, while empty, to make place for another one. It takes no span.
         has_ended: Whether it is live no more.
         idle_since: When it last became empty, in seconds of the clock.
-        look_at: When the scheduler looks at it next. Only the agenda changes it.
+        next_look_at: When the scheduler looks at it next. Only the agenda changes it.
         is_in_inbox: Whether the scheduler will look at it soon.
         is_ranked: Whether the ranking by queued bytes knows its present bytes.
     """
@@ -154,9 +154,9 @@ class Location:
         "is_ranked",
         "leased_bytes",
         "leases",
-        "look_at",
         "max_spans",
         "name",
+        "next_look_at",
         "open",
         "pace",
         "policy",
@@ -198,7 +198,7 @@ class Location:
         self.is_evicted = False
         self.has_ended = False
         self.idle_since = now
-        self.look_at = math.inf
+        self.next_look_at = math.inf
         self.is_in_inbox = False
         self.is_ranked = False
 

@@ -59,7 +59,7 @@ from .slots import Slots
 __all__ = ["Scheduler"]
 
 # How many locations `step` looks at. A look that begins an export takes 20 to 40 us.
-_LOOKS_A_STEP = 64
+_LOOKS_PER_STEP = 64
 
 _TOO_LARGE = 413
 
@@ -146,7 +146,7 @@ class Scheduler:
         if (opened := self.locations.get(name)) is not None:
             # The policy function or the exporter's check has added a span.
             return opened
-        self._make_place()
+        self._evict_one_if_needed()
         account = self.ledger.open(name)
         limits = self.limits
         pace = Pace(self.retry, self._rng, account, limits.max_exports_per_location)
@@ -181,7 +181,7 @@ class Scheduler:
             self._check_location(name)
         return name
 
-    def _make_place(self) -> None:
+    def _evict_one_if_needed(self) -> None:
         """If the limit is reached, end the location that has been empty for longest."""
         limit = self.limits.max_locations
         if len(self.locations) < limit:
@@ -190,19 +190,19 @@ class Scheduler:
             # Not `next(iter(...))`: between two calls, a signal handler may open another location.
             for location in self._empty:  # noqa: B007  # it is used below
                 break
-            is_ended = self._make_way(location)
+            is_ended = self._evict_if_empty(location)
             self._empty.pop(location, None)
             if is_ended:
                 return
         # The last adder of a location may have left, and it was not looked at since.
-        if any(self._make_way(location) for location in self.admission.inbox.copy()):
+        if any(self._evict_if_empty(location) for location in self.admission.inbox.copy()):
             return
         raise TooManyLocationsError(
             f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
             "raise it, or flush before adding for another location"
         )
 
-    def _make_way(self, location: Location) -> bool:
+    def _evict_if_empty(self, location: Location) -> bool:
         """End a location if it is live and empty. Return whether it was."""
         self.admission.touch(location)
         account, is_adding = location.account, self.admission.is_adding_to(location)
@@ -220,7 +220,7 @@ class Scheduler:
     def close_admission(self) -> list[Waiter]:
         """Admit no more spans. Return the waiting adders, which must be told."""
         self.admission.finish()
-        self.admission.byte_line.clear()
+        self.admission.byte_queue.clear()
         refused = [waiter for location in self.locations.values() for waiter in location.waiting or ()]
         for waiter in refused:
             self.admission.withdraw(waiter)
@@ -310,7 +310,7 @@ class Scheduler:
             self._note_empty(location)
         self.admission.touch(location)
         if location.waiting:
-            self.admission.line_up(location)
+            self.admission.update_byte_queue(location)
 
     def _note_flushes(self, location: Location, lease: Lease, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):
@@ -332,10 +332,10 @@ class Scheduler:
         return -math.inf if self.admission.inbox else self._agenda.next_at
 
     def step(self, now: float) -> bool:
-        """Look at the locations that have something to do, up to `_LOOKS_A_STEP` of them. Return whether to go on."""
+        """Look at the locations that have something to do, up to `_LOOKS_PER_STEP` of them. Return whether to go on."""
         self.admission.finish()
         looks = 0
-        while looks < _LOOKS_A_STEP:
+        while looks < _LOOKS_PER_STEP:
             location = self._next(now)
             if location is not None:
                 self._look(location, now)
@@ -357,16 +357,16 @@ class Scheduler:
 
     def _next(self, now: float) -> Location | None:
         """Return the location to look at next."""
-        if self.slots.free and self.slots.line:
-            return next(iter(self.slots.line))
+        if self.slots.free and self.slots.queue:
+            return next(iter(self.slots.queue))
         if self.admission.inbox:
             touched = self.admission.inbox.popleft()
             touched.is_in_inbox = False
             return touched
         if (due := self._agenda.pop(now)) is not None:
             return due
-        if self.slots.over_share and self._can_spare():
-            return next(iter(self.slots.over_share))
+        if self.slots.spare_queue and self._can_spare():
+            return next(iter(self.slots.spare_queue))
         return self._to_close.popleft() if self._to_close else None
 
     def _can_spare(self) -> bool:
@@ -411,17 +411,17 @@ class Scheduler:
                 self._give_up(location)
             if 0 < location.pace.active < location.pace.allowed and not self._can_spare():
                 # Looked at again when a slot can be spared.
-                slots.line.pop(location, None)
-                slots.over_share[location] = None
+                slots.queue.pop(location, None)
+                slots.spare_queue[location] = None
                 return math.inf
-            slots.over_share.pop(location, None)
+            slots.spare_queue.pop(location, None)
             export_at = location.export_at()
             if export_at > now:
-                slots.line.pop(location, None)
+                slots.queue.pop(location, None)
                 return export_at
-            if not slots.free or next(iter(slots.line), location) is not location:
+            if not slots.free or next(iter(slots.queue), location) is not location:
                 # Looked at again when it is its turn.
-                slots.line.setdefault(location)
+                slots.queue.setdefault(location)
                 return math.inf
             self._begin_export(location)
 
@@ -443,7 +443,7 @@ class Scheduler:
     def _end(self, location: Location) -> None:
         """End a location that holds no span."""
         location.has_ended = True
-        location.look_at = -math.inf
+        location.next_look_at = -math.inf
         self.slots.forget(location)
         self._empty.pop(location, None)
         self._made_due.discard(location)
@@ -480,10 +480,10 @@ class Scheduler:
     def _serve_waiting(self, now: float) -> bool:
         """Serve the adders that wait for bytes. Return whether there are locations to look at."""
         admission = self.admission
-        if not admission.byte_line:
+        if not admission.byte_queue:
             return False
-        admission.serve_byte_line(self._clock)
-        if not admission.byte_line:
+        admission.serve_byte_queue(self._clock)
+        if not admission.byte_queue:
             return bool(admission.inbox)
         if admission.unranked:
             # Look at each location whose bytes have changed while nobody waited.
@@ -517,7 +517,7 @@ class Scheduler:
             The end of its backoff if its first batch was made due for then; `math.inf` otherwise.
         """
         backs_off_until = math.inf
-        if not self.admission.byte_line:
+        if not self.admission.byte_queue:
             if location.is_ranked:
                 self.admission.unrank(location)
             return backs_off_until

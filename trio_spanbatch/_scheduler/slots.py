@@ -40,8 +40,8 @@ class Slots:
         count: How many there are.
         free: How many are free.
         exporting: How many locations have a running export.
-        line: The locations that wait for a free slot, first come first served.
-        over_share: The locations over their share: they have an export running and could begin another one if a slot
+        queue: The locations that wait for a free slot, first come first served.
+        spare_queue: The locations over their share: they have an export running and could begin another one if a slot
             could be spared. There are at most as many as slots.
     """
 
@@ -49,8 +49,8 @@ class Slots:
         self.count = count
         self.free = count
         self.exporting = 0
-        self.line: OrderedDict[Location, None] = OrderedDict()
-        self.over_share: dict[Location, None] = {}
+        self.queue: OrderedDict[Location, None] = OrderedDict()
+        self.spare_queue: dict[Location, None] = {}
 
     def can_spare(self, live: int, *, draining: bool) -> bool:
         """Return whether a location that has a running export may begin another one."""
@@ -61,7 +61,7 @@ class Slots:
         self.free -= 1
         self.exporting += not location.pace.active
         location.pace.active += 1
-        self.line.pop(location, None)
+        self.queue.pop(location, None)
 
     def give_back(self, location: Location) -> None:
         """Count an export that has ended."""
@@ -71,5 +71,5 @@ class Slots:
 
     def forget(self, location: Location) -> None:
         """Let a location wait no longer."""
-        self.line.pop(location, None)
-        self.over_share.pop(location, None)
+        self.queue.pop(location, None)
+        self.spare_queue.pop(location, None)

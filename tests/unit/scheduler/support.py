@@ -605,7 +605,7 @@ class World:
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
         limits, cost, total = self.menu.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
         full = self._is_full(location, waiter)
-        line = self.scheduler.admission.byte_line
+        line = self.scheduler.admission.byte_queue
         assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
         if not full and next(iter(line)) is location:
             assert total.pending_bytes + cost > limits.max_pending_bytes, f"{location}: an adder would fit"
@@ -649,9 +649,9 @@ class World:
         assert not self.parcels
         assert not scheduler.ledger.total.pending
         assert not scheduler.ledger.total.pending_bytes
-        assert not scheduler.slots.line
-        assert not scheduler.slots.over_share
-        assert not scheduler.admission.byte_line
+        assert not scheduler.slots.queue
+        assert not scheduler.slots.spare_queue
+        assert not scheduler.admission.byte_queue
         assert all(watched.woken for watched in self.flushes), "a flush is never woken"
         assert all(len(self.settled[name]) == self.accepted[name] for name in self.menu.locations)
 

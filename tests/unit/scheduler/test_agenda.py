@@ -41,12 +41,12 @@ def test_a_later_time_changes_nothing_as_the_earlier_look_does_no_harm() -> None
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 1.0)
     agenda.put(a, 5.0)
-    assert (a.look_at, agenda.next_at) == (1.0, 1.0)
+    assert (a.next_look_at, agenda.next_at) == (1.0, 1.0)
 
 
 def test_a_location_that_has_ended_is_put_on_no_agenda() -> None:
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 1.0)
-    a.look_at = -math.inf
+    a.next_look_at = -math.inf
     agenda.put(a, 0.5)
     assert agenda.pop(9.0) is None
