@@ -244,7 +244,7 @@ FAULTS = (
     PlantedFault(
         "a list of spans that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if (bulk := self._bulk) is not None and bulk.is_given_up:\n            self._finish_bulk(bulk)\n",
+        "        if (bulk := self._bulk) is not None and bulk.is_interrupted:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
         scenario="any_line and add and not trio",

@@ -2,9 +2,10 @@
 
 Three things are limited: a location's queued spans, its pending bytes, and the pending bytes of all locations. An adder
 that cannot add its span joins the adders that wait at its location. The first adder there waits either for space in
-its location, or for the byte budget of all; in the latter case its location waits in ``byte_queue``. Both are first in,
-first out, so a full location delays only its own adders, and small spans do not starve a large one. `Scheduler.step`
-admits waiting spans as space becomes free. If an adder is cancelled while it waits, its span was never queued.
+its location, or for the byte budget that all locations share; in the latter case its location waits in
+``byte_queue``. Both are first in, first out, so a full location delays only its own adders, and small spans do not
+starve a large one. `Scheduler.step` admits waiting spans as space becomes free. If an adder is cancelled while it
+waits, its span was never queued.
 
 The caller's stack
 ------------------
@@ -15,12 +16,12 @@ handler of the program may raise between any two of their steps. So a span is ad
 2. the new values are kept in ``_unfinished``, and the span goes into the queue. That one step is the commit;
 3. the new values are stored. Doing so twice is the same as once.
 
-What raises before the commit has accepted nothing. What raises after it leaves ``_unfinished`` behind, and whoever
-comes next, on whatever stack, completes stage 3 first (`finish`): the length of the queue says whether the span went
-in. The same holds for a finalizer or signal handler that adds a span in the middle of another one's stages.
+A call that raises before the commit has accepted nothing. One that raises after it leaves ``_unfinished`` set; whoever
+uses the batcher next, on any stack, completes stage 3 first (`finish`): the length of the queue tells whether the span
+went in. The same holds if a finalizer or signal handler adds a span between two stages of another one.
 
-Nothing else happens on the caller's stack. What the scheduler has to look at goes into the inbox before the commit, and
-a look at a location where nothing has changed does no harm.
+Nothing else happens on the caller's stack. A location that the scheduler has to look at goes into the inbox before the
+commit; looking at one that did not change is harmless.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ __all__ = ["Admission"]
 
 @attrs.define(eq=False)
 class _Bulk:
-    """Spans that were admitted together, while not all are in the queue yet.
+    """Spans that are admitted together, until all of them are in the queue.
 
     Attributes:
         location: Their location.
         spans: The spans.
-        clock: Tells the time.
-        count: How many they are.
-        added: How many of them were added.
-        is_given_up: Whether an exception has ended the call that was adding them.
+        clock: Returns the current time in seconds.
+        count: The number of spans.
+        added: How many of them have been added.
+        is_interrupted: Whether an exception ended the call that was adding them.
     """
 
     location: Location
@@ -60,12 +61,12 @@ class _Bulk:
     clock: Callable[[], float]
     count: int
     added: int = 0
-    is_given_up: bool = False
+    is_interrupted: bool = False
 
 
-# What adding a span stores: its location and headers; what it does to the batches, None if only the size of the open
-# one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
-# ``pending_bytes`` of its account and of the totals; the spans with which it was admitted, and how many are added then.
+# The values that adding a span stores: its location and headers; its effect on the batches, None if only the size of
+# the open one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
+# ``pending_bytes`` of its account and of the totals; the `_Bulk` that it belongs to, and that one's new ``added``.
 _Change: TypeAlias = tuple[
     Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Bulk | None, int
 ]
@@ -78,12 +79,12 @@ class Admission:
         limits: The limits.
         total: The sums over all locations.
         outbox: Orders are added here.
-        wake: Has `Scheduler.step` called soon. May raise, and is then called again.
+        wake: Schedules a call of `Scheduler.step`. It may raise, and is called again then.
 
     Attributes:
-        inbox: The locations to look at.
-        byte_queue: The locations whose first waiting adder waits for the byte budget of all.
-        unranked: The locations whose queued bytes the ranking by them does not know.
+        inbox: The locations that `Scheduler.step` has to look at.
+        byte_queue: The locations whose first waiting adder waits for the shared byte budget, first in, first out.
+        unranked: The locations whose queued bytes `Ranking` does not know.
     """
 
     def __init__(self, limits: Limits, total: Account, outbox: deque[Order], wake: Callable[[], None]) -> None:
@@ -102,7 +103,7 @@ class Admission:
     # -- on the caller's stack ---------------------------------------------------------------------------------
 
     def try_admit(self, location: Location, span: EncodedSpan, clock: Callable[[], float]) -> bool:
-        """Admit ``span`` if there is space for which no adder waits already."""
+        """Admit ``span`` if there is space and no adder waits for it. Return whether it was admitted."""
         if self._unfinished is not None or self._bulk is not None:
             self.finish()
             if self._bulk is not None and not self._leaves_space(location, self._bulk):
@@ -129,12 +130,12 @@ class Admission:
             or not 0x80 <= cost < 0x4000
         ):
             return self._accept(location, span, clock)
-        # The usual case: only numbers change. It is `_accept` with everything inlined, as calls would double its time.
+        # The common case: only numbers change. This is `_accept` with its calls inlined, which takes half the time.
         accepted, queued = number + 1, account.queued + 1
         totals = (total.accepted + 1, total.queued + 1, all_bytes)
         change = (location, headers, None, size, account.opened_at, accepted, queued, own_bytes, totals, None, 0)
         if total.accepted != totals[0] - 1 or total.pending_bytes + cost != all_bytes:
-            # Another span was added meanwhile.
+            # A finalizer or signal handler has added a span meanwhile.
             return self._accept(location, span, clock)
         self._unfinished = change
         location.queue_in.send_nowait(payload)
@@ -148,7 +149,7 @@ class Admission:
         return True
 
     def try_admit_all(self, location: Location, spans: list[EncodedSpan], clock: Callable[[], float]) -> bool:
-        """Admit all of ``spans``, or none."""
+        """Admit all of ``spans`` or none. Return whether they were admitted."""
         self.finish()
         cost = cost_of(spans, location.headers)
         account = location.account
@@ -163,11 +164,11 @@ class Admission:
         return self._finish_bulk(_Bulk(location, spans, clock, len(spans)))
 
     def check_can_ever_fit(self, count: int, cost: int) -> None:
-        """Raise `ValueError` if ``count`` spans that cost ``cost`` bytes in all can never be pending together."""
+        """Raise `ValueError` if the limits never allow ``count`` spans of ``cost`` bytes to be pending at once."""
         if cost > self._max_location_bytes:
-            what = "the span has" if count == 1 else f"the {count} spans have"
+            subject = "the span has" if count == 1 else f"the {count} spans have"
             raise InvalidSpanError(
-                f"{what} {cost} bytes with resource and scope, and can never fit: "
+                f"{subject} {cost} bytes with resource and scope, and can never fit: "
                 f"Limits.max_pending_bytes_per_location and max_pending_bytes allow {self._max_location_bytes}"
             )
         if count > self._max_queued:
@@ -177,7 +178,7 @@ class Admission:
             )
 
     def join(self, waiter: Waiter) -> None:
-        """Let an adder wait until its span is admitted."""
+        """Add an adder to those that wait at its location."""
         location = waiter.location
         if location.waiting is None:
             location.waiting = OrderedDict()
@@ -186,7 +187,7 @@ class Admission:
         self.update_byte_queue(location)
 
     def withdraw(self, waiter: Waiter) -> None:
-        """Let an adder wait no longer. Its span was not admitted."""
+        """Remove a waiting adder. Its span was not admitted."""
         location = waiter.location
         self.touch(location)
         if location.waiting is not None:
@@ -194,7 +195,10 @@ class Admission:
         self.update_byte_queue(location)
 
     def update_byte_queue(self, location: Location) -> None:
-        """Have a location wait for bytes if its first adder does, from now on: no span may overtake it meanwhile."""
+        """Add a location to ``byte_queue`` or remove it, by what its first adder waits for.
+
+        This is not left to the next step, as other spans could overtake the adder until then.
+        """
         if location.waiting and not self._is_full(location, next(iter(location.waiting))):
             self.byte_queue.setdefault(location)
         elif self.byte_queue:
@@ -205,24 +209,24 @@ class Admission:
         return account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes
 
     def touch(self, location: Location) -> None:
-        """Have the scheduler look at a location soon. The caller changes it after this call, in the same step."""
+        """Have the scheduler look at a location soon. To be called before the location is changed."""
         self._wake()
         if not location.is_in_inbox:
             self.inbox.append(location)
             location.is_in_inbox = True
 
     def is_adding_to(self, location: Location) -> bool:
-        """Return whether a span may be about to enter a location's queue."""
+        """Return whether an unfinished call may still add a span to a location's queue."""
         change, bulk = self._unfinished, self._bulk
         return (change is not None and change[0] is location) or (bulk is not None and bulk.location is location)
 
     def unrank(self, location: Location) -> None:
-        """Note that the ranking does not know a location's queued bytes."""
+        """Record that `Ranking` does not know a location's queued bytes."""
         self.unranked[location] = None
         location.is_ranked = False
 
     def finish(self) -> None:
-        """Complete what an exception has interrupted."""
+        """Complete a call that an exception interrupted."""
         change = self._unfinished
         if change is not None:
             location, queued = change[0], change[6]
@@ -230,19 +234,19 @@ class Admission:
                 self._store(change)
             elif self._unfinished is change:
                 self._unfinished = None
-        if (bulk := self._bulk) is not None and bulk.is_given_up:
+        if (bulk := self._bulk) is not None and bulk.is_interrupted:
             self._finish_bulk(bulk)
 
     def _finish_bulk(self, bulk: _Bulk) -> bool:
-        """Add the spans that are not added yet. If this raises, whoever comes next does. Return False if none fits."""
+        """Add the remaining spans. If this raises, the next call of `finish` does. Return False if they do not fit."""
         account = bulk.location.account
         try:
-            bulk.is_given_up = False
+            bulk.is_interrupted = False
             if not bulk.added and (bulk.location.is_evicted or account.queued + bulk.count > self._max_queued):
-                # Another span was added meanwhile.
+                # A finalizer or signal handler has added a span meanwhile.
                 self._bulk = None
                 return False
-            # The commit. No call between this and the look at the queue, so no span can be added between.
+            # The commit. There is no call since the limits were checked, so no span can have been added since.
             self._bulk = bulk
             while bulk.added < bulk.count:
                 self._accept(bulk.location, bulk.spans[bulk.added], bulk.clock, bulk)
@@ -250,11 +254,11 @@ class Admission:
             return True
         except BaseException:
             if self._bulk is bulk or bulk.added:
-                bulk.is_given_up, self._bulk = True, bulk
+                bulk.is_interrupted, self._bulk = True, bulk
             raise
 
     def _leaves_space(self, location: Location, bulk: _Bulk) -> bool:
-        """Return whether there is room for a span besides those that are being added."""
+        """Return whether a span fits in addition to those that are being added."""
         if location is not bulk.location:
             return True
         return location.account.queued + bulk.count - bulk.added < self._max_queued
@@ -276,9 +280,9 @@ class Admission:
     def _accept_late(
         self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None = None
     ) -> None:
-        """Count a span in the queue after another one was added in the middle of `send_nowait`."""
+        """Count a span in the queue after another one was added during `send_nowait`."""
         if location.queue_out.statistics().current_buffer_used > location.account.queued:
-            # It was not in the queue when the other one was added. Otherwise it was counted then.
+            # The span was not in the queue when the other one was added; otherwise it was counted then.
             change = self._planned(location, span, clock, bulk)
             assert change is not None, "a location that holds a span is not evicted"
             self._store(change)
@@ -286,10 +290,10 @@ class Admission:
     def _planned(
         self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None
     ) -> _Change | None:
-        """Plan, and keep the plan in ``_unfinished``. Return None if the location is evicted."""
+        """Plan the addition of a span, and set ``_unfinished``. Return None if the location is evicted."""
         while True:
             change = self._plan(location, span, clock, bulk)
-            # No call between this and keeping it, so no other span can be added between.
+            # No call from here until it is set, so no other span can be added in between.
             if location.is_evicted:
                 return None
             if self._total.accepted == change[8][0] - 1:
@@ -298,7 +302,7 @@ class Admission:
 
     def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None) -> _Change:
         account, batch, total, headers = location.account, location.open, self._total, span.headers
-        # Read first: if another span is added before the end of this, the plan is seen to be outdated.
+        # Read first, so that `_planned` notices if another span is added meanwhile.
         all_accepted = total.accepted + 1
         cost = cost_after(location.headers, span)
         number, queued = account.accepted, account.queued
@@ -324,9 +328,9 @@ class Admission:
                 if not location.full or location.full[-1].end < batch.end:
                     location.full.append(batch)
         if self._unfinished is not change:
-            # Another span was added meanwhile, and this one was finished then.
+            # Another span was added meanwhile, which completed this change.
             return
-        # No call from here on, so nothing can come between.
+        # No call from here on, so nothing can interrupt.
         if growth is None:
             location.open.sizer.size = size
         else:
@@ -341,8 +345,8 @@ class Admission:
     # -- in the scheduler's step -------------------------------------------------------------------------------
 
     def serve(self, location: Location, clock: Callable[[], float]) -> None:
-        """Admit a location's waiting spans while there is space. Then have it wait for what is short."""
-        # A location that is first in line is served in turns with the others, by `serve_byte_queue`.
+        """Admit a location's waiting spans while there is space. Its next adder then waits for queue space or bytes."""
+        # `serve_byte_queue` serves the first location of that queue, in turns with the others.
         if next(iter(self.byte_queue), None) is not location:
             self._serve_all(location, clock)
 
@@ -380,7 +384,7 @@ class Admission:
         if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
             self.byte_queue.setdefault(location)
             return False
-        # It waits until then, so that no other span is added before it.
+        # Removed only afterwards, so that a signal handler's span cannot overtake it.
         self._accept(location, waiter.span, clock)
         del location.waiting[waiter]
         self._outbox.append(Admit(waiter))
