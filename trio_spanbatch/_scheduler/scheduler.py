@@ -303,7 +303,7 @@ class Scheduler:
         location.drop_lease(lease)
         self.ledger.settle(location.account, len(lease), lease.cost, settlement)
         self._note_flushes(location, lease, settlement)
-        location.note_oldest()
+        location.update_opened_at()
         if not location.account.pending:
             location.headers = location.sealed_headers = None
             location.idle_since = now
