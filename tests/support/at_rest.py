@@ -71,7 +71,7 @@ class AtRest:
         if self._locations:
             yield f"locations are left: {self._locations}"
         if self._admission.byte_queue:
-            yield "locations are still in the line for bytes"
+            yield "locations still wait for bytes"
         if self._slots.free != self._limits.max_exports:
             yield f"{self._slots.free} of {self._limits.max_exports} slots were given back"
         if self._slots.queue or self._slots.spare_queue:
@@ -153,19 +153,19 @@ class AtRest:
         if slots.exporting != len(running):
             yield f"{slots.exporting} locations are counted as exporting, {len(running)} are"
         if slots.free and slots.queue:
-            yield f"{slots.free} slots are free, and {list(slots.queue)} are in line"
+            yield f"{slots.free} slots are free, and {list(slots.queue)} wait for one"
         if slots.spare_queue and self._can_spare():
             yield f"a slot can be spared, and {list(slots.spare_queue)} do not get it"
         if not slots.spare_queue.keys() | slots.queue.keys() <= set(locations):
             yield "a location that has ended waits for a slot"
         if slots.spare_queue.keys() & slots.queue.keys():
-            yield "a location over its share is in line"
+            yield "a location waits for a free slot and for a spare one"
         for location in slots.queue:
             if location.export_at() > now:
-                yield f"{location} is in line for a slot and would not use it"
+                yield f"{location} waits for a slot and would not use it"
         for location in slots.spare_queue:
             if not 0 < location.pace.active < location.pace.allowed:
-                yield f"{location} is not over its share"
+                yield f"{location} waits for a spare slot and could not use it"
 
     # -- one location ------------------------------------------------------------------------------------------
 
@@ -245,12 +245,12 @@ class AtRest:
         line = list(self._admission.byte_queue)
         for location in line:
             if not location.waiting or self._scheduler.locations.get(location.name) is not location:
-                yield f"{location} is in the line for bytes without an adder"
+                yield f"{location} waits for bytes without an adder"
         if not line or not line[0].waiting:
             return
         cost = cost_after(line[0].headers, next(iter(line[0].waiting)).span)
         if self._scheduler.ledger.total.pending_bytes + cost <= self._admission._max_bytes:
-            yield f"the first adder in the line for bytes, at {line[0]}, would fit"
+            yield f"the first adder that waits for bytes, at {line[0]}, would fit"
         idle = [location for location in self._locations if self._could_export(location, now)]
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
