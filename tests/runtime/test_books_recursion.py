@@ -1,31 +1,31 @@
-"""A `RecursionError` at each depth near the limit: the books are right, and the batcher works on."""
+"""After a `RecursionError` at any depth near the limit, the counts are right, and the batcher continues to work."""
 
 from __future__ import annotations
 
 import pytest
 import trio
 
-from tests.support.books import NEXT, SCENES, Program, Run, Scene, at_height, at_height_async
+from tests.support.books import FOLLOW_UPS, SCENES, Program, Run, Scene, near_stack_limit, near_stack_limit_async
 
-HEIGHTS = range(80)
+FRAMES_LEFT = range(80)
 
 scenes = pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name.replace(" ", "-"))
 
 
 @scenes
-def test_a_recursion_error_at_any_depth_leaves_the_books_right(scene: Scene) -> None:
+def test_a_recursion_error_at_any_depth_leaves_the_counts_right(scene: Scene) -> None:
     raised = []
-    for height in HEIGHTS:
+    for frames_left in FRAMES_LEFT:
 
-        async def call(scene: Scene, program: Program, height: int = height) -> None:
+        async def call(scene: Scene, program: Program, frames_left: int = frames_left) -> None:
             if scene.is_async:
-                await at_height_async(height, lambda: scene.act(program))
+                await near_stack_limit_async(frames_left, lambda: scene.act(program))
             else:
-                at_height(height, lambda: scene.act(program))
+                near_stack_limit(frames_left, lambda: scene.act(program))
                 await trio.lowlevel.checkpoint()
 
         run = Run(scene)
-        run.interrupt(call, NEXT[height % len(NEXT)])
+        run.interrupt(call, FOLLOW_UPS[frames_left % len(FOLLOW_UPS)])
         raised.append(run.raised is RecursionError)
-    assert raised[0], "there was room for the call at the very end of the stack"
-    assert not raised[-1], "the sweep does not reach places where there is room"
+    assert raised[0], "the call succeeded without any frames left"
+    assert not raised[-1], "even the largest number of frames is too small for the call"

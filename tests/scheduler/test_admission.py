@@ -174,7 +174,7 @@ async def test_bytes_in_flight_count_until_they_are_accounted_for(autojump_clock
         assert trio.current_time() == 5
 
 
-async def test_a_byte_budget_spread_over_many_lanes_that_are_not_due_stalls_nobody(
+async def test_a_byte_budget_spread_over_many_locations_that_are_not_due_stalls_nobody(
     autojump_clock: MockClock,
 ) -> None:
     exporter = InMemoryExporter()

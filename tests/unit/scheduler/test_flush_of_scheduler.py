@@ -33,7 +33,7 @@ def test_only_spans_below_the_watermark_count(
     assert part.remaining == 10 - sum(counted)
 
 
-def test_a_flush_is_done_when_all_parts_are_finished_and_no_other_will_come() -> None:
+def test_a_flush_is_done_when_all_locations_are_watched_and_finished() -> None:
     flush, parts = Flush(), dict[LocationFlush, None]()
     flush.watch("a", Account(accepted=3, queued=2), parts)
     (part,) = parts
@@ -47,7 +47,7 @@ def test_a_flush_is_done_when_all_parts_are_finished_and_no_other_will_come() ->
     assert flush.report().locations == {"a": FlushCounts(delivered=2, rejected=0, undelivered=0)}
 
 
-def test_a_flush_that_is_forgotten_leaves_nothing_behind() -> None:
+def test_an_abandoned_flush_is_removed_from_its_locations() -> None:
     flush, parts = Flush(), dict[LocationFlush, None]()
     flush.watch("a", Account(accepted=1, queued=1), parts)
     flush.forget()
