@@ -239,7 +239,8 @@ CASE = Case(
         "10,000 locations and a million pending spans, with an exporter in memory. The cost of the locations is the "
         "CPU time for 200,000 spans in 10,000 locations minus that for the same spans in one, relative to the CPU "
         "time that the SDK's encoder needs for them in the same round. The longest step is that of any task, with the "
-        "garbage collector off. A full collection with pending spans is compared with one with as many `EncodedSpan` objects."
+        "garbage collector off. A full collection with pending spans is compared with one with as many `EncodedSpan` "
+        "objects."
     ),
     sides=_KINDS,
     rows=(
