@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.support.books import AtLine, Interrupted, near_stack_limit
+from tests.support.interruptions import AtLine, Interrupted, near_stack_limit
 from trio_spanbatch import InstrumentationScope, InvalidSpanError, Resource, Span, SpanContext, SpanEvent
 from trio_spanbatch._spans.encoder import SpanEncoder
 

@@ -19,7 +19,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.batchers import assert_conserved
-from tests.support.books import (
+from tests.support.interruptions import (
     FOLLOW_UPS,
     PACKAGE,
     SCENES,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.support.books import FOLLOW_UPS, SCENES, Program, Run, Scene, near_stack_limit, near_stack_limit_async
+from tests.support.interruptions import (
+    FOLLOW_UPS,
+    SCENES,
+    Program,
+    Run,
+    Scene,
+    near_stack_limit,
+    near_stack_limit_async,
+)
 
 FRAMES_LEFT = range(80)
 
