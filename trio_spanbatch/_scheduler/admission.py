@@ -16,9 +16,9 @@ handler of the program may raise between any two of their steps. So a span is ad
 2. the new values are kept in ``_unfinished``, and the span goes into the queue. That one step is the commit;
 3. the new values are stored. Doing so twice is the same as once.
 
-A call that raises before the commit has accepted nothing. One that raises after it leaves ``_unfinished`` set; whoever
-uses the batcher next, on any stack, completes stage 3 first (`finish`): the length of the queue tells whether the span
-went in. The same holds if a finalizer or signal handler adds a span between two stages of another one.
+A call that raises before the commit has accepted nothing. One that raises after it leaves ``_unfinished`` set. The next
+call, on any stack, then completes stage 3 first (`finish`): the length of the queue tells whether the span went in. The
+same holds if a finalizer or signal handler adds a span between two stages of another one.
 
 Nothing else happens on the caller's stack. A location that the scheduler has to look at goes into the inbox before the
 commit; looking at one that did not change is harmless.
