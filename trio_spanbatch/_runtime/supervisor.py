@@ -294,11 +294,7 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def close(self, exc: BaseException | None) -> None:
-        """Drain, and raise the exceptions that were kept. ``exc`` is the body's exception.
-
-        Takes no longer than ``shutdown_timeout`` if the exporter neither shields itself nor swallows `Cancelled`. A
-        cancel from outside does not interrupt it, and is raised at its end.
-        """
+        """Drain within ``shutdown_timeout``, and raise the kept exceptions. ``exc`` is the body's exception."""
         self._owner = None
         watch = InterruptWatch.of_this_run()
         watch.add(self._interrupt)

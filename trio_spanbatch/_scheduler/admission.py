@@ -195,10 +195,8 @@ class Admission:
         self.update_byte_queue(location)
 
     def update_byte_queue(self, location: Location) -> None:
-        """Add a location to ``byte_queue`` or remove it, by what its first adder waits for.
-
-        This is not left to the next step, as other spans could overtake the adder until then.
-        """
+        """Add a location to ``byte_queue`` or remove it, by what its first adder waits for."""
+        # This is not left to the next step, because other spans could overtake the adder until then.
         if location.waiting and not self._is_full(location, next(iter(location.waiting))):
             self.byte_queue.setdefault(location)
         elif self.byte_queue:

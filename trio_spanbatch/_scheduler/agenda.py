@@ -1,8 +1,7 @@
 """The agenda: when each location next has something to do.
 
 If a change of a location's state makes something due earlier, the location gets another entry for that time. If it
-makes something due later, it needs none: at the earlier time there is nothing to do, and the location gets an entry
-again.
+makes something due later, it gets none: at the earlier time nothing is due, and the location gets an entry again.
 """
 
 from __future__ import annotations

@@ -65,11 +65,7 @@ class Flush:
         return self.watches_all and not self._open
 
     def watch(self, location: str, account: Account, parts: dict[LocationFlush, None]) -> int:
-        """Also wait for the pending spans of a location, whose parts of all flushes are ``parts``.
-
-        Returns:
-            The watermark.
-        """
+        """Also wait for a location's pending spans. ``parts`` has its parts of all flushes. Return the watermark."""
         # No call between reading these counts, so no span can be added in between.
         part = LocationFlush(self, location, parts, account.accepted, account.queued + account.in_flight)
         self._open[part] = None

@@ -183,11 +183,7 @@ class Scheduler:
         return name
 
     def _evict_one_if_needed(self) -> None:
-        """If the limit is reached, evict the location that has been empty for longest.
-
-        Raises:
-            TooManyLocationsError: No location is empty.
-        """
+        """If the limit is reached, evict the location that has been empty for longest; raise if none is empty."""
         limit = self.limits.max_locations
         if len(self.locations) < limit:
             return
