@@ -73,7 +73,9 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
 
 def sweep_interruptions(environ: Mapping[str, str], _bound: int, scenario: str | None) -> Search:
     only = [] if scenario is None else ["-k", scenario]
-    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", _SWEEP, *only], environ)
+    # Pytest must not put the project's folder before the copy in sys.path.
+    imports_the_copy = ["-o", "pythonpath=", "--import-mode=append"]
+    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *imports_the_copy, _SWEEP, *only], environ)
     if ended.returncode == 0:
         return Search(0, None)
     failed = re.search(r"^E +(\S.*)$|^(FAILED .*)$", ended.stdout, re.MULTILINE)

@@ -37,6 +37,12 @@ def test_a_copy_without_a_fault_passes(tmp_path: Path, machine: Machine) -> None
         assert search.failure is None
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_each_machine_tests_the_copy(tmp_path: Path, machine: Machine) -> None:
+    environ = plant(tmp_path, "_batcher.py", '__all__ = ["SpanBatcher"]', 'raise RuntimeError("this is the copy")')
+    assert MACHINES[machine](environ, 1, None).failure is not None
+
+
 def test_a_fault_whose_place_is_gone_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"location\.py has this 0 times, not once: 'no such code'"):
         plant(tmp_path, "_scheduler/location.py", "no such code", "")
