@@ -95,9 +95,21 @@ class FakeQueue:
         self.is_closed = True
 
 
-def make_queue(size: int) -> tuple[FakeQueue, FakeQueue]:
+class FakeQueueOut(FakeQueue):
+    """The other end of a queue. It is closed once, as its location ends once."""
+
+    def __init__(self, queue: FakeQueue) -> None:
+        super().__init__(queue.size)
+        self.items = queue.items
+
+    def close(self) -> None:
+        assert not self.is_closed, "a location ends twice"
+        super().close()
+
+
+def make_queue(size: int) -> tuple[FakeQueue, FakeQueueOut]:
     queue = FakeQueue(size)
-    return queue, queue
+    return queue, FakeQueueOut(queue)
 
 
 @attrs.frozen
@@ -110,7 +122,7 @@ class Menu:
         adders: How many adders may wait, over all time.
         flushes: How many flushes may begin, over all time.
         answers: The results of attempts: by name, as in `World.answer`.
-        begins_later: Whether a delivery begins its attempt in a separate event.
+        begins_later: Whether a delivery begins its attempt, and goes on after its answer, in separate events.
         pauses: The times that may pass other than until the scheduler has something to do.
     """
 
@@ -128,11 +140,16 @@ class Menu:
 
 
 class Parcel:
-    """A delivery: its open leases, the next one last. It has a slot, waits for one, or has one and has not begun."""
+    """A delivery: its open leases, the next one last.
+
+    It has a slot, waits for one, or has one and has not begun. Or it is idle: it has given its slot back, and will go on
+    after an answer, or else give up.
+    """
 
     def __init__(self, lease: Lease) -> None:
         self.leases = [lease]
         self.state = "starting"
+        self.answer: str | None = None
 
     @property
     def part(self) -> Lease:
@@ -205,12 +222,12 @@ class World:
         for number, parcel in enumerate(self.parcels):
             if parcel.state == "running":
                 events += [(answer, number, 0) for answer in menu.answers]
-            elif parcel.state == "waiting":
-                events.append(("give up", number, 0))
+            elif parcel.state in ("waiting", "idle"):
+                events.append(("give up" if parcel.answer is None else "go on", number, 0))
             else:
                 events.append(("begin", number, 0))
                 if parcel.state == "repeating":
-                    events.append(("give up", number, 0))
+                    events.append(("leave slot", number, 0))
         return events
 
     def do(self, event: Event) -> None:
@@ -238,6 +255,10 @@ class World:
             self.scheduler.admission.withdraw(self.waiters.pop(int(which)))
         elif kind == "begin":
             self.begin(self.parcels[int(which)])
+        elif kind == "leave slot":
+            self.leave_slot(self.parcels[int(which)])
+        elif kind == "go on":
+            self.go_on(self.parcels[int(which)])
         elif kind == "give up":
             self.give_up(self.parcels[int(which)])
         else:
@@ -267,6 +288,7 @@ class World:
         assert admitted is not must_wait, f"{name}: a span was {'admitted' if admitted else 'refused'}"
         if admitted:
             self._accept(name, span)
+            assert not location.is_ranked, f"the ranking is taken to know the bytes of {location}"
         elif self.joined < self.menu.adders:
             self.joined += 1
             self.waiters.append(Waiter(location, span))
@@ -422,12 +444,18 @@ class World:
 
     def answer(self, parcel: Parcel, answer: str) -> None:
         """End an attempt with an answer."""
-        scheduler, part = self.scheduler, parcel.part
         result = _ANSWERS.get(answer)
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
-        parcel.state = "idle"
-        scheduler.attempt_ended(part, result, self.now, ambiguous=ambiguous)
+        parcel.state, parcel.answer = "idle", answer
+        self.scheduler.attempt_ended(parcel.part, result, self.now, ambiguous=ambiguous)
         self.woken = True
+        if not self.menu.begins_later or self.ended:
+            self.go_on(parcel)
+
+    def go_on(self, parcel: Parcel) -> None:
+        """Do what follows from an answer."""
+        scheduler, part = self.scheduler, parcel.part
+        result, parcel.answer = _ANSWERS.get(parcel.answer or ""), None
         if isinstance(result, TryLater):
             scheduler.back_off(part.location, result.after, self.now)
             self._wait(parcel)
@@ -444,12 +472,18 @@ class World:
             self._settle_all(parcel)
 
     def give_up(self, parcel: Parcel) -> None:
-        """Hand back the spans of a delivery that waits for its next attempt."""
+        """Hand back the spans of a delivery that waits for its next attempt, or that will not make it."""
         if parcel.state == "repeating":
-            self.scheduler.slot_unused(parcel.part)
+            self.leave_slot(parcel)
         parcel.state = "idle"
         self.scheduler.wants_no_retry(parcel.part)
         self._settle_all(parcel)
+
+    def leave_slot(self, parcel: Parcel) -> None:
+        """Make no use of the slot that a delivery was given for its next attempt."""
+        self.scheduler.slot_unused(parcel.part)
+        parcel.state = "idle"
+        self.woken = True
 
     def _wait(self, parcel: Parcel) -> None:
         parcel.state = "waiting"
@@ -507,8 +541,10 @@ class World:
         assert not any(leases.values()), "a location ended while its spans were in flight"
         for watched in self.flushes:
             self._check_flush(watched)
-        if scheduler.next_at() <= self.now:
-            assert self.woken or self.ended, "nobody wakes the driver"
+        if not self.woken and not self.ended:
+            # Nobody will decide anything until the clock does.
+            assert self.now < scheduler.next_at(), "nobody wakes the driver"
+            self.check_rest()
 
     def _check_slots(self, running: Counter[Location]) -> None:
         slots = self.scheduler.slots
@@ -571,6 +607,7 @@ class World:
                 assert scheduler.next_at() <= end_at
             if location.waiting:
                 self._check_first_waiter(location, next(iter(location.waiting)))
+            self._check_ranking(location)
         for name, queued in self.queued.items():
             assert not queued or name in scheduler.locations, f"{name} ended with spans in its queue"
 
@@ -612,6 +649,17 @@ class World:
             idle = [one for one in self.scheduler.locations.values() if self._could_export(one)]
             assert not idle, f"adders wait for bytes, and {idle} could export"
 
+    def _check_ranking(self, location: Location) -> None:
+        """Check that a location would be made due if adders waited for the bytes of its queue."""
+        admission, ranking = self.scheduler.admission, self.scheduler._ranking
+        if location in admission.unranked:
+            assert not admission.byte_line, f"the ranking does not know the bytes of {location}"
+            return
+        assert location.is_ranked, f"{location} is never ranked"
+        if self._could_export(location) and not location.is_made_due:
+            ranked = [-size for size, _, one in ranking._entries if one is location]
+            assert location.queued_bytes in ranked, f"{location} has {location.queued_bytes} bytes, ranked are {ranked}"
+
     def _could_export(self, location: Location) -> bool:
         pace = location.pace
         waiting = any(one.state == "waiting" and one.part.location is location for one in self.parcels)
@@ -634,6 +682,8 @@ class World:
                     self.begin(parcel)
                 if parcel.state == "running":
                     self.answer(parcel, "delivered")
+                if parcel.state == "idle" and parcel in self.parcels:
+                    self.give_up(parcel) if parcel.answer is None else self.go_on(parcel)
             if not self.woken and not self.ended:
                 assert self.scheduler.next_at() < math.inf, "the drain waits for ever"
                 self.now = max(self.now, self.scheduler.next_at())
