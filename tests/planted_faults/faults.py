@@ -231,7 +231,6 @@ FAULTS = (
         "        if self._unfinished is not None or self._rest is not None:\n            self.finish()\n",
         "        if self._rest is not None:\n            self.finish()\n",
         first="interruption sweep",
-        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a change that was interrupted before its span was in the queue is carried out",
@@ -239,7 +238,6 @@ FAULTS = (
         "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
         "            if queued:\n",
         first="interruption sweep",
-        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
@@ -247,7 +245,6 @@ FAULTS = (
         "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
         "",
         first="interruption sweep",
-        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a Growth is stored twice",

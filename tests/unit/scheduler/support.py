@@ -142,8 +142,8 @@ class Menu:
 class Parcel:
     """A delivery: its open leases, the next one last.
 
-    It has a slot, waits for one, or has one and has not begun. Or it is idle: it has given its slot back, and will go on
-    after an answer, or else give up.
+    It has a slot, waits for one, or has one and has not begun. Or it is idle: it has given its slot back, and will go
+    on after an answer, or else give up.
     """
 
     def __init__(self, lease: Lease) -> None:
