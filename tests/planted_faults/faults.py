@@ -231,7 +231,6 @@ FAULTS = (
         "        if self._unfinished is not None or self._bulk is not None:\n            self.finish()\n",
         "        if self._bulk is not None:\n            self.finish()\n",
         first="interruption sweep",
-        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a change that was interrupted before its span was in the queue is carried out",
@@ -239,7 +238,6 @@ FAULTS = (
         "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
         "            if queued:\n",
         first="interruption sweep",
-        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
@@ -247,7 +245,6 @@ FAULTS = (
         "        if (bulk := self._bulk) is not None and bulk.is_interrupted:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
-        scenario="any_line and add and not trio",
     ),
     PlantedFault(
         "a batch that becomes full is stored twice",

@@ -24,8 +24,6 @@ from tests.support.processes import run_to_end
 
 __all__ = ["MACHINES", "Search", "find"]
 
-_SWEEP = "tests/runtime/test_signal_handlers.py"
-
 # The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
 # machine that it names, so it is missed once in e**50 times.
 BOUNDS: dict[Machine, int] = {
@@ -72,14 +70,9 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
 
 
 def sweep_interruptions(environ: Mapping[str, str], _bound: int, scenario: str | None) -> Search:
-    only = [] if scenario is None else ["-k", scenario]
-    # Pytest must not put the project's folder before the copy in sys.path.
-    imports_the_copy = ["-o", "pythonpath=", "--import-mode=append"]
-    ended = _run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *imports_the_copy, _SWEEP, *only], environ)
-    if ended.returncode == 0:
-        return Search(0, None)
-    failed = re.search(r"^E +(\S.*)$|^(FAILED .*)$", ended.stdout, re.MULTILINE)
-    return Search(0, first_line(failed[0].removeprefix("E") if failed else ended.stdout + ended.stderr))
+    # Not by pytest, which puts the project's directory before the copy.
+    only = [] if scenario is None else ["--scene", scenario]
+    return _read(_run(["-m", "tests.planted_faults.sweep", *only], environ))
 
 
 # The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.

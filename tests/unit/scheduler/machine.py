@@ -100,11 +100,18 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.finish()
 
 
-def run_machine(examples: int, *, seed: int, steps: int = 12, shrink: bool = True) -> None:
-    """Run sequences of rules, and raise the first failure. Its message has the rules that lead to it."""
+def run_machine(
+    examples: int,
+    *,
+    seed: int,
+    steps: int = 12,
+    shrink: bool = True,
+    machine: type[SchedulerMachine] = SchedulerMachine,
+) -> None:
+    """Run sequences of passages; raise the first failure. Its message has the rules that lead to it."""
     phases = set(Phase) - {Phase.explain} - (set() if shrink else {Phase.shrink, Phase.reuse})
     run_state_machine_as_test(
-        set_seed(seed)(SchedulerMachine),
+        set_seed(seed)(machine),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,

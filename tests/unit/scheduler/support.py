@@ -95,9 +95,21 @@ class FakeQueue:
         self.is_closed = True
 
 
-def make_queue(size: int) -> tuple[FakeQueue, FakeQueue]:
+class FakeQueueOut(FakeQueue):
+    """The other end of a queue. It is closed once, as its location ends once."""
+
+    def __init__(self, queue: FakeQueue) -> None:
+        super().__init__(queue.size)
+        self.items = queue.items
+
+    def close(self) -> None:
+        assert not self.is_closed, "a location ends twice"
+        super().close()
+
+
+def make_queue(size: int) -> tuple[FakeQueue, FakeQueueOut]:
     queue = FakeQueue(size)
-    return queue, queue
+    return queue, FakeQueueOut(queue)
 
 
 @attrs.frozen
@@ -106,12 +118,12 @@ class WorldConfig:
 
     Attributes:
         sizes: The sizes of spans.
-        spans: The maximum number of spans that are added.
-        adders: The maximum number of adders that wait, over the whole run.
-        flushes: The maximum number of flushes, over the whole run.
-        answers: The names of the possible results of attempts, as in `World.answer`.
-        begins_later: Whether a delivery begins its attempt in a separate event.
-        pauses: Seconds that may pass, besides the time until the scheduler has something to do.
+        spans: How many spans are added at most.
+        adders: How many adders may wait, over all time.
+        flushes: How many flushes may begin, over all time.
+        answers: The results of attempts: by name, as in `World.answer`.
+        begins_later: Whether a delivery begins its attempt, and goes on after its answer, in separate events.
+        pauses: The times that may pass other than until the scheduler has something to do.
     """
 
     locations: tuple[str, ...] = ("a", "b")
@@ -128,11 +140,16 @@ class WorldConfig:
 
 
 class FakeDelivery:
-    """A delivery: its open leases, of which the last one is sent next, and its state."""
+    """A delivery: its open leases, the next one last.
+
+    It has a slot, waits for one, or has one and has not begun. Or it is idle: it has given its slot back, and will go
+    on after an answer, or else give up.
+    """
 
     def __init__(self, lease: Lease) -> None:
         self.leases = [lease]
         self.state = "starting"
+        self.answer: str | None = None
 
     @property
     def part(self) -> Lease:
@@ -205,12 +222,12 @@ class World:
         for number, delivery in enumerate(self.deliveries):
             if delivery.state == "running":
                 events += [(answer, number, 0) for answer in config.answers]
-            elif delivery.state == "waiting":
-                events.append(("give up", number, 0))
+            elif delivery.state in ("waiting", "idle"):
+                events.append(("give up" if delivery.answer is None else "go on", number, 0))
             else:
                 events.append(("begin", number, 0))
                 if delivery.state == "repeating":
-                    events.append(("give up", number, 0))
+                    events.append(("leave slot", number, 0))
         return events
 
     def do(self, event: Event) -> None:
@@ -238,6 +255,10 @@ class World:
             self.scheduler.admission.withdraw(self.waiters.pop(int(which)))
         elif kind == "begin":
             self.begin(self.deliveries[int(which)])
+        elif kind == "leave slot":
+            self.leave_slot(self.deliveries[int(which)])
+        elif kind == "go on":
+            self.go_on(self.deliveries[int(which)])
         elif kind == "give up":
             self.give_up(self.deliveries[int(which)])
         else:
@@ -267,6 +288,7 @@ class World:
         assert admitted is not must_wait, f"{name}: a span was {'admitted' if admitted else 'refused'}"
         if admitted:
             self._accept(name, span)
+            assert not location.is_ranked, f"the ranking is taken to know the bytes of {location}"
         elif self.joined < self.config.adders:
             self.joined += 1
             self.waiters.append(Waiter(location, span))
@@ -424,12 +446,18 @@ class World:
 
     def answer(self, delivery: FakeDelivery, answer: str) -> None:
         """End an attempt with an answer."""
-        scheduler, part = self.scheduler, delivery.part
         result = _ANSWERS.get(answer)
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
-        delivery.state = "idle"
-        scheduler.attempt_ended(part, result, self.now, ambiguous=ambiguous)
+        delivery.state, delivery.answer = "idle", answer
+        self.scheduler.attempt_ended(delivery.part, result, self.now, ambiguous=ambiguous)
         self.woken = True
+        if not self.config.begins_later or self.ended:
+            self.go_on(delivery)
+
+    def go_on(self, delivery: FakeDelivery) -> None:
+        """Do what follows from an answer."""
+        scheduler, part = self.scheduler, delivery.part
+        result, delivery.answer = _ANSWERS.get(delivery.answer or ""), None
         if isinstance(result, TryLater):
             scheduler.back_off(part.location, result.after, self.now)
             self._wait(delivery)
@@ -446,12 +474,18 @@ class World:
             self._settle_all(delivery)
 
     def give_up(self, delivery: FakeDelivery) -> None:
-        """Hand back the spans of a delivery that waits for its next attempt."""
+        """Hand back the spans of a delivery that waits for its next attempt, or that will not make it."""
         if delivery.state == "repeating":
-            self.scheduler.slot_unused(delivery.part)
+            self.leave_slot(delivery)
         delivery.state = "idle"
         self.scheduler.wants_no_retry(delivery.part)
         self._settle_all(delivery)
+
+    def leave_slot(self, delivery: FakeDelivery) -> None:
+        """Make no use of the slot that a delivery was given for its next attempt."""
+        self.scheduler.slot_unused(delivery.part)
+        delivery.state = "idle"
+        self.woken = True
 
     def _wait(self, delivery: FakeDelivery) -> None:
         delivery.state = "waiting"
@@ -511,8 +545,10 @@ class World:
         assert not any(leases.values()), "a location ended while its spans were in flight"
         for watched in self.flushes:
             self._check_flush(watched)
-        if scheduler.next_at() <= self.now:
-            assert self.woken or self.ended, "the scheduler has something to do, and the driver was not woken"
+        if not self.woken and not self.ended:
+            # Nobody will decide anything until the clock does.
+            assert self.now < scheduler.next_at(), "nobody wakes the driver"
+            self.check_nothing_left_to_do()
 
     def _check_slots(self, running: Counter[Location]) -> None:
         slots = self.scheduler.slots
@@ -575,6 +611,7 @@ class World:
                 assert scheduler.next_at() <= end_at
             if location.waiting:
                 self._check_first_waiter(location, next(iter(location.waiting)))
+            self._check_ranking(location)
         for name, queued in self.queued.items():
             assert not queued or name in scheduler.locations, f"{name} ended with spans in its queue"
 
@@ -616,6 +653,17 @@ class World:
             idle = [one for one in self.scheduler.locations.values() if self._could_export(one)]
             assert not idle, f"adders wait for bytes, and {idle} could export"
 
+    def _check_ranking(self, location: Location) -> None:
+        """Check that a location would be made due if adders waited for the bytes of its queue."""
+        admission, ranking = self.scheduler.admission, self.scheduler._ranking
+        if location in admission.unranked:
+            assert not admission.byte_queue, f"the ranking does not know the bytes of {location}"
+            return
+        assert location.is_ranked, f"{location} is never ranked"
+        if self._could_export(location) and not location.is_made_due:
+            ranked = [-size for size, _, one in ranking._entries if one is location]
+            assert location.queued_bytes in ranked, f"{location} has {location.queued_bytes} bytes, ranked are {ranked}"
+
     def _could_export(self, location: Location) -> bool:
         pace = location.pace
         waiting = any(one.state == "waiting" and one.part.location is location for one in self.deliveries)
@@ -638,6 +686,8 @@ class World:
                     self.begin(delivery)
                 if delivery.state == "running":
                     self.answer(delivery, "delivered")
+                if delivery.state == "idle" and delivery in self.deliveries:
+                    self.give_up(delivery) if delivery.answer is None else self.go_on(delivery)
             if not self.woken and not self.ended:
                 assert self.scheduler.next_at() < math.inf, "the drain never ends"
                 self.now = max(self.now, self.scheduler.next_at())
