@@ -156,8 +156,8 @@ def _counts(program: Program, oracle: ForgettingOracle) -> dict[str, int]:
 
 
 def _compare_ends(before: Sample, after: Sample, oracle: ForgettingOracle) -> None:
-    """Object if there are more tasks, sockets or lanes than before the first batcher."""
-    for name in ("tasks", "sockets", "lanes"):
+    """Object if there are more tasks, sockets or locations than before the first batcher."""
+    for name in ("tasks", "sockets", "locations"):
         if getattr(after, name) != getattr(before, name):
             oracle.object(f"{name} after the end: {getattr(after, name)}; before: {getattr(before, name)}")
 

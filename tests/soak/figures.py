@@ -7,7 +7,7 @@ single large batch; each half contains several generations and many restarts of 
 after the warm-up, or fewer than two measurements in a half, are not judged.
 
 Figures measured under load (`UNDER_WAY`) vary with the number of pending spans, so their allowances are wide. Between
-two generations everything comes to rest: nothing is pending, all lanes have ended, and only the lasting batcher is
+two generations everything comes to rest: nothing is pending, all locations have ended, and only the lasting batcher is
 open. Figures measured then (`AT_REST`) vary very little, and a few hundred additional objects are a leak.
 """
 
@@ -29,7 +29,7 @@ import trio
 
 from trio_spanbatch._scheduler.location import Location
 
-__all__ = ["AT_REST", "SHORTEST", "UNDER_WAY", "Gauge", "Sample", "Verdict", "judge", "lanes_alive", "measure"]
+__all__ = ["AT_REST", "SHORTEST", "UNDER_WAY", "Gauge", "Sample", "Verdict", "judge", "live_locations", "measure"]
 
 MIB = 1024 * 1024
 
@@ -69,7 +69,7 @@ UNDER_WAY = (
     Gauge("blocks", 0.01, 4_000),
     Gauge("tasks", 0.1, 20),
     Gauge("sockets", 0.1, 10),
-    Gauge("lanes", 0.1, 20),
+    Gauge("locations", 0.1, 20),
     Gauge("remembered", 0.1, 500),
 )
 AT_REST = (
@@ -93,7 +93,7 @@ class Sample:
         blocks: Blocks of memory that Python has allocated.
         tasks: Trio tasks.
         sockets: Open sockets.
-        lanes: Live locations.
+        locations: Live locations.
         remembered: Spans that the oracle remembers: pending ones, and doubtful ones for a while.
         names: Names of locations so far.
         accepted: Spans accepted so far.
@@ -109,7 +109,7 @@ class Sample:
     blocks: int
     tasks: int
     sockets: int
-    lanes: int
+    locations: int
     remembered: int = 0
     names: int = 0
     accepted: int = 0
@@ -161,7 +161,7 @@ def measure(at: float, server: int, counts: Mapping[str, int]) -> Sample:
         blocks=sys.getallocatedblocks(),
         tasks=trio.lowlevel.current_statistics().tasks_living,
         sockets=open_sockets(),
-        lanes=lanes_alive(),
+        locations=live_locations(),
         **counts,
     )
 
@@ -185,9 +185,9 @@ def open_sockets() -> int:
     return count
 
 
-def lanes_alive() -> int:
+def live_locations() -> int:
     """Return the number of live locations, over all batchers."""
-    return sum(type(it) is Location and not it.has_ended for it in gc.get_objects())
+    return sum(type(item) is Location and not item.has_ended for item in gc.get_objects())
 
 
 def _median(samples: Sequence[Sample], name: str) -> float:

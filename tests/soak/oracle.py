@@ -37,7 +37,7 @@ from trio_spanbatch import (
     TryLater,
 )
 
-__all__ = ["Book", "ForgettingOracle"]
+__all__ = ["ForgettingOracle", "Ledger"]
 
 _MAX_OBJECTIONS = 20
 
@@ -49,7 +49,7 @@ class Record:
     """The record of one span.
 
     Attributes:
-        book: The book of its batcher.
+        ledger: The ledger of its batcher.
         location: Its location.
         kind: Its kind, which decides how the server treats it.
         since: The time at which it was passed to the batcher.
@@ -61,7 +61,7 @@ class Record:
         stored: How many times the server stored it.
     """
 
-    book: Book
+    ledger: Ledger
     location: str
     kind: str
     since: float
@@ -123,18 +123,18 @@ class ForgettingOracle:
         if len(self.objections) < _MAX_OBJECTIONS:
             self.objections.append(words)
 
-    def offer(self, book: Book, location: str, spans: Iterable[Span]) -> None:
+    def offer(self, ledger: Ledger, location: str, spans: Iterable[Span]) -> None:
         """Record that spans are passed to a batcher."""
         now = self._clock()
         for span in spans:
-            self._records[span.context.span_id] = Record(book, location, span.name, now)
+            self._records[span.context.span_id] = Record(ledger, location, span.name, now)
 
     def accept(self, ids: Iterable[int]) -> None:
         """Record that spans were accepted."""
         for span_id in ids:
             record = self._records[span_id]
             record.accepted = True
-            record.book.accepted += 1
+            record.ledger.accepted += 1
             self.accepted += 1
             self._forget_if_settled(span_id, record)
 
@@ -164,7 +164,7 @@ class ForgettingOracle:
             self.counts["good spans rejected"] += outcome == "rejected" and record.kind == PLAIN
             record.outcome = outcome
             record.settled_at = self._clock()
-            record.book.outcomes[outcome] += 1
+            record.ledger.outcomes[outcome] += 1
             self.outcomes[outcome] += 1
             self._forget_if_settled(span_id, record)
 
@@ -180,12 +180,12 @@ class ForgettingOracle:
             self.counts["spans stored again after a doubtful attempt"] += record.stored > 1
             self._forget_if_settled(span_id, record)
 
-    def pending(self, book: Book, location: str | None) -> list[int]:
+    def pending(self, ledger: Ledger, location: str | None) -> list[int]:
         """Return the ids of a batcher's spans that are accepted and not accounted for."""
         return [
             span_id
             for span_id, record in self._records.items()
-            if record.book is book
+            if record.ledger is ledger
             and record.accepted
             and record.outcome is None
             and (location is None or record.location == location)
@@ -228,7 +228,7 @@ class ForgettingOracle:
             )
 
 
-class Book:
+class Ledger:
     """The counts of one batcher's spans, to be compared with its statistics.
 
     Attributes:
@@ -363,7 +363,7 @@ class Book:
             record = self._oracle.get(span_id, "exported")
             if record is None:
                 continue
-            if record.running or record.outcome or record.book is not self or record.location != batch.location:
+            if record.running or record.outcome or record.ledger is not self or record.location != batch.location:
                 self._oracle.object(f"span {span_id} is exported to {batch.location}: {record}")
             record.running = True
         return ids
@@ -384,23 +384,23 @@ class Book:
             self._oracle.settle(left_out, "rejected")
 
     def observe(self, exporter: SpanExporter) -> SpanExporter:
-        """Wrap ``exporter`` so that this book sees its exports."""
+        """Wrap ``exporter`` so that this ledger sees its exports."""
         return _ObservedExporter(self, exporter)
 
 
 class _ObservedExporter:
-    def __init__(self, book: Book, exporter: SpanExporter) -> None:
-        self._book = book
+    def __init__(self, ledger: Ledger, exporter: SpanExporter) -> None:
+        self._ledger = ledger
         self._exporter = exporter
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        ids = self._book.attempt_begins(batch)
+        ids = self._ledger.attempt_begins(batch)
         result: ExportResult | None = None
         try:
             result = await self._exporter.export(batch)
             return result
         finally:
-            self._book.attempt_ends(ids, result)
+            self._ledger.attempt_ends(ids, result)
 
     async def aclose(self) -> None:
         await self._exporter.aclose()

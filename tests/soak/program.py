@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from tests.soak.figures import lanes_alive
-from tests.soak.oracle import Book, ForgettingOracle
+from tests.soak.figures import live_locations
+from tests.soak.oracle import ForgettingOracle, Ledger
 from tests.soak.support import LOCATION_HEADER, MAX_REQUEST_BYTES, PLAIN, POISON, UNWANTED
 from trio_spanbatch import (
     BatchPolicy,
@@ -49,9 +49,9 @@ OLD_NAMES = 50
 RESTING_PLACE = "main.soak.rest"
 
 # Seconds after which an adder counts as having waited.
-A_WAIT = 0.1
+SHORTEST_WAIT = 0.1
 # Seconds between two checks whether everything is at rest.
-A_LOOK = 0.1
+SECONDS_BETWEEN_CHECKS = 0.1
 # Seconds until the client notices that the server has broken a connection.
 BREAKING = 0.5
 
@@ -156,21 +156,21 @@ class Program:
         self._old_names: deque[str] = deque(maxlen=OLD_NAMES)
         self._places = [_Place(self._new_name(), bool(number % 2)) for number in range(load.locations)]
         self._ended: Counter[str] = Counter()
-        self._lasting: Book | None = None
-        self._generation: Book | None = None
+        self._lasting: Ledger | None = None
+        self._generation: Ledger | None = None
 
     def total(self, name: str) -> int:
         """Return one of the counts of `SpanBatcherStatistics` over all batchers so far."""
-        alive: list[int] = [getattr(book.batcher.statistics(), name) for book in self._books()]
+        alive: list[int] = [getattr(ledger.batcher.statistics(), name) for ledger in self._ledgers()]
         return self._ended[name] + sum(alive)
 
     def compare(self) -> None:
         """Let the oracle compare its counts with those of the batchers."""
-        for book in self._books():
-            book.compare()
+        for ledger in self._ledgers():
+            ledger.compare()
 
-    def _books(self) -> Iterator[Book]:
-        """Yield the books of the open batchers."""
+    def _ledgers(self) -> Iterator[Ledger]:
+        """Yield the ledgers of the open batchers."""
         if self._lasting is not None:
             yield self._lasting
         if self._generation is not None:
@@ -178,11 +178,11 @@ class Program:
 
     async def run(self, stop: trio.Event) -> None:
         """Run until ``stop``, and leave all batchers."""
-        book = self._new_book(self._load.longest_drain)
+        ledger = self._new_ledger(self._load.longest_drain)
         try:
-            async with book.batcher, trio.open_nursery() as nursery:
-                self._lasting = book
-                nursery.start_soon(self._live_in_generations, book, stop)
+            async with ledger.batcher, trio.open_nursery() as nursery:
+                self._lasting = ledger
+                nursery.start_soon(self._live_in_generations, ledger, stop)
                 nursery.start_soon(self._rename_places)
                 for _ in range(self._load.adders):
                     nursery.start_soon(self._add_for_ever)
@@ -195,35 +195,35 @@ class Program:
             self.counts["drains that were interrupted"] += 1
         finally:
             self._lasting = None
-            self._end(book)
+            self._end(ledger)
 
     # -- batchers ----------------------------------------------------------------------------------------------
 
-    def _new_book(self, shutdown_timeout: float) -> Book:
-        book = Book(self._oracle)
-        book.batcher = SpanBatcher(
-            book.observe(self._make_exporter(self._rng)),
+    def _new_ledger(self, shutdown_timeout: float) -> Ledger:
+        ledger = Ledger(self._oracle)
+        ledger.batcher = SpanBatcher(
+            ledger.observe(self._make_exporter(self._rng)),
             batch=BATCHES,
             limits=attrs.evolve(LIMITS, location_idle_timeout=self._load.idle_timeout),
             retry=RETRY,
-            on_loss=book.on_loss,
+            on_loss=ledger.on_loss,
             logger=self._logger,
             shutdown_timeout=shutdown_timeout,
         )
-        return book
+        return ledger
 
-    def _end(self, book: Book) -> None:
-        last: SpanBatcherStatistics = book.close()
+    def _end(self, ledger: Ledger) -> None:
+        last: SpanBatcherStatistics = ledger.close()
         for name in ("requests", "retries", "splits", "ambiguous"):
             self._ended[name] += getattr(last, name)
         self.counts["batchers left"] += 1
 
-    async def _live_in_generations(self, lasting: Book, stop: trio.Event) -> None:
+    async def _live_in_generations(self, lasting: Ledger, stop: trio.Event) -> None:
         ways = itertools.cycle([self._ends, self._fails, self._is_cancelled])
         while True:
-            book = self._new_book(self._load.longest_drain * self._rng.choice([0.01, 0.1, 0.5]))
+            ledger = self._new_ledger(self._load.longest_drain * self._rng.choice([0.01, 0.1, 0.5]))
             try:
-                await next(ways)(book)
+                await next(ways)(ledger)
             except KeyboardInterrupt:
                 # A Ctrl-C while a batcher is being left is raised there.
                 self.counts["drains that were interrupted"] += 1
@@ -231,28 +231,28 @@ class Program:
                 return
             finally:
                 self._generation = None
-                self._end(book)
+                self._end(ledger)
             await self._rest(lasting)
 
-    async def _ends(self, book: Book) -> None:
-        async with book.batcher:
-            self._generation = book
+    async def _ends(self, ledger: Ledger) -> None:
+        async with ledger.batcher:
+            self._generation = ledger
             await trio.sleep(self._load.generation)
         self.counts["generations that ended"] += 1
 
-    async def _fails(self, book: Book) -> None:
+    async def _fails(self, ledger: Ledger) -> None:
         try:
-            async with book.batcher:
-                self._generation = book
+            async with ledger.batcher:
+                self._generation = ledger
                 await trio.sleep(self._load.generation)
                 raise _GenerationFails
         except _GenerationFails:
             self.counts["generations that failed"] += 1
 
-    async def _is_cancelled(self, book: Book) -> None:
+    async def _is_cancelled(self, ledger: Ledger) -> None:
         with trio.move_on_after(self._load.generation):
-            async with book.batcher:
-                self._generation = book
+            async with ledger.batcher:
+                self._generation = ledger
                 await trio.sleep_forever()
         self.counts["generations that were cancelled"] += 1
 
@@ -272,13 +272,13 @@ class Program:
         self.names += 1
         return f"main.soak.spans_{self.names}"
 
-    def _pick(self) -> tuple[Book, str] | None:
-        """Return a batcher's book and a location to use, or None while there is none."""
+    def _pick(self) -> tuple[Ledger, str] | None:
+        """Return a batcher's ledger and a location to use, or None while there is none."""
         if self.is_resting:
             return None
         place = self._rng.choice(self._places)
-        book = self._generation if place.in_generations else self._lasting
-        return None if book is None else (book, place.name)
+        ledger = self._generation if place.in_generations else self._lasting
+        return None if ledger is None else (ledger, place.name)
 
     # -- adding and flushing -----------------------------------------------------------------------------------
 
@@ -290,21 +290,21 @@ class Program:
             with self._being_busy():
                 await self._add(*picked)
 
-    async def _add(self, book: Book, location: str) -> None:
+    async def _add(self, ledger: Ledger, location: str) -> None:
         rng = self._rng
         is_burst = rng.random() < BURSTS
         spans = self._make_spans(BURST if is_burst else rng.randint(1, LONGEST_LIST))
         if not is_burst and rng.random() < 0.5:
             try:
-                book.add_nowait(location, spans)
+                ledger.add_nowait(location, spans)
             except trio.WouldBlock:
                 self.counts["adds without space"] += 1
             return
         patience = rng.expovariate(1 / 0.2) if rng.random() < CANCELLED_ADDERS else 120.0
         with trio.move_on_after(patience) as scope:
             began = trio.current_time()
-            await book.add(location, spans)
-            self.counts["adders that waited"] += trio.current_time() > began + A_WAIT
+            await ledger.add(location, spans)
+            self.counts["adders that waited"] += trio.current_time() > began + SHORTEST_WAIT
         self.counts["cancelled adders"] += scope.cancelled_caught
 
     def _make_spans(self, count: int) -> list[Span]:
@@ -325,10 +325,10 @@ class Program:
             with self._being_busy():
                 await self._flush(*picked)
 
-    async def _flush(self, book: Book, location: str) -> None:
+    async def _flush(self, ledger: Ledger, location: str) -> None:
         patience = self._rng.uniform(0, 1) if self._rng.random() < CANCELLED_FLUSHES else 120.0
         with trio.move_on_after(patience) as scope:
-            await book.flush(location if self._rng.random() < 0.7 else None)
+            await ledger.flush(location if self._rng.random() < 0.7 else None)
             self.counts["flushes"] += 1
         self.counts["cancelled flushes"] += scope.cancelled_caught
 
@@ -347,7 +347,7 @@ class Program:
 
     # -- resting -----------------------------------------------------------------------------------------------
 
-    async def _rest(self, lasting: Book) -> None:
+    async def _rest(self, lasting: Ledger) -> None:
         """Let everything come to rest, then continue."""
         self.is_resting = True
         if self._busy:
@@ -359,8 +359,8 @@ class Program:
         await trio.sleep(BREAKING)
         await lasting.add(RESTING_PLACE, [self._oracle.make_span()])
         await lasting.flush(None)
-        while lanes_alive() or len(self._oracle):
-            await trio.sleep(A_LOOK)
+        while live_locations() or len(self._oracle):
+            await trio.sleep(SECONDS_BETWEEN_CHECKS)
             self._oracle.sweep()
         self._at_rest(self)
         self.counts["rests"] += 1

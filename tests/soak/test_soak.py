@@ -195,7 +195,7 @@ STEADY = Sample(
     blocks=250_000,
     tasks=150,
     sockets=30,
-    lanes=100,
+    locations=100,
     remembered=800,
 )
 
@@ -280,7 +280,7 @@ async def running_child() -> AsyncIterator[trio.Process]:
             await child.stdin.aclose()
 
 
-async def test_the_measurement_sees_lanes_tasks_sockets_objects_and_memory() -> None:
+async def test_the_measurement_sees_locations_tasks_sockets_objects_and_memory() -> None:
     async with running_child() as child:
         before = measure(1.0, child.pid, {"names": 7})
         async with SpanBatcher(InMemoryExporter()) as batcher:
@@ -292,7 +292,7 @@ async def test_the_measurement_sees_lanes_tasks_sockets_objects_and_memory() -> 
                 memory.write(bytes(50 * MIB))
                 after = measure(2.0, child.pid, {"names": 9})
     assert len(kept) == 20_000
-    assert (before.lanes, after.lanes) == (0, 3)
+    assert (before.locations, after.locations) == (0, 3)
     assert after.tasks - before.tasks == 2  # the supervisor and the driver
     assert after.sockets - before.sockets == 1
     assert after.objects - before.objects >= 20_000

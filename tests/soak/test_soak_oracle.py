@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import trio
 
-from tests.soak.oracle import Book, ForgettingOracle
+from tests.soak.oracle import ForgettingOracle, Ledger
 from tests.soak.support import PLAIN, POISON, UNWANTED
 from tests.support.batchers import ids_of
 from trio_spanbatch import (
@@ -34,11 +34,11 @@ class Scene:
     def __init__(self) -> None:
         self.now = 0.0
         self.oracle = ForgettingOracle(lambda: self.now, patience=30.0, longest_pending=180.0)
-        self.book = Book(self.oracle)
+        self.ledger = Ledger(self.oracle)
 
     def offered(self, *kinds: str) -> list[Span]:
         spans = [self.oracle.make_span(kind) for kind in kinds or (PLAIN,)]
-        self.oracle.offer(self.book, "here", spans)
+        self.oracle.offer(self.ledger, "here", spans)
         return spans
 
     def accepted(self, *kinds: str) -> list[int]:
@@ -47,7 +47,7 @@ class Scene:
         return ids
 
     def answered(self, ids: Sequence[int], result: ExportResult | None = YES) -> None:
-        self.book.attempt_ends(ids, result)
+        self.ledger.attempt_ends(ids, result)
 
     def stored(self, ids: Sequence[int], location: str = "here") -> None:
         self.oracle.stored(location, ids)
@@ -174,8 +174,8 @@ def is_counted_as_left_out_and_was_wanted(scene: Scene) -> None:
 def is_in_two_exports_at_once(scene: Scene) -> None:
     spans = scene.offered()
     scene.oracle.accept(ids_of(spans))
-    scene.book.attempt_begins(batch_of(*spans))
-    scene.book.attempt_begins(batch_of(*spans))
+    scene.ledger.attempt_begins(batch_of(*spans))
+    scene.ledger.attempt_begins(batch_of(*spans))
     scene.answered(ids_of(spans))
     scene.stored(ids_of(spans))
 
@@ -183,14 +183,14 @@ def is_in_two_exports_at_once(scene: Scene) -> None:
 def is_exported_to_another_location(scene: Scene) -> None:
     spans = scene.offered()
     scene.oracle.accept(ids_of(spans))
-    scene.book.attempt_begins(batch_of(*spans, location="there"))
+    scene.ledger.attempt_begins(batch_of(*spans, location="there"))
     scene.answered(ids_of(spans))
     scene.stored(ids_of(spans))
 
 
 def is_exported_and_was_not_accepted(scene: Scene) -> None:
     spans = scene.offered()
-    scene.book.attempt_begins(batch_of(*spans))
+    scene.ledger.attempt_begins(batch_of(*spans))
     scene.oracle.withdraw(ids_of(spans))
 
 
@@ -224,17 +224,17 @@ def test_the_oracle_objects_to_a_span_that(happens: Callable[[Scene], None], obj
 
 
 class Watched:
-    """A real batcher with its book, over an exporter in memory."""
+    """A real batcher with its ledger, over an exporter in memory."""
 
     def __init__(self, exporter: InMemoryExporter) -> None:
         self.oracle = ForgettingOracle()
-        self.book = Book(self.oracle)
+        self.ledger = Ledger(self.oracle)
         self.exporter = exporter
-        self.book.batcher = SpanBatcher(
-            self.book.observe(exporter),
+        self.ledger.batcher = SpanBatcher(
+            self.ledger.observe(exporter),
             batch=BatchPolicy(max_spans=2, max_delay=1.0),
             limits=Limits(max_queued_spans=4),
-            on_loss=self.book.on_loss,
+            on_loss=self.ledger.on_loss,
         )
 
     def spans(self, count: int) -> list[Span]:
@@ -242,7 +242,7 @@ class Watched:
 
     def concluded(self) -> list[str]:
         """Tell the oracle which spans the server stored, and return the objections."""
-        self.book.close()
+        self.ledger.close()
         for location, spans in self.exporter.delivered.items():
             self.oracle.stored(location, [int.from_bytes(span.to_message().span_id, "big") for span in spans])
         self.oracle.finish()
@@ -251,36 +251,36 @@ class Watched:
 
 async def test_the_oracle_has_no_objection_to_a_correct_batcher(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter(delay=1.0))
-    book = watched.book
-    async with book.batcher:
-        await book.add("here", watched.spans(7))
+    ledger = watched.ledger
+    async with ledger.batcher:
+        await ledger.add("here", watched.spans(7))
         with pytest.raises(trio.WouldBlock):
-            book.add_nowait("here", watched.spans(4))
+            ledger.add_nowait("here", watched.spans(4))
         with trio.move_on_after(0.5) as one:
-            await book.add("there", watched.spans(30))
+            await ledger.add("there", watched.spans(30))
         with trio.move_on_after(0.0) as other:
-            await book.add("there", watched.spans(1))
+            await ledger.add("there", watched.spans(1))
         assert one.cancelled_caught
         assert other.cancelled_caught
-        assert len(book.in_doubt) == 1
-        await book.flush("here")
-        assert len(book.in_doubt) == 1
-        await book.flush(None)
-        assert book.in_doubt == []
+        assert len(ledger.in_doubt) == 1
+        await ledger.flush("here")
+        assert len(ledger.in_doubt) == 1
+        await ledger.flush(None)
+        assert ledger.in_doubt == []
         with trio.move_on_after(0.5):
-            await book.add("there", watched.spans(30))
-        book.compare()
+            await ledger.add("there", watched.spans(30))
+        ledger.compare()
     with pytest.raises(trio.ClosedResourceError):
-        await book.add("here", watched.spans(2))
+        await ledger.add("here", watched.spans(2))
     assert watched.concluded() == []
     assert 7 < watched.oracle.accepted < 67
 
 
 async def test_the_oracle_objects_to_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.book.batcher as batcher:
+    async with watched.ledger.batcher as batcher:
         batcher.add_span_nowait("here", watched.spans(1)[0])
-        watched.book.compare()
+        watched.ledger.compare()
     assert watched.oracle.objections[0] == "accepted: 1 counted, 0 to 0 seen"
     assert "is exported, though it was never accepted" in watched.oracle.objections[1]
 
@@ -293,26 +293,26 @@ async def test_the_oracle_objects_to_a_flush_that_returns_early(
 
     monkeypatch.setattr(SpanBatcher, "flush", flush)
     watched = Watched(InMemoryExporter())
-    async with watched.book.batcher:
-        await watched.book.add("here", watched.spans(1))
-        await watched.book.flush("here")
+    async with watched.ledger.batcher:
+        await watched.ledger.add("here", watched.spans(1))
+        await watched.ledger.flush("here")
     assert watched.concluded() == ["1 spans are pending after a flush, the first is 1"]
 
 
 async def test_the_oracle_objects_to_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.book.batcher:
-        await watched.book.add("here", watched.spans(3))
-    watched.book.doubtful += 1
-    watched.book.attempts += 1
+    async with watched.ledger.batcher:
+        await watched.ledger.add("here", watched.spans(3))
+    watched.ledger.doubtful += 1
+    watched.ledger.attempts += 1
     assert watched.concluded() == ["ambiguous: 0 counted, 1 seen", "requests: 2 counted, 3 seen"]
 
 
 async def test_the_oracle_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.book.batcher:
-        await watched.book.add("here", watched.spans(1))
-        watched.book.close()
+    async with watched.ledger.batcher:
+        await watched.ledger.add("here", watched.spans(1))
+        watched.ledger.close()
     first, second = watched.oracle.objections
     assert first == "1 spans are pending after the end, the first is 1"
     assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, queued=1, ")
@@ -320,10 +320,10 @@ async def test_the_oracle_objects_to_spans_pending_when_it_is_closed(autojump_cl
 
 async def test_the_oracle_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.book.batcher as batcher:
+    async with watched.ledger.batcher as batcher:
         monkeypatch.setattr(batcher, "statistics", lambda: SpanBatcherStatistics(accepted=1))
-        watched.book.accepted = 1
-        watched.book.compare()
+        watched.ledger.accepted = 1
+        watched.ledger.compare()
     assert watched.oracle.objections[0].startswith("the statistics are not conserved: ")
 
 
@@ -332,10 +332,10 @@ async def test_the_oracle_objects_to_a_list_that_was_not_accepted_in_order(
 ) -> None:
     watched = Watched(InMemoryExporter())
     spans = watched.spans(2)
-    async with watched.book.batcher:
+    async with watched.ledger.batcher:
         # As if the adder of both had been cancelled, and only the second was accepted.
-        watched.oracle.offer(watched.book, "here", spans)
-        watched.book.in_doubt.append(ids_of(spans))
-        await watched.book.batcher.add_span("here", spans[1])
-        await watched.book.flush(None)
+        watched.oracle.offer(watched.ledger, "here", spans)
+        watched.ledger.in_doubt.append(ids_of(spans))
+        await watched.ledger.batcher.add_span("here", spans[1])
+        await watched.ledger.flush(None)
     assert watched.concluded() == ["spans 1 to 2 were not accepted in order"]

@@ -15,10 +15,10 @@ __all__ = ["Watch"]
 
 _ROWS_A_HEADING = 20
 _HEADING = (
-    "   time  memory  server  objects   blocks  tasks  sockets  lanes  names  remembered  spans/s"
+    "   time  memory  server  objects   blocks  tasks  sockets  locations  names  remembered  spans/s"
     "  requests  retries  faults"
 )
-_NOTHING = Sample(at=0.0, memory=0, server_memory=0, objects=0, blocks=0, tasks=0, sockets=0, lanes=0)
+_NOTHING = Sample(at=0.0, memory=0, server_memory=0, objects=0, blocks=0, tasks=0, sockets=0, locations=0)
 
 
 class Watch:
@@ -78,6 +78,6 @@ def _row(sample: Sample, last: Sample) -> str:
     rate = (sample.accepted - last.accepted) / (sample.at - last.at)
     return (
         f"{minutes:4d}:{seconds:02d}{sample.memory / MIB:8.1f}{sample.server_memory / MIB:8.1f}{sample.objects:9d}"
-        f"{sample.blocks:9d}{sample.tasks:7d}{sample.sockets:9d}{sample.lanes:7d}{sample.names:7d}"
+        f"{sample.blocks:9d}{sample.tasks:7d}{sample.sockets:9d}{sample.locations:11d}{sample.names:7d}"
         f"{sample.remembered:12d}{rate:9.0f}{sample.requests:10d}{sample.retries:9d}{sample.faults:8d}"
     )
