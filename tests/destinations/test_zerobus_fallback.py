@@ -157,7 +157,7 @@ async def test_a_connection_that_takes_the_whole_attempt_leaves_the_batch_to_the
         batch = batch_of(2, TABLE)
         result = await setup.export(batch)
         assert trio.current_time() - began == 20
-        assert result == TryLater(f"no connection to {HOST}:443 within 20 s") or "no connection to" in result.reason
+        assert result == TryLater(f"no connection to {HOST}:80 within 20 s")
         assert not result.ambiguous
         assert await setup.export(batch) == Delivered()
         assert where(setup) == (0, 1)

@@ -207,7 +207,8 @@ async def test_attempt_timeout_is_a_timeout_like_any_other(autojump_clock: MockC
             batcher.add_spans_nowait("a", make_spans(3))
             report = await batcher.flush()
         assert times(receiver) == pytest.approx([0, 4], abs=0.01)
-        assert receiver.open_connections <= 1
+        # That of the attempt that timed out is closed; leaving the batcher closes the other one.
+        assert (receiver.connections, receiver.open_connections) == (2, 0)
     assert (report.delivered, batcher.statistics().ambiguous) == (3, 3)
 
 
@@ -314,7 +315,7 @@ async def test_a_connection_that_accepts_and_never_answers_cannot_outlast_the_sh
             for location in range(20):
                 batcher.add_spans_nowait(str(location), make_spans(3))
         assert trio.current_time() <= 30
-    assert batcher.statistics().undelivered + batcher.statistics().delivered == 60
+    assert batcher.statistics().undelivered == 60
 
 
 async def test_a_flush_can_be_bounded_and_its_spans_are_delivered_all_the_same(autojump_clock: MockClock) -> None:
