@@ -295,7 +295,7 @@ def test_of_attributes_with_the_same_key_the_last_one_counts() -> None:
         ({"kvlistValue": {"values": [{"key": "a"}, {"value": {"intValue": 1}}]}}, {"a": None, "": 1}),
     ],
 )
-def test_values_are_read(value: dict[str, Any], wanted: object) -> None:
+def test_a_value_is_read_as_the_python_value_that_it_holds(value: dict[str, Any], wanted: object) -> None:
     read_back = read_value(**value)
     assert read_back == wanted
     assert type(read_back) is type(wanted) or isinstance(wanted, Mapping)

@@ -199,17 +199,17 @@ async def assert_serves_on(receiver: OTLPReceiver, tasks: int) -> None:
 
 @fuzz(60)
 @given(st.lists(visits(), min_size=1, max_size=3))
-def test_any_bytes_are_answered_or_the_connection_ends(them: list[Visit]) -> None:
+def test_any_bytes_are_answered_or_the_connection_ends(clients: list[Visit]) -> None:
     async def play() -> None:
         async with OTLPReceiver(listen=False, location_header="X-Tenant", max_request_bytes=MAX_BYTES) as receiver:
             tasks = trio.lowlevel.current_statistics().tasks_living
-            for one in them:
-                heard = await visit(receiver, one)
+            for client in clients:
+                heard = await visit(receiver, client)
                 assert not heard.said or heard.said.startswith(b"HTTP/1.1 ")
-                if one.ending == "half":
+                if client.ending == "half":
                     assert heard.served
-                    assert heard.said[9:12].isdigit() or not b"".join(one.chunks).strip(b"\r\n")
-                elif one.ending == "stay":
+                    assert heard.said[9:12].isdigit() or not b"".join(client.chunks).strip(b"\r\n")
+                elif client.ending == "stay":
                     assert heard.served or b"connection: close" not in heard.said.lower()
             await assert_serves_on(receiver, tasks)
 
@@ -219,7 +219,7 @@ def test_any_bytes_are_answered_or_the_connection_ends(them: list[Visit]) -> Non
 @fuzz(60)
 @given(st.lists(visits(), min_size=1, max_size=5), st.lists(OUTCOMES, max_size=10))
 def test_any_bytes_together_with_any_script_leave_nothing_behind(
-    them: list[Visit], outcomes: list[Answer | Reset | Hang | Drip | None]
+    clients: list[Visit], outcomes: list[Answer | Reset | Hang | Drip | None]
 ) -> None:
     async def play() -> None:
         steps = iter(outcomes)
@@ -229,8 +229,8 @@ def test_any_bytes_together_with_any_script_leave_nothing_behind(
         async with receiver:
             tasks = trio.lowlevel.current_statistics().tasks_living
             async with trio.open_nursery() as nursery:
-                for one in them:
-                    nursery.start_soon(visit, receiver, one)
+                for client in clients:
+                    nursery.start_soon(visit, receiver, client)
             for _ in steps:
                 pass
             await assert_serves_on(receiver, tasks)
@@ -242,13 +242,13 @@ def test_any_bytes_together_with_any_script_leave_nothing_behind(
 
 @fuzz(60)
 @given(visits(), st.integers(0, 3_000))
-def test_leaving_the_receiver_ends_any_conversation_at_once(one: Visit, steps: int) -> None:
+def test_leaving_the_receiver_ends_any_conversation_at_once(client: Visit, steps: int) -> None:
     async def play() -> None:
         start = trio.current_time()
         receiver = OTLPReceiver(listen=False, answers=lambda _request: Hang(), keep=False)
         async with trio.open_nursery() as nursery:
             async with receiver:
-                nursery.start_soon(visit, receiver, one)
+                nursery.start_soon(visit, receiver, client)
                 for _ in range(steps % 30):
                     await trio.lowlevel.checkpoint()
             assert trio.current_time() == start
@@ -335,14 +335,14 @@ def test_the_body_of_a_valid_request_is_stored_if_it_parses_and_refused_otherwis
 
 @fuzz(3, shrink=False)
 @given(st.lists(visits(), min_size=3, max_size=8))
-def test_a_receiver_that_keeps_nothing_holds_no_more_after_more_visits(them: list[Visit]) -> None:
+def test_a_receiver_that_keeps_nothing_holds_no_more_after_more_visits(clients: list[Visit]) -> None:
     async def play() -> None:
         async with OTLPReceiver(listen=False, keep=False, max_request_bytes=MAX_BYTES) as receiver:
 
             async def visit_all() -> None:
                 async with trio.open_nursery() as nursery:
-                    for one in them:
-                        nursery.start_soon(visit, receiver, one)
+                    for client in clients:
+                        nursery.start_soon(visit, receiver, client)
                 # Trio forgets a deadline when it has passed, not when its scope was left.
                 await trio.sleep(2 * PATIENCE)
 

@@ -396,7 +396,7 @@ async def test_spans_of_another_trio_run_are_handed_over() -> None:
 
 
 async def test_a_span_that_ends_while_the_batcher_is_interrupted_is_handed_over() -> None:
-    """A finalizer or a signal handler can end it anywhere; here, while the batcher opens a lane."""
+    """A finalizer or a signal handler can end it anywhere; here, while the batcher opens a location."""
     exporter = InMemoryExporter()
     inner: list[SpanProcessorStatistics] = []
 

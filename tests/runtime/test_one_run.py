@@ -142,7 +142,7 @@ def use_in_two_runs() -> None:
     assert batcher.statistics().accepted == 0
 
 
-async def test_statistics_are_read_anywhere_once_the_batcher_was_left() -> None:
+async def test_statistics_can_be_read_in_any_thread_once_the_batcher_was_left() -> None:
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
         batcher.add_span_nowait("a", make_span())
         with pytest.raises(RuntimeError, match=r"trio\.from_thread\.run_sync\(batcher\.statistics\)"):

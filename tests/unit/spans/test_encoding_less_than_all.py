@@ -372,8 +372,7 @@ def test_a_list_that_is_too_large_by_its_length_is_dropped_before_an_item_is_enc
     assert item.seen == 0
 
 
-def test_common_values_are_unchanged() -> None:
-    # Unusual values that can be expressed: nothing is dropped.
+def test_unusual_values_that_can_be_expressed_are_not_dropped() -> None:
     message = encode(attributes={"generator": iter(()), "nan": float("nan"), "none": None, "": 1}).to_message()
     assert message.dropped_attributes_count == 0
     assert [attribute.key for attribute in message.attributes] == ["generator", "nan", "none", ""]
