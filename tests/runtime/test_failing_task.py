@@ -54,13 +54,13 @@ class InternalError(Exception):
     """A bug of the batcher's own."""
 
 
-@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize("repetition", range(5))
 @pytest.mark.parametrize(
     ("task", "method"),
     [(Scheduler, "_begin_export"), (Scheduler, "_look"), (Delivery, "_answer"), (Delivery, "_next_part")],
 )
 async def test_a_bug_in_a_task_propagates_without_a_group_and_all_waiting_calls_are_woken(
-    task: type, method: str, attempt: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    task: type, method: str, repetition: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: Counter[str] = Counter()
     original = getattr(task, method)
