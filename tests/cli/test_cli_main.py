@@ -153,8 +153,8 @@ def test_the_constraints_pin_every_dependency_and_hold_no_address() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     groups = [*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()]
-    wanted = [*project["project"]["dependencies"], *(item for group in groups for item in group)]
-    names = {_name_of(item) for item in wanted if isinstance(item, str)}
+    expected = [*project["project"]["dependencies"], *(item for group in groups for item in group)]
+    names = {_name_of(item) for item in expected if isinstance(item, str)}
     assert names <= pinned
 
 

@@ -399,7 +399,7 @@ async def test_spans_that_wait_behind_a_probe_are_handed_back_when_their_own_tim
         failing = True
         batcher.add_spans_nowait("a", make_spans(2))
         await trio.sleep(19.9)
-        assert batcher.undelivered == ()
+        assert batcher.statistics().undelivered == 0
         await trio.sleep(0.2)
         (loss,) = batcher.undelivered
         assert loss.reason == "retries exhausted: busy"

@@ -212,7 +212,7 @@ def deep_value() -> object:
 
 def test_a_recursion_error_from_the_callers_full_stack_is_raised_and_drops_nothing() -> None:
     encoder, span = SpanEncoder(), make_span(attributes={"deep": deep_value()})
-    wanted = encoder.encode(span).payload
+    expected = encoder.encode(span).payload
     outcomes: list[object] = []
 
     def descend() -> None:
@@ -230,7 +230,7 @@ def test_a_recursion_error_from_the_callers_full_stack_is_raised_and_drops_nothi
     finally:
         sys.setrecursionlimit(limit)
     assert None in outcomes
-    assert set(outcomes) == {None, wanted}
+    assert set(outcomes) == {None, expected}
 
 
 def test_times_counts_and_flags_may_be_any_type_with_index() -> None:
