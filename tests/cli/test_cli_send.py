@@ -230,7 +230,8 @@ async def test_a_truncated_gzip_file_is_sent_up_to_its_end(tmp_path: Path, lines
     assert len(err.splitlines()) == 1
     document = counts_of(result)
     assert document["invalid"] == 1
-    assert document["delivered"] >= 6
+    # All of the damaged file, except the end that its missing bytes encode, and the six spans of the other file.
+    assert 500 < document["delivered"] - 6 < 600
     assert result.exit_code == 1
 
 

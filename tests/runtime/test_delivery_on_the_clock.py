@@ -118,7 +118,9 @@ async def test_without_a_sensible_retry_after_the_backoff_is_exponential_with_fu
 
 @pytest.mark.parametrize("seconds", [61, 3600, 10**12, 10**400])
 @pytest.mark.parametrize("as_date", [False, True])
-async def test_a_retry_after_is_clipped_by_max_elapsed(seconds: int, as_date: bool, autojump_clock: MockClock) -> None:
+async def test_a_batch_is_handed_back_at_once_if_its_retry_after_ends_after_max_elapsed(
+    seconds: int, as_date: bool, autojump_clock: MockClock
+) -> None:
     # A date is relative to now, not to the response.
     value = http_date(40 + min(seconds, 10**9)) if as_date else str(seconds)
     async with in_memory(busy("40"), busy(value)) as receiver:

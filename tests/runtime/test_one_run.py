@@ -168,9 +168,9 @@ def errors_in_a_child(child: Callable[[], object]) -> str:
             os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        error = pipe.read().decode()
+        output = pipe.read().decode()
     os.waitpid(pid, 0)
-    return error
+    return output
 
 
 def drive(coro: Any) -> object:
