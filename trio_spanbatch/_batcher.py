@@ -1,4 +1,4 @@
-"""`SpanBatcher`, the public interface of the supervisor, admission and locations."""
+"""`SpanBatcher`, the public interface of the supervisor and the scheduler."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ __all__ = ["SpanBatcher"]
 
 _NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as batcher:`"
 
-# ``add_spans`` lets other tasks run after this many spans: encoding one takes 10 to 20 us.
-_SPANS_A_CHECKPOINT = 64
+# ``add_spans`` executes a checkpoint after this many spans: encoding one takes 10 to 20 us.
+_SPANS_PER_CHECKPOINT = 64
 
-# A flush lets other tasks run after this many locations: watching one takes 2 us.
-_LOCATIONS_A_CHECKPOINT = 256
+# ``flush`` executes a checkpoint after this many locations: each takes 2 us.
+_LOCATIONS_PER_CHECKPOINT = 256
 
 _tell_accepted = trio.lowlevel.enable_ki_protection(tell_accepted)
 
 
 @attrs.define
 class _Progress:
-    """How many spans an ``add_spans`` has accepted."""
+    """The number of spans that a call of ``add_spans`` has accepted."""
 
     accepted: int = 0
 
@@ -76,24 +76,26 @@ class SpanBatcher:
 
     When the ``async with`` ends, for any reason and within ``shutdown_timeout``, each accepted span has been delivered,
     rejected by the server, or handed back undelivered, the latter two with a reason. Spans can be added inside the
-    ``async with``, in the trio run in which it was entered; adding them in another run or in a forked child raises
-    `RuntimeError`. The batcher must be left by the task that entered it.
+    ``async with``, in the trio run in which it was entered. Adding spans or flushing before it is entered, in another
+    run or in a forked child raises `RuntimeError`. The batcher must be left by the task that entered it.
 
     Args:
         exporter: Sends the batches; by default `OTLPExporter.from_env`. The batcher closes it at the end.
-        batch: When a batch is due, or a function of the location that returns a policy, called once for each location
-            when it is opened. By default from the ``OTEL_BSP_*`` variables.
+        batch: When a batch is due, or a function of the location that returns such a policy. The function is called
+            when a location becomes live. By default from the ``OTEL_BSP_*`` variables.
         limits: Limits on pending spans and running exports. By default from the ``OTEL_BSP_*`` variables.
-        retry: How often an export is repeated. By default an attempt may take ``OTEL_BSP_EXPORT_TIMEOUT``, or 30 s
-            without that, or what the exporter needs if that is more (`OTLPExporter.timeout`).
-        shutdown_timeout: The maximum number of seconds for leaving the ``async with``; `math.inf` for no limit.
+        retry: The backoff between attempts, and the limits on their time. By default, an attempt may take
+            ``OTEL_BSP_EXPORT_TIMEOUT`` (30 s if that is not set), or longer if the exporter needs that
+            (`OTLPExporter.timeout`).
+        shutdown_timeout: The maximum time for leaving the ``async with``, in seconds; `math.inf` for no limit.
         strict: Raise `UndeliveredSpansError` at the end if spans were rejected or undelivered, the body ended cleanly
             and no cancel is pending.
-        on_loss: Called immediately, in the trio thread, with each `Loss`. It must be synchronous, and may add spans. An
-            exception from it is logged; a `SystemExit` or similar is also raised when the batcher is left.
+        on_loss: Called with each `Loss` as soon as it happens, in the trio thread. It must be synchronous, and may add
+            spans. An exception from it is logged; a `SystemExit` or similar is also raised when the batcher is left.
         rng: The source of the jitter of backoffs, to make a run repeatable.
         logger: The logger for messages; by default the logger ``trio_spanbatch``.
-        log_level: The level of messages about failing and recovering locations. Lost spans and bugs are errors.
+        log_level: The level of messages about failing and recovering locations. Lost spans and bugs are logged at
+            `logging.ERROR`.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -153,7 +155,7 @@ class SpanBatcher:
     # -- adding ------------------------------------------------------------------------------------------------
 
     def add_span_nowait(self, location: str, span: SpanLike | EncodedSpan) -> None:
-        """Accept a span if there is space for it now.
+        """Accept a span if there is space for it now. Does not wait.
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
@@ -173,10 +175,10 @@ class SpanBatcher:
             raise trio.WouldBlock
 
     def add_spans_nowait(self, location: str, spans: Iterable[SpanLike | EncodedSpan]) -> None:
-        """Accept all of ``spans``, or none.
+        """Accept all of ``spans`` or none. Does not wait.
 
         Raises:
-            ValueError: The spans can never all fit at once.
+            ValueError: The limits never allow all of them to be pending at once.
             trio.WouldBlock: There is no space for all of them now.
             InvalidSpanError: One of them cannot be encoded.
             InvalidLocationError: Nothing can be sent to the location.
@@ -191,7 +193,7 @@ class SpanBatcher:
             raise trio.WouldBlock
 
     def _encoded_if_they_fit(self, spans: Iterable[SpanLike | EncodedSpan]) -> list[EncodedSpan]:
-        """Encode the spans. Raise as soon as they are more than may ever be pending together."""
+        """Encode the spans. Raise `ValueError` as soon as they are more than may ever be pending at once."""
         if isinstance(spans, Sized):
             self._admission.check_can_ever_fit(len(spans), 0)
         encoded: list[EncodedSpan] = []
@@ -206,8 +208,8 @@ class SpanBatcher:
     async def add_span(self, location: str, span: SpanLike | EncodedSpan) -> None:
         """Accept a span, waiting until there is space.
 
-        The adders of a location are served in order of arrival. Always a checkpoint. If this is cancelled, the span was
-        not accepted.
+        Waiting callers are served in order of arrival for each location. This is always a checkpoint. If it is
+        cancelled, the span was not accepted.
 
         Args:
             location: The span's location, a str of 1 to 1,024 characters that the exporter can send to.
@@ -230,8 +232,8 @@ class SpanBatcher:
 
         If this raises, a prefix of ``spans`` was accepted, as with ``SendStream.send_all``. The exception, even a
         `trio.Cancelled` or one from ``spans``, has the number of accepted spans in an attribute ``accepted``, or in a
-        note if it takes no attribute. Spans are encoded just before they are accepted. Other adders' spans may be
-        accepted in between. Always a checkpoint.
+        note if it takes no attribute. Spans are encoded just before they are accepted. Spans of other callers may be
+        accepted in between. This is always a checkpoint.
 
         Raises:
             InvalidSpanError: A span cannot be encoded.
@@ -251,7 +253,7 @@ class SpanBatcher:
         self._check_open()
         waited = False
         for span in spans:
-            if progress.accepted and progress.accepted % _SPANS_A_CHECKPOINT == 0:
+            if progress.accepted and progress.accepted % _SPANS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
             # Checked for each span, as the batcher may have been closed meanwhile.
             self._check_open()
@@ -285,7 +287,7 @@ class SpanBatcher:
                 return True
             return self._try_admit_first(location, live, span)
         except trio.WouldBlock:
-            # A finalizer or signal handler took the space after this had looked.
+            # A finalizer or signal handler took the space after it was checked.
             return False
 
     def _try_admit_first(self, location: str, live: Location | None, span: EncodedSpan) -> bool:
@@ -328,9 +330,12 @@ class SpanBatcher:
     async def flush(self, location: str | None = None) -> FlushReport:
         """Wait until every span accepted before this call is accounted for.
 
-        Makes the spans due immediately, for all locations or for one. Retries and backoffs are waited for; use
-        ``trio.move_on_after`` for a time limit. Always a checkpoint. If this is cancelled, the spans are still
-        delivered later.
+        Makes the spans due immediately, of all locations or of one. This includes retries and backoffs; use
+        ``trio.move_on_after`` for a time limit. This is always a checkpoint. If it is cancelled, the spans stay due and
+        are delivered as usual.
+
+        Args:
+            location: The location; None for all.
 
         Returns:
             The outcome of these spans.
@@ -350,7 +355,7 @@ class SpanBatcher:
             for number, one in enumerate(live, 1):
                 if one is not None:
                     self._scheduler.watch(one, flush)
-                if number % _LOCATIONS_A_CHECKPOINT == 0:
+                if number % _LOCATIONS_PER_CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
             flush.watches_all = True
             await self._runtime.wait_until_flushed(flush)
@@ -359,12 +364,12 @@ class SpanBatcher:
         return flush.report()
 
     def statistics(self) -> SpanBatcherStatistics:
-        """Return a snapshot of all counts. Takes time in proportion to the number of locations.
+        """Return a snapshot of all counts. Takes time proportional to the number of locations.
 
-        Can be called before, in and after the ``async with``; while there are locations, only in the batcher's run.
+        Can be called before, inside and after the ``async with``.
 
         Raises:
-            RuntimeError: The caller is in a thread or in another trio run.
+            RuntimeError: There are live locations, and the caller is in another thread or trio run.
         """
         if self._live and not self._supervisor.is_here():
             raise RuntimeError(
@@ -376,9 +381,9 @@ class SpanBatcher:
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:
-        """The batches that were handed back, if there is no ``on_loss``, to be stored or added again.
+        """The batches that were handed back, to be stored or added again. Empty if there is an ``on_loss``.
 
-        At most ``Limits.max_pending_bytes`` are kept; the rest is counted and logged.
+        Batches of at most ``Limits.max_pending_bytes`` in all are kept; others are counted and logged.
         """
         return self._runtime.losses.kept
 

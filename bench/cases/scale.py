@@ -1,4 +1,4 @@
-"""Scale: many locations and many pending spans, as numbers of objects and of bytes, and as the longest step."""
+"""Scale: the cost of many locations and of many pending spans, in CPU time, memory, and the longest step of a task."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from trio_spanbatch._spans.encoder import SpanEncoder
 
 __all__ = ["CASE"]
 
-_SPANS_A_LOCATION = 20
+_SPANS_PER_LOCATION = 20
 _BATCH = 512
-_ROOM = 1 << 40
-_ANY_NUMBER = Limits(
-    max_queued_spans=_ROOM, max_pending_bytes=_ROOM, max_pending_bytes_per_location=_ROOM, max_locations=1 << 20
+_HUGE = 1 << 40
+_NO_LIMITS = Limits(
+    max_queued_spans=_HUGE, max_pending_bytes=_HUGE, max_pending_bytes_per_location=_HUGE, max_locations=1 << 20
 )
 
 
@@ -36,12 +36,12 @@ def _locations(count: int) -> list[str]:
     return [f"main.agents.spans_{number}" for number in range(count)]
 
 
-# -- the cost of many locations, as a share of what the SDK's encoder takes ----------------------------------------
+# -- the CPU time of many locations, relative to that of the SDK's encoder -----------------------------------------
 
 
 def _prepared_share(setup: Setup) -> Round:
     many = setup.size(10_000, 100)
-    spans = frozen_agent_spans(many * _SPANS_A_LOCATION)
+    spans = frozen_agent_spans(many * _SPANS_PER_LOCATION)
 
     def cost(count: int, limits: Limits) -> float:
         return trio.run(sent, spans, count, limits).cpu
@@ -58,7 +58,7 @@ def _prepared_share(setup: Setup) -> Round:
     return run_round
 
 
-# -- what a live location takes ------------------------------------------------------------------------------------
+# -- the memory of a live location ---------------------------------------------------------------------------------
 
 
 def _prepared_objects(setup: Setup) -> Round:
@@ -71,10 +71,10 @@ def _prepared_objects(setup: Setup) -> Round:
 
 
 async def _live(spans: list[EncodedSpan]) -> Figures:
-    """Measure a location that holds a span, without the span, which was made before."""
+    """Measure the memory of a location with a pending span, excluding the span, which is created before."""
     exporter = KeepsIds()
     locations = _locations(len(spans))
-    async with SpanBatcher(exporter, limits=_ANY_NUMBER, batch=BatchPolicy(max_delay=1000)) as batcher:
+    async with SpanBatcher(exporter, limits=_NO_LIMITS, batch=BatchPolicy(max_delay=1000)) as batcher:
         gc.collect()
         objects = len(gc.get_objects())
         tracemalloc.start()
@@ -94,7 +94,7 @@ async def _live(spans: list[EncodedSpan]) -> Figures:
 
 
 class _Steps:
-    """An instrument that notes the longest step of any task, in milliseconds of CPU time."""
+    """An instrument that measures the longest step of any task, in milliseconds of CPU time."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -135,7 +135,7 @@ async def _stepped(spans: list[EncodedSpan], is_flushed: bool) -> Figures:
     exporter, steps = KeepsIds(), _Instrument()
     locations = _locations(len(spans))
     figures: Figures = {}
-    batcher = SpanBatcher(exporter, limits=_ANY_NUMBER, batch=BatchPolicy(max_delay=1000 if is_flushed else 2))
+    batcher = SpanBatcher(exporter, limits=_NO_LIMITS, batch=BatchPolicy(max_delay=1000 if is_flushed else 2))
     await batcher.__aenter__()
     try:
         trio.lowlevel.add_instrument(steps)
@@ -148,12 +148,12 @@ async def _stepped(spans: list[EncodedSpan], is_flushed: bool) -> Figures:
             statistics = batcher.statistics()
             figures["statistics"] = (time.process_time() - began) * 1e3
             if statistics.delivered != len(spans):
-                raise AssertionError("a flush has returned too early")
+                raise AssertionError("a flush returned too early")
             steps.take()
         else:
             await _add(batcher, locations, spans)
             steps.take()
-            # Later than the last of them.
+            # By then, all of them are due.
             await trio.sleep(4)
             figures["due"] = steps.longest
     finally:
@@ -173,7 +173,7 @@ async def _add(batcher: SpanBatcher, locations: list[str], spans: list[EncodedSp
             await trio.lowlevel.checkpoint()
 
 
-# -- a full pass of the garbage collector --------------------------------------------------------------------------
+# -- a full garbage collection -------------------------------------------------------------------------------------
 
 
 def _prepared_collector(setup: Setup) -> Round:
@@ -191,25 +191,25 @@ async def _collected(count: int) -> Figures:
     encoder_span = _encoded(1)[0]
     payload, headers = encoder_span.payload, encoder_span.headers
     objects = deque(EncodedSpan(b"%s" % payload, headers) for _ in range(count))
-    before = _pass()
+    before = _full_collection()
     del objects
     exporter = KeepsIds()
     figures = {"as objects": before}
-    async with SpanBatcher(exporter, limits=_ANY_NUMBER, batch=BatchPolicy(max_delay=math.inf)) as batcher:
+    async with SpanBatcher(exporter, limits=_NO_LIMITS, batch=BatchPolicy(max_delay=math.inf)) as batcher:
         for number, location in zip(range(count), cycle(_locations(50)), strict=False):
             batcher.add_span_nowait(location, EncodedSpan(b"%s" % payload, headers))
             if number % 20_000 == 0:
                 # The first batches are exported, and with them the slots of all locations are taken.
                 gc.collect(0)
-        figures["pending"] = _pass()
+        figures["pending"] = _full_collection()
     if len(exporter.ids) != count:
         raise AssertionError(f"{len(exporter.ids)} of {count} spans arrived")
     gc.unfreeze()
     return figures
 
 
-def _pass() -> float:
-    """Return the milliseconds that a full pass takes."""
+def _full_collection() -> float:
+    """Return how long a full collection takes, in milliseconds."""
     gc.collect()
     times = []
     for _ in range(3):
@@ -236,15 +236,16 @@ CASE = Case(
     name="scale",
     title="Scale",
     about=(
-        "10,000 locations and a million pending spans, with an exporter in memory. What the locations cost is the CPU "
-        "time of 200,000 spans to 10,000 locations less that of the same spans to one, as a share of what the SDK's "
-        "encoder takes for them in the same round. The longest step is that of any task, with the garbage collector "
-        "off. A full pass of the collector over pending spans is compared with one over as many `EncodedSpan` objects."
+        "10,000 locations and a million pending spans, with an exporter in memory. The cost of the locations is the "
+        "CPU time for 200,000 spans in 10,000 locations minus that for the same spans in one, relative to the CPU "
+        "time that the SDK's encoder needs for them in the same round. The longest step is that of any task, with the "
+        "garbage collector off. A full collection with pending spans is compared with one with as many `EncodedSpan` "
+        "objects."
     ),
     sides=_KINDS,
     rows=(
         Row(
-            "10,000 locations: CPU more than one, per CPU of the SDK's encoder",
+            "10,000 locations: CPU in addition to one location, per CPU of the SDK's encoder",
             "share",
             "",
             Limit(1.0),
@@ -252,14 +253,14 @@ CASE = Case(
             side=_SHARE,
         ),
         Row("The same with the default byte budget", "share, default budget", "", Limit(1.0), 0.15, side=_SHARE),
-        Row("A live location: objects of the garbage collector", "objects", "", Limit(20), 1.0, side=_LIVE),
+        Row("A live location: objects that the garbage collector tracks", "objects", "", Limit(20), 1.0, side=_LIVE),
         Row("A live location: bytes, without its span", "bytes", "bytes", Limit(4096), 1.0, side=_LIVE),
         *(
             Row(f"Longest step with 10,000 locations: {what}", what, "ms CPU", Limit(5.0), 1.0, side=_STEP)
             for what in ("adding", "flush", "statistics", "all due at once", "leaving")
         ),
         Row(
-            "1,000,000 pending spans: a full pass of the collector",
+            "1,000,000 pending spans: a full garbage collection",
             "pending",
             "ms",
             f"{_COLLECTOR}: as objects",

@@ -176,9 +176,9 @@ FAULTS = (
     PlantedFault(
         "a location that is evicted for another one does not end",
         "_scheduler/scheduler.py",
-        '        """End a location if it is live and empty. Return whether it was."""\n'
+        '        """Evict a location if it is live and empty. Return whether it was."""\n'
         "        self.admission.touch(location)\n",
-        '        """End a location if it is live and empty. Return whether it was."""\n',
+        '        """Evict a location if it is live and empty. Return whether it was."""\n',
         first="state machine",
     ),
     # -- admission -------------------------------------------------------------------------------------------------
@@ -228,8 +228,8 @@ FAULTS = (
     PlantedFault(
         "a change that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if self._unfinished is not None or self._rest is not None:\n            self.finish()\n",
-        "        if self._rest is not None:\n            self.finish()\n",
+        "        if self._unfinished is not None or self._bulk is not None:\n            self.finish()\n",
+        "        if self._bulk is not None:\n            self.finish()\n",
         first="interruption sweep",
         scenario="any_line and add and not trio",
     ),
@@ -244,13 +244,13 @@ FAULTS = (
     PlantedFault(
         "a list of spans that was interrupted is not finished",
         "_scheduler/admission.py",
-        "        if (rest := self._rest) is not None and rest.is_given_up:\n            self._finish_rest(rest)\n",
+        "        if (bulk := self._bulk) is not None and bulk.is_interrupted:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
         scenario="any_line and add and not trio",
     ),
     PlantedFault(
-        "a Growth is stored twice",
+        "a batch that becomes full is stored twice",
         "_scheduler/admission.py",
         "        if growth is not None:\n            for batch in growth.full:\n"
         "                if not location.full or location.full[-1].end < batch.end:\n"
@@ -262,42 +262,42 @@ FAULTS = (
     PlantedFault(
         "a span that is added without waiting overtakes those that wait for bytes",
         "_scheduler/admission.py",
-        "            or location.waiting\n            or self.byte_line\n        ):\n            return False\n"
+        "            or location.waiting\n            or self.byte_queue\n        ):\n            return False\n"
         "        batch",
         "            or location.waiting\n        ):\n            return False\n        batch",
         first="state machine",
     ),
     PlantedFault(
-        "an adder joins the line for bytes in the scheduler's next step only",
+        "an adder joins the queue for bytes only in the scheduler's next step",
         "_scheduler/admission.py",
-        "        location.waiting[waiter] = None\n        self.line_up(location)\n",
+        "        location.waiting[waiter] = None\n        self.update_byte_queue(location)\n",
         "        location.waiting[waiter] = None\n",
         first="state machine",
     ),
     PlantedFault(
-        "the line for bytes is overtaken by a location that comes later",
+        "a location that comes later overtakes the queue for bytes",
         "_scheduler/admission.py",
-        "        others_are_first = next(iter(self.byte_line), location) is not location\n",
+        "        others_are_first = next(iter(self.byte_queue), location) is not location\n",
         "        others_are_first = False\n",
         first="state machine",
     ),
     PlantedFault(
-        "the location that was served for bytes stays first in their line",
+        "the location that was served for bytes stays first in the queue for bytes",
         "_scheduler/admission.py",
-        "            self.byte_line.pop(location, None)\n            if location.waiting and self.byte_line:\n"
+        "            self.byte_queue.pop(location, None)\n            if location.waiting and self.byte_queue:\n"
         "                # It goes to the end.\n",
-        "            if location.waiting and self.byte_line:\n                # It goes to the end.\n",
+        "            if location.waiting and self.byte_queue:\n                # It goes to the end.\n",
         first="state machine",
     ),
     PlantedFault(
-        "a withdrawn adder leaves nothing to look at",
+        "the location of a withdrawn adder is not looked at",
         "_scheduler/admission.py",
         "        location = waiter.location\n        self.touch(location)\n",
         "        location = waiter.location\n",
         first="state machine",
     ),
     PlantedFault(
-        "an adder that joins is not looked at",
+        "the location of an adder that joins is not looked at",
         "_scheduler/admission.py",
         "        self.touch(location)\n        location.waiting[waiter] = None\n",
         "        location.waiting[waiter] = None\n",
@@ -311,9 +311,9 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a slot that is given back goes to no location that waits in line",
+        "a slot that is given back goes to no location that waits for one",
         "_scheduler/scheduler.py",
-        "        if self.slots.free and self.slots.line:\n            return next(iter(self.slots.line))\n",
+        "        if self.slots.free and self.slots.queue:\n            return next(iter(self.slots.queue))\n",
         "",
         first="state machine",
     ),
@@ -368,7 +368,7 @@ FAULTS = (
     ),
     # -- the scheduler's steps and orders --------------------------------------------------------------------------
     PlantedFault(
-        "the mark of a location in the inbox is not cleared",
+        "a location that leaves the inbox is still marked as being in it",
         "_scheduler/scheduler.py",
         "            touched.is_in_inbox = False\n",
         "",
@@ -389,14 +389,14 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a settled batch frees space that nobody looks at",
+        "the space that a settled batch frees is not given to waiting adders",
         "_scheduler/scheduler.py",
         "            self._note_empty(location)\n        self.admission.touch(location)\n",
         "            self._note_empty(location)\n",
         first="state machine",
     ),
     PlantedFault(
-        "a flush makes nothing due until somebody looks",
+        "a flush does not have its locations looked at",
         "_scheduler/scheduler.py",
         "        self.admission.touch(location)\n        if location.flushes is None:\n",
         "        if location.flushes is None:\n",
@@ -461,10 +461,10 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a location over its share is not looked at when a slot can be spared",
+        "a location that waits for a spare slot is not looked at when one can be spared",
         "_scheduler/scheduler.py",
-        "        if self.slots.over_share and self._can_spare():\n"
-        "            return next(iter(self.slots.over_share))\n",
+        "        if self.slots.spare_queue and self._can_spare():\n"
+        "            return next(iter(self.slots.spare_queue))\n",
         "",
         first="state machine",
     ),
@@ -490,17 +490,17 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "a location in line for a slot is overtaken",
+        "a location that waits for a slot is overtaken",
         "_scheduler/scheduler.py",
-        "            if not slots.free or next(iter(slots.line), location) is not location:\n",
+        "            if not slots.free or next(iter(slots.queue), location) is not location:\n",
         "            if not slots.free:\n",
         first="state machine",
     ),
     PlantedFault(
         "an outdated entry of the agenda is taken for the location's next time",
         "_scheduler/agenda.py",
-        "        if at < location.look_at:\n",
-        "        if location.look_at == math.inf:\n",
+        "        if at < location.next_look_at:\n",
+        "        if location.next_look_at == math.inf:\n",
         first="state machine",
     ),
     # -- flushing --------------------------------------------------------------------------------------------------

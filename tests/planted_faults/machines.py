@@ -24,7 +24,7 @@ from tests.support.processes import run_to_end
 
 __all__ = ["MACHINES", "Search", "find"]
 
-_SWEEP = "tests/runtime/test_books_signals.py"
+_SWEEP = "tests/runtime/test_signal_handlers.py"
 
 # The maximum number of runs of a machine for a fault. A fault needs at most a fiftieth of this on average, with the
 # machine that it names, so it is missed once in e**50 times.

@@ -1,4 +1,4 @@
-"""With the garbage collector off, everything of a batch is freed: nothing keeps itself alive in a cycle."""
+"""All objects of a batch are freed without the garbage collector: none is part of a reference cycle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def alive() -> list[object]:
 
 @pytest.fixture(autouse=True)
 def collector_off() -> Iterator[None]:
-    # Nor are exceptions kept by pytest, which keeps what is logged.
+    # Logging is disabled because pytest keeps log records, and with them exceptions and their frames.
     logging.disable()
     gc.collect()
     gc.disable()
@@ -51,7 +51,7 @@ def collector_off() -> Iterator[None]:
 
 
 class Exporter:
-    """Answers with a function of the number of the request and of the batch."""
+    """Returns the result of a function of the request's number and the batch."""
 
     def __init__(self, answer: Callable[[int, SpanBatch], ExportResult]) -> None:
         self._answer = answer
@@ -98,11 +98,11 @@ def run(answer: Callable[[int, SpanBatch], ExportResult], act: Callable[[SpanBat
             batch=BatchPolicy(max_spans=4),
             limits=Limits(max_queued_spans=8, location_idle_timeout=1),
             retry=RetryPolicy(max_elapsed=20, attempt_timeout=5),
-            # They are not kept.
+            # Without on_loss, the batcher would keep the undelivered batches.
             on_loss=lambda loss: None,
         ) as batcher:
             await act(batcher)  # type: ignore[misc]  # an async function
-            # All batches are done with, and the location has ended.
+            # By now all spans are accounted for, and the location has ended.
             await trio.sleep(100)
             assert not batcher.statistics().queued
             assert alive()[before:] == []
@@ -117,11 +117,11 @@ async def add(batcher: SpanBatcher) -> None:
 
 
 @pytest.mark.parametrize("answer", [delivered, refused, isolated, retried, handed_back, raising])
-def test_everything_of_a_batch_is_freed(answer: Callable[[int, SpanBatch], ExportResult]) -> None:
+def test_all_objects_of_a_batch_are_freed(answer: Callable[[int, SpanBatch], ExportResult]) -> None:
     run(answer, add)
 
 
-def test_everything_of_an_attempt_that_timed_out_is_freed() -> None:
+def test_all_objects_of_an_attempt_that_timed_out_are_freed() -> None:
     class Hanging(Exporter):
         async def export(self, batch: SpanBatch) -> ExportResult:
             await trio.sleep_forever()
@@ -157,17 +157,17 @@ async def wait(batcher: SpanBatcher) -> None:
 
 
 @pytest.mark.parametrize("act", [flush, wait])
-def test_everything_of_a_flush_and_of_a_waiting_adder_is_freed(act: Callable[[SpanBatcher], object]) -> None:
+def test_all_objects_of_a_flush_and_of_a_waiting_adder_are_freed(act: Callable[[SpanBatcher], object]) -> None:
     run(delivered, act)
 
 
-def test_everything_is_freed_after_a_batcher_was_left_with_spans() -> None:
+def test_all_objects_are_freed_after_a_batcher_was_left_with_pending_spans() -> None:
     async def main() -> None:
         before = len(alive())
         async with SpanBatcher(Exporter(handed_back), shutdown_timeout=1, on_loss=lambda loss: None) as batcher:
             await add(batcher)
         assert batcher.statistics().undelivered == 7
-        # A batcher knows its last locations as long as it lives.
+        # A batcher keeps references to its last locations.
         assert [one for one in alive()[before:] if type(one) is not Location] == []
 
     trio.run(main, clock=MockClock(autojump_threshold=0))

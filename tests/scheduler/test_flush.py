@@ -192,3 +192,33 @@ async def test_a_flush_ends_when_its_batches_are_given_up(autojump_clock: MockCl
             nursery.start_soon(flush)
             await wait_all_tasks_blocked()
     assert [report.undelivered for report in reports] == [3]
+
+
+async def test_a_flush_over_many_locations_returns_if_one_ends_and_comes_back_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    # So many that the flush lets other tasks run before it has looked at the last one.
+    names = [f"location {number}" for number in range(257)]
+    async with watched_batcher(
+        InMemoryExporter(), NEVER, limits=Limits(max_locations=len(names), location_idle_timeout=math.inf)
+    ) as batcher:
+        for name in names:
+            batcher.add_span_nowait(name, make_span())
+        # The last one is empty for longest, so it makes way for another one.
+        await batcher.flush(names[-1])
+        await batcher.flush()
+
+        async def replace_the_last() -> None:
+            batcher.add_span_nowait("another", make_span())
+            batcher.add_span_nowait(names[-1], make_span())
+            await trio.lowlevel.checkpoint()
+
+        for _ in range(5):
+            # The order of the two tasks is random.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(replace_the_last)
+                with trio.fail_after(1000):
+                    await batcher.flush()
+            await batcher.flush("another")
+            await batcher.flush(names[-1])
+            await batcher.flush()

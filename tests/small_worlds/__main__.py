@@ -1,4 +1,4 @@
-"""``python -m tests.small_worlds``: every order of events in each small world, to its whole depth.
+"""``python -m tests.small_worlds``: explore every order of events in each small world, to its full depth.
 
 It prints the number of distinct states, and exits with 1 if that is not the expected one, or if a rule was broken.
 """
@@ -21,17 +21,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.small_worlds", description="Drive the scheduler through every order of events."
     )
-    parser.add_argument("--quick", action="store_true", help="only as deep as the tests that run always")
-    parser.add_argument("--compare", action="store_true", help="measure the state machines' steps a second as well")
+    parser.add_argument("--quick", action="store_true", help="only to the depth of the tests that are not marked long")
+    parser.add_argument(
+        "--compare", action="store_true", help="also measure the steps per second of the state machines"
+    )
     options = parser.parse_args(arguments)
     depths = {name: world.quick_depth if options.quick else world.depth for name, world in WORLDS.items()}
     failed = False
     with ProcessPoolExecutor(min(len(WORLDS), os.cpu_count() or 1)) as pool:
-        runs = {name: pool.submit(explore, WORLDS[name].menu, depth) for name, depth in depths.items()}
+        runs = {name: pool.submit(explore, WORLDS[name].config, depth) for name, depth in depths.items()}
         for name, run in runs.items():
             found = run.result()
             expected = WORLDS[name].quick_states if options.quick else WORLDS[name].states
-            print(_told(name, depths[name], found), flush=True)
+            print(_describe(name, depths[name], found), flush=True)
             if found.states != expected:
                 print(f"FAILED: {name}: {expected:,} states were expected")
                 failed = True
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
-def _told(name: str, depth: int, found: Explored) -> str:
+def _describe(name: str, depth: int, found: Explored) -> str:
     ran, seconds = found.events + found.repeated, found.seconds
     return (
         f"{name}: {found.states:,} distinct states to depth {depth}, {found.orders:,} orders of events, "

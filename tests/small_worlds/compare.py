@@ -1,4 +1,4 @@
-"""How many steps a second the state machines make: that of the whole batcher, and that of the scheduler."""
+"""Compare the speed of two state machines: that of the whole batcher, and that of the scheduler alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class _Counted(SpanBatcherMachine):
 
 
 def rate_of_batcher(sequences: int = 40) -> float:
-    """Return how many rules a second the state machine of the whole batcher carries out."""
+    """Return how many rules per second of CPU time the state machine of the whole batcher carries out."""
     began, before = time.process_time(), _Counted.rules_run
     run_state_machine(sequences, seed=1, machine=_Counted)
     return (_Counted.rules_run - before) / (time.process_time() - began)
 
 
 def rate_of_scheduler(sequences: int = 100) -> float:
-    """Return how many events a second the state machine of the scheduler alone carries out."""
+    """Return how many events per second of CPU time the state machine of the scheduler alone carries out."""
     began, before = time.process_time(), SchedulerMachine.events
     run_machine(sequences, seed=1)
     return (SchedulerMachine.events - before) / (time.process_time() - began)

@@ -1,8 +1,8 @@
-"""Every order of events in a small world.
+"""Explore every order of events in a small world.
 
-States that can only differ in names of objects and in the absolute time are the same state, so each is explored once,
-at the least depth at which it is reached. A state is kept as the events that led to it: the scheduler cannot be copied,
-and repeating ten events is quick.
+States that differ only in the identity of objects and in the absolute time count as the same state. Each state is
+explored once, at the smallest depth at which it is reached. It is stored as the events that led to it: the scheduler
+cannot be copied, and repeating ten events is fast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable
 
 import attrs
 
-from tests.unit.scheduler.support import Event, Menu, World, replayed
+from tests.unit.scheduler.support import Event, World, WorldConfig, replayed
 from trio_spanbatch._scheduler.location import Lease, Location
 
 __all__ = ["BadWorldError", "Explored", "explore", "key_of"]
@@ -25,15 +25,15 @@ class BadWorldError(Exception):
 
 @attrs.define
 class Explored:
-    """What was explored.
+    """The result of an exploration.
 
     Attributes:
         by_depth: How many distinct states are first reached at each depth.
-        events: The events after which the whole state was checked: each that may come next, in each state.
-        repeated: The events that were repeated to get to a state again.
+        events: The number of events after which the state was checked: every possible event in each state.
+        repeated: The number of events that were repeated to reach a state again.
         orders: The number of orders of events, up to the depth or the end of the world.
-        order_steps: The events in all these orders together.
-        seconds: The CPU time.
+        order_steps: The number of events in all these orders together.
+        seconds: The CPU time, in seconds.
     """
 
     by_depth: list[int] = attrs.Factory(lambda: [1])
@@ -49,27 +49,27 @@ class Explored:
         return sum(self.by_depth)
 
 
-def explore(menu: Menu, depth: int) -> Explored:
-    """Carry out every order of events up to a depth, check each state, and drain each of the last ones.
+def explore(config: WorldConfig, depth: int) -> Explored:
+    """Carry out every order of events up to ``depth``, check each state, and drain from each state at that depth.
 
     Raises:
         BadWorldError: A rule was broken.
     """
     found, began = Explored(), time.process_time()
-    numbers: dict[Hashable, int] = {key_of(World(menu)): 0}
-    # To which states the events of each state lead.
+    numbers: dict[Hashable, int] = {key_of(World(config)): 0}
+    # For each state, the states to which its events lead.
     following: dict[int, list[int]] = {}
-    # The states of the present depth, and the events that lead to each.
+    # The states at the current depth, and the events that lead to each.
     edge: list[tuple[int, tuple[Event, ...]]] = [(0, ())]
     for _ in range(depth):
         beyond: list[tuple[int, tuple[Event, ...]]] = []
         for number, path in edge:
             following[number] = []
-            for event in replayed(menu, path).enabled():
-                world = replayed(menu, path)
+            for event in replayed(config, path).enabled():
+                world = replayed(config, path)
                 found.repeated += len(path)
                 found.events += 1
-                _checked(world, event, path)
+                _check(world, event, path)
                 key = key_of(world)
                 if key not in numbers:
                     numbers[key] = len(numbers)
@@ -78,7 +78,7 @@ def explore(menu: Menu, depth: int) -> Explored:
         edge = beyond
         found.by_depth.append(len(edge))
     for _, path in edge:
-        _drained(menu, path)
+        _drain(config, path)
     _count_orders(found, following, depth)
     found.seconds = time.process_time() - began
     return found
@@ -98,22 +98,22 @@ def _count_orders(found: Explored, following: dict[int, list[int]], depth: int) 
         ways = longer
 
 
-def _drained(menu: Menu, path: tuple[Event, ...]) -> None:
+def _drain(config: WorldConfig, path: tuple[Event, ...]) -> None:
     try:
-        replayed(menu, path).finish()
+        replayed(config, path).finish()
     except Exception as failure:
-        raise BadWorldError(_told([*path, ("finish", 0, 0)])) from failure
+        raise BadWorldError(_describe([*path, ("finish", 0, 0)])) from failure
 
 
-def _checked(world: World, event: Event, path: Iterable[Event]) -> None:
+def _check(world: World, event: Event, path: Iterable[Event]) -> None:
     try:
         world.do(event)
         world.check()
     except Exception as failure:
-        raise BadWorldError(_told([*path, event])) from failure
+        raise BadWorldError(_describe([*path, event])) from failure
 
 
-def _told(events: Iterable[Event]) -> str:
+def _describe(events: Iterable[Event]) -> str:
     return "after " + ", ".join(" ".join(str(part) for part in event if part not in (0, "")) for event in events)
 
 
@@ -127,7 +127,9 @@ def key_of(world: World) -> Hashable:
     def name(location: Location) -> Hashable:
         return names.get(location, (location.name, "old"))
 
-    entries = [(at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.look_at]
+    entries = [
+        (at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.next_look_at
+    ]
     ranked = [(size, number, name(one)) for size, number, one in scheduler._ranking._entries if not one.has_ended]
     return (
         world.added,
@@ -142,14 +144,16 @@ def key_of(world: World) -> Hashable:
             (name_, account.accepted, max(account.not_before - now, 0.0), account.refuses_everything)
             for name_, account in scheduler.ledger.accounts().items()
         ),
-        tuple((parcel.state, *(_lease_key(lease, now) for lease in parcel.leases)) for parcel in world.parcels),
+        tuple(
+            (delivery.state, *(_lease_key(lease, now) for lease in delivery.leases)) for delivery in world.deliveries
+        ),
         tuple(waiter.location.name for waiter in world.waiters),
         tuple((*sorted(watched.spans.items()), watched.woken, watched.flush.is_done) for watched in world.flushes),
         tuple(map(name, admission.inbox)),
-        tuple(map(name, admission.byte_line)),
+        tuple(map(name, admission.byte_queue)),
         tuple(map(name, admission.unranked)),
-        tuple(map(name, slots.line)),
-        tuple(map(name, slots.over_share)),
+        tuple(map(name, slots.queue)),
+        tuple(map(name, slots.spare_queue)),
         tuple(map(name, scheduler._empty)),
         frozenset(map(name, scheduler._made_due)),
         tuple(map(name, scheduler._to_close)),
@@ -177,12 +181,12 @@ def _location_key(location: Location, now: float) -> Hashable:
         pace.request_size._smallest_refused,
         pace.request_size._largest_passed,
         tuple(lease.first for lease in location.retries or ()),
-        # Flushes below the first queued span make no difference.
+        # A watermark below the first queued span has no effect.
         max(location.flush_watermark - account.first_queued, 0),
         location.is_made_due,
         location.is_closed,
         location.is_ranked,
-        location.look_at - now,
+        location.next_look_at - now,
         location.idle_since - now if not account.pending else 0.0,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from tests.unit.scheduler.support import Menu
+from tests.unit.scheduler.support import WorldConfig
 from trio_spanbatch import BatchPolicy, Limits
 
 __all__ = ["WORLDS", "SmallWorld"]
@@ -12,17 +12,17 @@ __all__ = ["WORLDS", "SmallWorld"]
 
 @attrs.frozen
 class SmallWorld:
-    """A world, and how many distinct states it has up to some depths.
+    """A world, and the numbers of its distinct states down to two depths.
 
     Attributes:
-        menu: What is in it.
-        depth: How deep it is explored.
-        states: The number of distinct states down to there.
-        quick_depth: How deep it is explored by the tests that run always.
-        quick_states: The number of distinct states down to there.
+        config: Its contents.
+        depth: The depth to which it is explored.
+        states: The number of distinct states down to that depth.
+        quick_depth: The depth for the tests that are not marked long.
+        quick_states: The number of distinct states down to that depth.
     """
 
-    menu: Menu
+    config: WorldConfig
     depth: int
     states: int
     quick_depth: int
@@ -30,16 +30,16 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(Menu(), 9, 48_992, 5, 1_016),
+    "one slot": SmallWorld(WorldConfig(), 9, 48_992, 5, 1_016),
     "bytes for two spans": SmallWorld(
-        Menu(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
+        WorldConfig(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
         8,
         45_378,
         5,
         1_058,
     ),
-    "place for one location": SmallWorld(
-        Menu(
+    "one location at a time": SmallWorld(
+        WorldConfig(
             limits=Limits(max_queued_spans=1, max_locations=1, max_exports=2, location_idle_timeout=2.0),
             policy=BatchPolicy(max_spans=1),
         ),

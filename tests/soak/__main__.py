@@ -2,7 +2,7 @@
 
 Run it with ``make soak MINUTES=10``. It follows every span by id (``oracle.py``), and measures and prints the resource
 usage of the process every few seconds. At the end it checks that each figure is flat (``figures.py`` has the rule). The
-exit code is 1 if one is not, or if the oracle objects. Ctrl-C ends it early, with the figures.
+exit code is 1 if one is not, or if the oracle has found a violation. Ctrl-C ends it early, with the figures.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class Report:
     Attributes:
         samples: The measurements.
         verdicts: Whether each figure is flat; empty if the soak was too short.
-        objections: The oracle's objections, and resources that were left after the end.
+        violations: The violations that the oracle found, and resources that were left after the end.
         faults: Faults injected, by kind.
         counts: Other figures.
     """
 
     samples: Sequence[Sample]
     verdicts: Sequence[Verdict]
-    objections: Sequence[str]
+    violations: Sequence[str]
     faults: Mapping[str, int]
     counts: Mapping[str, int]
 
@@ -87,7 +87,7 @@ class Report:
             f"second, where at most {verdict.gauge.most(verdict.first):,.0f} is allowed"
             for verdict in self.verdicts
             if not verdict.is_flat
-        ] + list(self.objections)
+        ] + list(self.violations)
 
 
 async def soak(plan: Plan, *, say: Say, make_exporter: MakeExporter = send_over_http) -> Report:
@@ -120,7 +120,7 @@ async def soak(plan: Plan, *, say: Say, make_exporter: MakeExporter = send_over_
     return Report(
         samples=watch.samples,
         verdicts=[*judge(watch.samples, warm_up, UNDER_WAY), *judge(watch.rests, warm_up, AT_REST)],
-        objections=oracle.objections,
+        violations=oracle.violations,
         faults=dict(server.faults),
         counts=program.counts | Counter(_counts(program, oracle)),
     )
@@ -156,10 +156,10 @@ def _counts(program: Program, oracle: ForgettingOracle) -> dict[str, int]:
 
 
 def _compare_ends(before: Sample, after: Sample, oracle: ForgettingOracle) -> None:
-    """Object if there are more tasks, sockets or locations than before the first batcher."""
+    """Report a violation if there are other numbers of tasks, sockets or locations than before the first batcher."""
     for name in ("tasks", "sockets", "locations"):
         if getattr(after, name) != getattr(before, name):
-            oracle.object(f"{name} after the end: {getattr(after, name)}; before: {getattr(before, name)}")
+            oracle.report(f"{name} after the end: {getattr(after, name)}; before: {getattr(before, name)}")
 
 
 # -- the tables ------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str]) -> int:
     _say(f"soak: {plan.seconds / 60:g} minutes, {plan.load.spans_per_second:g} spans a second, seed {plan.seed}")
     with _leaks_noted() as left_behind:
         report = trio.run(partial(soak, plan, say=_say))
-    report = attrs.evolve(report, objections=[*report.objections, *left_behind])
+    report = attrs.evolve(report, violations=[*report.violations, *left_behind])
     for line in _summary(report):
         _say(line)
     return 1 if report.failures else 0

@@ -65,7 +65,7 @@ class ServerProcess:
         await self.process.stdin.aclose()
         await self._has_ended.wait()
         if await self.process.wait():
-            self._oracle.object(f"the server ended with code {self.process.returncode}")
+            self._oracle.report(f"the server ended with code {self.process.returncode}")
 
     def _heard(self, words: Sequence[str]) -> None:
         match words:
@@ -77,7 +77,7 @@ class ServerProcess:
                 self.port = int(port)
                 self._is_ready.set()
             case _:
-                self._oracle.object(f"the server says {words}")
+                self._oracle.report(f"the server says {words}")
 
 
 @asynccontextmanager

@@ -94,7 +94,7 @@ class Sample:
         tasks: Trio tasks.
         sockets: Open sockets.
         locations: Live locations.
-        remembered: Spans that the oracle remembers: pending ones, and doubtful ones for a while.
+        remembered: Spans that the oracle remembers: pending ones, and ambiguous ones for a while.
         names: Names of locations so far.
         accepted: Spans accepted so far.
         requests: Exports so far.
@@ -187,7 +187,7 @@ def open_sockets() -> int:
 
 def live_locations() -> int:
     """Return the number of live locations, over all batchers."""
-    return sum(type(item) is Location and not item.has_ended for item in gc.get_objects())
+    return sum(type(it) is Location and not it.has_ended for it in gc.get_objects())
 
 
 def _median(samples: Sequence[Sample], name: str) -> float:

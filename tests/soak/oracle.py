@@ -5,10 +5,11 @@ rejected and undelivered; delivered spans are stored once, at their location; sp
 attempt of unknown outcome; and the batcher's statistics agree. In a long run, however, the oracle itself must not grow.
 So a span has a `Record` only until nothing more can happen to it:
 
-- a span without a doubtful attempt, until it is accounted for and, if delivered, was reported as stored;
-- a doubtful one until ``patience`` seconds after it was accounted for, far longer than the server needs for a request.
+- a span without an ambiguous attempt, until it is accounted for and, if delivered, was reported as stored;
+- an ambiguous one until ``patience`` seconds after it was accounted for, far longer than the server needs for a
+  request.
 
-Any later report about a span without a record is an objection, whether the span was never accepted or was forgotten. So
+Any later event of a span without a record is a violation, whether the span was never accepted or was forgotten. So
 the oracle still notices repetitions.
 """
 
@@ -37,9 +38,9 @@ from trio_spanbatch import (
     TryLater,
 )
 
-__all__ = ["ForgettingOracle", "Ledger"]
+__all__ = ["ForgettingOracle", "TrackedBatcher"]
 
-_MAX_OBJECTIONS = 20
+_MAX_VIOLATIONS = 20
 
 Outcome = Literal["delivered", "rejected", "undelivered"]
 
@@ -49,32 +50,32 @@ class Record:
     """The record of one span.
 
     Attributes:
-        ledger: The ledger of its batcher.
+        tracked: Its batcher.
         location: Its location.
         kind: Its kind, which decides how the server treats it.
         since: The time at which it was passed to the batcher.
         accepted: Whether it is known to be accepted; not while its adder waits, nor for a while if that is cancelled.
         running: Whether it is in an export.
-        doubtful: Whether it had an attempt of unknown outcome.
+        ambiguous: Whether it had an attempt of unknown outcome.
         outcome: How it was accounted for.
         settled_at: The time at which it was accounted for.
         stored: How many times the server stored it.
     """
 
-    ledger: Ledger
+    tracked: TrackedBatcher
     location: str
     kind: str
     since: float
     accepted: bool = False
     running: bool = False
-    doubtful: bool = False
+    ambiguous: bool = False
     outcome: Outcome | None = None
     settled_at: float = 0.0
     stored: int = 0
 
     @property
     def is_untouched(self) -> bool:
-        return not (self.running or self.doubtful or self.outcome or self.stored)
+        return not (self.running or self.ambiguous or self.outcome or self.stored)
 
 
 class ForgettingOracle:
@@ -86,10 +87,10 @@ class ForgettingOracle:
         longest_pending: Seconds within which every accepted span must be accounted for.
 
     Attributes:
-        objections: The first violations.
+        violations: The first violations.
         accepted: The number of accepted spans.
         outcomes: The number of spans that were accounted for, by outcome.
-        counts: Figures: attempts, doubtful spans, spans stored twice, good spans rejected.
+        counts: Figures: attempts, ambiguous spans, spans stored twice, good spans rejected.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class ForgettingOracle:
         patience: float = 30.0,
         longest_pending: float = 180.0,
     ) -> None:
-        self.objections: list[str] = []
+        self.violations: list[str] = []
         self.accepted = 0
         self.outcomes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -118,23 +119,23 @@ class ForgettingOracle:
         attributes = {"pad": "x" * size} if size else {}
         return Span(kind, SpanContext(1, next(self._span_ids)), start_time=1, end_time=2, attributes=attributes)
 
-    def object(self, words: str) -> None:
+    def report(self, words: str) -> None:
         """Record a violation."""
-        if len(self.objections) < _MAX_OBJECTIONS:
-            self.objections.append(words)
+        if len(self.violations) < _MAX_VIOLATIONS:
+            self.violations.append(words)
 
-    def offer(self, ledger: Ledger, location: str, spans: Iterable[Span]) -> None:
+    def offer(self, tracked: TrackedBatcher, location: str, spans: Iterable[Span]) -> None:
         """Record that spans are passed to a batcher."""
         now = self._clock()
         for span in spans:
-            self._records[span.context.span_id] = Record(ledger, location, span.name, now)
+            self._records[span.context.span_id] = Record(tracked, location, span.name, now)
 
     def accept(self, ids: Iterable[int]) -> None:
         """Record that spans were accepted."""
         for span_id in ids:
             record = self._records[span_id]
             record.accepted = True
-            record.ledger.accepted += 1
+            record.tracked.accepted += 1
             self.accepted += 1
             self._forget_if_settled(span_id, record)
 
@@ -142,13 +143,13 @@ class ForgettingOracle:
         """Record that spans were not accepted."""
         for span_id in ids:
             if not self._records.pop(span_id).is_untouched:
-                self.object(f"span {span_id} was not accepted, and yet has an outcome")
+                self.report(f"span {span_id} was not accepted, and yet has an outcome")
 
     def get(self, span_id: int, what: str) -> Record | None:
-        """Return a span's record; object to ``what`` if there is none."""
+        """Return a span's record; if there is none, report ``what`` as a violation."""
         record = self._records.get(span_id)
         if record is None:
-            self.object(f"span {span_id} is {what}, though it was never accepted, or was accounted for before")
+            self.report(f"span {span_id} is {what}, though it was never accepted, or was accounted for before")
         return record
 
     def settle(self, ids: Iterable[int], outcome: Outcome) -> None:
@@ -158,13 +159,13 @@ class ForgettingOracle:
             if record is None:
                 continue
             if record.outcome is not None:
-                self.object(f"span {span_id} is {outcome} and was {record.outcome}")
+                self.report(f"span {span_id} is {outcome} and was {record.outcome}")
             if outcome == "delivered" and record.kind != PLAIN:
-                self.object(f"span {span_id} is delivered, though the server accepts no {record.kind} spans")
+                self.report(f"span {span_id} is delivered, though the server accepts no {record.kind} spans")
             self.counts["good spans rejected"] += outcome == "rejected" and record.kind == PLAIN
             record.outcome = outcome
             record.settled_at = self._clock()
-            record.ledger.outcomes[outcome] += 1
+            record.tracked.outcomes[outcome] += 1
             self.outcomes[outcome] += 1
             self._forget_if_settled(span_id, record)
 
@@ -175,17 +176,17 @@ class ForgettingOracle:
             if record is None:
                 continue
             if record.location != location:
-                self.object(f"span {span_id} of {record.location} is stored at {location}")
+                self.report(f"span {span_id} of {record.location} is stored at {location}")
             record.stored += 1
-            self.counts["spans stored again after a doubtful attempt"] += record.stored > 1
+            self.counts["spans stored again after an ambiguous attempt"] += record.stored > 1
             self._forget_if_settled(span_id, record)
 
-    def pending(self, ledger: Ledger, location: str | None) -> list[int]:
+    def pending(self, tracked: TrackedBatcher, location: str | None) -> list[int]:
         """Return the ids of a batcher's spans that are accepted and not accounted for."""
         return [
             span_id
             for span_id, record in self._records.items()
-            if record.ledger is ledger
+            if record.tracked is tracked
             and record.accepted
             and record.outcome is None
             and (location is None or record.location == location)
@@ -197,12 +198,12 @@ class ForgettingOracle:
         return record is None or record.outcome is not None
 
     def sweep(self) -> None:
-        """Forget settled spans; object to spans that should have been settled by now."""
+        """Forget settled spans; report those that should have been settled by now."""
         now = self._clock()
         for span_id, record in tuple(self._records.items()):
             if record.outcome is None:
                 if now > record.since + self._longest_pending:
-                    self.object(f"span {span_id} of {record.location} is pending for {now - record.since:.0f} s")
+                    self.report(f"span {span_id} of {record.location} is pending for {now - record.since:.0f} s")
             elif record.accepted and now > record.settled_at + self._patience:
                 self._forget(span_id, record)
 
@@ -210,32 +211,32 @@ class ForgettingOracle:
         """Check the remaining spans after all batchers were left and the server has ended."""
         for span_id, record in tuple(self._records.items()):
             if record.outcome is None:
-                self.object(f"span {span_id} of {record.location} was accepted and never accounted for")
+                self.report(f"span {span_id} of {record.location} was accepted and never accounted for")
             self._forget(span_id, record)
 
     def _forget_if_settled(self, span_id: int, record: Record) -> None:
         expected = 1 if record.outcome == "delivered" else 0
-        if record.accepted and record.outcome is not None and not record.doubtful and record.stored >= expected:
+        if record.accepted and record.outcome is not None and not record.ambiguous and record.stored >= expected:
             self._forget(span_id, record)
 
     def _forget(self, span_id: int, record: Record) -> None:
         del self._records[span_id]
         if record.outcome == "delivered" and not record.stored:
-            self.object(f"span {span_id} of {record.location} is delivered, and the server never stored it")
-        if not record.doubtful and record.stored > (record.outcome == "delivered"):
-            self.object(
-                f"span {span_id} is {record.outcome} and stored {record.stored} times, though no attempt was doubtful"
+            self.report(f"span {span_id} of {record.location} is delivered, and the server never stored it")
+        if not record.ambiguous and record.stored > (record.outcome == "delivered"):
+            self.report(
+                f"span {span_id} is {record.outcome} and stored {record.stored} times, though no attempt was ambiguous"
             )
 
 
-class Ledger:
-    """The counts of one batcher's spans, to be compared with its statistics.
+class TrackedBatcher:
+    """A batcher whose adders, exports and losses are recorded, to be compared with its statistics.
 
     Attributes:
         batcher: The batcher; to be set before spans are added.
         accepted: The number of accepted spans.
         outcomes: The number of spans that were accounted for, by outcome.
-        doubtful: The number of spans that had an attempt of unknown outcome.
+        ambiguous: The number of spans that had an attempt of unknown outcome.
         attempts: The number of exports that have begun.
         in_doubt: Lists whose adder was cancelled: a prefix of each was accepted.
     """
@@ -245,7 +246,7 @@ class Ledger:
     def __init__(self, oracle: ForgettingOracle) -> None:
         self.accepted = 0
         self.outcomes: Counter[str] = Counter()
-        self.doubtful = 0
+        self.ambiguous = 0
         self.attempts = 0
         self.in_doubt: list[list[int]] = []
         self._waiting = 0
@@ -290,12 +291,12 @@ class Ledger:
         self._decide(ids, len(ids))
 
     async def flush(self, location: str | None) -> None:
-        """Flush, and object if a span accepted before is still pending; exceptions propagate."""
+        """Flush, and report a violation if a span accepted before is still pending; exceptions propagate."""
         before = self._oracle.pending(self, location)
         in_doubt = list(self.in_doubt) if location is None else []
         await self.batcher.flush(location)
         if late := [span_id for span_id in before if not self._oracle.is_settled(span_id)]:
-            self._oracle.object(f"{len(late)} spans are pending after a flush, the first is {late[0]}")
+            self._oracle.report(f"{len(late)} spans are pending after a flush, the first is {late[0]}")
         for ids in in_doubt:
             # Accepted spans are accounted for by now; the others were not accepted.
             self._resolve(ids)
@@ -310,32 +311,32 @@ class Ledger:
             self._oracle.settle(ids, "rejected")
 
     def compare(self) -> SpanBatcherStatistics:
-        """Object if the batcher's statistics differ. Return them."""
+        """Report a violation if the batcher's statistics differ. Return them."""
         statistics = self.batcher.statistics()
         try:
             assert_conserved(statistics)
         except AssertionError as error:
-            self._oracle.object(f"the statistics are not conserved: {error}")
+            self._oracle.report(f"the statistics are not conserved: {error}")
         in_doubt = self._waiting + sum(map(len, self.in_doubt))
         if not self.accepted <= statistics.accepted <= self.accepted + in_doubt:
             most = self.accepted + in_doubt
-            self._oracle.object(f"accepted: {statistics.accepted} counted, {self.accepted} to {most} seen")
-        seen = {"ambiguous": self.doubtful, "requests": self.attempts}
+            self._oracle.report(f"accepted: {statistics.accepted} counted, {self.accepted} to {most} seen")
+        seen = {"ambiguous": self.ambiguous, "requests": self.attempts}
         seen |= {outcome: self.outcomes[outcome] for outcome in ("delivered", "rejected", "undelivered")}
         for name, count in seen.items():
             if getattr(statistics, name) != count:
-                self._oracle.object(f"{name}: {getattr(statistics, name)} counted, {count} seen")
+                self._oracle.report(f"{name}: {getattr(statistics, name)} counted, {count} seen")
         return statistics
 
     def close(self) -> SpanBatcherStatistics:
-        """Object if a span is pending after the batcher was left. Return its last statistics."""
+        """Report a violation if a span is pending after the batcher was left. Return its last statistics."""
         for ids in tuple(self.in_doubt):
             self._resolve(ids)
         if pending := self._oracle.pending(self, None):
-            self._oracle.object(f"{len(pending)} spans are pending after the end, the first is {pending[0]}")
+            self._oracle.report(f"{len(pending)} spans are pending after the end, the first is {pending[0]}")
         statistics = self.compare()
         if statistics.queued or statistics.in_flight or statistics.pending_bytes:
-            self._oracle.object(f"after the end: {attrs.evolve(statistics, locations={})}")
+            self._oracle.report(f"after the end: {attrs.evolve(statistics, locations={})}")
         return statistics
 
     def _decide(self, ids: Sequence[int], accepted: int) -> None:
@@ -349,7 +350,7 @@ class Ledger:
         self.in_doubt.remove(ids)
         settled = [self._oracle.is_settled(span_id) for span_id in ids]
         if settled != sorted(settled, reverse=True):
-            self._oracle.object(f"spans {ids[0]} to {ids[-1]} were not accepted in order")
+            self._oracle.report(f"spans {ids[0]} to {ids[-1]} were not accepted in order")
         self._oracle.accept(itertools.compress(ids, settled))
         self._oracle.withdraw(span_id for span_id, was in zip(ids, settled, strict=True) if not was)
 
@@ -363,44 +364,44 @@ class Ledger:
             record = self._oracle.get(span_id, "exported")
             if record is None:
                 continue
-            if record.running or record.outcome or record.ledger is not self or record.location != batch.location:
-                self._oracle.object(f"span {span_id} is exported to {batch.location}: {record}")
+            if record.running or record.outcome or record.tracked is not self or record.location != batch.location:
+                self._oracle.report(f"span {span_id} is exported to {batch.location}: {record}")
             record.running = True
         return ids
 
     def attempt_ends(self, ids: Sequence[int], result: ExportResult | None) -> None:
         """Record the result of an export; None if it was cancelled or raised."""
         records = [(span_id, record) for span_id in ids if (record := self._oracle.get(span_id, "exported"))]
-        doubtful = result is None or (isinstance(result, TryLater) and result.ambiguous)
+        ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
         for _, record in records:
             record.running = False
-            self.doubtful += doubtful and not record.doubtful
-            record.doubtful |= doubtful
+            self.ambiguous += ambiguous and not record.ambiguous
+            record.ambiguous |= ambiguous
         if isinstance(result, Delivered):
             left_out = [span_id for span_id, record in records if record.kind == UNWANTED]
             if result.rejected != len(left_out):
-                self._oracle.object(f"{len(left_out)} spans were left out of a request: {result}")
+                self._oracle.report(f"{len(left_out)} spans were left out of a request: {result}")
             self._oracle.settle([span_id for span_id, record in records if record.kind != UNWANTED], "delivered")
             self._oracle.settle(left_out, "rejected")
 
     def observe(self, exporter: SpanExporter) -> SpanExporter:
-        """Wrap ``exporter`` so that this ledger sees its exports."""
+        """Wrap ``exporter`` so that its exports are recorded."""
         return _ObservedExporter(self, exporter)
 
 
 class _ObservedExporter:
-    def __init__(self, ledger: Ledger, exporter: SpanExporter) -> None:
-        self._ledger = ledger
+    def __init__(self, tracked: TrackedBatcher, exporter: SpanExporter) -> None:
+        self._tracked = tracked
         self._exporter = exporter
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        ids = self._ledger.attempt_begins(batch)
+        ids = self._tracked.attempt_begins(batch)
         result: ExportResult | None = None
         try:
             result = await self._exporter.export(batch)
             return result
         finally:
-            self._ledger.attempt_ends(ids, result)
+            self._tracked.attempt_ends(ids, result)
 
     async def aclose(self) -> None:
         await self._exporter.aclose()

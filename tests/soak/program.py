@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from tests.soak.figures import live_locations
-from tests.soak.oracle import ForgettingOracle, Ledger
+from tests.soak.oracle import ForgettingOracle, TrackedBatcher
 from tests.soak.support import LOCATION_HEADER, MAX_REQUEST_BYTES, PLAIN, POISON, UNWANTED
 from trio_spanbatch import (
     BatchPolicy,
@@ -156,21 +156,21 @@ class Program:
         self._old_names: deque[str] = deque(maxlen=OLD_NAMES)
         self._places = [_Place(self._new_name(), bool(number % 2)) for number in range(load.locations)]
         self._ended: Counter[str] = Counter()
-        self._lasting: Ledger | None = None
-        self._generation: Ledger | None = None
+        self._lasting: TrackedBatcher | None = None
+        self._generation: TrackedBatcher | None = None
 
     def total(self, name: str) -> int:
         """Return one of the counts of `SpanBatcherStatistics` over all batchers so far."""
-        alive: list[int] = [getattr(ledger.batcher.statistics(), name) for ledger in self._ledgers()]
+        alive: list[int] = [getattr(tracked.batcher.statistics(), name) for tracked in self._open_batchers()]
         return self._ended[name] + sum(alive)
 
     def compare(self) -> None:
         """Let the oracle compare its counts with those of the batchers."""
-        for ledger in self._ledgers():
-            ledger.compare()
+        for tracked in self._open_batchers():
+            tracked.compare()
 
-    def _ledgers(self) -> Iterator[Ledger]:
-        """Yield the ledgers of the open batchers."""
+    def _open_batchers(self) -> Iterator[TrackedBatcher]:
+        """Yield the open batchers."""
         if self._lasting is not None:
             yield self._lasting
         if self._generation is not None:
@@ -178,11 +178,11 @@ class Program:
 
     async def run(self, stop: trio.Event) -> None:
         """Run until ``stop``, and leave all batchers."""
-        ledger = self._new_ledger(self._load.longest_drain)
+        tracked = self._new_batcher(self._load.longest_drain)
         try:
-            async with ledger.batcher, trio.open_nursery() as nursery:
-                self._lasting = ledger
-                nursery.start_soon(self._live_in_generations, ledger, stop)
+            async with tracked.batcher, trio.open_nursery() as nursery:
+                self._lasting = tracked
+                nursery.start_soon(self._live_in_generations, tracked, stop)
                 nursery.start_soon(self._rename_places)
                 for _ in range(self._load.adders):
                     nursery.start_soon(self._add_for_ever)
@@ -195,35 +195,35 @@ class Program:
             self.counts["drains that were interrupted"] += 1
         finally:
             self._lasting = None
-            self._end(ledger)
+            self._end(tracked)
 
     # -- batchers ----------------------------------------------------------------------------------------------
 
-    def _new_ledger(self, shutdown_timeout: float) -> Ledger:
-        ledger = Ledger(self._oracle)
-        ledger.batcher = SpanBatcher(
-            ledger.observe(self._make_exporter(self._rng)),
+    def _new_batcher(self, shutdown_timeout: float) -> TrackedBatcher:
+        tracked = TrackedBatcher(self._oracle)
+        tracked.batcher = SpanBatcher(
+            tracked.observe(self._make_exporter(self._rng)),
             batch=BATCHES,
             limits=attrs.evolve(LIMITS, location_idle_timeout=self._load.idle_timeout),
             retry=RETRY,
-            on_loss=ledger.on_loss,
+            on_loss=tracked.on_loss,
             logger=self._logger,
             shutdown_timeout=shutdown_timeout,
         )
-        return ledger
+        return tracked
 
-    def _end(self, ledger: Ledger) -> None:
-        last: SpanBatcherStatistics = ledger.close()
+    def _end(self, tracked: TrackedBatcher) -> None:
+        last: SpanBatcherStatistics = tracked.close()
         for name in ("requests", "retries", "splits", "ambiguous"):
             self._ended[name] += getattr(last, name)
         self.counts["batchers left"] += 1
 
-    async def _live_in_generations(self, lasting: Ledger, stop: trio.Event) -> None:
+    async def _live_in_generations(self, lasting: TrackedBatcher, stop: trio.Event) -> None:
         ways = itertools.cycle([self._ends, self._fails, self._is_cancelled])
         while True:
-            ledger = self._new_ledger(self._load.longest_drain * self._rng.choice([0.01, 0.1, 0.5]))
+            tracked = self._new_batcher(self._load.longest_drain * self._rng.choice([0.01, 0.1, 0.5]))
             try:
-                await next(ways)(ledger)
+                await next(ways)(tracked)
             except KeyboardInterrupt:
                 # A Ctrl-C while a batcher is being left is raised there.
                 self.counts["drains that were interrupted"] += 1
@@ -231,28 +231,28 @@ class Program:
                 return
             finally:
                 self._generation = None
-                self._end(ledger)
+                self._end(tracked)
             await self._rest(lasting)
 
-    async def _ends(self, ledger: Ledger) -> None:
-        async with ledger.batcher:
-            self._generation = ledger
+    async def _ends(self, tracked: TrackedBatcher) -> None:
+        async with tracked.batcher:
+            self._generation = tracked
             await trio.sleep(self._load.generation)
         self.counts["generations that ended"] += 1
 
-    async def _fails(self, ledger: Ledger) -> None:
+    async def _fails(self, tracked: TrackedBatcher) -> None:
         try:
-            async with ledger.batcher:
-                self._generation = ledger
+            async with tracked.batcher:
+                self._generation = tracked
                 await trio.sleep(self._load.generation)
                 raise _GenerationFails
         except _GenerationFails:
             self.counts["generations that failed"] += 1
 
-    async def _is_cancelled(self, ledger: Ledger) -> None:
+    async def _is_cancelled(self, tracked: TrackedBatcher) -> None:
         with trio.move_on_after(self._load.generation):
-            async with ledger.batcher:
-                self._generation = ledger
+            async with tracked.batcher:
+                self._generation = tracked
                 await trio.sleep_forever()
         self.counts["generations that were cancelled"] += 1
 
@@ -272,13 +272,13 @@ class Program:
         self.names += 1
         return f"main.soak.spans_{self.names}"
 
-    def _pick(self) -> tuple[Ledger, str] | None:
-        """Return a batcher's ledger and a location to use, or None while there is none."""
+    def _pick(self) -> tuple[TrackedBatcher, str] | None:
+        """Return a batcher and a location to use, or None while there is none."""
         if self.is_resting:
             return None
         place = self._rng.choice(self._places)
-        ledger = self._generation if place.in_generations else self._lasting
-        return None if ledger is None else (ledger, place.name)
+        tracked = self._generation if place.in_generations else self._lasting
+        return None if tracked is None else (tracked, place.name)
 
     # -- adding and flushing -----------------------------------------------------------------------------------
 
@@ -290,20 +290,20 @@ class Program:
             with self._being_busy():
                 await self._add(*picked)
 
-    async def _add(self, ledger: Ledger, location: str) -> None:
+    async def _add(self, tracked: TrackedBatcher, location: str) -> None:
         rng = self._rng
         is_burst = rng.random() < BURSTS
         spans = self._make_spans(BURST if is_burst else rng.randint(1, LONGEST_LIST))
         if not is_burst and rng.random() < 0.5:
             try:
-                ledger.add_nowait(location, spans)
+                tracked.add_nowait(location, spans)
             except trio.WouldBlock:
                 self.counts["adds without space"] += 1
             return
         patience = rng.expovariate(1 / 0.2) if rng.random() < CANCELLED_ADDERS else 120.0
         with trio.move_on_after(patience) as scope:
             began = trio.current_time()
-            await ledger.add(location, spans)
+            await tracked.add(location, spans)
             self.counts["adders that waited"] += trio.current_time() > began + SHORTEST_WAIT
         self.counts["cancelled adders"] += scope.cancelled_caught
 
@@ -325,10 +325,10 @@ class Program:
             with self._being_busy():
                 await self._flush(*picked)
 
-    async def _flush(self, ledger: Ledger, location: str) -> None:
+    async def _flush(self, tracked: TrackedBatcher, location: str) -> None:
         patience = self._rng.uniform(0, 1) if self._rng.random() < CANCELLED_FLUSHES else 120.0
         with trio.move_on_after(patience) as scope:
-            await ledger.flush(location if self._rng.random() < 0.7 else None)
+            await tracked.flush(location if self._rng.random() < 0.7 else None)
             self.counts["flushes"] += 1
         self.counts["cancelled flushes"] += scope.cancelled_caught
 
@@ -347,7 +347,7 @@ class Program:
 
     # -- resting -----------------------------------------------------------------------------------------------
 
-    async def _rest(self, lasting: Ledger) -> None:
+    async def _rest(self, lasting: TrackedBatcher) -> None:
         """Let everything come to rest, then continue."""
         self.is_resting = True
         if self._busy:
@@ -367,8 +367,8 @@ class Program:
         self.is_resting = False
 
 
-class _Objector(logging.Handler):
-    """Objects to every message with an exception: a bug in the exporter or in a batcher."""
+class _ViolationHandler(logging.Handler):
+    """Reports every message with an exception as a violation: it is a bug in the exporter or in a batcher."""
 
     def __init__(self, oracle: ForgettingOracle) -> None:
         super().__init__()
@@ -376,11 +376,11 @@ class _Objector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info is not None:
-            self._oracle.object(f"logged: {self.format(record)}")
+            self._oracle.report(f"logged: {self.format(record)}")
 
 
 def _quiet_logger(oracle: ForgettingOracle) -> logging.Logger:
     logger = logging.getLogger("soak")
     logger.propagate = False
-    logger.handlers[:] = [_Objector(oracle)]
+    logger.handlers[:] = [_ViolationHandler(oracle)]
     return logger

@@ -90,16 +90,16 @@ async def test_a_short_soak_passes_and_has_seen_faults_and_rests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make_exporter", "objection"),
+    ("make_exporter", "violation"),
     [
         pytest.param(Forgets, "is delivered, and the server never stored it", id="forgets"),
-        pytest.param(Repeats, "though no attempt was doubtful", id="repeats"),
+        pytest.param(Repeats, "though no attempt was ambiguous", id="repeats"),
         pytest.param(Raises, "logged: ", id="raises"),
     ],
 )
-async def test_a_soak_fails_with_an_exporter(make_exporter: MakeExporter, objection: str) -> None:
+async def test_a_soak_fails_with_an_exporter(make_exporter: MakeExporter, violation: str) -> None:
     report = await soak(attrs.evolve(SHORT, spans=50), say=lambda _: None, make_exporter=make_exporter)
-    assert any(objection in failure for failure in report.failures), report.failures
+    assert any(violation in failure for failure in report.failures), report.failures
 
 
 async def test_a_soak_fails_if_a_socket_is_left_open() -> None:
@@ -145,11 +145,11 @@ def test_a_ctrl_c_ends_a_soak_early_with_its_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objections", "code", "last"),
+    ("violations", "code", "last"),
     [((), 0, "passed: every span is accounted for"), (("span 7 is lost",), 1, "FAILED: span 7 is lost")],
 )
 def test_the_exit_code_shows_whether_a_run_failed(
-    objections: Sequence[str],
+    violations: Sequence[str],
     code: int,
     last: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,7 +160,7 @@ def test_the_exit_code_shows_whether_a_run_failed(
     async def found(plan: Plan, *, say: Callable[[str], object]) -> Report:
         await trio.lowlevel.checkpoint()
         plans.append(plan)
-        return Report(samples=(), verdicts=(), objections=objections, faults={"500": 3}, counts={"names": 4})
+        return Report(samples=(), verdicts=(), violations=violations, faults={"500": 3}, counts={"names": 4})
 
     monkeypatch.setattr(soak_module, "soak", found)
     assert main(["--minutes=2", "--seed=5"]) == code
@@ -174,7 +174,7 @@ def test_objects_left_to_the_garbage_collector_fail_a_soak(
     async def leaves_a_socket(plan: Plan, *, say: Callable[[str], object]) -> Report:
         await trio.lowlevel.checkpoint()
         socket.socket()
-        return Report(samples=(), verdicts=(), objections=(), faults={}, counts={})
+        return Report(samples=(), verdicts=(), violations=(), faults={}, counts={})
 
     monkeypatch.setattr(soak_module, "soak", leaves_a_socket)
     hook = sys.unraisablehook
@@ -232,7 +232,7 @@ def test_a_constant_figure_is_flat() -> None:
 def test_a_figure_that_grows_all_the_time_is_not_flat(gauge: Gauge) -> None:
     samples = samples_of(growing(gauge))
     assert not_flat(samples, [gauge]) == [gauge.label]
-    report = Report(samples=samples, verdicts=judge(samples, WARM_UP, [gauge]), objections=(), faults={}, counts={})
+    report = Report(samples=samples, verdicts=judge(samples, WARM_UP, [gauge]), violations=(), faults={}, counts={})
     (failure,) = report.failures
     assert failure.startswith(f"{gauge.label} is not flat: ")
 
@@ -280,7 +280,7 @@ async def running_child() -> AsyncIterator[trio.Process]:
             await child.stdin.aclose()
 
 
-async def test_the_measurement_sees_locations_tasks_sockets_objects_and_memory() -> None:
+async def test_the_measurement_counts_locations_tasks_sockets_objects_and_memory() -> None:
     async with running_child() as child:
         before = measure(1.0, child.pid, {"names": 7})
         async with SpanBatcher(InMemoryExporter()) as batcher:

@@ -1,4 +1,4 @@
-"""The soak's oracle: it forgets settled spans, and objects to violations."""
+"""The soak's oracle: it forgets settled spans, and reports violations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import trio
 
-from tests.soak.oracle import ForgettingOracle, Ledger
+from tests.soak.oracle import ForgettingOracle, TrackedBatcher
 from tests.soak.support import PLAIN, POISON, UNWANTED
 from tests.support.batchers import ids_of
 from trio_spanbatch import (
@@ -24,21 +24,21 @@ from trio_spanbatch import (
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.testing import InMemoryExporter
 
-IN_DOUBT = TryLater("gone", ambiguous=True)
-YES = Delivered()
+AMBIGUOUS = TryLater("gone", ambiguous=True)
+DELIVERED = Delivered()
 
 
 class Scene:
-    """An oracle whose clock is set by hand, and its records for a batcher that does not exist."""
+    """An oracle whose clock is set by hand, and the records of a batcher that does not exist."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.oracle = ForgettingOracle(lambda: self.now, patience=30.0, longest_pending=180.0)
-        self.ledger = Ledger(self.oracle)
+        self.tracked = TrackedBatcher(self.oracle)
 
     def offered(self, *kinds: str) -> list[Span]:
         spans = [self.oracle.make_span(kind) for kind in kinds or (PLAIN,)]
-        self.oracle.offer(self.ledger, "here", spans)
+        self.oracle.offer(self.tracked, "here", spans)
         return spans
 
     def accepted(self, *kinds: str) -> list[int]:
@@ -46,18 +46,18 @@ class Scene:
         self.oracle.accept(ids)
         return ids
 
-    def answered(self, ids: Sequence[int], result: ExportResult | None = YES) -> None:
-        self.ledger.attempt_ends(ids, result)
+    def answered(self, ids: Sequence[int], result: ExportResult | None = DELIVERED) -> None:
+        self.tracked.attempt_ends(ids, result)
 
     def stored(self, ids: Sequence[int], location: str = "here") -> None:
         self.oracle.stored(location, ids)
 
     def concluded(self) -> list[str]:
-        """Let all time limits pass, and return the objections."""
+        """Let all time limits pass, and return the violations."""
         self.now += 31.0
         self.oracle.sweep()
         self.oracle.finish()
-        return self.oracle.objections
+        return self.oracle.violations
 
 
 def batch_of(*spans: Span, location: str = "here") -> SpanBatch:
@@ -65,7 +65,7 @@ def batch_of(*spans: Span, location: str = "here") -> SpanBatch:
     return SpanBatch(location, tuple(encoder.encode(span) for span in spans))
 
 
-# -- no objections ---------------------------------------------------------------------------------------------
+# -- no violations ---------------------------------------------------------------------------------------------
 
 
 def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_either_order() -> None:
@@ -83,13 +83,13 @@ def test_a_span_is_forgotten_once_it_is_delivered_and_stored_in_either_order() -
 def test_a_doubtful_span_may_be_stored_twice_until_it_is_forgotten() -> None:
     scene = Scene()
     ids = scene.accepted()
-    scene.answered(ids, IN_DOUBT)
+    scene.answered(ids, AMBIGUOUS)
     scene.answered(ids)
     scene.stored(ids * 2)
     assert len(scene.oracle) == 1
     assert scene.concluded() == []
     scene.stored(ids)
-    assert len(scene.oracle.objections) == 1
+    assert len(scene.oracle.violations) == 1
 
 
 def test_spans_left_out_by_a_partial_success_are_rejected() -> None:
@@ -102,7 +102,7 @@ def test_spans_left_out_by_a_partial_success_are_rejected() -> None:
     assert scene.oracle.counts["good spans rejected"] == 0
 
 
-# -- objections ------------------------------------------------------------------------------------------------
+# -- violations ------------------------------------------------------------------------------------------------
 
 
 def is_never_accounted_for(scene: Scene) -> None:
@@ -122,7 +122,7 @@ def is_delivered_and_not_stored(scene: Scene) -> None:
 
 def is_delivered_after_a_doubt_and_not_stored(scene: Scene) -> None:
     ids = scene.accepted()
-    scene.answered(ids, IN_DOUBT)
+    scene.answered(ids, AMBIGUOUS)
     scene.answered(ids)
 
 
@@ -156,7 +156,7 @@ def is_stored_and_rejected(scene: Scene) -> None:
 
 def is_accounted_for_twice(scene: Scene) -> None:
     ids = scene.accepted()
-    scene.answered(ids, IN_DOUBT)
+    scene.answered(ids, AMBIGUOUS)
     scene.oracle.settle(ids, "rejected")
     scene.oracle.settle(ids, "undelivered")
 
@@ -174,8 +174,8 @@ def is_counted_as_left_out_and_was_wanted(scene: Scene) -> None:
 def is_in_two_exports_at_once(scene: Scene) -> None:
     spans = scene.offered()
     scene.oracle.accept(ids_of(spans))
-    scene.ledger.attempt_begins(batch_of(*spans))
-    scene.ledger.attempt_begins(batch_of(*spans))
+    scene.tracked.attempt_begins(batch_of(*spans))
+    scene.tracked.attempt_begins(batch_of(*spans))
     scene.answered(ids_of(spans))
     scene.stored(ids_of(spans))
 
@@ -183,25 +183,25 @@ def is_in_two_exports_at_once(scene: Scene) -> None:
 def is_exported_to_another_location(scene: Scene) -> None:
     spans = scene.offered()
     scene.oracle.accept(ids_of(spans))
-    scene.ledger.attempt_begins(batch_of(*spans, location="there"))
+    scene.tracked.attempt_begins(batch_of(*spans, location="there"))
     scene.answered(ids_of(spans))
     scene.stored(ids_of(spans))
 
 
 def is_exported_and_was_not_accepted(scene: Scene) -> None:
     spans = scene.offered()
-    scene.ledger.attempt_begins(batch_of(*spans))
+    scene.tracked.attempt_begins(batch_of(*spans))
     scene.oracle.withdraw(ids_of(spans))
 
 
 @pytest.mark.parametrize(
-    ("happens", "objection"),
+    ("happens", "violation"),
     [
         (is_never_accounted_for, "was accepted and never accounted for"),
         (is_pending_for_minutes, "is pending for 181 s"),
         (is_delivered_and_not_stored, "is delivered, and the server never stored it"),
         (is_delivered_after_a_doubt_and_not_stored, "is delivered, and the server never stored it"),
-        (is_stored_twice_before_the_answer, "stored 2 times, though no attempt was doubtful"),
+        (is_stored_twice_before_the_answer, "stored 2 times, though no attempt was ambiguous"),
         (is_stored_again_after_it_was_forgotten, "is stored, though it was never accepted, or was accounted for"),
         (is_stored_elsewhere, "span 1 of here is stored at there"),
         (is_stored_and_was_never_given, "is stored, though it was never accepted"),
@@ -214,78 +214,78 @@ def is_exported_and_was_not_accepted(scene: Scene) -> None:
         (is_exported_and_was_not_accepted, "was not accepted, and yet has an outcome"),
     ],
 )
-def test_the_oracle_objects_to_a_span_that(happens: Callable[[Scene], None], objection: str) -> None:
+def test_the_oracle_reports_a_span_that(happens: Callable[[Scene], None], violation: str) -> None:
     scene = Scene()
     happens(scene)
-    assert any(objection in found for found in scene.concluded()), scene.oracle.objections
+    assert any(violation in found for found in scene.concluded()), scene.oracle.violations
 
 
 # -- with a batcher --------------------------------------------------------------------------------------------
 
 
 class Watched:
-    """A real batcher with its ledger, over an exporter in memory."""
+    """A real batcher that is tracked, with an exporter in memory."""
 
     def __init__(self, exporter: InMemoryExporter) -> None:
         self.oracle = ForgettingOracle()
-        self.ledger = Ledger(self.oracle)
+        self.tracked = TrackedBatcher(self.oracle)
         self.exporter = exporter
-        self.ledger.batcher = SpanBatcher(
-            self.ledger.observe(exporter),
+        self.tracked.batcher = SpanBatcher(
+            self.tracked.observe(exporter),
             batch=BatchPolicy(max_spans=2, max_delay=1.0),
             limits=Limits(max_queued_spans=4),
-            on_loss=self.ledger.on_loss,
+            on_loss=self.tracked.on_loss,
         )
 
     def spans(self, count: int) -> list[Span]:
         return [self.oracle.make_span() for _ in range(count)]
 
     def concluded(self) -> list[str]:
-        """Tell the oracle which spans the server stored, and return the objections."""
-        self.ledger.close()
+        """Tell the oracle which spans the server stored, and return the violations."""
+        self.tracked.close()
         for location, spans in self.exporter.delivered.items():
             self.oracle.stored(location, [int.from_bytes(span.to_message().span_id, "big") for span in spans])
         self.oracle.finish()
-        return self.oracle.objections
+        return self.oracle.violations
 
 
-async def test_the_oracle_has_no_objection_to_a_correct_batcher(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_finds_no_violation_in_a_correct_batcher(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter(delay=1.0))
-    ledger = watched.ledger
-    async with ledger.batcher:
-        await ledger.add("here", watched.spans(7))
+    tracked = watched.tracked
+    async with tracked.batcher:
+        await tracked.add("here", watched.spans(7))
         with pytest.raises(trio.WouldBlock):
-            ledger.add_nowait("here", watched.spans(4))
+            tracked.add_nowait("here", watched.spans(4))
         with trio.move_on_after(0.5) as one:
-            await ledger.add("there", watched.spans(30))
+            await tracked.add("there", watched.spans(30))
         with trio.move_on_after(0.0) as other:
-            await ledger.add("there", watched.spans(1))
+            await tracked.add("there", watched.spans(1))
         assert one.cancelled_caught
         assert other.cancelled_caught
-        assert len(ledger.in_doubt) == 1
-        await ledger.flush("here")
-        assert len(ledger.in_doubt) == 1
-        await ledger.flush(None)
-        assert ledger.in_doubt == []
+        assert len(tracked.in_doubt) == 1
+        await tracked.flush("here")
+        assert len(tracked.in_doubt) == 1
+        await tracked.flush(None)
+        assert tracked.in_doubt == []
         with trio.move_on_after(0.5):
-            await ledger.add("there", watched.spans(30))
-        ledger.compare()
+            await tracked.add("there", watched.spans(30))
+        tracked.compare()
     with pytest.raises(trio.ClosedResourceError):
-        await ledger.add("here", watched.spans(2))
+        await tracked.add("here", watched.spans(2))
     assert watched.concluded() == []
     assert 7 < watched.oracle.accepted < 67
 
 
-async def test_the_oracle_objects_to_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_reports_spans_that_it_does_not_know(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.ledger.batcher as batcher:
+    async with watched.tracked.batcher as batcher:
         batcher.add_span_nowait("here", watched.spans(1)[0])
-        watched.ledger.compare()
-    assert watched.oracle.objections[0] == "accepted: 1 counted, 0 to 0 seen"
-    assert "is exported, though it was never accepted" in watched.oracle.objections[1]
+        watched.tracked.compare()
+    assert watched.oracle.violations[0] == "accepted: 1 counted, 0 to 0 seen"
+    assert "is exported, though it was never accepted" in watched.oracle.violations[1]
 
 
-async def test_the_oracle_objects_to_a_flush_that_returns_early(
+async def test_the_oracle_reports_a_flush_that_returns_early(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def flush(self: SpanBatcher, location: str | None = None) -> None:
@@ -293,49 +293,49 @@ async def test_the_oracle_objects_to_a_flush_that_returns_early(
 
     monkeypatch.setattr(SpanBatcher, "flush", flush)
     watched = Watched(InMemoryExporter())
-    async with watched.ledger.batcher:
-        await watched.ledger.add("here", watched.spans(1))
-        await watched.ledger.flush("here")
+    async with watched.tracked.batcher:
+        await watched.tracked.add("here", watched.spans(1))
+        await watched.tracked.flush("here")
     assert watched.concluded() == ["1 spans are pending after a flush, the first is 1"]
 
 
-async def test_the_oracle_objects_to_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_reports_counts_that_differ(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.ledger.batcher:
-        await watched.ledger.add("here", watched.spans(3))
-    watched.ledger.doubtful += 1
-    watched.ledger.attempts += 1
+    async with watched.tracked.batcher:
+        await watched.tracked.add("here", watched.spans(3))
+    watched.tracked.ambiguous += 1
+    watched.tracked.attempts += 1
     assert watched.concluded() == ["ambiguous: 0 counted, 1 seen", "requests: 2 counted, 3 seen"]
 
 
-async def test_the_oracle_objects_to_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_oracle_reports_spans_pending_when_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.ledger.batcher:
-        await watched.ledger.add("here", watched.spans(1))
-        watched.ledger.close()
-    first, second = watched.oracle.objections
+    async with watched.tracked.batcher:
+        await watched.tracked.add("here", watched.spans(1))
+        watched.tracked.close()
+    first, second = watched.oracle.violations
     assert first == "1 spans are pending after the end, the first is 1"
     assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, queued=1, ")
 
 
-async def test_the_oracle_objects_to_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oracle_reports_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(InMemoryExporter())
-    async with watched.ledger.batcher as batcher:
+    async with watched.tracked.batcher as batcher:
         monkeypatch.setattr(batcher, "statistics", lambda: SpanBatcherStatistics(accepted=1))
-        watched.ledger.accepted = 1
-        watched.ledger.compare()
-    assert watched.oracle.objections[0].startswith("the statistics are not conserved: ")
+        watched.tracked.accepted = 1
+        watched.tracked.compare()
+    assert watched.oracle.violations[0].startswith("the statistics are not conserved: ")
 
 
-async def test_the_oracle_objects_to_a_list_that_was_not_accepted_in_order(
+async def test_the_oracle_reports_a_list_that_was_not_accepted_in_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     watched = Watched(InMemoryExporter())
     spans = watched.spans(2)
-    async with watched.ledger.batcher:
+    async with watched.tracked.batcher:
         # As if the adder of both had been cancelled, and only the second was accepted.
-        watched.oracle.offer(watched.ledger, "here", spans)
-        watched.ledger.in_doubt.append(ids_of(spans))
-        await watched.ledger.batcher.add_span("here", spans[1])
-        await watched.ledger.flush(None)
+        watched.oracle.offer(watched.tracked, "here", spans)
+        watched.tracked.in_doubt.append(ids_of(spans))
+        await watched.tracked.batcher.add_span("here", spans[1])
+        await watched.tracked.flush(None)
     assert watched.concluded() == ["spans 1 to 2 were not accepted in order"]

@@ -13,7 +13,7 @@ from tests.soak.program import Program
 
 __all__ = ["Watch"]
 
-_ROWS_A_HEADING = 20
+_ROWS_PER_HEADING = 20
 _HEADING = (
     "   time  memory  server  objects   blocks  tasks  sockets  locations  names  remembered  spans/s"
     "  requests  retries  faults"
@@ -65,7 +65,7 @@ class Watch:
             "faults": sum(self._server.faults.values()),
         }
         sample = measure(self.seconds, self._server.process.pid, counts)
-        if self._rows % _ROWS_A_HEADING == 0:
+        if self._rows % _ROWS_PER_HEADING == 0:
             self._say(_HEADING)
         self._say(_row(sample, self._last) + remark)
         self._rows += 1

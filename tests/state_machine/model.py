@@ -76,7 +76,7 @@ class Model:
         waited_in: The last step in which an adder waited.
         somebody_waits: Whether an adder waited after the last step.
         exports: The running exports.
-        byte_line: The locations whose first adder waits only for the byte budget, and the step in which that began.
+        byte_queue: The locations whose first adder waits only for the byte budget, and the step in which that began.
         heads: The first spans that wait there.
         not_now: The spans that must not be accepted in this step, and their locations.
         empty: The live locations without spans or adders, longest empty first.
@@ -95,7 +95,7 @@ class Model:
     somebody_waits: bool = False
     exports: list[Export] = attrs.Factory(list)
     flushes: list[FlushModel] = attrs.Factory(list)
-    byte_line: dict[str, int] = attrs.Factory(dict)
+    byte_queue: dict[str, int] = attrs.Factory(dict)
     heads: dict[str, EncodedSpan] = attrs.Factory(dict)
     not_now: list[tuple[str, EncodedSpan]] = attrs.Factory(list)
     empty: dict[str, None] = attrs.Factory(dict)
@@ -346,7 +346,7 @@ class Model:
         self.drain_began_at = now = trio.current_time()
         # Slots that were kept for new locations are spare now.
         self._note_spare_slots()
-        self.byte_line.clear()
+        self.byte_queue.clear()
         for location in self.locations.values():
             location.line.clear()
             location.own_wait_until = min(location.own_wait_until, now)
@@ -403,22 +403,22 @@ class Model:
 
     def _check_lines(self, admitted: dict[str, int]) -> None:
         """Check that no adder overtakes another."""
-        for name, since in self.byte_line.items():
+        for name, since in self.byte_queue.items():
             stays = not admitted.get(name) and self.locations[name].line[:1] == [self.heads[name]]
-            for other, other_since in self.byte_line.items():
+            for other, other_since in self.byte_queue.items():
                 # Each location has one turn and then goes to the end.
                 turns = 0 if since < other_since else 1
                 overtaken = stays and name != other and admitted.get(other, 0) > turns
                 assert not overtaken, f"an adder of {other} overtook one of {name} that waits for bytes"
         standing = {location.name: location for location in self._waiting_for_bytes()}
-        self.byte_line = {
-            name: self.step if admitted.get(name) else self.byte_line.get(name, self.step) for name in standing
+        self.byte_queue = {
+            name: self.step if admitted.get(name) else self.byte_queue.get(name, self.step) for name in standing
         }
         self.heads = {name: location.line[0] for name, location in standing.items()}
 
     def check_rest(self) -> None:
         """Check that no adder waits whose span would fit, and that no location is about to end."""
         assert not self.ending, f"{self.ending} do not end"
-        first = [name for name, since in self.byte_line.items() if since == min(self.byte_line.values())]
+        first = [name for name, since in self.byte_queue.items() if since == min(self.byte_queue.values())]
         fit = [name for name in first if self._has_bytes(self.locations[name].cost_now([self.heads[name]]))]
         assert not first or len(fit) < len(first), f"adders of {fit} wait, though there is room for them"

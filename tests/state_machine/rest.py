@@ -133,7 +133,7 @@ class RestCheck:
 
     def _is_pressed(self, location: LocationModel) -> bool:
         """Return whether an adder waits for space at this location, or for the shared byte budget."""
-        return bool(self.model.byte_line) or bool(location.line)
+        return bool(self.model.byte_queue) or bool(location.line)
 
     def _may_export(self, location: LocationModel, now: float) -> bool:
         """Return whether an export of the location may begin, and a slot is free for it."""

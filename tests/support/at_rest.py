@@ -60,7 +60,7 @@ class AtRest:
             yield from self._queue_faults(location)
             yield from self._lease_faults(location)
             yield from self._line_faults(location, now, free)
-        yield from self._byte_line_faults(now, free)
+        yield from self._byte_queue_faults(now, free)
         yield from self._ranking_faults(now)
         yield from self._waiting_faults()
         yield from self._flush_faults()
@@ -70,11 +70,11 @@ class AtRest:
         """Yield violations after the batcher was left."""
         if self._locations:
             yield f"locations are left: {self._locations}"
-        if self._admission.byte_line:
-            yield "locations are still in the line for bytes"
+        if self._admission.byte_queue:
+            yield "locations still wait for bytes"
         if self._slots.free != self._limits.max_exports:
             yield f"{self._slots.free} of {self._limits.max_exports} slots were given back"
-        if self._slots.line or self._slots.over_share:
+        if self._slots.queue or self._slots.spare_queue:
             yield "locations still wait for slots"
         if self._scheduler.outbox:
             yield f"orders are left: {list(self._scheduler.outbox)}"
@@ -106,7 +106,7 @@ class AtRest:
             yield f"nobody looks at {list(admission.inbox)}"
         if scheduler._to_close:
             yield f"the drain has not reached {list(scheduler._to_close)}"
-        if admission._unfinished is not None or admission._rest is not None:
+        if admission._unfinished is not None or admission._bulk is not None:
             yield "adding spans was not finished"
 
     def _waiting_faults(self) -> Iterator[str]:
@@ -152,20 +152,20 @@ class AtRest:
             yield f"{slots.free} of {slots.count} slots are free, {sum(running)} are used"
         if slots.exporting != len(running):
             yield f"{slots.exporting} locations are counted as exporting, {len(running)} are"
-        if slots.free and slots.line:
-            yield f"{slots.free} slots are free, and {list(slots.line)} are in line"
-        if slots.over_share and self._can_spare():
-            yield f"a slot can be spared, and {list(slots.over_share)} do not get it"
-        if not slots.over_share.keys() | slots.line.keys() <= set(locations):
+        if slots.free and slots.queue:
+            yield f"{slots.free} slots are free, and {list(slots.queue)} wait for one"
+        if slots.spare_queue and self._can_spare():
+            yield f"a slot can be spared, and {list(slots.spare_queue)} do not get it"
+        if not slots.spare_queue.keys() | slots.queue.keys() <= set(locations):
             yield "a location that has ended waits for a slot"
-        if slots.over_share.keys() & slots.line.keys():
-            yield "a location over its share is in line"
-        for location in slots.line:
+        if slots.spare_queue.keys() & slots.queue.keys():
+            yield "a location waits for a free slot and for a spare one"
+        for location in slots.queue:
             if location.export_at() > now:
-                yield f"{location} is in line for a slot and would not use it"
-        for location in slots.over_share:
+                yield f"{location} waits for a slot and would not use it"
+        for location in slots.spare_queue:
             if not 0 < location.pace.active < location.pace.allowed:
-                yield f"{location} is not over its share"
+                yield f"{location} waits for a spare slot and could not use it"
 
     # -- one location ------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class AtRest:
             # It is to give up.
             return -math.inf
         export_at = location.export_at()
-        if location in self._slots.over_share or (location in self._slots.line and export_at <= now):
+        if location in self._slots.spare_queue or (location in self._slots.queue and export_at <= now):
             # Whether it waits for a slot in vain, `_slot_faults` finds out.
             export_at = math.inf
         return min(export_at, location.end_at(self._limits.location_idle_timeout))
@@ -192,8 +192,8 @@ class AtRest:
             yield f"{location} is {'closed' if location.is_closed else 'open'}, contrary to the batcher"
         if location.has_ended or location.is_in_inbox:
             yield f"{location} is live, and will not be looked at"
-        if location.look_at > (work_at := self._work_at(location, now)) or work_at <= now:
-            yield f"{location} is looked at {location.look_at}, there is something to do at {work_at}"
+        if location.next_look_at > (work_at := self._work_at(location, now)) or work_at <= now:
+            yield f"{location} is looked at {location.next_look_at}, there is something to do at {work_at}"
 
     def _queue_faults(self, location: Location) -> Iterator[str]:
         account = location.account
@@ -236,21 +236,21 @@ class AtRest:
             account.queued >= self._admission._max_queued
             or account.pending_bytes + cost > self._admission._max_location_bytes
         )
-        if full == (location in self._admission.byte_line):
+        if full == (location in self._admission.byte_queue):
             yield f"the first adder of {location} waits for the wrong thing (it is {'full' if full else 'not full'})"
         if full and free and self._could_export(location, now):
             yield f"{location} is full, an adder waits, a slot is free, and it does not export"
 
-    def _byte_line_faults(self, now: float, free: int) -> Iterator[str]:
-        line = list(self._admission.byte_line)
+    def _byte_queue_faults(self, now: float, free: int) -> Iterator[str]:
+        line = list(self._admission.byte_queue)
         for location in line:
             if not location.waiting or self._scheduler.locations.get(location.name) is not location:
-                yield f"{location} is in the line for bytes without an adder"
+                yield f"{location} waits for bytes without an adder"
         if not line or not line[0].waiting:
             return
         cost = cost_after(line[0].headers, next(iter(line[0].waiting)).span)
         if self._scheduler.ledger.total.pending_bytes + cost <= self._admission._max_bytes:
-            yield f"the first adder in the line for bytes, at {line[0]}, would fit"
+            yield f"the first adder that waits for bytes, at {line[0]}, would fit"
         idle = [location for location in self._locations if self._could_export(location, now)]
         if free and idle:
             yield f"an adder waits for bytes, {free} slots are free, and {idle} do not export"
@@ -260,7 +260,7 @@ class AtRest:
         unranked = self._admission.unranked
         if self._driver.has_ended:
             return
-        if self._admission.byte_line and unranked:
+        if self._admission.byte_queue and unranked:
             yield f"an adder waits for bytes, and the ranking does not know those of {list(unranked)}"
         if not unranked.keys() <= set(self._locations):
             yield "a location that has ended is to be ranked"

@@ -1,9 +1,9 @@
 """Rate-limited log messages about failing and recovering locations.
 
-The first failure of a location and its recovery are logged, and in between a summary over all locations at most every
-30 seconds. If a location fails again within 30 seconds of its logged first failure, only the summaries count it, so
-that a server that fails every second request does not fill a disk. There is no timer: a summary is logged with the
-first event that is late enough. The end of the drain has a separate summary.
+The first failure of a location and its recovery are logged, and in between a summary over all locations, at most every
+30 seconds. If a location recovers and fails again within 30 seconds of its last logged failure, that is only counted in
+the summaries, so that a server that fails every second request does not fill a disk. There is no timer: a summary is
+logged with the first event after the 30 seconds. The drain ends with a separate summary, which `Supervisor` logs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["HealthLog"]
 
 @attrs.define(eq=False)
 class _Counts:
-    """What went wrong over a period.
+    """The failures in a period.
 
     Attributes:
-        since: When the period began, in trio's time.
+        since: When the period began, in seconds of trio's clock.
     """
 
     since: float = -math.inf
@@ -36,11 +36,11 @@ class _Counts:
 
 @attrs.define(eq=False)
 class _Trouble(_Counts):
-    """What went wrong at a location since it last succeeded.
+    """The failures of a location since its last success.
 
     Attributes:
         is_logged: Whether the first failure was logged.
-        last_at: When the last failure happened, in trio's time.
+        last_at: When the last failure happened, in seconds of trio's clock.
     """
 
     is_logged: bool = True
@@ -53,8 +53,9 @@ class HealthLog:
     Args:
         logger: The logger for the messages.
         level: Their level.
-        clock: Trio's time.
-        max_locations: How many locations are remembered. The ones whose trouble began longest ago are forgotten first.
+        clock: Returns the current time in seconds.
+        max_locations: The maximum number of locations that are remembered. Those that began to fail longest ago are
+            forgotten first.
     """
 
     def __init__(self, logger: AnyLogger, level: int, clock: Callable[[], float], max_locations: int) -> None:
@@ -69,19 +70,19 @@ class HealthLog:
         self._unreported = _Counts()
 
     def failed(self, location: str, reason: str) -> None:
-        """Note that an export failed."""
+        """Record a failed export."""
         self._note(location, "exports to %r fail: %s", reason, failures=1)
 
     def rejected(self, location: str, count: int, reason: str) -> None:
-        """Note that a server rejected spans."""
+        """Record that a server rejected spans."""
         self._note(location, "spans for %r are rejected: %s", reason, rejected=count)
 
     def handed_back(self, location: str, count: int, reason: str) -> None:
-        """Note that spans were handed back undelivered."""
+        """Record that spans were handed back undelivered."""
         self._note(location, "spans for %r are handed back undelivered: %s", reason, undelivered=count)
 
     def succeeded(self, location: str) -> None:
-        """Note that a whole batch was delivered."""
+        """Record that a whole batch was delivered."""
         trouble = self._troubles.pop(location, None)
         if trouble is not None and trouble.is_logged:
             self._logger.log(
@@ -95,7 +96,7 @@ class HealthLog:
             )
 
     def warned(self, location: str, message: str) -> None:
-        """Note that a server accepted a batch with a warning."""
+        """Record that a server accepted a batch with a warning."""
         if self._warnings.allows(location):
             self._logger.warning("the server for %r accepted a batch with a warning: %s", location, _one_line(message))
 
@@ -118,7 +119,7 @@ class HealthLog:
         if len(self._troubles) > self._max_locations:
             self._troubles.popitem(last=False)
         if now >= self._failed_at + WARNING_INTERVAL:
-            # The first failure after a quiet time is logged here, so there is nothing to summarize.
+            # The first failure after a period without any is logged here, so there is nothing to summarize.
             self._unreported = _Counts(since=now)
         if trouble.is_logged:
             self._logger.log(self._level, message, location, _one_line(reason))
@@ -141,5 +142,5 @@ class HealthLog:
 
 
 def _one_line(reason: str) -> str:
-    # The server's words must not look like several messages.
+    # A reason may come from the server, and must not look like several messages.
     return " ".join(reason.split())[:500]

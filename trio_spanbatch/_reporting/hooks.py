@@ -1,7 +1,7 @@
 """The interfaces through which the OpenTelemetry bridge brings in spans and watches deliveries.
 
-All methods are synchronous, are called in the trio thread, and should not raise. The core knows neither OpenTelemetry
-nor threads.
+All methods are synchronous and are called in the trio thread. An exception from them is logged and has no other effect,
+except that one that has to end the program is raised when the batcher is left.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ __all__ = ["DeliveryObserver", "Feeder"]
 
 
 class Feeder(Protocol):
-    """Holds spans on their way into the batcher."""
+    """Holds spans that are to be added to the batcher."""
 
     def feed(self) -> None:
-        """Add these spans. Called before a flush begins and before admission closes."""
+        """Add these spans. Called before a flush and before admission closes."""
         ...
 
     def ended(self) -> None:
@@ -29,23 +29,23 @@ class DeliveryObserver(Protocol):
     """Watches the deliveries of a batcher."""
 
     def began(self, spans: int) -> None:
-        """Called when a batch was sealed, in the step in which its delivery begins."""
+        """Called with the number of spans of a batch when its delivery begins."""
         ...
 
     def settled(self, settlement: Settlement) -> None:
-        """Called when spans of a delivery are accounted for. In all, these are as many as `began` was called with."""
+        """Called when spans of a delivery are accounted for. For each delivery, their sum is what `began` was told."""
         ...
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:
         """Called when a delivery has ended.
 
         Args:
-            seconds: From the start of its first attempt to the end of its last one.
+            seconds: The time from the start of its first attempt to the end of its last one.
             status_code: Of the last response, if its last attempt had one.
             loss: The last settlement with spans that were not delivered, if there is one.
         """
         ...
 
     def handed_back(self, spans: int) -> None:
-        """Called when spans were handed back from the queue, before any delivery of them began."""
+        """Called with the number of spans that were handed back from a queue, without a delivery."""
         ...

@@ -27,7 +27,8 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     program, that takes effect when the batcher is left.
 
     Attributes:
-        is_running: Whether the batcher runs, so that an exception that has to end the program can be raised later.
+        is_running: Whether the batcher is entered, so that an exception that has to end the program can be raised when
+            it is left.
         fatal: The first exception that has to end the program; raised when the batcher is left.
     """
 
@@ -36,12 +37,13 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log a message. All other methods call this one."""
-        # The record must name the caller's place, not this one.
+        # The record must have the caller's file and line, not this one.
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
         try:
             super().log(level, msg, *args, **kwargs)
         except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task
-            # In unprotected code the caller is the program, which was interrupted or exits.
+            # Without KeyboardInterrupt protection the caller is the program itself, which may be interrupted or exit
+            # here.
             if fatal_part(exc) is not None and not (self.is_running and currently_ki_protected()):
                 raise
             self.keep_if_fatal(exc)
@@ -50,7 +52,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
                     sys.stderr.write(f"--- Logging error in trio_spanbatch ---\n{traceback.format_exc()}")
 
     def caught(self, exc: BaseException, msg: str, *args: object) -> None:
-        """Log an exception from the program's code. If it has to end the program, it is raised later."""
+        """Log an exception from the program's code. If it has to end the program, keep it, to be raised later."""
         self.error(msg, *args, exc_info=exc, stacklevel=2)
         if not self.keep_if_fatal(exc):
             forget_traceback(exc)

@@ -1,4 +1,4 @@
-"""Reports each span that was not delivered to the program or the log."""
+"""Reports spans that were not delivered, to ``on_loss`` or by keeping their batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .throttle import Throttle
 
 __all__ = ["Losses"]
 
-# Reasons are the exporter's words. This many different ones are counted separately, the others together.
+# Exporters may produce any number of different reasons. This many are counted separately, the others together.
 _MAX_REASONS = 20
 
 
@@ -29,7 +29,7 @@ class Losses:
         self._warnings = Throttle(clock)
         self._kept: list[Loss] = []
         self._kept_bytes = 0
-        # By id: headers that spans share are in memory once, so they count once.
+        # By id: headers that several spans share are in memory only once, and counted only once.
         self._kept_headers: dict[int, SpanHeaders] = {}
         self._not_kept = 0
         self._reasons: Counter[tuple[str, str]] = Counter()
@@ -40,7 +40,7 @@ class Losses:
         return tuple(self._kept)
 
     def report(self, loss: Loss) -> None:
-        """Report a loss. Its accounting must be complete: ``on_loss`` may use the batcher."""
+        """Report a loss. Its spans must be accounted for already, as ``on_loss`` may use the batcher."""
         self._count(loss)
         if self._on_loss is None:
             self._keep(loss)
@@ -51,11 +51,11 @@ class Losses:
             self._logger.caught(exc, "on_loss raised for %d %s spans of %r", loss.count, loss.outcome, loss.location)
 
     def reasons(self, outcome: str) -> dict[str, int]:
-        """Return the reasons for one outcome and their numbers of spans, most frequent first."""
+        """Return the number of spans for each reason of one outcome, most frequent reason first."""
         return {reason: count for (of, reason), count in self._reasons.most_common() if of == outcome}
 
     def summary(self, outcome: str) -> str:
-        """Return the reasons for one outcome and their numbers of spans as text."""
+        """Return the reasons for one outcome, with the number of spans for each, as text."""
         reasons = [f"{reason}: {count}" for reason, count in self.reasons(outcome).items()]
         if self._not_kept and outcome == "undelivered":
             reasons.append(f"{self._not_kept} of them beyond max_pending_bytes and not kept")

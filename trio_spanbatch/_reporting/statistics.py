@@ -1,4 +1,4 @@
-"""The records of span counts and losses."""
+"""Records of span counts and losses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LocationStatistics(_Counts):
         in_flight: Spans in batches that are being delivered.
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
-        spooled: Spans kept on disk.
+        spooled: Always 0: no span is stored on disk.
         undelivered: Spans handed back.
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
@@ -73,7 +73,7 @@ class SpanBatcherStatistics(_Counts):
         in_flight: Spans in batches that are being delivered.
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
-        spooled: Spans kept on disk.
+        spooled: Always 0: no span is stored on disk.
         undelivered: Spans handed back.
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
@@ -150,7 +150,12 @@ class Settlement:
     """The outcome of the spans of one lease. The three counts add up to its length.
 
     Attributes:
-        cause: The kind of the last attempt's failure, in one word, if there was no response.
+        delivered: Spans that a server acknowledged.
+        rejected: Spans that a server rejected.
+        undelivered: Spans handed back.
+        reason: Why spans were not delivered; irrelevant if all were.
+        status_code: The HTTP status code, if there was one.
+        cause: The kind of the last attempt's failure, in one word, for metrics.
     """
 
     delivered: int = 0

@@ -7,19 +7,21 @@ from collections.abc import Callable, Hashable
 
 __all__ = ["WARNING_INTERVAL", "Throttle"]
 
-# Seconds between two messages of the same kind.
+# Minimum number of seconds between two messages of the same kind.
 WARNING_INTERVAL = 30.0
 
 
 class Throttle:
     """Allows an event once per key and interval.
 
-    There is no lock, as a signal handler or a finalizer may interrupt any call: at worst, an event is allowed twice.
+    A signal handler or finalizer may call it in the middle of another call, where a lock would deadlock. There is none,
+    so that an event may then be allowed twice.
 
     Args:
         clock: Returns the current time in seconds.
         interval: Seconds until the same key is allowed again; `math.inf` for never.
-        max_keys: How many keys are remembered. Beyond that, the key that was allowed longest ago is forgotten.
+        max_keys: The maximum number of keys that are remembered. The key that was allowed longest ago is forgotten
+            first.
     """
 
     def __init__(self, clock: Callable[[], float], interval: float = WARNING_INTERVAL, max_keys: int = 1) -> None:
@@ -29,7 +31,7 @@ class Throttle:
         self._allowed_at: OrderedDict[Hashable, float] = OrderedDict()
 
     def allows(self, key: Hashable = None) -> bool:
-        """Return whether the event may happen now, and if so, take note that it does."""
+        """Return whether the event may happen now. If so, it counts as having happened."""
         now = self._clock()
         allowed_at = self._allowed_at.get(key)
         if allowed_at is not None and now < allowed_at + self._interval:

@@ -1,11 +1,11 @@
 """A delivery: sends a batch until all of its spans are accounted for.
 
-It owns the batch as a lease, and always settles it with its location: however the delivery's task ends, it settles the
-remaining spans, so a cancelled delivery hands its spans back. If a server refuses the batch because of some spans,
-`Isolation` decides which parts to send instead, each as a separate lease.
+It owns the batch as a lease, and always settles it: however the delivery's task ends, it settles the remaining spans,
+so a cancelled delivery hands its spans back. If a server refuses the batch because of some spans, `Isolation` decides
+which parts to send instead, each as a separate lease.
 
-It starts with an export slot. The slot is given back as soon as the attempt has ended, so no backoff holds one; the
-scheduler gives it another for the next attempt.
+It starts with an export slot, and gives it back as soon as the attempt has ended, so that it does not occupy one during
+a backoff. The scheduler assigns it another slot for the next attempt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _GaveUp(Exception):
 
 
 class Delivery:
-    """Delivers one batch. It starts with an export slot."""
+    """The delivery of one batch."""
 
     def __init__(self, lease: Lease, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -56,7 +56,7 @@ class Delivery:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Deliver the batch. When cancelled, hand back the remaining spans."""
+        """Deliver the batch. If this is cancelled, hand back the remaining spans."""
         try:
             if self._location.account.refuses_everything:
                 self._isolation.probe_first()
@@ -77,7 +77,7 @@ class Delivery:
     # -- parts -------------------------------------------------------------------------------------------------
 
     def _next_part(self) -> Lease | None:
-        """Return the part to send next, halved until it is no larger than the location's largest request."""
+        """Return the part to send next, halved until it is within the location's request size limit."""
         part = self._isolation.next()
         while part is not None and len(part) > 1 and part.batch.size > self._location.pace.request_size.limit:
             self._isolation.halve()
@@ -88,7 +88,7 @@ class Delivery:
         del self._open[lease]
         if settlement.delivered < len(lease):
             self._last_loss = settlement
-        # Before on_loss, which may run for long.
+        # Called before on_loss, which may take long.
         self._runtime.tell_observers(lambda observer: observer.settled(settlement))
         self._runtime.settle(lease, settlement)
 
@@ -97,7 +97,7 @@ class Delivery:
         self._runtime.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
 
     def _cause(self) -> str:
-        """Return the kind of the last attempt's failure in one word."""
+        """Return the kind of the last attempt's failure, in one word; empty if there is none."""
         if self._first_attempt_at is None or isinstance(self._last_result, Delivered):
             return ""
         if self._last_result is None:
@@ -108,9 +108,9 @@ class Delivery:
         """Send a part until the server accepts or refuses it. Return the verdicts that follow from that."""
         try:
             result = await self._answer(part)
-        except _GaveUp as why:
+        except _GaveUp as exc:
             return self._isolation.given_up(
-                Settlement(undelivered=len(part), reason=str(why), status_code=why.status_code, cause=self._cause())
+                Settlement(undelivered=len(part), reason=str(exc), status_code=exc.status_code, cause=self._cause())
             )
         except _ExporterBug as bug:
             cause = cause_of(bug.__cause__ or bug)
@@ -145,7 +145,7 @@ class Delivery:
         if reason is None:
             return
         if self._has_slot:
-            # The attempt failed before it began: no request is counted, and its slot is free again.
+            # Recorded as a failed attempt without a request, which gives back the slot.
             self._has_slot = False
             self._note_end(part, TryLater(reason))
         raise _GaveUp(reason, last)
@@ -178,7 +178,7 @@ class Delivery:
         return "retries exhausted"
 
     async def _attempt(self, part: Lease) -> ExportResult:
-        """Make one attempt, with the slot that is held, and give the slot back."""
+        """Make one attempt in the slot that is held, and give the slot back."""
         if self._first_attempt_at is None:
             self._first_attempt_at = trio.current_time()
         self._scheduler.attempt_began(part)
@@ -193,7 +193,7 @@ class Delivery:
 
     def _note_end(self, part: Lease, result: ExportResult | None) -> None:
         """Give the slot back, and log a failure or a recovery."""
-        # An attempt that was cancelled or raised may have arrived all the same.
+        # The request of an attempt that was cancelled or raised may have arrived nevertheless.
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
         self._scheduler.attempt_ended(part, result, trio.current_time(), ambiguous=ambiguous)
         self._runtime.wake()
@@ -214,11 +214,11 @@ class Delivery:
                 try:
                     result = await self._runtime.exporter.export(part.batch)
                 except BaseException as exc:
-                    # Here, as the scope replaces the exception if the exporter left a scope open.
+                    # Determined here, because the scope replaces the exception if the exporter left a scope open.
                     fatal = fatal_part(exc)
                     raise
         except BaseException as exc:
-            self._sort_out(exc, fatal, part)
+            self._raise_classified(exc, fatal, part)
             raise
         if scope.cancelled_caught:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
@@ -228,21 +228,21 @@ class Delivery:
             raise _ExporterBug(message) from TypeError(message)
         return result
 
-    def _sort_out(self, exc: BaseException, fatal: BaseException | None, part: Lease) -> None:
-        """Raise an exporter's exception as what it is: fatal, a cancel of this task, or a bug. It may be a group."""
+    def _raise_classified(self, exc: BaseException, fatal: BaseException | None, part: Lease) -> None:
+        """Raise an exporter's exception, possibly a group, as fatal, as a cancel of this task, or as a bug."""
         if isinstance(exc, GeneratorExit) and not trio.lowlevel.in_trio_run():
             # The run has ended, and this coroutine is being closed.
             return
         if fatal is not None:
-            # Before the attempt is accounted for, which calls on_loss and wakes other tasks.
+            # Stopped before the attempt is accounted for, which calls on_loss and wakes other tasks.
             self._runtime.stop(f"the exporter raised {type(fatal).__name__}")
-            # Kept now, as trio may replace it at the end of this task.
+            # Kept now, because trio may replace it at the end of this task.
             self._runtime.logger.keep_if_fatal(fatal)
             if fatal is not exc:
                 self._runtime.logger.error("the exporter raised for %r", part.batch, exc_info=exc)
             raise fatal
         cancelled, failure = split_cancelled(exc)
-        # A Cancelled that is not for this task would end all tasks of the batcher.
+        # A Cancelled that was not raised for a cancel of this task would end all tasks of the batcher.
         ours = cancelled if is_cancelled_here() else None
         bug = exc if ours is None else failure
         if bug is not None:
@@ -260,7 +260,7 @@ class Delivery:
 
 
 def _split(scheduler: Scheduler, open_leases: dict[Lease, None], lease: Lease, at: int) -> tuple[Lease, Lease]:
-    """Split a lease of a delivery. A function, so that no delivery keeps itself alive in a cycle."""
+    """Split a lease of a delivery. This is not a method, so that no delivery is part of a reference cycle."""
     parts = scheduler.split(lease, at)
     del open_leases[lease]
     open_leases.update(dict.fromkeys(parts))

@@ -1,13 +1,13 @@
-"""The driver: the one task that has the scheduler decide, and carries out its orders.
+"""The driver: the task that calls the scheduler's `step` and carries out its orders.
 
 It sleeps until the earliest time at which any location has something to do, or until it is woken. After a wake-up the
-scheduler decides from the whole state, and there is no checkpoint between that and the next sleep, so no wake-up is
-lost, and one for nothing does no harm.
+scheduler decides from the whole state, so a superfluous wake-up is harmless. There is no checkpoint between the last
+decision and the next sleep, so no wake-up is lost.
 
-It runs on a shallow stack of its own, so no recursion of the program reaches it. A program that adds a span wakes it by
-`trio.lowlevel.TrioToken.run_sync_soon`, the one call of trio's that may be interrupted anywhere: it is made for signal
-handlers. (Moving the deadline of its sleep would be cheaper. But a `RecursionError` or an exception of a signal handler
-in the middle of that leaves trio's count of deadlines wrong, and trio ends the run when it notices.)
+It is a separate task with a shallow stack, so recursion in the program does not affect it. A program that adds a span
+wakes it with `trio.lowlevel.TrioToken.run_sync_soon`, which is made to be called from signal handlers and may be
+interrupted anywhere. (Moving the deadline of its sleep would be cheaper. But a `RecursionError` or a signal handler's
+exception in the middle of that leaves trio's count of deadlines wrong, and trio ends the run when it notices.)
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Driver"]
 
 
 class Driver:
-    """Has the scheduler decide until all locations have ended in the drain.
+    """Runs the scheduler until all locations have ended in the drain.
 
     Attributes:
         runtime: Carries out the orders.
-        is_awake: Whether the scheduler will decide soon.
-        has_ended: Whether it will decide no more.
+        is_awake: Whether `step` will be called soon.
+        has_ended: Whether `step` will not be called again.
     """
 
     runtime: Runtime
@@ -42,17 +42,17 @@ class Driver:
         return self.runtime.scheduler
 
     def wake_from_anywhere(self) -> None:
-        """Have the scheduler decide soon. Called on the caller's stack."""
+        """Schedule a call of `step`. May be called on the program's stack, and by a signal handler."""
         if self.is_awake:
             return
-        assert self._token is not None, "it has slept"
+        assert self._token is not None, "the driver has run"
         self._token.run_sync_soon(self._rouse, idempotent=True)
         self.is_awake = True
 
     def wake(self) -> None:
-        """Have the scheduler decide soon. Called on the shallow stack of a task of the batcher."""
+        """Schedule a call of `step`. Must be called on the shallow stack of one of the batcher's tasks."""
         if self.has_ended:
-            # Nothing is left to decide, but a flush may be complete.
+            # Nothing remains to be decided, but a flush may be complete.
             self.runtime.carry_out_orders()
         elif not self.is_awake:
             self.is_awake = True
@@ -65,7 +65,7 @@ class Driver:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Have the scheduler decide until all locations have ended in the drain. When cancelled, end them."""
+        """Call `step` until all locations have ended in the drain. If this is cancelled, end them immediately."""
         self._token = trio.lowlevel.current_trio_token()
         try:
             while True:

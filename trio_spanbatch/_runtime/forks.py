@@ -26,19 +26,19 @@ class Forkable(Protocol):
 _OPEN: Final[WeakSet[Forkable]] = WeakSet()
 
 
-def remember(what: Forkable) -> None:
-    """Call ``what.forked`` in forked children, until ``what`` is forgotten or garbage-collected."""
-    _OPEN.add(what)
+def remember(forkable: Forkable) -> None:
+    """Call ``forkable.forked`` in forked children, until it is forgotten or garbage-collected."""
+    _OPEN.add(forkable)
 
 
-def forget(what: Forkable) -> None:
+def forget(forkable: Forkable) -> None:
     """Undo `remember`."""
-    _OPEN.discard(what)
+    _OPEN.discard(forkable)
 
 
 def _after_fork_in_child() -> None:
-    for what in tuple(_OPEN):
-        what.forked()
+    for forkable in tuple(_OPEN):
+        forkable.forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,18 +1,18 @@
-"""Ends a drain on a Ctrl-C.
+"""Stops drains on Ctrl-C.
 
 Trio turns SIGINT into a KeyboardInterrupt in the main task. A drain in another task never sees it, and a drain in the
 main task waits inside a shield, with KeyboardInterrupt protection. So while any batcher of a run drains, SIGINT has a
 handler that stops all drains of that run at once.
 
-It replaces only Python's default handler, or trio's in place of that. Any other handler is the program's, which decides
-what a Ctrl-C means, in the drain as at any other time. This includes handlers from `signal.signal`, from
+It replaces only Python's default handler, or trio's in place of that. Any other handler belongs to the program, which
+decides what Ctrl-C does, during the drain as at any other time. This includes handlers from `signal.signal`, from
 `trio.open_signal_receiver`, and from a host of trio in guest mode such as asyncio.
 
-`trio.open_signal_receiver` would not do: it restores the handler that it found, which is right only if receivers are
-closed in the reverse order of their opening. The drains of two batchers in two tasks overlap in any order, and would
-leave a handler behind that ignores every later Ctrl-C. So the batchers of a run share one handler, which the first
-drain installs and the last one removes. If other code restores it after that, it removes itself at the next signal and
-passes that on.
+`trio.open_signal_receiver` is not suitable: it restores the handler that it found, which is right only if receivers are
+closed in the reverse order of their opening. The drains of two batchers in two tasks may overlap in any order, and
+would leave behind a handler that ignores every later Ctrl-C. So the batchers of a run share one handler, which the
+first drain installs and the last one removes. If other code restores it after that, it removes itself at the next
+signal, and passes that signal on.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import trio
 __all__ = ["InterruptWatch"]
 
 # The module of the handler that `trio.run` installs in place of Python's default. There is no public way to recognize
-# it. If a version of trio has it elsewhere, it is treated as the program's: a Ctrl-C then stops a drain in the main
-# task, where trio raises it, but not one in another task.
+# that handler. If a version of trio has it elsewhere, it is treated as the program's: Ctrl-C then stops a drain in the
+# main task, where trio raises it, but not one in another task.
 _MODULE_OF_TRIOS_HANDLER = "trio._core._ki"
 
 _WATCH: trio.lowlevel.RunVar[InterruptWatch] = trio.lowlevel.RunVar("trio_spanbatch interrupt watch")
 
 
 class InterruptWatch:
-    """The drains of one trio run that a Ctrl-C stops."""
+    """Stops the drains of one trio run on Ctrl-C."""
 
     def __init__(self) -> None:
         self._stops: dict[Callable[[], None], int] = {}

@@ -1,4 +1,4 @@
-"""What the tasks of one batcher share, and how the orders of its scheduler are carried out."""
+"""The state that the tasks of one batcher share, and the execution of its scheduler's orders."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ _Listener = TypeVar("_Listener")
 
 @attrs.define(eq=False)
 class Runtime:
-    """What the tasks of one batcher share.
+    """The state that the tasks of one batcher share.
 
     Attributes:
         exporter: Sends the batches.
-        scheduler: Decides.
+        scheduler: The scheduler.
         logger: The logger for messages.
         losses: Reports spans that were not delivered.
         health: Logs failing and recovering locations.
-        start_delivery: Starts the delivery of a batch, in the batcher's context, until the end of the drain at most.
-        wake: Has the driver look for decisions. Must not be called on the caller's stack.
+        start_delivery: Starts the task of a delivery, in the batcher's context; it ends with the drain at the latest.
+        wake: Wakes the driver. Must not be called on the program's stack.
         thread_id: The id of the thread whose trio run may add spans; None while admission is closed.
-        stopped: Whether the work ends without a drain.
-        stop_reason: Why deliveries are stopped, as the reason for the spans that they hand back.
+        stopped: Whether the tasks end without a drain.
+        stop_reason: The reason for spans that are handed back because deliveries are stopped.
         stop_cause: The same in one word, for metrics.
         feeders: Bring in spans from outside.
         observers: Watch deliveries.
         adders: The tasks of waiting adders.
         flushes: The flushes that wait.
-        retries: The deliveries that wait for their next attempt.
-        reason_to_hand_back: The exporter's, if it has one: see `HandsBack`.
+        retries: The leases whose deliveries wait for their next attempt.
+        reason_to_hand_back: The exporter's method, if it has one (see `HandsBack`).
     """
 
     exporter: SpanExporter
@@ -69,7 +69,7 @@ class Runtime:
     adders: dict[Waiter, trio.lowlevel.Task] = attrs.Factory(dict)
     flushes: WeakKeyDictionary[Flush, trio.Event] = attrs.Factory(WeakKeyDictionary)
     retries: dict[Lease, trio.Event] = attrs.Factory(dict)
-    # Checked once: whether an object matches a protocol takes 10 us to find out, and each attempt asks.
+    # Looked up once, as an isinstance check against a protocol takes 10 us, and this is needed for each attempt.
     reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
 
     @reason_to_hand_back.default
@@ -119,14 +119,14 @@ class Runtime:
             self.losses.report(Loss(location, lease.batch, "rejected", reason, code, count=settlement.rejected))
         if settlement.undelivered:
             if not self.scheduler.draining:
-                # At the end of the drain there is a summary.
+                # The drain ends with a summary.
                 self.health.handed_back(location, settlement.undelivered, reason)
             self.losses.report(Loss(location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
     async def wait_until_admitted(self, location: Location, span: EncodedSpan) -> None:
-        """Wait until a span is admitted. If this is cancelled, it was not admitted.
+        """Wait until a span is admitted. If this is cancelled, the span was not admitted.
 
         Raises:
             trio.ClosedResourceError: The batcher was closed while this waited.
@@ -142,7 +142,7 @@ class Runtime:
             self.scheduler.admission.join(waiter)
             await trio.lowlevel.wait_task_rescheduled(abort)
         except BaseException:
-            # It is still there if this could not even begin to wait.
+            # The waiter has not been withdrawn yet if an exception prevented the wait.
             self._withdraw(waiter)
             raise
 
@@ -151,10 +151,11 @@ class Runtime:
         self.scheduler.admission.withdraw(waiter)
 
     async def wait_for_retry(self, lease: Lease, give_up_at: float) -> bool:
-        """Wait for a delivery's next attempt, and for its slot.
+        """Wait until a delivery may make its next attempt, and for a slot. If this is cancelled, no slot is held.
 
         Returns:
-            False, without a slot, if there will be no attempt before ``give_up_at`` and the end of the drain.
+            Whether it has a slot. It has none if there will be no attempt before ``give_up_at``, in seconds of trio's
+            clock, and the drain's deadline.
         """
         decided = self.retries[lease] = trio.Event()
         self.scheduler.wants_retry(lease)
@@ -164,7 +165,7 @@ class Runtime:
                 await decided.wait()
         except trio.Cancelled:
             if lease.may_repeat:
-                # That was decided after the cancel, before this task ran.
+                # The slot was assigned after the cancel, before this task ran.
                 self.scheduler.slot_unused(lease)
             raise
         finally:
@@ -174,7 +175,7 @@ class Runtime:
         return lease.may_repeat
 
     async def wait_until_flushed(self, flush: Flush) -> None:
-        """Wait until all spans of a flush are accounted for. Always a checkpoint."""
+        """Wait until all spans of a flush are accounted for. This is always a checkpoint."""
         done = self.flushes[flush] = trio.Event()
         if flush.is_done:
             done.set()
@@ -183,12 +184,14 @@ class Runtime:
     # -- listeners ---------------------------------------------------------------------------------------------
 
     def feed(self) -> None:
-        """Admit the spans that are on their way from outside."""
-        self._call_each(self.feeders, lambda feeder: feeder.feed(), "SpanBatcher: letting in spans from outside failed")
+        """Have the feeders add the spans that they hold."""
+        self._call_each(self.feeders, lambda feeder: feeder.feed(), "SpanBatcher: a feeder failed to add its spans")
 
     def end_feeding(self) -> None:
         """Tell the feeders that every span is accounted for."""
-        self._call_each(self.feeders, lambda feeder: feeder.ended(), "SpanBatcher: telling of the end failed")
+        self._call_each(
+            self.feeders, lambda feeder: feeder.ended(), "SpanBatcher: a feeder failed when the batcher ended"
+        )
 
     def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
         """Call ``tell`` with each observer."""
@@ -204,7 +207,7 @@ class Runtime:
     # -- stopping ----------------------------------------------------------------------------------------------
 
     def close_admission(self) -> None:
-        """Admit no more spans, and wake all waiting adders with ``trio.ClosedResourceError``."""
+        """Stop admitting spans, and raise `trio.ClosedResourceError` in all waiting adders."""
         if self.thread_id is None:
             return
         self.thread_id = None
@@ -214,13 +217,13 @@ class Runtime:
                 trio.lowlevel.reschedule(task, outcome.Error(closed))
 
     def stop(self, reason: str) -> None:
-        """Close admission, as all tasks are about to end and hand back their spans."""
+        """Close admission, because all tasks are about to end and to hand back their spans."""
         if not self.stopped:
             self.stopped, self.stop_reason = True, reason
         self.close_admission()
 
     def task_failed(self, exc: BaseException) -> None:
-        """Stop because ``exc`` ends a task. Call this before the task hands back its spans."""
+        """Stop because ``exc`` ends a task. To be called before the task hands back its spans."""
         _, failure = split_cancelled(exc)
         if failure is not None:
             self.stop(f"a task of the batcher failed with {type(leaves(failure)[0]).__name__}")

@@ -18,9 +18,9 @@ cancel would end the driver before ``__aexit__`` runs.
 
 A failure before the drain
 --------------------------
-If a task fails, or trio complains at a task's exit, or something cancels the inner nursery, that nursery is cancelled.
-The supervisor waits for the drain in the same nursery, so trio calls its abort function in the step of the cancel. It
-closes admission and wakes all adders: a span admitted later would never be sent.
+If a task fails, trio raises at a task's exit, or something cancels the inner nursery, that nursery is cancelled. The
+supervisor waits for the drain in the same nursery, so trio calls its abort function in the step of the cancel. That
+function closes admission and wakes all adders, because a span admitted later would never be sent.
 
 The drain
 ---------
@@ -30,11 +30,11 @@ delivery settles its spans as it unwinds, and the driver those in the queues, so
 
 Exceptions
 ----------
-The internal nurseries never show. The body's exception is not passed to them, so it leaves unchanged. Failures in the
-supervisor are kept in ``_failure`` and never raised inside a nursery. An exception that has to end the program (such as
-a `SystemExit` from the exporter, ``on_loss`` or a log handler) may occur anywhere in the accounting, so `Log` keeps it.
-It leaves in place of the body's exception, which becomes its context and is logged, unless the body's exception ends
-the program itself.
+No exception group of the internal nurseries reaches the program. The body's exception is not passed to them, so it
+propagates unchanged. Failures in the supervisor are kept in ``_failure`` and never raised inside a nursery. An
+exception that has to end the program (such as a `SystemExit` from the exporter, ``on_loss`` or a log handler) may occur
+anywhere in the accounting, so `Log` keeps it. It is raised instead of the body's exception, which becomes its context
+and is logged, unless the body's exception ends the program itself.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ _LONGEST_RESERVE = 1.0
 class _EndOfRun(trio.abc.Instrument):
     """Calls a function when the trio run has ended, however it ended."""
 
-    _tell: Callable[[], None]
+    _callback: Callable[[], None]
 
     def after_run(self) -> None:
-        self._tell()
+        self._callback()
 
 
 @attrs.define(eq=False)
@@ -92,11 +92,11 @@ class Supervisor:
     """Runs the tasks of one batcher, from `open` to `close`.
 
     Attributes:
-        shutdown_timeout: The most seconds that `close` may take.
+        shutdown_timeout: The maximum number of seconds that `close` may take.
         strict: Whether `close` raises if spans were lost.
-        driver: Has the scheduler decide.
-        runtime: What the tasks share.
-        token: The trio run in which it was opened; None before that.
+        driver: Runs the scheduler.
+        runtime: The state that the tasks share.
+        token: The token of the trio run in which it was opened; None before that.
         is_forked: Whether this is a copy in a forked child.
     """
 
@@ -106,7 +106,8 @@ class Supervisor:
     runtime: Runtime = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
     is_forked: bool = attrs.field(init=False, default=False)
-    # Identifies the trio run until that ends, as a thread has one run at a time. It is the fastest to compare.
+    # Identifies the trio run until that ends, as a thread has one run at a time. No other identifier is compared
+    # faster.
     _thread_id: int | None = attrs.field(init=False, default=None)
     _end_of_run: _EndOfRun = attrs.field(init=False)
     _owner: trio.lowlevel.Task | None = attrs.field(init=False, default=None)
@@ -127,7 +128,7 @@ class Supervisor:
         return self._done.is_set()
 
     async def wait_until_ended(self) -> None:
-        """Wait until every span is accounted for. Always a checkpoint."""
+        """Wait until every span is accounted for. This is always a checkpoint."""
         await self._done.wait()
 
     def is_here(self) -> bool:
@@ -135,13 +136,13 @@ class Supervisor:
         return get_ident() == self._thread_id
 
     def forked(self) -> None:
-        """Note that this is a copy in a forked child, which must not be used."""
+        """Disable this copy, which is in a forked child."""
         self.is_forked = True
         # Admission is not closed, as that would wake tasks of the parent process.
         self.runtime.thread_id = None
 
     def _run_ended(self) -> None:
-        """Note that the run ended before the batcher was left, for instance because trio crashed."""
+        """Record that the run ended before the batcher was left, for instance because trio crashed."""
         # Admission is not closed, as no task is left to wake.
         self.runtime.thread_id = self._thread_id = None
         self.runtime.logger.is_running = False
@@ -188,7 +189,7 @@ class Supervisor:
 
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task that runs until the end of the drain at most."""
-        # In the batcher's context, not in the caller's.
+        # In the batcher's context, as `start_soon` would otherwise copy the caller's.
         self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
     def start_delivery(self, lease: Lease) -> None:
@@ -202,9 +203,9 @@ class Supervisor:
         finally:
             if trio.lowlevel.in_trio_task() and trio.lowlevel.current_task().child_nurseries:
                 self.runtime.stop("the exporter left a nursery open")
-                _complain_of_nurseries()
+                _raise_for_open_nurseries()
 
-    # -- the supervisor ----------------------------------------------------------------------------------------
+    # -- the supervisor's task ---------------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
     async def _supervise(self, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
@@ -248,7 +249,7 @@ class Supervisor:
 
     async def _close_exporter(self) -> None:
         try:
-            # In a separate task, so that trio complains about that one if it leaves a nursery open.
+            # In a separate task, so that trio raises at the end of that one if it leaves a nursery open.
             async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # see above
                 nursery.start_soon(self._call_aclose, name="trio_spanbatch closing the exporter")
         except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
@@ -263,15 +264,15 @@ class Supervisor:
         try:
             await self.runtime.exporter.aclose()
             if trio.lowlevel.current_task().child_nurseries:
-                _complain_of_nurseries()
+                _raise_for_open_nurseries()
         except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
             if is_cancelled_here():
                 raise
-            # Any Cancelled is an error like others here, as no scope around this task is cancelled.
+            # A Cancelled is an error like any other here, because no scope around this task is cancelled.
             self._note_failure("closing the exporter failed", exc, is_bug=False)
 
     def _note_failure(self, what: str, failure: BaseException, *, is_bug: bool) -> None:
-        """Log a failure. A bug of the batcher is raised at the end, as is an exception that has to end the program."""
+        """Log a failure. A bug of the batcher, or an exception that has to end the program, is raised at the end."""
         self.runtime.close_admission()
         for exc in leaves(failure):
             self._trouble(f"{what} with {type(exc).__name__}", exc)
@@ -293,7 +294,11 @@ class Supervisor:
 
     @trio.lowlevel.enable_ki_protection
     async def close(self, exc: BaseException | None) -> None:
-        """Drain, and raise the exceptions that were kept. ``exc`` is the body's exception."""
+        """Drain, and raise the exceptions that were kept. ``exc`` is the body's exception.
+
+        Takes no longer than ``shutdown_timeout`` if the exporter neither shields itself nor swallows `Cancelled`. A
+        cancel from outside does not interrupt it, and is raised at its end.
+        """
         self._owner = None
         watch = InterruptWatch.of_this_run()
         watch.add(self._interrupt)
@@ -303,10 +308,10 @@ class Supervisor:
             # The supervisor has ended. The body's exception is not passed, so that it is not wrapped in a group.
             await self._manager.__aexit__(None, None, None)
         except BaseExceptionGroup as group:  # noqa: ASYNC103  # no Cancelled: the wait is shielded
-            # Trio complains about the supervisor itself: other code has closed one of its scopes.
+            # Trio raises this about the supervisor itself: other code has closed one of its scopes.
             self._note_failure("its supervisor failed", group, is_bug=True)
         except (RuntimeError, AssertionError) as error:
-            # Trio complains that the nursery is closed in the wrong place. Every span is accounted for by now.
+            # Trio raises these if the nursery is closed in the wrong place. Every span is accounted for by now.
             misplaced = RuntimeError(_MISPLACED)
             misplaced.__cause__ = error
             self._note_failure("leaving it failed", misplaced, is_bug=True)
@@ -339,7 +344,7 @@ class Supervisor:
                 try:
                     await self._done.wait()
                 except KeyboardInterrupt:
-                    # It came before the watch was set up, in the main task's protected code.
+                    # It arrived before the watch was set up, while protected code of the main task was running.
                     self._interrupt()
 
     def _interrupt(self) -> None:
@@ -373,7 +378,7 @@ class Supervisor:
 
     def _add_notes(self, exc: _Exc) -> _Exc:
         for trouble in self._troubles:
-            # Some exceptions take no notes, such as frozen ones. The log has all of this.
+            # Some exceptions, such as frozen ones, accept no notes. The log contains the same messages.
             with suppress(Exception):
                 exc.add_note(f"SpanBatcher: {trouble}")
         return exc
@@ -393,14 +398,14 @@ class Supervisor:
 
     def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
         self._troubles.append(message)
-        # Marked if it counts lost spans, so that a program that shows the counts itself can filter it out.
+        # The record is marked if it counts lost spans: a program that shows the counts itself can filter it out.
         self.runtime.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
 
 
-def _complain_of_nurseries() -> NoReturn:
+def _raise_for_open_nurseries() -> NoReturn:
     """Cancel the nurseries that the current task leaves open, and raise `RuntimeError`.
 
-    Trio does the same at a task's exit since 0.31. Before, the tasks in those nurseries would run forever.
+    Since version 0.31 trio does the same at a task's exit. Before that, the tasks in those nurseries ran forever.
     """
     task = trio.lowlevel.current_task()
     for nursery in task.child_nurseries:

@@ -1,4 +1,4 @@
-"""Excludes the batcher's requests from tracing: otherwise each would make a span, which would make a request.
+"""Excludes the batcher's requests from tracing: otherwise each would create a span, which would cause a request.
 
 OpenTelemetry's instrumentations look in the current context for a key that suppresses them. There are three, as the
 convention has changed: the API's key for everything, its key for HTTP, and a plain string, which packages from before

@@ -2,9 +2,10 @@
 
 Three things are limited: a location's queued spans, its pending bytes, and the pending bytes of all locations. An adder
 that cannot add its span joins the adders that wait at its location. The first adder there waits either for space in
-its location, or for the byte budget of all; in the latter case its location waits in ``byte_line``. Both are first in,
-first out, so a full location delays only its own adders, and small spans do not starve a large one. `Scheduler.step`
-admits waiting spans as space becomes free. If an adder is cancelled while it waits, its span was never queued.
+its location, or for the byte budget that all locations share; in the latter case its location waits in
+``byte_queue``. Both are first in, first out, so a full location delays only its own adders, and small spans do not
+starve a large one. `Scheduler.step` admits waiting spans as space becomes free. If an adder is cancelled while it
+waits, its span was never queued.
 
 The caller's stack
 ------------------
@@ -15,12 +16,12 @@ handler of the program may raise between any two of their steps. So a span is ad
 2. the new values are kept in ``_unfinished``, and the span goes into the queue. That one step is the commit;
 3. the new values are stored. Doing so twice is the same as once.
 
-What raises before the commit has accepted nothing. What raises after it leaves ``_unfinished`` behind, and whoever
-comes next, on whatever stack, completes stage 3 first (`finish`): the length of the queue says whether the span went
-in. The same holds for a finalizer or signal handler that adds a span in the middle of another one's stages.
+A call that raises before the commit has accepted nothing. One that raises after it leaves ``_unfinished`` set; whoever
+uses the batcher next, on any stack, completes stage 3 first (`finish`): the length of the queue tells whether the span
+went in. The same holds if a finalizer or signal handler adds a span between two stages of another one.
 
-Nothing else happens on the caller's stack. What the scheduler has to look at goes into the inbox before the commit, and
-a look at a location where nothing has changed does no harm.
+Nothing else happens on the caller's stack. A location that the scheduler has to look at goes into the inbox before the
+commit; looking at one that did not change is harmless.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ __all__ = ["Admission"]
 
 
 @attrs.define(eq=False)
-class _Rest:
-    """Spans that were admitted together, while not all are in the queue yet.
+class _Bulk:
+    """Spans that are admitted together, until all of them are in the queue.
 
     Attributes:
         location: Their location.
         spans: The spans.
-        clock: Tells the time.
-        count: How many they are.
-        added: How many of them were added.
-        is_given_up: Whether an exception has ended the call that was adding them.
+        clock: Returns the current time in seconds.
+        count: The number of spans.
+        added: How many of them have been added.
+        is_interrupted: Whether an exception ended the call that was adding them.
     """
 
     location: Location
@@ -60,14 +61,14 @@ class _Rest:
     clock: Callable[[], float]
     count: int
     added: int = 0
-    is_given_up: bool = False
+    is_interrupted: bool = False
 
 
-# What adding a span stores: its location and headers; what it does to the batches, None if only the size of the open
-# one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
-# ``pending_bytes`` of its account and of the totals; the spans with which it was admitted, and how many are added then.
+# The values that adding a span stores: its location and headers; its effect on the batches, None if only the size of
+# the open one changes; that size; when the location's oldest batch was opened; then ``accepted``, ``queued`` and
+# ``pending_bytes`` of its account and of the totals; the `_Bulk` that it belongs to, and that one's new ``added``.
 _Change: TypeAlias = tuple[
-    Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Rest | None, int
+    Location, SpanHeaders, Growth | None, int, float, int, int, int, tuple[int, int, int], _Bulk | None, int
 ]
 
 
@@ -78,12 +79,12 @@ class Admission:
         limits: The limits.
         total: The sums over all locations.
         outbox: Orders are added here.
-        wake: Has `Scheduler.step` called soon. May raise, and is then called again.
+        wake: Schedules a call of `Scheduler.step`. It may raise, and is called again then.
 
     Attributes:
-        inbox: The locations to look at.
-        byte_line: The locations whose first waiting adder waits for the byte budget of all.
-        unranked: The locations whose queued bytes the ranking by them does not know.
+        inbox: The locations that `Scheduler.step` has to look at.
+        byte_queue: The locations whose first waiting adder waits for the shared byte budget, first in, first out.
+        unranked: The locations whose queued bytes `Ranking` does not know.
     """
 
     def __init__(self, limits: Limits, total: Account, outbox: deque[Order], wake: Callable[[], None]) -> None:
@@ -94,18 +95,18 @@ class Admission:
         self._max_bytes = limits.max_pending_bytes
         self._max_location_bytes = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
         self._unfinished: _Change | None = None
-        self._rest: _Rest | None = None
+        self._bulk: _Bulk | None = None
         self.inbox: deque[Location] = deque()
-        self.byte_line: OrderedDict[Location, None] = OrderedDict()
+        self.byte_queue: OrderedDict[Location, None] = OrderedDict()
         self.unranked: dict[Location, None] = {}
 
     # -- on the caller's stack ---------------------------------------------------------------------------------
 
     def try_admit(self, location: Location, span: EncodedSpan, clock: Callable[[], float]) -> bool:
-        """Admit ``span`` if there is space for which no adder waits already."""
-        if self._unfinished is not None or self._rest is not None:
+        """Admit ``span`` if there is space and no adder waits for it. Return whether it was admitted."""
+        if self._unfinished is not None or self._bulk is not None:
             self.finish()
-            if self._rest is not None and not self._leaves_room(location, self._rest):
+            if self._bulk is not None and not self._leaves_space(location, self._bulk):
                 return False
         account, total, headers, payload = location.account, self._total, span.headers, span.payload
         cost = len(payload) if headers is location.headers else cost_after(location.headers, span)
@@ -115,7 +116,7 @@ class Admission:
             or own_bytes > self._max_location_bytes
             or all_bytes > self._max_bytes
             or location.waiting
-            or self.byte_line
+            or self.byte_queue
         ):
             return False
         batch = location.open
@@ -129,12 +130,12 @@ class Admission:
             or not 0x80 <= cost < 0x4000
         ):
             return self._accept(location, span, clock)
-        # The usual case: only numbers change. It is `_accept` with everything inlined, as calls would double its time.
+        # The common case: only numbers change. This is `_accept` with its calls inlined, which takes half the time.
         accepted, queued = number + 1, account.queued + 1
         totals = (total.accepted + 1, total.queued + 1, all_bytes)
         change = (location, headers, None, size, account.opened_at, accepted, queued, own_bytes, totals, None, 0)
         if total.accepted != totals[0] - 1 or total.pending_bytes + cost != all_bytes:
-            # Another span was added meanwhile.
+            # A finalizer or signal handler has added a span meanwhile.
             return self._accept(location, span, clock)
         self._unfinished = change
         location.queue_in.send_nowait(payload)
@@ -148,26 +149,26 @@ class Admission:
         return True
 
     def try_admit_all(self, location: Location, spans: list[EncodedSpan], clock: Callable[[], float]) -> bool:
-        """Admit all of ``spans``, or none."""
+        """Admit all of ``spans`` or none. Return whether they were admitted."""
         self.finish()
         cost = cost_of(spans, location.headers)
         account = location.account
         if (
             location.waiting
-            or self.byte_line
+            or self.byte_queue
             or account.queued + len(spans) > self._max_queued
             or account.pending_bytes + cost > self._max_location_bytes
             or self._total.pending_bytes + cost > self._max_bytes
         ):
             return False
-        return self._finish_rest(_Rest(location, spans, clock, len(spans)))
+        return self._finish_bulk(_Bulk(location, spans, clock, len(spans)))
 
     def check_can_ever_fit(self, count: int, cost: int) -> None:
-        """Raise `ValueError` if ``count`` spans that cost ``cost`` bytes in all can never be pending together."""
+        """Raise `ValueError` if the limits never allow ``count`` spans of ``cost`` bytes to be pending at once."""
         if cost > self._max_location_bytes:
-            what = "the span has" if count == 1 else f"the {count} spans have"
+            subject = "the span has" if count == 1 else f"the {count} spans have"
             raise InvalidSpanError(
-                f"{what} {cost} bytes with resource and scope, and can never fit: "
+                f"{subject} {cost} bytes with resource and scope, and can never fit: "
                 f"Limits.max_pending_bytes_per_location and max_pending_bytes allow {self._max_location_bytes}"
             )
         if count > self._max_queued:
@@ -177,52 +178,55 @@ class Admission:
             )
 
     def join(self, waiter: Waiter) -> None:
-        """Let an adder wait until its span is admitted."""
+        """Add an adder to those that wait at its location."""
         location = waiter.location
         if location.waiting is None:
             location.waiting = OrderedDict()
         self.touch(location)
         location.waiting[waiter] = None
-        self.line_up(location)
+        self.update_byte_queue(location)
 
     def withdraw(self, waiter: Waiter) -> None:
-        """Let an adder wait no longer. Its span was not admitted."""
+        """Remove a waiting adder. Its span was not admitted."""
         location = waiter.location
         self.touch(location)
         if location.waiting is not None:
             location.waiting.pop(waiter, None)
-        self.line_up(location)
+        self.update_byte_queue(location)
 
-    def line_up(self, location: Location) -> None:
-        """Have a location wait for bytes if its first adder does, from now on: no span may overtake it meanwhile."""
+    def update_byte_queue(self, location: Location) -> None:
+        """Add a location to ``byte_queue`` or remove it, by what its first adder waits for.
+
+        This is not left to the next step, as other spans could overtake the adder until then.
+        """
         if location.waiting and not self._is_full(location, next(iter(location.waiting))):
-            self.byte_line.setdefault(location)
-        elif self.byte_line:
-            self.byte_line.pop(location, None)
+            self.byte_queue.setdefault(location)
+        elif self.byte_queue:
+            self.byte_queue.pop(location, None)
 
     def _is_full(self, location: Location, waiter: Waiter) -> bool:
         account, cost = location.account, cost_after(location.headers, waiter.span)
         return account.queued >= self._max_queued or account.pending_bytes + cost > self._max_location_bytes
 
     def touch(self, location: Location) -> None:
-        """Have the scheduler look at a location soon. The caller changes it after this call, in the same step."""
+        """Have the scheduler look at a location soon. To be called before the location is changed."""
         self._wake()
         if not location.is_in_inbox:
             self.inbox.append(location)
             location.is_in_inbox = True
 
     def is_adding_to(self, location: Location) -> bool:
-        """Return whether a span may be about to enter a location's queue."""
-        change, rest = self._unfinished, self._rest
-        return (change is not None and change[0] is location) or (rest is not None and rest.location is location)
+        """Return whether an unfinished call may still add a span to a location's queue."""
+        change, bulk = self._unfinished, self._bulk
+        return (change is not None and change[0] is location) or (bulk is not None and bulk.location is location)
 
     def unrank(self, location: Location) -> None:
-        """Note that the ranking does not know a location's queued bytes."""
+        """Record that `Ranking` does not know a location's queued bytes."""
         self.unranked[location] = None
         location.is_ranked = False
 
     def finish(self) -> None:
-        """Complete what an exception has interrupted."""
+        """Complete a call that an exception interrupted."""
         change = self._unfinished
         if change is not None:
             location, queued = change[0], change[6]
@@ -230,75 +234,75 @@ class Admission:
                 self._store(change)
             elif self._unfinished is change:
                 self._unfinished = None
-        if (rest := self._rest) is not None and rest.is_given_up:
-            self._finish_rest(rest)
+        if (bulk := self._bulk) is not None and bulk.is_interrupted:
+            self._finish_bulk(bulk)
 
-    def _finish_rest(self, rest: _Rest) -> bool:
-        """Add the spans that are not added yet. If this raises, whoever comes next does. Return False if none fits."""
-        account = rest.location.account
+    def _finish_bulk(self, bulk: _Bulk) -> bool:
+        """Add the remaining spans. If this raises, the next call of `finish` does. Return False if they do not fit."""
+        account = bulk.location.account
         try:
-            rest.is_given_up = False
-            if not rest.added and (rest.location.is_evicted or account.queued + rest.count > self._max_queued):
-                # Another span was added meanwhile.
-                self._rest = None
+            bulk.is_interrupted = False
+            if not bulk.added and (bulk.location.is_evicted or account.queued + bulk.count > self._max_queued):
+                # A finalizer or signal handler has added a span meanwhile.
+                self._bulk = None
                 return False
-            # The commit. No call between this and the look at the queue, so no span can be added between.
-            self._rest = rest
-            while rest.added < rest.count:
-                self._accept(rest.location, rest.spans[rest.added], rest.clock, rest)
-            self._rest = None
+            # The commit. There is no call since the limits were checked, so no span can have been added since.
+            self._bulk = bulk
+            while bulk.added < bulk.count:
+                self._accept(bulk.location, bulk.spans[bulk.added], bulk.clock, bulk)
+            self._bulk = None
             return True
         except BaseException:
-            if self._rest is rest or rest.added:
-                rest.is_given_up, self._rest = True, rest
+            if self._bulk is bulk or bulk.added:
+                bulk.is_interrupted, self._bulk = True, bulk
             raise
 
-    def _leaves_room(self, location: Location, rest: _Rest) -> bool:
-        """Return whether there is room for a span besides those that are being added."""
-        if location is not rest.location:
+    def _leaves_space(self, location: Location, bulk: _Bulk) -> bool:
+        """Return whether a span fits in addition to those that are being added."""
+        if location is not bulk.location:
             return True
-        return location.account.queued + rest.count - rest.added < self._max_queued
+        return location.account.queued + bulk.count - bulk.added < self._max_queued
 
     def _accept(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None = None
     ) -> bool:
         """Add a span. Return False if its location is evicted."""
-        change = self._planned(location, span, clock, rest)
+        change = self._planned(location, span, clock, bulk)
         if change is None:
             return False
         location.queue_in.send_nowait(span.payload)
         if self._unfinished is change:
             self._store(change)
         else:
-            self._accept_late(location, span, clock, rest)
+            self._accept_late(location, span, clock, bulk)
         return True
 
     def _accept_late(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None = None
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None = None
     ) -> None:
-        """Count a span in the queue after another one was added in the middle of `send_nowait`."""
+        """Count a span in the queue after another one was added during `send_nowait`."""
         if location.queue_out.statistics().current_buffer_used > location.account.queued:
-            # It was not in the queue when the other one was added. Otherwise it was counted then.
-            change = self._planned(location, span, clock, rest)
+            # The span was not in the queue when the other one was added; otherwise it was counted then.
+            change = self._planned(location, span, clock, bulk)
             assert change is not None, "a location that holds a span is not evicted"
             self._store(change)
 
     def _planned(
-        self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None
+        self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None
     ) -> _Change | None:
-        """Plan, and keep the plan in ``_unfinished``. Return None if the location is evicted."""
+        """Plan the addition of a span, and set ``_unfinished``. Return None if the location is evicted."""
         while True:
-            change = self._plan(location, span, clock, rest)
-            # No call between this and keeping it, so no other span can be added between.
+            change = self._plan(location, span, clock, bulk)
+            # No call from here until it is set, so no other span can be added in between.
             if location.is_evicted:
                 return None
             if self._total.accepted == change[8][0] - 1:
                 self._unfinished = change
                 return change
 
-    def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], rest: _Rest | None) -> _Change:
+    def _plan(self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None) -> _Change:
         account, batch, total, headers = location.account, location.open, self._total, span.headers
-        # Read first: if another span is added before the end of this, the plan is seen to be outdated.
+        # Read first, so that `_planned` notices if another span is added meanwhile.
         all_accepted = total.accepted + 1
         cost = cost_after(location.headers, span)
         number, queued = account.accepted, account.queued
@@ -313,20 +317,20 @@ class Admission:
         if location.is_ranked:
             self.unrank(location)
         own_bytes, totals = account.pending_bytes + cost, (all_accepted, total.queued + 1, total.pending_bytes + cost)
-        added = 0 if rest is None else rest.added + 1
-        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, rest, added
+        added = 0 if bulk is None else bulk.added + 1
+        return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, bulk, added
 
     def _store(self, change: _Change) -> None:
-        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals, rest, added = change
+        location, headers, growth, size, opened_at, accepted, queued, own_bytes, totals, bulk, added = change
         account, total = location.account, self._total
         if growth is not None:
             for batch in growth.full:
                 if not location.full or location.full[-1].end < batch.end:
                     location.full.append(batch)
         if self._unfinished is not change:
-            # Another span was added meanwhile, and this one was finished then.
+            # Another span was added meanwhile, which completed this change.
             return
-        # No call from here on, so nothing can come between.
+        # No call from here on, so nothing can interrupt.
         if growth is None:
             location.open.sizer.size = size
         else:
@@ -334,26 +338,26 @@ class Admission:
         account.accepted, account.queued, account.pending_bytes = accepted, queued, own_bytes
         account.opened_at, location.headers = opened_at, headers
         total.accepted, total.queued, total.pending_bytes = totals
-        if rest is not None:
-            rest.added = added
+        if bulk is not None:
+            bulk.added = added
         self._unfinished = None
 
     # -- in the scheduler's step -------------------------------------------------------------------------------
 
     def serve(self, location: Location, clock: Callable[[], float]) -> None:
-        """Admit a location's waiting spans while there is space. Then have it wait for what is short."""
-        # A location that is first in line is served in turns with the others, by `serve_byte_line`.
-        if next(iter(self.byte_line), None) is not location:
+        """Admit a location's waiting spans while there is space. Its next adder then waits for queue space or bytes."""
+        # `serve_byte_queue` serves the first location of that queue, in turns with the others.
+        if next(iter(self.byte_queue), None) is not location:
             self._serve_all(location, clock)
 
-    def serve_byte_line(self, clock: Callable[[], float]) -> None:
+    def serve_byte_queue(self, clock: Callable[[], float]) -> None:
         """Admit one span per location that waits for bytes, round-robin, while the budget lasts."""
-        while self.byte_line:
-            location = next(iter(self.byte_line))
-            if location.waiting and not self._serve_first(location, clock) and location in self.byte_line:
+        while self.byte_queue:
+            location = next(iter(self.byte_queue))
+            if location.waiting and not self._serve_first(location, clock) and location in self.byte_queue:
                 return
-            self.byte_line.pop(location, None)
-            if location.waiting and self.byte_line:
+            self.byte_queue.pop(location, None)
+            if location.waiting and self.byte_queue:
                 # It goes to the end.
                 self._serve_first(location, clock)
             else:
@@ -364,7 +368,7 @@ class Admission:
         while location.waiting and self._serve_first(location, clock):
             pass
         if not location.waiting:
-            self.byte_line.pop(location, None)
+            self.byte_queue.pop(location, None)
 
     def _serve_first(self, location: Location, clock: Callable[[], float]) -> bool:
         """Admit a location's first waiting span, if there is space."""
@@ -372,15 +376,15 @@ class Admission:
         waiter = next(iter(location.waiting))
         account = location.account
         if self._is_full(location, waiter):
-            self.byte_line.pop(location, None)
+            self.byte_queue.pop(location, None)
             location.is_made_due = account.queued > 0
             return False
         cost = cost_after(location.headers, waiter.span)
-        others_are_first = next(iter(self.byte_line), location) is not location
+        others_are_first = next(iter(self.byte_queue), location) is not location
         if others_are_first or self._total.pending_bytes + cost > self._max_bytes:
-            self.byte_line.setdefault(location)
+            self.byte_queue.setdefault(location)
             return False
-        # It waits until then, so that no other span is added before it.
+        # Removed only afterwards, so that a signal handler's span cannot overtake it.
         self._accept(location, waiter.span, clock)
         del location.waiting[waiter]
         self._outbox.append(Admit(waiter))

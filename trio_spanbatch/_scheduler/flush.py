@@ -1,7 +1,7 @@
 """A flush: waits until all spans that were pending when it began are accounted for.
 
-For each location it has a watermark, the number of spans accepted when it began, and counts down as spans below it are
-accounted for. Later spans do not matter, unless they share a batch with one below the watermark.
+For each location it has a watermark: the number of spans that were accepted when it began. Spans with a lower number
+are counted as they are accounted for. Later spans delay it only if they share a batch with one of these.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LocationFlush:
     Attributes:
         flush: The flush.
         location: The location's name.
-        parts: All flushes' parts at the location, this one included until it is finished or forgotten.
+        parts: The location's parts of all flushes. This one is among them until it is finished or abandoned.
         watermark: The number of the first span that the flush does not wait for.
         remaining: The number of pending spans below the watermark.
     """
@@ -36,7 +36,7 @@ class LocationFlush:
     undelivered: int = 0
 
     def note(self, first: int, count: int, settlement: Settlement) -> None:
-        """Count those of ``count`` spans from the number ``first`` on that are below the watermark, by outcome."""
+        """Count the outcome of spans below the watermark, among ``count`` spans from number ``first`` on."""
         below = max(0, min(self.watermark - first, count))
         rejected = min(settlement.rejected, below)
         undelivered = min(settlement.undelivered, below - rejected)
@@ -50,7 +50,7 @@ class Flush:
     """The state of one call of ``flush``.
 
     Attributes:
-        watches_all: Whether no other location will be watched.
+        watches_all: Whether `watch` was called for every location.
     """
 
     def __init__(self) -> None:
@@ -65,15 +65,19 @@ class Flush:
         return self.watches_all and not self._open
 
     def watch(self, location: str, account: Account, parts: dict[LocationFlush, None]) -> int:
-        """Wait for the pending spans of another location. Its flushes are in ``parts``. Return the watermark."""
-        # Read without a call between, so that no span can be added between.
+        """Also wait for the pending spans of a location, whose parts of all flushes are ``parts``.
+
+        Returns:
+            The watermark.
+        """
+        # No call between reading these counts, so no span can be added in between.
         part = LocationFlush(self, location, parts, account.accepted, account.queued + account.in_flight)
         self._open[part] = None
         parts[part] = None
         return part.watermark
 
     def finished(self, part: LocationFlush) -> None:
-        """Note that a location has no pending span below its watermark."""
+        """Record that no span below the watermark is pending at a location any more."""
         del self._open[part], part.parts[part]
         self._finished[part.location] = FlushCounts(
             delivered=part.delivered, rejected=part.rejected, undelivered=part.undelivered
@@ -83,13 +87,13 @@ class Flush:
         self._undelivered += part.undelivered
 
     def forget(self) -> None:
-        """Wait no longer. Takes time in proportion to the locations that are not finished."""
+        """Stop waiting. Takes time in proportion to the number of unfinished locations."""
         for part in self._open:
             part.parts.pop(part, None)
         self._open.clear()
 
     def report(self) -> FlushReport:
-        """Return the outcome of the spans."""
+        """Return the outcome of the spans. Complete only if `is_done`."""
         return FlushReport(
             delivered=self._delivered,
             rejected=self._rejected,

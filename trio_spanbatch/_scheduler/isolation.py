@@ -4,13 +4,14 @@ Many servers answer 400, 413 or 422 to a request of hundreds of spans because of
 bad span is alone: the good ones are delivered, and the bad one is rejected with the server's message. This module
 decides which part to send next and what a response means; it sends nothing.
 
-Open parts are on a stack, with the next one to send on top. Known results are not asked for again: if a batch was
-refused for its content and its left half passed, then the bad span is in the right half, which is halved without being
-sent, or rejected if it is a single span. A 413 implies nothing of the kind: both halves may be small enough.
+Open parts are on a stack, with the next one to send on top. A part whose result is known is not sent: if a batch was
+refused for its content and its left half was accepted, the bad span is in the right half, which is halved without being
+sent, or rejected if it is a single span. A 413 does not imply this: both halves may be small enough.
 
-A server that refuses everything must not be sent every span alone. Isolation stops after `MAX_REFUSALS` refusals in a
-row (eight adjacent bad spans in a batch of 512 take 21), and after `MAX_REQUESTS` requests for one batch, counted from
-its first refusal other than a 413: however many requests the size of a batch takes, each of them can pass.
+A server that refuses everything must not receive a request for every span. Isolation stops after `MAX_REFUSALS`
+refusals in a row (eight adjacent bad spans in a batch of 512 take 21), and after `MAX_REQUESTS` requests for one batch,
+counted from its first refusal other than a 413. Requests before that do not count, because each part of a large batch
+may be accepted once it is small enough.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class _Part:
 
     Attributes:
         lease: Its spans.
-        told: The refusal that is known to apply to it without sending it.
-        twin: The other half, to which ``refusal`` applies if this one passes.
+        known_refusal: The refusal that applies to it, if that is known without sending it.
+        sibling: The other half, to which ``refusal`` applies if this one is accepted.
         refusal: The refusal of both halves together.
     """
 
     lease: Lease
-    told: Refused | None = None
-    twin: _Part | None = None
+    known_refusal: Refused | None = None
+    sibling: _Part | None = None
     refusal: Refused | None = None
 
 
@@ -79,7 +80,7 @@ class Isolation:
         return self._parts[-1].lease if self._parts else None
 
     def probe_first(self) -> None:
-        """Send the first span alone."""
+        """Split the first span off, so that it is sent alone first."""
         if len(self._parts[-1].lease) > 1:
             self._split_part(self._parts.pop(), 1)
 
@@ -89,23 +90,23 @@ class Isolation:
         self._split_part(part, len(part.lease) // 2)
 
     def passed(self, result: Delivered) -> list[Verdict]:
-        """Note that the server accepted the part that was sent, except for the spans that it reports as rejected."""
+        """Record that the server accepted the part that was sent, except for the spans that it reports as rejected."""
         part = self._parts.pop()
         self._requests += self._counts_requests
         self._refusals = 0
         self.any_passed = True
-        # If the server rejected spans of this part, those may be what both halves together were refused for.
-        if part.twin is not None and result.rejected <= 0:
-            part.twin.told = part.refusal
+        # If the server rejected spans of this part, both halves together may have been refused for those.
+        if part.sibling is not None and result.rejected <= 0:
+            part.sibling.known_refusal = part.refusal
         return [(part.lease, _delivered(part.lease, result)), *self._go_on()]
 
     def refused(self, result: Refused, *, give_up: bool) -> list[Verdict]:
-        """Note that the server refused the part that was sent.
+        """Record that the server refused the part that was sent.
 
         Args:
             result: The refusal.
-            give_up: Whether the server is known to refuse everything. If so, and no part has passed, the rest is not
-                sent.
+            give_up: Whether the server is known to refuse everything. If so, and it has accepted no part of this batch,
+                the remaining parts are rejected without being sent.
         """
         part = self._parts.pop()
         self._counts_requests |= result.status_code != HTTPStatus.REQUEST_ENTITY_TOO_LARGE
@@ -123,29 +124,29 @@ class Isolation:
         return verdicts + self._go_on()
 
     def given_up(self, settlement: Settlement) -> list[Verdict]:
-        """Note another verdict on the part that was sent, which implies nothing for the other parts."""
+        """Record another verdict on the part that was sent. It implies nothing for the other parts."""
         part = self._parts.pop()
         self._any_given_up = True
-        return [(part.lease, settlement), *self._use_what_is_known()]
+        return [(part.lease, settlement), *self._settle_known()]
 
     def _go_on(self) -> list[Verdict]:
         if self._last_refusal is not None and (self._refusals >= MAX_REFUSALS or self._requests >= MAX_REQUESTS):
             return self._end(self._last_refusal)
-        return self._use_what_is_known()
+        return self._settle_known()
 
     def _end(self, refusal: Refused) -> list[Verdict]:
         """Give all open parts their verdict without sending them."""
-        rest, self._parts = self._parts, []
+        unsent, self._parts = self._parts, []
         if not self.any_passed:
-            return [(part.lease, _rejected(part.lease, refusal)) for part in rest]
-        why = Settlement(
+            return [(part.lease, _rejected(part.lease, refusal)) for part in unsent]
+        verdict = Settlement(
             reason=f"isolation budget: {refusal.reason}", status_code=refusal.status_code, cause=refusal.cause
         )
-        return [(part.lease, attrs.evolve(why, undelivered=len(part.lease))) for part in rest]
+        return [(part.lease, attrs.evolve(verdict, undelivered=len(part.lease))) for part in unsent]
 
-    def _use_what_is_known(self) -> list[Verdict]:
+    def _settle_known(self) -> list[Verdict]:
         verdicts = []
-        while self._parts and (refusal := self._parts[-1].told) is not None:
+        while self._parts and (refusal := self._parts[-1].known_refusal) is not None:
             part = self._parts.pop()
             if len(part.lease) == 1:
                 verdicts.append((part.lease, _rejected(part.lease, refusal)))
@@ -157,7 +158,7 @@ class Isolation:
         self._split_part(part, len(part.lease) // 2)
         if refusal.status_code != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             left, right = self._parts[-1], self._parts[-2]
-            left.twin, left.refusal = right, refusal
+            left.sibling, left.refusal = right, refusal
 
     def _split_part(self, part: _Part, at: int) -> None:
         self._was_split = True

@@ -1,10 +1,10 @@
 """The ledger: counts the spans in each state, conserved at every instant.
 
 Every accepted span is in exactly one column of its location's account: ``queued`` or ``in_flight`` while it is pending,
-then ``delivered``, ``rejected``, ``spooled`` or ``undelivered`` for good. ``accepted`` is counted separately when a
-span is queued, so the identity
-``accepted == queued + in_flight + delivered + rejected + spooled + undelivered`` can fail, and tests check it. The
-totals over all locations are kept as running sums.
+then ``delivered``, ``rejected``, ``spooled`` or ``undelivered``. ``accepted`` is counted separately when a span is
+queued, so tests can check that
+``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``. The totals over all locations are
+kept as running sums.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Account:
     The last four attributes are kept here because the account outlives the live location.
 
     Attributes:
-        opened_at: When the oldest batch with a pending span was opened, in seconds of the clock; `math.inf` without it.
+        opened_at: When the oldest batch with a pending span was opened, in seconds of the clock; `math.inf` if no span
+            is pending.
         consecutive_failures: Attempts that failed since the last one that succeeded.
         not_before: The end of the wait that the server asked for, in seconds of the clock.
         refuses_everything: Whether the server refused all parts of a batch and has accepted nothing since.
@@ -56,7 +57,7 @@ class Account:
 
     @property
     def pending(self) -> int:
-        """How many spans are accepted and not accounted for yet."""
+        """The number of spans that are accepted and not accounted for yet."""
         return self.queued + self.in_flight
 
     @property
@@ -69,11 +70,11 @@ class Account:
         return dict(zip(_COUNTS, _counts_of(self), strict=True))
 
 
-# Methods of a dict that do not read it.
-_NOT_READING = ("__init__", "__getattribute__", "__new__", "__sizeof__")
+# Methods of a dict that do not read its contents.
+_METHODS_WITHOUT_READING = ("__init__", "__getattribute__", "__new__", "__sizeof__")
 _NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything")
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
-# One function for all columns, as statistics are read often and over many locations.
+# One call for all columns, as statistics are read often and for many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
 _record_of: Callable[[Account], tuple[float, ...]] = operator.attrgetter("opened_at", "consecutive_failures", *_COUNTS)
 
@@ -81,14 +82,14 @@ _record_of: Callable[[Account], tuple[float, ...]] = operator.attrgetter("opened
 class LocationCounts(dict[str, LocationStatistics]):
     """The statistics of all locations at one moment.
 
-    A dict, so that programs can serialize it, which is filled when it is first read: for 10,000 locations that takes
-    0.1 s, and copying the counts takes 3 ms.
+    It is a dict so that programs can serialize it. Creating it only copies the counts, which takes 3 ms for 10,000
+    locations; the records are made when it is first read, which takes up to 0.1 s.
     """
 
     __slots__ = ("_is_filled", "_now")
 
     def __init__(self, accounts: Mapping[str, Account], now: float) -> None:
-        # Until it is filled it holds the counts: C code that reads dicts asks for its length first.
+        # It holds the raw counts until it is filled: C code that reads dicts asks for the length first.
         counts: Any = zip(accounts, map(_record_of, accounts.values()), strict=True)
         super().__init__(counts)
         self._now = now
@@ -98,7 +99,7 @@ class LocationCounts(dict[str, LocationStatistics]):
         return dict, (dict(self),)
 
     def fill(self) -> None:
-        """Make the records, unless they are made."""
+        """Replace the raw counts by records, once."""
         if self._is_filled:
             return
         self._is_filled = True
@@ -121,7 +122,7 @@ def _after_filling(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name, _method in vars(dict).items():
-    if isinstance(_method, MethodDescriptorType | WrapperDescriptorType) and _name not in _NOT_READING:
+    if isinstance(_method, MethodDescriptorType | WrapperDescriptorType) and _name not in _METHODS_WITHOUT_READING:
         setattr(LocationCounts, _name, _after_filling(_method))
 
 
@@ -130,8 +131,8 @@ class Ledger:
     """The accounts of all locations.
 
     Attributes:
-        kept_ended: How many accounts of ended locations are kept.
-        total: The sums over all locations, those whose accounts are not kept any more included.
+        kept_ended: The maximum number of accounts of ended locations that are kept.
+        total: The sums over all locations, including those whose accounts are no longer kept.
     """
 
     kept_ended: int
@@ -140,12 +141,12 @@ class Ledger:
     _ended: OrderedDict[str, None] = attrs.Factory(OrderedDict)
 
     def open(self, location: str) -> Account:
-        """Return the account of a location that becomes live."""
+        """Return the account of a location that becomes live, the kept one if there is one."""
         self._ended.pop(location, None)
         return self._accounts.setdefault(location, Account())
 
     def end(self, location: str) -> None:
-        """Note that a location is no longer live."""
+        """Record that a location is no longer live."""
         self._ended[location] = None
         if len(self._ended) > self.kept_ended:
             oldest, _ = self._ended.popitem(last=False)
@@ -158,7 +159,7 @@ class Ledger:
             columns.in_flight += count
 
     def settle(self, account: Account, count: int, cost: int, settlement: Settlement) -> None:
-        """Account for ``count`` spans in flight, which cost ``cost`` bytes of the budgets."""
+        """Account for ``count`` spans in flight, which take ``cost`` bytes of the budgets."""
         for columns in (account, self.total):
             columns.in_flight -= count
             columns.delivered += settlement.delivered
@@ -183,5 +184,5 @@ class Ledger:
             columns.ambiguous += count
 
     def accounts(self) -> Mapping[str, Account]:
-        """Return each location with a kept account, and the account."""
+        """Return the kept accounts by location."""
         return self._accounts

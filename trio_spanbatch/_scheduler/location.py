@@ -2,8 +2,8 @@
 
 A lease is a sealed batch, or a part of one, until each of its spans is accounted for.
 
-It holds state and answers questions about it. It decides nothing about other locations: `Admission` puts spans in, and
-the `Scheduler` takes batches out.
+A `Location` holds state and answers questions about it, and knows no other location. `Admission` puts spans in, and
+`Scheduler` takes batches out.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ class _QueueStatistics(Protocol):
 
 
 class QueueIn(Protocol):
-    """The end of a queue into which spans go. A memory channel's sending end."""
+    """The sending end of a queue: of a memory channel, outside unit tests."""
 
     def send_nowait(self, value: bytes, /) -> None:
-        """Put the bytes of a span in. Nobody waits for them."""
+        """Add the bytes of a span. No task waits in ``receive``, so this wakes none."""
         ...
 
     def close(self) -> None:
-        """Put no more in."""
+        """Close this end."""
         ...
 
 
 class QueueOut(Protocol):
-    """The end of a queue out of which spans come, first in first out. A memory channel's receiving end."""
+    """The receiving end of a queue, which is first in, first out."""
 
     def receive_nowait(self) -> bytes:
-        """Take the bytes of a span out."""
+        """Remove and return the bytes of the first span."""
         ...
 
     def statistics(self) -> _QueueStatistics:
-        """Return how many spans are in the queue."""
+        """Return an object whose ``current_buffer_used`` is the number of spans in the queue."""
         ...
 
     def close(self) -> None:
-        """Take no more out."""
+        """Close this end."""
         ...
 
 
@@ -64,14 +64,14 @@ class Lease:
     Attributes:
         location: The live location of its spans.
         batch: The spans.
-        count: How many they are.
+        count: The number of spans.
         first: The number of its first span in its location; the others follow without a gap.
         opened_at: When its first span was accepted, in seconds of the clock.
         headers_before: The headers of the span accepted before its first one; None if no span was pending then.
         cost: The bytes of the budgets that its spans take.
-        ambiguous: Whether an attempt of unknown outcome was counted for its spans.
-        attempts: How many attempts were made with exactly these spans.
-        may_repeat: Whether its next attempt may begin, with an export slot.
+        ambiguous: Whether its spans were counted as ambiguous, after an attempt of unknown outcome.
+        attempts: The number of attempts with exactly these spans.
+        may_repeat: Whether its next attempt may begin: it has an export slot.
     """
 
     location: Location
@@ -89,7 +89,7 @@ class Lease:
         return self.count
 
     def split(self, at: int) -> tuple[Lease, Lease]:
-        """Return a lease for the first ``at`` spans and one for the others."""
+        """Return one lease for the first ``at`` spans and one for the others."""
         left, right = self.batch.spans[:at], self.batch.spans[at:]
         return self._part(left, self.first, self.headers_before), self._part(right, self.first + at, left[-1].headers)
 
@@ -116,27 +116,27 @@ class Location:
         name: Its name.
         account: Its counts, which outlive this object.
         policy: When its batches are due.
-        max_spans: The most spans of a batch.
-        queue_in: Spans go in here.
-        queue_out: Spans come out here.
+        max_spans: The maximum number of spans in a batch.
+        queue_in: The sending end of its queue.
+        queue_out: The receiving end of its queue.
         headers: The headers of the span accepted last; None if no span is pending.
-        open: The batch that grows; `NO_BATCH` if there is none.
+        open: The open batch, to which spans are added; `NO_BATCH` if there is none.
         full: The full batches, oldest first.
         waiting: The adders that wait for space here, first in, first out.
         pace: Its concurrency and backoff.
         leases: Its batches in flight.
-        leased_bytes: The bytes of the budgets that they take.
+        leased_bytes: The bytes of the budgets that the leases take.
         retries: The leases that wait for their next attempt, oldest spans first.
-        flushes: The flushes that wait for spans of it.
+        flushes: Its parts of the flushes that wait for its spans.
         flush_watermark: Spans with a lower number are due.
-        is_made_due: Whether its first batch is due, as an adder waits for its bytes.
+        is_made_due: Whether its first batch is due because an adder waits for space or bytes.
         is_closed: Whether the drain has begun: everything is due.
-        is_evicted: Whether it was ended early, while empty, to make place for another one. It takes no span.
-        has_ended: Whether it is live no more.
+        is_evicted: Whether it was removed, while empty, to make room for another one. It accepts no more spans.
+        has_ended: Whether it is no longer live.
         idle_since: When it last became empty, in seconds of the clock.
-        look_at: When the scheduler looks at it next. Only the agenda changes it.
-        is_in_inbox: Whether the scheduler will look at it soon.
-        is_ranked: Whether the ranking by queued bytes knows its present bytes.
+        next_look_at: When the scheduler looks at it next, in seconds of the clock. The agenda sets it.
+        is_in_inbox: Whether it is in the inbox: the scheduler will look at it soon.
+        is_ranked: Whether `Ranking` knows its current queued bytes.
     """
 
     __slots__ = (
@@ -154,9 +154,9 @@ class Location:
         "is_ranked",
         "leased_bytes",
         "leases",
-        "look_at",
         "max_spans",
         "name",
+        "next_look_at",
         "open",
         "pace",
         "policy",
@@ -198,7 +198,7 @@ class Location:
         self.is_evicted = False
         self.has_ended = False
         self.idle_since = now
-        self.look_at = math.inf
+        self.next_look_at = math.inf
         self.is_in_inbox = False
         self.is_ranked = False
 
@@ -207,7 +207,7 @@ class Location:
 
     @property
     def queued_bytes(self) -> int:
-        """How many bytes of the budgets the queued spans take."""
+        """The bytes of the budgets that the queued spans take."""
         return self.account.pending_bytes - self.leased_bytes
 
     @property
@@ -221,7 +221,7 @@ class Location:
         return not self.account.pending and not self.waiting
 
     def export_at(self) -> float:
-        """Return when an export may begin, if a slot is free then; `math.inf` if there is nothing to export."""
+        """Return when an export may begin, given a free slot; `math.inf` if there is nothing to export."""
         if self.retries:
             return self.pace.next_at()
         return max(self.due_at(), self.pace.next_at()) if self.account.queued else math.inf
@@ -235,7 +235,7 @@ class Location:
         return opened_at + self.policy.max_delay
 
     def end_at(self, idle_timeout: float) -> float:
-        """Return when the location ends if nothing happens until then."""
+        """Return when the location ends if nothing happens until then; `math.inf` if it is not empty."""
         if not self.is_empty:
             return math.inf
         return -math.inf if self.is_closed else self.idle_since + idle_timeout
@@ -248,7 +248,7 @@ class Location:
         count = batch.end - batch.first
         payloads = [self.queue_out.receive_nowait() for _ in range(count)]
         runs = runs_of(batch, payloads)
-        # As when the spans were accepted: they leave the queue in the same order.
+        # The same cost as when they were accepted, as spans leave the queue in the order in which they entered it.
         before, self.sealed_headers = self.sealed_headers, runs[-1][0]
         cost = sum(map(len, payloads)) + cost_of_headers([headers for headers, _ in runs], before)
         sealed = SpanBatch.sealed(self.name, runs, batch.size)
@@ -260,26 +260,26 @@ class Location:
     def _close_open(self) -> QueuedBatch:
         while True:
             batch = self.open.closed(self.account.accepted)
-            # Unless a finalizer or signal handler has added a span meanwhile.
+            # It differs if a finalizer or signal handler has added a span meanwhile.
             if batch.end == self.account.accepted:
                 self.open = NO_BATCH
                 return batch
 
     def add_lease(self, lease: Lease) -> None:
-        """Hold a lease."""
+        """Add a lease, and count its bytes."""
         self.leases[lease] = None
         self.leased_bytes += lease.cost
 
     def drop_lease(self, lease: Lease) -> None:
-        """Hold a lease no more."""
+        """Remove a lease, and the bytes that it takes."""
         del self.leases[lease]
         self.leased_bytes -= lease.cost
 
-    def note_oldest(self) -> None:
-        """Note when the oldest batch with a pending span was opened."""
+    def update_opened_at(self) -> None:
+        """Update the account's ``opened_at``."""
         account, accepted = self.account, -1
         while accepted != account.accepted:
-            # Again if a finalizer or signal handler has added a span meanwhile.
+            # Repeated if a finalizer or signal handler has added a span meanwhile.
             accepted = account.accepted
             opened_at = [lease.opened_at for lease in self.leases]
             if account.queued:

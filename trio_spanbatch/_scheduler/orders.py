@@ -1,4 +1,4 @@
-"""The orders of the scheduler. The runtime carries them out, oldest first, and takes each out of the outbox then."""
+"""The orders of the scheduler. The runtime carries them out, oldest first, and then removes each from the outbox."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Start:
 
 @attrs.frozen(eq=False)
 class Repeat:
-    """Tell a delivery that its next attempt begins, with an export slot, or that there will be none.
+    """Tell a delivery whether its next attempt may begin.
 
-    ``Lease.may_repeat`` says which.
+    ``Lease.may_repeat`` is true if it may, with an export slot; otherwise there will be no further attempt.
     """
 
     lease: Lease
@@ -31,14 +31,14 @@ class Repeat:
 
 @attrs.frozen(eq=False)
 class Admit:
-    """Wake a waiting adder, whose span was accepted."""
+    """Wake a waiting adder whose span was accepted."""
 
     waiter: Waiter
 
 
 @attrs.frozen(eq=False)
 class Wake:
-    """Wake a flush, all of whose spans are accounted for."""
+    """Wake a flush whose spans are all accounted for."""
 
     flush: Flush
 

@@ -1,7 +1,8 @@
 """Concurrency, backoff and request size of one location.
 
-A location starts with one export at a time. Each success allows one more; a failure takes it back to one. So a location
-that hangs holds few of the slots that all locations share, and one that backs off sends a single probe.
+A location starts with one export at a time. Each success allows one more, and a failure reduces it to one. So a
+location whose server hangs occupies few of the slots that all locations share, and after a backoff a single export
+probes the server.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .ledger import Account
 
 __all__ = ["Pace", "RequestSizeLimit"]
 
-# If less than this is left of the drain, a location does not wait for another attempt. Seconds.
+# With fewer seconds left until the drain's deadline, a location does not wait for another attempt.
 _LAST_MOMENT = 0.1
 
 
@@ -25,8 +26,8 @@ class RequestSizeLimit:
     """The largest request that a location's server accepts, learned from its 413 responses.
 
     A batch that was too large is halved until its parts are accepted. Later batches are halved before they are sent,
-    until they are no larger than the largest request that was accepted, or than half of the smallest that was refused
-    if that is more. (The latter matters if a single large span was refused and tiny ones were accepted.)
+    until they are no larger than the largest request that was accepted, or half of the smallest that was refused if
+    that is more. (The latter matters if a single large span was refused and tiny ones were accepted.)
     """
 
     _smallest_refused: float = math.inf
@@ -40,13 +41,13 @@ class RequestSizeLimit:
         return max(self._largest_passed, self._smallest_refused / 2)
 
     def refused(self, size: int) -> None:
-        """Note that a request was refused for its size. Larger ones that were accepted before no longer count."""
+        """Record that a request was refused for its size. Larger ones that were accepted before no longer count."""
         self._smallest_refused = min(self._smallest_refused, size)
         if self._largest_passed >= size:
             self._largest_passed = 0.0
 
     def passed(self, size: int) -> None:
-        """Note that a request was accepted."""
+        """Record that a request was accepted."""
         self._largest_passed = max(self._largest_passed, size)
         if size >= self._smallest_refused:
             # The server accepts more than before.
@@ -60,10 +61,10 @@ class Pace:
     The wait that a server asked for is kept in the location's account, which outlives this object.
 
     Attributes:
-        limit: The most exports that may ever run at a time.
-        active: How many are running.
-        allowed: How many may run now.
-        failures: How many times in a row the location has backed off.
+        limit: ``Limits.max_exports_per_location``.
+        active: The number of running exports.
+        allowed: The number of exports that may run now.
+        failures: The number of backoffs since the last success.
         request_size: The largest request that its server accepts.
     """
 
@@ -87,13 +88,13 @@ class Pace:
         return math.inf if self.active >= self.allowed else self.retry_at
 
     def succeeded(self, now: float) -> None:
-        """Note that an export succeeded. During a backoff this changes nothing: the export began before it."""
+        """Record that an export succeeded. During a backoff this has no effect: the export began before it."""
         if now >= self.retry_at:
             self.failures = 0
             self.allowed = min(self.allowed + 1, self.limit)
 
     def failed(self) -> None:
-        """Note that an export did not succeed."""
+        """Record that an export failed."""
         self.allowed = 1
 
     def back_off(self, now: float, after: float | None, drain_deadline: float) -> None:
@@ -104,18 +105,18 @@ class Pace:
 
         Args:
             now: The current time.
-            after: The least number of seconds to wait, as the server asked; ``max_elapsed`` at most is waited.
+            after: The seconds that the server asked to wait, or None. No more than ``max_elapsed`` is waited.
             drain_deadline: When the drain will stop deliveries; `math.inf` outside a drain. A wait that the server did
-                not ask for leaves time for another attempt before it.
+                not ask for leaves time for another attempt before that.
         """
-        backing_off_already = self.retry_at > now
-        if not backing_off_already:
+        is_backing_off = self.retry_at > now
+        if not is_backing_off:
             self.failures += 1
         longest = self._retry.max_elapsed
         if after is not None and after > 0:
-            # Later batches wait no longer than one that was already tried.
+            # A batch that was never attempted waits no longer than one that was.
             self._account.not_before = max(self._account.not_before, now + min(after, longest))
-        if not backing_off_already and (not after or after > longest):
+        if not is_backing_off and (not after or after > longest):
             self._own_wait_until = now + self._own_wait(drain_deadline - now)
 
     def cut_short(self, now: float) -> None:

@@ -1,9 +1,9 @@
-"""The locations by their queued bytes, the fullest first, for a byte budget that is used up.
+"""The locations with the most queued bytes, needed when the byte budget is used up.
 
-It is a heap of entries that may be outdated: an entry counts only if its bytes are still those of its location. While
-no adder waits, nobody asks for the fullest location, and spans enter queues without telling the ranking; so a location
-whose bytes changed is in `Admission.unranked` until an adder waits again. The cost is in proportion to the changes,
-and not to the number of locations.
+The ranking is a heap of entries that may be outdated: an entry counts only if its bytes are still those of its
+location. It is needed only while an adder waits for bytes. Until then it is not updated, and a location whose bytes
+change is recorded in `Admission.unranked`. The cost is proportional to the number of changes, not to the number of
+locations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .location import Location
 
 __all__ = ["Ranking"]
 
-# The heap is made anew when it has this many times as many entries as locations were ranked, and this many more.
+# The heap is rebuilt when it has more than `_OUTDATED` entries for each live location, plus `_SLACK`.
 _OUTDATED = 4
 _SLACK = 64
 
@@ -29,7 +29,7 @@ class Ranking:
         self._numbers = count()
 
     def put(self, location: Location, live: int) -> None:
-        """Rank a location by its present bytes. ``live`` is how many locations are live."""
+        """Rank a location by its current queued bytes. ``live`` is the number of live locations."""
         location.is_ranked = True
         if location.account.queued:
             heapq.heappush(self._entries, (-location.queued_bytes, next(self._numbers), location))
@@ -39,7 +39,8 @@ class Ranking:
     def take(self, most: int, is_ready: Callable[[Location], bool]) -> list[Location]:
         """Return up to ``most`` of the fullest locations for which ``is_ready`` is true.
 
-        They leave the ranking, and so do fuller ones that are not ready. These must be ranked again when they are.
+        They are removed from the ranking, and so are fuller ones that are not ready: these must be ranked again when
+        they become ready.
         """
         found: dict[Location, None] = {}
         while self._entries and len(found) < most:

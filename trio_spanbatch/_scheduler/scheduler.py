@@ -1,36 +1,37 @@
-"""The scheduler: decides what is admitted, sealed, sent and repeated, and when. It does none of it.
+"""The scheduler: decides what is admitted, sealed, sent and repeated, and when. The runtime carries this out.
 
 How it works
 ------------
-It knows neither trio nor HTTP, and no clock but the one that it is given. Events go in as method calls, and orders come
-out in ``outbox``; the runtime carries each out and takes it out of the outbox then. So an exception between a decision
-and its execution loses no order.
+It uses neither trio nor HTTP, and no clock but the one that it is given. Events are method calls, and orders are put
+into ``outbox``. The runtime removes an order only after carrying it out, so an exception between a decision and its
+execution loses no order.
 
 Events come from two sides:
 
-- **The caller's stack**: a program adds a span, waits for space, flushes. Such a call may fail at any depth of the
-  stack and between any two of its steps, so it does little: it commits in one step (`Admission` says how), puts the
-  location into the inbox and wakes the driver.
-- **The runtime's stack**, which is shallow: a delivery's attempt began or ended, spans are settled, the drain begins.
+- **The caller's stack**: a program adds a span, waits for space, or flushes. Such a call may fail at any depth of the
+  stack and between any two of its steps, so it does little: it puts the location into the inbox, wakes the driver, and
+  commits in one step (see `Admission`).
+- **The runtime's stack**, which is shallow: a delivery's attempt began or ended, spans are settled, or the drain
+begins.
   These events change the counts at once, and put the location into the inbox.
 
 All decisions are made in `step`, which only the driver calls. It looks at one location after the other, from these
 sources, in this order:
 
-1. the line of locations that wait for an export slot, as long as one is free;
+1. the queue of locations that wait for an export slot, as long as one is free;
 2. the inbox: locations where something has happened;
 3. the agenda: locations whose time has come;
-4. locations over their share, if a slot can be spared;
+4. the queue of locations that wait for a spare slot, if one can be spared;
 5. in the drain, all locations, once.
 
-A look (`_look`) decides from the whole state of a location, so it does not matter why it is looked at, and a look for
-nothing does no harm. It admits waiting spans; begins exports, of a delivery that waits for its next attempt or else of
-the first batch in the queue, as long as these are due, the location's concurrency and backoff allow it (`Pace`) and
-there is a slot (`Slots`); ends the location if it is over; and puts it on the agenda for what comes next.
+`_look` decides from the whole state of a location, so the reason for the call does not matter, and a superfluous call
+is harmless. It admits waiting spans. It begins exports, of deliveries that wait for their next attempt and then of the
+first batches in the queue, as long as these are due, the location's concurrency and backoff allow it (`Pace`) and there
+is a slot (`Slots`). It ends the location if that has been idle for long enough, or puts it on the agenda.
 
-Where the byte budget of all locations is used up and adders wait for it, no slot that a location may use stays idle:
-the fullest locations are made due (`Ranking`). Otherwise a budget that is spread over locations that are not due would
-stall all adders while the exporter is idle.
+While adders wait for the byte budget of all locations, the fullest locations are made due (`Ranking`), as many as there
+are free slots. Otherwise, if the budget was used up by locations that are not due, all adders would wait although the
+exporter is idle.
 """
 
 from __future__ import annotations
@@ -58,32 +59,32 @@ from .slots import Slots
 
 __all__ = ["Scheduler"]
 
-# How many locations `step` looks at. A look that begins an export takes 20 to 40 us.
-_LOOKS_A_STEP = 64
+# The number of locations that `step` looks at. Beginning an export takes 20 to 40 us.
+_LOOKS_PER_STEP = 64
 
 _TOO_LARGE = 413
 
 
 class Scheduler:
-    """Decides for all locations of one batcher.
+    """The scheduler of one batcher.
 
     Args:
         limits: The limits on pending spans and running exports.
-        retry: How often an attempt is repeated.
+        retry: The backoff, and the limits on retries.
         policy: Returns the policy of a location that is opened.
         check_location: Raises `InvalidLocationError` if nothing can be sent to a location.
         rng: The source of jitter.
-        clock: Tells the time in seconds, where the time is not an argument: spans are added too often for that.
-        open_queue: Opens a queue that holds as many spans as its argument says.
-        wake: Has `step` called soon. Called on the caller's stack; may raise, and is then called again.
+        clock: Returns the current time in seconds. Methods for rare events take the time as an argument instead.
+        open_queue: Opens a queue that holds at most the given number of spans.
+        wake: Schedules a call of `step`. It is called on the caller's stack. It may raise, and is called again then.
 
     Attributes:
         limits: The limits.
-        retry: How often an attempt is repeated.
+        retry: The backoff, and the limits on retries.
         ledger: The accounts.
-        slots: Which locations may begin an export.
+        slots: The export slots.
         admission: Admits spans.
-        locations: The live locations.
+        locations: The live locations by name.
         outbox: The orders that are not carried out yet, oldest first.
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in seconds of the clock; `math.inf` outside a drain.
@@ -117,14 +118,14 @@ class Scheduler:
         self._agenda = Agenda()
         self._ranking = Ranking()
         self._made_due: set[Location] = set()
-        # Longest empty first. A location in it may have got a span since.
+        # The location that has been empty for longest is first. Any of them may have received a span since.
         self._empty: OrderedDict[Location, None] = OrderedDict()
         self._to_close: deque[Location] = deque()
 
     # -- on the caller's stack ---------------------------------------------------------------------------------
 
     def get(self, location: str) -> Location | None:
-        """Return a live location, or None."""
+        """Return a live location; None if it is not live."""
         return self.locations.get(plain_location(location))
 
     def check(self, location: str) -> None:
@@ -146,7 +147,7 @@ class Scheduler:
         if (opened := self.locations.get(name)) is not None:
             # The policy function or the exporter's check has added a span.
             return opened
-        self._make_place()
+        self._evict_one_if_needed()
         account = self.ledger.open(name)
         limits = self.limits
         pace = Pace(self.retry, self._rng, account, limits.max_exports_per_location)
@@ -155,14 +156,15 @@ class Scheduler:
         self.admission.touch(opened)
         self.admission.unrank(opened)
         self._empty[opened] = None
-        # The commit. A location that is looked at before it ends at once. If another span was added in the middle of
-        # this, its location stays.
+        # The commit. If the driver looks at the location before this, it ends it. If a signal handler has opened the
+        # same location meanwhile, that one stays.
         return self.locations.setdefault(name, opened)
 
     def watch(self, location: Location, flush: Flush) -> None:
         """Make all queued spans of a location due, and have ``flush`` wait for its pending spans."""
         self.admission.finish()
-        if not location.account.pending:
+        # Not `account.pending`: if the location has ended and was opened again, its account has the new one's spans.
+        if not location.leases and not location.has_queued:
             return
         self.admission.touch(location)
         if location.flushes is None:
@@ -170,7 +172,7 @@ class Scheduler:
         location.flush_watermark = flush.watch(location.name, location.account, location.flushes)
 
     def counts(self, now: float) -> LocationCounts:
-        """Return the counts of all locations. Takes 0.3 ms for 1,000 of them."""
+        """Return the counts of all locations at ``now``. Takes 0.3 ms for 1,000 of them."""
         self.admission.finish()
         return LocationCounts(self.ledger.accounts(), now)
 
@@ -180,36 +182,40 @@ class Scheduler:
             self._check_location(name)
         return name
 
-    def _make_place(self) -> None:
-        """If the limit is reached, end the location that has been empty for longest."""
+    def _evict_one_if_needed(self) -> None:
+        """If the limit is reached, evict the location that has been empty for longest.
+
+        Raises:
+            TooManyLocationsError: No location is empty.
+        """
         limit = self.limits.max_locations
         if len(self.locations) < limit:
             return
         while self._empty:
-            # Not `next(iter(...))`: between two calls, a signal handler may open another location.
+            # Not `next(iter(...))`: a signal handler may open another location between the two calls.
             for location in self._empty:  # noqa: B007  # it is used below
                 break
-            is_ended = self._make_way(location)
+            is_evicted = self._evict_if_empty(location)
             self._empty.pop(location, None)
-            if is_ended:
+            if is_evicted:
                 return
-        # The last adder of a location may have left, and it was not looked at since.
-        if any(self._make_way(location) for location in self.admission.inbox.copy()):
+        # A location whose last adder has just withdrawn is empty, but not yet in `_empty`.
+        if any(self._evict_if_empty(location) for location in self.admission.inbox.copy()):
             return
         raise TooManyLocationsError(
             f"{limit} locations hold spans or wait to, as many as Limits.max_locations allows; "
             "raise it, or flush before adding for another location"
         )
 
-    def _make_way(self, location: Location) -> bool:
-        """End a location if it is live and empty. Return whether it was."""
+    def _evict_if_empty(self, location: Location) -> bool:
+        """Evict a location if it is live and empty. Return whether it was."""
         self.admission.touch(location)
         account, is_adding = location.account, self.admission.is_adding_to(location)
-        # One that was not registered, as an exception ended `open`, is in the inbox too.
+        # The inbox may also contain one that was never live, because an exception ended `open`.
         is_live = self.locations.get(location.name) is location
         if not is_live or location.is_evicted or is_adding or account.queued or account.in_flight or location.waiting:
             return False
-        # The commit. No call between this and the look at its state, so no span can be added between.
+        # The commit. There is no call since its state was read, so no span can have been added since.
         del self.locations[location.name]
         location.is_evicted = True
         return True
@@ -217,27 +223,27 @@ class Scheduler:
     # -- events of the runtime ---------------------------------------------------------------------------------
 
     def close_admission(self) -> list[Waiter]:
-        """Admit no more spans. Return the waiting adders, which must be told."""
+        """Stop admitting spans. Return the adders that waited, which the caller must wake."""
         self.admission.finish()
-        self.admission.byte_line.clear()
+        self.admission.byte_queue.clear()
         refused = [waiter for location in self.locations.values() for waiter in location.waiting or ()]
         for waiter in refused:
             self.admission.withdraw(waiter)
         return refused
 
     def begin_drain(self, deadline: float) -> None:
-        """Make all queued spans due, and end each location once no span is pending."""
+        """Make all queued spans due, and end each location once it has no pending span."""
         self.draining = True
         self.drain_deadline = deadline
         self._to_close.extend(self.locations.values())
 
     def attempt_began(self, lease: Lease) -> None:
-        """Note that a delivery begins an attempt, with its slot."""
+        """Record that a delivery begins an attempt, in the slot that it holds."""
         self.ledger.attempt(lease.location.account, is_retry=lease.attempts > 0)
         lease.attempts += 1
 
     def attempt_ended(self, lease: Lease, result: ExportResult | None, now: float, *, ambiguous: bool = False) -> None:
-        """Note that an attempt ended, without a result if it was cancelled or raised. Its slot is free again."""
+        """Record that an attempt ended, without a result if it was cancelled or raised. Gives back its slot."""
         location = lease.location
         # Only a backoff that began before the drain is cut short.
         self._close_in_drain(location, now)
@@ -260,19 +266,19 @@ class Scheduler:
         self.admission.touch(location)
 
     def slot_unused(self, lease: Lease) -> None:
-        """Note that the attempt which a lease may make will not be made."""
+        """Record that a lease with ``may_repeat`` makes no attempt. Gives back its slot."""
         lease.may_repeat = False
         self.slots.give_back(lease.location)
         self.admission.touch(lease.location)
 
     def back_off(self, location: Location, after: float | None, now: float) -> float:
-        """Back off after a temporary failure. Return when the backoff ends."""
+        """Back off after a temporary failure. Return when the backoff ends, in seconds of the clock."""
         location.pace.back_off(now, after, self.drain_deadline)
         self.admission.touch(location)
         return location.pace.retry_at
 
     def wants_retry(self, lease: Lease) -> None:
-        """Have a lease wait for its next attempt. The answer is an order, `Repeat`."""
+        """Have a lease wait for its next attempt. A `Repeat` order ends the wait."""
         location = lease.location
         if location.retries is None:
             location.retries = []
@@ -280,7 +286,7 @@ class Scheduler:
         self.admission.touch(location)
 
     def wants_no_retry(self, lease: Lease) -> None:
-        """Have a lease wait no longer, if it does."""
+        """Stop the wait of a lease for its next attempt. Does nothing if it does not wait."""
         retries = lease.location.retries
         if retries and lease in retries:
             retries.remove(lease)
@@ -302,14 +308,14 @@ class Scheduler:
         location.drop_lease(lease)
         self.ledger.settle(location.account, len(lease), lease.cost, settlement)
         self._note_flushes(location, lease, settlement)
-        location.note_oldest()
+        location.update_opened_at()
         if not location.account.pending:
             location.headers = location.sealed_headers = None
             location.idle_since = now
             self._note_empty(location)
         self.admission.touch(location)
         if location.waiting:
-            self.admission.line_up(location)
+            self.admission.update_byte_queue(location)
 
     def _note_flushes(self, location: Location, lease: Lease, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):
@@ -331,10 +337,10 @@ class Scheduler:
         return -math.inf if self.admission.inbox else self._agenda.next_at
 
     def step(self, now: float) -> bool:
-        """Look at the locations that have something to do, up to `_LOOKS_A_STEP` of them. Return whether to go on."""
+        """Look at up to `_LOOKS_PER_STEP` locations that have something to do. Return whether to call this again."""
         self.admission.finish()
         looks = 0
-        while looks < _LOOKS_A_STEP:
+        while looks < _LOOKS_PER_STEP:
             location = self._next(now)
             if location is not None:
                 self._look(location, now)
@@ -344,7 +350,7 @@ class Scheduler:
         return True
 
     def hand_back_all(self, reason: str) -> None:
-        """End all locations, as no step follows. Hand back their queues, and the batches that were not started."""
+        """End all locations without a further step. Hand back queued spans and the batches that were not started."""
         self.admission.finish()
         for number, order in enumerate(self.outbox):
             if isinstance(order, Start):
@@ -356,23 +362,23 @@ class Scheduler:
 
     def _next(self, now: float) -> Location | None:
         """Return the location to look at next."""
-        if self.slots.free and self.slots.line:
-            return next(iter(self.slots.line))
+        if self.slots.free and self.slots.queue:
+            return next(iter(self.slots.queue))
         if self.admission.inbox:
             touched = self.admission.inbox.popleft()
             touched.is_in_inbox = False
             return touched
         if (due := self._agenda.pop(now)) is not None:
             return due
-        if self.slots.over_share and self._can_spare():
-            return next(iter(self.slots.over_share))
+        if self.slots.spare_queue and self._can_spare():
+            return next(iter(self.slots.spare_queue))
         return self._to_close.popleft() if self._to_close else None
 
     def _can_spare(self) -> bool:
         return self.slots.can_spare(len(self.locations), draining=self.draining)
 
     def _look(self, location: Location, now: float) -> None:
-        """Do everything that there is to do at a location, and put it on the agenda for what comes next."""
+        """Do everything that is to be done at a location now, and put it on the agenda for the rest."""
         if location.has_ended:
             return
         if self.locations.get(location.name) is not location:
@@ -384,7 +390,7 @@ class Scheduler:
         export_at = self._export(location, now)
         end_at = location.end_at(self.limits.location_idle_timeout)
         if end_at <= now and location.is_empty:
-            # No call between this and the look at its state, so no span can be added between.
+            # There is no call since its state was read, so no span can have been added since.
             self.locations.pop(location.name, None)
             self._end(location)
             return
@@ -402,25 +408,25 @@ class Scheduler:
             self._empty.pop(location, None)
 
     def _export(self, location: Location, now: float) -> float:
-        """Begin the exports that a location may begin now. Return when the next one may begin, as far as is known."""
+        """Begin the exports that a location may begin now. Return when to look at it for the next one."""
         slots = self.slots
         while True:
             self.admission.serve(location, self._clock)
             if self._is_hopeless(location):
                 self._give_up(location)
             if 0 < location.pace.active < location.pace.allowed and not self._can_spare():
-                # Looked at again when a slot can be spared.
-                slots.line.pop(location, None)
-                slots.over_share[location] = None
+                # `_next` returns it when a slot can be spared.
+                slots.queue.pop(location, None)
+                slots.spare_queue[location] = None
                 return math.inf
-            slots.over_share.pop(location, None)
+            slots.spare_queue.pop(location, None)
             export_at = location.export_at()
             if export_at > now:
-                slots.line.pop(location, None)
+                slots.queue.pop(location, None)
                 return export_at
-            if not slots.free or next(iter(slots.line), location) is not location:
-                # Looked at again when it is its turn.
-                slots.line.setdefault(location)
+            if not slots.free or next(iter(slots.queue), location) is not location:
+                # `_next` returns it when it is its turn.
+                slots.queue.setdefault(location)
                 return math.inf
             self._begin_export(location)
 
@@ -442,7 +448,7 @@ class Scheduler:
     def _end(self, location: Location) -> None:
         """End a location that holds no span."""
         location.has_ended = True
-        location.look_at = -math.inf
+        location.next_look_at = -math.inf
         self.slots.forget(location)
         self._empty.pop(location, None)
         self._made_due.discard(location)
@@ -457,7 +463,7 @@ class Scheduler:
     # -- giving up ---------------------------------------------------------------------------------------------
 
     def _is_hopeless(self, location: Location) -> bool:
-        """Return whether spans wait for a backoff that ends after the drain."""
+        """Return whether spans wait for a backoff that ends after the drain's deadline."""
         return (
             self.draining
             and location.pace.retry_at >= self.drain_deadline
@@ -474,18 +480,18 @@ class Scheduler:
         while location.has_queued:
             self.outbox.append(HandBack(self._seal(location), reason))
 
-    # -- a byte budget that is used up -------------------------------------------------------------------------
+    # -- adders that wait for bytes ----------------------------------------------------------------------------
 
     def _serve_waiting(self, now: float) -> bool:
         """Serve the adders that wait for bytes. Return whether there are locations to look at."""
         admission = self.admission
-        if not admission.byte_line:
+        if not admission.byte_queue:
             return False
-        admission.serve_byte_line(self._clock)
-        if not admission.byte_line:
+        admission.serve_byte_queue(self._clock)
+        if not admission.byte_queue:
             return bool(admission.inbox)
         if admission.unranked:
-            # Look at each location whose bytes have changed while nobody waited.
+            # Look at each location whose bytes have changed while no adder waited, so that it is ranked.
             for location in admission.unranked:
                 admission.touch(location)
             admission.unranked.clear()
@@ -494,7 +500,7 @@ class Scheduler:
         return bool(admission.inbox)
 
     def _make_fullest_due(self, now: float) -> None:
-        """Make as many locations due as there are free slots, unless some that were made due are not sealed yet."""
+        """Make as many locations due as there are free slots, unless an earlier one still has to begin its export."""
         self._made_due = {location for location in self._made_due if self._could_export(location, now)}
         if self._made_due or not self.slots.free:
             return
@@ -510,18 +516,18 @@ class Scheduler:
         return not location.pace.active or self._can_spare()
 
     def _rank(self, location: Location, now: float) -> float:
-        """Rank a location if adders wait for bytes, else note that its bytes are not known.
+        """Rank a location if adders wait for bytes; otherwise record that its queued bytes are not known.
 
         Returns:
-            The end of its backoff if its first batch was made due for then; `math.inf` otherwise.
+            The end of its backoff if its first batch was made due, so that it is exported then; `math.inf` otherwise.
         """
         backs_off_until = math.inf
-        if not self.admission.byte_line:
+        if not self.admission.byte_queue:
             if location.is_ranked:
                 self.admission.unrank(location)
             return backs_off_until
         if now < location.pace.next_at() < math.inf and location.account.queued and not location.retries:
-            # It exports as soon as its backoff has ended.
+            # Its first batch is exported as soon as the backoff has ended.
             location.is_made_due = True
             backs_off_until = location.pace.next_at()
         self._ranking.put(location, len(self.locations))

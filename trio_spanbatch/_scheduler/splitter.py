@@ -1,15 +1,15 @@
-"""The batch splitter: where one batch of a location's queue ends and the next begins.
+"""The batch splitter: decides where one batch of a location's queue ends and the next begins.
 
-The queue is a memory channel, which has no peek. So it is decided as spans are accepted: the open batch grows until it
-has ``max_spans``, or until another span would take its request over ``max_bytes``. Then it is full, and a new one is
-opened. The spans stay in the queue; here are only the numbers that are needed to take a batch out, and the headers of
-the spans, as the queue holds nothing but their bytes.
+The queue is a memory channel, whose items cannot be inspected before they are received. So the decision is made when a
+span is accepted: the open batch grows until it has ``max_spans``, or until another span would take its request over
+``max_bytes``. Then it is full, and a new one is opened. The spans stay in the queue; this module has only the numbers
+that are needed to take a batch out, and the spans' headers, as the queue holds nothing but bytes.
 
 An open batch that is due but cannot be sealed yet continues to grow until it is full. So batches are large when a
 server is slow.
 
-Adding a span is planned first and carried out when the span is in the queue (`Admission`). A plan changes nothing, and
-carrying it out twice is the same as once.
+Adding a span is planned first, and the plan is stored when the span is in the queue (see `Admission`). Planning changes
+nothing, and storing a plan twice has the same effect as storing it once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Run:
 
 @attrs.define(eq=False)
 class OpenBatch:
-    """The batch that grows. Only the size in ``sizer`` changes; for everything else there is a new object.
+    """The batch to which spans are added. Only the size in ``sizer`` changes; any other change makes a new object.
 
     Attributes:
         first: The number of its first span in its location.
@@ -59,13 +59,13 @@ class OpenBatch:
         return QueuedBatch(self.first, end, self.sizer.size, self.opened_at, self.run)
 
 
-# In place of an open batch where there is none: no span is added to it without a plan.
+# Stands for "no open batch". Its ``full_at`` is 0, so `Admission` never adds to it without calling `grow`.
 NO_BATCH = OpenBatch(first=0, full_at=0, opened_at=0.0, sizer=RequestSizer(0), run=None)
 
 
 @attrs.frozen(eq=False)
 class QueuedBatch:
-    """A batch that is still in the queue and grows no more.
+    """A full batch whose spans are still in the queue.
 
     Attributes:
         first: The number of its first span in its location.
@@ -84,11 +84,11 @@ class QueuedBatch:
 
 @attrs.frozen(eq=False)
 class Growth:
-    """What another span does to the batches of a queue.
+    """The effect of another span on the batches of a queue.
 
     Attributes:
         full: The batches that become full.
-        open: The batch that is open then; `NO_BATCH` if there is none.
+        open: The batch that is open afterwards; `NO_BATCH` if there is none.
     """
 
     full: tuple[QueuedBatch, ...]
@@ -96,15 +96,15 @@ class Growth:
 
 
 def grow(batch: OpenBatch, span: EncodedSpan, number: int, max_spans: int, max_bytes: int, now: float) -> Growth:
-    """Return what a span does to the open batch.
+    """Return the effect of adding a span. This changes nothing.
 
     Args:
         batch: The open batch, or `NO_BATCH`.
         span: The span.
         number: Its number in its location.
-        max_spans: The most spans of a batch.
-        max_bytes: The largest request, if a batch has several spans.
-        now: The time.
+        max_spans: The maximum number of spans in a batch.
+        max_bytes: The maximum size of a request of several spans.
+        now: The current time in seconds.
     """
     full: tuple[QueuedBatch, ...] = ()
     sizer = batch.sizer.copy()
@@ -125,7 +125,7 @@ def grow(batch: OpenBatch, span: EncodedSpan, number: int, max_spans: int, max_b
 
 
 def runs_of(batch: QueuedBatch, payloads: list[bytes]) -> Runs:
-    """Return the runs of a batch, whose bytes are ``payloads``."""
+    """Return the headers of a batch's spans, each with the bytes of the consecutive spans that share them."""
     runs: Runs = []
     run, end = batch.run, batch.end
     while run is not None:

@@ -72,14 +72,12 @@ def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
     endpoint = checked_str(endpoint, name)
     if has_userinfo(endpoint):
         raise ValueError(
-            f"{name} (not shown) contains a user name or password; give them with headers= or auth=, where no log "
+            f"{name} (not shown) contains a user name or password; give them with headers=, where no log "
             "shows them (an @ in a path is written %40)"
         )
     shown = _without_secrets(endpoint)
     if "?" in endpoint or "#" in endpoint:
-        raise ValueError(
-            f"{name} {shown} has a query or fragment, which logs show; give credentials with headers= or auth="
-        )
+        raise ValueError(f"{name} {shown} has a query or fragment, which logs show; give credentials with headers=")
     url = _parsed(endpoint)
     if url is None:
         raise ValueError(f"{name} {shown} is not a URL such as http://localhost:4318/v1/traces")

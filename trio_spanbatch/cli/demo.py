@@ -47,9 +47,9 @@ LOCATION_HEADER = "X-Databricks-UC-Table-Name"
 LOCATIONS = ("main.support.agent_spans", "main.sales.agent_spans", "main.finance.agent_spans", "main.ops.agent_spans")
 FAILING = "main.finance.agent_spans"
 
-_AGENTS_A_LOCATION = 6
-_QUESTIONS_AN_AGENT = 30
-PLANNED_SPANS = len(LOCATIONS) * _AGENTS_A_LOCATION * _QUESTIONS_AN_AGENT // 3 * SPANS_OF_THREE_ANSWERS
+_AGENTS_PER_LOCATION = 6
+_QUESTIONS_PER_AGENT = 30
+PLANNED_SPANS = len(LOCATIONS) * _AGENTS_PER_LOCATION * _QUESTIONS_PER_AGENT // 3 * SPANS_OF_THREE_ANSWERS
 
 # Seconds until the server begins to answer 503 for one location, and until it stops after the cancellation.
 _FAILS_AFTER = 1.0
@@ -232,9 +232,9 @@ async def _run_program(
 async def _run_agents(tracers: Sequence[Tracer]) -> None:
     async with trio.open_nursery() as nursery:
         for number, tracer in enumerate(tracers):
-            for agent in range(_AGENTS_A_LOCATION):
-                chance = random.Random(number * _AGENTS_A_LOCATION + agent)
-                nursery.start_soon(Agent(tracer, chance).run, _QUESTIONS_AN_AGENT)
+            for agent in range(_AGENTS_PER_LOCATION):
+                chance = random.Random(number * _AGENTS_PER_LOCATION + agent)
+                nursery.start_soon(Agent(tracer, chance).run, _QUESTIONS_PER_AGENT)
 
 
 async def _cancel_half_way(

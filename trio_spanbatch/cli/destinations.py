@@ -55,9 +55,8 @@ _OPTIONS = {
 }
 _ARGUMENT = re.compile(rf"^({'|'.join(_OPTIONS)})(?= )|\b({'|'.join(_OPTIONS)})=")
 
-# Advice about arguments for which there is no option.
-_ADVICE = (
-    (r" or auth=", ""),
+# Remedies in messages that name an argument for which there is no option, and the replacements.
+_REMEDIES = (
     (r"is also among headers", "is also given with --header or OTEL_EXPORTER_OTLP_HEADERS"),
     (r"\bgive them as username= and password=, or as ", "give them as "),
     (r"\bgive (username|password)= or set ", "set "),
@@ -151,8 +150,8 @@ def server_of(exporter: SpanExporter) -> str:
 
 def in_words_of_options(message: str) -> str:
     """Return a message of the library that names options instead of arguments."""
-    for pattern, words in _ADVICE:
-        message = re.sub(pattern, words, message)
+    for pattern, replacement in _REMEDIES:
+        message = re.sub(pattern, replacement, message)
     return _ARGUMENT.sub(lambda match: _OPTIONS[match[1] or match[2]], message)
 
 

@@ -17,7 +17,7 @@ import trio
 from .._errors import InvalidLocationError
 from .._exporter import Refused, TryLater
 from .._http.exporter import OTLPExporter
-from .._http.questions import ask, json_object
+from .._http.questions import Requester, json_object
 from .._http.responses import Response, interpret_response, retry_after
 from .._spans.checks import shown
 from .shared_fetch import KeyedFetch
@@ -112,15 +112,12 @@ class ExperimentNames(KeyedFetch[Found]):
     def __init__(self, root: str, exporter: OTLPExporter, headers: Mapping[bytes, bytes]) -> None:
         super().__init__(self._look_up)
         self._url = f"{root}/{BY_NAME_PATH}"
-        self._sender = exporter._sender
         self._headers = list(headers.items())
-        self._timeout = exporter.timeout
-        self._tls_advice = exporter._tls_advice
+        self._requester = Requester(exporter, timeout=exporter.timeout, max_bytes=MAX_ANSWER_BYTES)
 
     async def _look_up(self, name: str) -> tuple[Found, float]:
-        request = self._sender.build_request("GET", self._url, params={"experiment_name": name}, headers=self._headers)
-        answer = await ask(
-            self._sender, request, seconds=self._timeout, max_bytes=MAX_ANSWER_BYTES, advice=self._tls_advice
+        answer = await self._requester.request(
+            "GET", self._url, params={"experiment_name": name}, headers=self._headers
         )
         found = experiment_in(answer, name) if isinstance(answer, Response) else answer
         if isinstance(found, str):

@@ -10,7 +10,7 @@ import attrs
 from .._exporter import Refused, TryLater
 from .._http.auth import AuthError
 from .._http.exporter import OTLPExporter
-from .._http.questions import ask, json_object
+from .._http.questions import Requester, json_object
 from .._http.responses import Response
 from .._settings.header_checks import encoded_headers
 
@@ -55,8 +55,7 @@ class Workspace:
 
     def __init__(self, url: str, exporter: OTLPExporter) -> None:
         self.url = url
-        self._sender = exporter._sender
-        self._tls_advice = exporter._tls_advice
+        self._requester = Requester(exporter, timeout=_TIMEOUT, max_bytes=_MAX_BYTES)
 
     async def ask(
         self, method: str, path: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
@@ -72,10 +71,9 @@ class Workspace:
             # The message shows no value.
             raise AuthError(f"no request can be sent to {self.url}: {error}", retry=False) from None
         all_headers = [(b"accept", b"application/json"), *encoded.items()]
-        request = self._sender.build_request(method, self.url + path, headers=all_headers, data=form)
         # Without auth=None, a client that the user gave would add its own credentials, which are for spans.
-        answer = await ask(
-            self._sender, request, seconds=_TIMEOUT, max_bytes=_MAX_BYTES, advice=self._tls_advice, auth=None
+        answer = await self._requester.request(
+            method, self.url + path, headers=all_headers, data=form, send_options={"auth": None}
         )
         if isinstance(answer, Refused) and answer.status_code is not None and answer.status_code != HTTPStatus.OK:
             # The body is too large, for instance an error page, but the status code says enough.

@@ -1,7 +1,8 @@
 """A Hypothesis state machine over the scheduler alone.
 
-Choosing a rule costs Hypothesis more than an event costs the scheduler. So a rule is a kind of a passage, and one draw
-has many events: each number picks one of those that may come next.
+Choosing a rule takes Hypothesis longer than an event takes the scheduler. So a rule carries out many events from a
+single
+draw: each number selects one of the events that may come next.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from hypothesis import seed as set_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.unit.scheduler.support import Event, Menu, World
+from tests.unit.scheduler.support import Event, World, WorldConfig
 from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
 
 __all__ = ["SchedulerMachine", "run_machine"]
 
 ANSWERS = ("delivered", "later", "refused", "partly", "asked", "too large", "cancelled")
 
-MENUS = st.builds(
-    Menu,
+CONFIGS = st.builds(
+    WorldConfig,
     locations=st.sampled_from([("a", "b", "c"), ("a", "b"), ("a", "b", "c", "d"), ("a",)]),
     sizes=st.sampled_from([(10, 25, 50), (50,), (1, 99)]),
     spans=st.just(60),
@@ -56,14 +57,14 @@ LAST = {"drain", "stop"}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Passages of events."""
+    """Rules that each carry out a series of events of one kind."""
 
     events = 0
     world: World
 
-    @initialize(menu=MENUS)
-    def begin(self, menu: Menu) -> None:
-        self.world = World(menu)
+    @initialize(config=CONFIGS)
+    def begin(self, config: WorldConfig) -> None:
+        self.world = World(config)
 
     def _do(self, events: list[Event], choice: int) -> None:
         if events:
@@ -89,7 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.added > 0 and not self.world.ended)
     @rule(choices=CHOICES)
-    def the_end_comes(self, choices: bytes) -> None:
+    def leaving(self, choices: bytes) -> None:
         self._do([event for event in self.world.enabled() if event[0] in LAST], 0)
         for choice in choices:
             self._do([event for event in self.world.enabled() if event[0] not in LAST], choice)
@@ -100,7 +101,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 def run_machine(examples: int, *, seed: int, steps: int = 12, shrink: bool = True) -> None:
-    """Run sequences of passages; raise the first failure. Its message has the rules that lead to it."""
+    """Run sequences of rules, and raise the first failure. Its message has the rules that lead to it."""
     phases = set(Phase) - {Phase.explain} - (set() if shrink else {Phase.shrink, Phase.reuse})
     run_state_machine_as_test(
         set_seed(seed)(SchedulerMachine),

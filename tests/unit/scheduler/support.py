@@ -1,8 +1,8 @@
-"""The scheduler without trio: queues, a clock and a runtime that are plain objects.
+"""The scheduler without trio: the queues, the clock and the runtime are plain objects.
 
-A `World` has a scheduler and plays everything around it: the program, the driver, the deliveries and the clock. It
-offers the events that may come next, carries one out, and checks after each that the scheduler is in order. It counts
-the spans itself, and never asks the scheduler what it should expect.
+A `World` has a scheduler and simulates everything around it: the program, the driver, the deliveries and the clock. It
+lists the events that may come next, carries one out, and then checks the state of the scheduler. It counts the spans
+itself: what it expects does not depend on the scheduler's own counts.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from trio_spanbatch._scheduler.scheduler import Scheduler
 from trio_spanbatch._scheduler.splitter import NO_BATCH
 from trio_spanbatch._spans.batch import SpanHeaders, cost_after, cost_of
 
-__all__ = ["Event", "FakeQueue", "Menu", "World", "make_queue", "replayed"]
+__all__ = ["Event", "FakeQueue", "World", "WorldConfig", "make_queue", "replayed"]
 
 Event: TypeAlias = tuple[str, int | str, int]
 
 HEADERS = (SpanHeaders(), SpanHeaders(b"\x0a\x00", b"\x0a\x00"))
 COLUMNS = ("accepted", "queued", "in_flight", "delivered", "rejected", "spooled", "undelivered", "pending_bytes")
-DRAIN = 8.0
-# No world has so much to do that the driver needs as many steps for it.
-MANY = 300
+SHUTDOWN_TIMEOUT = 8.0
+# A scheduler that needs more steps than this without an event in between does not end.
+MAX_STEPS = 300
 
 
 class Halves(random.Random):
-    """Jitter without chance: each wait is half of the longest."""
+    """Jitter that is not random: each wait is half of the longest."""
 
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
@@ -56,7 +56,7 @@ class Halves(random.Random):
 
 _HALVES = Halves(0)
 
-# The other answer is that of an attempt that is cancelled.
+# "cancelled" stands for an attempt that is cancelled, which has no result.
 _ANSWERS: dict[str, ExportResult] = {
     "delivered": Delivered(),
     "partly": Delivered(rejected=1),
@@ -81,8 +81,8 @@ class FakeQueue:
         self.is_closed = False
 
     def send_nowait(self, value: bytes, /) -> None:
-        assert not self.is_closed, "a span goes into a queue that is closed"
-        assert len(self.items) < self.size, "a span goes into a full queue"
+        assert not self.is_closed, "a span was added to a closed queue"
+        assert len(self.items) < self.size, "a span was added to a full queue"
         self.items.append(value)
 
     def receive_nowait(self) -> bytes:
@@ -101,17 +101,17 @@ def make_queue(size: int) -> tuple[FakeQueue, FakeQueue]:
 
 
 @attrs.frozen
-class Menu:
-    """What a world has, and what may happen in it.
+class WorldConfig:
+    """The contents of a world, and the events that may happen in it.
 
     Attributes:
         sizes: The sizes of spans.
-        spans: How many spans are added at most.
-        adders: How many adders may wait, over all time.
-        flushes: How many flushes may begin, over all time.
-        answers: The results of attempts: by name, as in `World.answer`.
+        spans: The maximum number of spans that are added.
+        adders: The maximum number of adders that wait, over the whole run.
+        flushes: The maximum number of flushes, over the whole run.
+        answers: The names of the possible results of attempts, as in `World.answer`.
         begins_later: Whether a delivery begins its attempt in a separate event.
-        pauses: The times that may pass other than until the scheduler has something to do.
+        pauses: Seconds that may pass, besides the time until the scheduler has something to do.
     """
 
     locations: tuple[str, ...] = ("a", "b")
@@ -127,8 +127,8 @@ class Menu:
     policy: BatchPolicy = attrs.field(factory=partial(BatchPolicy, max_spans=2, max_delay=4.0))
 
 
-class Parcel:
-    """A delivery: its open leases, the next one last. It has a slot, waits for one, or has one and has not begun."""
+class FakeDelivery:
+    """A delivery: its open leases, of which the last one is sent next, and its state."""
 
     def __init__(self, lease: Lease) -> None:
         self.leases = [lease]
@@ -140,7 +140,7 @@ class Parcel:
 
 
 class WatchedFlush:
-    """A flush, and the spans that it waits for by the world's own count."""
+    """A flush, and the spans that it waits for according to the world's own count."""
 
     def __init__(self) -> None:
         self.flush = Flush()
@@ -151,31 +151,31 @@ class WatchedFlush:
 class World:
     """A scheduler and everything around it."""
 
-    def __init__(self, menu: Menu) -> None:
-        self.menu = menu
+    def __init__(self, config: WorldConfig) -> None:
+        self.config = config
         self.now = 0.0
         self.woken = False
         self.scheduler = Scheduler(
-            menu.limits, menu.retry, self.policy, None, _HALVES, self.clock, make_queue, self.wake
+            config.limits, config.retry, self.policy, None, _HALVES, self.clock, make_queue, self.wake
         )
         # The accounts of all ended locations are kept, to be checked.
         self.scheduler.ledger.kept_ended = 1000
         self.added = 0
         self.joined = 0
         self.flushed = 0
-        self.parcels: list[Parcel] = []
+        self.deliveries: list[FakeDelivery] = []
         self.waiters: list[Waiter] = []
         self.flushes: list[WatchedFlush] = []
         self.closed = self.ended = False
-        # By location: the spans that were accepted and not sent yet; how many were accepted; how many had each fate.
-        self.queued: dict[str, deque[EncodedSpan]] = {name: deque() for name in menu.locations}
+        # By location: the queued spans; the number of accepted spans; the number of spans with each outcome.
+        self.queued: dict[str, deque[EncodedSpan]] = {name: deque() for name in config.locations}
         self.accepted: Counter[str] = Counter()
-        self.fates: dict[str, Counter[str]] = {name: Counter() for name in menu.locations}
+        self.outcomes: dict[str, Counter[str]] = {name: Counter() for name in config.locations}
         # The spans that are accounted for, by number.
-        self.settled: dict[str, set[int]] = {name: set() for name in menu.locations}
+        self.settled: dict[str, set[int]] = {name: set() for name in config.locations}
 
     def policy(self, _: str) -> BatchPolicy:
-        return self.menu.policy
+        return self.config.policy
 
     def clock(self) -> float:
         return self.now
@@ -187,29 +187,29 @@ class World:
 
     def enabled(self) -> list[Event]:
         """Return the events that may come next."""
-        menu, events = self.menu, list[Event]()
+        config, events = self.config, list[Event]()
         if not self.ended:
             if self.woken:
                 events.append(("step", 0, 0))
             elif self.now < self.scheduler.next_at() < math.inf:
                 events.append(("time", 0, 0))
-            events += [("pause", 0, number) for number in range(len(menu.pauses))]
+            events += [("pause", 0, number) for number in range(len(config.pauses))]
             events.append(("drain" if not self.closed else "stop", 0, 0))
         if not self.closed:
-            if self.added < menu.spans:
-                events += [("add", name, size) for name in menu.locations for size in menu.sizes]
-            if self.flushed < menu.flushes:
-                events += [("flush", name, 0) for name in (*menu.locations, "")]
+            if self.added < config.spans:
+                events += [("add", name, size) for name in config.locations for size in config.sizes]
+            if self.flushed < config.flushes:
+                events += [("flush", name, 0) for name in (*config.locations, "")]
         events += [("withdraw", number, 0) for number in range(len(self.waiters))]
         events += [("forget", number, 0) for number in range(len(self.flushes))]
-        for number, parcel in enumerate(self.parcels):
-            if parcel.state == "running":
-                events += [(answer, number, 0) for answer in menu.answers]
-            elif parcel.state == "waiting":
+        for number, delivery in enumerate(self.deliveries):
+            if delivery.state == "running":
+                events += [(answer, number, 0) for answer in config.answers]
+            elif delivery.state == "waiting":
                 events.append(("give up", number, 0))
             else:
                 events.append(("begin", number, 0))
-                if parcel.state == "repeating":
+                if delivery.state == "repeating":
                     events.append(("give up", number, 0))
         return events
 
@@ -224,7 +224,7 @@ class World:
             self.now = max(self.now, self.scheduler.next_at())
             self.woken = True
         elif kind == "pause":
-            self.now += self.menu.pauses[size]
+            self.now += self.config.pauses[size]
             self.woken = True
         elif kind == "flush":
             self.begin_flush(str(which))
@@ -237,11 +237,11 @@ class World:
         elif kind == "withdraw":
             self.scheduler.admission.withdraw(self.waiters.pop(int(which)))
         elif kind == "begin":
-            self.begin(self.parcels[int(which)])
+            self.begin(self.deliveries[int(which)])
         elif kind == "give up":
-            self.give_up(self.parcels[int(which)])
+            self.give_up(self.deliveries[int(which)])
         else:
-            self.answer(self.parcels[int(which)], kind)
+            self.answer(self.deliveries[int(which)], kind)
         if self.ended:
             self.carry_out_orders()
 
@@ -254,36 +254,36 @@ class World:
         self.added += 1
         scheduler = self.scheduler
         if (location := scheduler.get(name)) is None:
-            crowded = self._is_crowded()
+            is_full = self._are_locations_full()
             try:
                 location = scheduler.open(name)
             except TooManyLocationsError:
-                assert crowded, f"{name} is not opened though there is place"
+                assert is_full, f"{name} is not opened though max_locations allows it"
                 return
-            assert not crowded, f"{name} is opened though there is no place"
+            assert not is_full, f"{name} is opened beyond max_locations"
         assert not location.has_ended
         must_wait = self._must_wait(location, span)
         admitted = scheduler.admission.try_admit(location, span, self.clock)
         assert admitted is not must_wait, f"{name}: a span was {'admitted' if admitted else 'refused'}"
         if admitted:
             self._accept(name, span)
-        elif self.joined < self.menu.adders:
+        elif self.joined < self.config.adders:
             self.joined += 1
             self.waiters.append(Waiter(location, span))
             scheduler.admission.join(self.waiters[-1])
 
-    def _is_crowded(self) -> bool:
-        """Return whether no other location can be opened, by the rules."""
+    def _are_locations_full(self) -> bool:
+        """Return whether max_locations locations hold spans or waiting adders, so that no other one can be opened."""
         live = self.scheduler.locations
         occupied = {name for name in live if self._pending(name)} | {one.location.name for one in self.waiters}
-        return len(occupied) >= self.menu.limits.max_locations
+        return len(occupied) >= self.config.limits.max_locations
 
     def _pending(self, name: str) -> int:
         return self.accepted[name] - len(self.settled[name])
 
     def _must_wait(self, location: Location, span: EncodedSpan) -> bool:
-        """Return whether a span may not enter, by the rules."""
-        limits, cost = self.menu.limits, cost_after(location.headers, span)
+        """Return whether the limits, or adders that wait already, keep a span from being admitted."""
+        limits, cost = self.config.limits, cost_after(location.headers, span)
         return (
             any(waiter.location is location for waiter in self.waiters)
             or len(self.queued[location.name]) >= limits.max_queued_spans
@@ -296,8 +296,8 @@ class World:
         return {waiter.location: waiter for waiter in reversed(self.waiters)}
 
     def _is_full(self, location: Location, waiter: Waiter) -> bool:
-        """Return whether an adder waits for space in its location rather than for the bytes of all."""
-        limits, account, cost = self.menu.limits, location.account, cost_after(location.headers, waiter.span)
+        """Return whether an adder waits for space in its location rather than for the shared byte budget."""
+        limits, account, cost = self.config.limits, location.account, cost_after(location.headers, waiter.span)
         most = min(limits.max_pending_bytes_per_location, limits.max_pending_bytes)
         return account.queued >= limits.max_queued_spans or account.pending_bytes + cost > most
 
@@ -320,10 +320,10 @@ class World:
     def drain(self) -> None:
         """Close the batcher."""
         refused = self.scheduler.close_admission()
-        assert set(refused) == set(self.waiters), "not all waiting adders are told"
+        assert set(refused) == set(self.waiters), "not all waiting adders are returned"
         self.waiters.clear()
         self.closed = True
-        self.scheduler.begin_drain(self.now + DRAIN)
+        self.scheduler.begin_drain(self.now + SHUTDOWN_TIMEOUT)
         self.woken = True
 
     def stop(self) -> None:
@@ -331,23 +331,23 @@ class World:
         self.ended = True
         self.scheduler.hand_back_all("stopped")
         self.carry_out_orders()
-        for parcel in tuple(self.parcels):
-            self.answer(parcel, "cancelled") if parcel.state in ("running", "starting") else self.give_up(parcel)
+        for delivery in tuple(self.deliveries):
+            self.answer(delivery, "cancelled") if delivery.state in ("running", "starting") else self.give_up(delivery)
 
     # -- the driver --------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Have the scheduler decide until it has nothing to decide."""
         self.woken = False
-        for _ in range(MANY):
+        for _ in range(MAX_STEPS):
             goes_on = self.scheduler.step(self.now)
             self.carry_out_orders()
             if not goes_on:
                 break
         else:
-            raise AssertionError("the scheduler goes on and on")
-        self.check_rest()
-        # Carrying out an order may be an event.
+            raise AssertionError("the scheduler always has something to do")
+        self.check_nothing_left_to_do()
+        # Carrying out an order may have been an event.
         self.woken = bool(self.scheduler.admission.inbox or self.scheduler.outbox)
         if self.scheduler.is_over:
             self.ended = True
@@ -368,22 +368,24 @@ class World:
         if isinstance(order, Start):
             self._check_share(order.lease.location)
             self._take(order.lease)
-            self.parcels.append(Parcel(order.lease))
-            if not self.menu.begins_later:
-                self.begin(self.parcels[-1])
+            self.deliveries.append(FakeDelivery(order.lease))
+            if not self.config.begins_later:
+                self.begin(self.deliveries[-1])
         elif isinstance(order, Repeat):
-            parcel = next(one for one in self.parcels if one.part is order.lease)
-            assert parcel.state == "waiting", "an attempt is repeated for which nobody waits"
+            delivery = next(one for one in self.deliveries if one.part is order.lease)
+            assert delivery.state == "waiting", "an attempt is repeated, and no delivery waits for it"
             if not order.lease.may_repeat:
-                self.give_up(parcel)
+                self.give_up(delivery)
             else:
                 location = order.lease.location
                 self._check_share(location)
-                waiting = [one.part for one in self.parcels if one.state == "waiting" and one.part.location is location]
-                assert order.lease.first == min(one.first for one in waiting), "an older attempt is passed over"
-                parcel.state = "repeating"
-                if not self.menu.begins_later:
-                    self.begin(parcel)
+                waiting = [
+                    one.part for one in self.deliveries if one.state == "waiting" and one.part.location is location
+                ]
+                assert order.lease.first == min(one.first for one in waiting), "older spans must go first"
+                delivery.state = "repeating"
+                if not self.config.begins_later:
+                    self.begin(delivery)
         elif isinstance(order, Admit):
             self._admitted(order.waiter)
         else:
@@ -392,8 +394,8 @@ class World:
                 watched.woken |= watched.flush is order.flush
 
     def _check_share(self, location: Location) -> None:
-        """Check that an export may begin, with the exports that began before it."""
-        running = Counter(one.part.location for one in self.parcels if one.state not in ("waiting", "idle"))
+        """Check that an export may begin, given the running ones."""
+        running = Counter(one.part.location for one in self.deliveries if one.state not in ("waiting", "idle"))
         slots = self.scheduler.slots.count
         kept = self._kept(len(running)) if running[location] else 0
         assert slots - running.total() > kept, f"{location} exports with a slot that is kept for others"
@@ -402,10 +404,10 @@ class World:
         """Take the spans of a sealed batch out of the world's own queue."""
         name = lease.location.name
         expected = [self.queued[name].popleft() for _ in range(len(lease))]
-        assert [span.payload for span in lease.batch.spans] == [span.payload for span in expected], "not first in"
+        assert [span.payload for span in lease.batch.spans] == [span.payload for span in expected], "wrong order"
         assert [span.headers for span in lease.batch.spans] == [span.headers for span in expected]
         assert lease.first + len(lease) + len(self.queued[name]) == self.accepted[name]
-        assert len(lease) <= self.menu.policy.max_spans, "a batch has too many spans"
+        assert len(lease) <= self.config.policy.max_spans, "a batch has too many spans"
 
     def _admitted(self, waiter: Waiter) -> None:
         """Note that an adder's span was admitted."""
@@ -416,58 +418,58 @@ class World:
 
     # -- deliveries --------------------------------------------------------------------------------------------
 
-    def begin(self, parcel: Parcel) -> None:
-        self.scheduler.attempt_began(parcel.part)
-        parcel.state = "running"
+    def begin(self, delivery: FakeDelivery) -> None:
+        self.scheduler.attempt_began(delivery.part)
+        delivery.state = "running"
 
-    def answer(self, parcel: Parcel, answer: str) -> None:
+    def answer(self, delivery: FakeDelivery, answer: str) -> None:
         """End an attempt with an answer."""
-        scheduler, part = self.scheduler, parcel.part
+        scheduler, part = self.scheduler, delivery.part
         result = _ANSWERS.get(answer)
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
-        parcel.state = "idle"
+        delivery.state = "idle"
         scheduler.attempt_ended(part, result, self.now, ambiguous=ambiguous)
         self.woken = True
         if isinstance(result, TryLater):
             scheduler.back_off(part.location, result.after, self.now)
-            self._wait(parcel)
+            self._wait(delivery)
         elif isinstance(result, Refused) and len(part) > 1:
             left, right = scheduler.split(part, len(part) // 2)
-            parcel.leases[-1:] = [right, left]
-            self._wait(parcel)
+            delivery.leases[-1:] = [right, left]
+            self._wait(delivery)
         elif isinstance(result, Delivered):
             rejected = min(result.rejected, len(part))
-            self._settle_part(parcel, Settlement(delivered=len(part) - rejected, rejected=rejected))
+            self._settle_part(delivery, Settlement(delivered=len(part) - rejected, rejected=rejected))
         elif isinstance(result, Refused):
-            self._settle_part(parcel, Settlement(rejected=1, reason="bad"))
+            self._settle_part(delivery, Settlement(rejected=1, reason="bad"))
         else:
-            self._settle_all(parcel)
+            self._settle_all(delivery)
 
-    def give_up(self, parcel: Parcel) -> None:
+    def give_up(self, delivery: FakeDelivery) -> None:
         """Hand back the spans of a delivery that waits for its next attempt."""
-        if parcel.state == "repeating":
-            self.scheduler.slot_unused(parcel.part)
-        parcel.state = "idle"
-        self.scheduler.wants_no_retry(parcel.part)
-        self._settle_all(parcel)
+        if delivery.state == "repeating":
+            self.scheduler.slot_unused(delivery.part)
+        delivery.state = "idle"
+        self.scheduler.wants_no_retry(delivery.part)
+        self._settle_all(delivery)
 
-    def _wait(self, parcel: Parcel) -> None:
-        parcel.state = "waiting"
-        self.scheduler.wants_retry(parcel.part)
+    def _wait(self, delivery: FakeDelivery) -> None:
+        delivery.state = "waiting"
+        self.scheduler.wants_retry(delivery.part)
 
-    def _settle_all(self, parcel: Parcel) -> None:
-        for lease in tuple(parcel.leases):
+    def _settle_all(self, delivery: FakeDelivery) -> None:
+        for lease in tuple(delivery.leases):
             self.settle(lease, Settlement(undelivered=len(lease), reason="given up"))
-        self.parcels.remove(parcel)
+        self.deliveries.remove(delivery)
 
-    def _settle_part(self, parcel: Parcel, settlement: Settlement) -> None:
-        self.settle(parcel.leases.pop(), settlement)
-        if not parcel.leases:
-            self.parcels.remove(parcel)
+    def _settle_part(self, delivery: FakeDelivery, settlement: Settlement) -> None:
+        self.settle(delivery.leases.pop(), settlement)
+        if not delivery.leases:
+            self.deliveries.remove(delivery)
         elif self.ended:
-            self._settle_all(parcel)
+            self._settle_all(delivery)
         else:
-            self._wait(parcel)
+            self._wait(delivery)
 
     def settle(self, lease: Lease, settlement: Settlement) -> None:
         self.woken = True
@@ -475,21 +477,21 @@ class World:
         numbers = set(range(lease.first, lease.first + len(lease)))
         assert numbers.isdisjoint(self.settled[name]), "spans are accounted for twice"
         self.settled[name] |= numbers
-        fates = self.fates[name]
-        fates["delivered"] += settlement.delivered
-        fates["rejected"] += settlement.rejected
-        fates["undelivered"] += settlement.undelivered
+        outcomes = self.outcomes[name]
+        outcomes["delivered"] += settlement.delivered
+        outcomes["rejected"] += settlement.rejected
+        outcomes["undelivered"] += settlement.undelivered
         self.scheduler.settled(lease, settlement, self.now)
 
-    # -- what must be true -------------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Check what must be true after each event."""
+        """Check the invariants that hold after each event."""
         scheduler = self.scheduler
         # Settling the last spans of a flush is an event that gives an order. The others come from a step.
         assert all(isinstance(order, Wake) for order in scheduler.outbox), f"orders are left: {scheduler.outbox}"
-        assert not scheduler.outbox or (self.woken and not self.ended), "nobody carries out orders"
-        running = Counter(one.part.location for one in self.parcels if one.state not in ("waiting", "idle"))
+        assert not scheduler.outbox or (self.woken and not self.ended), "an order is left, and the driver was not woken"
+        running = Counter(one.part.location for one in self.deliveries if one.state not in ("waiting", "idle"))
         self._check_slots(running)
         accounts = scheduler.ledger.accounts()
         for column in COLUMNS:
@@ -497,10 +499,12 @@ class World:
             assert getattr(scheduler.ledger.total, column) == total, f"the total of {column} is not the sum"
         for name, account in accounts.items():
             self._check_account(name, account)
-        assert scheduler.ledger.total.pending_bytes <= self.menu.limits.max_pending_bytes, "the byte budget is exceeded"
+        assert scheduler.ledger.total.pending_bytes <= self.config.limits.max_pending_bytes, (
+            "the byte budget is exceeded"
+        )
         leases: dict[Location, set[Lease]] = {}
-        for parcel in self.parcels:
-            for lease in parcel.leases:
+        for delivery in self.deliveries:
+            for lease in delivery.leases:
                 leases.setdefault(lease.location, set()).add(lease)
         for location in scheduler.locations.values():
             self._check_location(location, leases.pop(location, set()))
@@ -508,28 +512,28 @@ class World:
         for watched in self.flushes:
             self._check_flush(watched)
         if scheduler.next_at() <= self.now:
-            assert self.woken or self.ended, "nobody wakes the driver"
+            assert self.woken or self.ended, "the scheduler has something to do, and the driver was not woken"
 
     def _check_slots(self, running: Counter[Location]) -> None:
         slots = self.scheduler.slots
         assert slots.free == slots.count - running.total() >= 0, f"{slots.free} slots are free, {running} run"
         assert slots.exporting == len(running)
-        most = self.menu.limits.max_exports_per_location
+        most = self.config.limits.max_exports_per_location
         for location in {*self.scheduler.locations.values(), *running}:
             assert location.pace.active == running[location] <= most, f"{location} counts its exports wrongly"
 
     def _check_account(self, name: str, account: Account) -> None:
-        fates = self.fates[name]
+        outcomes = self.outcomes[name]
         assert account.accepted == self.accepted[name], f"{name}: {account.accepted} accepted"
         assert account.queued == len(self.queued[name]), f"{name}: {account.queued} queued"
         assert account.in_flight == self._pending(name) - account.queued, f"{name}: {account.in_flight} in flight"
         found = (account.delivered, account.rejected, account.spooled, account.undelivered)
-        assert found == (fates["delivered"], fates["rejected"], 0, fates["undelivered"]), f"{name}: {found}"
+        assert found == (outcomes["delivered"], outcomes["rejected"], 0, outcomes["undelivered"]), f"{name}: {found}"
         done = sum(found)
         assert account.accepted == account.queued + account.in_flight + done, f"{name}: spans are not conserved"
 
     def _check_location(self, location: Location, leases: set[Lease]) -> None:
-        limits, account = self.menu.limits, location.account
+        limits, account = self.config.limits, location.account
         assert not location.has_ended
         assert location.queue_out.statistics().current_buffer_used == account.queued <= limits.max_queued_spans
         assert set(location.leases) == leases, f"{location} has other leases than its deliveries"
@@ -545,8 +549,8 @@ class World:
         # The order is carried out by the driver's next step.
         assert not watched.woken or watched.flush.is_done, "a flush is woken too early"
 
-    def check_rest(self) -> None:
-        """Check what must be true when the scheduler has just decided: nothing is left undone."""
+    def check_nothing_left_to_do(self) -> None:
+        """Check that the scheduler, after its last step, has nothing left to do now."""
         scheduler, now = self.scheduler, self.now
         if scheduler.outbox:
             return
@@ -562,10 +566,10 @@ class World:
                 assert free <= 0, f"{location} does not export, though {free} slots are free for it"
             elif at < math.inf and (not location.pace.active or self._spare() > 0):
                 # Otherwise it is looked at when a slot can be spared.
-                assert scheduler.next_at() <= at, f"{location} has to export before anybody looks"
+                assert scheduler.next_at() <= at, f"{location} may export before the scheduler looks at it"
             idle = not self._pending(location.name) and not location.waiting
             if idle:
-                end_at = location.idle_since + self.menu.limits.location_idle_timeout
+                end_at = location.idle_since + self.config.limits.location_idle_timeout
                 assert now < end_at, f"{location} is empty and does not end"
                 assert not self.closed, f"{location} is empty and lives on in the drain"
                 assert scheduler.next_at() <= end_at
@@ -575,7 +579,7 @@ class World:
             assert not queued or name in scheduler.locations, f"{name} ended with spans in its queue"
 
     def _spare(self) -> int:
-        """Return how many slots a location with a running export may take: as the essay of the slots says."""
+        """Return how many slots a location with a running export may take, as `slots.py` describes."""
         return self.scheduler.slots.free - self._kept(self.scheduler.slots.exporting)
 
     def _kept(self, exporting: int) -> int:
@@ -588,7 +592,7 @@ class World:
         """Return when a location may export next, slots aside."""
         pace = location.pace
         queue = self.queued[location.name]
-        waiting = any(one.state == "waiting" and one.part.location is location for one in self.parcels)
+        waiting = any(one.state == "waiting" and one.part.location is location for one in self.deliveries)
         if pace.active >= pace.allowed or not (queue or waiting):
             return math.inf
         if waiting:
@@ -600,12 +604,12 @@ class World:
         if flushed or location.full or location.is_closed or needed:
             return pace.retry_at
         assert location.open is not NO_BATCH
-        return max(pace.retry_at, location.open.opened_at + self.menu.policy.max_delay)
+        return max(pace.retry_at, location.open.opened_at + self.config.policy.max_delay)
 
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
-        limits, cost, total = self.menu.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
+        limits, cost, total = self.config.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
         full = self._is_full(location, waiter)
-        line = self.scheduler.admission.byte_line
+        line = self.scheduler.admission.byte_queue
         assert (location in line) is not full, f"{location}: its first adder waits for the wrong thing"
         if not full and next(iter(line)) is location:
             assert total.pending_bytes + cost > limits.max_pending_bytes, f"{location}: an adder would fit"
@@ -614,7 +618,7 @@ class World:
 
     def _could_export(self, location: Location) -> bool:
         pace = location.pace
-        waiting = any(one.state == "waiting" and one.part.location is location for one in self.parcels)
+        waiting = any(one.state == "waiting" and one.part.location is location for one in self.deliveries)
         if waiting or not self.queued[location.name] or pace.active >= pace.allowed or pace.retry_at > self.now:
             return False
         return (self._spare() if pace.active else self.scheduler.slots.free) > 0
@@ -625,17 +629,17 @@ class World:
         """Drain with a server that accepts everything, and check that every span is accounted for."""
         if not self.closed:
             self.drain()
-        for _ in range(MANY):
+        for _ in range(MAX_STEPS):
             if self.ended:
                 break
             self.step()
-            for parcel in tuple(self.parcels):
-                if parcel.state in ("starting", "repeating"):
-                    self.begin(parcel)
-                if parcel.state == "running":
-                    self.answer(parcel, "delivered")
+            for delivery in tuple(self.deliveries):
+                if delivery.state in ("starting", "repeating"):
+                    self.begin(delivery)
+                if delivery.state == "running":
+                    self.answer(delivery, "delivered")
             if not self.woken and not self.ended:
-                assert self.scheduler.next_at() < math.inf, "the drain waits for ever"
+                assert self.scheduler.next_at() < math.inf, "the drain never ends"
                 self.now = max(self.now, self.scheduler.next_at())
         assert self.ended, "the drain does not end"
         self.carry_out_orders()
@@ -646,19 +650,19 @@ class World:
         self.check()
         scheduler = self.scheduler
         assert not scheduler.locations
-        assert not self.parcels
+        assert not self.deliveries
         assert not scheduler.ledger.total.pending
         assert not scheduler.ledger.total.pending_bytes
-        assert not scheduler.slots.line
-        assert not scheduler.slots.over_share
-        assert not scheduler.admission.byte_line
+        assert not scheduler.slots.queue
+        assert not scheduler.slots.spare_queue
+        assert not scheduler.admission.byte_queue
         assert all(watched.woken for watched in self.flushes), "a flush is never woken"
-        assert all(len(self.settled[name]) == self.accepted[name] for name in self.menu.locations)
+        assert all(len(self.settled[name]) == self.accepted[name] for name in self.config.locations)
 
 
-def replayed(menu: Menu, events: Iterable[Event]) -> World:
+def replayed(config: WorldConfig, events: Iterable[Event]) -> World:
     """Return a new world in which ``events`` have happened."""
-    world = World(menu)
+    world = World(config)
     for event in events:
         world.do(event)
     return world

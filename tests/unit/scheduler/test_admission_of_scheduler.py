@@ -1,4 +1,4 @@
-"""Which spans may enter a queue, which adders wait, and what an interrupted call leaves behind."""
+"""Which spans are admitted, which adders wait, and how an interrupted call is completed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def clock() -> float:
     return 0.0
 
 
-# Limits, and how many spans of 10 bytes enter a location before one does not.
+# Limits, and the number of spans of 10 bytes that a location then accepts.
 TABLE = [
     (Limits(max_queued_spans=3), 3),
     (Limits(max_pending_bytes=29), 2),
@@ -123,7 +123,7 @@ class _Interrupted(Exception):
 
 
 class _Queue(FakeQueue):
-    """Raises, or adds another span, before or after the next span is in."""
+    """Calls a function before or after the next span is added."""
 
     before = after = staticmethod(lambda: None)
 
@@ -149,7 +149,7 @@ def _with_queue() -> tuple[Scheduler, Location, _Queue]:
     return scheduler, scheduler.open("a"), queue
 
 
-# A span of 200 bytes takes the short way once a first one is there.
+# Once the location has a span, one of 200 bytes takes the fast path of `try_admit`.
 @pytest.mark.parametrize("size", [10, 200])
 @pytest.mark.parametrize("earlier", [0, 2])
 def test_a_call_that_is_interrupted_before_the_commit_has_accepted_nothing(size: int, earlier: int) -> None:
@@ -197,7 +197,7 @@ def test_a_span_that_a_finalizer_adds_in_the_middle_of_another_one_counts_once(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_spans_that_were_promised_together_are_all_added_by_whoever_comes_next(when: str) -> None:
+def test_a_list_whose_call_was_interrupted_is_added_completely_by_the_next_call(when: str) -> None:
     scheduler, location, queue = _with_queue()
     setattr(queue, when, _interrupt)
     with pytest.raises(_Interrupted):
@@ -206,7 +206,7 @@ def test_spans_that_were_promised_together_are_all_added_by_whoever_comes_next(w
     assert location.account.accepted == len(queue.items) == 3
 
 
-def test_a_location_is_looked_at_once_however_often_it_is_touched() -> None:
+def test_a_location_is_in_the_inbox_once_however_often_it_is_touched() -> None:
     scheduler = make_scheduler()
     location = scheduler.open("a")
     scheduler.admission.touch(location)

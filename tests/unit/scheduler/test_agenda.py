@@ -13,7 +13,7 @@ def test_an_empty_agenda_has_no_next_time() -> None:
     assert Agenda().pop(math.inf) is None
 
 
-def test_the_earliest_location_comes_first_and_those_of_the_same_time_in_turn() -> None:
+def test_the_earliest_location_is_first_and_equal_times_are_in_order_of_insertion() -> None:
     agenda, a, b, c = Agenda(), make_location("a"), make_location("b"), make_location("c")
     agenda.put(a, 2.0)
     agenda.put(b, 1.0)
@@ -22,7 +22,7 @@ def test_the_earliest_location_comes_first_and_those_of_the_same_time_in_turn() 
     assert [agenda.pop(2.0), agenda.pop(2.0), agenda.pop(2.0), agenda.pop(2.0)] == [b, a, c, None]
 
 
-def test_no_location_comes_before_its_time() -> None:
+def test_no_location_is_returned_before_its_time() -> None:
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 2.0)
     assert agenda.pop(1.9) is None
@@ -37,16 +37,16 @@ def test_an_earlier_time_replaces_the_time_of_a_location() -> None:
     assert agenda.pop(9.0) is None, "the entry of the later time is outdated"
 
 
-def test_a_later_time_changes_nothing_as_the_earlier_look_does_no_harm() -> None:
+def test_a_later_time_changes_nothing() -> None:
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 1.0)
     agenda.put(a, 5.0)
-    assert (a.look_at, agenda.next_at) == (1.0, 1.0)
+    assert (a.next_look_at, agenda.next_at) == (1.0, 1.0)
 
 
-def test_a_location_that_has_ended_is_put_on_no_agenda() -> None:
+def test_a_location_that_has_ended_is_not_put_on_the_agenda() -> None:
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 1.0)
-    a.look_at = -math.inf
+    a.next_look_at = -math.inf
     agenda.put(a, 0.5)
     assert agenda.pop(9.0) is None

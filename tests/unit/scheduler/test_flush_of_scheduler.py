@@ -33,7 +33,7 @@ def test_only_spans_below_the_watermark_count(
     assert part.remaining == 10 - sum(counted)
 
 
-def test_a_flush_is_done_when_all_parts_are_finished_and_no_other_will_come() -> None:
+def test_a_flush_is_done_when_all_locations_are_watched_and_finished() -> None:
     flush, parts = Flush(), dict[LocationFlush, None]()
     flush.watch("a", Account(accepted=3, queued=2), parts)
     (part,) = parts
@@ -47,7 +47,7 @@ def test_a_flush_is_done_when_all_parts_are_finished_and_no_other_will_come() ->
     assert flush.report().locations == {"a": FlushCounts(delivered=2, rejected=0, undelivered=0)}
 
 
-def test_a_flush_that_is_forgotten_leaves_nothing_behind() -> None:
+def test_an_abandoned_flush_is_removed_from_its_locations() -> None:
     flush, parts = Flush(), dict[LocationFlush, None]()
     flush.watch("a", Account(accepted=1, queued=1), parts)
     flush.forget()
@@ -80,5 +80,16 @@ def test_a_location_without_pending_spans_is_not_watched() -> None:
     scheduler = make_scheduler()
     flush = Flush()
     scheduler.watch(scheduler.open("a"), flush)
+    flush.watches_all = True
+    assert flush.is_done
+
+
+def test_a_flush_does_not_wait_for_the_spans_of_a_location_that_ended_and_was_opened_again() -> None:
+    scheduler = make_scheduler(Limits(max_locations=1))
+    ended = scheduler.open("a")
+    scheduler.open("b")
+    scheduler.admission.try_admit(scheduler.open("a"), make_span(), lambda: 0.0)
+    flush = Flush()
+    scheduler.watch(ended, flush)
     flush.watches_all = True
     assert flush.is_done

@@ -40,7 +40,7 @@ def test_an_entry_whose_bytes_have_changed_does_not_count() -> None:
     assert ranking.take(2, lambda _: True) == [b]
 
 
-def test_fuller_locations_that_are_not_ready_leave_the_ranking() -> None:
+def test_fuller_locations_that_are_not_ready_are_removed_from_the_ranking() -> None:
     ranking = Ranking()
     a, b = _ranked(ranking, a=30, b=20)
     assert ranking.take(1, lambda location: location is b) == [b]
@@ -62,7 +62,7 @@ def test_a_location_without_queued_spans_gets_no_entry() -> None:
     assert ranking.take(1, lambda _: True) == []
 
 
-def test_outdated_entries_are_dropped_in_time() -> None:
+def test_the_number_of_outdated_entries_is_bounded() -> None:
     ranking = Ranking()
     (a,) = _ranked(ranking, a=1)
     for size in range(1000):

@@ -50,19 +50,19 @@ def test_a_location_counts_as_exporting_until_its_last_export_ends() -> None:
     assert (slots.free, slots.exporting) == (4, 0)
 
 
-def test_a_location_that_takes_a_slot_leaves_the_line() -> None:
+def test_a_location_that_takes_a_slot_leaves_the_queue() -> None:
     slots, first, second = Slots(1), make_location("a"), make_location("b")
-    slots.line.update({first: None, second: None})
+    slots.queue.update({first: None, second: None})
     slots.take(first)
-    assert list(slots.line) == [second]
+    assert list(slots.queue) == [second]
 
 
-def test_a_location_that_is_forgotten_waits_for_no_slot() -> None:
+def test_forgetting_a_location_removes_it_from_both_queues() -> None:
     slots, location = Slots(1), make_location("a")
-    slots.line[location] = slots.over_share[location] = None
+    slots.queue[location] = slots.spare_queue[location] = None
     slots.forget(location)
-    assert not slots.line
-    assert not slots.over_share
+    assert not slots.queue
+    assert not slots.spare_queue
 
 
 def test_a_slot_can_be_spared_only_beyond_those_that_are_kept() -> None:

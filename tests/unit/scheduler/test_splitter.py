@@ -71,7 +71,7 @@ def test_planning_a_span_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["0", "000", "01", "0110", "010101", "00111", "1000"])
-def test_spans_get_back_the_headers_with_which_they_were_accepted(pattern: str) -> None:
+def test_each_span_of_a_batch_has_the_headers_with_which_it_was_accepted(pattern: str) -> None:
     spans = [EncodedSpan(bytes([number]), HEADERS[int(kind)]) for number, kind in enumerate(pattern)]
     _, batch = _grown(spans, 99, 9999)
     runs = runs_of(batch.closed(len(spans)), [span.payload for span in spans])

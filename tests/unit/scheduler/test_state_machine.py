@@ -1,4 +1,4 @@
-"""The scheduler alone, in any order of events."""
+"""The scheduler alone, with events in random orders."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tests.small_worlds.compare import rate_of_batcher, rate_of_scheduler
 from tests.unit.scheduler.machine import run_machine
 
 
-def test_the_scheduler_keeps_its_rules_in_any_order_of_events() -> None:
+def test_the_invariants_of_the_scheduler_hold_for_random_orders_of_events() -> None:
     run_machine(60, seed=0)
 
 
 @pytest.mark.long
-def test_the_scheduler_keeps_its_rules_in_many_orders_of_events() -> None:
+def test_the_invariants_of_the_scheduler_hold_for_many_random_orders_of_events() -> None:
     run_machine(3000, seed=1)
 
 
-# Both rates are measured in CPU time of the same process; more than the asserted factor is usual.
+# Both rates are measured in CPU time of the same process. The factor is usually larger.
 @pytest.mark.long
-def test_without_trio_the_state_machine_makes_several_times_the_steps() -> None:
+def test_the_state_machine_without_trio_runs_several_times_as_many_steps_per_second() -> None:
     assert rate_of_scheduler() > 3 * rate_of_batcher()

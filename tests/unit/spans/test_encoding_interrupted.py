@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.support.books import AtLine, Interrupted, at_height
+from tests.support.interruptions import AtLine, Interrupted, near_stack_limit
 from trio_spanbatch import InstrumentationScope, InvalidSpanError, Resource, Span, SpanContext, SpanEvent
 from trio_spanbatch._spans.encoder import SpanEncoder
 
@@ -123,7 +123,7 @@ def test_an_exception_of_a_value_is_still_the_values() -> None:
 def test_a_recursion_error_at_any_depth_leaves_as_it_is_and_the_caches_are_right(height: int) -> None:
     encoder = SpanEncoder()
     with contextlib.suppress(RecursionError):
-        at_height(height, lambda: encoder.encode(span_of()))
+        near_stack_limit(height, lambda: encoder.encode(span_of()))
     encoded = encoder.encode(span_of())
     assert (encoded.payload, encoded.headers) == (WANTED.payload, WANTED.headers)
     with pytest.raises(InvalidSpanError):

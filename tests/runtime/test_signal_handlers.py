@@ -1,7 +1,6 @@
-"""An exception that a signal handler raises in a call of the batcher, or a span that one adds: the books are right.
+"""A signal handler may raise, or add a span, at any place in a call of the batcher, and the counts stay right.
 
-Where the interpreter runs signal handlers is chosen: at each line, or at each call and return. Then real signals come
-at random.
+The places are chosen: each line, or each call and return. Other tests use real signals at random times.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.batchers import assert_conserved
-from tests.support.books import (
-    NEXT,
+from tests.support.interruptions import (
+    FOLLOW_UPS,
     PACKAGE,
     SCENES,
     TRIO,
@@ -36,7 +35,7 @@ from tests.support.books import (
 )
 from trio_spanbatch import Limits, TooManyLocationsError
 
-# How many real signals come in each test.
+# The number of real signals in each test.
 SIGNALS = 50
 
 
@@ -47,7 +46,7 @@ def named(scene: Scene) -> str:
 def run_interrupted(
     scene: Scene, number: int, at: Callable[[Callable[[], object]], AtLine | AtCall], then: Callable[[Program], object]
 ) -> bool:
-    """Run a scene in which ``then`` happens at a place. Return whether there is such a place."""
+    """Run a scene in which ``then`` is called at the ``number``-th place. Return whether there is such a place."""
     reached = False
 
     async def call(scene: Scene, program: Program) -> None:
@@ -60,7 +59,7 @@ def run_interrupted(
             await called(scene, program)
         await trio.lowlevel.checkpoint()
 
-    Run(scene).interrupt(call, NEXT[number % len(NEXT)])
+    Run(scene).interrupt(call, FOLLOW_UPS[number % len(FOLLOW_UPS)])
     return reached
 
 
@@ -77,7 +76,7 @@ def add_one(location: str) -> Callable[[Program], None]:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=named)
-def test_an_exception_of_a_signal_handler_at_any_line_leaves_the_books_right(scene: Scene) -> None:
+def test_an_exception_of_a_signal_handler_at_any_line_leaves_the_counts_right(scene: Scene) -> None:
     def attempt(number: int) -> bool:
         return run_interrupted(scene, number, lambda there: AtLine(number, there), raise_interrupted)
 
@@ -87,11 +86,11 @@ def test_an_exception_of_a_signal_handler_at_any_line_leaves_the_books_right(sce
 @pytest.mark.long
 # In a call that waits, trio's own steps are among the lines, and an exception there ends the run.
 @pytest.mark.parametrize("scene", [scene for scene in SCENES if not scene.is_async], ids=named)
-def test_an_exception_of_a_signal_handler_at_any_line_of_trio_leaves_the_books_right(scene: Scene) -> None:
+def test_an_exception_of_a_signal_handler_at_any_line_of_trio_leaves_the_counts_right(scene: Scene) -> None:
     def attempt(number: int) -> bool:
         return run_interrupted(scene, number, lambda there: AtLine(number, there, PACKAGE, TRIO), raise_interrupted)
 
-    # What others left behind ends now, not in a finalizer of trio's at a place that is counted.
+    # Finalize the garbage of other tests now. Otherwise trio's finalizers could run at a place that is counted.
     gc.collect()
     gc.disable()
     try:
@@ -111,7 +110,7 @@ def test_a_span_that_a_signal_handler_adds_at_any_call_is_counted_once(scene: Sc
 
 
 class Alarm:
-    """Real signals that come at random while a program adds spans; the handler does ``act``."""
+    """Real signals at random times while a program adds spans. The handler calls ``act``."""
 
     def __init__(self, rng: random.Random, act: Callable[[], None]) -> None:
         self._rng = rng
@@ -143,7 +142,7 @@ def _raise() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("does", ["raises", "adds"])
-def test_real_signals_at_random_moments_leave_the_books_right(seed: int, does: str) -> None:
+def test_real_signals_at_random_moments_leave_the_counts_right(seed: int, does: str) -> None:
     rng = random.Random(seed)
     program = Program(Limits(max_queued_spans=10, max_locations=4))
 
@@ -179,10 +178,10 @@ def test_real_signals_at_random_moments_leave_the_books_right(seed: int, does: s
     assert statistics.accepted == statistics.delivered == len(times)
 
 
-def test_the_drivers_steps_run_at_a_constant_depth_of_their_own() -> None:
-    """So no recursion of the program reaches them. A handler that raises in them raises in trio's own steps as well.
+def test_the_drivers_steps_run_at_a_constant_stack_depth() -> None:
+    """So recursion in the program does not affect them.
 
-    Then trio ends the run, so nothing that the driver could do would help.
+    An exception of a signal handler in them ends the trio run, as one in trio's own steps does, and is not tested.
     """
     depths: set[int] = set()
     program = Program()

@@ -1,7 +1,7 @@
-"""Interruptions of a call at each place: at each depth of the stack, each line, and each call.
+"""Interrupt a call at each place: at each depth of the stack, each line, and each call.
 
-A `Scene` is a batcher in some state and a call of it. `Run` runs one: the call is interrupted once, then the program
-goes on, and everything is counted in the end.
+A `Scene` is a batcher in some state and a call of it. A `Run` interrupts the call once; then the program continues, and
+all counts are checked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trio_spanbatch import BatchPolicy, Delivered, EncodedSpan, Limits, SpanBatc
 from trio_spanbatch._spans.batch import SpanHeaders
 
 __all__ = [
-    "NEXT",
+    "FOLLOW_UPS",
     "PACKAGE",
     "SCENES",
     "TRIO",
@@ -38,9 +38,9 @@ __all__ = [
     "Program",
     "Run",
     "Scene",
-    "at_height",
-    "at_height_async",
     "called",
+    "near_stack_limit",
+    "near_stack_limit_async",
     "sweep",
 ]
 
@@ -49,14 +49,14 @@ TRIO = str(Path(trio.__file__).parent)
 
 
 class Interrupted(Exception):
-    """What a signal handler raises."""
+    """Raised by a signal handler."""
 
 
 # -- places --------------------------------------------------------------------------------------------------------
 
 
-def at_height(height: int, act: Callable[[], object]) -> None:
-    """Call ``act`` so near to the end of the stack that ``height`` frames are left."""
+def near_stack_limit(frames_left: int, act: Callable[[], object]) -> None:
+    """Call ``act`` when only ``frames_left`` frames are left below the recursion limit."""
     raised: list[BaseException] = []
 
     def down() -> int:
@@ -64,7 +64,7 @@ def at_height(height: int, act: Callable[[], object]) -> None:
             above = down() + 1
         except RecursionError:
             above = 0
-        if above == height:
+        if above == frames_left:
             try:
                 act()
             except BaseException as exc:
@@ -76,8 +76,8 @@ def at_height(height: int, act: Callable[[], object]) -> None:
         raise raised[0]
 
 
-async def at_height_async(height: int, act: Callable[[], Awaitable[object]]) -> None:
-    """Await ``act`` so near to the end of the stack that ``height`` frames are left."""
+async def near_stack_limit_async(frames_left: int, act: Callable[[], Awaitable[object]]) -> None:
+    """Await ``act`` when only ``frames_left`` frames are left below the recursion limit."""
     raised: list[BaseException] = []
 
     async def down() -> int:
@@ -85,7 +85,7 @@ async def at_height_async(height: int, act: Callable[[], Awaitable[object]]) -> 
             above = await down() + 1
         except RecursionError:
             above = 0
-        if above == height:
+        if above == frames_left:
             try:
                 await act()
             except BaseException as exc:
@@ -171,9 +171,9 @@ def _task() -> trio.lowlevel.Task | None:
 
 # -- scenes --------------------------------------------------------------------------------------------------------
 
-SMALL = BatchPolicy(max_spans=3, max_delay=1000)
-ROOM = Limits(max_queued_spans=100)
-# Most spans are that long: shorter and longer ones go another way.
+SMALL_BATCHES = BatchPolicy(max_spans=3, max_delay=1000)
+LIMITS = Limits(max_queued_spans=100)
+# Most spans have this name. Spans with much shorter or longer ones take a different path in `Admission.try_admit`.
 _NAME = "a name of a span that is not short" * 5
 OTHER_HEADERS = SpanHeaders(b"\x0a\x02\x0a\x00", b"")
 
@@ -201,11 +201,11 @@ class Program:
     """A batcher, and which spans a program has added to it.
 
     Attributes:
-        added: The ids of spans whose adding has returned.
-        tried: The ids of spans whose adding has raised.
+        added: The ids of spans for which the call that adds them has returned.
+        tried: The ids of spans for which that call has raised, or has not returned yet.
     """
 
-    def __init__(self, limits: Limits = ROOM, policy: BatchPolicy = SMALL) -> None:
+    def __init__(self, limits: Limits = LIMITS, policy: BatchPolicy = SMALL_BATCHES) -> None:
         self.exporter = CheckingExporter()
         self.batcher = SpanBatcher(self.exporter, batch=policy, limits=limits, shutdown_timeout=math.inf)
         self.added: set[int] = set()
@@ -257,10 +257,10 @@ class Scene:
     """A state of a batcher, and a call.
 
     Attributes:
-        name: What is called, and when.
-        prepare: Makes the state.
+        name: A description of the call and the state.
+        prepare: Brings the batcher into the state.
         act: The call.
-        program: Makes the batcher.
+        program: Creates the program with its batcher.
     """
 
     name: str
@@ -344,16 +344,16 @@ async def _flush_one(program: Program) -> None:
     await program.batcher.flush("a")
 
 
-def _narrow() -> Program:
+def _small_queue() -> Program:
     return Program(Limits(max_queued_spans=2, max_exports=2, max_exports_per_location=1))
 
 
-def _poor() -> Program:
+def _small_byte_budget() -> Program:
     size = encoded_span(1, _NAME).size
     return Program(Limits(max_pending_bytes=4 * size, max_pending_bytes_per_location=4 * size))
 
 
-def _few_places() -> Program:
+def _few_locations() -> Program:
     return Program(Limits(max_queued_spans=100, max_locations=5))
 
 
@@ -362,20 +362,22 @@ SCENES = (
     Scene("an add of other headers", _one, lambda program: program.add(headers=OTHER_HEADERS)),
     Scene("an add that fills a batch", _two, lambda program: program.add()),
     Scene("an add to a new location", _nothing, lambda program: program.add()),
-    Scene("an add in place of an idle location", _all_idle, lambda program: program.add("new"), _few_places),
+    Scene("an add in place of an idle location", _all_idle, lambda program: program.add("new"), _few_locations),
     Scene("an add to an idle location", _idle, lambda program: program.add()),
     Scene("an add while a batch is in flight", _in_flight, lambda program: program.add()),
-    Scene("an add to the last place", _one, lambda program: program.add(), _narrow),
-    Scene("add_spans_nowait to the last places", _nothing, lambda program: program.add_many(2), _narrow),
-    Scene("add_span to the last place", _one, _add_span, _narrow),
+    Scene("an add to the last space of a queue", _one, lambda program: program.add(), _small_queue),
+    Scene(
+        "add_spans_nowait to the last spaces of a queue", _nothing, lambda program: program.add_many(2), _small_queue
+    ),
+    Scene("add_span to the last space of a queue", _one, _add_span, _small_queue),
     Scene("an add of a short span", _one, lambda program: program.add(name="short")),
-    Scene("an add to a full location", _full, lambda program: program.add(), _narrow),
-    Scene("an add that the byte budget has no room for", _full, lambda program: program.add(), _poor),
+    Scene("an add to a full location", _full, lambda program: program.add(), _small_queue),
+    Scene("an add that exceeds the byte budget", _full, lambda program: program.add(), _small_byte_budget),
     Scene("add_spans_nowait", _two, lambda program: program.add_many(3)),
     Scene("add_spans_nowait to a new location", _nothing, lambda program: program.add_many(4)),
     Scene("add_span", _one, _add_span),
-    Scene("add_span to a full location", _full, _add_span, _narrow),
-    Scene("add_span that waits for bytes", _full, _add_span, _poor),
+    Scene("add_span to a full location", _full, _add_span, _small_queue),
+    Scene("add_span that waits for bytes", _full, _add_span, _small_byte_budget),
     Scene("add_spans", _one, _add_spans),
     Scene("flush", _several, _flush),
     Scene("flush of a location", _several, _flush_one),
@@ -414,8 +416,8 @@ async def _tried(act: Callable[[], None]) -> None:
         await trio.lowlevel.checkpoint()
 
 
-# Who comes next after the interruption.
-NEXT = (_count, _add_again, _add_elsewhere, _add_some, _let_the_driver)
+# What happens first after the interruption.
+FOLLOW_UPS = (_count, _add_again, _add_elsewhere, _add_some, _let_the_driver)
 
 
 class Run:
@@ -435,7 +437,7 @@ class Run:
     def interrupt(
         self, interrupted: Callable[[Scene, Program], Awaitable[object]], then: Callable[[Program], Awaitable[None]]
     ) -> None:
-        """Run it. ``interrupted`` does the call. Everything is checked."""
+        """Run the scene, with the call made by ``interrupted``, then ``then``, and check all counts."""
         trio.run(self._main, interrupted, then, clock=MockClock(autojump_threshold=0))
 
     async def _main(
@@ -453,7 +455,7 @@ class Run:
             self.check_now()
             accepted = batcher.statistics().accepted
             assert len(program.added) <= accepted <= len(program.added) + len(program.tried)
-            # The program goes on.
+            # The program continues.
             await program.add_span("a")
             await program.add_span("y")
             self.check_now()
@@ -468,7 +470,7 @@ class Run:
         self.check_end()
 
     def check_now(self) -> None:
-        """Check that the books are right, and agree with the queues."""
+        """Check that the counts are conserved, and agree with the queues."""
         batcher = self.program.batcher
         assert_conserved(batcher.statistics())
         for location in batcher._live.values():
@@ -483,7 +485,7 @@ class Run:
             assert getattr(total, name) == sum(getattr(one, name) for one in total.locations.values())
 
     def check_end(self) -> None:
-        """Check that what was accepted was delivered, once, and nothing else."""
+        """Check that each accepted span was delivered once, and no other span."""
         program = self.program
         times = Counter(program.exporter.ids)
         assert set(times.values()) <= {1}, "a span was delivered twice"
@@ -512,7 +514,7 @@ async def called(scene: Scene, program: Program) -> None:
 
 
 def sweep(attempt: Callable[[int], bool], *, most: int = 5000) -> int:
-    """Call ``attempt`` with 1, 2 and so on until it returns False, as there is no such place. Return their number."""
+    """Call ``attempt`` with 1, 2 and so on until it returns False. Return the number of calls that returned True."""
     for number in range(1, most):
         try:
             if not attempt(number):
@@ -520,4 +522,4 @@ def sweep(attempt: Callable[[int], bool], *, most: int = 5000) -> int:
         except BaseException as error:
             error.add_note(f"at place {number}")
             raise
-    raise AssertionError("it has no end")
+    raise AssertionError(f"there are more than {most} places")
