@@ -290,8 +290,8 @@ def test_sides_run_in_turns_each_in_its_process_and_the_first_round_does_not_cou
     assert [side for side, _ in rounds_run()] == ["A", "B"] * 3
     assert len(set(rounds_run())) == 2, "a process for all rounds of a side"
     assert len({os.getpid(), *(process for _, process in rounds_run())}) == 3, "and for nothing else"
-    wanted = [{"number": number, "port": receiver.port, "quick": False} for number in (2, 3)]
-    assert figures == {"A": wanted, "B": wanted}
+    expected = [{"number": number, "port": receiver.port, "quick": False} for number in (2, 3)]
+    assert figures == {"A": expected, "B": expected}
     assert not any(is_running(process) for _, process in rounds_run())
 
 

@@ -130,7 +130,7 @@ MISSED, MET, LIMITED, SHOWN = (
     Row("Encoding: CPU per span", "cpu", "µs", PEER, goal=0.2),
     Row("Throughput", "rate", "spans/s", f"{OURS}: encoder's", goal=0.5, at_least=True),
     Row("Longest stall", "stall", "ms", Limit(3.0), goal=1.0),
-    Row("Memory per lane", "lane", "bytes"),
+    Row("Memory per location", "location", "bytes"),
 )
 COUNTED = Case(
     name="counted",
@@ -141,9 +141,9 @@ COUNTED = Case(
 )
 COUNTS: dict[str, list[Figures]] = {
     OURS: [
-        {"cpu": 2.0, "rate": 30_000.0, "encoder's": 50_000.0, "stall": 1.5, "lane": 2345.0},
-        {"cpu": 3.0, "rate": 40_000.0, "encoder's": 50_000.0, "stall": 0.3, "lane": 2345.0},
-        {"cpu": 2.5, "rate": 20_000.0, "encoder's": 50_000.0, "stall": 0.6, "lane": 2345.0},
+        {"cpu": 2.0, "rate": 30_000.0, "encoder's": 50_000.0, "stall": 1.5, "location": 2345.0},
+        {"cpu": 3.0, "rate": 40_000.0, "encoder's": 50_000.0, "stall": 0.3, "location": 2345.0},
+        {"cpu": 2.5, "rate": 20_000.0, "encoder's": 50_000.0, "stall": 0.6, "location": 2345.0},
     ],
     PEER: [{"cpu": 10.0}, {"cpu": 10.0}, {"cpu": 10.0}],
 }
@@ -151,7 +151,7 @@ CELLS = [
     ["Encoding: CPU per span", "2.50 µs", "10.0 µs (OpenTelemetry)", "0.25 (0.20 to 0.30)", "≤ 0.20", "missed by 25%"],
     ["Throughput", "30,000 spans/s", "50,000 spans/s (encoder's)", "0.60 (0.40 to 0.80)", "≥ 0.50", "met"],
     ["Longest stall", "0.60 ms", "3.00 ms (limit)", "0.20 (0.10 to 0.50)", "≤ 1.00", "met"],
-    ["Memory per lane", "2,345 bytes", "", "", "", ""],
+    ["Memory per location", "2,345 bytes", "", "", "", ""],
 ]
 
 

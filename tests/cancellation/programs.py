@@ -63,7 +63,7 @@ async def waiting_for_the_queue(world: World) -> None:
 
 
 async def waiting_for_bytes(world: World) -> None:
-    """Adders of three locations wait for a budget that idle lanes hold."""
+    """Adders of three locations wait for a budget that idle locations hold."""
     fill, mine, others, big = (
         world.spans(3, size=100),
         world.spans(2, size=300),
@@ -115,7 +115,7 @@ async def drain_in_progress(world: World) -> None:
 
 
 async def ending_by_idleness(world: World) -> None:
-    """Lanes end because they are idle, one of them at the moment at which a span is added."""
+    """Locations end because they are idle, one of them at the moment at which a span is added."""
     spans = world.spans(4)
     world.oracle.add_nowait("a", [spans[0]])
     world.oracle.add_nowait("b", [spans[1]])

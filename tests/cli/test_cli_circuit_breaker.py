@@ -41,7 +41,9 @@ async def seconds_until_it_gives_up(breaker: CircuitBreaker) -> float:
     return math.inf
 
 
-async def test_its_patience_begins_with_the_first_attempt(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_patience_of_the_breaker_begins_with_the_first_attempt(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     breaker = CircuitBreaker(InMemoryExporter([TryLater("cannot connect")]), PATIENCE)
 
     async def attempt_later() -> None:
@@ -59,7 +61,9 @@ async def test_its_patience_begins_with_the_first_attempt(autojump_clock: trio.t
     [Delivered(), Refused("404 Not Found", 404), TryLater("busy", status_code=503), TryLater("busy", status_code=429)],
     ids=str,
 )
-async def test_it_goes_on_after_any_answer(answer: ExportResult, autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_breaker_never_gives_up_once_a_request_was_answered(
+    answer: ExportResult, autojump_clock: trio.testing.MockClock
+) -> None:
     breaker = CircuitBreaker(InMemoryExporter([answer, TryLater("127.0.0.1:1 ended the exchange")]), PATIENCE)
     assert await breaker.export(batch()) == answer
     await breaker.export(batch())
@@ -145,7 +149,7 @@ async def test_a_location_that_answers_again_is_not_failing(
         assert await breaker.export(batch()) == BUSY
 
 
-async def test_it_checks_locations_as_the_wrapped_exporter_does() -> None:
+async def test_the_breaker_checks_locations_as_the_wrapped_exporter_does() -> None:
     exporter = OTLPExporter("http://localhost:4318/v1/traces", location_header="X-T")
     breaker = CircuitBreaker(exporter, PATIENCE)
     with pytest.raises(InvalidLocationError):

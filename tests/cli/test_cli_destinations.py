@@ -48,7 +48,7 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @pytest.fixture(autouse=True)
-def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def gives_up_after_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     give_up_after_the_first_failure(monkeypatch)
 
 
@@ -322,7 +322,7 @@ def catalog(workspace: FakeWorkspace) -> tuple[str, ...]:
     return ("--to", "unity-catalog", "--endpoint", workspace.host, "--location", TABLE)
 
 
-async def test_an_unknown_table_is_one_line(spans: Path) -> None:
+async def test_an_unknown_table_is_reported_in_one_line(spans: Path) -> None:
     async with workspace_of(tables=set()) as workspace:
         ended = await send(spans, *catalog(workspace), DATABRICKS_TOKEN=PERSONAL_TOKEN)
     assert only_line(ended) == (
@@ -331,7 +331,7 @@ async def test_an_unknown_table_is_one_line(spans: Path) -> None:
     )
 
 
-async def test_a_wrong_token_for_a_workspace_is_one_line(spans: Path) -> None:
+async def test_a_wrong_token_for_a_workspace_is_reported_in_one_line(spans: Path) -> None:
     async with workspace_of() as workspace:
         ended = await send(spans, *catalog(workspace), DATABRICKS_TOKEN="dapi-s3cret-s3cret")
     assert re.fullmatch(
@@ -341,7 +341,7 @@ async def test_a_wrong_token_for_a_workspace_is_one_line(spans: Path) -> None:
     assert "s3cret" not in ended.err + ended.out
 
 
-async def test_a_wrong_client_secret_is_one_line(spans: Path) -> None:
+async def test_a_wrong_client_secret_is_reported_in_one_line(spans: Path) -> None:
     async with workspace_of() as workspace:
         ended = await send(
             spans, *catalog(workspace), DATABRICKS_CLIENT_ID=CLIENT_ID, DATABRICKS_CLIENT_SECRET="s3cret-s3cret"
@@ -352,7 +352,7 @@ async def test_a_wrong_client_secret_is_one_line(spans: Path) -> None:
     )
 
 
-async def test_no_credentials_for_a_workspace_are_one_line(spans: Path) -> None:
+async def test_no_credentials_for_a_workspace_are_reported_in_one_line(spans: Path) -> None:
     async with workspace_of() as workspace:
         ended = await send(spans, *catalog(workspace))
     assert only_line(ended) == (
@@ -361,7 +361,7 @@ async def test_no_credentials_for_a_workspace_are_one_line(spans: Path) -> None:
     )
 
 
-async def test_an_unknown_experiment_is_one_line(spans: Path, mlflow_server: OTLPReceiver) -> None:
+async def test_an_unknown_experiment_is_reported_in_one_line(spans: Path, mlflow_server: OTLPReceiver) -> None:
     async with mlflow_server:
         by_id = await send(spans, "--to", "mlflow", "--endpoint", base_of(mlflow_server), "--location", "9")
         by_name = await send(spans, "--to", "mlflow", "--endpoint", base_of(mlflow_server), "--location", "nobody")
@@ -382,7 +382,7 @@ def tls_of(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-async def test_an_unknown_ca_of_mlflow_is_one_line_whose_advice_helps(
+async def test_an_unknown_ca_of_mlflow_is_reported_in_one_line_with_advice_that_helps(
     spans: Path, authority: trustme.CA, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -398,7 +398,7 @@ async def test_an_unknown_ca_of_mlflow_is_one_line_whose_advice_helps(
         assert (advised.exit_code, advised.err) == (0, "")
 
 
-async def test_an_unknown_ca_of_a_workspace_is_one_line_whose_advice_helps(
+async def test_an_unknown_ca_of_a_workspace_is_reported_in_one_line_with_advice_that_helps(
     spans: Path, authority: trustme.CA, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -412,7 +412,7 @@ async def test_an_unknown_ca_of_a_workspace_is_one_line_whose_advice_helps(
         assert (advised.exit_code, advised.err) == (0, "")
 
 
-async def test_an_unknown_ca_of_a_token_endpoint_is_one_line_whose_advice_helps(
+async def test_an_unknown_ca_of_a_token_endpoint_is_reported_in_one_line_with_advice_that_helps(
     spans: Path, authority: trustme.CA, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -426,7 +426,7 @@ async def test_an_unknown_ca_of_a_token_endpoint_is_one_line_whose_advice_helps(
         assert (advised.exit_code, advised.err) == (0, "")
 
 
-async def test_a_proxy_that_cannot_be_used_is_one_line(spans: Path) -> None:
+async def test_a_proxy_that_cannot_be_used_is_reported_in_one_line(spans: Path) -> None:
     ended = await send(spans, "--endpoint", "http://collector.test", HTTP_PROXY="http://me:s3cret#x@proxy.test")
     assert ended.exit_code == 2
     assert "a proxy variable (HTTP_PROXY; not shown) cannot be used: " in ended.err
@@ -434,7 +434,7 @@ async def test_a_proxy_that_cannot_be_used_is_one_line(spans: Path) -> None:
     assert "s3cret" not in ended.err
 
 
-async def test_a_wrong_token_for_mlflow_is_one_line(spans: Path, mlflow_server: OTLPReceiver) -> None:
+async def test_a_wrong_token_for_mlflow_is_reported_in_one_line(spans: Path, mlflow_server: OTLPReceiver) -> None:
     async with mlflow_server:
         ended = await send(
             spans,
@@ -461,7 +461,7 @@ async def test_a_wrong_token_for_mlflow_is_one_line(spans: Path, mlflow_server: 
     ],
     ids=lambda value: str(value.status) if isinstance(value, Answer) else "",
 )
-async def test_a_refusal_is_one_line_with_advice(answer: Answer, words: str, spans: Path) -> None:
+async def test_a_refusal_is_reported_in_one_line_with_advice(answer: Answer, words: str, spans: Path) -> None:
     async with OTLPReceiver(answers=lambda request: answer) as receiver:
         ended = await send(spans, "--endpoint", receiver.url)
     assert only_line(ended).startswith("default: 3 rejected: ")
@@ -533,7 +533,9 @@ EACH = pytest.mark.parametrize(
 
 
 @EACH_WITH_ADVICE
-async def test_a_wrong_port_is_one_line(options: Callable[[str], tuple[str, ...]], advice: str, spans: Path) -> None:
+async def test_a_wrong_port_is_reported_in_one_line(
+    options: Callable[[str], tuple[str, ...]], advice: str, spans: Path
+) -> None:
     with reserved_port() as port:
         ended = await send(spans, *options(f"http://127.0.0.1:{port}"), DATABRICKS_TOKEN=PERSONAL_TOKEN)
     line = only_line(ended)
@@ -544,7 +546,7 @@ async def test_a_wrong_port_is_one_line(options: Callable[[str], tuple[str, ...]
 
 
 @EACH
-async def test_https_to_an_http_server_is_one_line_with_one_piece_of_advice(
+async def test_https_to_an_http_server_is_reported_in_one_line_with_one_piece_of_advice(
     options: Callable[[str], tuple[str, ...]], spans: Path
 ) -> None:
     async with OTLPReceiver() as receiver:
@@ -556,7 +558,7 @@ async def test_https_to_an_http_server_is_one_line_with_one_piece_of_advice(
 
 
 @EACH
-async def test_http_to_a_tls_server_is_one_line_with_one_piece_of_advice(
+async def test_http_to_a_tls_server_is_reported_in_one_line_with_one_piece_of_advice(
     options: Callable[[str], tuple[str, ...]], spans: Path, nursery: trio.Nursery
 ) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -567,7 +569,7 @@ async def test_http_to_a_tls_server_is_one_line_with_one_piece_of_advice(
     assert line.endswith("if it speaks TLS, the endpoint begins with https://")
 
 
-async def test_a_workspace_without_a_token_endpoint_is_one_line(spans: Path) -> None:
+async def test_a_workspace_without_a_token_endpoint_is_reported_in_one_line(spans: Path) -> None:
     ended = await send(
         spans,
         *to_catalog("http://127.0.0.1:1"),

@@ -52,7 +52,7 @@ async def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
-def test_a_bug_is_one_line_or_a_traceback_on_request(
+def test_a_bug_is_reported_in_one_line_or_a_traceback_on_request(
     debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(**_options: Any) -> None:
@@ -73,7 +73,7 @@ def test_without_a_command_it_prints_the_help() -> None:
     assert "Traceback" not in result.output
 
 
-def test_an_unknown_command_is_one_line() -> None:
+def test_an_unknown_command_is_reported_in_one_line() -> None:
     result = CliRunner().invoke(commands.cli, ["sned"])
     assert result.exit_code == 2
     assert result.stderr.startswith("trio-spanbatch: No such command 'sned'")
@@ -153,8 +153,8 @@ def test_the_constraints_pin_every_dependency_and_hold_no_address() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     groups = [*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()]
-    wanted = [*project["project"]["dependencies"], *(item for group in groups for item in group)]
-    names = {_name_of(item) for item in wanted if isinstance(item, str)}
+    expected = [*project["project"]["dependencies"], *(item for group in groups for item in group)]
+    names = {_name_of(item) for item in expected if isinstance(item, str)}
     assert names <= pinned
 
 

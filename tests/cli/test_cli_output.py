@@ -43,7 +43,7 @@ async def stderr_of(stdout: int, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["send", "-", "--json"], ["receive", "--port", "0"]])
-async def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+async def test_a_full_disk_is_reported_in_one_line(arguments: list[str]) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     err = await stderr_of(full, *arguments)
     os.close(full)
@@ -52,7 +52,7 @@ async def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["send", "/dev/null"]])
-async def test_a_closed_pipe_is_one_line(arguments: list[str]) -> None:
+async def test_a_closed_pipe_is_reported_in_one_line(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     err = await stderr_of(writing, *arguments)
@@ -60,7 +60,7 @@ async def test_a_closed_pipe_is_one_line(arguments: list[str]) -> None:
     assert err.splitlines(keepends=True)[-1] == BROKEN_PIPE
 
 
-async def test_a_stdout_that_is_closed_is_one_line() -> None:
+async def test_a_stdout_that_is_closed_is_reported_in_one_line() -> None:
     code = "import sys; sys.stdout = None; from trio_spanbatch.cli import main; main()"
     ended = await run_command("--help", program=[sys.executable, "-c", code])
     assert (ended.exit_code, ended.err) == (

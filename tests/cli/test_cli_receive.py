@@ -74,7 +74,7 @@ async def test_spans_from_send_are_stored_and_a_signal_ends_receive_cleanly(
     assert Counter(row[0] for row in rows) == expected
 
 
-async def test_the_readmes_commands_for_receive_and_send_keep_the_location() -> None:
+async def test_the_readmes_receive_command_keeps_the_location_of_its_first_example() -> None:
     readme = (PROJECT / "README.md").read_text()
     (receive,) = re.findall(r"^\$ trio-spanbatch receive (.*)$", readme, re.MULTILINE)
     (example, *_) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)

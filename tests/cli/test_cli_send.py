@@ -230,7 +230,8 @@ async def test_a_truncated_gzip_file_is_sent_up_to_its_end(tmp_path: Path, lines
     assert len(err.splitlines()) == 1
     document = counts_of(result)
     assert document["invalid"] == 1
-    assert document["delivered"] >= 6
+    # All of the damaged file, except the end that its missing bytes encode, and the six spans of the other file.
+    assert 500 < document["delivered"] - 6 < 600
     assert result.exit_code == 1
 
 
@@ -451,7 +452,7 @@ async def test_rejected_spans_are_counted_and_explained(lines: Path) -> None:
     assert result.exit_code == 1
 
 
-async def test_it_gives_up_with_advice_if_no_request_is_ever_answered(
+async def test_send_gives_up_with_advice_if_no_request_is_ever_answered(
     lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def give_up_after_a_failure(self: CircuitBreaker) -> None:
@@ -478,7 +479,7 @@ async def run_with_patience(patience: float, url: str, *files: Path) -> SendResu
     return result
 
 
-async def test_it_gives_up_on_a_server_that_accepts_and_never_answers(lines: Path) -> None:
+async def test_send_gives_up_on_a_server_that_accepts_and_never_answers(lines: Path) -> None:
     async with OTLPReceiver(answers=lambda request: Hang()) as receiver:
         result = await run_with_patience(0.01, receiver.url, lines)
     assert counts_of(result)["undelivered"] == 6
@@ -486,7 +487,7 @@ async def test_it_gives_up_on_a_server_that_accepts_and_never_answers(lines: Pat
     assert result.exit_code == 1
 
 
-async def test_if_it_gives_up_it_reports_that_the_rest_was_not_read(lines: Path) -> None:
+async def test_if_send_gives_up_it_reports_that_the_rest_was_not_read(lines: Path) -> None:
     limits = Limits(max_queued_spans=1)
     result, _ = await send_files(
         InMemoryExporter([Hang()]), lines, patience=0.01, server="localhost:4318", limits=limits
@@ -693,7 +694,7 @@ async def test_the_summary_is_a_table_with_a_line_of_totals(lines: Path) -> None
         (["-", "--compression", "br"], "'br' is not one of"),
     ],
 )
-def test_a_usage_error_is_one_line_with_advice(arguments: list[str], error: str, tmp_path: Path) -> None:
+def test_a_usage_error_is_reported_in_one_line_with_advice(arguments: list[str], error: str, tmp_path: Path) -> None:
     arguments = [argument.format(here=tmp_path) for argument in arguments]
     result = CliRunner().invoke(commands.cli, ["send", *arguments], prog_name="trio-spanbatch")
     assert result.exit_code == 2

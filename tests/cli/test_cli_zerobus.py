@@ -42,7 +42,7 @@ def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @pytest.fixture(autouse=True)
-def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def gives_up_after_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     give_up_after_the_first_failure(monkeypatch)
 
 
@@ -176,7 +176,7 @@ async def test_a_personal_access_token_is_a_one_line_error_that_says_what_to_use
     )
 
 
-async def test_a_wrong_client_secret_is_one_line(spans: Path) -> None:
+async def test_a_wrong_client_secret_is_reported_in_one_line(spans: Path) -> None:
     async with servers() as (workspace, zerobus):
         ended = await send(
             *(spans, workspace, zerobus), DATABRICKS_CLIENT_ID=CLIENT_ID, DATABRICKS_CLIENT_SECRET="s3cret-s3cret"
@@ -187,7 +187,7 @@ async def test_a_wrong_client_secret_is_one_line(spans: Path) -> None:
     )
 
 
-async def test_missing_permission_for_a_table_is_one_line(spans: Path) -> None:
+async def test_missing_permission_for_a_table_is_reported_in_one_line(spans: Path) -> None:
     async with servers(table_answers={TABLE: json_answer(403, {"error": "access_denied"})}) as (workspace, zerobus):
         ended = await send(spans, workspace, zerobus)
     assert only_line(ended) == (
@@ -196,7 +196,7 @@ async def test_missing_permission_for_a_table_is_one_line(spans: Path) -> None:
     )
 
 
-async def test_an_unknown_table_is_one_line(spans: Path) -> None:
+async def test_an_unknown_table_is_reported_in_one_line(spans: Path) -> None:
     async with servers(tables=set()) as (workspace, zerobus):
         ended = await send(spans, workspace, zerobus)
     assert only_line(ended) == (
@@ -213,7 +213,7 @@ async def test_an_unknown_table_is_one_line(spans: Path) -> None:
         (404, "is it the endpoint"),
     ],
 )
-async def test_a_refusal_of_zerobus_is_one_line(status: int, words: str, spans: Path) -> None:
+async def test_a_refusal_of_zerobus_is_reported_in_one_line(status: int, words: str, spans: Path) -> None:
     async with servers() as (workspace, zerobus):
         zerobus.answers = status_of(status)
         ended = await send(spans, workspace, zerobus)
@@ -221,7 +221,7 @@ async def test_a_refusal_of_zerobus_is_one_line(status: int, words: str, spans: 
     assert words in only_line(ended)
 
 
-async def test_a_metastore_that_names_no_host_of_zerobus_is_one_line(spans: Path) -> None:
+async def test_a_metastore_that_names_no_host_of_zerobus_is_reported_in_one_line(spans: Path) -> None:
     async with servers(metastore={"cloud": "mars", "region": "r"}) as (workspace, _):
         ended = await send(spans, workspace, None)
     assert only_line(ended) == (

@@ -275,7 +275,7 @@ def test_of_attributes_with_the_same_key_the_last_one_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "expected"),
     [
         ({}, None),
         ({"stringValue": None}, None),
@@ -295,10 +295,10 @@ def test_of_attributes_with_the_same_key_the_last_one_counts() -> None:
         ({"kvlistValue": {"values": [{"key": "a"}, {"value": {"intValue": 1}}]}}, {"a": None, "": 1}),
     ],
 )
-def test_values_are_read(value: dict[str, Any], wanted: object) -> None:
+def test_a_value_is_read_as_the_python_value_that_it_holds(value: dict[str, Any], expected: object) -> None:
     read_back = read_value(**value)
-    assert read_back == wanted
-    assert type(read_back) is type(wanted) or isinstance(wanted, Mapping)
+    assert read_back == expected
+    assert type(read_back) is type(expected) or isinstance(expected, Mapping)
 
 
 def test_lone_surrogates_out_of_json_are_replaced_when_they_are_encoded() -> None:

@@ -198,9 +198,9 @@ def test_a_bad_envelope_makes_its_spans_invalid_and_no_others(envelope: object, 
     assert isinstance(first, Span)
     assert isinstance(last, Span)
     assert len(found) == len(problems)
-    for problem, wanted in zip(found, problems, strict=True):
+    for problem, expected in zip(found, problems, strict=True):
         assert isinstance(problem, InvalidSpanError)
-        assert str(problem).startswith(wanted)
+        assert str(problem).startswith(expected)
 
 
 def test_a_bad_scope_leaves_the_other_scopes_of_its_resource() -> None:

@@ -140,7 +140,7 @@ def test_attributes_of_every_type_are_json(store: SpanStore, path: Path) -> None
     }
 
 
-def test_a_root_has_no_parent_and_defaults_have_names(store: SpanStore, path: Path) -> None:
+def test_a_root_span_has_no_parent_and_default_enums_have_their_names(store: SpanStore, path: Path) -> None:
     store.add("a", request_of(span_of()))
     (row,) = rows_of(path)
     assert row["parent_span_id"] is None

@@ -251,7 +251,7 @@ async def test_zerobus_and_the_workspace_get_the_same_attributes(
 
 
 @pytest.mark.parametrize("make", [unity_catalog, zerobus])
-def test_it_is_an_argument_of_both_and_off_by_default(make: Any) -> None:
+def test_decoding_is_an_option_of_both_destinations_and_off_by_default(make: Any) -> None:
     host = "https://dbc-1.cloud.databricks.com"
     assert make(host, decode_json_attributes=True)._decodes
     assert not make(host)._decodes

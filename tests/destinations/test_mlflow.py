@@ -23,7 +23,7 @@ from trio_spanbatch.testing import Answer, Hang, OTLPReceiver, ReceivedRequest
 
 URI = "http://mlflow.test"
 JSON = [("content-type", "application/json")]
-WHO = "give the right username and password, or token (MLFLOW_TRACKING_USERNAME, _PASSWORD, _TOKEN)"
+CREDENTIALS_ADVICE = "give the right username and password, or token (MLFLOW_TRACKING_USERNAME, _PASSWORD, _TOKEN)"
 
 
 async def received(location: str = "3", **options: Any) -> ReceivedRequest:
@@ -316,7 +316,7 @@ async def test_an_attempt_may_take_sixty_seconds(autojump_clock: trio.testing.Mo
         ),
         (
             Answer(401, body=b"You are not authenticated."),
-            f"401 Unauthorized: You are not authenticated.; {WHO}",
+            f"401 Unauthorized: You are not authenticated.; {CREDENTIALS_ADVICE}",
         ),
         (Answer(403, body=b"Invalid Host header"), "403 Forbidden: Invalid Host header"),
     ],

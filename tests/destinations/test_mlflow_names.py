@@ -37,7 +37,7 @@ class MLflow:
     """A scripted MLflow: lookups are answered from a script and then from ``ids``, traces from another script."""
 
     ids: dict[str, str] = attrs.field(factory=dict)
-    questions: list[Outcome] = attrs.field(factory=list)
+    lookups: list[Outcome] = attrs.field(factory=list)
     traces: list[Outcome] = attrs.field(factory=list)
     asked: list[str] = attrs.field(factory=list)
 
@@ -49,8 +49,8 @@ class MLflow:
         assert parts.path == "/team/api/2.0/mlflow/experiments/get-by-name"
         (name,) = parse_qs(parts.query)["experiment_name"]
         self.asked.append(name)
-        if self.questions:
-            return self.questions.pop(0)
+        if self.lookups:
+            return self.lookups.pop(0)
         return found(self.ids[name]) if name in self.ids else UNKNOWN
 
 
@@ -78,7 +78,7 @@ async def test_each_name_is_looked_up_once() -> None:
 
 
 async def test_concurrent_exports_of_one_name_share_a_lookup(autojump_clock: trio.testing.MockClock) -> None:
-    server = MLflow(questions=[attrs.evolve(found("3"), delay=5), attrs.evolve(found("4"), delay=5)])
+    server = MLflow(lookups=[attrs.evolve(found("3"), delay=5), attrs.evolve(found("4"), delay=5)])
     async with serving(server) as (exporter, receiver), trio.open_nursery() as nursery:
         for name in ["support"] * 4 + ["search"]:
             nursery.start_soon(exporter.export, batch_of(1, name))
@@ -87,7 +87,7 @@ async def test_concurrent_exports_of_one_name_share_a_lookup(autojump_clock: tri
 
 
 async def test_a_failed_lookup_is_shared_too_and_then_repeated(autojump_clock: trio.testing.MockClock) -> None:
-    server = MLflow({"support": "3"}, questions=[Answer(503, delay=5)])
+    server = MLflow({"support": "3"}, lookups=[Answer(503, delay=5)])
     results: list[Any] = []
     async with serving(server) as (exporter, _receiver):
 
@@ -103,7 +103,7 @@ async def test_a_failed_lookup_is_shared_too_and_then_repeated(autojump_clock: t
 
 
 async def test_an_export_that_waits_for_a_cancelled_lookup_makes_its_own() -> None:
-    server = MLflow({"support": "3"}, questions=[Hang()])
+    server = MLflow({"support": "3"}, lookups=[Hang()])
     results: list[Any] = []
 
     async def export(exporter: OTLPExporter, scope: trio.CancelScope) -> None:
@@ -156,7 +156,7 @@ async def test_a_name_is_looked_up_again_after_five_minutes_and_may_be_deleted_b
         assert await exporter.export(batch_of(1, "support")) == Delivered()
         assert server.asked == ["support"]
         await trio.sleep(2)
-        server.questions = [found("3", lifecycle_stage="deleted")]
+        server.lookups = [found("3", lifecycle_stage="deleted")]
         result = await exporter.export(batch_of(1, "support"))
         assert isinstance(result, Refused)
         assert "the experiment named 'support' (id 3) is deleted" in result.reason
@@ -214,8 +214,10 @@ async def test_a_name_is_looked_up_again_after_five_minutes_and_may_be_deleted_b
         (Answer(headers=JSON, body=b" " * 1_100_000), Refused("200: the answer is larger than 1048576 bytes", 200)),
     ],
 )
-async def test_answers_to_a_lookup(answer: Answer, expected: TryLater | Refused) -> None:
-    async with serving(MLflow(questions=[answer])) as (exporter, receiver):
+async def test_a_lookup_that_fails_is_reported_with_the_name_and_the_answer(
+    answer: Answer, expected: TryLater | Refused
+) -> None:
+    async with serving(MLflow(lookups=[answer])) as (exporter, receiver):
         result = await exporter.export(batch_of(1, "support"))
     assert result == attrs.evolve(expected, reason=f"looking up the experiment 'support': {expected.reason}")
     assert [request.method for request in receiver.requests] == ["GET"]
@@ -223,7 +225,7 @@ async def test_answers_to_a_lookup(answer: Answer, expected: TryLater | Refused)
 
 @pytest.mark.parametrize("when", ["before_body", "after_body", "mid_response"])
 async def test_a_connection_that_breaks_during_a_lookup_makes_no_span_ambiguous(when: Any) -> None:
-    async with serving(MLflow(questions=[Reset(when)])) as (exporter, _receiver):
+    async with serving(MLflow(lookups=[Reset(when)])) as (exporter, _receiver):
         result = await exporter.export(batch_of(1, "support"))
     assert isinstance(result, TryLater)
     assert not result.ambiguous
@@ -250,7 +252,7 @@ def endless() -> Sequence[Callable[[], Outcome]]:
 async def test_a_lookup_takes_no_longer_than_the_timeout(
     make: Callable[[], Outcome], autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with serving(MLflow(questions=[make()])) as (exporter, receiver):
+    async with serving(MLflow(lookups=[make()])) as (exporter, receiver):
         began = trio.current_time()
         result = await exporter.export(batch_of(1, "support"))
         assert trio.current_time() - began == pytest.approx(60)
@@ -263,7 +265,7 @@ async def test_a_lookup_takes_no_longer_than_the_timeout(
 
 
 async def test_secrets_that_a_server_repeats_are_not_shown() -> None:
-    async with serving(MLflow(questions=[Answer(400, body=f"not {SECRET}".encode())]), token=SECRET) as (exporter, _r):
+    async with serving(MLflow(lookups=[Answer(400, body=f"not {SECRET}".encode())]), token=SECRET) as (exporter, _r):
         result = await exporter.export(batch_of(1, "support"))
     assert result == Refused("looking up the experiment 'support': 400 Bad Request: not ***", 400)
 
@@ -279,7 +281,7 @@ async def test_a_long_name_is_shortened_in_reasons() -> None:
 async def test_a_batcher_delivers_to_names_although_the_first_lookup_fails(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    server = MLflow({"support": "3", "search": "4"}, questions=[Answer(503), Answer(503)])
+    server = MLflow({"support": "3", "search": "4"}, lookups=[Answer(503), Answer(503)])
     async with serving(server) as (exporter, receiver), SpanBatcher(exporter) as batcher:
         for name in server.ids:
             await batcher.add_spans(name, make_spans(20))

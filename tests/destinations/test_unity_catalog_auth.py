@@ -136,7 +136,7 @@ async def token_of(auth: Auth) -> str:
     return headers["Authorization"].removeprefix("Bearer ")
 
 
-def test_it_is_an_auth_whose_repr_shows_only_the_host(auth: DatabricksAuth) -> None:
+def test_databricks_auth_is_an_auth_whose_repr_shows_only_the_host(auth: DatabricksAuth) -> None:
     assert isinstance(auth, Auth)
     assert repr(auth) == f"<DatabricksAuth for {HOST}>"
 

@@ -52,7 +52,7 @@ def test_three_names_separated_by_periods_are_a_table(location: str) -> None:
         ("main.agents.\ud800", "it contains '\\ud800'"),
     ],
 )
-def test_any_other_name_is_refused_with_the_value_and_the_rule(location: str, problem: str) -> None:
+def test_a_name_that_is_not_a_table_is_refused_with_the_value_and_the_rule(location: str, problem: str) -> None:
     with pytest.raises(InvalidLocationError) as caught:
         check_table_name(location)
     assert str(caught.value) == (

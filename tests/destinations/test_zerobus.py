@@ -309,7 +309,7 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
             exporter = unity_catalog(workspace.host, prefer_zerobus=True, timeout=60)
         parts = exporter._zerobus  # type: ignore[attr-defined]  # of both kinds of exporter
 
-        async def try_it(table: str = TABLE) -> None:
+        async def export_and_show(table: str = TABLE) -> None:
             shown.append(await exporter.export(batch_of(1, table)))
             shown.extend(
                 [repr(exporter), repr(vars(exporter)), repr(vars(parts)), repr(vars(parts.tokens)), str(parts.tokens)]
@@ -322,14 +322,14 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
                     shown.extend([repr(cause), str(cause), repr(cause.args)])
                     cause = cause.__cause__ or cause.__context__
 
-        await try_it()
+        await export_and_show()
         # Servers that echo what they receive.
         service.answers = lambda request: Answer(
             403, body=(request.header("authorization") or "").encode(), headers=[("x-echo", "Bearer")]
         )
-        await try_it()
+        await export_and_show()
         service.revoked = set(workspace.scopes)
-        await try_it()
+        await export_and_show()
         for answer in (
             json_answer(400, {"error": "invalid_client", "error_description": CLIENT_SECRET}),
             json_answer(403, {"error": CLIENT_SECRET, "message": CLIENT_SECRET}),
@@ -338,7 +338,7 @@ async def test_no_secret_is_in_any_log_result_repr_or_exception(
             Answer(500, body=CLIENT_SECRET.encode()),
         ):
             workspace.token_answer = answer
-            await try_it(OTHER_TABLE)
+            await export_and_show(OTHER_TABLE)
         if prefer:
             await exporter.aclose()
     text = caplog.text + " ".join(map(repr, shown))

@@ -71,12 +71,12 @@ async def test_the_example_that_prefers_zerobus_delivers_even_if_zerobus_fails(f
         ways = workspace.receiver.stored, zerobus.receiver.stored
     assert (ended.exit_code, ended.out) == (0, "delivered: 2\n")
     # On a busy machine there may be no token in time, and then a batch goes to the workspace.
-    told = [line for line in ended.err.splitlines() if "no token for Zerobus in time" not in line]
-    assert len(told) == fails
-    assert all("Zerobus does not accept spans (403 Forbidden" in line for line in told)
+    warnings = [line for line in ended.err.splitlines() if "no token for Zerobus in time" not in line]
+    assert len(warnings) == fails
+    assert all("Zerobus does not accept spans (403 Forbidden" in line for line in warnings)
     stored = {table: [span for way in ways for span in way.get(table, ())] for table in TABLES}
     assert [len(spans) for spans in stored.values()] == [1, 1]
-    if told == ended.err.splitlines():
+    if warnings == ended.err.splitlines():
         assert set(ways[not fails]) == set(TABLES)
     (attribute,) = stored[TABLES[0]][0].attributes
     assert attribute.value == AnyValue(int_value=20)

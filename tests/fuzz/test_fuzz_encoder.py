@@ -141,12 +141,12 @@ def test_any_span_is_encoded_readably_or_refused(thing: Boxed) -> None:
 @given(st.lists(ANYTHING, min_size=1, max_size=4))
 def test_refused_spans_do_not_change_the_encoding_of_good_spans(things: list[Boxed]) -> None:
     good = make_span(attributes={"http.method": "GET", "key": 1, "fine": 2}, resource=Resource({"key": "x"}))
-    wanted = SpanEncoder().encode(good)
+    expected = SpanEncoder().encode(good)
     encoder = SpanEncoder()
     for thing in things:
         encoded_or_refused(encoder, thing.content)
     encoded = encoder.encode(good)
-    assert (encoded.payload, encoded.headers) == (wanted.payload, wanted.headers)
+    assert (encoded.payload, encoded.headers) == (expected.payload, expected.headers)
 
 
 LOCATIONS = st.one_of(st.just(Boxed("here", "here")), BOXED_GARBAGE)

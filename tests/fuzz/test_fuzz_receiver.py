@@ -121,33 +121,33 @@ class Visit:
     Attributes:
         chunks: The data that it sends.
         ending: ``"half"``: it closes its sending side, and waits until the receiver is done. ``"stay"``: it waits
-            without closing. ``"read"``: it reads for a second, then closes. ``"go"``: it closes at once.
+            without closing. ``"read"``: it reads for a second, then closes. ``"close"``: it closes at once.
     """
 
     chunks: list[bytes] = attrs.field(repr=lambda chunks: f"{chunks!r:.3000}")
-    ending: Literal["half", "stay", "read", "go"]
+    ending: Literal["half", "stay", "read", "close"]
 
 
 @attrs.frozen
-class Heard:
+class VisitResult:
     """The outcome of a visit.
 
     Attributes:
-        said: The data that the receiver sent.
+        received: The data that the receiver sent.
         served: Whether the receiver ended the conversation by itself.
     """
 
-    said: bytes
+    received: bytes
     served: bool
 
 
 @st.composite
 def visits(draw: st.DrawFn) -> Visit:
     data = b"".join(draw(st.lists(REQUESTS, max_size=4)))
-    return Visit(draw(pieces(data)), draw(st.sampled_from(["half", "half", "stay", "read", "go"])))
+    return Visit(draw(pieces(data)), draw(st.sampled_from(["half", "half", "stay", "read", "close"])))
 
 
-async def visit(receiver: OTLPReceiver, visit: Visit) -> Heard:
+async def carry_out(receiver: OTLPReceiver, visit: Visit) -> VisitResult:
     """Carry out ``visit``."""
     client, server = trio.testing.memory_stream_pair()
     received, served = bytearray(), trio.Event()
@@ -162,7 +162,7 @@ async def visit(receiver: OTLPReceiver, visit: Visit) -> Heard:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
         async with trio.open_nursery() as listening:
-            if visit.ending != "go":
+            if visit.ending != "close":
                 listening.start_soon(listen)
             try:
                 for chunk in visit.chunks:
@@ -171,13 +171,13 @@ async def visit(receiver: OTLPReceiver, visit: Visit) -> Heard:
                     await client.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # The receiver has closed the connection.
-            with trio.move_on_after({"read": 1, "go": 0}.get(visit.ending, PATIENCE)):
+            with trio.move_on_after({"read": 1, "close": 0}.get(visit.ending, PATIENCE)):
                 await served.wait()
             if not served.is_set():
                 listening.cancel_scope.cancel()
-        heard = Heard(bytes(received), served.is_set())
+        result = VisitResult(bytes(received), served.is_set())
         await client.aclose()
-    return heard
+    return result
 
 
 def on_the_mock_clock(play: Callable[[], Awaitable[None]]) -> None:
@@ -194,23 +194,23 @@ async def assert_serves_on(receiver: OTLPReceiver, tasks: int) -> None:
     assert receiver.open_connections == 0
     await trio.testing.wait_all_tasks_blocked()
     assert trio.lowlevel.current_statistics().tasks_living == tasks
-    assert (await visit(receiver, Visit([GOOD], "stay"))).said.startswith(b"HTTP/1.1 200 ")
+    assert (await carry_out(receiver, Visit([GOOD], "stay"))).received.startswith(b"HTTP/1.1 200 ")
 
 
 @fuzz(60)
 @given(st.lists(visits(), min_size=1, max_size=3))
-def test_any_bytes_are_answered_or_the_connection_ends(them: list[Visit]) -> None:
+def test_any_bytes_are_answered_or_the_connection_ends(clients: list[Visit]) -> None:
     async def play() -> None:
         async with OTLPReceiver(listen=False, location_header="X-Tenant", max_request_bytes=MAX_BYTES) as receiver:
             tasks = trio.lowlevel.current_statistics().tasks_living
-            for one in them:
-                heard = await visit(receiver, one)
-                assert not heard.said or heard.said.startswith(b"HTTP/1.1 ")
-                if one.ending == "half":
-                    assert heard.served
-                    assert heard.said[9:12].isdigit() or not b"".join(one.chunks).strip(b"\r\n")
-                elif one.ending == "stay":
-                    assert heard.served or b"connection: close" not in heard.said.lower()
+            for client in clients:
+                result = await carry_out(receiver, client)
+                assert not result.received or result.received.startswith(b"HTTP/1.1 ")
+                if client.ending == "half":
+                    assert result.served
+                    assert result.received[9:12].isdigit() or not b"".join(client.chunks).strip(b"\r\n")
+                elif client.ending == "stay":
+                    assert result.served or b"connection: close" not in result.received.lower()
             await assert_serves_on(receiver, tasks)
 
     on_the_mock_clock(play)
@@ -219,7 +219,7 @@ def test_any_bytes_are_answered_or_the_connection_ends(them: list[Visit]) -> Non
 @fuzz(60)
 @given(st.lists(visits(), min_size=1, max_size=5), st.lists(OUTCOMES, max_size=10))
 def test_any_bytes_together_with_any_script_leave_nothing_behind(
-    them: list[Visit], outcomes: list[Answer | Reset | Hang | Drip | None]
+    clients: list[Visit], outcomes: list[Answer | Reset | Hang | Drip | None]
 ) -> None:
     async def play() -> None:
         steps = iter(outcomes)
@@ -229,8 +229,8 @@ def test_any_bytes_together_with_any_script_leave_nothing_behind(
         async with receiver:
             tasks = trio.lowlevel.current_statistics().tasks_living
             async with trio.open_nursery() as nursery:
-                for one in them:
-                    nursery.start_soon(visit, receiver, one)
+                for client in clients:
+                    nursery.start_soon(carry_out, receiver, client)
             for _ in steps:
                 pass
             await assert_serves_on(receiver, tasks)
@@ -242,13 +242,13 @@ def test_any_bytes_together_with_any_script_leave_nothing_behind(
 
 @fuzz(60)
 @given(visits(), st.integers(0, 3_000))
-def test_leaving_the_receiver_ends_any_conversation_at_once(one: Visit, steps: int) -> None:
+def test_leaving_the_receiver_ends_any_conversation_at_once(client: Visit, steps: int) -> None:
     async def play() -> None:
         start = trio.current_time()
         receiver = OTLPReceiver(listen=False, answers=lambda _request: Hang(), keep=False)
         async with trio.open_nursery() as nursery:
             async with receiver:
-                nursery.start_soon(visit, receiver, one)
+                nursery.start_soon(carry_out, receiver, client)
                 for _ in range(steps % 30):
                     await trio.lowlevel.checkpoint()
             assert trio.current_time() == start
@@ -315,19 +315,19 @@ def test_the_body_of_a_valid_request_is_stored_if_it_parses_and_refused_otherwis
     framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(body)))
     headers = [("Host", "x"), ("Content-Type", "application/x-protobuf"), ("Content-Encoding", encoding), framing]
     if max(len(body), 0 if encoding == "br" else len(content)) > MAX_BYTES:
-        wanted = 413
+        expected = 413
     elif len(body) < whole:
-        wanted = 400
+        expected = 400
     elif encoding == "br":
-        wanted = 415
+        expected = 415
     else:
-        wanted = 200 if is_request(content) else 400
+        expected = 200 if is_request(content) else 400
 
     async def play() -> None:
         async with OTLPReceiver(listen=False, max_request_bytes=MAX_BYTES) as receiver:
-            assert await exchange(receiver, headers, chunks) == wanted
+            assert await exchange(receiver, headers, chunks) == expected
             assert receiver.open_connections == 0
-            spans = [] if wanted != 200 else receiver.requests[0].spans
+            spans = [] if expected != 200 else receiver.requests[0].spans
             assert receiver.stored == ({"default": spans} if spans else {})
 
     on_the_mock_clock(play)
@@ -335,14 +335,14 @@ def test_the_body_of_a_valid_request_is_stored_if_it_parses_and_refused_otherwis
 
 @fuzz(3, shrink=False)
 @given(st.lists(visits(), min_size=3, max_size=8))
-def test_a_receiver_that_keeps_nothing_holds_no_more_after_more_visits(them: list[Visit]) -> None:
+def test_a_receiver_that_keeps_nothing_holds_no_more_after_more_visits(clients: list[Visit]) -> None:
     async def play() -> None:
         async with OTLPReceiver(listen=False, keep=False, max_request_bytes=MAX_BYTES) as receiver:
 
             async def visit_all() -> None:
                 async with trio.open_nursery() as nursery:
-                    for one in them:
-                        nursery.start_soon(visit, receiver, one)
+                    for client in clients:
+                        nursery.start_soon(carry_out, receiver, client)
                 # Trio forgets a deadline when it has passed, not when its scope was left.
                 await trio.sleep(2 * PATIENCE)
 

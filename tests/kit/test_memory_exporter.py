@@ -18,7 +18,7 @@ def batch_of(count: int, location: str = "here") -> SpanBatch:
     return SpanBatch(location, tuple(EncodedSpan(b"") for _ in range(count)))
 
 
-async def test_it_delivers_everything_by_default_and_keeps_the_same_objects() -> None:
+async def test_everything_is_delivered_by_default_and_the_same_objects_are_kept() -> None:
     exporter: SpanExporter = InMemoryExporter()
     assert isinstance(exporter, InMemoryExporter)
     first, second, elsewhere = batch_of(2), batch_of(1), batch_of(3, "there")
@@ -153,7 +153,7 @@ async def test_steps_are_taken_in_the_order_of_the_calls_not_of_the_ends(
     assert ends == [TryLater("second"), TryLater("first")]
 
 
-async def test_closing_twice_is_fine_and_a_cancelled_close_still_closes() -> None:
+async def test_closing_twice_is_allowed_and_a_cancelled_close_still_closes() -> None:
     exporter = InMemoryExporter()
     with trio.CancelScope() as scope:
         scope.cancel()

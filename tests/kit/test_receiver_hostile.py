@@ -236,7 +236,6 @@ def test_no_input_makes_the_receiver_raise_or_hang(data: bytes, seed: int, half_
                 pass  # The receiver has closed the connection.
             await client.aclose()
         assert receiver.open_connections == 0
-        assert all(request.at >= 0 for request in receiver.requests)
 
     trio.run(play, clock=trio.testing.MockClock(autojump_threshold=0))
 

@@ -128,15 +128,15 @@ async def test_names_units_and_kinds_are_those_of_the_semantic_conventions(
     record = getattr(instrument, "add", None) or instrument.record
     record(1)
     data: Any = theirs.get_metrics_data()
-    wanted = data.resource_metrics[0].scope_metrics[0].metrics[0]
+    expected = data.resource_metrics[0].scope_metrics[0].metrics[0]
     metrics = Metrics()
     async with watched_batcher(InMemoryExporter()) as batcher:
         BatcherSpanProcessor(batcher, meter_provider=metrics.provider)
         batcher.add_span_nowait("default", make_span())
     metric = metrics.read()[name]
-    assert (metric.name, metric.unit) == (wanted.name, wanted.unit) == (name, wanted.unit)
-    assert type(metric.data) is type(wanted.data) is kind
-    assert getattr(metric.data, "is_monotonic", None) is getattr(wanted.data, "is_monotonic", None) is is_monotonic
+    assert (metric.name, metric.unit) == (expected.name, expected.unit) == (name, expected.unit)
+    assert type(metric.data) is type(expected.data) is kind
+    assert getattr(metric.data, "is_monotonic", None) is getattr(expected.data, "is_monotonic", None) is is_monotonic
     assert metric.description
 
 

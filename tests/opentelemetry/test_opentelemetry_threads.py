@@ -286,7 +286,7 @@ def test_a_span_is_encoded_even_if_another_thread_removes_its_cached_header(
     batcher = SpanBatcher(InMemoryExporter())
     spans = [make_span_of("one"), make_span_of("two")]
     headers: HeaderEncoder = batcher._encoder._headers
-    wanted = [batcher._encoder.encode(span).headers.resource for span in spans]
+    expected = [batcher._encoder.encode(span).headers.resource for span in spans]
 
     class Forgetful(dict[Any, Any]):
         """A dict that another thread clears between any two operations."""
@@ -304,7 +304,7 @@ def test_a_span_is_encoded_even_if_another_thread_removes_its_cached_header(
     for table in ("_resources", "_scopes", "_pairs", "_headers", "_interned"):
         monkeypatch.setattr(headers, table, Forgetful(getattr(headers, table)))
         for _ in range(3):
-            assert [batcher._encoder.encode(span).headers.resource for span in spans] == wanted
+            assert [batcher._encoder.encode(span).headers.resource for span in spans] == expected
 
 
 # -- after the run -----------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ async def test_spans_of_another_trio_run_are_handed_over() -> None:
 
 
 async def test_a_span_that_ends_while_the_batcher_is_interrupted_is_handed_over() -> None:
-    """A finalizer or a signal handler can end it anywhere; here, while the batcher opens a lane."""
+    """A finalizer or a signal handler can end it anywhere; here, while the batcher opens a location."""
     exporter = InMemoryExporter()
     inner: list[SpanProcessorStatistics] = []
 

@@ -53,7 +53,7 @@ def test_the_most_informative_line_of_a_failure_is_shown() -> None:
         '  + Exception Group Traceback (most recent call last):\n  |   File "x.py"\n  | ValueError: 3 is odd\n  +----'
     )
     bare = 'Traceback (most recent call last):\n  File "x.py"\n    assert 2 > 3\n           ^^^^^\nAssertionError\n'
-    assert first_line("at rest: a lane sleeps\nmore\n") == "at rest: a lane sleeps"
+    assert first_line("at rest: the driver sleeps\nmore\n") == "at rest: the driver sleeps"
     assert first_line(group) == "ValueError: 3 is odd"
     assert first_line(bare) == "assert 2 > 3"
     assert first_line(" \n") == "it ended without any output"

@@ -100,12 +100,12 @@ async def wait_for_stored(file: Path, count: int) -> None:
 
 
 async def test_ctrl_c_in_a_busy_body_loses_nothing() -> None:
-    async with server() as to, agent(to.url, left_out=11, poison=61) as program:
+    async with server() as target, agent(target.url, left_out=11, poison=61) as program:
         await program.tell("keep adding")
-        await to.wait_for(stored=500)
+        await target.wait_for(stored=500)
         program.send_signal(signal.SIGINT)
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (-signal.SIGINT, "KeyboardInterrupt")
     assert not facts.undelivered
     assert not facts.doubtful
@@ -119,7 +119,7 @@ async def test_ctrl_c_in_a_busy_body_loses_nothing() -> None:
     ids=["once", "twice", "in the body before"],
 )
 async def test_ctrl_c_in_the_drain_hands_back_the_spans_of_a_hanging_export(signals: list[str]) -> None:
-    async with server(hanging=["c", "d"]) as to, agent(to.url, max_delay=math.inf) as program:
+    async with server(hanging=["c", "d"]) as target, agent(target.url, max_delay=math.inf) as program:
         await program.does("add 40")
         if "in the body" in signals:
             program.send_signal(signal.SIGINT)
@@ -133,7 +133,7 @@ async def test_ctrl_c_in_the_drain_hands_back_the_spans_of_a_hanging_export(sign
             await program.says("undelivered")
             program.send_signal(signal.SIGINT)
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (-signal.SIGINT, "KeyboardInterrupt")
     assert ended.reasons == {"Ctrl-C during the drain"}
     assert {facts.accepted[span_id] for span_id in facts.undelivered} == {"c", "d"}
@@ -146,12 +146,12 @@ async def test_ctrl_c_in_the_drain_hands_back_the_spans_of_a_hanging_export(sign
 
 
 async def test_sigterm_in_a_busy_body_loses_nothing() -> None:
-    async with server() as to, agent(to.url, left_out=11, poison=61) as program:
+    async with server() as target, agent(target.url, left_out=11, poison=61) as program:
         await program.tell("keep adding")
-        await to.wait_for(stored=500)
+        await target.wait_for(stored=500)
         program.send_signal(signal.SIGTERM)
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
     assert not facts.undelivered
     assert not facts.doubtful
@@ -160,13 +160,13 @@ async def test_sigterm_in_a_busy_body_loses_nothing() -> None:
 
 
 async def test_sigterm_with_a_server_that_never_answers_ends_at_the_drains_deadline() -> None:
-    async with server(hanging="abcd") as to, agent(to.url, shutdown_timeout=0.5) as program:
+    async with server(hanging="abcd") as target, agent(target.url, shutdown_timeout=0.5) as program:
         await program.does("add 40")
         # Not says(): on a busy machine, exports begin before the program reports that it has added all spans.
         await program.has_said("sending", 1)
         program.send_signal(signal.SIGTERM)
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
     assert ended.reasons == {"the shutdown deadline passed"}
     assert facts.accepted.keys() == set(facts.undelivered)
@@ -175,14 +175,14 @@ async def test_sigterm_with_a_server_that_never_answers_ends_at_the_drains_deadl
 async def test_sigterm_in_the_drain_lets_the_drain_go_on(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
-        async with server_process(port, file) as to, agent(url_of(port), max_delay=math.inf) as program:
-            await to.says("listening")
-            await to.stop()
+        async with server_process(port, file) as target, agent(url_of(port), max_delay=math.inf) as program:
+            await target.says("listening")
+            await target.stop()
             await program.does("add 40")
             await program.tell("end")
             await program.says("sending")
             program.send_signal(signal.SIGTERM)
-            to.go_on()
+            target.go_on()
             ended = await end_of(program)
     facts = ended.check(read_records(file))
     assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
@@ -191,20 +191,20 @@ async def test_sigterm_in_the_drain_lets_the_drain_go_on(tmp_path: Path) -> None
 
 
 async def test_ctrl_c_after_a_sigterm_cuts_the_drain_short() -> None:
-    async with server(hanging="abcd") as to, agent(to.url, max_delay=math.inf) as program:
+    async with server(hanging="abcd") as target, agent(target.url, max_delay=math.inf) as program:
         await program.does("add 40")
         program.send_signal(signal.SIGTERM)
         await program.says("sending")
         program.send_signal(signal.SIGINT)
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (-signal.SIGINT, "KeyboardInterrupt")
     assert ended.reasons == {"Ctrl-C during the drain"}
     assert facts.accepted.keys() == set(facts.undelivered)
 
 
 async def test_sigterm_during_a_call_in_a_thread_waits_for_it_and_accepts_the_spans_it_adds() -> None:
-    async with server() as to, agent(to.url) as program:
+    async with server() as target, agent(target.url) as program:
         await program.does("add 40")
         await program.tell("work in a thread kept")
         await program.says("in the thread")
@@ -213,20 +213,20 @@ async def test_sigterm_during_a_call_in_a_thread_waits_for_it_and_accepts_the_sp
         # The thread still works; its spans are added although the program is cancelled.
         await program.tell("go on")
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
     assert len(facts.accepted) == 44
     assert not facts.undelivered
 
 
 async def test_sigterm_during_a_call_in_a_thread_that_may_be_abandoned_does_not_wait_for_it() -> None:
-    async with server() as to, agent(to.url, max_delay=math.inf) as program:
+    async with server() as target, agent(target.url, max_delay=math.inf) as program:
         await program.does("add 40")
         await program.tell("work in a thread abandoned")
         await program.says("in the thread")
         program.send_signal(signal.SIGTERM)
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (TERMINATED, "SystemExit")
     assert len(facts.accepted) == 40
     assert not facts.undelivered
@@ -243,12 +243,12 @@ def service(url: str) -> AbstractAsyncContextManager[Child]:
 
 
 async def test_the_documented_service_ends_with_143_and_everything_delivered() -> None:
-    async with server() as to, service(to.url) as program:
-        await to.wait_for(stored=5)
+    async with server() as target, service(target.url) as program:
+        await target.wait_for(stored=5)
         program.send_signal(signal.SIGTERM)
         assert await program.wait() == TERMINATED
         assert program.errors == ""
-    assert stored_in(to.records) == Counter(range(1, stored_in(to.records).total() + 1))
+    assert stored_in(target.records) == Counter(range(1, stored_in(target.records).total() + 1))
 
 
 # -- servers that are killed and stopped ---------------------------------------------------------------------------
@@ -260,10 +260,10 @@ async def test_everything_is_delivered_although_servers_are_killed(tmp_path: Pat
         async with agent(url_of(port), left_out=11, poison=61) as program:
             await program.tell("keep adding")
             for _ in range(3):
-                async with server_process(port, file, answers=10) as to:
+                async with server_process(port, file, answers=10) as target:
                     # It is killed between accepting a request and answering it.
-                    await to.says("accepted without an answer")
-                    await to.kill()
+                    await target.says("accepted without an answer")
+                    await target.kill()
                 await program.does("mark")
                 await program.says("failed")
             async with server_process(port, file):
@@ -283,13 +283,13 @@ async def test_a_server_that_is_killed_in_the_drain_and_comes_back_gets_everythi
     file = tmp_path / "stored"
     with reserved_port() as port:
         async with agent(url_of(port), max_delay=math.inf) as program:
-            async with server_process(port, file) as to:
-                await to.says("listening")
-                await to.stop()
+            async with server_process(port, file) as target:
+                await target.says("listening")
+                await target.stop()
                 await program.does("add 40")
                 await program.tell("end")
                 await program.says("sending")
-                await to.kill()
+                await target.kill()
             await program.says("failed")
             async with server_process(port, file):
                 ended = await end_of(program)
@@ -304,14 +304,14 @@ async def test_spans_that_a_stopped_server_accepts_later_are_stored_twice_and_co
     file = tmp_path / "stored"
     with reserved_port() as port:
         # An attempt may take two seconds, and does so while the server is stopped.
-        async with server_process(port, file) as to, agent(url_of(port), timeout=2.0, left_out=11) as program:
+        async with server_process(port, file) as target, agent(url_of(port), timeout=2.0, left_out=11) as program:
             await program.tell("keep adding")
             await wait_for_stored(file, 200)
-            await to.stop()
+            await target.stop()
             await program.does("mark")
             for _ in range(4):
                 await program.says("doubtful")
-            to.go_on()
+            target.go_on()
             # Its sockets contain requests that their sender has given up.
             await wait_until(lambda: max(stored_in(read_records(file)).values()) > 1)
             await program.does("flush")
@@ -327,11 +327,11 @@ async def test_spans_that_a_stopped_server_accepts_later_are_stored_twice_and_co
 async def test_a_server_that_stays_stopped_does_not_delay_the_end_beyond_the_drains_deadline(tmp_path: Path) -> None:
     file = tmp_path / "stored"
     with reserved_port() as port:
-        async with server_process(port, file) as to, agent(url_of(port), shutdown_timeout=1.0) as program:
-            await to.says("listening")
+        async with server_process(port, file) as target, agent(url_of(port), shutdown_timeout=1.0) as program:
+            await target.says("listening")
             await program.does("add 40")
             await program.does("flush")
-            await to.stop()
+            await target.stop()
             sent = program.said.count("sending")
             await program.does("add 40")
             await program.has_said("sending", sent + 4)
@@ -339,7 +339,7 @@ async def test_a_server_that_stays_stopped_does_not_delay_the_end_beyond_the_dra
             ended = await end_of(program)
             facts = ended.check(read_records(file))
             # Long after the program has ended, the server reads the requests in its sockets.
-            to.go_on()
+            target.go_on()
             await wait_for_stored(file, 41)
     late = ended.check(read_records(file))
     assert (ended.exit_code, ended.error) == (0, None)
@@ -353,10 +353,10 @@ async def test_a_server_that_stays_stopped_does_not_delay_the_end_beyond_the_dra
 
 async def test_a_program_that_is_stopped_for_longer_than_an_attempt_may_take_loses_nothing() -> None:
     attempt = 1.0
-    async with server(delay=0.02) as to, agent(to.url, timeout=attempt, left_out=11, poison=61) as program:
+    async with server(delay=0.02) as target, agent(target.url, timeout=attempt, left_out=11, poison=61) as program:
         await program.tell("keep adding")
         for _ in range(3):
-            await to.wait_for(stored=100)
+            await target.wait_for(stored=100)
             await program.stop()
             # This tests time itself: the running attempts must exceed their limit.
             await trio.sleep(attempt + 0.1)
@@ -364,7 +364,7 @@ async def test_a_program_that_is_stopped_for_longer_than_an_attempt_may_take_los
         await program.does("flush")
         await program.tell("end")
         ended = await end_of(program)
-    facts = ended.check(to.records)
+    facts = ended.check(target.records)
     assert (ended.exit_code, ended.error) == (0, None)
     assert not facts.undelivered
     assert facts.left_out

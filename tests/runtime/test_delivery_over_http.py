@@ -229,7 +229,7 @@ async def test_connections_are_kept_alive_between_batches() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_batch_is_repeated_on_another_connection_if_the_server_is_not_well(status: int) -> None:
+async def test_a_batch_is_repeated_on_another_connection_after_a_502_503_or_504(status: int) -> None:
     async with OTLPReceiver(answers=[None, Answer(status), None]) as receiver:
         async with batcher_to(receiver) as batcher:
             for _ in range(3):

@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -111,7 +112,6 @@ async def test_a_cancel_from_outside_ends_the_body_and_everything_is_delivered(a
 async def test_an_export_that_is_cancelled_hands_its_batch_back_and_the_queue_follows_in_order(
     autojump_clock: MockClock,
 ) -> None:
-    # A cancelled delivery hands its spans back, in order.
     exporter = InMemoryExporter(lambda batch: Hang())
     spans = make_spans(9)
     with trio.move_on_after(3):
@@ -121,7 +121,7 @@ async def test_an_export_that_is_cancelled_hands_its_batch_back_and_the_queue_fo
     (in_flight,) = exporter.batches
     assert batcher.statistics().ambiguous == 3
     handed_back = [loss.batch for loss in batcher.undelivered]
-    # The delivery and the location are cancelled in any order.
+    # The delivery and the queue hand their spans back in any order.
     handed_back.remove(in_flight)
     handed_back.insert(0, in_flight)
     assert [span_ids(batch.spans) for batch in handed_back] == [ids_of(spans[at : at + 3]) for at in (0, 3, 6)]
@@ -263,12 +263,12 @@ async def test_the_bodys_exception_wins_over_an_outer_cancel_during_the_drain(au
 
 async def test_our_own_backoff_is_cut_short_by_the_drain(autojump_clock: MockClock) -> None:
     # Retries do not outlive the shutdown: its deadline limits everything.
-    class Slow(random.Random):
+    class LongestWaits(random.Random):
         def uniform(self, a: float, b: float) -> float:
             return b
 
     exporter = InMemoryExporter([TryLater("busy")] * 4)
-    async with watched_batcher(exporter, ONE, rng=Slow()) as batcher:
+    async with watched_batcher(exporter, ONE, rng=LongestWaits()) as batcher:
         batcher.add_span_nowait("a", make_span())
         await trio.sleep(3.5)
         # It failed at 0, 1 and 3, and sleeps until 7.
@@ -388,6 +388,7 @@ async def test_strict_raises_when_spans_were_lost_and_the_body_ended_cleanly(aut
 async def test_strict_is_silent_when_nothing_was_lost(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter(), strict=True) as batcher:
         batcher.add_span_nowait("a", make_span())
+    assert batcher.statistics().delivered == 1
 
 
 async def test_strict_does_not_replace_the_bodys_exception_or_a_cancel(autojump_clock: MockClock) -> None:
@@ -454,7 +455,8 @@ async def test_undelivered_batches_are_kept_up_to_max_pending_bytes_and_the_rest
         for _ in range(10):
             await batcher.add_span("a", make_span(size=300))
     assert batcher.statistics().undelivered == 10
-    assert 1 <= len(batcher.undelivered) <= 3
+    kept = sum(loss.batch.size for loss in batcher.undelivered)
+    assert kept <= 1000 < kept + batcher.undelivered[0].batch.size
     assert f"{10 - len(batcher.undelivered)} of them beyond max_pending_bytes and not kept" in caplog.text
 
 
@@ -488,7 +490,7 @@ async def test_a_batcher_is_entered_once(autojump_clock: MockClock) -> None:
             pytest.fail("was entered")
 
 
-async def test_locations_and_deliveries_run_in_the_batchers_context(autojump_clock: MockClock) -> None:
+async def test_deliveries_run_in_the_batchers_context(autojump_clock: MockClock) -> None:
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request")
     seen = []
 
@@ -507,8 +509,6 @@ async def test_locations_and_deliveries_run_in_the_batchers_context(autojump_clo
 
 
 async def test_a_location_does_not_keep_its_adders_context_alive(autojump_clock: MockClock) -> None:
-    import weakref
-
     class Request:
         pass
 
@@ -528,7 +528,7 @@ async def test_a_location_does_not_keep_its_adders_context_alive(autojump_clock:
         assert alive() is None
 
 
-async def test_no_task_timer_or_channel_is_left_after_the_end(autojump_clock: MockClock) -> None:
+async def test_no_task_or_timer_is_left_after_the_end(autojump_clock: MockClock) -> None:
     before = trio.lowlevel.current_statistics()
     with trio.move_on_after(5):
         async with watched_batcher(InMemoryExporter(delay=3), ONE, shutdown_timeout=10) as batcher:
@@ -540,7 +540,7 @@ async def test_no_task_timer_or_channel_is_left_after_the_end(autojump_clock: Mo
     assert after.seconds_to_next_deadline == before.seconds_to_next_deadline
 
 
-async def test_two_batchers_share_one_exporters_run_and_drain_in_any_order(autojump_clock: MockClock) -> None:
+async def test_several_batchers_in_one_run_drain_in_any_order(autojump_clock: MockClock) -> None:
     async def run(delay: float, shutdown_at: float) -> None:
         async with watched_batcher(InMemoryExporter(delay=delay), NEVER) as batcher:
             batcher.add_spans_nowait("a", make_spans(3))

@@ -104,6 +104,7 @@ async def test_a_policy_function_that_adds_a_span_opens_one_location(autojump_cl
 
     async with watched_batcher(InMemoryExporter(), policy) as batcher:
         batcher.add_span_nowait("a", make_span())
+        assert len(batcher._live) == 1
         report = await batcher.flush()
         assert report.delivered == 2
 
@@ -111,9 +112,9 @@ async def test_a_policy_function_that_adds_a_span_opens_one_location(autojump_cl
 # -- adders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attempt", range(20))
+@pytest.mark.parametrize("repetition", range(20))
 async def test_an_add_spans_that_waits_as_the_drain_begins_adds_no_more_spans(
-    attempt: int, autojump_clock: MockClock
+    repetition: int, autojump_clock: MockClock
 ) -> None:
     async def add() -> None:
         with pytest.raises(trio.ClosedResourceError):
@@ -279,14 +280,12 @@ async def test_the_servers_time_is_kept_when_our_own_wait_was_longer(autojump_cl
     answers = iter([Delivered()] * 4 + [TryLater("reset"), TryLater("busy", after=20)])
     delays = iter([0, 0, 0, 0, 0.1, 0.2])
     exporter = InMemoryExporter(lambda batch: next(answers, Delivered()), delay=lambda batch: next(delays, 0))
-    began: list[float] = []
     async with watched_batcher(exporter, ONE, retry=RetryPolicy(initial=30)) as batcher:
         for _ in range(4):
             batcher.add_span_nowait("a", make_span())
             await batcher.flush()
         batcher.add_spans_nowait("a", make_spans(2))
         await trio.sleep(1)
-        began.append(trio.current_time())
     # The drain ends the backoff, but not the wait that the server asked for.
     assert trio.current_time() == pytest.approx(20.2)
     assert batcher.statistics().delivered == 6
@@ -385,10 +384,11 @@ async def test_several_tasks_that_exit_the_program_leave_one_exit_and_no_group(a
             await trio.sleep(1)
             raise SystemExit(3)
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         async with watched_batcher(Exits(), ONE) as batcher:
             for location in "abc":
                 batcher.add_spans_nowait(location, make_spans(3))
+    assert caught.value.code == 3
     assert batcher.statistics().undelivered == 9
 
 
@@ -429,7 +429,7 @@ async def test_the_exporter_is_closed_even_with_no_time_left(autojump_clock: Moc
     assert trio.current_time() == 0
 
 
-async def test_a_location_that_waits_for_a_slot_is_handed_back_at_once_when_it_has_become_hopeless(
+async def test_a_location_that_waits_for_a_slot_is_handed_back_at_once_if_its_server_asks_to_wait_too_long(
     autojump_clock: MockClock,
 ) -> None:
     """The location waits for a slot when its server asks for a minute."""

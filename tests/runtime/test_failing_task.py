@@ -54,23 +54,23 @@ class InternalError(Exception):
     """A bug of the batcher's own."""
 
 
-@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize("repetition", range(5))
 @pytest.mark.parametrize(
     ("task", "method"),
     [(Scheduler, "_begin_export"), (Scheduler, "_look"), (Delivery, "_answer"), (Delivery, "_next_part")],
 )
 async def test_a_bug_in_a_task_propagates_without_a_group_and_all_waiting_calls_are_woken(
-    task: type, method: str, attempt: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    task: type, method: str, repetition: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends: Counter[str] = Counter()
-    works = getattr(task, method)
+    original = getattr(task, method)
 
     def fail_for_b(self: Scheduler | Delivery, *args: object) -> object:
         location = args[0] if isinstance(self, Scheduler) else self._location
         assert isinstance(location, Location)
         if location.name == "b" and trio.current_time() >= 5:
             raise InternalError
-        return works(self, *args)
+        return original(self, *args)
 
     async def add(batcher: SpanBatcher, location: str) -> None:
         try:
@@ -84,7 +84,7 @@ async def test_a_bug_in_a_task_propagates_without_a_group_and_all_waiting_calls_
         exporter = InMemoryExporter(delay=5)
         async with watched_batcher(exporter, BatchPolicy(max_spans=1), limits=limits) as batcher:
             for location in "abc" * 6:
-                beside.start_soon(add, batcher, location)
+                adders.start_soon(add, batcher, location)
             await wait_all_tasks_blocked()
             monkeypatch.setattr(task, method, fail_for_b)
             await trio.sleep(100)
@@ -95,7 +95,7 @@ async def test_a_bug_in_a_task_propagates_without_a_group_and_all_waiting_calls_
             assert reasons <= {"a task of the batcher failed with InternalError"}
 
     with trio.fail_after(1000):
-        async with trio.open_nursery() as beside:
+        async with trio.open_nursery() as adders:
             with pytest.raises(InternalError):
                 await use()
     assert ends.total() == 18

@@ -430,10 +430,10 @@ ENDINGS: list[Callable[[], Awaitable[None]]] = [
 ]
 
 
-@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize("repetition", range(5))
 @pytest.mark.parametrize("end", ENDINGS)
 async def test_when_the_work_ends_for_any_reason_the_intake_closes_in_that_step_and_all_waiting_calls_are_woken(
-    end: Callable[[], Awaitable[None]], attempt: int, autojump_clock: MockClock
+    end: Callable[[], Awaitable[None]], repetition: int, autojump_clock: MockClock
 ) -> None:
     ends: Counter[str] = Counter()
 

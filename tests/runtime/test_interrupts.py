@@ -161,7 +161,7 @@ def test_ctrl_c_in_the_drain_stops_it_at_once_and_is_raised_again(where: str) ->
     assert "30 of 30 spans were handed back undelivered" in result["notes"][0]
 
 
-def test_ctrl_c_in_the_body_and_again_in_the_drain() -> None:
+def test_ctrl_c_in_the_body_ends_it_and_ctrl_c_in_the_drain_stops_that_too() -> None:
     result = run_child(
         """
         batcher = SpanBatcher(Says(delay=math.inf), batch=BatchPolicy(max_delay=math.inf), shutdown_timeout=math.inf)

@@ -142,7 +142,7 @@ def use_in_two_runs() -> None:
     assert batcher.statistics().accepted == 0
 
 
-async def test_statistics_are_read_anywhere_once_the_batcher_was_left() -> None:
+async def test_statistics_can_be_read_in_any_thread_once_the_batcher_was_left() -> None:
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
         batcher.add_span_nowait("a", make_span())
         with pytest.raises(RuntimeError, match=r"trio\.from_thread\.run_sync\(batcher\.statistics\)"):
@@ -168,9 +168,9 @@ def errors_in_a_child(child: Callable[[], object]) -> str:
             os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        told = pipe.read().decode()
+        output = pipe.read().decode()
     os.waitpid(pid, 0)
-    return told
+    return output
 
 
 def drive(coro: Any) -> object:
@@ -189,9 +189,9 @@ async def test_a_forked_child_gets_a_runtime_error_at_once_and_the_parent_goes_o
     async with watched_batcher(InMemoryExporter(), ONE) as batcher:
         await batcher.add_span("known", make_span())
         for location in ("known", "new"):
-            told = errors_in_a_child(lambda location=location: drive(use(batcher, location)))  # type: ignore[misc]  # a default
-            assert told.startswith("RuntimeError('this is a forked child"), told
-            assert "exec or os._exit" in told
+            error = errors_in_a_child(lambda location=location: drive(use(batcher, location)))  # type: ignore[misc]  # a default
+            assert error.startswith("RuntimeError('this is a forked child"), error
+            assert "exec or os._exit" in error
         await batcher.add_span("known", make_span())
         await batcher.flush()
     assert (batcher.statistics().accepted, batcher.statistics().delivered) == (2, 2)
@@ -213,9 +213,9 @@ async def test_a_process_forked_by_multiprocessing_gets_a_runtime_error_too() ->
 
         process = context.Process(target=child)
         process.start()
-        told = await trio.to_thread.run_sync(read.recv)
+        error = await trio.to_thread.run_sync(read.recv)
         await trio.to_thread.run_sync(process.join)
-        assert told.startswith("this is a forked child")
+        assert error.startswith("this is a forked child")
         assert process.exitcode == 0
         batcher.add_span_nowait("a", make_span())
     assert batcher.statistics().delivered == 1
@@ -225,13 +225,13 @@ async def test_a_process_forked_by_multiprocessing_gets_a_runtime_error_too() ->
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 async def test_a_child_that_is_forked_while_the_batcher_is_entered_gets_a_runtime_error_too() -> None:
     batcher = SpanBatcher(InMemoryExporter(), batch=ONE)
-    told: list[str] = []
+    errors: list[str] = []
 
     class ForksAtTheFirstStep(trio.abc.Instrument):
         def before_task_step(self, task: trio.lowlevel.Task) -> None:
-            if "_supervise" in task.name and not told:
+            if "_supervise" in task.name and not errors:
                 assert batcher._runtime.thread_id is None
-                told.append(errors_in_a_child(lambda: batcher.add_span_nowait("a", make_span())))
+                errors.append(errors_in_a_child(lambda: batcher.add_span_nowait("a", make_span())))
 
     trio.lowlevel.add_instrument(instrument := ForksAtTheFirstStep())
     try:
@@ -239,8 +239,8 @@ async def test_a_child_that_is_forked_while_the_batcher_is_entered_gets_a_runtim
             batcher.add_span_nowait("a", make_span())
     finally:
         trio.lowlevel.remove_instrument(instrument)
-    assert len(told) == 1
-    assert told[0].startswith("RuntimeError('this is a forked child"), told
+    assert len(errors) == 1
+    assert errors[0].startswith("RuntimeError('this is a forked child"), errors
     assert batcher.statistics().delivered == 1
 
 

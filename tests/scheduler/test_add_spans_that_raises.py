@@ -182,7 +182,7 @@ async def add_until_the_place_is_lost() -> tuple[int, int] | None:
                 batcher.add_span_nowait("b", make_span())
             await trio.lowlevel.checkpoint()
 
-    told: tuple[int, int] | None = None
+    reported: tuple[int, int] | None = None
     batch = BatchPolicy(max_spans=1)
     limits = Limits(max_locations=1, max_queued_spans=1)
     async with SpanBatcher(InMemoryExporter(), batch=batch, limits=limits) as batcher, trio.open_nursery() as nursery:
@@ -190,33 +190,33 @@ async def add_until_the_place_is_lost() -> tuple[int, int] | None:
         try:
             await batcher.add_spans("a", make_spans(200))
         except TooManyLocationsError as error:
-            told = error.accepted, accepted()
+            reported = error.accepted, accepted()
         finally:
             nursery.cancel_scope.cancel()
-    return told
+    return reported
 
 
 def test_a_location_keeps_its_place_between_two_spans_of_add_spans() -> None:
-    told = [run_seeded(seed, add_until_the_place_is_lost) for seed in range(20)]
-    assert all(pair is None or pair == (0, 0) for pair in told)
+    reported = [run_seeded(seed, add_until_the_place_is_lost) for seed in range(20)]
+    assert all(pair is None or pair == (0, 0) for pair in reported)
 
 
 async def test_a_batcher_that_is_closed_meanwhile_says_how_many_were_accepted() -> None:
     limits = Limits(max_queued_spans=2)
-    told: list[object] = []
+    reported: list[object] = []
 
     async def add() -> None:
         with pytest.raises(trio.ClosedResourceError) as caught:
             await batcher.add_spans("a", make_spans(5))
-        told.append(getattr(caught.value, "accepted", None))
+        reported.append(getattr(caught.value, "accepted", None))
 
     async with trio.open_nursery() as nursery:
         exporter = InMemoryExporter(delay=math.inf)
         async with SpanBatcher(exporter, batch=NEVER, limits=limits, shutdown_timeout=0) as batcher:
             nursery.start_soon(add)
             await trio.testing.wait_all_tasks_blocked()
-    assert told == [batcher.statistics().accepted]
-    assert told[0] != 0
+    assert reported == [batcher.statistics().accepted]
+    assert reported[0] != 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 64])
@@ -257,22 +257,22 @@ def test_a_ctrl_c_while_a_span_is_accepted_counts_that_span(place: str, monkeypa
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Admission, "_store", store_and_press)
-    told: list[tuple[object, int]] = []
+    reported: list[tuple[object, int]] = []
 
     async def main() -> None:
         async with SpanBatcher(InMemoryExporter(), batch=NEVER) as batcher:
             try:
                 await batcher.add_spans("a", make_spans(200))
             except KeyboardInterrupt as interrupt:
-                told.append((getattr(interrupt, "accepted", None), batcher.statistics().accepted))
+                reported.append((getattr(interrupt, "accepted", None), batcher.statistics().accepted))
         assert_conserved(batcher.statistics())
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
-    assert len(told) == 1
-    assert told[0][0] == told[0][1] >= 3
+    assert len(reported) == 1
+    assert reported[0][0] == reported[0][1] >= 3
 
 
-# -- exceptions that are not easily told something -----------------------------------------------------------------
+# -- exceptions that do not take an attribute -----------------------------------------------------------------------
 
 
 async def raised_after(count: int, error: Exception) -> Exception:

@@ -25,9 +25,11 @@ from trio_spanbatch import (
     InvalidSpanError,
     Limits,
     Refused,
+    RetryPolicy,
     Span,
     SpanBatcher,
     TooManyLocationsError,
+    TryLater,
 )
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -203,19 +205,16 @@ async def test_an_adder_that_waits_for_bytes_makes_the_fullest_location_due_firs
 async def test_a_location_that_holds_the_budget_and_backs_off_is_made_due_when_it_recovers(
     autojump_clock: MockClock,
 ) -> None:
-    from trio_spanbatch import Delivered, RetryPolicy, TryLater
-
-    exporter = InMemoryExporter([TryLater("busy", after=50), Delivered()])
+    # The first batch is handed back at once, since the server asks to wait for longer than max_elapsed.
+    exporter = InMemoryExporter([TryLater("busy", after=50)])
     limits = Limits(max_pending_bytes=4 * SIZE)
-    retry = RetryPolicy(max_elapsed=10)
-    policy = BatchPolicy(max_spans=2, max_delay=math.inf)
-    async with watched_batcher(exporter, policy, limits=limits, retry=retry) as batcher:
-        batcher.add_spans_nowait("a", make_spans(2, size=100))
-        await wait_all_tasks_blocked()
-        batcher.add_span_nowait("a", make_span(size=100))
-        batcher.add_spans_nowait("b", make_spans(1, size=200))
-        await batcher.add_span("c", make_span(size=300))
-        assert trio.current_time() <= 50
+    async with watched_batcher(exporter, NEVER, limits=limits, retry=RetryPolicy(max_elapsed=10)) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        await batcher.flush()
+        batcher.add_spans_nowait("a", make_spans(4, size=100))
+        await batcher.add_span("b", make_span(size=100))
+        assert trio.current_time() == 10
+        assert batch_lengths(exporter.batches) == [1, 4]
 
 
 async def test_a_large_span_is_not_starved_by_small_ones(autojump_clock: MockClock) -> None:
@@ -324,7 +323,7 @@ async def test_a_cancelled_adder_at_the_head_of_the_line_for_bytes_lets_other_lo
             nursery.start_soon(add_later, batcher, 1, "c", make_span())
             await batcher.add_span("b", make_span(size=500))
         await wait_all_tasks_blocked()
-        assert {"a", "c"} == {name for name, of in batcher.statistics().locations.items() if of.accepted}
+        assert {"a", "c"} == {name for name, counts in batcher.statistics().locations.items() if counts.accepted}
 
 
 async def test_an_add_span_that_is_cancelled_before_it_begins_accepts_nothing(autojump_clock: MockClock) -> None:
@@ -338,7 +337,7 @@ async def test_an_add_span_that_is_cancelled_before_it_begins_accepts_nothing(au
         assert batcher.statistics().accepted == 0
 
 
-async def test_the_awaitable_ones_always_checkpoint_and_the_others_never(autojump_clock: MockClock) -> None:
+async def test_add_span_add_spans_and_flush_always_checkpoint_and_nowait_never(autojump_clock: MockClock) -> None:
     async with watched_batcher(InMemoryExporter()) as batcher:
         with assert_checkpoints():
             await batcher.add_span("a", make_span())
@@ -517,7 +516,11 @@ async def test_one_location_too_many_ends_the_location_that_was_empty_longest(au
             batcher.add_span_nowait("b", make_span())
     assert batcher.statistics().delivered == 5
     # Ended locations are forgotten beyond max_locations, oldest first; the totals keep them.
-    assert {name: of.accepted for name, of in batcher.statistics().locations.items()} == {"a": 2, "c": 1, "d": 1}
+    assert {name: counts.accepted for name, counts in batcher.statistics().locations.items()} == {
+        "a": 2,
+        "c": 1,
+        "d": 1,
+    }
 
 
 async def test_more_locations_than_may_be_alive_can_come_and_go(autojump_clock: MockClock) -> None:

@@ -80,7 +80,7 @@ async def run(hanging: int, course: Course) -> Servers:
         trio.open_nursery() as nursery,
     ):
         for number in range(hanging):
-            nursery.start_soon(pour, batcher, f"hangs {number}", 10)
+            nursery.start_soon(keep_all_exports_busy, batcher, f"hangs {number}", 10)
         await trio.sleep(course.healthy_from)
         for number in range(HEALTHY):
             nursery.start_soon(keep_adding, batcher, f"healthy {number}", servers, ROUNDS)
@@ -90,7 +90,7 @@ async def run(hanging: int, course: Course) -> Servers:
     return servers
 
 
-async def pour(batcher: SpanBatcher, location: str, seconds: float) -> None:
+async def keep_all_exports_busy(batcher: SpanBatcher, location: str, seconds: float) -> None:
     """Add four batches at a time forever, so that the location reaches its maximum of concurrent exports."""
     while True:
         await batcher.add_spans(location, make_spans(4 * SPANS))
@@ -113,11 +113,11 @@ COURSES = {
 async def test_locations_that_hang_do_not_slow_healthy_ones_down(course: Course, autojump_clock: MockClock) -> None:
     alone = await run(0, course)
     for hanging in (4, 16):
-        beside = await run(hanging, course)
-        assert len(beside.waits) > HEALTHY * (ROUNDS - 15)
-        assert p99(beside.waits) <= 1.2 * p99(alone.waits)
-        assert beside.max_active <= Limits().max_exports
-        assert beside.max_active_by_location <= Limits().max_exports_per_location
+        with_hanging = await run(hanging, course)
+        assert len(with_hanging.waits) > HEALTHY * (ROUNDS - 15)
+        assert p99(with_hanging.waits) <= 1.2 * p99(alone.waits)
+        assert with_hanging.max_active <= Limits().max_exports
+        assert with_hanging.max_active_by_location <= Limits().max_exports_per_location
 
 
 async def test_a_stalled_location_with_large_spans_never_makes_a_healthy_one_wait(autojump_clock: MockClock) -> None:
@@ -143,7 +143,7 @@ async def test_a_stalled_location_with_large_spans_never_makes_a_healthy_one_wai
         async with trio.open_nursery() as healthy:
             for number in range(HEALTHY):
                 healthy.start_soon(add, f"well {number}")
-        # The stalled one is stopped by its time limit.
+        # The stalled location has used up its byte limit.
         stalled = batcher.statistics().locations["hangs"].pending_bytes
         assert 16_000_000 < stalled <= Limits().max_pending_bytes_per_location
         nursery.cancel_scope.cancel()

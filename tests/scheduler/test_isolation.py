@@ -139,7 +139,7 @@ async def test_deliveries_under_way_do_not_isolate_once_another_found_that_every
     assert len(exporter.batches) - before <= 3 + 32 + 6
 
 
-async def test_a_single_refused_span_does_not_make_a_location_suspicious(autojump_clock: MockClock) -> None:
+async def test_one_refused_span_does_not_mark_its_location_as_refusing_everything(autojump_clock: MockClock) -> None:
     bad = make_span()
     async with watched_batcher(InMemoryExporter(refusing([bad.context.span_id])), BIG) as batcher:
         batcher.add_span_nowait("a", bad)
@@ -191,7 +191,6 @@ async def test_after_a_413_the_location_remembers_the_size_that_passed(autojump_
     too_large = [batch for batch in exporter.batches if batch.size > 10_000]
     # Refused once while the batch is halved, and never again.
     assert len(too_large) <= 7
-    assert exporter.batches[: len(too_large)] != too_large or len(exporter.batches) > len(too_large)
     first_passed = next(i for i, batch in enumerate(exporter.batches) if batch.size <= 10_000)
     assert all(batch.size <= 10_000 for batch in exporter.batches[first_passed + 8 :])
 
@@ -234,6 +233,7 @@ async def test_an_isolation_that_the_deadline_ends_accounts_for_every_span(autoj
     statistics = batcher.statistics()
     assert statistics.undelivered > 0
     assert statistics.delivered > 0
+    assert statistics.delivered + statistics.rejected + statistics.undelivered == 256
     handed_back = {id(span) for loss in batcher.undelivered for span in loss.batch.spans}
     assert handed_back.isdisjoint(map(id, exporter.delivered["a"]))
 

@@ -40,7 +40,7 @@ async def test_a_location_may_have_1024_characters(location: str) -> None:
 
 
 @pytest.mark.parametrize("location", [LONGEST + "x", LONGEST_IN_UTF_8 + "x", MEGABYTE, Understated(LONGEST + "x")])
-async def test_a_longer_one_is_refused_wherever_it_is_given_and_costs_nothing(location: str) -> None:
+async def test_a_location_with_more_characters_is_refused_by_every_call_before_any_other_check(location: str) -> None:
     asked: list[str] = []
 
     class Exporter(InMemoryExporter):
@@ -52,38 +52,38 @@ async def test_a_longer_one_is_refused_wherever_it_is_given_and_costs_nothing(lo
         return NEVER
 
     async with SpanBatcher(Exporter(), batch=policy) as batcher:
-        told = []
+        raised = []
         for add in (batcher.add_span_nowait, batcher.add_span):
             with pytest.raises(InvalidLocationError) as caught:
                 done: Any = add(location, make_span())
                 await done
-            told.append(caught)
+            raised.append(caught)
         for add_all in (batcher.add_spans_nowait, batcher.add_spans):
             for count in (0, 2):
                 with pytest.raises(InvalidLocationError) as caught:
                     done = add_all(location, make_spans(count))
                     await done
-                told.append(caught)
+                raised.append(caught)
         with pytest.raises(InvalidLocationError) as caught:
             await batcher.flush(location)
-        told.append(caught)
+        raised.append(caught)
         with pytest.raises(InvalidLocationError) as caught:
             use_location(location)
-        told.append(caught)
+        raised.append(caught)
         with pytest.raises(InvalidLocationError) as caught:
             BatcherSpanProcessor(batcher, location=location)
-        told.append(caught)
+        raised.append(caught)
         assert batcher.statistics().locations == {}
     assert asked == []
     length = str.__len__(location)
-    for each in told:
-        message = str(each.value)
+    for error in raised:
+        message = str(error.value)
         assert f"has {length} characters; at most 1024 are allowed" in message
         assert str.__getitem__(location, slice(0, 7)) in message
         assert len(message) < 500
 
 
-async def test_a_span_whose_function_returns_a_longer_one_is_counted_as_invalid() -> None:
+async def test_a_span_whose_location_function_returns_a_longer_name_is_counted_as_invalid() -> None:
     async with SpanBatcher(InMemoryExporter(), batch=NEVER) as batcher:
         processor = BatcherSpanProcessor(batcher, location=lambda *_: MEGABYTE)
         provider = TracerProvider()

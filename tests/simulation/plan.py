@@ -64,8 +64,8 @@ class Plan:
         heals_at: When all faults end, in seconds of the mock clock; `math.inf` is never.
         end: How the body ends.
         ends_at: When it is told to end, if its tasks have not ended before.
-        adders: The numbers of tasks that add spans, inside the body and beside it.
-        flushers: The numbers of tasks that flush, inside the body and beside it.
+        adders: The numbers of tasks that add spans, inside and outside of the body.
+        flushers: The numbers of tasks that flush, inside and outside of the body.
         cancel_at_step: The scheduling step after which one of the scopes is cancelled, or None.
     """
 

@@ -195,21 +195,21 @@ class Run:
     # -- the program -------------------------------------------------------------------------------------------
 
     async def _use(self, batcher: SpanBatcher) -> None:
-        """Enter the batcher, with tasks in its body and beside it, and leave it as planned."""
+        """Enter the batcher, with tasks inside and outside of its body, and leave it as planned."""
         with trio.CancelScope() as everything:
             self._scopes["everything"] = everything
-            async with trio.open_nursery() as beside:
+            async with trio.open_nursery() as outside:
                 with trio.CancelScope() as body:
                     self._scopes["body and drain"] = body
-                    await self._live(batcher, beside, body)
+                    await self._live(batcher, outside, body)
                 self._expect_in_time()
 
-    async def _live(self, batcher: SpanBatcher, beside: trio.Nursery, scope: trio.CancelScope) -> None:
+    async def _live(self, batcher: SpanBatcher, outside: trio.Nursery, scope: trio.CancelScope) -> None:
         error = PlannedError("the body ends with this")
         try:
             async with batcher:
                 try:
-                    await self._body(beside)
+                    await self._body(outside)
                 finally:
                     self._drain_began = trio.current_time()
                     self._tell(f"program: the body ends, {batcher.statistics()}")
@@ -230,10 +230,10 @@ class Run:
         statistics = batcher.statistics()
         return statistics.rejected + statistics.undelivered > 0
 
-    async def _body(self, beside: trio.Nursery) -> None:
+    async def _body(self, outside: trio.Nursery) -> None:
         plan = self._plan
         async with trio.open_nursery() as nursery:
-            for nurseries, workers in ((nursery, 0), (beside, 1)):
+            for nurseries, workers in ((nursery, 0), (outside, 1)):
                 for number in range(plan.adders[workers]):
                     nurseries.start_soon(self._adder, f"adder {workers}{number}")
                 for number in range(plan.flushers[workers]):

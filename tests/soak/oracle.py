@@ -5,8 +5,9 @@ rejected and undelivered; delivered spans are stored once, at their location; sp
 attempt of unknown outcome; and the batcher's statistics agree. In a long run, however, the oracle itself must not grow.
 So a span has a `Record` only until nothing more can happen to it:
 
-- a span without a ambiguous attempt, until it is accounted for and, if delivered, was reported as stored;
-- a ambiguous one until ``patience`` seconds after it was accounted for, far longer than the server needs for a request.
+- a span without an ambiguous attempt, until it is accounted for and, if delivered, was reported as stored;
+- an ambiguous one until ``patience`` seconds after it was accounted for, far longer than the server needs for a
+  request.
 
 Any later event of a span without a record is a violation, whether the span was never accepted or was forgotten. So
 the oracle still notices repetitions.
@@ -177,7 +178,7 @@ class ForgettingOracle:
             if record.location != location:
                 self.report(f"span {span_id} of {record.location} is stored at {location}")
             record.stored += 1
-            self.counts["spans stored again after a ambiguous attempt"] += record.stored > 1
+            self.counts["spans stored again after an ambiguous attempt"] += record.stored > 1
             self._forget_if_settled(span_id, record)
 
     def pending(self, tracked: TrackedBatcher, location: str | None) -> list[int]:

@@ -49,9 +49,9 @@ OLD_NAMES = 50
 RESTING_PLACE = "main.soak.rest"
 
 # Seconds after which an adder counts as having waited.
-A_WAIT = 0.1
+SHORTEST_WAIT = 0.1
 # Seconds between two checks whether everything is at rest.
-A_LOOK = 0.1
+SECONDS_BETWEEN_CHECKS = 0.1
 # Seconds until the client notices that the server has broken a connection.
 BREAKING = 0.5
 
@@ -304,7 +304,7 @@ class Program:
         with trio.move_on_after(patience) as scope:
             began = trio.current_time()
             await tracked.add(location, spans)
-            self.counts["adders that waited"] += trio.current_time() > began + A_WAIT
+            self.counts["adders that waited"] += trio.current_time() > began + SHORTEST_WAIT
         self.counts["cancelled adders"] += scope.cancelled_caught
 
     def _make_spans(self, count: int) -> list[Span]:
@@ -360,7 +360,7 @@ class Program:
         await lasting.add(RESTING_PLACE, [self._oracle.make_span()])
         await lasting.flush(None)
         while live_locations() or len(self._oracle):
-            await trio.sleep(A_LOOK)
+            await trio.sleep(SECONDS_BETWEEN_CHECKS)
             self._oracle.sweep()
         self._at_rest(self)
         self.counts["rests"] += 1

@@ -1,4 +1,4 @@
-"""Lanes, budgets and the ledger, driven by a state machine against an independent model."""
+"""Locations, budgets and the ledger, driven by a state machine against an independent model."""
 
 from __future__ import annotations
 

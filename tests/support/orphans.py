@@ -64,11 +64,11 @@ class Watcher:
 
 def started_by(name: str) -> Iterator[int]:
     """Yield the ids of the running processes that the process with this watcher has started."""
-    wanted = f"{_VARIABLE}={name}".encode()
+    entry = f"{_VARIABLE}={name}".encode()
     for folder in _PROC.iterdir():
         # A process may have just ended, or belong to another user.
         with suppress(OSError):
-            if folder.name.isdecimal() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+            if folder.name.isdecimal() and entry in (folder / "environ").read_bytes().split(b"\0"):
                 yield int(folder.name)
 
 

@@ -21,7 +21,7 @@ from trio_spanbatch._http.transport import HTTPTransport, Progress
 
 __all__ = [
     "OK",
-    "Secrets",
+    "Tls",
     "answer",
     "answers",
     "length_of",
@@ -39,8 +39,8 @@ Serve = Callable[[trio.abc.Stream], Awaitable[object]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-class Secrets:
-    """Both sides of TLS for 127.0.0.1, ::1, ``server.test`` and ``a_b.test``."""
+class Tls:
+    """Both sides of TLS for 127.0.0.1, ::1, ``server.test`` and ``localhost``."""
 
     def __init__(self) -> None:
         authority = trustme.CA()
@@ -84,13 +84,13 @@ def _is_tcp(descriptor: int) -> bool:
 
 
 @asynccontextmanager
-async def listening(serve: Serve, secrets: Secrets | None = None, *, host: str = "127.0.0.1") -> AsyncIterator[int]:
+async def listening(serve: Serve, tls: Tls | None = None, *, host: str = "127.0.0.1") -> AsyncIterator[int]:
     """Serve connections on a port, which is yielded, until the end of the block."""
 
     async def one(transport: trio.SocketStream) -> None:
         stream: trio.abc.Stream = transport
-        if secrets is not None:
-            stream = trio.SSLStream(transport, secrets.server, server_side=True, https_compatible=True)
+        if tls is not None:
+            stream = trio.SSLStream(transport, tls.server, server_side=True, https_compatible=True)
         try:
             await serve(stream)
         except trio.BrokenResourceError:
@@ -158,8 +158,8 @@ async def silent(stream: trio.abc.Stream) -> None:
     await trio.sleep_forever()
 
 
-def url_of(port: int, secrets: Secrets | None = None, host: str = "127.0.0.1") -> str:
-    return f"http{'s' if secrets else ''}://{host}:{port}/v1/traces"
+def url_of(port: int, tls: Tls | None = None, host: str = "127.0.0.1") -> str:
+    return f"http{'s' if tls else ''}://{host}:{port}/v1/traces"
 
 
 def post(

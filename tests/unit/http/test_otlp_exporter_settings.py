@@ -154,7 +154,7 @@ def test_an_endpoint_is_a_string() -> None:
         OTLPExporter(httpx.URL(ENDPOINT))  # type: ignore[arg-type]  # on purpose
 
 
-def test_it_is_made_outside_of_trio_and_shows_nothing_secret() -> None:
+def test_an_exporter_is_created_outside_of_trio_and_shows_no_secret() -> None:
     exporter = OTLPExporter("http://localhost:4318/v1/traces", headers={"authorization": SECRET}, auth=lambda _: {})
     assert repr(exporter) == "<OTLPExporter for http://localhost:4318/v1/traces>"
     assert exporter.endpoint == "http://localhost:4318/v1/traces"

@@ -433,7 +433,7 @@ def test_a_program_may_install_httpx2_as_httpx() -> None:
     assert run("import httpx2; httpx2.alias_httpx()\n" + EXPORT + "trio.run(main)") == "1 1\n"
 
 
-async def test_an_unrelated_module_of_that_name_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unrelated_module_named_httpx2_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx2", ModuleType("httpx2"))
     async with OTLPReceiver() as receiver:
         exporter = OTLPExporter(receiver.url)

@@ -15,7 +15,7 @@ import trio.testing
 
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answer,
     answers,
     listening,
@@ -29,12 +29,12 @@ from trio_spanbatch._http.wire import Link, SocketLink
 
 
 @pytest.fixture(params=["TCP", "TLS"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
-    return Secrets() if request.param == "TLS" else None
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    return Tls() if request.param == "TLS" else None
 
 
-def transport_for(secrets: Secrets | None) -> HTTPTransport:
-    return HTTPTransport(secrets.client) if secrets else HTTPTransport()
+def transport_for(tls: Tls | None) -> HTTPTransport:
+    return HTTPTransport(tls.client) if tls else HTTPTransport()
 
 
 async def waits_for_the_rest(stream: trio.abc.Stream) -> None:
@@ -62,7 +62,7 @@ class NoMore(Exception):
 )
 @pytest.mark.parametrize("pieces", [0, 1, 3])
 async def test_an_exception_from_the_body_of_a_request_propagates_unchanged(
-    error: Exception, pieces: int, secrets: Secrets | None
+    error: Exception, pieces: int, tls: Tls | None
 ) -> None:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(pieces):
@@ -72,8 +72,8 @@ async def test_an_exception_from_the_body_of_a_request_propagates_unchanged(
         raise error
 
     with no_sockets_left():
-        async with listening(waits_for_the_rest, secrets) as port, transport_for(secrets) as transport:
-            request, progress = post(url_of(port, secrets), body)
+        async with listening(waits_for_the_rest, tls) as port, transport_for(tls) as transport:
+            request, progress = post(url_of(port, tls), body)
             with pytest.raises(type(error)) as caught:
                 await answer(transport, request)
             assert caught.value is error
@@ -82,20 +82,20 @@ async def test_an_exception_from_the_body_of_a_request_propagates_unchanged(
             await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_body_that_is_cancelled_cancels_the_request(secrets: Secrets | None) -> None:
+async def test_a_body_that_is_cancelled_cancels_the_request(tls: Tls | None) -> None:
     raised: list[BaseException] = []
 
     async def body() -> AsyncIterator[bytes]:
         yield b"piece"
         await trio.sleep_forever()
 
-    async with listening(waits_for_the_rest, secrets) as port, transport_for(secrets) as transport:
+    async with listening(waits_for_the_rest, tls) as port, transport_for(tls) as transport:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
 
                 async def ask() -> None:
                     try:
-                        await transport.handle_async_request(post(url_of(port, secrets), body)[0])
+                        await transport.handle_async_request(post(url_of(port, tls), body)[0])
                     except BaseException as error:
                         raised.append(error)
                         raise
@@ -106,7 +106,7 @@ async def test_a_body_that_is_cancelled_cancels_the_request(secrets: Secrets | N
     assert [type(error) for error in raised] == [trio.Cancelled]
 
 
-async def test_an_iterator_that_is_not_read_to_its_end_is_closed(secrets: Secrets | None) -> None:
+async def test_an_iterator_that_is_not_read_to_its_end_is_closed(tls: Tls | None) -> None:
     closed: list[str] = []
 
     async def refuses(stream: trio.abc.Stream) -> None:
@@ -121,15 +121,15 @@ async def test_an_iterator_that_is_not_read_to_its_end_is_closed(secrets: Secret
         finally:
             closed.append("closed")
 
-    async with listening(refuses, secrets) as port, transport_for(secrets) as transport:
-        assert await answer(transport, post(url_of(port, secrets), body)[0]) == (413, b"")
+    async with listening(refuses, tls) as port, transport_for(tls) as transport:
+        assert await answer(transport, post(url_of(port, tls), body)[0]) == (413, b"")
     assert closed == ["closed"]
 
 
 @pytest.mark.parametrize("length", ["4", "6"])
 @pytest.mark.parametrize("size", [5, 100_000])
 async def test_a_body_of_another_length_than_announced_is_an_error_at_once(
-    length: str, size: int, secrets: Secrets | None
+    length: str, size: int, tls: Tls | None
 ) -> None:
     async def body() -> AsyncIterator[bytes]:
         await trio.lowlevel.checkpoint()
@@ -137,16 +137,16 @@ async def test_a_body_of_another_length_than_announced_is_an_error_at_once(
 
     announced = str(size - 5 + int(length))
     with no_sockets_left():
-        async with listening(waits_for_the_rest, secrets) as port, transport_for(secrets) as transport:
+        async with listening(waits_for_the_rest, tls) as port, transport_for(tls) as transport:
             for content in (body, bytes(size)):
-                request, _ = post(url_of(port, secrets), content, headers={"content-length": announced})
+                request, _ = post(url_of(port, tls), content, headers={"content-length": announced})
                 if "transfer-encoding" in request.headers:
                     del request.headers["transfer-encoding"]
                 with pytest.raises(httpx.LocalProtocolError):
                     await answer(transport, request)
 
 
-async def test_empty_pieces_do_not_end_a_chunked_body(secrets: Secrets | None) -> None:
+async def test_empty_pieces_do_not_end_a_chunked_body(tls: Tls | None) -> None:
     received: list[bytes] = []
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -162,8 +162,8 @@ async def test_empty_pieces_do_not_end_a_chunked_body(secrets: Secrets | None) -
             await trio.lowlevel.checkpoint()
             yield piece
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        assert await answer(transport, post(url_of(port, secrets), body)[0]) == (200, b"ok")
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
+        assert await answer(transport, post(url_of(port, tls), body)[0]) == (200, b"ok")
     assert received == [b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"]
 
 
@@ -181,7 +181,7 @@ class Noting:
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["bytes", "stream"])
-async def test_a_body_goes_out_in_pieces_of_64_kib(streamed: bool, secrets: Secrets | None) -> None:
+async def test_a_body_goes_out_in_pieces_of_64_kib(streamed: bool, tls: Tls | None) -> None:
     sizes: list[int] = []
     content = bytes(1024 * 1024)
 
@@ -203,26 +203,26 @@ async def test_a_body_goes_out_in_pieces_of_64_kib(streamed: bool, secrets: Secr
         await stream.send_all(OK)
         await trio.sleep_forever()
 
-    async with listening(serve, secrets) as port:
-        context = secrets.client if secrets else Secrets().client
+    async with listening(serve, tls) as port:
+        context = tls.client if tls else Tls().client
         async with HTTPTransport(context, network=Network()) as transport:
-            request, _ = post(url_of(port, secrets), body if streamed else content)
+            request, _ = post(url_of(port, tls), body if streamed else content)
             # The server counts the frames of chunks as well, and answers before it has read the last of them.
             assert (await answer(transport, request))[0] == 200
     assert max(sizes) <= 64 * 1024 + 1024
     assert sum(sizes) >= len(content)
 
 
-async def test_a_head_of_100_kib_is_read_and_a_larger_one_refused(secrets: Secrets | None) -> None:
+async def test_a_head_of_100_kib_is_read_and_a_larger_one_refused(tls: Tls | None) -> None:
     for size, fits in ((90_000, True), (200_000, False)):
         cookies = b"Set-Cookie: %s\r\n" % (b"x" * 1000) * (size // 1000)
         response = OK.replace(b"\r\n\r\n", b"\r\n" + cookies + b"\r\n")
-        async with listening(answers(response), secrets) as port, transport_for(secrets) as transport:
+        async with listening(answers(response), tls) as port, transport_for(tls) as transport:
             if fits:
-                assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+                assert await answer(transport, url_of(port, tls)) == (200, b"ok")
             else:
                 with pytest.raises(httpx.RemoteProtocolError):
-                    await answer(transport, url_of(port, secrets))
+                    await answer(transport, url_of(port, tls))
 
 
 async def test_reading_ends_with_its_timeout(autojump_clock: trio.testing.MockClock) -> None:
@@ -243,7 +243,7 @@ async def test_reading_ends_with_its_timeout(autojump_clock: trio.testing.MockCl
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "broken"])
-async def test_a_large_body_is_free_at_once_after_its_request_failed(ends: str, secrets: Secrets | None) -> None:
+async def test_a_large_body_is_free_at_once_after_its_request_failed(ends: str, tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         if ends == "cancelled":
@@ -254,13 +254,13 @@ async def test_a_large_body_is_free_at_once_after_its_request_failed(ends: str, 
             await transport.handle_async_request(post(url, content)[0])
 
     content = bytes(16 * 1024 * 1024)
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
         gc.collect()
         gc.disable()
         try:
             before = sys.getrefcount(content)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(send, transport, url_of(port, secrets), content)
+                nursery.start_soon(send, transport, url_of(port, tls), content)
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 nursery.cancel_scope.cancel()
             del nursery

@@ -16,7 +16,7 @@ import trio.testing
 
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answers,
     listening,
     no_sockets_left,
@@ -100,12 +100,12 @@ async def exchange(make: Callable[[], HTTPTransport], url: str, content: Any = b
 
 
 @pytest.fixture(params=["TCP", "TLS"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
-    return Secrets() if request.param == "TLS" else None
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    return Tls() if request.param == "TLS" else None
 
 
-def made_for(secrets: Secrets | None) -> Callable[[], HTTPTransport]:
-    return partial(HTTPTransport, secrets.client) if secrets else HTTPTransport
+def made_for(tls: Tls | None) -> Callable[[], HTTPTransport]:
+    return partial(HTTPTransport, tls.client) if tls else HTTPTransport
 
 
 async def pieces() -> AsyncIterator[bytes]:
@@ -115,7 +115,7 @@ async def pieces() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("content", [b"spans", LARGE, pieces], ids=["small", "large", "stream"])
-async def test_an_exchange_may_be_cancelled_anywhere(content: object, secrets: Secrets | None) -> None:
+async def test_an_exchange_may_be_cancelled_anywhere(content: object, tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         while head := (await read_request(stream))[0]:
             if b"chunked" in head.lower():
@@ -125,23 +125,23 @@ async def test_an_exchange_may_be_cancelled_anywhere(content: object, secrets: S
                     data += more
             await stream.send_all(CHUNKED)
 
-    async with listening(serve, secrets) as port:
-        url = url_of(port, secrets)
-        await cancel_everywhere(partial(exchange, made_for(secrets), url, content, requests=2), at_least=10)
+    async with listening(serve, tls) as port:
+        url = url_of(port, tls)
+        await cancel_everywhere(partial(exchange, made_for(tls), url, content, requests=2), at_least=10)
 
 
-async def test_an_exchange_that_is_refused_early_may_be_cancelled_anywhere(secrets: Secrets | None) -> None:
+async def test_an_exchange_that_is_refused_early_may_be_cancelled_anywhere(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 413 No\r\nContent-Length: 9\r\n\r\ntoo large")
         while await stream.receive_some():
             pass
 
-    async with listening(serve, secrets) as port:
-        await cancel_everywhere(partial(exchange, made_for(secrets), url_of(port, secrets), HUGE), at_least=5)
+    async with listening(serve, tls) as port:
+        await cancel_everywhere(partial(exchange, made_for(tls), url_of(port, tls), HUGE), at_least=5)
 
 
-async def test_a_body_that_breaks_may_be_cancelled_anywhere(secrets: Secrets | None) -> None:
+async def test_a_body_that_breaks_may_be_cancelled_anywhere(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
@@ -149,25 +149,25 @@ async def test_a_body_that_breaks_may_be_cancelled_anywhere(secrets: Secrets | N
 
     async def broken(url: str) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
-            await exchange(made_for(secrets), url)
+            await exchange(made_for(tls), url)
 
-    async with listening(serve, secrets) as port:
-        await cancel_everywhere(partial(broken, url_of(port, secrets)), at_least=5)
+    async with listening(serve, tls) as port:
+        await cancel_everywhere(partial(broken, url_of(port, tls)), at_least=5)
 
 
-@pytest.mark.parametrize("of_proxy", [None, Secrets()], ids=["http proxy", "https proxy"])
-async def test_a_tunnel_may_be_cancelled_anywhere(of_proxy: Secrets | None) -> None:
-    secrets = Secrets()
+@pytest.mark.parametrize("of_proxy", [None, Tls()], ids=["http proxy", "https proxy"])
+async def test_a_tunnel_may_be_cancelled_anywhere(of_proxy: Tls | None) -> None:
+    tls = Tls()
 
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
-        tunnel = trio.SSLStream(stream, secrets.server, server_side=True, https_compatible=True)
+        tunnel = trio.SSLStream(stream, tls.server, server_side=True, https_compatible=True)
         await answers(OK)(tunnel)
 
     async with listening(serve, of_proxy) as port:
         proxy = httpx.Proxy(f"http{'s' if of_proxy else ''}://127.0.0.1:{port}", auth=("user", "password"))
-        make = partial(HTTPTransport, secrets.client, proxy=proxy, proxy_context=(of_proxy or secrets).client)
+        make = partial(HTTPTransport, tls.client, proxy=proxy, proxy_context=(of_proxy or tls).client)
         await cancel_everywhere(partial(exchange, make, "https://server.test/"), at_least=8)
 
 
@@ -187,7 +187,7 @@ async def test_connecting_to_several_addresses_may_be_cancelled_anywhere(monkeyp
 
 
 @pytest.mark.parametrize("stage", ["handshake", "response", "body", "writing", "tunnel"])
-async def test_a_cancel_takes_effect_at_once_if_a_server_hangs(stage: str, secrets: Secrets | None) -> None:
+async def test_a_cancel_takes_effect_at_once_if_a_server_hangs(stage: str, tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         if stage == "writing":
             await trio.lowlevel.checkpoint()
@@ -199,9 +199,9 @@ async def test_a_cancel_takes_effect_at_once_if_a_server_hangs(stage: str, secre
         await trio.sleep_forever()
 
     async with AsyncExitStack() as stack:
-        of_server = None if stage in ("handshake", "tunnel") else secrets
+        of_server = None if stage in ("handshake", "tunnel") else tls
         port = await stack.enter_async_context(listening(silent if stage == "handshake" else serve, of_server))
-        make, url = made_for(secrets), url_of(port, secrets)
+        make, url = made_for(tls), url_of(port, tls)
         if stage == "tunnel":
             make, url = partial(HTTPTransport, proxy=httpx.Proxy(f"http://127.0.0.1:{port}")), "https://server.test/"
         raised: list[BaseException] = []
@@ -221,12 +221,12 @@ async def test_a_cancel_takes_effect_at_once_if_a_server_hangs(stage: str, secre
         assert [type(error) for error in raised] == [trio.Cancelled]
 
 
-async def test_each_call_is_a_checkpoint(secrets: Secrets | None) -> None:
-    async with listening(answers(CHUNKED), secrets) as port:
-        transport = made_for(secrets)()
+async def test_each_call_is_a_checkpoint(tls: Tls | None) -> None:
+    async with listening(answers(CHUNKED), tls) as port:
+        transport = made_for(tls)()
         for _ in range(2):
             with trio.testing.assert_checkpoints():
-                response = await transport.handle_async_request(post(url_of(port, secrets))[0])
+                response = await transport.handle_async_request(post(url_of(port, tls))[0])
             assert isinstance(response.stream, httpx.AsyncByteStream)
             stream = aiter(response.stream)
             # Both came in one piece, so nothing has to be waited for.
@@ -239,24 +239,24 @@ async def test_each_call_is_a_checkpoint(secrets: Secrets | None) -> None:
             await transport.aclose()
 
 
-async def test_a_cancelled_call_begins_nothing(secrets: Secrets | None) -> None:
+async def test_a_cancelled_call_begins_nothing(tls: Tls | None) -> None:
     heads: list[bytes] = []
-    async with listening(answers(OK, heads=heads), secrets) as port, made_for(secrets)() as transport:
+    async with listening(answers(OK, heads=heads), tls) as port, made_for(tls)() as transport:
         for _ in range(2):
-            request, progress = post(url_of(port, secrets))
+            request, progress = post(url_of(port, tls))
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await transport.handle_async_request(request)
             assert scope.cancelled_caught
             assert not progress.sent
             # The second time there is a connection to use again.
-            await exchange(lambda: transport, url_of(port, secrets))
+            await exchange(lambda: transport, url_of(port, tls))
     assert len(heads) == 2
 
 
-async def test_the_end_of_a_complete_response_is_reported_though_it_is_cancelled(secrets: Secrets | None) -> None:
-    async with listening(answers(OK), secrets) as port, made_for(secrets)() as transport:
-        response = await transport.handle_async_request(post(url_of(port, secrets))[0])
+async def test_the_end_of_a_complete_response_is_reported_though_it_is_cancelled(tls: Tls | None) -> None:
+    async with listening(answers(OK), tls) as port, made_for(tls)() as transport:
+        response = await transport.handle_async_request(post(url_of(port, tls))[0])
         assert isinstance(response.stream, httpx.AsyncByteStream)
         stream = aiter(response.stream)
         assert await anext(stream) == b"ok"
@@ -268,16 +268,16 @@ async def test_the_end_of_a_complete_response_is_reported_though_it_is_cancelled
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "broken"])
-async def test_a_response_that_fails_need_not_be_closed(ends: str, secrets: Secrets | None) -> None:
+async def test_a_response_that_fails_need_not_be_closed(ends: str, tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
         while ends == "cancelled" and await stream.receive_some():
             pass
 
-    async with listening(serve, secrets) as port, made_for(secrets)() as transport:
+    async with listening(serve, tls) as port, made_for(tls)() as transport:
         with no_sockets_left():
-            response = await transport.handle_async_request(post(url_of(port, secrets))[0])
+            response = await transport.handle_async_request(post(url_of(port, tls))[0])
             assert isinstance(response.stream, httpx.AsyncByteStream)
             stream = aiter(response.stream)
             assert await anext(stream) == b"half"

@@ -25,7 +25,7 @@ from tests.support.exporters import batch_of
 from tests.support.processes import DEADLINE
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answer,
     answers,
     listening,
@@ -127,7 +127,7 @@ async def test_nothing_is_sent_to_a_server_without_tls(serve: Callable[..., Any]
 
 
 async def test_nothing_is_sent_to_a_server_whose_certificate_is_not_trusted() -> None:
-    async with listening(answers(OK), Secrets()) as port:
+    async with listening(answers(OK), Tls()) as port:
         error, progress = await fails(f"https://127.0.0.1:{port}/", server=True)
         assert "CERTIFICATE_VERIFY_FAILED" in str(error)
         assert error.__cause__ is not None
@@ -136,45 +136,45 @@ async def test_nothing_is_sent_to_a_server_whose_certificate_is_not_trusted() ->
 
 
 async def test_certificates_are_read_again_for_each_connection() -> None:
-    secrets, calls = Secrets(), 0
+    tls, calls = Tls(), 0
 
     def context() -> ssl.SSLContext:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise FileNotFoundError(errno.ENOENT, "No such file", "ca.pem")
-        return ssl.create_default_context() if calls == 2 else secrets.client()
+        return ssl.create_default_context() if calls == 2 else tls.client()
 
     with no_sockets_left():
-        async with listening(answers(OK), secrets) as port, HTTPTransport(context) as transport:
+        async with listening(answers(OK), tls) as port, HTTPTransport(context) as transport:
             for _ in range(2):
                 with pytest.raises(httpx.ConnectError):
-                    await answer(transport, url_of(port, secrets))
+                    await answer(transport, url_of(port, tls))
             for _ in range(2):
-                assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+                assert await answer(transport, url_of(port, tls)) == (200, b"ok")
     assert calls == 3
 
 
 @pytest.mark.parametrize(("host", "name"), [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost")])
 async def test_a_server_is_reached_by_address_and_by_name(host: str, name: str) -> None:
-    for secrets in (None, Secrets()):
+    for tls in (None, Tls()):
         heads: list[bytes] = []
         async with (
-            listening(answers(OK, heads=heads), secrets, host=host) as port,
-            HTTPTransport(secrets.client) if secrets else HTTPTransport() as transport,
+            listening(answers(OK, heads=heads), tls, host=host) as port,
+            HTTPTransport(tls.client) if tls else HTTPTransport() as transport,
         ):
-            assert await answer(transport, url_of(port, secrets, name)) == (200, b"ok")
+            assert await answer(transport, url_of(port, tls, name)) == (200, b"ok")
         assert f"host: {name}:{port}".encode() in heads[0].lower()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ::1 has no zone")
 async def test_the_zone_of_an_ipv6_address_leads_to_the_server_but_is_not_shown_to_it() -> None:
     zone = socket.if_nametoindex("lo")
-    for secrets in (None, Secrets()):
+    for tls in (None, Tls()):
         heads: list[bytes] = []
-        async with listening(answers(OK, heads=heads), secrets, host="::1") as port:
-            transport = HTTPTransport(secrets.client) if secrets else HTTPTransport()
-            exporter = OTLPExporter(url_of(port, secrets, f"[::1%25{zone}]"), transport=transport)
+        async with listening(answers(OK, heads=heads), tls, host="::1") as port:
+            transport = HTTPTransport(tls.client) if tls else HTTPTransport()
+            exporter = OTLPExporter(url_of(port, tls, f"[::1%25{zone}]"), transport=transport)
             assert await exporter.export(batch_of()) == Delivered()
             await exporter.aclose()
         assert f"host: [::1]:{port}\r\n".encode() in heads[0].lower()
@@ -182,16 +182,16 @@ async def test_the_zone_of_an_ipv6_address_leads_to_the_server_but_is_not_shown_
 
 async def test_a_host_name_with_an_underscore_is_verified_by_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    secrets = Secrets()
-    secrets.server.sni_callback = lambda _sock, name, _context: names.append(name)
+    tls = Tls()
+    tls.server.sni_callback = lambda _sock, name, _context: names.append(name)
 
     def getaddrinfo(host: object, port: int, *args: Any) -> Any:
         return real_getaddrinfo("127.0.0.1", port, *args)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    async with listening(answers(OK), secrets) as port:
+    async with listening(answers(OK), tls) as port:
         # The certificate has no such name.
-        error, _ = await fails(f"https://otel_collector:{port}/", transport=HTTPTransport(secrets.client), server=True)
+        error, _ = await fails(f"https://otel_collector:{port}/", transport=HTTPTransport(tls.client), server=True)
         assert "otel_collector" in str(error)
     assert names == ["otel_collector"]
 
@@ -204,8 +204,8 @@ async def test_a_name_that_ends_with_a_dot_is_that_of_the_certificate(monkeypatc
         return real_getaddrinfo("127.0.0.1", port, *args)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    secrets = Secrets()
-    async with listening(answers(OK), secrets) as port, HTTPTransport(secrets.client) as transport:
+    tls = Tls()
+    async with listening(answers(OK), tls) as port, HTTPTransport(tls.client) as transport:
         assert await answer(transport, f"https://server.test.:{port}/") == (200, b"ok")
     assert "server.test." in asked
 

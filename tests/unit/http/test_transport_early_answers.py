@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answer,
     listening,
     no_sockets_left,
@@ -27,12 +27,12 @@ LARGE = bytes(24 * 1024 * 1024)
 
 
 @pytest.fixture(params=["TCP", "TLS"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
-    return Secrets() if request.param == "TLS" else None
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    return Tls() if request.param == "TLS" else None
 
 
-def transport_for(secrets: Secrets | None) -> HTTPTransport:
-    return HTTPTransport(secrets.client) if secrets else HTTPTransport()
+def transport_for(tls: Tls | None) -> HTTPTransport:
+    return HTTPTransport(tls.client) if tls else HTTPTransport()
 
 
 def refusal(status: int) -> bytes:
@@ -56,8 +56,8 @@ async def lingers(stream: trio.abc.Stream) -> None:
 @pytest.mark.parametrize("status", [413, 401, 307, 503])
 @pytest.mark.parametrize("then", [closes, lingers, stays])
 @pytest.mark.parametrize("content", ["bytes", "stream"])
-async def test_a_refusal_before_the_end_of_the_request_is_heard(
-    secrets: Secrets | None, status: int, then: object, content: str
+async def test_a_refusal_before_the_end_of_the_request_is_read(
+    tls: Tls | None, status: int, then: object, content: str
 ) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
@@ -70,24 +70,24 @@ async def test_a_refusal_before_the_end_of_the_request_is_heard(
             yield LARGE[at : at + 1024 * 1024]
 
     with no_sockets_left():
-        async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-            request, progress = post(url_of(port, secrets), LARGE if content == "bytes" else pieces)
+        async with listening(serve, tls) as port, transport_for(tls) as transport:
+            request, progress = post(url_of(port, tls), LARGE if content == "bytes" else pieces)
             assert await answer(transport, request) == (status, b"too large")
             assert progress.sent
 
 
 @pytest.mark.parametrize("size", [1_000, 60_000, 70_000, 1_000_000, len(LARGE)])
-async def test_a_refusal_is_heard_in_each_of_many_tries(size: int, secrets: Secrets | None) -> None:
+async def test_a_refusal_is_read_in_each_of_many_tries(size: int, tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(refusal(413))
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
         for _ in range(25):
-            assert await answer(transport, post(url_of(port, secrets), LARGE[:size])[0]) == (413, b"too large")
+            assert await answer(transport, post(url_of(port, tls), LARGE[:size])[0]) == (413, b"too large")
 
 
-async def test_a_refusal_is_heard_while_the_body_of_the_request_is_waited_for(secrets: Secrets | None) -> None:
+async def test_a_refusal_is_read_while_the_body_of_the_request_is_waited_for(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(refusal(413))
@@ -102,12 +102,12 @@ async def test_a_refusal_is_heard_while_the_body_of_the_request_is_waited_for(se
         finally:
             ended.set()
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        assert await answer(transport, post(url_of(port, secrets), pieces)[0]) == (413, b"too large")
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
+        assert await answer(transport, post(url_of(port, tls), pieces)[0]) == (413, b"too large")
     assert ended.is_set()
 
 
-async def test_a_refused_request_leaves_no_connection_for_the_next_one(secrets: Secrets | None) -> None:
+async def test_a_refused_request_leaves_no_connection_for_the_next_one(tls: Tls | None) -> None:
     connections = 0
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -119,15 +119,15 @@ async def test_a_refused_request_leaves_no_connection_for_the_next_one(secrets: 
         await stream.send_all(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n" if large else OK)
         await trio.sleep_forever()
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        request, _ = post(url_of(port, secrets), LARGE, headers={"x": "large"})
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
+        request, _ = post(url_of(port, tls), LARGE, headers={"x": "large"})
         assert await answer(transport, request) == (413, b"")
-        assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+        assert await answer(transport, url_of(port, tls)) == (200, b"ok")
     assert connections == 2
 
 
-async def test_a_success_that_comes_early_counts_once_the_whole_request_was_written(secrets: Secrets | None) -> None:
-    go_on, heard, was_read = trio.Event(), trio.Event(), trio.Event()
+async def test_a_success_that_comes_early_counts_once_the_whole_request_was_written(tls: Tls | None) -> None:
+    go_on, answered, was_read = trio.Event(), trio.Event(), trio.Event()
 
     async def serve(stream: trio.abc.Stream) -> None:
         _, body = await read_head(stream)
@@ -140,26 +140,24 @@ async def test_a_success_that_comes_early_counts_once_the_whole_request_was_writ
         await trio.sleep_forever()
 
     async def ask(port: int) -> None:
-        assert await answer(transport, post(url_of(port, secrets), LARGE)[0]) == (200, b"ok")
-        heard.set()
+        assert await answer(transport, post(url_of(port, tls), LARGE)[0]) == (200, b"ok")
+        answered.set()
 
     async with (
-        listening(serve, secrets) as port,
-        transport_for(secrets) as transport,
+        listening(serve, tls) as port,
+        transport_for(tls) as transport,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(ask, port)
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert not heard.is_set()
+        assert not answered.is_set()
         go_on.set()
         await was_read.wait()
-        await heard.wait()
+        await answered.wait()
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reads half", "reads nothing"])
-async def test_a_success_for_a_request_that_could_not_be_written_is_an_error(
-    secrets: Secrets | None, reads: bool
-) -> None:
+async def test_a_success_for_a_request_that_could_not_be_written_is_an_error(tls: Tls | None, reads: bool) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(OK)
@@ -168,15 +166,15 @@ async def test_a_success_for_a_request_that_could_not_be_written_is_an_error(
             length += len(await stream.receive_some(1024 * 1024))
 
     with no_sockets_left():
-        async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-            request, progress = post(url_of(port, secrets), LARGE)
+        async with listening(serve, tls) as port, transport_for(tls) as transport:
+            request, progress = post(url_of(port, tls), LARGE)
             with pytest.raises(httpx.WriteError):
                 await answer(transport, request)
             assert progress.sent
             assert progress.write_error is not None
 
 
-async def test_a_server_that_reads_slowly_gets_the_whole_request(secrets: Secrets | None) -> None:
+async def test_a_server_that_reads_slowly_gets_the_whole_request(tls: Tls | None) -> None:
     bodies: list[bytes] = []
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -185,18 +183,18 @@ async def test_a_server_that_reads_slowly_gets_the_whole_request(secrets: Secret
         await stream.send_all(OK)
 
     content = bytes(range(256)) * 1000 * 4
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        assert await answer(transport, post(url_of(port, secrets), content)[0]) == (200, b"ok")
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
+        assert await answer(transport, post(url_of(port, tls), content)[0]) == (200, b"ok")
     assert bodies == [content]
 
 
-async def test_a_server_that_closes_in_the_middle_of_a_request_is_an_error(secrets: Secrets | None) -> None:
+async def test_a_server_that_closes_in_the_middle_of_a_request_is_an_error(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
 
     with no_sockets_left():
-        async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-            request, progress = post(url_of(port, secrets), LARGE)
+        async with listening(serve, tls) as port, transport_for(tls) as transport:
+            request, progress = post(url_of(port, tls), LARGE)
             with pytest.raises((httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)):
                 await answer(transport, request)
             assert progress.sent

@@ -13,7 +13,7 @@ import trio
 
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answer,
     answers,
     listening,
@@ -32,21 +32,21 @@ Serve = Callable[[trio.abc.Stream], Awaitable[object]]
 
 
 @pytest.fixture(params=["TCP", "TLS"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
-    return Secrets() if request.param == "TLS" else None
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    return Tls() if request.param == "TLS" else None
 
 
 @pytest.fixture(params=["http proxy", "https proxy"])
-def of_proxy(request: pytest.FixtureRequest) -> Secrets | None:
-    return Secrets() if request.param == "https proxy" else None
+def of_proxy(request: pytest.FixtureRequest) -> Tls | None:
+    return Tls() if request.param == "https proxy" else None
 
 
-def transport_over(port: int, of_proxy: Secrets | None, secrets: Secrets | None) -> HTTPTransport:
+def transport_over(port: int, of_proxy: Tls | None, tls: Tls | None) -> HTTPTransport:
     scheme = "https" if of_proxy else "http"
     url = httpx.URL(f"{scheme}://127.0.0.1:{port}")
     proxy = httpx.Proxy(url, auth=("user", PASSWORD), headers={"X-Proxy": "yes"})
     return HTTPTransport(
-        secrets.client if secrets else unused_context,
+        tls.client if tls else unused_context,
         proxy=proxy,
         proxy_context=of_proxy.client if of_proxy else unused_context,
     )
@@ -79,7 +79,7 @@ def tunnels_to(port: int, heads: list[bytes]) -> Serve:
     return serve
 
 
-async def test_a_request_to_an_http_server_is_forwarded_with_its_whole_url(of_proxy: Secrets | None) -> None:
+async def test_a_request_to_an_http_server_is_forwarded_with_its_whole_url(of_proxy: Tls | None) -> None:
     heads: list[bytes] = []
     with no_sockets_left():
         async with (
@@ -102,14 +102,14 @@ async def test_a_request_to_an_http_server_is_forwarded_with_its_whole_url(of_pr
 
 
 async def test_a_request_to_an_https_server_goes_through_a_tunnel_that_alone_gets_the_credentials(
-    of_proxy: Secrets | None,
+    of_proxy: Tls | None,
 ) -> None:
-    secrets, heads, asked = Secrets(), list[bytes](), list[bytes]()
+    tls, heads, asked = Tls(), list[bytes](), list[bytes]()
     with no_sockets_left():
         async with (
-            listening(answers(OK, heads=heads), secrets) as server,
+            listening(answers(OK, heads=heads), tls) as server,
             listening(tunnels_to(server, asked), of_proxy) as port,
-            transport_over(port, of_proxy, secrets) as transport,
+            transport_over(port, of_proxy, tls) as transport,
         ):
             for _ in range(2):
                 request, progress = post("https://server.test/v1/traces", headers={"authorization": "mine"})
@@ -126,11 +126,11 @@ async def test_a_request_to_an_https_server_goes_through_a_tunnel_that_alone_get
 
 
 async def test_a_tunnel_to_an_ipv6_address_names_it_in_brackets() -> None:
-    secrets, heads, asked = Secrets(), list[bytes](), list[bytes]()
+    tls, heads, asked = Tls(), list[bytes](), list[bytes]()
     async with (
-        listening(answers(OK, heads=heads), secrets) as server,
+        listening(answers(OK, heads=heads), tls) as server,
         listening(tunnels_to(server, asked)) as port,
-        transport_over(port, None, secrets) as transport,
+        transport_over(port, None, tls) as transport,
     ):
         assert await answer(transport, f"https://[::1]:{server}/") == (200, b"ok")
     assert asked[0].startswith(b"CONNECT [::1]:%d HTTP/1.1\r\n" % server)
@@ -139,7 +139,7 @@ async def test_a_tunnel_to_an_ipv6_address_names_it_in_brackets() -> None:
 @pytest.mark.parametrize("status", [301, 400, 403, 407, 502, 503])
 @pytest.mark.parametrize("body", [b"", b"Content-Length: 5\r\n"])
 async def test_a_proxy_that_refuses_a_tunnel_is_a_proxy_error_with_its_status(
-    status: int, body: bytes, of_proxy: Secrets | None
+    status: int, body: bytes, of_proxy: Tls | None
 ) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
@@ -157,7 +157,7 @@ async def test_a_proxy_that_refuses_a_tunnel_is_a_proxy_error_with_its_status(
 
 
 @pytest.mark.parametrize("response", [b"", b"HTTP/1.1 20", b"220 smtp.test\r\n\r\n", b"HTTP/1.1 101 -\r\n\r\n"])
-async def test_a_proxy_that_closes_a_tunnel_early_is_a_connect_error(response: bytes, of_proxy: Secrets | None) -> None:
+async def test_a_proxy_that_closes_a_tunnel_early_is_a_connect_error(response: bytes, of_proxy: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         if response:
@@ -171,13 +171,13 @@ async def test_a_proxy_that_closes_a_tunnel_early_is_a_connect_error(response: b
             assert not progress.sent
 
 
-async def test_a_server_that_is_not_trusted_gets_nothing_through_the_tunnel(of_proxy: Secrets | None) -> None:
+async def test_a_server_that_is_not_trusted_gets_nothing_through_the_tunnel(of_proxy: Tls | None) -> None:
     heads, asked = list[bytes](), list[bytes]()
     with no_sockets_left():
         async with (
-            listening(answers(OK, heads=heads), Secrets()) as server,
+            listening(answers(OK, heads=heads), Tls()) as server,
             listening(tunnels_to(server, asked), of_proxy) as port,
-            transport_over(port, of_proxy, Secrets()) as transport,
+            transport_over(port, of_proxy, Tls()) as transport,
         ):
             request, progress = post("https://server.test/")
             with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -189,8 +189,8 @@ async def test_a_server_that_is_not_trusted_gets_nothing_through_the_tunnel(of_p
 async def test_a_proxy_that_is_not_trusted_gets_no_credentials() -> None:
     heads: list[bytes] = []
     async with (
-        listening(answers(OK, heads=heads), Secrets()) as port,
-        transport_over(port, Secrets(), None) as transport,
+        listening(answers(OK, heads=heads), Tls()) as port,
+        transport_over(port, Tls(), None) as transport,
     ):
         for url in ("http://server.test/", "https://server.test/"):
             request, progress = post(url)
@@ -212,8 +212,8 @@ async def test_credentials_of_a_proxy_are_in_no_error() -> None:
 
 
 @pytest.mark.parametrize("then", ["closes", "stays"])
-async def test_a_refusal_of_a_proxy_before_the_end_of_the_request_is_heard(
-    then: str, secrets: Secrets | None, of_proxy: Secrets | None
+async def test_a_refusal_of_a_proxy_before_the_end_of_the_request_is_read(
+    then: str, tls: Tls | None, of_proxy: Tls | None
 ) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
@@ -224,27 +224,27 @@ async def test_a_refusal_of_a_proxy_before_the_end_of_the_request_is_heard(
     content = bytes(24 * 1024 * 1024)
     with no_sockets_left():
         async with (
-            listening(serve, secrets) as server,
+            listening(serve, tls) as server,
             # Where the server is http, the proxy itself answers.
-            listening(tunnels_to(server, []) if secrets else serve, of_proxy) as port,
-            transport_over(port, of_proxy, secrets) as transport,
+            listening(tunnels_to(server, []) if tls else serve, of_proxy) as port,
+            transport_over(port, of_proxy, tls) as transport,
         ):
-            request, progress = post(url_of(server, secrets), content)
+            request, progress = post(url_of(server, tls), content)
             assert await answer(transport, request) == (413, b"too large")
             assert progress.sent
 
 
-async def test_a_tunnel_with_more_than_the_response_is_not_used_again(of_proxy: Secrets | None) -> None:
-    secrets, asked = Secrets(), list[bytes]()
+async def test_a_tunnel_with_more_than_the_response_is_not_used_again(of_proxy: Tls | None) -> None:
+    tls, asked = Tls(), list[bytes]()
 
     async def serve(stream: trio.abc.Stream) -> None:
         while (await read_request(stream))[0]:
             await stream.send_all(OK + OK)
 
     async with (
-        listening(serve, secrets) as server,
+        listening(serve, tls) as server,
         listening(tunnels_to(server, asked), of_proxy) as port,
-        transport_over(port, of_proxy, secrets) as transport,
+        transport_over(port, of_proxy, tls) as transport,
     ):
         for _ in range(3):
             assert await answer(transport, "https://server.test/") == (200, b"ok")

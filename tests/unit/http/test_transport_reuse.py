@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from tests.support.processes import DEADLINE
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answer,
     answers,
     listening,
@@ -37,16 +37,16 @@ def clock() -> MockClock:
 
 
 @pytest.fixture(params=["TCP", "TLS 1.2", "TLS 1.3"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
+def tls(request: pytest.FixtureRequest) -> Tls | None:
     if request.param == "TCP":
         return None
-    secrets = Secrets()
-    secrets.server.maximum_version = getattr(ssl.TLSVersion, request.param.replace(" ", "v").replace(".", "_"))
-    return secrets
+    tls = Tls()
+    tls.server.maximum_version = getattr(ssl.TLSVersion, request.param.replace(" ", "v").replace(".", "_"))
+    return tls
 
 
-def transport_for(secrets: Secrets | None) -> HTTPTransport:
-    return HTTPTransport(secrets.client) if secrets else HTTPTransport()
+def transport_for(tls: Tls | None) -> HTTPTransport:
+    return HTTPTransport(tls.client) if tls else HTTPTransport()
 
 
 def counted(
@@ -60,26 +60,26 @@ def counted(
 
 
 async def connections_for(
-    responses: list[bytes], secrets: Secrets | None, *, pause: float = 0.0, requests: int = 2, method: str = "POST"
+    responses: list[bytes], tls: Tls | None, *, pause: float = 0.0, requests: int = 2, method: str = "POST"
 ) -> int:
     """Return how many connections are made for some requests with a pause between."""
     connections: list[int] = []
     clock = trio.lowlevel.current_clock()
     with no_sockets_left():
         async with (
-            listening(counted(answers(*responses), connections), secrets) as port,
-            transport_for(secrets) as transport,
+            listening(counted(answers(*responses), connections), tls) as port,
+            transport_for(tls) as transport,
         ):
             for number in range(requests):
                 if number and pause:
                     assert isinstance(clock, MockClock)
                     clock.jump(pause)
-                await answer(transport, post(url_of(port, secrets), method=method)[0])
+                await answer(transport, post(url_of(port, tls), method=method)[0])
     return len(connections)
 
 
-async def test_a_connection_is_used_again(secrets: Secrets | None) -> None:
-    assert await connections_for([OK], secrets, requests=5) == 1
+async def test_a_connection_is_used_again(tls: Tls | None) -> None:
+    assert await connections_for([OK], tls, requests=5) == 1
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,9 @@ async def test_a_connection_that_is_always_busy_is_closed_after_5_minutes(clock:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_after_a_502_503_or_504_the_next_request_gets_another_connection(
-    status: int, secrets: Secrets | None
-) -> None:
+async def test_after_a_502_503_or_504_the_next_request_gets_another_connection(status: int, tls: Tls | None) -> None:
     response = b"HTTP/1.1 %d Sick\r\nContent-Length: 0\r\n\r\n" % status
-    assert await connections_for([response, OK], secrets, requests=4) == 2
+    assert await connections_for([response, OK], tls, requests=4) == 2
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 413, 429, 500, 501, 505])
@@ -154,22 +152,22 @@ async def test_after_other_answers_the_connection_is_used_again(status: int) -> 
     ],
     ids=["close", "close among others", "HTTP/1.0", "HTTP/1.0 with keep-alive"],
 )
-async def test_a_connection_ends_when_the_server_says_so(response: bytes, secrets: Secrets | None) -> None:
-    assert await connections_for([response, OK], secrets) == 2
+async def test_a_connection_ends_when_the_server_says_so(response: bytes, tls: Tls | None) -> None:
+    assert await connections_for([response, OK], tls) == 2
 
 
 @pytest.mark.parametrize("more", [OK, b"x", b"\r\n", b"HTTP/1.1 408 Timeout\r\n\r\n", OK * 3000])
 async def test_a_connection_with_more_than_the_response_in_one_piece_is_not_used_again(
-    more: bytes, secrets: Secrets | None
+    more: bytes, tls: Tls | None
 ) -> None:
-    assert await connections_for([OK + more, OK], secrets, requests=3) == 2
+    assert await connections_for([OK + more, OK], tls, requests=3) == 2
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 @pytest.mark.parametrize("more", [b"x", OK])
 async def test_a_connection_with_more_in_a_second_record_of_tls_is_not_used_again(version: str, more: bytes) -> None:
-    secrets = Secrets()
-    secrets.server.maximum_version = getattr(ssl.TLSVersion, version)
+    tls = Tls()
+    tls.server.maximum_version = getattr(ssl.TLSVersion, version)
     connections = 0
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -187,9 +185,9 @@ async def test_a_connection_with_more_in_a_second_record_of_tls_is_not_used_agai
             stream.transport_stream = tcp
             await tcp.send_all(b"".join(sent))
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
         for _ in range(3):
-            assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+            assert await answer(transport, url_of(port, tls)) == (200, b"ok")
     assert connections == 2
 
 
@@ -208,7 +206,7 @@ class _Held(trio.abc.SendStream):
         await trio.lowlevel.checkpoint()
 
 
-async def test_a_connection_with_more_that_comes_later_is_not_used_again(secrets: Secrets | None) -> None:
+async def test_a_connection_with_more_that_comes_later_is_not_used_again(tls: Tls | None) -> None:
     connections, sent, go_on = 0, trio.Event(), trio.Event()
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -222,15 +220,15 @@ async def test_a_connection_with_more_that_comes_later_is_not_used_again(secrets
                 await stream.send_all(b"x")
                 sent.set()
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
+        assert await answer(transport, url_of(port, tls)) == (200, b"ok")
         go_on.set()
         await sent.wait()
-        assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+        assert await answer(transport, url_of(port, tls)) == (200, b"ok")
     assert connections == 2
 
 
-async def test_a_connection_that_the_server_ended_meanwhile_costs_nothing(secrets: Secrets | None) -> None:
+async def test_a_connection_that_the_server_ended_meanwhile_is_replaced_without_an_error(tls: Tls | None) -> None:
     connections, closed = 0, trio.Event()
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -242,9 +240,9 @@ async def test_a_connection_that_the_server_ended_meanwhile_costs_nothing(secret
         closed.set()
 
     with no_sockets_left():
-        async with listening(serve, secrets) as port, transport_for(secrets) as transport:
+        async with listening(serve, tls) as port, transport_for(tls) as transport:
             for _ in range(3):
-                assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+                assert await answer(transport, url_of(port, tls)) == (200, b"ok")
                 await closed.wait()
                 closed = trio.Event()
     assert connections == 3
@@ -317,28 +315,28 @@ async def test_the_connection_that_was_used_last_is_used_next_and_old_ones_are_c
             assert len(idle) == 1
 
 
-async def test_a_closed_transport_keeps_no_connection(secrets: Secrets | None) -> None:
-    async with listening(answers(OK), secrets) as port:
+async def test_a_closed_transport_keeps_no_connection(tls: Tls | None) -> None:
+    async with listening(answers(OK), tls) as port:
         with no_sockets_left():
-            transport = transport_for(secrets)
-            request, _ = post(url_of(port, secrets))
+            transport = transport_for(tls)
+            request, _ = post(url_of(port, tls))
             response = await transport.handle_async_request(request)
             await transport.aclose()
             assert await response.aread() == b"ok"
-            assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+            assert await answer(transport, url_of(port, tls)) == (200, b"ok")
             await trio.testing.wait_all_tasks_blocked()
 
 
 @pytest.mark.parametrize("read", [0, 1])
-async def test_a_response_that_is_closed_before_its_end_ends_its_connection(read: int, secrets: Secrets | None) -> None:
+async def test_a_response_that_is_closed_before_its_end_ends_its_connection(read: int, tls: Tls | None) -> None:
     connections: list[int] = []
     large = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + bytes(5000)
     async with (
-        listening(counted(answers(large, OK), connections), secrets) as port,
-        transport_for(secrets) as transport,
+        listening(counted(answers(large, OK), connections), tls) as port,
+        transport_for(tls) as transport,
     ):
         with no_sockets_left():
-            response = await transport.handle_async_request(post(url_of(port, secrets))[0])
+            response = await transport.handle_async_request(post(url_of(port, tls))[0])
             assert isinstance(response.stream, httpx.AsyncByteStream)
             pieces = aiter(response.stream)
             for _ in range(read):
@@ -348,7 +346,7 @@ async def test_a_response_that_is_closed_before_its_end_ends_its_connection(read
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(StopAsyncIteration):
                 await anext(pieces)
-        assert await answer(transport, url_of(port, secrets)) == (200, b"ok")
+        assert await answer(transport, url_of(port, tls)) == (200, b"ok")
     assert len(connections) == 2
 
 
@@ -369,27 +367,27 @@ async def test_a_response_that_is_closed_before_its_end_ends_its_connection(read
     ids=["HEAD", "204", "304", "interim", "chunked", "trailer"],
 )
 async def test_a_response_ends_where_http_says_and_its_connection_is_used_again(
-    method: str, response: bytes, body: bytes, secrets: Secrets | None
+    method: str, response: bytes, body: bytes, tls: Tls | None
 ) -> None:
     connections: list[int] = []
     async with (
-        listening(counted(answers(response), connections), secrets) as port,
-        transport_for(secrets) as transport,
+        listening(counted(answers(response), connections), tls) as port,
+        transport_for(tls) as transport,
     ):
         for _ in range(3):
-            request, _ = post(url_of(port, secrets), b"" if method == "HEAD" else b"spans", method=method)
+            request, _ = post(url_of(port, tls), b"" if method == "HEAD" else b"spans", method=method)
             assert (await answer(transport, request))[1] == body
     assert len(connections) == 1
 
 
-async def test_a_response_without_a_length_ends_with_its_connection(secrets: Secrets | None) -> None:
+async def test_a_response_without_a_length_ends_with_its_connection(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nall of it")
 
-    async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-        assert await answer(transport, url_of(port, secrets)) == (200, b"all of it")
-        assert await answer(transport, url_of(port, secrets)) == (200, b"all of it")
+    async with listening(serve, tls) as port, transport_for(tls) as transport:
+        assert await answer(transport, url_of(port, tls)) == (200, b"all of it")
+        assert await answer(transport, url_of(port, tls)) == (200, b"all of it")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +402,7 @@ async def test_a_response_without_a_length_ends_with_its_connection(secrets: Sec
     ids=["length", "chunked", "head", "nothing", "not HTTP"],
 )
 async def test_a_response_that_is_not_complete_is_an_error_and_its_request_was_sent(
-    response: bytes, secrets: Secrets | None
+    response: bytes, tls: Tls | None
 ) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
@@ -412,8 +410,8 @@ async def test_a_response_that_is_not_complete_is_an_error_and_its_request_was_s
             await stream.send_all(response)
 
     with no_sockets_left():
-        async with listening(serve, secrets) as port, transport_for(secrets) as transport:
-            request, progress = post(url_of(port, secrets))
+        async with listening(serve, tls) as port, transport_for(tls) as transport:
+            request, progress = post(url_of(port, tls))
             with pytest.raises(httpx.RemoteProtocolError):
                 await answer(transport, request)
             assert progress.sent

@@ -12,7 +12,7 @@ import trio
 from tests.support.exporters import SECRET, batch_of
 from tests.support.scripted import (
     OK,
-    Secrets,
+    Tls,
     answer,
     listening,
     no_sockets_left,
@@ -28,8 +28,8 @@ BOUND = b"\x01\x7f\x00\x00\x01\x10\x10"
 
 
 @pytest.fixture(params=["TCP", "TLS"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
-    return Secrets() if request.param == "TLS" else None
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    return Tls() if request.param == "TLS" else None
 
 
 class Proxy:
@@ -80,9 +80,9 @@ async def pump(source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.Can
     scope.cancel()
 
 
-def transport_over(port: int, secrets: Secrets | None = None, auth: tuple[str, str] | None = None) -> HTTPTransport:
+def transport_over(port: int, tls: Tls | None = None, auth: tuple[str, str] | None = None) -> HTTPTransport:
     proxy = httpx.Proxy(f"socks5://127.0.0.1:{port}", auth=auth)
-    return HTTPTransport(secrets.client, proxy=proxy) if secrets else HTTPTransport(proxy=proxy)
+    return HTTPTransport(tls.client, proxy=proxy) if tls else HTTPTransport(proxy=proxy)
 
 
 async def serve_ok(stream: trio.abc.Stream) -> None:
@@ -99,13 +99,13 @@ async def serve_ok(stream: trio.abc.Stream) -> None:
     ],
 )
 async def test_a_server_is_reached_through_the_proxy_which_looks_its_name_up(
-    host: str, address: bytes, secrets: Secrets | None
+    host: str, address: bytes, tls: Tls | None
 ) -> None:
-    async with listening(serve_ok, secrets) as port:
+    async with listening(serve_ok, tls) as port:
         proxy = Proxy(port)
-        async with listening(proxy.serve) as proxy_port, transport_over(proxy_port, secrets) as transport:
+        async with listening(proxy.serve) as proxy_port, transport_over(proxy_port, tls) as transport:
             for _ in range(2):
-                request, progress = post(f"{'https' if secrets else 'http'}://{host}:8443/")
+                request, progress = post(f"{'https' if tls else 'http'}://{host}:8443/")
                 assert await answer(transport, request) == (200, b"ok")
                 assert progress.peer == f"127.0.0.1:{proxy_port}"
     assert proxy.asked == [b"\x05\x01\x00", b"\x05\x01\x00" + address + (8443).to_bytes(2, "big")]

@@ -30,9 +30,9 @@ def value_of(value: object) -> AnyValue:
     return attribute.value
 
 
-def assert_same(message: Any, wanted: Any) -> None:
+def assert_same(message: Any, expected: Any) -> None:
     # Messages with a NaN are not equal to themselves; their bytes are.
-    assert message.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
+    assert message.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
 
 
 def span_like(**fields: Any) -> Any:

@@ -212,7 +212,7 @@ def deep_value() -> object:
 
 def test_a_recursion_error_from_the_callers_full_stack_is_raised_and_drops_nothing() -> None:
     encoder, span = SpanEncoder(), make_span(attributes={"deep": deep_value()})
-    wanted = encoder.encode(span).payload
+    expected = encoder.encode(span).payload
     outcomes: list[object] = []
 
     def descend() -> None:
@@ -230,7 +230,7 @@ def test_a_recursion_error_from_the_callers_full_stack_is_raised_and_drops_nothi
     finally:
         sys.setrecursionlimit(limit)
     assert None in outcomes
-    assert set(outcomes) == {None, wanted}
+    assert set(outcomes) == {None, expected}
 
 
 def test_times_counts_and_flags_may_be_any_type_with_index() -> None:
@@ -372,8 +372,7 @@ def test_a_list_that_is_too_large_by_its_length_is_dropped_before_an_item_is_enc
     assert item.seen == 0
 
 
-def test_common_values_are_unchanged() -> None:
-    # Unusual values that can be expressed: nothing is dropped.
+def test_unusual_values_that_can_be_expressed_are_not_dropped() -> None:
     message = encode(attributes={"generator": iter(()), "nan": float("nan"), "none": None, "": 1}).to_message()
     assert message.dropped_attributes_count == 0
     assert [attribute.key for attribute in message.attributes] == ["generator", "nan", "none", ""]
