@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import pytest
 import trio
@@ -35,8 +35,15 @@ KINDS = (
 )
 
 
-def alive() -> list[object]:
-    return [one for one in gc.get_objects() if type(one) in KINDS and not (type(one) is OpenBatch and not one.full_at)]
+def alive(before: Container[int] = ()) -> list[object]:
+    """Return the objects of a batch, except for those whose ids are in ``before``."""
+    objects = [one for one in gc.get_objects() if type(one) in KINDS and id(one) not in before]
+    # `NO_BATCH` stays.
+    return [one for one in objects if not isinstance(one, OpenBatch) or one.full_at]
+
+
+def ids_of_all() -> list[int]:
+    return [id(one) for one in alive()]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +99,7 @@ def raising(number: int, batch: SpanBatch) -> ExportResult:
 
 def run(answer: Callable[[int, SpanBatch], ExportResult], act: Callable[[SpanBatcher], object]) -> None:
     async def main() -> None:
-        before = len(alive())
+        before = ids_of_all()
         async with SpanBatcher(
             Exporter(answer),
             batch=BatchPolicy(max_spans=4),
@@ -105,8 +112,8 @@ def run(answer: Callable[[int, SpanBatch], ExportResult], act: Callable[[SpanBat
             # By now all spans are accounted for, and the location has ended.
             await trio.sleep(100)
             assert not batcher.statistics().queued
-            assert alive()[before:] == []
-        assert alive()[before:] == []
+            assert alive(before) == []
+        assert alive(before) == []
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
@@ -128,14 +135,14 @@ def test_all_objects_of_an_attempt_that_timed_out_are_freed() -> None:
             raise AssertionError
 
     async def main() -> None:
-        before = len(alive())
+        before = ids_of_all()
         retry = RetryPolicy(max_elapsed=20, attempt_timeout=5)
         limits = Limits(location_idle_timeout=1)
         async with SpanBatcher(Hanging(delivered), retry=retry, limits=limits, on_loss=lambda loss: None) as batcher:
             await add(batcher)
             await trio.sleep(100)
             assert batcher.statistics().undelivered == 7
-            assert alive()[before:] == []
+            assert alive(before) == []
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
@@ -163,11 +170,10 @@ def test_all_objects_of_a_flush_and_of_a_waiting_adder_are_freed(act: Callable[[
 
 def test_all_objects_are_freed_after_a_batcher_was_left_with_pending_spans() -> None:
     async def main() -> None:
-        before = len(alive())
+        before = ids_of_all()
         async with SpanBatcher(Exporter(handed_back), shutdown_timeout=1, on_loss=lambda loss: None) as batcher:
             await add(batcher)
         assert batcher.statistics().undelivered == 7
-        # A batcher keeps references to its last locations.
-        assert [one for one in alive()[before:] if type(one) is not Location] == []
+        assert alive(before) == []
 
     trio.run(main, clock=MockClock(autojump_threshold=0))

@@ -209,7 +209,7 @@ class Admission:
     def touch(self, location: Location) -> None:
         """Have the scheduler look at a location soon. To be called before the location is changed."""
         self._wake()
-        if not location.is_in_inbox:
+        if not (location.is_in_inbox or location.has_ended):
             self.inbox.append(location)
             location.is_in_inbox = True
 

@@ -355,6 +355,9 @@ class Scheduler:
         for location in tuple(self.locations.values()):
             self._hand_back_queue(location, reason)
             self._end(location)
+        # They may still have the locations that have ended.
+        self._agenda, self._ranking = Agenda(), Ranking()
+        self.admission.inbox.clear()
 
     def _next(self, now: float) -> Location | None:
         """Return the location to look at next."""
