@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from ._batcher import SpanBatcher
 from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
-from ._exporter import Delivered, ExportResult, LimitsItsAttempts, LocationChecker, Refused, SpanExporter, TryLater
+from ._exporter import (
+    Delivered,
+    ExportResult,
+    LimitsItsAttempts,
+    LocationChecker,
+    Refused,
+    SpanExporter,
+    TellsEndpoints,
+    TryLater,
+)
 from ._http.auth import Auth, AuthError
 from ._reporting.statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
@@ -66,6 +75,7 @@ __all__ = [
     "SpanLink",
     "Status",
     "StatusCode",
+    "TellsEndpoints",
     "TooManyLocationsError",
     "TryLater",
     "UndeliveredSpansError",

@@ -24,7 +24,7 @@ from ._arguments import (
     retry_or_default,
 )
 from ._errors import tell_accepted
-from ._exporter import LocationChecker, is_closed
+from ._exporter import LocationChecker, TellsEndpoints, is_closed
 from ._reporting.health_log import HealthLog
 from ._reporting.log import Log
 from ._reporting.losses import Losses
@@ -128,6 +128,7 @@ class SpanBatcher:
             policy_function(batch),
             # Checked once, as an isinstance check against a protocol is slow.
             exporter.check_location if isinstance(exporter, LocationChecker) else None,
+            exporter.endpoint_of if isinstance(exporter, TellsEndpoints) else None,
             checked("rng", rng, random.Random) or random.Random(),
             trio.current_time,
             trio.open_memory_channel[bytes],
@@ -377,7 +378,8 @@ class SpanBatcher:
                 "trio.from_thread.run_sync(batcher.statistics)"
             )
         locations = self._scheduler.counts(trio.current_time() if self._supervisor.is_here() else 0.0)
-        return SpanBatcherStatistics(**self._scheduler.ledger.total.counts(), locations=locations)
+        totals, endpoints = self._scheduler.ledger.total.counts(), self._scheduler.endpoints()
+        return SpanBatcherStatistics(**totals, locations=locations, endpoints=endpoints)
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:

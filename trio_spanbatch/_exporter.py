@@ -19,6 +19,7 @@ __all__ = [
     "LocationChecker",
     "Refused",
     "SpanExporter",
+    "TellsEndpoints",
     "TryLater",
     "is_closed",
 ]
@@ -72,6 +73,9 @@ class TryLater:
         ambiguous: Whether the server may have accepted the batch, for instance after a timeout, or if the connection
             broke after the request was sent.
         status_code: The HTTP status code, if there was a response.
+        endpoint: Whether nothing of the request left, so that the failure says something about the server and not about
+            this location: it could not be connected to, for instance. After three of these in a row, all locations
+            of the server wait for one probe of it at a time.
         cause: The kind of failure if there was no response: ``timeout``, or an exception's name. Metrics have it as
             ``error.type``, so there should be few different ones. It is not compared.
     """
@@ -80,6 +84,7 @@ class TryLater:
     after: float | None = attrs.field(default=None, validator=_seconds)
     ambiguous: bool = attrs.field(default=False, validator=_of_type(bool))
     status_code: int | None = attrs.field(default=None, validator=_of_type(int, None))
+    endpoint: bool = attrs.field(default=False, validator=_of_type(bool), kw_only=True)
     cause: str = attrs.field(default="", validator=_of_type(str), eq=False, kw_only=True)
 
 
@@ -149,6 +154,19 @@ class LocationChecker(Protocol):
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
+        ...
+
+
+@runtime_checkable
+class TellsEndpoints(Protocol):
+    """Optional part of a `SpanExporter` that sends to several servers."""
+
+    def endpoint_of(self, location: str) -> str:
+        """Return a name for the server of ``location``. If a server is down, only its locations wait for it.
+
+        Called when a location gets its first span, or its first one after it was idle. Without this method, all
+        locations are of one server.
+        """
         ...
 
 

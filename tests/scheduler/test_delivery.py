@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.batchers import batch_lengths, make_span, make_spans, span_ids, watched_batcher
+from tests.support.batchers import NoSpread, batch_lengths, make_span, make_spans, span_ids, watched_batcher
 from trio_spanbatch import BatchPolicy, Delivered, ExportResult, Limits, Loss, Refused, RetryPolicy, SpanBatch, TryLater
 from trio_spanbatch._scheduler.ledger import Account
 from trio_spanbatch._scheduler.pace import Pace
@@ -457,7 +457,7 @@ def test_pace_leaves_time_for_another_attempt_before_the_drain_ends() -> None:
 
 
 def test_pace_counts_failures_of_the_same_wait_once() -> None:
-    pace = Pace(RetryPolicy(), random.Random(1), Account(), 4)
+    pace = Pace(RetryPolicy(), NoSpread(), Account(), 4)
     for _ in range(4):
         pace.back_off(100, None, math.inf)
     assert pace.failures == 1

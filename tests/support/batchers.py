@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -119,7 +120,17 @@ class Watched:
 def watched_batcher(
     exporter: SpanExporter, batch: BatchPolicy | Callable[[str], BatchPolicy] | None = None, **options: Any
 ) -> Watched:
-    return Watched(SpanBatcher(exporter, batch=batch, **options))
+    return Watched(SpanBatcher(exporter, batch=batch, **{"rng": NoSpread(), **options}))
+
+
+class NoSpread(random.Random):
+    """Jitter for backoffs, but nothing more than the server asks for."""
+
+    def random(self) -> float:
+        return 0.0
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * super().random()
 
 
 class StepCounter(trio.abc.Instrument):

@@ -387,7 +387,7 @@ class OTLPExporter:
             reason = f"no complete answer from {attempt.peer} within {seconds:g} s"
             return TryLater(reason, ambiguous=True, cause="timeout")
         if attempt.handed_over:
-            return TryLater(f"no connection to {attempt.peer} within {seconds:g} s", cause="timeout")
+            return TryLater(f"no connection to {attempt.peer} within {seconds:g} s", endpoint=True, cause="timeout")
         return TryLater(f"no time to compress within {seconds:g} s", cause="timeout")
 
     def _check_open(self) -> None:

@@ -25,17 +25,20 @@ class Kind:
         later: Whether the same request may succeed later. It may where the machine lacks a thread or a file descriptor
             for a moment, where a name cannot be looked up, and where the network changes.
         left: Whether something of the request may have reached the server.
+        endpoint: Whether it says something about the server if nothing has left. A client may lack connections only.
     """
 
     later: bool
     left: bool
+    endpoint: bool = True
 
 
 # The exceptions of httpx by their names, which httpx2 has too. The first row that has one decides; the last is for all
 # others. The exporter's own transport knows whether something was sent, and then that counts.
 FAILURES: Mapping[tuple[str, ...], Kind] = {
     ("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"): Kind(later=False, left=False),
-    ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"): Kind(later=True, left=False),
+    ("PoolTimeout",): Kind(later=True, left=False, endpoint=False),
+    ("ConnectError", "ConnectTimeout", "ProxyError"): Kind(later=True, left=False),
     ("RequestError",): Kind(later=True, left=True),
 }
 
@@ -105,7 +108,8 @@ def failure_result(
             remedy = "if it speaks TLS, the endpoint begins with https://"
     # The remedy is not cut off, however long the reason is.
     reason = "; ".join(filter(None, (short_text(reason, secrets), remedy)))
-    return TryLater(reason, ambiguous=may_have_arrived, cause=cause_of(error))
+    is_endpoint = kind.endpoint and not may_have_arrived
+    return TryLater(reason, ambiguous=may_have_arrived, endpoint=is_endpoint, cause=cause_of(error))
 
 
 def _is_about_client_certificate(code: str) -> bool:

@@ -1,9 +1,10 @@
-"""Rate-limited log messages about failing and recovering locations.
+"""Rate-limited log messages about failing and recovering locations and endpoints.
 
-The first failure of a location and its recovery are logged, and in between a summary over all locations, at most every
-30 seconds. If a location recovers and fails again within 30 seconds of its last logged failure, that is only counted in
-the summaries, so that a server that fails every second request does not fill a disk. There is no timer: a summary is
-logged with the first event after the 30 seconds. The drain ends with a separate summary, which `Supervisor` logs.
+The first failure of a location and its recovery are logged, and in between a summary over all locations at most every
+30 seconds. If a location fails again within 30 seconds of its logged first failure, only the summaries count it, so
+that a server that fails every second request does not fill a disk. While an endpoint is down, the summaries count the
+failures of its locations: that it goes down or up is one message for all of them. There is no timer: a summary is
+logged with the first event that is late enough. The end of the drain has a separate summary.
 """
 
 from __future__ import annotations
@@ -69,9 +70,18 @@ class HealthLog:
         self._failed_at = -math.inf
         self._unreported = _Counts()
 
-    def failed(self, location: str, reason: str) -> None:
-        """Record a failed export."""
-        self._note(location, "exports to %r fail: %s", reason, failures=1)
+    def failed(self, location: str, reason: str, *, endpoint_is_up: bool = True) -> None:
+        """Record that an export failed. If the location's endpoint is down, it is only counted."""
+        self._note(location, "exports to %r fail: %s" if endpoint_is_up else "", reason, failures=1)
+
+    def endpoint_changed(self, name: str, reason: str, attempts: int, seconds: float, *, is_up: bool) -> None:
+        """Record that an endpoint has gone down, or up after so many attempts and seconds."""
+        which = f"the endpoint {name!r}" if name else "the endpoint"
+        if is_up:
+            self._logger.log(self._level, "%s is up again after %d attempts in %.1f s", which, attempts, seconds)
+        else:
+            message = "%s is down: its locations wait while one at a time makes an attempt: %s"
+            self._logger.log(self._level, message, which, _one_line(reason))
 
     def rejected(self, location: str, count: int, reason: str) -> None:
         """Record that a server rejected spans."""
@@ -114,7 +124,7 @@ class HealthLog:
             self._summarize(location, reason, now)
 
     def _begin_trouble(self, location: str, message: str, reason: str, now: float) -> _Trouble:
-        trouble = _Trouble(since=now, is_logged=self._first_failures.allows(location))
+        trouble = _Trouble(since=now, is_logged=message != "" and self._first_failures.allows(location))
         self._troubles[location] = trouble
         if len(self._troubles) > self._max_locations:
             self._troubles.popitem(last=False)

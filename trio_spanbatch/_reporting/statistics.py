@@ -11,6 +11,7 @@ from .._spans.batch import SpanBatch
 from .._spans.hashing import hash_of_record
 
 __all__ = [
+    "EndpointStatistics",
     "FlushCounts",
     "FlushReport",
     "LocationStatistics",
@@ -62,6 +63,25 @@ class LocationStatistics(_Counts):
 
 
 @attrs.frozen(kw_only=True)
+class EndpointStatistics:
+    """A snapshot of what is known about a server. Times are as `trio.current_time` tells them.
+
+    Attributes:
+        name: What ``endpoint_of`` of the exporter returned; empty if there is only one endpoint.
+        is_up: Whether it is up, as far as is known.
+        since: When it last went up or down; when it was first used if it has always been up.
+        attempts: How many attempts have ended since then.
+        next_probe_at: When the next attempt is due, if it is down and there are spans to send. None if it is up.
+    """
+
+    name: str = ""
+    is_up: bool = True
+    since: float = 0.0
+    attempts: int = 0
+    next_probe_at: float | None = None
+
+
+@attrs.frozen(kw_only=True)
 class SpanBatcherStatistics(_Counts):
     """A snapshot of a batcher's counts, over all locations and for each.
 
@@ -82,11 +102,20 @@ class SpanBatcherStatistics(_Counts):
         splits: Batches split in two.
         locations: The same for each location. Locations that ended long ago are left out once more than
             ``Limits.max_locations`` have ended; the counts above keep them.
+        endpoints: The servers to which the live locations belong, by name. One, unless the exporter tells several
+            apart.
     """
 
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
+    endpoints: Mapping[str, EndpointStatistics] = attrs.field(factory=dict)
 
     __hash__ = hash_of_record
+
+    @property
+    def endpoint(self) -> EndpointStatistics:
+        """The server, or of several the one that has been down for longest, or else the first."""
+        known = sorted(self.endpoints.values(), key=lambda endpoint: (endpoint.is_up, endpoint.since))
+        return known[0] if known else EndpointStatistics()
 
 
 @attrs.frozen(kw_only=True)

@@ -161,7 +161,8 @@ class Delivery:
 
     async def _wait_to_repeat(self, part: Lease, result: TryLater) -> None:
         now = trio.current_time()
-        asked_again_at = max(self._scheduler.back_off(self._location, result.after, now), now + (result.after or 0))
+        backs_off_until = self._scheduler.back_off(self._location, result.after, now, self._give_up_at)
+        asked_again_at = max(backs_off_until, now + (result.after or 0))
         is_in_time = asked_again_at <= self._give_up_at
         self._has_slot = is_in_time and await self._runtime.wait_for_retry(part, self._give_up_at)
         if not self._has_slot:
@@ -202,7 +203,8 @@ class Delivery:
             if result.rejected <= 0:
                 self._runtime.health.succeeded(location)
         elif result is not None:
-            self._runtime.health.failed(location, result.reason)
+            endpoint_is_up = self._location.endpoint.is_up
+            self._runtime.health.failed(location, result.reason, endpoint_is_up=endpoint_is_up)
 
     async def _export(self, part: Lease) -> ExportResult:
         """Call the exporter within the time that an attempt may take."""

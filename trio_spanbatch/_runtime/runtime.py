@@ -20,7 +20,7 @@ from .._reporting.losses import Losses
 from .._reporting.statistics import Loss, Settlement
 from .._scheduler.flush import Flush
 from .._scheduler.location import Lease, Location, Waiter
-from .._scheduler.orders import Admit, HandBack, Repeat, Start, Wake
+from .._scheduler.orders import Admit, HandBack, LogEndpoint, Repeat, Start, Wake
 from .._scheduler.scheduler import Scheduler
 from .._spans.batch import EncodedSpan
 
@@ -93,7 +93,7 @@ class Runtime:
                 self._carry_out(order)
                 outbox.popleft()
 
-    def _carry_out(self, order: Start | Admit | Repeat | Wake) -> None:
+    def _carry_out(self, order: Start | Admit | Repeat | Wake | LogEndpoint) -> None:
         if isinstance(order, Start):
             self.start_delivery(order.lease)
         elif isinstance(order, Admit):
@@ -102,6 +102,8 @@ class Runtime:
         elif isinstance(order, Repeat):
             if (retry := self.retries.get(order.lease)) is not None:
                 retry.set()
+        elif isinstance(order, LogEndpoint):
+            self.health.endpoint_changed(order.name, order.reason, order.attempts, order.seconds, is_up=order.is_up)
         elif (done := self.flushes.get(order.flush)) is not None:
             done.set()
 

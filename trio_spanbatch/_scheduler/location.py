@@ -16,6 +16,7 @@ import attrs
 
 from .._settings.policies import BatchPolicy
 from .._spans.batch import EncodedSpan, SpanBatch, SpanHeaders, cost_of, cost_of_headers
+from .endpoint import Endpoint
 from .flush import LocationFlush
 from .ledger import Account
 from .pace import Pace
@@ -71,6 +72,8 @@ class Lease:
         cost: The bytes of the budgets that its spans take.
         ambiguous: Whether its spans were counted as ambiguous, after an attempt of unknown outcome.
         attempts: The number of attempts with exactly these spans.
+        is_probe: Whether its attempt is a probe of an endpoint that is down.
+        began_after: The endpoint's ``answers`` when its last attempt began.
         may_repeat: Whether its next attempt may begin: it has an export slot.
     """
 
@@ -84,6 +87,8 @@ class Lease:
     ambiguous: bool = False
     attempts: int = 0
     may_repeat: bool = False
+    is_probe: bool = False
+    began_after: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -115,6 +120,8 @@ class Location:
     Attributes:
         name: Its name.
         account: Its counts, which outlive this object.
+        endpoint: The endpoint that it shares with others.
+        failed_after: The endpoint's ``answers`` at its last failure that may concern the endpoint; -1 without one.
         policy: When its batches are due.
         max_spans: The maximum number of spans in a batch.
         queue_in: The sending end of its queue.
@@ -141,6 +148,8 @@ class Location:
 
     __slots__ = (
         "account",
+        "endpoint",
+        "failed_after",
         "flush_watermark",
         "flushes",
         "full",
@@ -171,6 +180,7 @@ class Location:
         self,
         name: str,
         account: Account,
+        endpoint: Endpoint[Location],
         policy: BatchPolicy,
         max_queued_spans: int,
         queue: tuple[QueueIn, QueueOut],
@@ -179,6 +189,8 @@ class Location:
     ) -> None:
         self.name = name
         self.account = account
+        self.endpoint = endpoint
+        self.failed_after = -1
         self.policy = policy
         self.max_spans = min(policy.max_spans, max_queued_spans)
         self.queue_in, self.queue_out = queue

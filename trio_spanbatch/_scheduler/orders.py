@@ -9,7 +9,7 @@ import attrs
 from .flush import Flush
 from .location import Lease, Waiter
 
-__all__ = ["Admit", "HandBack", "Order", "Repeat", "Start", "Wake"]
+__all__ = ["Admit", "HandBack", "LogEndpoint", "Order", "Repeat", "Start", "Wake"]
 
 
 @attrs.frozen(eq=False)
@@ -51,4 +51,15 @@ class HandBack:
     reason: str
 
 
-Order: TypeAlias = Start | Repeat | Admit | Wake | HandBack
+@attrs.frozen
+class LogEndpoint:
+    """Log that an endpoint has gone down, or up again after ``attempts`` attempts and ``seconds`` seconds."""
+
+    name: str
+    is_up: bool
+    reason: str
+    attempts: int
+    seconds: float
+
+
+Order: TypeAlias = Start | Repeat | Admit | Wake | HandBack | LogEndpoint

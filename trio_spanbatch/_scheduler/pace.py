@@ -15,10 +15,24 @@ import attrs
 from .._settings.policies import RetryPolicy
 from .ledger import Account
 
-__all__ = ["Pace", "RequestSizeLimit"]
+__all__ = ["Pace", "RequestSizeLimit", "jittered_wait"]
 
 # With fewer seconds left until the drain's deadline, a location does not wait for another attempt.
 _LAST_MOMENT = 0.1
+
+# The wait that a server asked for is lengthened by at most this part of it.
+_SPREAD = 0.1
+
+
+def jittered_wait(retry: RetryPolicy, rng: random.Random, failures: int, left: float) -> float:
+    """Return a random wait in seconds after ``failures`` failures in a row.
+
+    It leaves time for another attempt in the ``left`` seconds of the drain. If that is not possible, it is `math.inf`.
+    """
+    wait = rng.uniform(0, retry.longest_wait(failures))
+    if left == math.inf:
+        return wait
+    return math.inf if left < _LAST_MOMENT else min(wait, left / 2)
 
 
 @attrs.define(eq=False)
@@ -97,7 +111,7 @@ class Pace:
         """Record that an export failed."""
         self.allowed = 1
 
-    def back_off(self, now: float, after: float | None, drain_deadline: float) -> None:
+    def back_off(self, now: float, after: float | None, drain_deadline: float, latest: float = math.inf) -> None:
         """Back off after a temporary failure.
 
         Exports that fail during a backoff belong to the same failure: they do not extend it, unless their response asks
@@ -108,6 +122,7 @@ class Pace:
             after: The seconds that the server asked to wait, or None. No more than ``max_elapsed`` is waited.
             drain_deadline: When the drain will stop deliveries; `math.inf` outside a drain. A wait that the server did
                 not ask for leaves time for another attempt before that.
+            latest: When the attempt that failed can be repeated at the latest.
         """
         is_backing_off = self.retry_at > now
         if not is_backing_off:
@@ -115,16 +130,13 @@ class Pace:
         longest = self._retry.max_elapsed
         if after is not None and after > 0:
             # A batch that was never attempted waits no longer than one that was.
-            self._account.not_before = max(self._account.not_before, now + min(after, longest))
+            asked_at = now + min(after, longest)
+            # A little more, as the server may have told many clients the same, if there is time for it.
+            spread = min(after * _SPREAD * self._rng.random(), max(0.0, min(latest, now + longest) - asked_at))
+            self._account.not_before = max(self._account.not_before, asked_at + spread)
         if not is_backing_off and (not after or after > longest):
-            self._own_wait_until = now + self._own_wait(drain_deadline - now)
+            self._own_wait_until = now + jittered_wait(self._retry, self._rng, self.failures, drain_deadline - now)
 
     def cut_short(self, now: float) -> None:
         """End the backoff now, except for a wait that the server asked for."""
         self._own_wait_until = min(self._own_wait_until, now)
-
-    def _own_wait(self, left: float) -> float:
-        wait = self._rng.uniform(0, self._retry.longest_wait(self.failures))
-        if left == math.inf:
-            return wait
-        return math.inf if left < _LAST_MOMENT else min(wait, left / 2)

@@ -32,6 +32,10 @@ is a slot (`Slots`). It ends the location if that has been idle for long enough,
 While adders wait for the byte budget of all locations, the fullest locations are made due (`Ranking`), as many as there
 are free slots. Otherwise, if the budget was used up by locations that are not due, all adders would wait although the
 exporter is idle.
+
+The locations of one server share an `Endpoint`. While it is down, and for some time after that, a location that could
+otherwise begin an export waits in the queue of its endpoint first, and then in the one for a slot. Only the first
+location in the endpoint's queue is looked at when the endpoint may allow another export; when it leaves, the next is.
 """
 
 from __future__ import annotations
@@ -41,18 +45,20 @@ import random
 from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from .._errors import TooManyLocationsError
 from .._exporter import Delivered, ExportResult, Refused
-from .._reporting.statistics import Settlement
+from .._reporting.statistics import EndpointStatistics, Settlement
 from .._settings.policies import BatchPolicy, Limits, RetryPolicy
 from .._values import checked_location, plain_location
 from .admission import Admission
 from .agenda import Agenda
+from .endpoint import Endpoint
 from .flush import Flush
 from .ledger import Ledger, LocationCounts
 from .location import Lease, Location, QueueIn, QueueOut, Waiter, first_span
-from .orders import HandBack, Order, Repeat, Start, Wake
+from .orders import HandBack, LogEndpoint, Order, Repeat, Start, Wake
 from .pace import Pace
 from .ranking import Ranking
 from .slots import Slots
@@ -73,6 +79,7 @@ class Scheduler:
         retry: The backoff, and the limits on retries.
         policy: Returns the policy of a location that is opened.
         check_location: Raises `InvalidLocationError` if nothing can be sent to a location.
+        endpoint_of: Returns the name of a location's endpoint; None if there is only one endpoint.
         rng: The source of jitter.
         clock: Returns the current time in seconds. Methods for rare events take the time as an argument instead.
         open_queue: Opens a queue that holds at most the given number of spans.
@@ -96,6 +103,7 @@ class Scheduler:
         retry: RetryPolicy,
         policy: Callable[[str], BatchPolicy],
         check_location: Callable[[str], object] | None,
+        endpoint_of: Callable[[str], object] | None,
         rng: random.Random,
         clock: Callable[[], float],
         open_queue: Callable[[int], tuple[QueueIn, QueueOut]],
@@ -112,6 +120,10 @@ class Scheduler:
         self.drain_deadline = math.inf
         self._policy = policy
         self._check_location = check_location
+        self._endpoint_of = endpoint_of
+        # Those that have live locations, and the only one if there is only one.
+        self._endpoints: WeakValueDictionary[str, Endpoint[Location]] = WeakValueDictionary()
+        self._the_endpoint: Endpoint[Location] | None = None
         self._rng = rng
         self._clock = clock
         self._open_queue = open_queue
@@ -147,12 +159,13 @@ class Scheduler:
         if (opened := self.locations.get(name)) is not None:
             # The policy function or the exporter's check has added a span.
             return opened
+        endpoint = self._endpoint(name)
         self._evict_one_if_needed()
         account = self.ledger.open(name)
         limits = self.limits
         pace = Pace(self.retry, self._rng, account, limits.max_exports_per_location)
         queue = self._open_queue(limits.max_queued_spans)
-        opened = Location(name, account, policy, limits.max_queued_spans, queue, pace, self._clock())
+        opened = Location(name, account, endpoint, policy, limits.max_queued_spans, queue, pace, self._clock())
         self.admission.touch(opened)
         self.admission.unrank(opened)
         self._empty[opened] = None
@@ -181,6 +194,22 @@ class Scheduler:
         if self._check_location is not None:
             self._check_location(name)
         return name
+
+    def _endpoint(self, location: str) -> Endpoint[Location]:
+        if self._the_endpoint is not None:
+            return self._the_endpoint
+        name = "" if self._endpoint_of is None else self._endpoint_of(location)
+        if not isinstance(name, str):
+            raise TypeError(f"endpoint_of({location!r}) of the exporter returned {name!r}; it must return a str")
+        opened = Endpoint[Location](name, self.retry, self._rng, self.limits.max_exports, self._clock())
+        endpoint = self._endpoints.setdefault(name, opened)
+        if self._endpoint_of is None:
+            self._the_endpoint = endpoint
+        return endpoint
+
+    def endpoints(self) -> dict[str, EndpointStatistics]:
+        """Return what is known about each endpoint that has live locations, or about the only one."""
+        return {name: endpoint.statistics() for name, endpoint in sorted(self._endpoints.items())}
 
     def _evict_one_if_needed(self) -> None:
         """If the limit is reached, evict the location that has been empty for longest; raise if none is empty."""
@@ -237,6 +266,7 @@ class Scheduler:
         """Record that a delivery begins an attempt, in the slot that it holds."""
         self.ledger.attempt(lease.location.account, is_retry=lease.attempts > 0)
         lease.attempts += 1
+        lease.began_after = lease.location.endpoint.answers
 
     def attempt_ended(self, lease: Lease, result: ExportResult | None, now: float, *, ambiguous: bool = False) -> None:
         """Record that an attempt ended, without a result if it was cancelled or raised. Gives back its slot."""
@@ -257,19 +287,46 @@ class Scheduler:
             account.consecutive_failures += 1
             if isinstance(result, Refused) and result.status_code == _TOO_LARGE:
                 pace.request_size.refused(lease.batch.size)
-        lease.may_repeat = False
-        self.slots.give_back(location)
-        self.admission.touch(location)
+        self._note_endpoint(lease, result, now)
+        self.slot_unused(lease)
 
     def slot_unused(self, lease: Lease) -> None:
         """Record that a lease with ``may_repeat`` makes no attempt. Gives back its slot."""
         lease.may_repeat = False
-        self.slots.give_back(lease.location)
+        self._give_back(lease)
         self.admission.touch(lease.location)
+        self._touch_first(lease.location.endpoint)
 
-    def back_off(self, location: Location, after: float | None, now: float) -> float:
-        """Back off after a temporary failure. Return when the backoff ends, in seconds of the clock."""
-        location.pace.back_off(now, after, self.drain_deadline)
+    def _give_back(self, lease: Lease) -> None:
+        self.slots.give_back(lease.location)
+        lease.location.endpoint.end(is_probe=lease.is_probe)
+        lease.is_probe = False
+
+    def _note_endpoint(self, lease: Lease, result: ExportResult | None, now: float) -> None:
+        endpoint, location = lease.location.endpoint, lease.location
+        since, attempts = endpoint.since, endpoint.attempts
+        began_after, deadline = lease.began_after, self.drain_deadline
+        if endpoint.note(
+            result, location, now, began_after=began_after, is_probe=lease.is_probe, drain_deadline=deadline
+        ):
+            reason = "" if endpoint.is_up else endpoint.reason
+            self.outbox.append(LogEndpoint(endpoint.name, endpoint.is_up, reason, attempts, now - since))
+
+    def _touch_first(self, endpoint: Endpoint[Location]) -> None:
+        """Have the first location in an endpoint's queue looked at, as it may be able to export now."""
+        if (first := endpoint.first) is not None:
+            self.admission.touch(first)
+
+    def _leave_endpoint_queue(self, location: Location) -> None:
+        if location.endpoint.leave(location):
+            self._touch_first(location.endpoint)
+
+    def back_off(self, location: Location, after: float | None, now: float, latest: float = math.inf) -> float:
+        """Back off after a temporary failure. Return when the backoff ends, in seconds of the clock.
+
+        ``latest`` is when the attempt that failed can be repeated at the latest.
+        """
+        location.pace.back_off(now, after, self.drain_deadline, min(latest, self.drain_deadline))
         self.admission.touch(location)
         return location.pace.retry_at
 
@@ -351,7 +408,7 @@ class Scheduler:
         for number, order in enumerate(self.outbox):
             if isinstance(order, Start):
                 self.outbox[number] = HandBack(order.lease, reason)
-                self.slots.give_back(order.lease.location)
+                self._give_back(order.lease)
         for location in tuple(self.locations.values()):
             self._hand_back_queue(location, reason)
             self._end(location)
@@ -399,6 +456,7 @@ class Scheduler:
         if self.draining and not location.is_closed:
             location.is_closed = True
             location.pace.cut_short(now)
+            location.endpoint.cut_short(now)
 
     def _note_empty(self, location: Location) -> None:
         if location.is_empty:
@@ -408,7 +466,7 @@ class Scheduler:
 
     def _export(self, location: Location, now: float) -> float:
         """Begin the exports that a location may begin now. Return when to look at it for the next one."""
-        slots = self.slots
+        slots, endpoint = self.slots, location.endpoint
         while True:
             self.admission.serve(location, self._clock)
             if self._is_hopeless(location):
@@ -416,13 +474,21 @@ class Scheduler:
             if 0 < location.pace.active < location.pace.allowed and not self._can_spare():
                 # `_next` returns it when a slot can be spared.
                 slots.queue.pop(location, None)
+                self._leave_endpoint_queue(location)
                 slots.spare_queue[location] = None
                 return math.inf
             slots.spare_queue.pop(location, None)
             export_at = location.export_at()
             if export_at > now:
                 slots.queue.pop(location, None)
+                self._leave_endpoint_queue(location)
                 return export_at
+            if not endpoint.lets(location, now):
+                # It is touched when it is first.
+                slots.queue.pop(location, None)
+                endpoint.join(location)
+                return endpoint.opens_at(location) if endpoint.first is location else math.inf
+            self._leave_endpoint_queue(location)
             if not slots.free or next(iter(slots.queue), location) is not location:
                 # `_next` returns it when it is its turn.
                 slots.queue.setdefault(location)
@@ -431,12 +497,15 @@ class Scheduler:
 
     def _begin_export(self, location: Location) -> None:
         self.slots.take(location)
+        is_probe = location.endpoint.begin()
         if location.retries:
             lease = location.retries.pop(0)
             lease.may_repeat = True
             self.outbox.append(Repeat(lease))
         else:
-            self.outbox.append(Start(self._seal(location)))
+            lease = self._seal(location)
+            self.outbox.append(Start(lease))
+        lease.is_probe = is_probe
 
     def _seal(self, location: Location) -> Lease:
         lease = location.seal()
@@ -449,6 +518,7 @@ class Scheduler:
         location.has_ended = True
         location.next_look_at = -math.inf
         self.slots.forget(location)
+        self._leave_endpoint_queue(location)
         self._empty.pop(location, None)
         self._made_due.discard(location)
         self.admission.unranked.pop(location, None)
@@ -462,12 +532,10 @@ class Scheduler:
     # -- giving up ---------------------------------------------------------------------------------------------
 
     def _is_hopeless(self, location: Location) -> bool:
-        """Return whether spans wait for a backoff that ends after the drain's deadline."""
-        return (
-            self.draining
-            and location.pace.retry_at >= self.drain_deadline
-            and bool(location.retries or location.account.queued)
-        )
+        """Return whether spans wait for a time after the drain's deadline."""
+        waits_until = max(location.pace.retry_at, location.endpoint.waits_until(location))
+        has_spans = bool(location.retries or location.account.queued)
+        return self.draining and waits_until >= self.drain_deadline and has_spans
 
     def _give_up(self, location: Location) -> None:
         for lease in location.retries or ():
@@ -476,6 +544,8 @@ class Scheduler:
         self._hand_back_queue(location, "the location backs off beyond the shutdown deadline")
 
     def _hand_back_queue(self, location: Location, reason: str) -> None:
+        if self.draining and not location.endpoint.is_up:
+            reason = f"endpoint down ({location.endpoint.reason}): {reason}"
         while location.has_queued:
             self.outbox.append(HandBack(self._seal(location), reason))
 
@@ -500,7 +570,11 @@ class Scheduler:
 
     def _make_fullest_due(self, now: float) -> None:
         """Make as many locations due as there are free slots, unless an earlier one still has to begin its export."""
-        self._made_due = {location for location in self._made_due if self._could_export(location, now)}
+        self._made_due = {
+            location
+            for location in self._made_due
+            if self._could_export(location, now) and location.endpoint.opens_at(location) <= now
+        }
         if self._made_due or not self.slots.free:
             return
         for location in self._ranking.take(self.slots.free, lambda location: self._could_export(location, now)):
@@ -509,7 +583,7 @@ class Scheduler:
             self.admission.touch(location)
 
     def _could_export(self, location: Location, now: float) -> bool:
-        """Return whether an export would begin now if the first batch in the queue were due."""
+        """Return whether an export would begin now if the first batch in the queue were due and the endpoint let it."""
         if not location.account.queued or location.retries or location.pace.next_at() > now:
             return False
         return not location.pace.active or self._can_spare()

@@ -113,7 +113,7 @@ class RetryPolicy:
     initial: float = attrs.field(default=1.0, validator=_finite)
     maximum: float = attrs.field(default=30.0, validator=_seconds)
     multiplier: float = attrs.field(default=2.0, validator=_factor)
-    max_elapsed: float = attrs.field(default=300.0, validator=_seconds)
+    max_elapsed: float = attrs.field(default=600.0, validator=_seconds)
     attempt_timeout: float = attrs.field(default=30.0, validator=_seconds)
 
     def longest_wait(self, failures: int) -> float:

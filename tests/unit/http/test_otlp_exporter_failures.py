@@ -51,7 +51,7 @@ async def test_a_host_that_does_not_exist_is_tried_later() -> None:
     trio.socket.set_custom_hostname_resolver(NoSuchHost())
     exporter = OTLPExporter("http://collector.test:4318")
     result = await exporter.export(batch_of())
-    assert result == TryLater("cannot connect to collector.test:4318: Name or service not known")
+    assert result == TryLater("cannot connect to collector.test:4318: Name or service not known", endpoint=True)
     await exporter.aclose()
 
 
@@ -112,7 +112,7 @@ async def test_a_server_that_never_accepts_ends_with_the_timeout_and_is_not_ambi
         receiver.network.connect_delay = math.inf
         exporter = over_memory(receiver, timeout=3)
         result = await exporter.export(batch_of())
-        assert result == TryLater("no connection to receiver.test:80 within 3 s")
+        assert result == TryLater("no connection to receiver.test:80 within 3 s", endpoint=True)
         await exporter.aclose()
 
 
@@ -166,7 +166,7 @@ async def test_a_timeout_is_ambiguous_with_a_transport_without_a_trace(
     ("error", "result"),
     [
         (httpx.PoolTimeout("x"), TryLater("cannot connect to localhost:4318: x")),
-        (httpx.ProxyError("407 No"), TryLater("the proxy localhost:4318 does not connect: 407 No")),
+        (httpx.ProxyError("407 No"), TryLater("the proxy localhost:4318 does not connect: 407 No", endpoint=True)),
         (httpx.ReadError(""), TryLater("the exchange with localhost:4318 broke: ReadError", ambiguous=True)),
         (httpx.DecodingError("x"), TryLater("the exchange with localhost:4318 broke: x", ambiguous=True)),
         (httpx.LocalProtocolError(f"b'{SECRET}'"), Refused("the request cannot be sent: LocalProtocolError")),

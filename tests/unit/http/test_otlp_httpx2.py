@@ -229,10 +229,12 @@ IMPOSSIBLE = ["LocalProtocolError", "UnsupportedProtocol", "InvalidURL"]
 
 
 def expected(name: str) -> ExportResult:
-    if name in NOT_CONNECTED:
+    if name == "PoolTimeout":
         return TryLater("cannot connect to localhost:4318: no ***")
+    if name in NOT_CONNECTED:
+        return TryLater("cannot connect to localhost:4318: no ***", endpoint=True)
     if name == "ProxyError":
-        return TryLater("the proxy localhost:4318 does not connect: no ***")
+        return TryLater("the proxy localhost:4318 does not connect: no ***", endpoint=True)
     if name in IMPOSSIBLE:
         return Refused(f"the request cannot be sent: {name}")
     return TryLater("the exchange with localhost:4318 broke: no ***", ambiguous=True)

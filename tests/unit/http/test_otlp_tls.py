@@ -292,7 +292,7 @@ async def test_a_tls_server_that_accepts_and_says_nothing_ends_with_the_timeout_
             receiver.network._serve = serve_silently
             exporter = OTLPExporter(receiver.url, transport=receiver.memory_transport(), timeout=5)
             result = await exporter.export(batch_of())
-            assert result == TryLater("no connection to receiver.test:443 within 5 s")
+            assert result == TryLater("no connection to receiver.test:443 within 5 s", endpoint=True)
             with trio.fail_after(1):
                 await closed.wait()
             await exporter.aclose()

@@ -6,6 +6,7 @@ import random
 
 from tests.unit.scheduler.support import HEADERS, make_queue
 from trio_spanbatch import BatchPolicy, EncodedSpan, Limits, RetryPolicy
+from trio_spanbatch._scheduler.endpoint import Endpoint
 from trio_spanbatch._scheduler.location import Location
 from trio_spanbatch._scheduler.pace import Pace
 from trio_spanbatch._scheduler.scheduler import Scheduler
@@ -35,6 +36,7 @@ def make_scheduler(
         RetryPolicy(),
         lambda _: policy or BatchPolicy(),
         None,
+        None,
         random.Random(0),
         clock or Clock(),
         make_queue,
@@ -46,4 +48,5 @@ def make_location(name: str) -> Location:
     """Return a location that no scheduler knows."""
     account = make_scheduler().ledger.open(name)
     pace = Pace(RetryPolicy(), random.Random(0), account, 4)
-    return Location(name, account, BatchPolicy(), 100, make_queue(100), pace, 0.0)
+    endpoint = Endpoint[Location]("", RetryPolicy(), random.Random(0), 4, 0.0)
+    return Location(name, account, endpoint, BatchPolicy(), 100, make_queue(100), pace, 0.0)

@@ -173,7 +173,7 @@ class World:
         self.now = 0.0
         self.woken = False
         self.scheduler = Scheduler(
-            config.limits, config.retry, self.policy, None, _HALVES, self.clock, make_queue, self.wake
+            config.limits, config.retry, self.policy, None, None, _HALVES, self.clock, make_queue, self.wake
         )
         # The accounts of all ended locations are kept, to be checked.
         self.scheduler.ledger.kept_ended = 1000

@@ -34,7 +34,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         location_idle_timeout=90.0,
     )
     assert RetryPolicy() == RetryPolicy(
-        initial=1.0, maximum=30.0, multiplier=2.0, max_elapsed=300.0, attempt_timeout=30.0
+        initial=1.0, maximum=30.0, multiplier=2.0, max_elapsed=600.0, attempt_timeout=30.0
     )
 
 
