@@ -66,11 +66,7 @@ class ReceivedRequest:
 
 
 class _Refused(Exception):
-    """The request is invalid and gets ``answer``."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer)
-        self.answer = answer
+    """The request is invalid. The argument is its answer."""
 
 
 def read_request(
@@ -100,7 +96,7 @@ def read_request(
         content = _decompressed(_header(headers, "content-encoding") or "", body, max_bytes)
         message = _parsed(content)
     except _Refused as refused:
-        answer = refused.answer
+        (answer,) = refused.args
     location = _header(headers, location_header) if location_header else None
     return ReceivedRequest(
         method=method,
