@@ -35,8 +35,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
-# Seconds before the end of an outage at which the receiver listens again, so that its end is exact. (Until then, it
-# resets connections.)
+# Seconds before the end of an outage at which the receiver listens, and resets connections, so that the end is exact.
 _REOPENING = 0.001
 
 # The host in the URL without TCP. Names under .test never resolve (RFC 6761).
@@ -236,18 +235,16 @@ class OTLPReceiver:
         self._scopes.discard(scope)
 
     async def _accept(self, listeners: Sequence[trio.SocketListener]) -> None:
-        async with trio.open_nursery() as connections:
-            while True:
-                first = listeners[0].socket
-                family, address = first.family, first.getsockname()
-                with trio.CancelScope() as self._accepting:
-                    await trio.serve_listeners(self.serve_stream, list(listeners), handler_nursery=connections)
-                # An outage. A socket that is bound and does not listen refuses connections, and keeps the port.
-                with socket.socket(family) as held:
-                    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    held.bind(address)
-                    await trio.sleep_until(self._script.down_until - _REOPENING)
-                listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        while True:
+            family, address = listeners[0].socket.family, listeners[0].socket.getsockname()
+            with trio.CancelScope() as self._accepting:
+                await trio.serve_listeners(self.serve_stream, list(listeners))
+            # An outage. A socket that is bound and does not listen refuses connections, and keeps the port.
+            with socket.socket(family) as held:
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                held.bind(address)
+                await trio.sleep_until(self._script.down_until - _REOPENING)
+            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
 
     def _is_down(self) -> bool:
         """Return whether there is an outage. When it begins, all connections break."""
