@@ -80,14 +80,10 @@ class Connection:
                 raise BodyTooLarge
         return bytes(body)
 
-    async def respond(self, answer: Answer) -> None:
-        """Send ``answer``, without its delay."""
-        await self._stream.send_all(self._encoded(answer))
-
-    async def respond_half(self, answer: Answer) -> None:
-        """Send the first half of the bytes of ``answer``."""
+    async def respond(self, answer: Answer, *, half: bool = False) -> None:
+        """Send ``answer``, or the first half of its bytes, without its delay."""
         data = self._encoded(answer)
-        await self._stream.send_all(data[: len(data) // 2])
+        await self._stream.send_all(data[: len(data) // 2] if half else data)
 
     async def drip(self, drip: Drip) -> None:
         """Send the chunks of ``drip``."""

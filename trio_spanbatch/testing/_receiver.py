@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
-# Seconds before the end of an outage at which the receiver listens, and resets connections, so that the end is exact.
-_REOPENING = 0.001
 
 # The host in the URL without TCP. Names under .test never resolve (RFC 6761).
 _MEMORY_HOST = "receiver.test"
@@ -239,11 +237,12 @@ class OTLPReceiver:
             family, address = listeners[0].socket.family, listeners[0].socket.getsockname()
             with trio.CancelScope() as self._accepting:
                 await trio.serve_listeners(self.serve_stream, list(listeners))
-            # An outage. A socket that is bound and does not listen refuses connections, and keeps the port.
+            # An outage. A socket that is bound and does not listen refuses connections, and keeps the port. Just before
+            # the end the receiver listens again and resets connections, so that the end is exact.
             with socket.socket(family) as held:
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 held.bind(address)
-                await trio.sleep_until(self._script.down_until - _REOPENING)
+                await trio.sleep_until(self._script.down_until - 0.001)
             listeners = await trio.open_tcp_listeners(self._port, host=self._host)
 
     def _is_down(self) -> bool:
@@ -264,15 +263,12 @@ class OTLPReceiver:
         if self._ssl_context is not None:
             stream = trio.SSLStream(stream, self._ssl_context, server_side=True, https_compatible=True)
         async with stream:
-            await self._converse(Connection(stream))
-
-    async def _converse(self, connection: Connection) -> None:
-        try:
-            while (head := await connection.next_head()) is not None:
-                if not await self._serve_request(connection, head):
-                    return
-        except h11.RemoteProtocolError as error:
-            await connection.refuse(refusal(error.error_status_hint, str(error)))
+            connection = Connection(stream)
+            try:
+                while (head := await connection.next_head()) and await self._serve_request(connection, head):
+                    pass
+            except h11.RemoteProtocolError as error:
+                await connection.refuse(refusal(error.error_status_hint, str(error)))
 
     async def _serve_request(self, connection: Connection, head: h11.Request) -> bool:
         """Read a request and answer it as scripted. Return whether the connection continues."""
@@ -336,7 +332,7 @@ class OTLPReceiver:
             await connection.drip(outcome)
         else:
             if outcome.when == "mid_response":
-                await connection.respond_half(request.default_answer)
+                await connection.respond(request.default_answer, half=True)
             await connection.reset()
         return False
 

@@ -79,16 +79,9 @@ def read_request(
     location_header: str | None,
     max_bytes: int,
 ) -> ReceivedRequest:
-    """Parse a request. Never raises, even if the client sent garbage.
+    """Parse a request. Never raises, even if the client sent garbage. The rest is as in `OTLPReceiver`.
 
-    Args:
-        method: The HTTP method.
-        target: Path and query.
-        headers: Pairs of lower-case name and value.
-        body: The body as it was sent; None if it was longer than ``max_bytes``.
-        path: The only path that is served; None serves all paths.
-        location_header: The header that carries the location.
-        max_bytes: The maximum size of body and content.
+    ``headers`` have lower-case names. ``body`` is None if it was longer than ``max_bytes``.
     """
     content, message, answer = b"", None, Answer(headers=[("content-type", PROTOBUF)])
     try:
