@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_spans",
     },
     "destinations": {"_errors", "_exporter", "_http", "_settings", "_spans"},
-    "testing": {"_exporter", "_http", "_spans"},
+    "testing": {"_exporter", "_http", "_spans", "_values"},
     "opentelemetry": {
         "_batcher",
         "_errors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._answers import Answer, Drip, Hang, Outcome, Reset, partial_success
+from ._faults import outage, poison, rate_limited, slow
 from ._memory_exporter import InMemoryExporter
 from ._network import MemoryNetwork, MemoryTransport
 from ._receiver import OTLPReceiver
@@ -19,5 +20,9 @@ __all__ = [
     "Outcome",
     "ReceivedRequest",
     "Reset",
+    "outage",
     "partial_success",
+    "poison",
+    "rate_limited",
+    "slow",
 ]

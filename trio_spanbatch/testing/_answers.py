@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
+from .._spans.checks import shown
 from .._spans.hashing import hash_of_record
+from .._values import is_number
 
-__all__ = ["Answer", "Drip", "Hang", "Outcome", "Reset", "partial_success"]
+__all__ = ["Answer", "Drip", "Hang", "Outcome", "Reset", "not_negative", "number", "partial_success"]
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -22,14 +24,19 @@ def _pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple(headers)
 
 
-def _not_negative(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"{attribute.name} is {value!r}; it must be at least 0")
+def number(allowed: str, test: Callable[[Any], bool], kind: type = object) -> Any:
+    """Return a validator for numbers of type ``kind`` that pass ``test``."""
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not (is_number(value) and isinstance(value, kind) and test(value)):
+            error = ValueError if is_number(value) else TypeError
+            raise error(f"{attribute.name} is {shown(value)}; it must be {allowed}")
+
+    return check
 
 
-def _final_status(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if not 200 <= value <= 999:
-        raise ValueError(f"status is {value!r}; it must be a final HTTP status, 200 to 999")
+not_negative = number("at least 0", lambda value: value >= 0)
+_final_status = number("a final HTTP status, 200 to 999", lambda value: 200 <= value <= 999)
 
 
 @attrs.frozen
@@ -51,7 +58,7 @@ class Answer:
     status: int = attrs.field(default=200, validator=_final_status)
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_pairs, kw_only=True)
     body: bytes = attrs.field(default=b"", kw_only=True)
-    delay: float = attrs.field(default=0.0, kw_only=True, validator=_not_negative)
+    delay: float = attrs.field(default=0.0, kw_only=True, validator=not_negative)
     store: bool | None = attrs.field(default=None, kw_only=True)
     rejected: int = attrs.field(default=0, kw_only=True)
     rejected_spans: Sequence[SpanMessage] | None = attrs.field(default=None, kw_only=True)
@@ -110,7 +117,7 @@ class Drip:
     """
 
     chunks: Iterable[bytes]
-    interval: float = attrs.field(default=0.0, validator=_not_negative)
+    interval: float = attrs.field(default=0.0, validator=not_negative)
     store: bool = False
 
     __hash__ = hash_of_record

@@ -10,15 +10,15 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from http import HTTPStatus
-from typing import Protocol, runtime_checkable
+from http.client import responses
 
 import h11
 import trio
 
 from ._answers import Answer, Drip
+from ._network import ServerEnd
 
-__all__ = ["BodyTooLarge", "Connection", "Resettable", "break_on_close"]
+__all__ = ["BodyTooLarge", "Connection", "break_on_close"]
 
 _READ_SIZE = 64 * 1024
 
@@ -35,15 +35,6 @@ class BodyTooLarge(Exception):
     """The body of a request is too long, by its content or its Content-Length. The rest of it was not read."""
 
 
-@runtime_checkable
-class Resettable(Protocol):
-    """A stream that can break when it is closed, as TCP does with ``SO_LINGER``."""
-
-    def break_on_close(self) -> None:
-        """Make closing this side break the stream for the other side, instead of ending it."""
-        ...
-
-
 def break_on_close(stream: trio.abc.Stream) -> None:
     """Make closing ``stream`` reset the connection, if the stream supports that."""
     while isinstance(stream, trio.SSLStream):
@@ -52,7 +43,7 @@ def break_on_close(stream: trio.abc.Stream) -> None:
         # Linger for 0 seconds: close sends RST and discards unsent data. The socket may be closed already.
         with suppress(OSError):
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    elif isinstance(stream, Resettable):
+    elif isinstance(stream, ServerEnd):
         stream.break_on_close()
 
 
@@ -89,14 +80,10 @@ class Connection:
                 raise BodyTooLarge
         return bytes(body)
 
-    async def respond(self, answer: Answer) -> None:
-        """Send ``answer``, without its delay."""
-        await self._stream.send_all(self._encoded(answer))
-
-    async def respond_half(self, answer: Answer) -> None:
-        """Send the first half of the bytes of ``answer``."""
+    async def respond(self, answer: Answer, *, half: bool = False) -> None:
+        """Send ``answer``, or the first half of its bytes, without its delay."""
         data = self._encoded(answer)
-        await self._stream.send_all(data[: len(data) // 2])
+        await self._stream.send_all(data[: len(data) // 2] if half else data)
 
     async def drip(self, drip: Drip) -> None:
         """Send the chunks of ``drip``."""
@@ -145,7 +132,8 @@ class Connection:
         body = b"" if self._method == b"HEAD" else answer.body
         if not _BODY_HEADERS & {name.lower() for name, _ in headers} and answer.status not in _BODILESS:
             headers.append((b"content-length", str(len(answer.body)).encode()))
-        response = h11.Response(status_code=answer.status, headers=headers, reason=_reason(answer.status))
+        reason = responses.get(answer.status, "").encode()
+        response = h11.Response(status_code=answer.status, headers=headers, reason=reason)
         head = self._h11.send(response) or b""
         try:
             return head + (self._h11.send(h11.Data(data=body)) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
@@ -153,10 +141,3 @@ class Connection:
             # The script deliberately gives a Content-Length that does not match its body. h11 is in its error state
             # now, so the connection is closed afterwards.
             return head + body
-
-
-def _reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode()
-    except ValueError:
-        return b""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import TypeAlias
 
 import trio
 
 from .._exporter import Delivered, ExportResult, Refused, TryLater
+from .._http.responses import interpret_response
 from .._spans.batch import EncodedSpan, SpanBatch
-from ._answers import Hang
+from ._answers import Answer, Hang
+from ._faults import Answers, Script, outage
 
 __all__ = ["InMemoryExporter"]
 
@@ -23,8 +25,8 @@ class InMemoryExporter:
     Args:
         results: By default every batch is delivered. Otherwise an iterable of steps, one for each call of `export`,
             followed by `Delivered`; or a sync function of the batch that returns a step or raises. A step is an
-            `ExportResult`, an exception to raise, or `Hang` (the export never ends). It is determined when `export`
-            is called and takes effect after ``delay``.
+            `ExportResult`, an exception to raise, `Hang` (the export never ends), None (`Delivered`), or a fault as for
+            an `OTLPReceiver`. It is determined when `export` is called and takes effect after ``delay``.
         delay: Seconds that each export takes, or a function of the batch; ``math.inf`` means forever.
 
     Attributes:
@@ -39,7 +41,7 @@ class InMemoryExporter:
 
     def __init__(
         self,
-        results: Iterable[Step] | Callable[[SpanBatch], Step] | None = None,
+        results: Answers[Step, SpanBatch] | None = None,
         *,
         delay: float | Callable[[SpanBatch], float] = 0.0,
     ) -> None:
@@ -51,7 +53,7 @@ class InMemoryExporter:
         self.max_active_by_location: dict[str, int] = {}
         self.closed: bool = False
         self._active_by_location: Counter[str] = Counter()
-        self._decide = results if callable(results) else _in_order(iter(results or ()))
+        self._script: Script[Step] = Script(results)
         self._delay = delay
 
     async def export(self, batch: SpanBatch) -> ExportResult:
@@ -77,18 +79,30 @@ class InMemoryExporter:
         await trio.lowlevel.checkpoint()
 
     async def _answer(self, batch: SpanBatch) -> ExportResult:
+        script = self._script
+        step: Step | Answer | None
+        delay = self._delay(batch) if callable(self._delay) else self._delay
         try:
-            step = self._decide(batch)
+            script = script.of(batch)
+            entry = script.take()
+            if isinstance(entry, outage) and script is self._script:
+                step = _unreachable()
+            else:
+                delay += script.delay
+                step = script.outcome(entry, lambda: (span.to_message() for span in batch.spans))
         except Exception as error:
             step = error
-        # sleep(0) is a checkpoint.
-        await trio.sleep(self._delay(batch) if callable(self._delay) else self._delay)
+        await trio.sleep(delay)  # sleep(0) is a checkpoint.
+        if step is None:
+            step = Delivered()
+        elif isinstance(step, Answer):
+            step = interpret_response(step.status, dict(step.headers), step.body, now=0)
         if isinstance(step, Hang):
             await trio.sleep_forever()
         if isinstance(step, Exception):
             raise step
         if not isinstance(step, Delivered | TryLater | Refused):
-            raise TypeError(f"results gave {step!r}; it must give an ExportResult, an exception or Hang()")
+            raise TypeError(f"results gave {step!r}; it must give an ExportResult, exception, fault, Hang or None")
         if isinstance(step, Delivered):
             self._acknowledge(batch, step.rejected)
         return step
@@ -107,5 +121,6 @@ class InMemoryExporter:
             self.rejected.setdefault(batch.location, []).extend(batch.spans[taken:])
 
 
-def _in_order(steps: Iterator[Step]) -> Callable[[SpanBatch], Step]:
-    return lambda _batch: next(steps, Delivered())
+def _unreachable() -> TryLater:
+    """Return the result of an `OTLPExporter` whose connection is refused."""
+    return TryLater("cannot connect: Connection refused", cause="ConnectError")

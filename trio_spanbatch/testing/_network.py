@@ -16,7 +16,7 @@ import trio.testing
 
 from .._http.transport import HTTPTransport
 
-__all__ = ["MemoryNetwork", "MemoryTransport"]
+__all__ = ["MemoryNetwork", "MemoryTransport", "ServerEnd"]
 
 _MemoryStream: TypeAlias = "trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]"
 
@@ -120,7 +120,7 @@ class _ClientEnd:
         self._stream.receive_stream.close()
 
 
-class _ServerEnd(trio.abc.HalfCloseableStream):
+class ServerEnd(trio.abc.HalfCloseableStream):
     """The server's end of a connection, around trio's memory stream."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, window: _Window) -> None:
@@ -143,6 +143,7 @@ class _ServerEnd(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     def break_on_close(self) -> None:
+        """Make closing this end break the connection for the client, instead of ending it."""
         self.window.broken = True
 
     async def aclose(self) -> None:
@@ -150,7 +151,7 @@ class _ServerEnd(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
 
-def connected_pair() -> tuple[_ClientEnd, _ServerEnd]:
+def connected_pair() -> tuple[_ClientEnd, ServerEnd]:
     client, server = trio.testing.memory_stream_pair()
     window = _Window()
-    return _ClientEnd(client, window), _ServerEnd(server, window)
+    return _ClientEnd(client, window), ServerEnd(server, window)

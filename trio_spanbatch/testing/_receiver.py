@@ -11,18 +11,21 @@ even when everything around both is cancelled: a batcher inside can drain.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
+import attrs
 import h11
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from ._answers import Answer, Drip, Hang, Outcome, Reset
 from ._connection import BodyTooLarge, Connection, break_on_close
+from ._faults import Answers, Fault, Script
 from ._network import MemoryNetwork, MemoryTransport
 from ._requests import TRACES_PATH, ReceivedRequest, read_request, refusal
 
@@ -30,9 +33,8 @@ __all__ = ["OTLPReceiver"]
 
 logger = logging.getLogger(__name__)
 
-Answers: TypeAlias = Iterable[Outcome | None] | Callable[[ReceivedRequest], Outcome | None]
-
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
+
 
 # The host in the URL without TCP. Names under .test never resolve (RFC 6761).
 _MEMORY_HOST = "receiver.test"
@@ -52,9 +54,9 @@ class OTLPReceiver:
         answers: By default requests are answered as by a well-behaved server: 200 with an empty body, 400 for an
             invalid body, 404 for another path, 405 for another method, 413 and 415. Otherwise an iterable of answers,
             one for each request in the order of their heads, followed by default answers; or a sync function of the
-            `ReceivedRequest`. In both, None means the default answer. A request larger than
-            ``max_request_bytes`` is always answered 413. If the function raises, the request is answered 500 and the
-            exception is logged.
+            `ReceivedRequest`. In both, None means the default answer, and an answer may be a fault, which lasts:
+            `outage`, `rate_limited`, `slow` or `poison`. A request larger than ``max_request_bytes`` is always answered
+            413. If the function raises, the request is answered 500 and the exception is logged.
         on_request: A sync function that is called with each request and the status of its answer (None if there will
             be no answer), before spans are stored and anything is sent. If it raises, the request is answered 500
             and the exception is logged.
@@ -79,7 +81,7 @@ class OTLPReceiver:
         host: str = "127.0.0.1",
         port: int = 0,
         location_header: str | None = None,
-        answers: Answers | None = None,
+        answers: Answers[Outcome, ReceivedRequest] | None = None,
         on_request: Callable[[ReceivedRequest, int | None], object] | None = None,
         keep: bool = True,
         ssl_context: ssl.SSLContext | None = None,
@@ -94,8 +96,7 @@ class OTLPReceiver:
         self._host = host
         self._port = port
         self._location_header = location_header
-        self._steps = iter(()) if answers is None or callable(answers) else iter(answers)
-        self._decide = answers if callable(answers) else None
+        self._script: Script[Outcome] = Script(answers)
         self._on_request = on_request
         self._keep = keep
         self._ssl_context = ssl_context
@@ -109,6 +110,7 @@ class OTLPReceiver:
         self._nursery: trio.Nursery | None = None
         self._scopes: set[trio.CancelScope] = set()
         self._open: dict[trio.abc.Stream, trio.CancelScope] = {}
+        self._accepting = trio.CancelScope()
 
     @property
     def port(self) -> int:
@@ -183,6 +185,7 @@ class OTLPReceiver:
             scope.cancel()
         self.connections += 1
         self._open[stream] = scope
+        self._is_down()
         try:
             with scope:
                 await self._serve_secured(stream)
@@ -230,10 +233,28 @@ class OTLPReceiver:
         self._scopes.discard(scope)
 
     async def _accept(self, listeners: Sequence[trio.SocketListener]) -> None:
-        await trio.serve_listeners(self.serve_stream, list(listeners))
+        while True:
+            family, address = listeners[0].socket.family, listeners[0].socket.getsockname()
+            with trio.CancelScope() as self._accepting:
+                await trio.serve_listeners(self.serve_stream, list(listeners))
+            # An outage. A socket that is bound and does not listen refuses connections, and keeps the port. Just before
+            # the end the receiver listens again and resets connections, so that the end is exact.
+            with socket.socket(family) as held:
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                held.bind(address)
+                await trio.sleep_until(self._script.down_until - 0.001)
+            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+
+    def _is_down(self) -> bool:
+        """Return whether there is an outage. When it begins, all connections break."""
+        if not self._script.is_down():
+            return False
+        self._accepting.cancel()
+        self.drop_connections()
+        return True
 
     def _serve_in_background(self, stream: trio.abc.Stream) -> bool:
-        if self._nursery is None or self._closed:
+        if self._nursery is None or self._closed or self._is_down():
             return False
         self._start(self.serve_stream, stream)
         return True
@@ -242,20 +263,19 @@ class OTLPReceiver:
         if self._ssl_context is not None:
             stream = trio.SSLStream(stream, self._ssl_context, server_side=True, https_compatible=True)
         async with stream:
-            await self._converse(Connection(stream))
-
-    async def _converse(self, connection: Connection) -> None:
-        try:
-            while (head := await connection.next_head()) is not None:
-                if not await self._serve_request(connection, head):
-                    return
-        except h11.RemoteProtocolError as error:
-            await connection.refuse(refusal(error.error_status_hint, str(error)))
+            connection = Connection(stream)
+            try:
+                while (head := await connection.next_head()) and await self._serve_request(connection, head):
+                    pass
+            except h11.RemoteProtocolError as error:
+                await connection.refuse(refusal(error.error_status_hint, str(error)))
 
     async def _serve_request(self, connection: Connection, head: h11.Request) -> bool:
         """Read a request and answer it as scripted. Return whether the connection continues."""
-        step = next(self._steps, None)
-        if isinstance(step, Reset) and step.when == "before_body":
+        if self._is_down():
+            return False
+        entry = self._script.take()
+        if isinstance(entry, Reset) and entry.when == "before_body":
             self._note_outcome(self._receive(head, b""), None)
             await connection.reset()
             return False
@@ -266,7 +286,7 @@ class OTLPReceiver:
             await connection.refuse(self._settle(request, request.default_answer))
             return False
         request = self._receive(head, body)
-        return await self._fulfil(connection, request, self._outcome(request, step))
+        return await self._fulfil(connection, request, self._outcome(request, entry))
 
     def _receive(self, head: h11.Request, body: bytes | None) -> ReceivedRequest:
         request = read_request(
@@ -284,16 +304,20 @@ class OTLPReceiver:
         self._request_received.unpark_all()
         return request
 
-    def _outcome(self, request: ReceivedRequest, step: Outcome | None) -> Outcome:
+    def _outcome(self, request: ReceivedRequest, entry: Outcome | Fault | None) -> Outcome:
         try:
-            if self._decide is not None:
-                step = self._decide(request)
-            if not isinstance(step, Answer | Reset | Hang | Drip | None):
-                raise TypeError(f"answers gave {step!r}; it must give an Answer, Reset, Hang, Drip or None")
+            script = self._script.of(request)
+            if script is not self._script:
+                entry = script.take()
+            outcome = script.outcome(entry, lambda: request.spans)
+            if not isinstance(outcome, Answer | Reset | Hang | Drip | None):
+                raise TypeError(f"answers gave {outcome!r}; it must give an Answer, Reset, Hang, Drip, fault or None")
         except Exception:
             logger.exception("The receiver's answers failed; the request is answered 500")
             return _failed("answers")
-        return request.default_answer if step is None else step
+        if outcome is None:
+            outcome = request.default_answer
+        return attrs.evolve(outcome, delay=outcome.delay + script.delay) if isinstance(outcome, Answer) else outcome
 
     async def _fulfil(self, connection: Connection, request: ReceivedRequest, outcome: Outcome) -> bool:
         if isinstance(outcome, Answer):
@@ -308,7 +332,7 @@ class OTLPReceiver:
             await connection.drip(outcome)
         else:
             if outcome.when == "mid_response":
-                await connection.respond_half(request.default_answer)
+                await connection.respond(request.default_answer, half=True)
             await connection.reset()
         return False
 

@@ -66,11 +66,7 @@ class ReceivedRequest:
 
 
 class _Refused(Exception):
-    """The request is invalid and gets ``answer``."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer)
-        self.answer = answer
+    """The request is invalid. The argument is its answer."""
 
 
 def read_request(
@@ -83,16 +79,9 @@ def read_request(
     location_header: str | None,
     max_bytes: int,
 ) -> ReceivedRequest:
-    """Parse a request. Never raises, even if the client sent garbage.
+    """Parse a request. Never raises, even if the client sent garbage. The rest is as in `OTLPReceiver`.
 
-    Args:
-        method: The HTTP method.
-        target: Path and query.
-        headers: Pairs of lower-case name and value.
-        body: The body as it was sent; None if it was longer than ``max_bytes``.
-        path: The only path that is served; None serves all paths.
-        location_header: The header that carries the location.
-        max_bytes: The maximum size of body and content.
+    ``headers`` have lower-case names. ``body`` is None if it was longer than ``max_bytes``.
     """
     content, message, answer = b"", None, Answer(headers=[("content-type", PROTOBUF)])
     try:
@@ -100,7 +89,7 @@ def read_request(
         content = _decompressed(_header(headers, "content-encoding") or "", body, max_bytes)
         message = _parsed(content)
     except _Refused as refused:
-        answer = refused.answer
+        (answer,) = refused.args
     location = _header(headers, location_header) if location_header else None
     return ReceivedRequest(
         method=method,
