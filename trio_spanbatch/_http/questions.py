@@ -46,7 +46,7 @@ async def ask(
         try:
             await attempt.send(sender, request, max_bytes, **send_options)
         except classes("RequestError", "InvalidURL") as error:
-            failure = attempt.failure(error, request, advice)
+            failure = attempt.failure(error, request.url, advice)
             # No span was sent, so nothing is ambiguous.
             return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
         assert attempt.head is not None
