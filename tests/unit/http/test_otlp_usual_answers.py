@@ -106,6 +106,20 @@ async def test_the_usual_response_may_come_in_pieces(cut: int, secrets: Secrets 
     assert await results(serve, 3, secrets) == [Delivered()] * 3
 
 
+async def test_the_last_piece_of_a_response_is_not_a_usual_response(secrets: Secrets | None) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await read_request(stream)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await stream.send_all(b"0\r\n\r\n")
+        await read_request(stream)
+        await stream.send_all(b"0\r\n\r\n")
+
+    first, second = await results(serve, 2, secrets)
+    assert first == Delivered()
+    assert isinstance(second, TryLater)
+
+
 async def test_a_response_that_is_only_the_beginning_of_the_usual_one_delivers_nothing(secrets: Secrets | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
