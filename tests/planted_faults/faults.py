@@ -374,8 +374,8 @@ FAULTS = (
     PlantedFault(
         "the scheduler is not woken for a location in the inbox",
         "_scheduler/admission.py",
-        "        self._wake()\n        if not location",
-        "        if not location",
+        "        self._wake()\n        if not (location",
+        "        if not (location",
         first="state machine",
     ),
     PlantedFault(
