@@ -447,7 +447,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        self._made_due = {location for location in self._made_due if self._could_export(location, now)}\n",
         "",
-        first="scheduler",
+        first="state machine",
     ),
     PlantedFault(
         "a location that changed while nobody waited is not ranked again",
@@ -469,7 +469,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "            backs_off_until = location.pace.next_at()\n",
         "",
-        first="scheduler",
+        first="state machine",
     ),
     PlantedFault(
         "the emptiest locations are made due for adders that wait for bytes",
@@ -505,13 +505,6 @@ FAULTS = (
         "_scheduler/slots.py",
         "self.exporting += not location.pace.active",
         "self.exporting += 1",
-        first="state machine",
-    ),
-    PlantedFault(
-        "a location that waits for a slot is overtaken",
-        "_scheduler/scheduler.py",
-        "            if not slots.free or next(iter(slots.queue), location) is not location:\n",
-        "            if not slots.free:\n",
         first="state machine",
     ),
     PlantedFault(
