@@ -388,14 +388,16 @@ FAULTS = (
     PlantedFault(
         "a slot that is left unused is not given back",
         "_scheduler/scheduler.py",
-        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n    def back_off",
+        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
+        "    def back_off",
         "        self.admission.touch(lease.location)\n\n    def back_off",
         first="scheduler",
     ),
     PlantedFault(
         "a location is not looked at after a slot is left unused",
         "_scheduler/scheduler.py",
-        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n    def back_off",
+        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
+        "    def back_off",
         "        self.slots.give_back(lease.location)\n\n    def back_off",
         first="scheduler",
     ),
