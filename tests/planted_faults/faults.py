@@ -12,7 +12,7 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "interruption sweep"]
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
 
 
 @attrs.frozen
@@ -183,11 +183,11 @@ FAULTS = (
     ),
     # -- admission -------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a span is counted before it is enqueued, and the channel turns out to be full",
+        "an adder that waits for space in a full queue counts as waiting for bytes",
         "_scheduler/admission.py",
-        "            account.queued >= self._max_queued\n            or own_bytes",
-        "            account.queued > self._max_queued\n            or own_bytes",
-        first="state machine",
+        "        return account.queued >= self._max_queued or ",
+        "        return account.queued > self._max_queued or ",
+        first="scheduler",
     ),
     PlantedFault(
         "add_spans counts a span before it is admitted",
@@ -319,7 +319,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        if location.has_ended:\n            return\n        if self.locations.get",
         "        if self.locations.get",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "a slot is kept during a backoff",
@@ -383,7 +383,23 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        self.slots.give_back(location)\n        self.admission.touch(location)\n\n    def slot_unused",
         "        self.slots.give_back(location)\n\n    def slot_unused",
-        first="state machine",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a slot that is left unused is not given back",
+        "_scheduler/scheduler.py",
+        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
+        "    def back_off",
+        "        self.admission.touch(lease.location)\n\n    def back_off",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a location is not looked at after a slot is left unused",
+        "_scheduler/scheduler.py",
+        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
+        "    def back_off",
+        "        self.slots.give_back(lease.location)\n\n    def back_off",
+        first="scheduler",
     ),
     PlantedFault(
         "the space that a settled batch frees is not given to waiting adders",
@@ -411,7 +427,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        for lease in location.retries or ():\n            self.outbox.append(Repeat(lease))\n",
         "",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "an order is dropped: a flush of one location is not woken",
@@ -442,6 +458,13 @@ FAULTS = (
         "            admission.unranked.clear()\n            return True\n",
         "            admission.unranked.clear()\n",
         first="state machine",
+    ),
+    PlantedFault(
+        "the ranking is taken to know a span that was added since",
+        "_scheduler/admission.py",
+        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes",
+        "        own_bytes",
+        first="scheduler",
     ),
     PlantedFault(
         "a location that is made due while it backs off is looked at too late",
@@ -484,13 +507,6 @@ FAULTS = (
         "_scheduler/slots.py",
         "self.exporting += not location.pace.active",
         "self.exporting += 1",
-        first="state machine",
-    ),
-    PlantedFault(
-        "a location that waits for a slot is overtaken",
-        "_scheduler/scheduler.py",
-        "            if not slots.free or next(iter(slots.queue), location) is not location:\n",
-        "            if not slots.free:\n",
         first="state machine",
     ),
     PlantedFault(

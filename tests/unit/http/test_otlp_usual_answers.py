@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.support.processes import DEADLINE
-from tests.support.scripted import Secrets, Serve, answers, listening, no_sockets_left, read_request, url_of
+from tests.support.scripted import Serve, Tls, answers, listening, no_sockets_left, read_request, url_of
 from trio_spanbatch import Delivered, EncodedSpan, ExportResult, OTLPExporter, Refused, SpanBatch, TryLater
 from trio_spanbatch._http.transport import HTTPTransport
 
@@ -23,12 +23,12 @@ SPAN = EncodedSpan(b"\x0a\x04span")
 
 
 @pytest.fixture(params=["TCP", "TLS 1.2", "TLS 1.3"])
-def secrets(request: pytest.FixtureRequest) -> Secrets | None:
+def tls(request: pytest.FixtureRequest) -> Tls | None:
     if request.param == "TCP":
         return None
-    secrets = Secrets()
-    secrets.server.maximum_version = getattr(ssl.TLSVersion, request.param.replace(" ", "v").replace(".", "_"))
-    return secrets
+    tls = Tls()
+    tls.server.maximum_version = getattr(ssl.TLSVersion, request.param.replace(" ", "v").replace(".", "_"))
+    return tls
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def read_by_h11(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return read
 
 
-def exporter_for(port: int, secrets: Secrets | None = None, **options: object) -> OTLPExporter:
-    transport = HTTPTransport(secrets.client) if secrets else HTTPTransport()
-    return OTLPExporter(url_of(port, secrets), transport=transport, location_header="x-location", **options)  # type: ignore[arg-type]
+def exporter_for(port: int, tls: Tls | None = None, **options: object) -> OTLPExporter:
+    transport = HTTPTransport(tls.client) if tls else HTTPTransport()
+    return OTLPExporter(url_of(port, tls), transport=transport, location_header="x-location", **options)  # type: ignore[arg-type]
 
 
 async def export(exporter: OTLPExporter, location: str = "a") -> ExportResult:
@@ -55,17 +55,17 @@ async def export(exporter: OTLPExporter, location: str = "a") -> ExportResult:
         return await exporter.export(SpanBatch(location, [SPAN]))
 
 
-async def results(serve: Serve, count: int, secrets: Secrets | None = None, **options: object) -> list[ExportResult]:
+async def results(serve: Serve, count: int, tls: Tls | None = None, **options: object) -> list[ExportResult]:
     with no_sockets_left():
-        async with listening(serve, secrets) as port:
-            exporter = exporter_for(port, secrets, **options)
+        async with listening(serve, tls) as port:
+            exporter = exporter_for(port, tls, **options)
             found = [await export(exporter) for _ in range(count)]
             await exporter.aclose()
     return found
 
 
-async def test_h11_reads_the_usual_response_once(secrets: Secrets | None, read_by_h11: list[bytes]) -> None:
-    assert await results(answers(USUAL), 5, secrets) == [Delivered()] * 5
+async def test_h11_reads_the_usual_response_once(tls: Tls | None, read_by_h11: list[bytes]) -> None:
+    assert await results(answers(USUAL), 5, tls) == [Delivered()] * 5
     assert read_by_h11 == [USUAL]
 
 
@@ -87,14 +87,14 @@ async def test_a_response_with_a_body_may_be_the_usual_one(read_by_h11: list[byt
     ],
 )
 async def test_another_response_after_the_usual_one_means_what_it_always_means(
-    response: bytes, result: ExportResult, secrets: Secrets | None
+    response: bytes, result: ExportResult, tls: Tls | None
 ) -> None:
-    found = await results(answers(USUAL, USUAL, response, response, USUAL), 5, secrets)
+    found = await results(answers(USUAL, USUAL, response, response, USUAL), 5, tls)
     assert found == [Delivered(), Delivered(), result, result, Delivered()]
 
 
 @pytest.mark.parametrize("cut", [1, 10, len(USUAL) - 1])
-async def test_the_usual_response_may_come_in_pieces(cut: int, secrets: Secrets | None) -> None:
+async def test_the_usual_response_may_come_in_pieces(cut: int, tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
         await stream.send_all(USUAL)
@@ -103,10 +103,10 @@ async def test_the_usual_response_may_come_in_pieces(cut: int, secrets: Secrets 
             await trio.testing.wait_all_tasks_blocked(0.01)
             await stream.send_all(USUAL[cut:])
 
-    assert await results(serve, 3, secrets) == [Delivered()] * 3
+    assert await results(serve, 3, tls) == [Delivered()] * 3
 
 
-async def test_the_last_piece_of_a_response_is_not_a_usual_response(secrets: Secrets | None) -> None:
+async def test_the_last_piece_of_a_response_is_not_a_usual_response(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -115,42 +115,42 @@ async def test_the_last_piece_of_a_response_is_not_a_usual_response(secrets: Sec
         await read_request(stream)
         await stream.send_all(b"0\r\n\r\n")
 
-    first, second = await results(serve, 2, secrets)
+    first, second = await results(serve, 2, tls)
     assert first == Delivered()
     assert isinstance(second, TryLater)
 
 
-async def test_a_response_that_is_only_the_beginning_of_the_usual_one_delivers_nothing(secrets: Secrets | None) -> None:
+async def test_a_response_that_is_only_the_beginning_of_the_usual_one_delivers_nothing(tls: Tls | None) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_request(stream)
         await stream.send_all(USUAL)
         await read_request(stream)
         await stream.send_all(USUAL[:-2])
 
-    first, second = await results(serve, 2, secrets)
+    first, second = await results(serve, 2, tls)
     assert first == Delivered()
     assert isinstance(second, TryLater)
     assert second.ambiguous
 
 
 async def test_a_connection_that_ends_instead_of_the_usual_response_leaves_it_open_what_arrived(
-    secrets: Secrets | None,
+    tls: Tls | None,
 ) -> None:
-    first, second = await results(answers(USUAL, b""), 2, secrets)
+    first, second = await results(answers(USUAL, b""), 2, tls)
     assert first == Delivered()
     assert isinstance(second, TryLater)
     assert second.ambiguous
     assert "broke" in second.reason
 
 
-async def test_more_than_the_usual_response_ends_the_connection(secrets: Secrets | None) -> None:
+async def test_more_than_the_usual_response_ends_the_connection(tls: Tls | None) -> None:
     connections: list[int] = []
 
     async def serve(stream: trio.abc.Stream) -> None:
         connections.append(1)
         await answers(USUAL, USUAL + SLOW_DOWN)(stream)
 
-    assert await results(serve, 4, secrets) == [Delivered()] * 4
+    assert await results(serve, 4, tls) == [Delivered()] * 4
     assert len(connections) == 2
 
 
@@ -198,7 +198,7 @@ async def test_a_location_with_a_line_break_is_never_sent() -> None:
     assert len(heads) == 1
 
 
-async def test_a_cancel_while_waiting_for_the_usual_response_closes_the_connection(secrets: Secrets | None) -> None:
+async def test_a_cancel_while_waiting_for_the_usual_response_closes_the_connection(tls: Tls | None) -> None:
     came, ended = trio.Event(), trio.Event()
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -211,8 +211,8 @@ async def test_a_cancel_while_waiting_for_the_usual_response_closes_the_connecti
         ended.set()
 
     with no_sockets_left(), trio.fail_after(DEADLINE):
-        async with listening(serve, secrets) as port, trio.open_nursery() as nursery:
-            exporter = exporter_for(port, secrets)
+        async with listening(serve, tls) as port, trio.open_nursery() as nursery:
+            exporter = exporter_for(port, tls)
             assert await export(exporter) == Delivered()
             nursery.start_soon(export, exporter)
             await came.wait()
