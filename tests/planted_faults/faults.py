@@ -324,9 +324,9 @@ FAULTS = (
     PlantedFault(
         "a slot is kept during a backoff",
         "_scheduler/scheduler.py",
-        "        lease.may_repeat = False\n        self.slots.give_back(location)\n",
-        "        lease.may_repeat = False\n        if isinstance(result, Delivered):\n"
-        "            self.slots.give_back(location)\n",
+        "        self._give_back(lease)\n        self.admission.touch(location)\n",
+        "        if isinstance(result, Delivered):\n            self._give_back(lease)\n"
+        "        self.admission.touch(location)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -352,8 +352,8 @@ FAULTS = (
     PlantedFault(
         "the drain's deadline does not apply to a backoff",
         "_scheduler/pace.py",
-        "        return math.inf if left < _LAST_MOMENT else min(wait, left / 2)",
-        "        return wait",
+        "    return math.inf if left < _LAST_MOMENT else min(wait, left / 2)",
+        "    return wait",
         first="state machine",
     ),
     PlantedFault(
@@ -381,24 +381,22 @@ FAULTS = (
     PlantedFault(
         "a location is not looked at after an attempt",
         "_scheduler/scheduler.py",
-        "        self.slots.give_back(location)\n        self.admission.touch(location)\n\n    def slot_unused",
-        "        self.slots.give_back(location)\n\n    def slot_unused",
+        "        self._give_back(lease)\n        self.admission.touch(location)\n",
+        "        self._give_back(lease)\n",
         first="scheduler",
     ),
     PlantedFault(
         "a slot that is left unused is not given back",
         "_scheduler/scheduler.py",
-        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
-        "    def back_off",
-        "        self.admission.touch(lease.location)\n\n    def back_off",
+        "        self._give_back(lease)\n        self.admission.touch(lease.location)\n",
+        "        self.admission.touch(lease.location)\n",
         first="scheduler",
     ),
     PlantedFault(
         "a location is not looked at after a slot is left unused",
         "_scheduler/scheduler.py",
-        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
-        "    def back_off",
-        "        self.slots.give_back(lease.location)\n\n    def back_off",
+        "        self._give_back(lease)\n        self.admission.touch(lease.location)\n",
+        "        self._give_back(lease)\n",
         first="scheduler",
     ),
     PlantedFault(
@@ -447,7 +445,7 @@ FAULTS = (
     PlantedFault(
         "the fullest locations are made due only once",
         "_scheduler/scheduler.py",
-        "        self._made_due = {location for location in self._made_due if self._could_export(location, now)}\n",
+        "            if self._could_export(location, now) and location.endpoint.opens_at(location) <= now\n",
         "",
         first="state machine",
     ),
@@ -602,8 +600,8 @@ FAULTS = (
     PlantedFault(
         "a broken exchange is treated as one that did not begin",
         "_http/failures.py",
-        '"PoolTimeout", "ProxyError")',
-        '"PoolTimeout", "ProxyError", "ReadError")',
+        '"ConnectTimeout", "ProxyError")',
+        '"ConnectTimeout", "ProxyError", "ReadError")',
     ),
     PlantedFault(
         "spans that a partial success rejected are not counted",

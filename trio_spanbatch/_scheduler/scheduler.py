@@ -288,19 +288,19 @@ class Scheduler:
             if isinstance(result, Refused) and result.status_code == _TOO_LARGE:
                 pace.request_size.refused(lease.batch.size)
         self._note_endpoint(lease, result, now)
-        self.slot_unused(lease)
+        self._give_back(lease)
+        self.admission.touch(location)
 
     def slot_unused(self, lease: Lease) -> None:
         """Record that a lease with ``may_repeat`` makes no attempt. Gives back its slot."""
-        lease.may_repeat = False
         self._give_back(lease)
         self.admission.touch(lease.location)
-        self._touch_first(lease.location.endpoint)
 
     def _give_back(self, lease: Lease) -> None:
         self.slots.give_back(lease.location)
         lease.location.endpoint.end(is_probe=lease.is_probe)
-        lease.is_probe = False
+        lease.may_repeat = lease.is_probe = False
+        self._touch_first(lease.location.endpoint)
 
     def _note_endpoint(self, lease: Lease, result: ExportResult | None, now: float) -> None:
         endpoint, location = lease.location.endpoint, lease.location
