@@ -27,12 +27,12 @@ from .._settings.policies import MIB, BatchPolicy, Limits, RetryPolicy
 from .._version import __version__
 from .destinations import (
     DESTINATIONS,
+    NO_SERVER_ADVICE,
     Destination,
     attempt_timeout,
     in_words_of_options,
     location_is_not_sent,
     make_exporter,
-    no_server,
     server_of,
 )
 from .screen import LogLines, OutputError, Screen, check_output, output_errors
@@ -184,17 +184,14 @@ def cli() -> None:
 def send_command(
     files: Sequence[str],
     to: str,
-    endpoint: str | None,
     location: str | None,
     location_attribute: str | None,
-    location_header: str | None,
     headers: Sequence[str],
-    compression: str | None,
     max_spans: int | None,
     max_bytes: int | None,
     max_delay: float | None,
-    timeout: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Send the spans in FILEs: OTLP as JSON lines or JSON documents, plain or gzip; - is standard input.
 
@@ -203,14 +200,7 @@ def send_command(
     from .send import LocationOf, SendSettings, send
 
     destination = Destination(
-        to=to,
-        endpoint=endpoint,
-        location=location,
-        location_attribute=location_attribute,
-        location_header=location_header,
-        headers=_parsed_headers(headers),
-        compression=compression,
-        timeout=timeout,
+        to=to, location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
     )
     screen = Screen()
     with _log_lines(screen):
@@ -224,7 +214,7 @@ def send_command(
                 limits=_limits(batch),
                 retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
-                no_server=no_server(destination),
+                no_server=NO_SERVER_ADVICE[to],
                 words=in_words_of_options,
             )
         except (TypeError, ValueError) as error:

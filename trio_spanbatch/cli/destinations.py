@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -23,12 +24,12 @@ from .send import NO_SERVER
 
 __all__ = [
     "DESTINATIONS",
+    "NO_SERVER_ADVICE",
     "Destination",
     "attempt_timeout",
     "in_words_of_options",
     "location_is_not_sent",
     "make_exporter",
-    "no_server",
     "server_of",
 ]
 
@@ -37,8 +38,8 @@ DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 # Seconds that an attempt may take unless --timeout says otherwise.
 _TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0, "zerobus": 20.0}
 
-# Advice if there is no server.
-_NO_SERVER = {
+# Advice for the case that no request was ever answered.
+NO_SERVER_ADVICE = {
     "otlp": NO_SERVER,
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
@@ -128,11 +129,6 @@ def attempt_timeout(destination: Destination) -> float:
     return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
-def no_server(destination: Destination) -> str:
-    """Return advice for the case that no request was ever answered."""
-    return _NO_SERVER[destination.to]
-
-
 def location_is_not_sent(destination: Destination) -> bool:
     """Whether locations differ between spans, but are not sent to the server."""
     by_span = destination.location_attribute is not None
@@ -196,49 +192,37 @@ def _check_mlflows_variables(destination: Destination) -> None:
 
 
 def _unity_catalog(destination: Destination) -> SpanExporter:
-    _check_options_for_tables(destination, LOCATION_HEADER)
-    return unity_catalog(
-        destination.endpoint,
-        headers=destination.headers,
-        timeout=destination.timeout or _TIMEOUTS["unity-catalog"],
-        compression="gzip" if destination.compression == "gzip" else None,
-    )
+    return unity_catalog(destination.endpoint, **_options_for_tables(destination, LOCATION_HEADER))
 
 
 def _zerobus(destination: Destination) -> SpanExporter:
-    _check_options_for_tables(destination, ZEROBUS_HEADER)
+    options = _options_for_tables(destination, ZEROBUS_HEADER)
     if not os.environ.get("DATABRICKS_HOST", "").strip():
         raise OptionError(
             "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST, as in "
             "https://dbc-a1b2c3d4-e5f6.cloud.databricks.com"
         )
-    return zerobus(
-        endpoint=destination.endpoint,
-        headers=destination.headers,
-        timeout=destination.timeout or _TIMEOUTS["zerobus"],
-        compression="gzip" if destination.compression == "gzip" else None,
-    )
+    return zerobus(endpoint=destination.endpoint, **options)
 
 
-def _check_options_for_tables(destination: Destination, header: str) -> None:
+def _options_for_tables(destination: Destination, header: str) -> dict[str, Any]:
+    """Return the arguments that `unity_catalog` and `zerobus` share."""
+    names = {name.lower() for name in destination.headers}
     _refuse(destination.location_header is not None, "--location-header", destination, f"it is {header}")
-    _refuse(
-        any(name.lower() == "authorization" for name in destination.headers),
-        "--header Authorization=",
-        destination,
-        "databricks-sdk authenticates, for instance with DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET",
-    )
-    _refuse(
-        any(name.lower() == header.lower() for name in destination.headers),
-        f"--header {header}=",
-        destination,
-        "--location or --location-attribute names the table",
-    )
+    sdk = "databricks-sdk authenticates, for instance with DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
+    _refuse("authorization" in names, "--header Authorization=", destination, sdk)
+    by_option = "--location or --location-attribute names the table"
+    _refuse(header.lower() in names, f"--header {header}=", destination, by_option)
     if destination.location is None and destination.location_attribute is None:
         raise OptionError(
             f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name the "
             "attribute that contains it with --location-attribute"
         )
+    return {
+        "headers": destination.headers,
+        "timeout": destination.timeout or _TIMEOUTS[destination.to],
+        "compression": "gzip" if destination.compression == "gzip" else None,
+    }
 
 
 def _refuse(given: bool, option: str, destination: Destination, reason: str) -> None:
