@@ -121,7 +121,6 @@ class Location:
         name: Its name.
         account: Its counts, which outlive this object.
         endpoint: The endpoint that it shares with others.
-        failed_after: The endpoint's ``answers`` at its last failure that may concern the endpoint; -1 without one.
         policy: When its batches are due.
         max_spans: The maximum number of spans in a batch.
         queue_in: The sending end of its queue.
@@ -151,7 +150,6 @@ class Location:
         "account",
         "agenda_number",
         "endpoint",
-        "failed_after",
         "flush_watermark",
         "flushes",
         "full",
@@ -192,7 +190,6 @@ class Location:
         self.name = name
         self.account = account
         self.endpoint = endpoint
-        self.failed_after = -1
         self.policy = policy
         self.max_spans = min(policy.max_spans, max_queued_spans)
         self.queue_in, self.queue_out = queue

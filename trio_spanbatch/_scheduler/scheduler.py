@@ -201,7 +201,9 @@ class Scheduler:
         name = "" if self._endpoint_of is None else self._endpoint_of(location)
         if not isinstance(name, str):
             raise TypeError(f"endpoint_of({location!r}) of the exporter returned {name!r}; it must return a str")
-        opened = Endpoint[Location](name, self.retry, self._rng, self.limits.max_exports, self._clock())
+        # Accounts outlive an endpoint without live locations. The count goes on beyond the numbers that they have.
+        answers = self.ledger.total.requests
+        opened = Endpoint[Location](name, self.retry, self._rng, self.limits.max_exports, self._clock(), answers)
         endpoint = self._endpoints.setdefault(name, opened)
         if self._endpoint_of is None:
             self._the_endpoint = endpoint
@@ -577,7 +579,9 @@ class Scheduler:
         }
         if self._made_due or not self.slots.free:
             return
-        for location in self._ranking.take(self.slots.free, lambda location: self._could_export(location, now)):
+        for location in self._ranking.take(
+            self.slots.free, lambda location: not location.is_made_due and self._could_export(location, now)
+        ):
             self._made_due.add(location)
             location.is_made_due = True
             self.admission.touch(location)

@@ -20,6 +20,7 @@ from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
 __all__ = ["SchedulerMachine", "run_machine"]
 
 ANSWERS = ("delivered", "later", "refused", "partly", "asked", "too large", "cancelled")
+OUTAGE = ("unreached", "overloaded", "throttled")
 
 CONFIGS = st.builds(
     WorldConfig,
@@ -28,7 +29,9 @@ CONFIGS = st.builds(
     spans=st.just(60),
     adders=st.just(12),
     flushes=st.just(6),
-    answers=st.sampled_from([(*["delivered"] * 5, *ANSWERS), ANSWERS]),
+    answers=st.sampled_from(
+        [(*["delivered"] * 5, *ANSWERS), ANSWERS, (*OUTAGE[:2] * 6, *OUTAGE, *ANSWERS), (*OUTAGE[:2] * 3, "delivered")]
+    ),
     begins_later=st.booleans(),
     pauses=st.just((0.5, 3.0)),
     limits=st.builds(
