@@ -572,11 +572,7 @@ class Scheduler:
 
     def _make_fullest_due(self, now: float) -> None:
         """Make as many locations due as there are free slots, unless an earlier one still has to begin its export."""
-        self._made_due = {
-            location
-            for location in self._made_due
-            if self._could_export(location, now) and location.endpoint.opens_at(location) <= now
-        }
+        self._made_due = {location for location in self._made_due if self._could_export(location, now)}
         if self._made_due or not self.slots.free:
             return
         for location in self._ranking.take(
@@ -587,8 +583,13 @@ class Scheduler:
             self.admission.touch(location)
 
     def _could_export(self, location: Location, now: float) -> bool:
-        """Return whether an export would begin now if the first batch in the queue were due and the endpoint let it."""
+        """Return whether a location would begin an export now, or wait for its endpoint, if its first batch were due.
+
+        One that already waits for its endpoint is due.
+        """
         if not location.account.queued or location.retries or location.pace.next_at() > now:
+            return False
+        if location.endpoint.has_waiting(location):
             return False
         return not location.pace.active or self._can_spare()
 
