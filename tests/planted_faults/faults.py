@@ -445,7 +445,7 @@ FAULTS = (
     PlantedFault(
         "the fullest locations are made due only once",
         "_scheduler/scheduler.py",
-        "            if self._could_export(location, now) and location.endpoint.opens_at(location) <= now\n",
+        "        self._made_due = {location for location in self._made_due if self._could_export(location, now)}\n",
         "",
         first="state machine",
     ),
