@@ -231,6 +231,7 @@ FAULTS = (
         "        if self._unfinished is not None or self._bulk is not None:\n            self.finish()\n",
         "        if self._bulk is not None:\n            self.finish()\n",
         first="interruption sweep",
+        scenario="an add",
     ),
     PlantedFault(
         "a change that was interrupted before its span was in the queue is carried out",
@@ -238,6 +239,7 @@ FAULTS = (
         "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
         "            if queued:\n",
         first="interruption sweep",
+        scenario="an add",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
@@ -245,6 +247,7 @@ FAULTS = (
         "        if (bulk := self._bulk) is not None and bulk.is_interrupted:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
+        scenario="add_spans_nowait",
     ),
     PlantedFault(
         "a batch that becomes full is stored twice",
@@ -440,13 +443,6 @@ FAULTS = (
         "_runtime/driver.py",
         "                self.runtime.carry_out_orders()\n                if self._scheduler.is_over:",
         "                if self._scheduler.is_over:",
-        first="state machine",
-    ),
-    PlantedFault(
-        "the fullest locations are made due only once",
-        "_scheduler/scheduler.py",
-        "        self._made_due = {location for location in self._made_due if self._could_export(location, now)}\n",
-        "",
         first="state machine",
     ),
     PlantedFault(
