@@ -27,7 +27,7 @@ BUDGETS = {
     "_settings": 720,
     "_http": 3_850,
     "destinations": 2_210,
-    "opentelemetry": 1_360,
+    "opentelemetry": 1_405,
     "testing": 1_200,
     "cli": 3_550,
 }

@@ -123,4 +123,4 @@ class InMemoryExporter:
 
 def _unreachable() -> TryLater:
     """Return the result of an `OTLPExporter` whose connection is refused."""
-    return TryLater("cannot connect: Connection refused", cause="ConnectError")
+    return TryLater("cannot connect: Connection refused", endpoint=True, cause="ConnectError")
