@@ -109,10 +109,12 @@ async def test_an_adder_that_waits_for_bytes_makes_the_locations_of_an_endpoint_
                 await trio.sleep(100)
                 assert not batcher.statistics().endpoint.is_up
                 server.down = ()
-        # Nobody waited meanwhile, so what was added since is made due for the next adder only.
+        # All of them have left the endpoint's queue while nobody waited for bytes any more.
+        await batcher.flush()
         fill(batcher, names)
+        await trio.sleep(1)
         with trio.fail_after(60):
-            await batcher.add_spans(names[-1], [make_span() for _ in range(100)])
+            await batcher.add_span("another location", make_span())
 
 
 async def test_a_full_budget_is_freed_by_the_healthy_endpoint_beside_one_that_is_down(

@@ -211,7 +211,9 @@ class Scheduler:
 
     def endpoints(self) -> dict[str, EndpointStatistics]:
         """Return what is known about each endpoint that has live locations, or about the only one."""
-        return {name: endpoint.statistics() for name, endpoint in sorted(self._endpoints.items())}
+        # A copy made in one step, because metrics are read in other threads.
+        known = [endpoint for reference in self._endpoints.valuerefs() if (endpoint := reference()) is not None]
+        return {endpoint.name: endpoint.statistics() for endpoint in sorted(known, key=lambda known: known.name)}
 
     def _evict_one_if_needed(self) -> None:
         """If the limit is reached, evict the location that has been empty for longest; raise if none is empty."""
