@@ -12,7 +12,7 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "interruption sweep"]
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
 
 
 @attrs.frozen
@@ -575,6 +575,85 @@ FAULTS = (
         "_runtime/supervisor.py",
         "if self.strict and (total.rejected or total.undelivered):",
         "if self.strict and total.undelivered:",
+    ),
+    # -- the endpoint ----------------------------------------------------------------------------------------------
+    PlantedFault(
+        "an endpoint that is down is probed for each location at a time",
+        "_scheduler/endpoint.py",
+        "return math.inf if self._probes_running else self.waits_until(location)",
+        "return self.waits_until(location)",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "an outage ends without a slow start",
+        "_scheduler/endpoint.py",
+        "            self._allowed = 1\n",
+        "            self._allowed = math.inf\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "an answer to an attempt that is no probe does not end an outage",
+        "_scheduler/endpoint.py",
+        "        if sign is Sign.UP:\n",
+        "        if sign is Sign.UP and not (self.is_up or is_probe):\n            return False\n"
+        "        if sign is Sign.UP:\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a 429 counts as a failure of the endpoint",
+        "_scheduler/endpoint.py",
+        "_OVERLOADED = (HTTPStatus.BAD_GATEWAY, ",
+        "_OVERLOADED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, ",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a failure of an attempt that began before the last answer counts",
+        "_scheduler/endpoint.py",
+        "if sign is Sign.NONE or began_after != self.answers:",
+        "if sign is Sign.NONE:",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "no location is looked at when a probe ends",
+        "_scheduler/scheduler.py",
+        "        self.admission.touch(lease.location)\n        self._touch_first(lease.location.endpoint)\n",
+        "        self.admission.touch(lease.location)\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "no location is looked at when the first that waited for the endpoint has left",
+        "_scheduler/scheduler.py",
+        "        if location.endpoint.leave(location):\n            self._touch_first(location.endpoint)\n",
+        "        location.endpoint.leave(location)\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "the end of a probe is not counted",
+        "_scheduler/endpoint.py",
+        "        self._probes_running -= is_probe\n",
+        "",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "the wait for the next probe is not cut in the drain",
+        "_scheduler/scheduler.py",
+        "            location.endpoint.cut_short(now)\n",
+        "",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a location that waits for its endpoint is made due again and again",
+        "_scheduler/scheduler.py",
+        "lambda location: not location.is_made_due and self._could_export(location, now)",
+        "lambda location: self._could_export(location, now)",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "an endpoint counts a location that comes back as another one",
+        "_scheduler/scheduler.py",
+        "        account = self.ledger.open(name)\n",
+        "        account = self.ledger.open(name)\n        account.failed_after = -1\n",
+        first="scheduler",
     ),
     # -- OTLP ------------------------------------------------------------------------------------------------------
     PlantedFault(

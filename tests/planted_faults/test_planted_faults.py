@@ -12,7 +12,13 @@ from tests.planted_faults.machines import MACHINES, find, first_line
 from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 
 # The number of runs that a copy without a fault must pass.
-SOUND: dict[Machine, int] = {"simulation": 100, "state machine": 100, "cancel everywhere": 0, "interruption sweep": 0}
+SOUND: dict[Machine, int] = {
+    "simulation": 100,
+    "state machine": 100,
+    "scheduler": 100,
+    "cancel everywhere": 0,
+    "interruption sweep": 0,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
