@@ -135,6 +135,7 @@ class WorldConfig:
         answers: The results of attempts: by name, as in `World.answer`.
         begins_later: Whether a delivery begins its attempt, and goes on after its answer, in separate events.
         pauses: The times that may pass other than until the scheduler has something to do.
+        before: The events that have happened already.
     """
 
     locations: tuple[str, ...] = ("a", "b")
@@ -145,6 +146,7 @@ class WorldConfig:
     answers: tuple[str, ...] = ("delivered", "later", "refused", "cancelled")
     begins_later: bool = False
     pauses: tuple[float, ...] = ()
+    before: tuple[Event, ...] = ()
     limits: Limits = attrs.field(factory=partial(Limits, max_queued_spans=2, max_exports=1, max_exports_per_location=2))
     retry: RetryPolicy = attrs.field(factory=partial(RetryPolicy, initial=2.0, maximum=4.0, max_elapsed=30.0))
     policy: BatchPolicy = attrs.field(factory=partial(BatchPolicy, max_spans=2, max_delay=4.0))
@@ -232,6 +234,8 @@ class World:
         self.expected = ExpectedEndpoint(config.limits.max_exports)
         # The endpoint lives as long as the scheduler, so its queue can be looked at.
         self.is_endpoint_up = True
+        # When the drain began, until the first attempt that ends in it.
+        self.drain_began_at = math.inf
         # By location: the queued spans; the number of accepted spans; the number of spans with each outcome.
         self.queued: dict[str, deque[EncodedSpan]] = {name: deque() for name in config.locations}
         self.accepted: Counter[str] = Counter()
@@ -394,6 +398,7 @@ class World:
         self.waiters.clear()
         self.closed = True
         self.scheduler.begin_drain(self.now + SHUTDOWN_TIMEOUT)
+        self.drain_began_at = self.now
         self.woken = True
 
     def stop(self) -> None:
@@ -533,6 +538,7 @@ class World:
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
         delivery.state, delivery.answer = "idle", answer
         self.expected.ended(delivery, answer)
+        self.drain_began_at = math.inf
         self.scheduler.attempt_ended(delivery.part, result, self.now, ambiguous=ambiguous)
         endpoint = delivery.part.location.endpoint
         assert endpoint.is_up is self.expected.is_up, f"the endpoint is {'up' if endpoint.is_up else 'down'}"
@@ -720,6 +726,9 @@ class World:
             for one in _queue_of(location.endpoint):
                 assert not one.has_ended, f"{one} has ended, and waits for its endpoint"
                 assert self._exports_at(one) <= self.now, f"{one} waits for its endpoint, and is not due"
+            if self.drain_began_at < math.inf:
+                cut = location.endpoint.waits_until(location) <= self.now
+                assert cut, f"{location} waits in the drain for a probe that was due before it"
 
     def _opens_at(self, location: Location) -> float:
         """Return when the endpoint lets the first location that waits for it, by the world's own count of exports."""
@@ -833,6 +842,6 @@ def _queue_of(endpoint: Endpoint[Location]) -> list[Location]:
 def replayed(config: WorldConfig, events: Iterable[Event]) -> World:
     """Return a new world in which ``events`` have happened."""
     world = World(config)
-    for event in events:
+    for event in (*config.before, *events):
         world.do(event)
     return world
