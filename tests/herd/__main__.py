@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ours", action="store_true", help="leave out the policies to compare")
     parser.add_argument("--svg", type=Path, help="draw the run into this file")
     options = parser.parse_args(arguments)
-    began, missed, drawn = time.process_time(), [], {}
+    began = time.process_time()
+    missed: list[str] = []
+    drawn: dict[tuple[float, str], tuple[Setting, Figures]] = {}
     for capacity in options.capacities:
         setting = Setting(options.clients, capacity, locations=options.locations, rate=options.rate)
         print(
@@ -90,7 +92,8 @@ def _seconds(seconds: float) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"{cells[0]:30}" + "".join(f"{cell:>{max(12, len(head) + 2)}}" for head, cell in zip(_HEAD[1:], cells[1:], strict=True))
+    widths = [max(12, len(head) + 2) for head in _HEAD[1:]]
+    return f"{cells[0]:30}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ class Server:
             old: How many of them were added before the end of the outage.
         """
         setting, figures = self._setting, self.figures
-        is_after = now >= setting.up_at
+        is_after = setting.up_at <= now < setting.end
         if now < setting.end:
             figures.offered[int(now)] += 1
-        if not is_after and now >= setting.down_at:
+        if setting.down_at <= now < setting.up_at:
             figures.attempts += 1
             return now + _REFUSAL, _UNREACHED
         ends = self._ends
