@@ -69,7 +69,7 @@ class TLSFiles(TypedDict, total=False):
 def batch_options(environ: Environ) -> dict[str, Any]:
     """Return the arguments of `BatchPolicy` that ``OTEL_BSP_*`` sets."""
     max_spans, max_delay = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY"
-    return _options(environ, max_spans=(_count, max_spans), max_delay=(_delay, max_delay))
+    return _options(environ, max_spans=(_count, max_spans), max_delay=(_seconds, max_delay))
 
 
 def queue_options(environ: Environ) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> dict[s
     parsers: dict[str, _Parser] = {"headers": _headers, "timeout": _request_timeout, "compression": _compression}
     if endpoint[:6].lower() == "https:":
         # These files are read for https only, so otherwise they need not exist.
-        parsers |= dict.fromkeys(TLSFiles.__annotations__, _file_name)
+        parsers |= dict.fromkeys(TLSFiles.__annotations__, lambda _variable, name: name)
     table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
     options = _options(environ, **table)
     options["endpoint"] = endpoint
@@ -269,10 +269,6 @@ def _compression(variable: str, value: str) -> str | None:
     return None
 
 
-def _file_name(_variable: str, value: str) -> str:
-    return value
-
-
 def variable_of(environ: Environ, name: str) -> str:
     """Return the variable that is used for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
     for_traces, general = _variables(name)
@@ -292,16 +288,14 @@ def _count(variable: str, value: str) -> int | None:
     return _integer(variable, value, minimum=1, maximum=_MAX_COUNT)
 
 
-def _delay(variable: str, value: str) -> float | None:
-    milliseconds = _integer(variable, value, minimum=1, maximum=_MAX_MILLISECONDS)
+def _seconds(variable: str, value: str, minimum: int = 1) -> float | None:
+    milliseconds = _integer(variable, value, minimum=minimum, maximum=_MAX_MILLISECONDS)
     return None if milliseconds is None else milliseconds / 1000
 
 
 def _timeout(variable: str, value: str) -> float | None:
-    milliseconds = _integer(variable, value, minimum=0, maximum=_MAX_MILLISECONDS)
-    if milliseconds is None:
-        return None
-    return milliseconds / 1000 if milliseconds else math.inf
+    seconds = _seconds(variable, value, minimum=0)
+    return math.inf if seconds == 0 else seconds
 
 
 def _integer(variable: str, value: str, *, minimum: int, maximum: int) -> int | None:

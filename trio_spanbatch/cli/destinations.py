@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -44,6 +43,15 @@ NO_SERVER_ADVICE = {
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
     "zerobus": "set DATABRICKS_HOST to the right workspace, or name Zerobus' endpoint with --endpoint",
+}
+
+# Advice for refusals, by status code.
+_ADVICE: Mapping[int | None, str] = {
+    **dict.fromkeys((401, 403), "set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"),
+    **dict.fromkeys(
+        (404, 405), "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
+    ),
+    **dict.fromkeys(range(300, 400), "if the redirect's target is right, name it with --endpoint"),
 }
 
 # The options for arguments of the library. A message names an argument in its first word, or with a "=" after it.
@@ -235,17 +243,6 @@ class _AdvisedExporter(OTLPExporter):
 
     async def export(self, batch: SpanBatch) -> ExportResult:
         result = await super().export(batch)
-        if isinstance(result, Refused) and (advice := _advice(result.status_code)):
+        if isinstance(result, Refused) and (advice := _ADVICE.get(result.status_code)):
             return attrs.evolve(result, reason=f"{result.reason}; {advice}")
         return result
-
-
-def _advice(status_code: int | None) -> str:
-    status = math.nan if status_code is None else status_code
-    if status in (401, 403):
-        return "set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"
-    if status in (404, 405):
-        return "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
-    if 300 <= status < 400:
-        return "if the redirect's target is right, name it with --endpoint"
-    return ""

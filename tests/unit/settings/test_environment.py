@@ -35,8 +35,8 @@ def every_warning_is_seen(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def endpoint(**variables: str) -> str:
-    options = exporter_options({f"OTEL_EXPORTER_OTLP_{name}": value for name, value in variables.items()})
-    return str(options["endpoint"])
+    variables = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in variables.items()}
+    return str(exporter_options(variables)["endpoint"])
 
 
 def test_the_version_is_that_of_the_package() -> None:
