@@ -14,8 +14,6 @@ from .circuit_breaker import FailingLocation
 from .input import InputFile
 from .screen import Screen, one_line
 
-__all__ = ["SendProgress"]
-
 # Seconds between two redraws. With very many locations, counting is slow: it may take a twentieth of the time.
 _INTERVAL = 0.1
 _REST = 20
