@@ -11,8 +11,6 @@ from .log import Log
 from .statistics import Loss
 from .throttle import Throttle
 
-__all__ = ["Losses"]
-
 # Exporters may produce any number of different reasons. This many are counted separately, the others together.
 _MAX_REASONS = 20
 

@@ -10,16 +10,6 @@ import attrs
 from .._spans.batch import SpanBatch
 from .._spans.hashing import hash_of_record
 
-__all__ = [
-    "EndpointStatistics",
-    "FlushCounts",
-    "FlushReport",
-    "LocationStatistics",
-    "Loss",
-    "Settlement",
-    "SpanBatcherStatistics",
-]
-
 
 @attrs.frozen(kw_only=True)
 class _Counts:

@@ -21,20 +21,6 @@ from .._reporting.throttle import Throttle
 from .._spans.records import Resource
 from .header_checks import check_endpoint, check_header_name, has_userinfo
 
-__all__ = [
-    "TLSFiles",
-    "batch_options",
-    "default_resource",
-    "export_timeout",
-    "exporter_options",
-    "forget_warnings",
-    "queue_options",
-    "sdk_disabled",
-    "value_of",
-    "variable_of",
-    "warn_once",
-]
-
 Environ = Mapping[str, str]
 # Takes a variable's name and text; returns its value, or None after a warning if it cannot be used.
 _Parser: TypeAlias = Callable[[str, str], Any]

@@ -15,8 +15,6 @@ import attrs
 from .._spans.checks import shown
 from .._values import is_number
 
-__all__ = ["BatchPolicy", "Limits", "RetryPolicy"]
-
 MIB = 1024 * 1024
 
 

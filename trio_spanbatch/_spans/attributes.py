@@ -28,8 +28,6 @@ from .._errors import InvalidSpanError
 from .checks import failed, invalid, pass_on, str_of, utf8
 from .wire import TABLE_SIZE, VARINTS, delimited, varint
 
-__all__ = ["AttributeEncoder", "encoded_value", "snapshot"]
-
 # Parsers refuse the whole request if messages are nested more than 100 levels deep below it (protobuf's own default).
 # The AnyValue of an event's attribute is at level 6. A list adds two levels (ArrayValue and AnyValue), a mapping three
 # (KeyValueList, KeyValue and AnyValue).

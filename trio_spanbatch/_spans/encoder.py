@@ -33,8 +33,6 @@ from .envelopes import HeaderEncoder
 from .records import SpanLike
 from .wire import TextFields, count_field, delimited, text_field
 
-__all__ = ["SpanEncoder"]
-
 # Fields of Span, by their tags.
 _TRACE_ID: Final = b"\x0a\x10"  # with the length, 16
 _SPAN_ID: Final = b"\x12\x08"  # with the length, 8

@@ -26,8 +26,6 @@ from .batch import SpanHeaders
 from .checks import failed, pass_on, text_of
 from .wire import count_field, delimited, text_field
 
-__all__ = ["HeaderEncoder"]
-
 _MAX_REMEMBERED: Final = 1024  # in each table
 # Bytes of headers in the caches by content, and again in those by object: an object is about as large as its header. A
 # header that is larger than this is not cached.

@@ -37,8 +37,6 @@ from .destinations import (
 )
 from .screen import LogLines, OutputError, Screen, check_output, output_errors
 
-__all__ = ["cli"]
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _LOGGER = logging.getLogger("trio_spanbatch")

@@ -38,8 +38,6 @@ from .screen import Screen
 from .signals import Interrupt
 from .store import SpanStore
 
-__all__ = ["DemoResult", "demo", "handed_back"]
-
 # Location, trace id and span id, the ids as hex.
 Key: TypeAlias = tuple[str, str, str]
 

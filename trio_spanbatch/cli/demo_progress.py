@@ -12,8 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from .. import SpanBatcher, SpanBatcherStatistics
 from .screen import Screen
 
-__all__ = ["DemoProgress"]
-
 # Seconds between two redraws, and between two lines.
 _REDRAW_INTERVAL = 0.1
 _LINE_INTERVAL = 1.0

@@ -21,17 +21,6 @@ from ..destinations.tables import LOCATION_HEADER
 from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
 from .send import NO_SERVER
 
-__all__ = [
-    "DESTINATIONS",
-    "NO_SERVER_ADVICE",
-    "Destination",
-    "attempt_timeout",
-    "in_words_of_options",
-    "location_is_not_sent",
-    "make_exporter",
-    "server_of",
-]
-
 DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 
 # Seconds that an attempt may take unless --timeout says otherwise.

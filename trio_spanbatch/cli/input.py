@@ -17,8 +17,6 @@ import trio
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["InputFile", "InputFileError"]
-
 _CHUNK = 64 * 1024
 _GZIP_MAGIC = b"\x1f"  # JSON never begins with it; one byte, as a pipe may return no more at first
 _STDIN = 0

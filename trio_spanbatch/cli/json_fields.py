@@ -16,20 +16,6 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from .._spans.checks import invalid
 
-__all__ = [
-    "JSONObject",
-    "as_bytes",
-    "as_float",
-    "as_int",
-    "as_type",
-    "enum_field",
-    "field_of",
-    "id_field",
-    "int_field",
-    "snake_case",
-    "typed_field",
-]
-
 JSONObject: TypeAlias = dict[str, Any]
 _Enum = TypeVar("_Enum", bound=Enum)
 _Type = TypeVar("_Type")

@@ -41,8 +41,6 @@ from .json_fields import (
     typed_field,
 )
 
-__all__ = ["has_old_spans", "read_request"]
-
 _Part = TypeVar("_Part")
 
 _KINDS: Final = MappingProxyType({kind.value + 1: kind for kind in SpanKind})

@@ -14,8 +14,6 @@ from .circuit_breaker import FailingLocation
 from .input import InputFile
 from .screen import Screen, one_line
 
-__all__ = ["SendProgress"]
-
 # Seconds between two redraws. With very many locations, counting is slow: it may take a twentieth of the time.
 _INTERVAL = 0.1
 _REST = 20
@@ -48,7 +46,7 @@ class SendProgress:
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
-        self.bars = _Progress(
+        self.bars: _Progress = _Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),

@@ -15,8 +15,6 @@ from .screen import Screen
 from .signals import Interrupt
 from .store import SpanStore
 
-__all__ = ["receive"]
-
 # The shortest time between two lines of counts, in seconds.
 _INTERVAL = 1.0
 

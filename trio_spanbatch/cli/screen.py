@@ -17,17 +17,6 @@ from rich.console import Console
 
 from .._exceptions import leaves
 
-__all__ = [
-    "Line",
-    "LogLines",
-    "OutputError",
-    "Screen",
-    "check_output",
-    "one_line",
-    "output_errors",
-    "table_lines",
-]
-
 # A table of names and numbers fits any width without cutting a number or a name. Of three layouts, the first that fits
 # is used: a name and its numbers on one line; the same without columns of zeros, which a line below the table names; a
 # name with ``label number`` pairs below it, as many on a line as fit.

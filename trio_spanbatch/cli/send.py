@@ -27,8 +27,6 @@ from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
 
-__all__ = ["NO_ANSWER", "NO_SERVER", "LocationOf", "SendResult", "SendSettings", "send"]
-
 # Seconds after which the command gives up if no request was ever answered. Its drain then takes no time.
 PATIENCE = 20.0
 # Advice for that case: if there was no connection, and if there was one.

@@ -21,8 +21,6 @@ from google.protobuf.message import DecodeError
 from .._spans.attributes import encoded_value
 from .._spans.batch import EncodedSpan, SpanBatch
 
-__all__ = ["decoded"]
-
 _MAX_CHARACTERS = 1024 * 1024
 _MAX_ITEMS = 10_000
 

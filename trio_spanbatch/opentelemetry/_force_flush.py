@@ -16,8 +16,6 @@ import trio
 
 from .._reporting.log import AnyLogger
 
-__all__ = ["wait_for_flush"]
-
 
 def wait_for_flush(
     flush: Callable[[], Awaitable[bool]], token: trio.lowlevel.TrioToken, seconds: float, logger: AnyLogger

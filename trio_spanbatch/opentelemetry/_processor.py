@@ -31,8 +31,6 @@ from ._tally import Drop, SpanProcessorStatistics, Tally
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
-__all__ = ["BatcherSpanProcessor"]
-
 
 class BatcherSpanProcessor(SpanProcessor):
     """Puts the spans of OpenTelemetry's SDK into a `SpanBatcher`, each to its location.
