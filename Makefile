@@ -22,7 +22,7 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate state-machine small-worlds soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
+	@echo "make simulate-herd CLIENTS=10000   a model of many clients whose server fails and comes back; SVG=... draws it"
 	@echo "make state-machine SEQUENCES=200   random sequences of rules against a model; SEED=... repeats them"
 	@echo "make small-worlds   the scheduler alone, in every order of events in small worlds"
 	@echo "make soak MINUTES=10   real clock, real sockets, all kinds of faults: memory, tasks, sockets and live locations must not grow"
@@ -93,6 +94,9 @@ cancel-everywhere: $(READY)
 SEEDS ?= 2000
 simulate: $(READY)
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+simulate-herd: $(READY)
+	@$(BIN)/python -m tests.herd --clients $(or $(CLIENTS),10000) $(if $(SVG),--svg $(SVG)) $(ARGS)
 
 state-machine: $(READY)
 	@$(BIN)/python -m tests.state_machine --sequences $(or $(SEQUENCES),200) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,11 @@ def test_a_fault_has_its_place_in_the_package(fault: PlantedFault) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_found(tmp_path: Path, fault: PlantedFault) -> None:
+def test_a_planted_fault_is_found(
+    tmp_path: Path, fault: PlantedFault, record_property: Callable[[str, object], None]
+) -> None:
     searches = find(plant(tmp_path, fault.module, fault.right, fault.wrong), fault)
+    record_property("runs", {machine: search.runs for machine, search in searches.items()})
     assert [search for search in searches.values() if search.failure is not None], searches
 
 

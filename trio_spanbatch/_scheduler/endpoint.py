@@ -140,6 +140,10 @@ class Endpoint(Generic[_Location]):
             return -math.inf
         return self._probe_at if self._has_failed(location) else self._first_probe_at
 
+    def has_waiting(self, location: _Location) -> bool:
+        """Return whether a location waits."""
+        return location in self._well or location in self._failed
+
     def join(self, location: _Location) -> None:
         """Have a location wait, if it does not already."""
         has_failed = self._has_failed(location)

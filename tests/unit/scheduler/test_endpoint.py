@@ -76,12 +76,13 @@ class Bench:
 
     @property
     def first(self) -> str | None:
-        return self.endpoint.first and self.endpoint.first.name
+        first = self.endpoint.first
+        return None if first is None else first.name
 
 
-def down(result: ExportResult = OVERLOADED, **options: int) -> Bench:
+def down(result: ExportResult = OVERLOADED, max_exports: int = 4) -> Bench:
     """Return an endpoint that went down with failures of A, B and C."""
-    bench = Bench(**options)
+    bench = Bench(max_exports)
     for name in (A, B, C):
         bench.attempt(name, result)
     assert not bench.endpoint.is_up

@@ -1,0 +1,71 @@
+"""The model of many clients: it agrees with real batchers, and the package's rules meet the goals in it."""
+
+from __future__ import annotations
+
+import logging
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tests.herd import model, real
+from tests.herd.goals import missed_goals
+from tests.herd.picture import draw
+from tests.herd.policies import OURS, POLICIES
+from tests.herd.server import Figures
+from tests.herd.setting import Setting
+from trio_spanbatch import BatchPolicy, Limits
+
+# Few spans, as each of them costs time with real batchers. What 20 clients send at random is not even.
+SMALL = Setting(
+    20, rate=0.5, policy=BatchPolicy(max_spans=32), limits=Limits(max_queued_spans=128), outage=150.0, after=60.0
+)
+
+
+def test_the_model_agrees_with_real_batchers(caplog: pytest.LogCaptureFixture) -> None:
+    """The number of attempts within 5 %, in the outage and in all, and the drain within a second, in each run."""
+    caplog.set_level(logging.CRITICAL)
+    for seed in (1, 2, 3):
+        modelled, measured = model.run(SMALL, OURS, seed), real.run(SMALL, seed)
+        assert modelled.attempts == pytest.approx(measured.attempts, rel=0.05)
+        assert sum(modelled.offered) == pytest.approx(sum(measured.offered), rel=0.05)
+        assert sum(modelled.delivered) == pytest.approx(sum(measured.delivered), rel=0.05)
+        assert modelled.drained_within(0.5) == pytest.approx(measured.drained_within(0.5), abs=1.0)
+        assert modelled.drained_within(0.9) == pytest.approx(measured.drained_within(0.9), abs=1.0)
+        assert modelled.lost == measured.lost == 0
+
+
+def test_after_an_outage_a_server_with_room_is_not_overloaded() -> None:
+    # The bursts of few clients are larger, in relation to the capacity, so more of their requests may wait.
+    figures = model.run(Setting(300, waiting=0.5), OURS)
+    assert missed_goals(2.2, figures) == []
+    assert figures.lost == 0
+
+
+@pytest.mark.long
+def test_after_an_outage_a_server_of_many_clients_is_not_overloaded() -> None:
+    figures = model.run(Setting(5_000), OURS)
+    assert missed_goals(2.2, figures) == []
+    assert figures.lost == 0
+
+
+def test_a_retry_every_second_never_lets_a_server_recover() -> None:
+    figures = model.run(Setting(100), POLICIES[-1])
+    assert figures.wasted_part > 0.9
+    assert figures.delivered[-10:-1] < [Setting(100).clients * Setting(100).rate] * 9
+
+
+def test_a_missed_goal_is_told() -> None:
+    figures = Figures(rejected=3, wasted=1.0, worked=9.0, drained=[1.0, 31.0])
+    assert missed_goals(2.2, figures) == [
+        "2.2 times the capacity: 99 % drained after 31.0 s, not within 30 s",
+        "2.2 times the capacity: 3 answers were 503",
+        "2.2 times the capacity: 10.00% of the server's time was wasted",
+    ]
+
+
+def test_the_picture_has_a_line_for_each_policy_and_capacity() -> None:
+    setting = Setting(2, after=30.0)
+    runs = {(capacity, policy): (setting, model.run(setting, OURS)) for capacity in (2.2, 1.2) for policy in "ab"}
+    assert (
+        len([path for path in ET.fromstring(draw(runs)).iter() if path.get("class") in {"curve", "curve first"}]) == 10
+    )
