@@ -626,8 +626,8 @@ FAULTS = (
     PlantedFault(
         "no location is looked at when a probe ends",
         "_scheduler/scheduler.py",
-        "        self.admission.touch(lease.location)\n        self._touch_first(lease.location.endpoint)\n",
-        "        self.admission.touch(lease.location)\n",
+        "        self._touch_first(lease.location.endpoint)\n",
+        "",
         first="scheduler",
     ),
     PlantedFault(
