@@ -21,7 +21,14 @@ from ._exporter import (
     TryLater,
 )
 from ._http.auth import Auth, AuthError
-from ._reporting.statistics import FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics
+from ._reporting.statistics import (
+    EndpointStatistics,
+    FlushCounts,
+    FlushReport,
+    LocationStatistics,
+    Loss,
+    SpanBatcherStatistics,
+)
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.batch import EncodedSpan, SpanBatch
 from ._spans.records import (
@@ -47,6 +54,7 @@ __all__ = [
     "BatchPolicy",
     "Delivered",
     "EncodedSpan",
+    "EndpointStatistics",
     "EntityRef",
     "ExportResult",
     "FlushCounts",

@@ -22,6 +22,7 @@ CASES = (
     "memory",
     "throughput",
     "noisy_neighbour",
+    "outage",
     "breakdown",
     "batch_sizes",
     "gzip_levels",

@@ -30,11 +30,15 @@ __all__ = [
     "one_hangs",
     "one_raises",
     "one_slot",
+    "outage",
+    "overload",
     "partial_success_of_batches",
     "raising",
     "refusing_everything",
     "repeated_in_turns",
+    "refuses_connections_first",
     "retry_after",
+    "says_503_first",
     "says_when",
     "takes_two_at_once",
     "timing_out",
@@ -55,6 +59,33 @@ async def backoff(world: World) -> None:
 
 def fails_twice(location: str, ids: Sequence[int], before: int) -> Step:
     return TryLater("busy", status_code=503) if before < 2 else Delivered()
+
+
+async def outage(world: World) -> None:
+    """Nothing reaches the server, so one location at a time tries; it recovers, and exports begin one by one."""
+    await _use_in_outage(world)
+
+
+async def overload(world: World) -> None:
+    """The same with a server that answers, and is overloaded."""
+    await _use_in_outage(world)
+
+
+async def _use_in_outage(world: World) -> None:
+    first, mine = world.spans(5), world.spans(2)
+    for location, span in zip("abcde", first, strict=True):
+        world.oracle.add_nowait(location, [span])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.flush_as_victim)
+        nursery.start_soon(world.add_as_victim, "a", mine)
+
+
+def refuses_connections_first(location: str, ids: Sequence[int], before: int) -> Step:
+    return TryLater("connection refused", endpoint=True) if before < 1 else Delivered()
+
+
+def says_503_first(location: str, ids: Sequence[int], before: int) -> Step:
+    return TryLater("overloaded", status_code=503) if before < 1 else Delivered()
 
 
 async def retry_after(world: World) -> None:

@@ -109,6 +109,16 @@ SCENARIOS: dict[str, Scenario] = {
             ),
         ),
         Scenario(failures.retry_after, given(failures.says_when, batch=TWO)),
+        *(
+            Scenario(
+                program,
+                given(script, delay=0.25, batch=ONE, limits=Limits(max_exports=3), retry=QUICK_RETRY),
+            )
+            for program, script in (
+                (failures.outage, failures.refuses_connections_first),
+                (failures.overload, failures.says_503_first),
+            )
+        ),
         Scenario(failures.broken_connections, given(failures.breaks_first, batch=TWO, retry=QUICK_RETRY)),
         Scenario(failures.isolation, given(failures.every_fourth_is_bad, delay=0.25, batch=NEVER)),
         Scenario(failures.refusing_everything, given(failures.a_refuses_everything, delay=0.25, batch=NEVER)),

@@ -49,6 +49,11 @@ PROCESSED = "otel.sdk.processor.span.processed"
 INFLIGHT = "otel.sdk.exporter.span.inflight"
 EXPORTED = "otel.sdk.exporter.span.exported"
 DURATION = "otel.sdk.exporter.operation.duration"
+UP = "trio_spanbatch.endpoint.up"
+STATE_DURATION = "trio_spanbatch.endpoint.state.duration"
+ATTEMPTS = "trio_spanbatch.endpoint.attempts"
+NEXT_PROBE = "trio_spanbatch.endpoint.next_probe"
+OWN_NAMES = {UP, STATE_DURATION, ATTEMPTS, NEXT_PROBE}
 NAMES = {QUEUE_SIZE, QUEUE_CAPACITY, PROCESSED, INFLIGHT, EXPORTED, DURATION}
 
 MEMORY = {
@@ -140,7 +145,7 @@ async def test_names_units_and_kinds_are_those_of_the_semantic_conventions(
     assert metric.description
 
 
-async def test_there_are_no_other_metrics_and_no_other_attributes_than_the_conventions_have(
+async def test_there_are_no_other_metrics_than_those_of_the_conventions_and_of_the_endpoint_and_no_other_attributes(
     autojump_clock: MockClock,
 ) -> None:
     allowed = {
@@ -161,7 +166,7 @@ async def test_there_are_no_other_metrics_and_no_other_attributes_than_the_conve
                     end_spans(tracer_of(processor), 1)
                 await batcher.flush()
     read = metrics.read()
-    assert set(read) == NAMES
+    assert set(read) == (NAMES | OWN_NAMES) - {NEXT_PROBE}
     for metric in read.values():
         for point in metric.data.data_points:
             attributes = point.attributes or {}

@@ -12,7 +12,7 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "interruption sweep"]
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
 
 
 @attrs.frozen
@@ -183,11 +183,11 @@ FAULTS = (
     ),
     # -- admission -------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a span is counted before it is enqueued, and the channel turns out to be full",
+        "an adder that waits for space in a full queue counts as waiting for bytes",
         "_scheduler/admission.py",
-        "            account.queued >= self._max_queued\n            or own_bytes",
-        "            account.queued > self._max_queued\n            or own_bytes",
-        first="state machine",
+        "        return account.queued >= self._max_queued or ",
+        "        return account.queued > self._max_queued or ",
+        first="scheduler",
     ),
     PlantedFault(
         "add_spans counts a span before it is admitted",
@@ -231,6 +231,7 @@ FAULTS = (
         "        if self._unfinished is not None or self._bulk is not None:\n            self.finish()\n",
         "        if self._bulk is not None:\n            self.finish()\n",
         first="interruption sweep",
+        scenario="an add",
     ),
     PlantedFault(
         "a change that was interrupted before its span was in the queue is carried out",
@@ -238,6 +239,7 @@ FAULTS = (
         "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
         "            if queued:\n",
         first="interruption sweep",
+        scenario="an add",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
@@ -245,6 +247,7 @@ FAULTS = (
         "        if (bulk := self._bulk) is not None and bulk.is_interrupted:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
+        scenario="add_spans_nowait",
     ),
     PlantedFault(
         "a batch that becomes full is stored twice",
@@ -319,14 +322,14 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        if location.has_ended:\n            return\n        if self.locations.get",
         "        if self.locations.get",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "a slot is kept during a backoff",
         "_scheduler/scheduler.py",
-        "        lease.may_repeat = False\n        self.slots.give_back(location)\n",
-        "        lease.may_repeat = False\n        if isinstance(result, Delivered):\n"
-        "            self.slots.give_back(location)\n",
+        "        self._give_back(lease)\n        self.admission.touch(location)\n",
+        "        if isinstance(result, Delivered):\n            self._give_back(lease)\n"
+        "        self.admission.touch(location)\n",
         first="state machine",
     ),
     PlantedFault(
@@ -352,8 +355,8 @@ FAULTS = (
     PlantedFault(
         "the drain's deadline does not apply to a backoff",
         "_scheduler/pace.py",
-        "        return math.inf if left < _LAST_MOMENT else min(wait, left / 2)",
-        "        return wait",
+        "    return math.inf if left < _LAST_MOMENT else min(wait, left / 2)",
+        "    return wait",
         first="state machine",
     ),
     PlantedFault(
@@ -374,16 +377,30 @@ FAULTS = (
     PlantedFault(
         "the scheduler is not woken for a location in the inbox",
         "_scheduler/admission.py",
-        "        self._wake()\n        if not location",
-        "        if not location",
+        "        self._wake()\n        if not (location",
+        "        if not (location",
         first="state machine",
     ),
     PlantedFault(
         "a location is not looked at after an attempt",
         "_scheduler/scheduler.py",
-        "        self.slots.give_back(location)\n        self.admission.touch(location)\n\n    def slot_unused",
-        "        self.slots.give_back(location)\n\n    def slot_unused",
-        first="state machine",
+        "        self._give_back(lease)\n        self.admission.touch(location)\n",
+        "        self._give_back(lease)\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a slot that is left unused is not given back",
+        "_scheduler/scheduler.py",
+        "        self._give_back(lease)\n        self.admission.touch(lease.location)\n",
+        "        self.admission.touch(lease.location)\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a location is not looked at after a slot is left unused",
+        "_scheduler/scheduler.py",
+        "        self._give_back(lease)\n        self.admission.touch(lease.location)\n",
+        "        self._give_back(lease)\n",
+        first="scheduler",
     ),
     PlantedFault(
         "the space that a settled batch frees is not given to waiting adders",
@@ -411,7 +428,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        for lease in location.retries or ():\n            self.outbox.append(Repeat(lease))\n",
         "",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "an order is dropped: a flush of one location is not woken",
@@ -429,19 +446,19 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the fullest locations are made due only once",
-        "_scheduler/scheduler.py",
-        "        self._made_due = {location for location in self._made_due if self._could_export(location, now)}\n",
-        "",
-        first="state machine",
-    ),
-    PlantedFault(
         "a location that changed while nobody waited is not ranked again",
         "_scheduler/scheduler.py",
         "            for location in admission.unranked:\n                admission.touch(location)\n"
         "            admission.unranked.clear()\n            return True\n",
         "            admission.unranked.clear()\n",
         first="state machine",
+    ),
+    PlantedFault(
+        "the ranking is taken to know a span that was added since",
+        "_scheduler/admission.py",
+        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes",
+        "        own_bytes",
+        first="scheduler",
     ),
     PlantedFault(
         "a location that is made due while it backs off is looked at too late",
@@ -484,13 +501,6 @@ FAULTS = (
         "_scheduler/slots.py",
         "self.exporting += not location.pace.active",
         "self.exporting += 1",
-        first="state machine",
-    ),
-    PlantedFault(
-        "a location that waits for a slot is overtaken",
-        "_scheduler/scheduler.py",
-        "            if not slots.free or next(iter(slots.queue), location) is not location:\n",
-        "            if not slots.free:\n",
         first="state machine",
     ),
     PlantedFault(
@@ -576,6 +586,85 @@ FAULTS = (
         "if self.strict and (total.rejected or total.undelivered):",
         "if self.strict and total.undelivered:",
     ),
+    # -- the endpoint ----------------------------------------------------------------------------------------------
+    PlantedFault(
+        "an endpoint that is down is probed for each location at a time",
+        "_scheduler/endpoint.py",
+        "return math.inf if self._probes_running else self.waits_until(location)",
+        "return self.waits_until(location)",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "an outage ends without a slow start",
+        "_scheduler/endpoint.py",
+        "            self._allowed = 1\n",
+        "            self._allowed = math.inf\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "an answer to an attempt that is no probe does not end an outage",
+        "_scheduler/endpoint.py",
+        "        if sign is Sign.UP:\n",
+        "        if sign is Sign.UP and not (self.is_up or is_probe):\n            return False\n"
+        "        if sign is Sign.UP:\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a 429 counts as a failure of the endpoint",
+        "_scheduler/endpoint.py",
+        "_OVERLOADED = (HTTPStatus.BAD_GATEWAY, ",
+        "_OVERLOADED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, ",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a failure of an attempt that began before the last answer counts",
+        "_scheduler/endpoint.py",
+        "if sign is Sign.NONE or began_after != self.answers:",
+        "if sign is Sign.NONE:",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "no location is looked at when a probe ends",
+        "_scheduler/scheduler.py",
+        "        self.admission.touch(lease.location)\n        self._touch_first(lease.location.endpoint)\n",
+        "        self.admission.touch(lease.location)\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "no location is looked at when the first that waited for the endpoint has left",
+        "_scheduler/scheduler.py",
+        "        if location.endpoint.leave(location):\n            self._touch_first(location.endpoint)\n",
+        "        location.endpoint.leave(location)\n",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "the end of a probe is not counted",
+        "_scheduler/endpoint.py",
+        "        self._probes_running -= is_probe\n",
+        "",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "the wait for the next probe is not cut in the drain",
+        "_scheduler/scheduler.py",
+        "            location.endpoint.cut_short(now)\n",
+        "",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a location that waits for its endpoint is made due again and again",
+        "_scheduler/scheduler.py",
+        "lambda location: not location.is_made_due and self._could_export(location, now)",
+        "lambda location: self._could_export(location, now)",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "an endpoint counts a location that comes back as another one",
+        "_scheduler/scheduler.py",
+        "        account = self.ledger.open(name)\n",
+        "        account = self.ledger.open(name)\n        account.failed_after = -1\n",
+        first="scheduler",
+    ),
     # -- OTLP ------------------------------------------------------------------------------------------------------
     PlantedFault(
         "a request that timed out is treated as one that did not arrive",
@@ -586,8 +675,8 @@ FAULTS = (
     PlantedFault(
         "a broken exchange is treated as one that did not begin",
         "_http/failures.py",
-        '"PoolTimeout", "ProxyError")',
-        '"PoolTimeout", "ProxyError", "ReadError")',
+        '"ConnectTimeout", "ProxyError")',
+        '"ConnectTimeout", "ProxyError", "ReadError")',
     ),
     PlantedFault(
         "spans that a partial success rejected are not counted",

@@ -160,3 +160,15 @@ def test_a_location_that_failed_long_ago_and_was_not_used_since_does_not_count_a
         log.failed("a", "reset")
     summaries = [message for message in caplog.messages if "locations are failing" in message]
     assert [summary.split()[0] for summary in summaries] == ["2", "1", "1"]
+
+
+def test_a_summary_counts_each_location_once_and_not_those_that_have_recovered(
+    log: HealthLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        for location in "abc":
+            log.failed(location, "503")
+    log.succeeded("b")
+    clock.now += 31
+    log.failed("a", "503")
+    assert "2 locations are failing: 10 attempts failed" in caplog.messages[-1]

@@ -38,6 +38,10 @@ Fault: TypeAlias = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
+# What the whole server does in an outage.
+Outage: TypeAlias = Literal["refused connections", "503", "hang"]
+OUTAGES: tuple[Outage, ...] = get_args(Outage)
+
 End: TypeAlias = Literal["end", "raise", "cancel the body", "cancel in the drain", "calm"]
 
 
@@ -66,6 +70,7 @@ class Plan:
         ends_at: When it is told to end, if its tasks have not ended before.
         adders: The numbers of tasks that add spans, inside and outside of the body.
         flushers: The numbers of tasks that flush, inside and outside of the body.
+        outages: The outages of the whole server: when each begins and ends, in seconds of the mock clock, and its kind.
         cancel_at_step: The scheduling step after which one of the scopes is cancelled, or None.
     """
 
@@ -90,6 +95,7 @@ class Plan:
     adders: tuple[int, int]
     flushers: tuple[int, int]
     cancel_at_step: int | None
+    outages: tuple[tuple[float, float, Outage], ...]
 
 
 def draw_plan(seed: int) -> Plan:
@@ -125,6 +131,7 @@ def draw_plan(seed: int) -> Plan:
         adders=(1, 1) if large else (rng.randint(1, 3), rng.randint(0, 2)),
         flushers=(rng.randint(0, 1), rng.randint(0, 1)),
         cancel_at_step=rng.randint(1, rng.choice([60, 300, 1500])) if rng.random() < 0.5 else None,
+        outages=_outages(rng),
     )
 
 
@@ -155,6 +162,12 @@ def _policy(rng: random.Random, *, large: bool) -> BatchPolicy:
         max_bytes=4 * MIB if large else rng.choice([1, 3 * SPAN_BYTES, 10 * SPAN_BYTES, 4 * MIB, 4 * MIB]),
         max_delay=rng.choice([0.01, 1, 5, math.inf]),
     )
+
+
+def _outages(rng: random.Random) -> tuple[tuple[float, float, Outage], ...]:
+    """Return up to two outages; in half of the plans there is none."""
+    begins = [rng.choice([0, rng.uniform(0, 12)]) for _ in range(rng.choice([0, 0, 1, 2]))]
+    return tuple((begin, begin + rng.choice([5, 30, 200]), rng.choice(OUTAGES)) for begin in begins)
 
 
 def _weather(rng: random.Random) -> dict[Fault, float]:

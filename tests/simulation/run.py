@@ -11,7 +11,8 @@ Checked are:
 - that the drain keeps its deadline, and that the exception that leaves the batcher is the one that was raised;
 - that no task and no connection is left, and no warning was issued;
 - that only exceptions of the program's own ``on_loss`` were logged with a traceback;
-- that everything is delivered before the drain begins, if the plan ends with a calm.
+- that everything is delivered before the drain begins, if the plan ends with a calm;
+- that of the exports that began while the endpoint was known to be down, one runs at a time.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ class Run:
         self._added_in_on_loss = 0
         self._drain_began = math.inf
         self._ended = 0.0
+        # The running exports that began while the endpoint was down.
+        self._probes = 0
 
     def outcome(self, failures: list[str]) -> Outcome:
         return Outcome(
@@ -162,6 +165,7 @@ class Run:
                 self._active,
                 self._refused,
                 self._tell,
+                self._begins,
             ),
             batch=plan.policies.__getitem__,
             limits=plan.limits,
@@ -337,6 +341,19 @@ class Run:
             self._server.injected("a kept Cancelled")
         return raises
 
+    def _begins(self) -> Callable[[], None]:
+        """Check that an export may begin. Return what to call at its end."""
+        endpoint = self._oracle.batcher.statistics().endpoint
+        # An export that was started in the step in which the endpoint went down may begin a moment later.
+        is_probe = not endpoint.is_up and trio.current_time() > endpoint.since
+        self._expect(not (is_probe and self._probes), "more than one export runs though the endpoint is down")
+        self._probes += is_probe
+
+        def ends() -> None:
+            self._probes -= is_probe
+
+        return ends
+
     def _cancel_something(self) -> None:
         name = self._rng.choice(sorted(self._scopes)) if self._scopes else None
         if name is not None:
@@ -422,17 +439,24 @@ class _Counted:
     """An exporter that counts how many of its exports run at each location, and forgets refusals when one succeeds."""
 
     def __init__(
-        self, exporter: ObservedExporter, active: Counter[str], refused: Counter[str], tell: Callable[[str], None]
+        self,
+        exporter: ObservedExporter,
+        active: Counter[str],
+        refused: Counter[str],
+        tell: Callable[[str], None],
+        begins: Callable[[], Callable[[], None]],
     ) -> None:
         self._exporter = exporter
         self._active = active
         self._refused = refused
         self._tell = tell
+        self._begins = begins
 
     async def export(self, batch: SpanBatch) -> ExportResult:
         self._active[batch.location] += 1
         result: ExportResult | None = None
         self._tell(f"export: {batch}")
+        ends = self._begins()
         try:
             result = await self._exporter.export(batch)
             if isinstance(result, Delivered):
@@ -440,6 +464,7 @@ class _Counted:
             return result
         finally:
             self._active[batch.location] -= 1
+            ends()
             self._tell(f"export: {batch} -> {result}")
 
     async def aclose(self) -> None:

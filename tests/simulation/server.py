@@ -16,7 +16,7 @@ from trio_spanbatch import SpanBatch
 from trio_spanbatch.testing import Answer, Drip, Hang, OTLPReceiver, ReceivedRequest, Reset, partial_success
 from trio_spanbatch.testing import Outcome as ServerOutcome
 
-from .plan import Fault, Plan
+from .plan import Fault, Outage, Plan
 
 LOCATION_HEADER = "x-location"
 
@@ -78,6 +78,13 @@ class Server:
         fault: Fault | None = self._rng.choices([*kinds, None], [*weights, max(0.0, 1 - sum(weights))])[0]
         return fault
 
+    def outage(self) -> Outage | None:
+        """Return what the whole server does now, if there is an outage."""
+        now = trio.current_time()
+        if now >= self._plan.heals_at:
+            return None
+        return next((kind for begin, end, kind in self._plan.outages if begin <= now < end), None)
+
     def injected(self, fault: str, what: str = "") -> None:
         """Record a fault."""
         self.faults[fault] += 1
@@ -109,6 +116,10 @@ class Server:
 
     def _decide(self, request: ReceivedRequest, ids: list[int]) -> ServerOutcome | None:
         rng = self._rng
+        if (outage := self.outage()) is not None:
+            # A connection that was open before is not refused.
+            self.injected(f"outage: {outage}")
+            return Hang(store=rng.random() < 0.1) if outage == "hang" else Answer(503, delay=rng.choice([0, 0, 1]))
         # Some spans are refused even if no fault is drawn.
         for span_id in ids:
             if span_id not in self._poison:
@@ -179,6 +190,8 @@ class _Wire(httpx.AsyncBaseTransport):
         if self._server.network_is_down():
             self._server.injected("connection refused")
         fault = self._server.draw_fault()
+        if self._server.outage() == "refused connections":
+            fault = "refused connections"
         if fault == "refused connections":
             self._server.injected(fault)
             await trio.lowlevel.checkpoint()

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterable
 import attrs
 
 from tests.unit.scheduler.support import Event, World, WorldConfig, replayed
+from trio_spanbatch._scheduler.endpoint import Endpoint
 from trio_spanbatch._scheduler.location import Lease, Location
 
 __all__ = ["BadWorldError", "Explored", "explore", "key_of"]
@@ -56,7 +57,7 @@ def explore(config: WorldConfig, depth: int) -> Explored:
         BadWorldError: A rule was broken.
     """
     found, began = Explored(), time.process_time()
-    numbers: dict[Hashable, int] = {key_of(World(config)): 0}
+    numbers: dict[Hashable, int] = {key_of(replayed(config, ())): 0}
     # For each state, the states to which its events lead.
     following: dict[int, list[int]] = {}
     # The states at the current depth, and the events that lead to each.
@@ -127,9 +128,9 @@ def key_of(world: World) -> Hashable:
     def name(location: Location) -> Hashable:
         return names.get(location, (location.name, "old"))
 
-    entries = [
-        (at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.next_look_at
-    ]
+    agenda = scheduler._agenda
+    times = {number: at for at, number in agenda._entries}
+    entries = [(times[number] - now, number, name(one)) for number, one in agenda._locations.items()]
     ranked = [(size, number, name(one)) for size, number, one in scheduler._ranking._entries if not one.has_ended]
     return (
         world.added,
@@ -141,11 +142,22 @@ def key_of(world: World) -> Hashable:
         scheduler.drain_deadline - now,
         tuple(_location_key(location, now) for location in locations.values()),
         tuple(
-            (name_, account.accepted, max(account.not_before - now, 0.0), account.refuses_everything)
+            (
+                name_,
+                account.accepted,
+                max(account.not_before - now, 0.0),
+                account.refuses_everything,
+                scheduler._the_endpoint is not None and account.failed_after == scheduler._the_endpoint.answers,
+            )
             for name_, account in scheduler.ledger.accounts().items()
         ),
         tuple(
-            (delivery.state, *(_lease_key(lease, now) for lease in delivery.leases)) for delivery in world.deliveries
+            (
+                delivery.state,
+                delivery.state == "running" and delivery.began_after == world.expected.answers,
+                *(_lease_key(lease, now) for lease in delivery.leases),
+            )
+            for delivery in world.deliveries
         ),
         tuple(waiter.location.name for waiter in world.waiters),
         tuple((*sorted(watched.spans.items()), watched.woken, watched.flush.is_done) for watched in world.flushes),
@@ -154,6 +166,9 @@ def key_of(world: World) -> Hashable:
         tuple(map(name, admission.unranked)),
         tuple(map(name, slots.queue)),
         tuple(map(name, slots.spare_queue)),
+        None if scheduler._the_endpoint is None else _endpoint_key(scheduler._the_endpoint, now),
+        tuple(map(name, () if scheduler._the_endpoint is None else scheduler._the_endpoint._well)),
+        tuple(map(name, () if scheduler._the_endpoint is None else scheduler._the_endpoint._failed)),
         tuple(map(name, scheduler._empty)),
         frozenset(map(name, scheduler._made_due)),
         tuple(map(name, scheduler._to_close)),
@@ -191,6 +206,19 @@ def _location_key(location: Location, now: float) -> Hashable:
     )
 
 
+def _endpoint_key(endpoint: Endpoint[Location], now: float) -> Hashable:
+    if endpoint.is_up:
+        return (endpoint._allowed, endpoint._running, endpoint._unreached, endpoint._failed_locations, endpoint._is_cut)
+    return (
+        endpoint._probes_running,
+        endpoint._probes_failed,
+        endpoint._first_probes_failed,
+        max(endpoint._probe_at - now, 0.0),
+        max(endpoint._first_probe_at - now, 0.0),
+        endpoint._is_cut,
+    )
+
+
 def _lease_key(lease: Lease, now: float) -> Hashable:
     return (
         lease.location.name,
@@ -201,4 +229,5 @@ def _lease_key(lease: Lease, now: float) -> Hashable:
         lease.attempts > 0,
         lease.ambiguous,
         lease.may_repeat,
+        lease.is_probe,
     )

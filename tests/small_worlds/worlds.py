@@ -1,4 +1,4 @@
-"""The small worlds: two locations, three spans, one waiting adder, one flush."""
+"""The small worlds: two locations, three spans, one waiting adder, one flush; or an endpoint that is down."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(WorldConfig(), 9, 48_992, 5, 1_016),
+    "one slot": SmallWorld(WorldConfig(), 9, 48_992, 5, 1_018),
     "bytes for two spans": SmallWorld(
         WorldConfig(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
         8,
-        45_378,
+        45_146,
         5,
-        1_058,
+        1_076,
     ),
     "one location at a time": SmallWorld(
         WorldConfig(
@@ -44,8 +44,28 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        23_138,
+        23_718,
         5,
-        678,
+        688,
+    ),
+    "an outage": SmallWorld(
+        WorldConfig(
+            locations=("a", "b", "c"),
+            spans=4,
+            adders=0,
+            flushes=0,
+            answers=("delivered", "unreached", "overloaded"),
+            limits=Limits(max_exports=3, max_exports_per_location=2),
+            policy=BatchPolicy(max_spans=1),
+            before=(
+                *(("add", name, 10) for name in ("a", "b", "c")),
+                ("step", 0, 0),
+                *(("overloaded", number, 0) for number in range(3)),
+            ),
+        ),
+        7,
+        9_474,
+        5,
+        1_858,
     ),
 }

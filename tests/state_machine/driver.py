@@ -188,6 +188,10 @@ class Driver:
         # It may not be an ExportResult: some exporters return something else.
         return cast(ExportResult, export.answer)
 
+    def endpoint_of(self, location: str) -> str:
+        """Return an endpoint for each location: the model knows no outages, which `tests/unit/scheduler` has."""
+        return location
+
     async def aclose(self) -> None:
         """Close the exporter."""
         self._exporter_is_closed = True

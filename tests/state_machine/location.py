@@ -295,7 +295,7 @@ class LocationModel:
         began_at = delivery.first_attempt_at
         return math.inf if began_at is None else began_at + self.settings.retry.max_elapsed
 
-    def answered(self, answer: object, now: float, drain_deadline: float, scheduled: int) -> None:
+    def answered(self, answer: object, now: float, drain_deadline: float, latest: float, scheduled: int) -> None:
         """Update concurrency and backoff after an answer; an exception or an invalid result is a failure."""
         if isinstance(answer, Delivered):
             self.consecutive_failures = 0
@@ -306,15 +306,17 @@ class LocationModel:
             self.consecutive_failures += 1
             self.allowed = 1
         if isinstance(answer, TryLater):
-            self._back_off(answer.after, now, drain_deadline)
+            self._back_off(answer.after, now, drain_deadline, latest)
         self.note_pace(scheduled)
 
-    def _back_off(self, after: float | None, now: float, drain_deadline: float) -> None:
+    def _back_off(self, after: float | None, now: float, drain_deadline: float, latest: float) -> None:
         already = self.retry_at > now
         self.backoffs += not already
         longest = self.settings.retry.max_elapsed
         if after:
-            self.not_before = max(self.not_before, now + min(after, self.settings.retry.max_elapsed))
+            asked_at = now + min(after, longest)
+            spread = min(after * 0.1 * self.settings.jitter, max(0.0, min(latest, now + longest) - asked_at))
+            self.not_before = max(self.not_before, asked_at + spread)
         if not already and (not after or after > longest):
             retry = self.settings.retry
             wait = self.settings.jitter * min(retry.maximum, retry.initial * retry.multiplier ** (self.backoffs - 1))

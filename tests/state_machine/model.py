@@ -284,7 +284,9 @@ class Model:
             answer = TryLater("no answer in time", ambiguous=True)
         if answer.ambiguous if isinstance(answer, TryLater) else not isinstance(answer, Delivered | Refused):
             location.doubt(export.part)
-        location.answered(answer, now, self.work_ends_at if self.draining else math.inf, self.scheduled)
+        drain_deadline = self.work_ends_at if self.draining else math.inf
+        latest = min(drain_deadline, location.give_up_at(export.delivery))
+        location.answered(answer, now, drain_deadline, latest, self.scheduled)
         if isinstance(answer, Delivered):
             rejected = max(0, min(answer.rejected, len(export.part)))
             self._settle(location, export.part, delivered=len(export.part) - rejected, rejected=rejected)

@@ -57,6 +57,7 @@ class AtRest:
         yield from self._slot_faults(now)
         for location in self._locations:
             yield from self._location_faults(location, now)
+            yield from self._endpoint_faults(location, now)
             yield from self._queue_faults(location)
             yield from self._lease_faults(location)
             yield from self._line_faults(location, now, free)
@@ -143,7 +144,7 @@ class AtRest:
         """Return whether an export would begin now if the first batch in the queue were due."""
         if not location.account.queued or location.retries or location.pace.next_at() > now:
             return False
-        return not self._reserved(location)
+        return not self._reserved(location) and location.endpoint.lets(location, now)
 
     def _slot_faults(self, now: float) -> Iterator[str]:
         slots, locations = self._slots, self._locations
@@ -171,15 +172,18 @@ class AtRest:
 
     def _work_at(self, location: Location, now: float) -> float:
         """Return when there will be something to do at a location, as far as is known."""
-        pace = location.pace
+        endpoint = location.endpoint
         wants_to_export = bool(location.retries or location.account.queued)
-        if self._scheduler.draining and wants_to_export and pace.retry_at >= self._scheduler.drain_deadline:
+        waits_until = max(location.pace.retry_at, endpoint.waits_until(location))
+        if self._scheduler.draining and wants_to_export and waits_until >= self._scheduler.drain_deadline:
             # It is to give up.
             return -math.inf
         export_at = location.export_at()
         if location in self._slots.spare_queue or (location in self._slots.queue and export_at <= now):
             # Whether it waits for a slot in vain, `_slot_faults` finds out.
             export_at = math.inf
+        elif export_at <= now and (location in endpoint._well or location in endpoint._failed):
+            export_at = endpoint.opens_at(location) if endpoint.first is location else math.inf
         return min(export_at, location.end_at(self._limits.location_idle_timeout))
 
     def _location_faults(self, location: Location, now: float) -> Iterator[str]:
@@ -194,6 +198,16 @@ class AtRest:
             yield f"{location} is live, and will not be looked at"
         if location.next_look_at > (work_at := self._work_at(location, now)) or work_at <= now:
             yield f"{location} is looked at {location.next_look_at}, there is something to do at {work_at}"
+
+    def _endpoint_faults(self, location: Location, now: float) -> Iterator[str]:
+        endpoint = location.endpoint
+        if endpoint._running != sum(self._active.values()):
+            yield f"the endpoint counts {endpoint._running} exports, {dict(self._active)} run"
+        for one in (*endpoint._well, *endpoint._failed):
+            if one.has_ended or one.export_at() > now:
+                yield f"{one} waits for its endpoint, and would not export"
+        if location in self._slots.queue and endpoint.first is location:
+            yield f"{location} waits for its endpoint and for a slot"
 
     def _queue_faults(self, location: Location) -> Iterator[str]:
         account = location.account

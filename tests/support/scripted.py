@@ -28,6 +28,7 @@ __all__ = [
     "listening",
     "no_sockets_left",
     "post",
+    "pump",
     "read_head",
     "read_request",
     "silent",
@@ -52,6 +53,16 @@ class Tls:
 
     def client(self) -> ssl.SSLContext:
         return self._client
+
+
+async def pump(source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    """Copy from one stream to another until its end or a broken connection. Then cancel ``scope``."""
+    try:
+        while data := await source.receive_some():
+            await target.send_all(data)
+    except trio.BrokenResourceError:
+        pass
+    scope.cancel()
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Attempt:
         """
         self.hide(request.headers.raw)
         request.extensions["progress"] = self.progress
-        if not sender.is_own:
+        if sender.own is None:
             request.extensions["trace"] = self.trace
         self.handed_over = True
         try:
@@ -100,13 +100,13 @@ class Attempt:
             # This does nothing unless reading was cancelled, or ended with an exception.
             await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
 
-    def failure(self, error: Exception, request: httpx.Request, advice: TLSAdvice) -> Refused | TryLater:
+    def failure(self, error: Exception, url: httpx.URL, advice: TLSAdvice) -> Refused | TryLater:
         """Return the result for an exception of `send`."""
         return failure_result(
             error,
             peer=self.peer,
             connected=self.connected,
-            https=request.url.scheme == "https",
+            https=url.scheme == "https",
             advice=advice,
             nothing_left=bool(self.progress.peer) and not self.progress.sent,
             write_error=self.write_error,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import h11
 import trio
@@ -25,7 +26,7 @@ import trio
 from .._exceptions import fatal_part, leaves
 from .wire import NothingToRead, Wire
 
-__all__ = ["MAX_AGE", "MAX_IDLE", "Connection"]
+__all__ = ["MAX_AGE", "MAX_IDLE", "WRITE_AT_ONCE", "Answer", "Connection"]
 
 # Seconds since connecting, after which a connection is not used again, so that a new server behind the same name gets
 # its share.
@@ -43,12 +44,15 @@ _READ_AT_ONCE = 1024
 _LARGEST_HEAD = 100 * 1024
 
 # The most that is written at once. TLS encrypts it in one step.
-_WRITE_AT_ONCE = 64 * 1024
+WRITE_AT_ONCE = 64 * 1024
 
 # The server, or the node that a proxy chose, is unhealthy: a retry should reach another one.
 _UNHEALTHY = frozenset({502, 503, 504})
 
 _TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*([0-9]{1,9})\b", re.IGNORECASE)
+
+# A whole response as it was received, and for how long a connection may be idle after it.
+Answer: TypeAlias = tuple[bytes, float]
 
 
 class Connection:
@@ -58,6 +62,7 @@ class Connection:
         wire: The stream below TLS.
         body_error: What the iterator of the latest request's body raised.
         read_timeout: Seconds within which the next data must come; None for no limit.
+        answer: The whole latest response, if it came in one piece and the connection can be used again.
     """
 
     def __init__(self, wire: Wire, stream: trio.abc.Stream, *, now: float) -> None:
@@ -70,6 +75,24 @@ class Connection:
         self._next_piece: trio.CancelScope | None = None
         self.body_error: Exception | None = None
         self.read_timeout: float | None = None
+        self.answer: Answer | None = None
+        # What the latest response began with, empty if there was more; and what `begin` received.
+        self._first: bytes | None = None
+        self._ahead: bytes | Exception | None = None
+
+    async def begin(self, data: bytes) -> Answer | None:
+        """Send a whole request and receive the beginning of its response, for `request` to go on from.
+
+        If it is an `answer` that h11 has read before, here or on another connection, it means the same again: then call
+        `finish` in place of `request`. Return None if writing failed, or receiving, which `request` then raises.
+        """
+        self.wire.may_be_stopped = False
+        try:
+            await self._stream.send_all(data)
+            self._ahead = bytes(await self._stream.receive_some(_READ_AT_ONCE))
+        except Exception as error:
+            self._ahead = error
+        return (self._ahead, self._max_idle) if isinstance(self._ahead, bytes) and self.wire.writable else None
 
     async def request(self, head: h11.Request, body: bytes | AsyncIterator[bytes]) -> h11.Response:
         """Send a request and return the head of its response. Interim responses are skipped.
@@ -81,12 +104,15 @@ class Connection:
             h11.ProtocolError: One side violates HTTP.
             Exception: Whatever the iterator of the body raised; it is `body_error`, too.
         """
+        self._first = self.answer = None
         start = self._h11.send(head) or b""
-        is_small = isinstance(body, bytes) and len(start) + len(body) <= _WRITE_AT_ONCE
+        is_small = isinstance(body, bytes) and len(start) + len(body) <= WRITE_AT_ONCE
         self.wire.may_be_stopped = not is_small
         if isinstance(body, bytes) and is_small:
             # A request this small fits into the socket's buffer.
-            await self._stream.send_all(b"".join((start, self._encoded(body), self._end())))
+            data = b"".join((start, self._encoded(body), self._end()))
+            if self._ahead is None:
+                await self._stream.send_all(data)
             response = await self._response()
         else:
             response = await self._write_while_reading(start, body)
@@ -112,16 +138,19 @@ class Connection:
         raise h11.RemoteProtocolError("the connection ended")
 
     async def finish(self, now: float) -> bool:
-        """Prepare for the next request, after `read` has returned None. Return whether there can be one.
+        """Prepare for the next request, after the end of the response. Return whether there can be one.
 
         This never waits for the server and cannot be cancelled: the response is complete and must be reported.
         """
-        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
+        known, self._ahead = self._ahead is not None, None  # then h11 has seen nothing of this exchange
+        if not known and (self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE):
             return False
         self._usable_until = min(now + self._max_idle, self._ends_at)
         if self.expired(now) or self._h11.trailing_data[0] or not self.wire.writable or await self._tls_has_more():
             return False
-        self._h11.start_next_cycle()
+        if not known:
+            self._h11.start_next_cycle()
+            self.answer = (self._first, self._max_idle) if self._first else None
         return True
 
     def expired(self, now: float) -> bool:
@@ -212,10 +241,10 @@ class Connection:
         return piece
 
     async def _send(self, data: bytes) -> None:
-        for at in range(0, len(data), _WRITE_AT_ONCE):
+        for at in range(0, len(data), WRITE_AT_ONCE):
             if not self.wire.writable:
                 return
-            await self._stream.send_all(self._encoded(data[at : at + _WRITE_AT_ONCE]))
+            await self._stream.send_all(self._encoded(data[at : at + WRITE_AT_ONCE]))
 
     def _encoded(self, data: bytes) -> bytes:
         return (self._h11.send(h11.Data(data=data)) or b"") if data else b""
@@ -237,13 +266,22 @@ class Connection:
         return event
 
     async def _receive(self) -> bytes:
-        if self.read_timeout is None:
+        ahead, self._ahead = self._ahead, None
+        if isinstance(ahead, Exception):
+            try:
+                raise ahead
+            finally:
+                del ahead  # it refers to this frame
+        if ahead is not None:
+            data = ahead
+        elif self.read_timeout is None:
             data = bytes(await self._stream.receive_some(_READ_AT_ONCE))
         else:
             with trio.fail_after(self.read_timeout):
                 data = bytes(await self._stream.receive_some(_READ_AT_ONCE))
         if not data and self._h11.their_state is h11.SEND_RESPONSE:
             raise h11.RemoteProtocolError("Server disconnected without sending a response.")
+        self._first = data if self._first is None else b""
         return data
 
     def _note(self, response: h11.Response) -> None:

@@ -15,7 +15,6 @@ from http import HTTPStatus
 from typing import ClassVar, Self
 
 import attrs
-import httpx
 import trio
 
 from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
@@ -39,6 +38,7 @@ from .packages import classes
 from .proxies import DEFAULT_PORTS
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
 from .tls import File, RenewedContext, TLSSettings, tls_advice
+from .transport import Answer, HTTPTransport
 
 __all__ = [
     "USER_AGENT",
@@ -65,6 +65,14 @@ class DisabledExporter:
     async def aclose(self) -> None:
         """Do nothing: there is nothing to close."""
         await trio.lowlevel.checkpoint()
+
+
+@attrs.frozen(repr=False)
+class _CommonHead:
+    """The credentials of the latest request, and its head without what changes from one to the next; never shown."""
+
+    credentials: Mapping[bytes, bytes] | None = None
+    lines: bytes = b""
 
 
 MIB = 1024 * 1024
@@ -164,6 +172,9 @@ class OTLPExporter:
             b"accept-encoding": b"gzip, deflate",
             **({b"content-encoding": b"gzip"} if self._gzip else {}),
         }
+        self._common_head = _CommonHead()
+        # The latest response that said nothing but that all spans were delivered. Servers repeat it word by word.
+        self._usual: tuple[Answer, ExportResult] | None = None
 
     @classmethod
     def from_env(
@@ -205,7 +216,7 @@ class OTLPExporter:
             return DisabledExporter()
         headers = checked_headers(headers)
         options = exporter_options(environ, endpoint=endpoint)
-        files: TLSFiles = options if client is None and transport is None else {}
+        files = options if client is None and transport is None else {}
         own_headers = {name.lower() for name in headers}
         inherited = {
             name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers
@@ -331,7 +342,7 @@ class OTLPExporter:
         body = batch.to_request()
         if self._gzip:
             body = await gzip_compress(body)
-        elif not self._sender.is_own:
+        elif self._sender.own is None:
             # A given transport may have no checkpoint.
             await trio.lowlevel.checkpoint()
         if self._auth is None:
@@ -362,18 +373,38 @@ class OTLPExporter:
         except (TypeError, ValueError) as error:
             return Refused(f"auth: {error}", cause=cause_of(error))
         self._check_open()
-        request = self._request(location, body, credential_headers)
-        try:
-            await attempt.send(self._sender, request, self._max_response_bytes)
-        except classes("RequestError", "InvalidURL") as error:
-            return attempt.known_failure() or attempt.failure(error, request, self._tls_advice)
-        return attempt.result()
-
-    def _request(self, location: str, body: bytes, credential_headers: Mapping[bytes, bytes]) -> httpx.Request:
         headers = {**self._headers_always, **credential_headers}
         if self._location_header is not None:
+            check_header_location(location)  # h11 does not always see it
             headers[self._location_header] = location.encode("ascii")
-        return self._sender.build_post(self._url, headers, body)
+        try:
+            if (usual := self._usual) is not None and (own := self._sender.own) is not None:
+                head = self._head(own, headers, credential_headers, len(body))
+                attempt.handed_over = True
+                if await own.begin(self._url, head, body, usual[0], attempt.progress):
+                    return usual[1]
+            await attempt.send(
+                self._sender, self._sender.build_post(self._url, headers, body), self._max_response_bytes
+            )
+        except classes("RequestError", "InvalidURL") as error:
+            return attempt.known_failure() or attempt.failure(error, self._url, self._tls_advice)
+        result = attempt.result()
+        if result == Delivered() and (answer := attempt.progress.answer) is not None:
+            self._usual = answer, result
+        return result
+
+    def _head(
+        self, own: HTTPTransport, headers: Mapping[bytes, bytes], credential_headers: Mapping[bytes, bytes], size: int
+    ) -> bytes:
+        """Return the head of a request. What is the same as in the one before is not made, and checked, again."""
+        last = () if self._location_header is None else (self._location_header,)
+        if self._common_head.credentials != credential_headers:
+            common = {name: value for name, value in headers.items() if name not in last}
+            request = self._sender.build_post(self._url, common, b"")
+            del request.headers["content-length"]
+            self._common_head = _CommonHead(credential_headers, own.head_of(request))
+        lines = [b"%s: %s\r\n" % (name, headers[name]) for name in last]
+        return b"".join((self._common_head.lines, *lines, b"content-length: %d\r\n\r\n" % size))
 
     def _timed_out(self, attempt: Attempt, seconds: float) -> ExportResult:
         # Checked first, as there may have been a 401 to the previous credentials.

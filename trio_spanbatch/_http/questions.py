@@ -61,7 +61,7 @@ class Requester:
             try:
                 await attempt.send(self._sender, request, self._max_bytes, **send_options)
             except classes("RequestError", "InvalidURL") as error:
-                failure = attempt.failure(error, request, self._tls_advice)
+                failure = attempt.failure(error, request.url, self._tls_advice)
                 # No span was sent, so nothing is ambiguous.
                 return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
             assert attempt.head is not None

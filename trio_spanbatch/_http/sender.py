@@ -59,6 +59,9 @@ class Sender:
 
     Args:
         way: The transport or the client.
+
+    Attributes:
+        own: The transport, if it is the exporter's own.
     """
 
     def __init__(self, way: AsyncClient | AsyncTransport) -> None:
@@ -66,11 +69,7 @@ class Sender:
         self._client: Any = None if package is None else way
         self._transport: Any = way if package is None else None
         self._package: Any = package_of(way, "AsyncBaseTransport") if package is None else package
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it is the exporter's own transport."""
-        return isinstance(self._transport, HTTPTransport)
+        self.own: HTTPTransport | None = way if isinstance(way, HTTPTransport) else None
 
     @property
     def is_closed(self) -> bool:
@@ -88,7 +87,7 @@ class Sender:
 
     def build_post(self, url: httpx.URL, headers: dict[bytes, bytes], body: bytes) -> httpx.Request:
         """Return a POST request whose body is written in pieces."""
-        if not self.is_own:
+        if self.own is None:
             request = self.build_request("POST", url, headers=list(headers.items()), content=body)
             request.stream = piecewise_stream(body, request.stream)
             return request

@@ -25,12 +25,12 @@ import trio
 from .._exceptions import forget_traceback
 from .body import BoundedBody
 from .connecting import Network, TCPNetwork
-from .connection import Connection
+from .connection import WRITE_AT_ONCE, Answer, Connection
 from .proxies import DEFAULT_PORTS
 from .socks import connect_by_socks
 from .wire import Wire
 
-__all__ = ["HTTPTransport", "Progress", "ResponseBody"]
+__all__ = ["Answer", "HTTPTransport", "Progress", "ResponseBody"]
 
 # Scheme, host and port of a server.
 _Origin: TypeAlias = tuple[str, str, int]
@@ -49,11 +49,13 @@ class Progress:
         connected: Whether a connection was made for this request.
         sent: Whether any byte of the request was sent.
         write_error: The error that ended writing the request; the response may have been read nevertheless.
+        begun: The connection, if `HTTPTransport.begin` has sent the request.
     """
 
     proxy_headers: list[tuple[bytes, bytes]] = attrs.field(factory=list, repr=False)
     peer: str = ""
     connected: bool = False
+    begun: Connection | None = None
     _connection: Connection | None = None
     _sent_before: int = 0
 
@@ -64,6 +66,11 @@ class Progress:
     @property
     def write_error(self) -> OSError | None:
         return None if self._connection is None else self._connection.wire.write_error
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole response, if `HTTPTransport.begin` can recognize it; asked for as soon as it was read."""
+        return None if self._connection is None else self._connection.answer
 
     def uses(self, connection: Connection) -> None:
         """Note the connection that the request is sent on."""
@@ -111,17 +118,16 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             Exception: Whatever the iterator of the request's body raises.
         """
         progress = request.extensions.get("progress") or Progress()
-        origin = _origin(request.url)
-        progress.peer = "{1}:{2}".format(*(self._proxy_origin or origin))
-        progress.proxy_headers = self._proxy_headers
+        origin = self._begin(request.url, progress)
         head, body = self._head(request), _body(request)
         while True:
-            connection = self._take_idle(origin)
+            connection, progress.begun = progress.begun, None
+            if connection is None:
+                connection = self._take_idle(origin, progress)
             reused = connection is not None
-            progress.connected = False
             if connection is None:
                 connection = await self._connect(origin, request, progress)
-            progress.uses(connection)
+                progress.uses(connection)
             try:
                 connection.read_timeout = _timeout(request, "read")
                 response = await connection.request(head, body)
@@ -145,6 +151,35 @@ class HTTPTransport(httpx.AsyncBaseTransport):
             extensions={"http_version": b"HTTP/" + response.http_version, "reason_phrase": response.reason},
         )
 
+    async def begin(self, url: httpx.URL, head: bytes, body: bytes, usual: Answer, progress: Progress) -> bool:
+        """Send a small request if there is an idle connection. Return whether the response is the usual one.
+
+        If it is not, `handle_async_request` goes on with the same request, which has the same ``progress``.
+
+        Args:
+            url: The URL to send to.
+            head: The head as h11 writes it.
+            body: The body.
+            usual: An earlier response. The same bytes need not be read by h11 again.
+            progress: How far the request gets.
+        """
+        origin = self._begin(url, progress)
+        if len(head) + len(body) > WRITE_AT_ONCE or (connection := self._take_idle(origin, progress)) is None:
+            return False
+        try:
+            if await connection.begin(head + body) != usual:
+                progress.begun = connection
+                return False
+        except BaseException:
+            connection.close()
+            raise
+        await self.end(origin, connection)
+        return True
+
+    def head_of(self, request: httpx.Request) -> bytes:
+        """Return the head of a request as h11 writes it, without the line at its end: more headers may follow."""
+        return (h11.Connection(h11.CLIENT).send(self._head(request)) or b"")[:-2]
+
     async def aclose(self) -> None:
         """Close the idle connections, and each other one as soon as its response is closed."""
         self._closed = True
@@ -154,15 +189,22 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         self._idle.clear()
         await trio.lowlevel.checkpoint()
 
-    def give_back(self, origin: _Origin, connection: Connection) -> None:
-        """Keep a connection for the next request."""
-        if self._closed:
-            connection.close()
-        else:
+    async def end(self, origin: _Origin, connection: Connection) -> None:
+        """Keep a connection for the next request after the end of a response, if it can be used again."""
+        if await connection.finish(trio.current_time()) and not self._closed:
             self._idle.setdefault(origin, deque()).append(connection)
+        else:
+            connection.close()
 
-    def _take_idle(self, origin: _Origin) -> Connection | None:
+    def _begin(self, url: httpx.URL, progress: Progress) -> _Origin:
+        origin = _origin(url)
+        progress.peer = "{1}:{2}".format(*(self._proxy_origin or origin))
+        progress.proxy_headers = self._proxy_headers
+        return origin
+
+    def _take_idle(self, origin: _Origin, progress: Progress) -> Connection | None:
         """Return the connection that was used last and can be used again. Those that cannot are closed."""
+        progress.connected = False
         now = trio.current_time()
         connections = self._idle.get(origin)
         if connections is None:
@@ -172,6 +214,7 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         while connections:
             connection = connections.pop()
             if connection.usable(now):
+                progress.uses(connection)
                 return connection
             connection.close()
         return None
@@ -280,10 +323,7 @@ class ResponseBody(httpx.AsyncByteStream):
             raise
         if data is None:
             connection, self._connection = self._connection, None
-            if await connection.finish(trio.current_time()):
-                self._transport.give_back(self._origin, connection)
-            else:
-                connection.close()
+            await self._transport.end(self._origin, connection)
         return data
 
     async def read_into(self, body: BoundedBody) -> None:

@@ -27,9 +27,11 @@ class _Counts:
 
     Attributes:
         since: When the period began, in seconds of trio's clock.
+        locations: How many locations failed in it and have not succeeded since. Not counted for a single location.
     """
 
     since: float = -math.inf
+    locations: int = 0
     failures: int = 0
     rejected: int = 0
     undelivered: int = 0
@@ -41,11 +43,11 @@ class _Trouble(_Counts):
 
     Attributes:
         is_logged: Whether the first failure was logged.
-        last_at: When the last failure happened, in seconds of trio's clock.
+        period: The counts to which its last failure belongs.
     """
 
     is_logged: bool = True
-    last_at: float = -math.inf
+    period: _Counts | None = None
 
 
 class HealthLog:
@@ -94,6 +96,8 @@ class HealthLog:
     def succeeded(self, location: str) -> None:
         """Record that a whole batch was delivered."""
         trouble = self._troubles.pop(location, None)
+        if trouble is not None:
+            self._forget(trouble)
         if trouble is not None and trouble.is_logged:
             self._logger.log(
                 self._level,
@@ -115,7 +119,10 @@ class HealthLog:
     ) -> None:
         now = self._clock()
         trouble = self._troubles.get(location) or self._begin_trouble(location, message, reason, now)
-        trouble.last_at = self._failed_at = now
+        self._failed_at = now
+        if trouble.period is not self._unreported:
+            trouble.period = self._unreported
+            self._unreported.locations += 1
         for counts in (trouble, self._unreported):
             counts.failures += failures
             counts.rejected += rejected
@@ -127,7 +134,7 @@ class HealthLog:
         trouble = _Trouble(since=now, is_logged=message != "" and self._first_failures.allows(location))
         self._troubles[location] = trouble
         if len(self._troubles) > self._max_locations:
-            self._troubles.popitem(last=False)
+            self._forget(self._troubles.popitem(last=False)[1])
         if now >= self._failed_at + WARNING_INTERVAL:
             # The first failure after a period without any is logged here, so there is nothing to summarize.
             self._unreported = _Counts(since=now)
@@ -135,13 +142,16 @@ class HealthLog:
             self._logger.log(self._level, message, location, _one_line(reason))
         return trouble
 
+    def _forget(self, trouble: _Trouble) -> None:
+        self._unreported.locations -= trouble.period is self._unreported
+
     def _summarize(self, location: str, reason: str, now: float) -> None:
         counts, self._unreported = self._unreported, _Counts(since=now)
         self._logger.log(
             self._level,
             "%d locations are failing: %d attempts failed in the last %.0f s, %d spans were rejected, %d handed back; "
             "the last: %r: %s",
-            sum(trouble.last_at >= counts.since for trouble in self._troubles.values()),
+            counts.locations,
             counts.failures,
             now - counts.since,
             counts.rejected,

@@ -38,6 +38,11 @@ __all__ = ["Endpoint", "Sign", "sign_of"]
 
 
 class _HasFailed(Protocol):
+    @property
+    def account(self) -> _Account: ...
+
+
+class _Account(Protocol):
     failed_after: int
 
 
@@ -82,16 +87,19 @@ class Endpoint(Generic[_Location]):
         is_up: Whether it is up, as far as is known.
         since: When it was made, or last went up or down.
         attempts: How many attempts have ended since then.
-        answers: How many results have proved it up. A location's ``failed_after`` is this number at its last failure.
+        answers: How many results have proved it up. An account's ``failed_after`` is this number at its location's
+            last failure.
         reason: The reason of the failure that it went down with, or of the last one since.
     """
 
-    def __init__(self, name: str, retry: RetryPolicy, rng: random.Random, max_exports: int, now: float) -> None:
+    def __init__(
+        self, name: str, retry: RetryPolicy, rng: random.Random, max_exports: int, now: float, answers: int = 0
+    ) -> None:
         self.name = name
         self.is_up = True
         self.since = now
         self.attempts = 0
-        self.answers = 0
+        self.answers = answers
         self.reason = ""
         self._retry = retry
         self._rng = rng
@@ -130,11 +138,15 @@ class Endpoint(Generic[_Location]):
         """Return when the next probe is due, for a location."""
         if self.is_up:
             return -math.inf
-        return self._probe_at if location.failed_after == self.answers else self._first_probe_at
+        return self._probe_at if self._has_failed(location) else self._first_probe_at
+
+    def has_waiting(self, location: _Location) -> bool:
+        """Return whether a location waits."""
+        return location in self._well or location in self._failed
 
     def join(self, location: _Location) -> None:
         """Have a location wait, if it does not already."""
-        has_failed = location.failed_after == self.answers
+        has_failed = self._has_failed(location)
         (self._well if has_failed else self._failed).pop(location, None)
         (self._failed if has_failed else self._well).setdefault(location)
 
@@ -186,8 +198,8 @@ class Endpoint(Generic[_Location]):
             return False
         assert isinstance(result, TryLater), "only it is one of the other signs"
         self.reason = result.reason
-        is_first = location.failed_after != self.answers
-        location.failed_after = self.answers
+        is_first = not self._has_failed(location)
+        location.account.failed_after = self.answers
         self._unreached += sign is Sign.UNREACHED
         self._failed_locations += is_first
         went_down = self.is_up and max(self._unreached, self._failed_locations) >= _ENOUGH
@@ -209,6 +221,9 @@ class Endpoint(Generic[_Location]):
             self._is_cut = True
             self._probe_at = min(self._probe_at, now)
             self._first_probe_at = min(self._first_probe_at, now)
+
+    def _has_failed(self, location: _Location) -> bool:
+        return location.account.failed_after == self.answers
 
     def _answered(self, now: float, *, is_success: bool) -> bool:
         self.answers += 1

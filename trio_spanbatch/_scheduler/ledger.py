@@ -28,7 +28,7 @@ __all__ = ["Account", "Ledger", "LocationCounts"]
 class Account:
     """One location's columns, named as in `LocationStatistics`, or the totals.
 
-    The last four attributes are kept here because the account outlives the live location.
+    The last five attributes are kept here because the account outlives the live location.
 
     Attributes:
         opened_at: When the oldest batch with a pending span was opened, in seconds of the clock; `math.inf` if no span
@@ -36,6 +36,7 @@ class Account:
         consecutive_failures: Attempts that failed since the last one that succeeded.
         not_before: The end of the wait that the server asked for, in seconds of the clock.
         refuses_everything: Whether the server refused all parts of a batch and has accepted nothing since.
+        failed_after: The endpoint's ``answers`` at its last failure that may concern the endpoint; -1 without one.
     """
 
     accepted: int = 0
@@ -54,6 +55,7 @@ class Account:
     consecutive_failures: int = 0
     not_before: float = -math.inf
     refuses_everything: bool = False
+    failed_after: int = -1
 
     @property
     def pending(self) -> int:
@@ -72,7 +74,7 @@ class Account:
 
 # Methods of a dict that do not read its contents.
 _METHODS_WITHOUT_READING = ("__init__", "__getattribute__", "__new__", "__sizeof__")
-_NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything")
+_NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything", "failed_after")
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
 # One call for all columns, as statistics are read often and for many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)

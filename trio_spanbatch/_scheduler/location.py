@@ -121,7 +121,6 @@ class Location:
         name: Its name.
         account: Its counts, which outlive this object.
         endpoint: The endpoint that it shares with others.
-        failed_after: The endpoint's ``answers`` at its last failure that may concern the endpoint; -1 without one.
         policy: When its batches are due.
         max_spans: The maximum number of spans in a batch.
         queue_in: The sending end of its queue.
@@ -142,14 +141,15 @@ class Location:
         has_ended: Whether it is no longer live.
         idle_since: When it last became empty, in seconds of the clock.
         next_look_at: When the scheduler looks at it next, in seconds of the clock. The agenda sets it.
+        agenda_number: The number of its entry in the agenda; outdated if it has none.
         is_in_inbox: Whether it is in the inbox: the scheduler will look at it soon.
         is_ranked: Whether `Ranking` knows its current queued bytes.
     """
 
     __slots__ = (
         "account",
+        "agenda_number",
         "endpoint",
-        "failed_after",
         "flush_watermark",
         "flushes",
         "full",
@@ -190,7 +190,6 @@ class Location:
         self.name = name
         self.account = account
         self.endpoint = endpoint
-        self.failed_after = -1
         self.policy = policy
         self.max_spans = min(policy.max_spans, max_queued_spans)
         self.queue_in, self.queue_out = queue
@@ -211,6 +210,7 @@ class Location:
         self.has_ended = False
         self.idle_since = now
         self.next_look_at = math.inf
+        self.agenda_number = -1
         self.is_in_inbox = False
         self.is_ranked = False
 

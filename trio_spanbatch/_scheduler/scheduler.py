@@ -201,7 +201,9 @@ class Scheduler:
         name = "" if self._endpoint_of is None else self._endpoint_of(location)
         if not isinstance(name, str):
             raise TypeError(f"endpoint_of({location!r}) of the exporter returned {name!r}; it must return a str")
-        opened = Endpoint[Location](name, self.retry, self._rng, self.limits.max_exports, self._clock())
+        # Accounts outlive an endpoint without live locations. The count goes on beyond the numbers that they have.
+        answers = self.ledger.total.requests
+        opened = Endpoint[Location](name, self.retry, self._rng, self.limits.max_exports, self._clock(), answers)
         endpoint = self._endpoints.setdefault(name, opened)
         if self._endpoint_of is None:
             self._the_endpoint = endpoint
@@ -209,7 +211,9 @@ class Scheduler:
 
     def endpoints(self) -> dict[str, EndpointStatistics]:
         """Return what is known about each endpoint that has live locations, or about the only one."""
-        return {name: endpoint.statistics() for name, endpoint in sorted(self._endpoints.items())}
+        # A copy made in one step, because metrics are read in other threads.
+        known = [endpoint for reference in self._endpoints.valuerefs() if (endpoint := reference()) is not None]
+        return {endpoint.name: endpoint.statistics() for endpoint in sorted(known, key=lambda known: known.name)}
 
     def _evict_one_if_needed(self) -> None:
         """If the limit is reached, evict the location that has been empty for longest; raise if none is empty."""
@@ -288,19 +292,19 @@ class Scheduler:
             if isinstance(result, Refused) and result.status_code == _TOO_LARGE:
                 pace.request_size.refused(lease.batch.size)
         self._note_endpoint(lease, result, now)
-        self.slot_unused(lease)
+        self._give_back(lease)
+        self.admission.touch(location)
 
     def slot_unused(self, lease: Lease) -> None:
         """Record that a lease with ``may_repeat`` makes no attempt. Gives back its slot."""
-        lease.may_repeat = False
         self._give_back(lease)
         self.admission.touch(lease.location)
-        self._touch_first(lease.location.endpoint)
 
     def _give_back(self, lease: Lease) -> None:
         self.slots.give_back(lease.location)
         lease.location.endpoint.end(is_probe=lease.is_probe)
-        lease.is_probe = False
+        lease.may_repeat = lease.is_probe = False
+        self._touch_first(lease.location.endpoint)
 
     def _note_endpoint(self, lease: Lease, result: ExportResult | None, now: float) -> None:
         endpoint, location = lease.location.endpoint, lease.location
@@ -412,8 +416,8 @@ class Scheduler:
         for location in tuple(self.locations.values()):
             self._hand_back_queue(location, reason)
             self._end(location)
-        # They may still have the locations that have ended.
-        self._agenda, self._ranking = Agenda(), Ranking()
+        # They may still have locations that have ended.
+        self._ranking = Ranking()
         self.admission.inbox.clear()
 
     def _next(self, now: float) -> Location | None:
@@ -516,7 +520,7 @@ class Scheduler:
     def _end(self, location: Location) -> None:
         """End a location that holds no span."""
         location.has_ended = True
-        location.next_look_at = -math.inf
+        self._agenda.remove(location)
         self.slots.forget(location)
         self._leave_endpoint_queue(location)
         self._empty.pop(location, None)
@@ -570,21 +574,24 @@ class Scheduler:
 
     def _make_fullest_due(self, now: float) -> None:
         """Make as many locations due as there are free slots, unless an earlier one still has to begin its export."""
-        self._made_due = {
-            location
-            for location in self._made_due
-            if self._could_export(location, now) and location.endpoint.opens_at(location) <= now
-        }
+        self._made_due = {location for location in self._made_due if self._could_export(location, now)}
         if self._made_due or not self.slots.free:
             return
-        for location in self._ranking.take(self.slots.free, lambda location: self._could_export(location, now)):
+        for location in self._ranking.take(
+            self.slots.free, lambda location: not location.is_made_due and self._could_export(location, now)
+        ):
             self._made_due.add(location)
             location.is_made_due = True
             self.admission.touch(location)
 
     def _could_export(self, location: Location, now: float) -> bool:
-        """Return whether an export would begin now if the first batch in the queue were due and the endpoint let it."""
+        """Return whether a location would begin an export now, or wait for its endpoint, if its first batch were due.
+
+        One that already waits for its endpoint is due.
+        """
         if not location.account.queued or location.retries or location.pace.next_at() > now:
+            return False
+        if location.endpoint.has_waiting(location):
             return False
         return not location.pace.active or self._can_spare()
 

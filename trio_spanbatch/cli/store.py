@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -230,11 +231,7 @@ def _value(value: AnyValue) -> Json:
 
 def _double(value: float) -> float | str:
     """Return a JSON value for a float. NaN and infinities are strings, as in OTLP."""
-    if value != value:
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "Infinity" if value > 0 else "-Infinity"
-    return value
+    return value if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
 
 
 def _dumps(value: Json) -> str:

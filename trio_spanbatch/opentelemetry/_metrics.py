@@ -11,6 +11,8 @@ a span would deadlock. Readers call from their own threads, so each value is a s
 step, and in a difference the subtrahend is read first, so that it is never negative. The histogram of durations is
 recorded in the trio thread, once per delivery.
 
+The conventions have nothing for the state of the server. Its gauges have names of our own.
+
 ``error.type`` is the failure of the last attempt: a status code, ``timeout``, or the name of an exception, if the
 exporter reports one. To keep the cardinality low there is no location, and at most `MAX_ERROR_TYPES` values.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -27,10 +30,11 @@ from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary, ref
 
+import trio
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from .._http.exporter import OTLPExporter
-from .._reporting.statistics import Settlement
+from .._reporting.statistics import EndpointStatistics, Settlement
 from .._runtime.runtime import Runtime
 from .._version import __version__
 from ._tally import Tally
@@ -45,9 +49,14 @@ PROCESSED: Final = "otel.sdk.processor.span.processed"
 INFLIGHT: Final = "otel.sdk.exporter.span.inflight"
 EXPORTED: Final = "otel.sdk.exporter.span.exported"
 DURATION: Final = "otel.sdk.exporter.operation.duration"
+UP: Final = "trio_spanbatch.endpoint.up"
+STATE_DURATION: Final = "trio_spanbatch.endpoint.state.duration"
+ATTEMPTS: Final = "trio_spanbatch.endpoint.attempts"
+NEXT_PROBE: Final = "trio_spanbatch.endpoint.next_probe"
 
 ERROR_TYPE: Final = "error.type"
 STATUS_CODE: Final = "http.response.status_code"
+ENDPOINT_NAME: Final = "trio_spanbatch.endpoint.name"
 
 # The conventions' value for all other errors.
 _OTHER: Final = "_OTHER"
@@ -58,6 +67,20 @@ _OTLP_TYPE: Final = "otlp_http_span_exporter"
 _PROCESSOR_TYPE: Final = "trio_spanbatch.opentelemetry.BatcherSpanProcessor"
 
 _Attributes: TypeAlias = dict[str, str | int]
+
+
+def _next_probe(endpoint: EndpointStatistics, now: float) -> float | None:
+    due = endpoint.next_probe_at
+    return None if due is None or due == math.inf else max(0.0, due - now)
+
+
+# What is observed of an endpoint, given the time; None for nothing.
+_ENDPOINT_GAUGES: Final[tuple[tuple[str, Callable[[EndpointStatistics, float], float | None], str, str], ...]] = (
+    (UP, lambda endpoint, _: int(endpoint.is_up), "1", "Whether the server is up, as far as is known: 1 or 0."),
+    (STATE_DURATION, lambda endpoint, now: max(0.0, now - endpoint.since), "s", "Time since it went up or down."),
+    (ATTEMPTS, lambda endpoint, _: endpoint.attempts, "{attempt}", "Attempts that have ended since then."),
+    (NEXT_PROBE, _next_probe, "s", "Time until the next attempt is due, while it is down."),
+)
 
 
 class _Instruments:
@@ -80,6 +103,9 @@ class _Instruments:
             (total, EXPORTED, BatcherMetrics.exported, "Spans whose export has ended, successfully or not."),
         ):
             create(name, [partial(self._observe, observe)], "{span}", description)
+        for name, read, unit, description in _ENDPOINT_GAUGES:
+            observe = partial(BatcherMetrics.endpoints, read=read)
+            meter.create_observable_gauge(name, [partial(self._observe, observe)], unit, description)
         description = "Duration of exporting a batch, including all attempts and the waits between them."
         try:
             # The conventions ask for no buckets: a count and a sum.
@@ -113,6 +139,8 @@ class BatcherMetrics:
     def __init__(self, meter_provider: MeterProvider, runtime: Runtime, tally: Tally) -> None:
         self._runtime = ref(runtime)
         self._tally = tally
+        # The clock of the batcher's run, which other threads can read; None before the first delivery.
+        self._clock: trio.abc.Clock | None = None
         self._processed = 0
         self._handed_back = 0
         # By error.type; None for delivered spans.
@@ -133,6 +161,7 @@ class BatcherMetrics:
 
     def began(self, spans: int) -> None:
         """Count the spans of a sealed batch."""
+        self._clock = trio.lowlevel.current_clock()
         self._processed += spans
 
     def settled(self, settlement: Settlement) -> None:
@@ -196,6 +225,15 @@ class BatcherMetrics:
         """Yield the number of spans whose delivery has settled them, by ``error.type``."""
         for error, count in self._exported.copy().items():
             yield Observation(count, self._exporter if error is None else {**self._exporter, ERROR_TYPE: error})
+
+    def endpoints(self, *, read: Callable[[EndpointStatistics, float], float | None]) -> Iterable[Observation]:
+        """Yield a number for each server that is in use, as soon as something was sent."""
+        if (runtime := self._runtime()) is None or (clock := self._clock) is None:
+            return
+        for name, endpoint in runtime.scheduler.endpoints().items():
+            value = read(endpoint, clock.current_time())
+            if value is not None:
+                yield Observation(value, {**self._exporter, ENDPOINT_NAME: name} if name else self._exporter)
 
 
 def _type_and_name(exporter: object) -> tuple[str, str]:

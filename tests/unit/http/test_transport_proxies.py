@@ -19,6 +19,7 @@ from tests.support.scripted import (
     listening,
     no_sockets_left,
     post,
+    pump,
     read_head,
     read_request,
     url_of,
@@ -58,14 +59,6 @@ def unused_context() -> ssl.SSLContext:
 
 def tunnels_to(port: int, heads: list[bytes]) -> Serve:
     """Return a proxy that opens all tunnels to a port of this machine, regardless of the requested host."""
-
-    async def pump(source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        try:
-            while data := await source.receive_some():
-                await target.send_all(data)
-        except trio.BrokenResourceError:
-            pass
-        scope.cancel()
 
     async def serve(client: trio.abc.Stream) -> None:
         head, _ = await read_head(client)

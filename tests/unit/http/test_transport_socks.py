@@ -17,6 +17,7 @@ from tests.support.scripted import (
     listening,
     no_sockets_left,
     post,
+    pump,
     read_request,
     silent,
 )
@@ -69,15 +70,6 @@ class Proxy:
 async def drip(stream: trio.abc.Stream, data: bytes) -> None:
     for at in range(len(data)):
         await stream.send_all(data[at : at + 1])
-
-
-async def pump(source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.CancelScope) -> None:
-    try:
-        while data := await source.receive_some():
-            await target.send_all(data)
-    except trio.BrokenResourceError:
-        pass
-    scope.cancel()
 
 
 def transport_over(port: int, tls: Tls | None = None, auth: tuple[str, str] | None = None) -> HTTPTransport:

@@ -20,6 +20,7 @@ from trio_spanbatch import BatchPolicy, Limits, RetryPolicy
 __all__ = ["SchedulerMachine", "run_machine"]
 
 ANSWERS = ("delivered", "later", "refused", "partly", "asked", "too large", "cancelled")
+OUTAGE = ("unreached", "overloaded", "throttled")
 
 CONFIGS = st.builds(
     WorldConfig,
@@ -28,7 +29,14 @@ CONFIGS = st.builds(
     spans=st.just(60),
     adders=st.just(12),
     flushes=st.just(6),
-    answers=st.sampled_from([(*["delivered"] * 5, *ANSWERS), ANSWERS]),
+    answers=st.sampled_from(
+        [
+            (*["delivered"] * 5, *ANSWERS, *OUTAGE),
+            (*ANSWERS, *OUTAGE),
+            (*OUTAGE, "delivered"),
+            (*OUTAGE * 3, "delivered"),
+        ]
+    ),
     begins_later=st.booleans(),
     pauses=st.just((0.5, 3.0)),
     limits=st.builds(
@@ -54,6 +62,7 @@ CHOICES = st.binary(min_size=1, max_size=48)
 
 PROGRAM = {"add", "withdraw", "flush", "forget", "step"}
 LAST = {"drain", "stop"}
+FAILING = {"add", "begin", "go on", "time", "unreached", "overloaded"}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -86,6 +95,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def busy_servers(self, choices: bytes) -> None:
         for choice in choices:
             self._do([event for event in self.world.enabled() if event[0] not in PROGRAM | LAST], choice)
+            self._do([event for event in self.world.enabled() if event[0] == "step"], choice)
+
+    @rule(choices=CHOICES)
+    def failing_server(self, choices: bytes) -> None:
+        for choice in choices:
+            self._do([event for event in self.world.enabled() if event[0] in FAILING], choice)
             self._do([event for event in self.world.enabled() if event[0] == "step"], choice)
 
     @precondition(lambda self: self.world.added > 0 and not self.world.ended)

@@ -12,7 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterable
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import attrs
 
@@ -28,10 +28,11 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._exporter import ExportResult
 from trio_spanbatch._reporting.statistics import Settlement
+from trio_spanbatch._scheduler.endpoint import Endpoint
 from trio_spanbatch._scheduler.flush import Flush
 from trio_spanbatch._scheduler.ledger import Account
 from trio_spanbatch._scheduler.location import Lease, Location, Waiter
-from trio_spanbatch._scheduler.orders import Admit, HandBack, Order, Repeat, Start, Wake
+from trio_spanbatch._scheduler.orders import Admit, HandBack, LogEndpoint, Order, Repeat, Start, Wake
 from trio_spanbatch._scheduler.scheduler import Scheduler
 from trio_spanbatch._scheduler.splitter import NO_BATCH
 from trio_spanbatch._spans.batch import SpanHeaders, cost_after, cost_of
@@ -53,6 +54,9 @@ class Halves(random.Random):
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
 
+    def random(self) -> float:
+        return 0.5
+
 
 _HALVES = Halves(0)
 
@@ -61,6 +65,9 @@ _ANSWERS: dict[str, ExportResult] = {
     "delivered": Delivered(),
     "partly": Delivered(rejected=1),
     "later": TryLater("busy"),
+    "unreached": TryLater("refused", endpoint=True),
+    "overloaded": TryLater("overloaded", status_code=503),
+    "throttled": TryLater("throttled", status_code=429),
     "asked": TryLater("busy", after=3.0, ambiguous=True),
     "refused": Refused("bad", status_code=400, isolate=True),
     "too large": Refused("large", status_code=413, isolate=True),
@@ -112,6 +119,10 @@ def make_queue(size: int) -> tuple[FakeQueue, FakeQueueOut]:
     return queue, FakeQueueOut(queue)
 
 
+def _takes_slot(order: Order) -> TypeGuard[Start | Repeat]:
+    return isinstance(order, Start) or (isinstance(order, Repeat) and order.lease.may_repeat)
+
+
 @attrs.frozen
 class WorldConfig:
     """The contents of a world, and the events that may happen in it.
@@ -124,6 +135,7 @@ class WorldConfig:
         answers: The results of attempts: by name, as in `World.answer`.
         begins_later: Whether a delivery begins its attempt, and goes on after its answer, in separate events.
         pauses: The times that may pass other than until the scheduler has something to do.
+        before: The events that have happened already.
     """
 
     locations: tuple[str, ...] = ("a", "b")
@@ -134,6 +146,7 @@ class WorldConfig:
     answers: tuple[str, ...] = ("delivered", "later", "refused", "cancelled")
     begins_later: bool = False
     pauses: tuple[float, ...] = ()
+    before: tuple[Event, ...] = ()
     limits: Limits = attrs.field(factory=partial(Limits, max_queued_spans=2, max_exports=1, max_exports_per_location=2))
     retry: RetryPolicy = attrs.field(factory=partial(RetryPolicy, initial=2.0, maximum=4.0, max_elapsed=30.0))
     policy: BatchPolicy = attrs.field(factory=partial(BatchPolicy, max_spans=2, max_delay=4.0))
@@ -150,10 +163,44 @@ class FakeDelivery:
         self.leases = [lease]
         self.state = "starting"
         self.answer: str | None = None
+        self.began_after = 0
+        self.is_probe = False
 
     @property
     def part(self) -> Lease:
         return self.leases[-1]
+
+
+class ExpectedEndpoint:
+    """What the results of all attempts say about the endpoint, counted by the world itself."""
+
+    def __init__(self, max_exports: int) -> None:
+        self.max_exports = max_exports
+        self.is_up = True
+        self.allowed = math.inf
+        self.answers = 0
+        self.unreached = 0
+        self.failed: set[str] = set()
+        self.outages = 0
+
+    def ended(self, delivery: FakeDelivery, answer: str) -> None:
+        """Note the end of an attempt."""
+        if answer in ("delivered", "partly", "refused", "too large", "throttled"):
+            self.answers += 1
+            self.unreached = 0
+            self.failed.clear()
+            if not self.is_up:
+                self.is_up, self.allowed = True, 1
+            elif answer in ("delivered", "partly"):
+                self.allowed += 1
+            if self.allowed >= self.max_exports:
+                self.allowed = math.inf
+        elif answer in ("unreached", "overloaded", "asked") and delivery.began_after == self.answers:
+            self.unreached += answer == "unreached"
+            self.failed.add(delivery.part.location.name)
+            if self.is_up and (self.unreached >= 3 or len(self.failed) >= 3):
+                self.is_up = False
+                self.outages += 1
 
 
 class WatchedFlush:
@@ -184,6 +231,11 @@ class World:
         self.waiters: list[Waiter] = []
         self.flushes: list[WatchedFlush] = []
         self.closed = self.ended = False
+        self.expected = ExpectedEndpoint(config.limits.max_exports)
+        # The endpoint lives as long as the scheduler, so its queue can be looked at.
+        self.is_endpoint_up = True
+        # When the drain began, until the first attempt that ends in it.
+        self.drain_began_at = math.inf
         # By location: the queued spans; the number of accepted spans; the number of spans with each outcome.
         self.queued: dict[str, deque[EncodedSpan]] = {name: deque() for name in config.locations}
         self.accepted: Counter[str] = Counter()
@@ -346,6 +398,7 @@ class World:
         self.waiters.clear()
         self.closed = True
         self.scheduler.begin_drain(self.now + SHUTDOWN_TIMEOUT)
+        self.drain_began_at = self.now
         self.woken = True
 
     def stop(self) -> None:
@@ -362,7 +415,9 @@ class World:
         """Have the scheduler decide until it has nothing to decide."""
         self.woken = False
         for _ in range(MAX_STEPS):
+            line = self._line()
             goes_on = self.scheduler.step(self.now)
+            self._check_line(line)
             self.carry_out_orders()
             if not goes_on:
                 break
@@ -391,6 +446,7 @@ class World:
             self._check_share(order.lease.location)
             self._take(order.lease)
             self.deliveries.append(FakeDelivery(order.lease))
+            self._export_begins(self.deliveries[-1])
             if not self.config.begins_later:
                 self.begin(self.deliveries[-1])
         elif isinstance(order, Repeat):
@@ -406,14 +462,32 @@ class World:
                 ]
                 assert order.lease.first == min(one.first for one in waiting), "older spans must go first"
                 delivery.state = "repeating"
+                self._export_begins(delivery)
                 if not self.config.begins_later:
                     self.begin(delivery)
         elif isinstance(order, Admit):
             self._admitted(order.waiter)
+        elif isinstance(order, LogEndpoint):
+            assert order.is_up is not self.is_endpoint_up, "the endpoint goes up or down twice"
+            self.is_endpoint_up = order.is_up
         else:
             assert isinstance(order, Wake)
             for watched in self.flushes:
                 watched.woken |= watched.flush is order.flush
+
+    def _export_begins(self, delivery: FakeDelivery) -> None:
+        """Check that the endpoint allows an export, which is among the running ones already."""
+        expected = self.expected
+        delivery.is_probe = not expected.is_up
+        if expected.is_up:
+            running = len(self._exporting())
+            assert running <= expected.allowed, f"{running} exports run after an outage, {expected.allowed} are allowed"
+        else:
+            probes = [one for one in self._exporting() if one.is_probe]
+            assert probes == [delivery], "more than one probe runs while the endpoint is down"
+
+    def _exporting(self) -> list[FakeDelivery]:
+        return [one for one in self.deliveries if one.state not in ("waiting", "idle")]
 
     def _check_share(self, location: Location) -> None:
         """Check that an export may begin, given the running ones."""
@@ -421,6 +495,19 @@ class World:
         slots = self.scheduler.slots.count
         kept = self._kept(len(running)) if running[location] else 0
         assert slots - running.total() > kept, f"{location} exports with a slot that is kept for others"
+
+    def _line(self) -> list[Location]:
+        """Return the locations without an export that wait for a slot and could use it now."""
+        if self.closed and self.now >= self.scheduler.drain_deadline:
+            return []
+        line = self.scheduler.slots.queue
+        return [one for one in line if not one.pace.active and self._exports_at(one) <= self.now]
+
+    def _check_line(self, line: list[Location]) -> None:
+        """Check that the slots of a step went first to the locations in line, in their order."""
+        given = [order.lease.location for order in self.scheduler.outbox if _takes_slot(order)]
+        for location, first in zip(given, line, strict=False):
+            assert location is first, f"{location} overtakes {first}, which waits for a slot"
 
     def _take(self, lease: Lease) -> None:
         """Take the spans of a sealed batch out of the world's own queue."""
@@ -442,6 +529,7 @@ class World:
 
     def begin(self, delivery: FakeDelivery) -> None:
         self.scheduler.attempt_began(delivery.part)
+        delivery.began_after = self.expected.answers
         delivery.state = "running"
 
     def answer(self, delivery: FakeDelivery, answer: str) -> None:
@@ -449,7 +537,11 @@ class World:
         result = _ANSWERS.get(answer)
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
         delivery.state, delivery.answer = "idle", answer
+        self.expected.ended(delivery, answer)
+        self.drain_began_at = math.inf
         self.scheduler.attempt_ended(delivery.part, result, self.now, ambiguous=ambiguous)
+        endpoint = delivery.part.location.endpoint
+        assert endpoint.is_up is self.expected.is_up, f"the endpoint is {'up' if endpoint.is_up else 'down'}"
         self.woken = True
         if not self.config.begins_later or self.ended:
             self.go_on(delivery)
@@ -522,8 +614,10 @@ class World:
     def check(self) -> None:
         """Check the invariants that hold after each event."""
         scheduler = self.scheduler
-        # Settling the last spans of a flush is an event that gives an order. The others come from a step.
-        assert all(isinstance(order, Wake) for order in scheduler.outbox), f"orders are left: {scheduler.outbox}"
+        # Settling the last spans of a flush, and an answer, are events that give an order. The others come from a step.
+        assert all(isinstance(order, Wake | LogEndpoint) for order in scheduler.outbox), (
+            f"orders are left: {scheduler.outbox}"
+        )
         assert not scheduler.outbox or (self.woken and not self.ended), "an order is left, and the driver was not woken"
         running = Counter(one.part.location for one in self.deliveries if one.state not in ("waiting", "idle"))
         self._check_slots(running)
@@ -599,7 +693,8 @@ class World:
             at = self._exports_at(location)
             if at <= now:
                 free = scheduler.slots.free if not location.pace.active else self._spare()
-                assert free <= 0, f"{location} does not export, though {free} slots are free for it"
+                if free > 0:
+                    self._check_waits_for_endpoint(location)
             elif at < math.inf and (not location.pace.active or self._spare() > 0):
                 # Otherwise it is looked at when a slot can be spared.
                 assert scheduler.next_at() <= at, f"{location} may export before the scheduler looks at it"
@@ -612,8 +707,35 @@ class World:
             if location.waiting:
                 self._check_first_waiter(location, next(iter(location.waiting)))
             self._check_ranking(location)
+        self._check_endpoint_queue()
         for name, queued in self.queued.items():
             assert not queued or name in scheduler.locations, f"{name} ended with spans in its queue"
+
+    def _check_waits_for_endpoint(self, location: Location) -> None:
+        """Check that a location that is due, and that has a slot, waits for its endpoint."""
+        first = location.endpoint.first
+        assert first is not None, f"{location} does not export, though a slot is free for it"
+        assert location in _queue_of(location.endpoint), f"{location} does not wait for its endpoint"
+        opens_at = self._opens_at(first)
+        assert self.now < opens_at, f"{first} does not export, though its endpoint lets it"
+        assert self.scheduler.next_at() <= opens_at, f"the endpoint lets {first} before the scheduler looks at it"
+
+    def _check_endpoint_queue(self) -> None:
+        """Check that only such locations wait for their endpoint as could export otherwise."""
+        for location in self.scheduler.locations.values():
+            for one in _queue_of(location.endpoint):
+                assert not one.has_ended, f"{one} has ended, and waits for its endpoint"
+                assert self._exports_at(one) <= self.now, f"{one} waits for its endpoint, and is not due"
+            if self.drain_began_at < math.inf:
+                cut = location.endpoint.waits_until(location) <= self.now
+                assert cut, f"{location} waits in the drain for a probe that was due before it"
+
+    def _opens_at(self, location: Location) -> float:
+        """Return when the endpoint lets the first location that waits for it, by the world's own count of exports."""
+        running = self._exporting()
+        if self.expected.is_up:
+            return -math.inf if len(running) < self.expected.allowed else math.inf
+        return math.inf if any(one.is_probe for one in running) else location.endpoint.waits_until(location)
 
     def _spare(self) -> int:
         """Return how many slots a location with a running export may take, as `slots.py` describes."""
@@ -669,7 +791,9 @@ class World:
         waiting = any(one.state == "waiting" and one.part.location is location for one in self.deliveries)
         if waiting or not self.queued[location.name] or pace.active >= pace.allowed or pace.retry_at > self.now:
             return False
-        return (self._spare() if pace.active else self.scheduler.slots.free) > 0
+        # If another one is the first that waits for the endpoint, that has something to send.
+        lets = self._opens_at(location) <= self.now and (location.endpoint.first or location) is location
+        return lets and (self._spare() if pace.active else self.scheduler.slots.free) > 0
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -710,9 +834,14 @@ class World:
         assert all(len(self.settled[name]) == self.accepted[name] for name in self.config.locations)
 
 
+def _queue_of(endpoint: Endpoint[Location]) -> list[Location]:
+    """Return the locations that wait for an endpoint, the first one first."""
+    return [*endpoint._well, *endpoint._failed]
+
+
 def replayed(config: WorldConfig, events: Iterable[Event]) -> World:
     """Return a new world in which ``events`` have happened."""
     world = World(config)
-    for event in events:
+    for event in (*config.before, *events):
         world.do(event)
     return world

@@ -10,6 +10,7 @@ import pytest
 from trio_spanbatch import Delivered, Refused, RetryPolicy, TryLater
 from trio_spanbatch._exporter import ExportResult
 from trio_spanbatch._scheduler.endpoint import Endpoint, Sign, sign_of
+from trio_spanbatch._scheduler.ledger import Account
 
 UNREACHED = TryLater("refused", endpoint=True)
 OVERLOADED = TryLater("503", status_code=503)
@@ -21,7 +22,7 @@ class Place:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.failed_after = -1
+        self.account = Account()
 
     def __repr__(self) -> str:
         return self.name
@@ -75,12 +76,13 @@ class Bench:
 
     @property
     def first(self) -> str | None:
-        return self.endpoint.first and self.endpoint.first.name
+        first = self.endpoint.first
+        return None if first is None else first.name
 
 
-def down(result: ExportResult = OVERLOADED, **options: int) -> Bench:
+def down(result: ExportResult = OVERLOADED, max_exports: int = 4) -> Bench:
     """Return an endpoint that went down with failures of A, B and C."""
-    bench = Bench(**options)
+    bench = Bench(max_exports)
     for name in (A, B, C):
         bench.attempt(name, result)
     assert not bench.endpoint.is_up

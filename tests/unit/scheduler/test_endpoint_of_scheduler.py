@@ -1,0 +1,58 @@
+"""What the scheduler does at an endpoint that is down: the events of a world, one by one."""
+
+from __future__ import annotations
+
+import math
+
+from tests.unit.scheduler.support import World, WorldConfig
+from trio_spanbatch import BatchPolicy, Limits
+
+
+def fail_once(world: World, name: str, answer: str) -> None:
+    """Add two spans, which are a batch, and answer its attempt."""
+    world.add(name, 10)
+    world.add(name, 10)
+    world.step()
+    world.do((answer, 0, 0))
+    world.step()
+
+
+def fail_again(world: World, answer: str) -> None:
+    """Wait for the next attempt, and answer it."""
+    world.do(("time", 0, 0))
+    world.step()
+    world.do((answer, 0, 0))
+    world.step()
+
+
+def test_adders_that_wait_for_bytes_in_an_outage_do_not_keep_the_driver_busy() -> None:
+    limits = Limits(max_pending_bytes=35, max_exports=2)
+    world = World(WorldConfig(spans=9, limits=limits, policy=BatchPolicy(max_spans=2, max_delay=math.inf)))
+    fail_once(world, "a", "unreached")
+    fail_again(world, "unreached")
+    fail_again(world, "unreached")
+    assert not world.is_endpoint_up
+    world.add("b", 10)
+    world.add("b", 10)
+    # A step that does not end fails.
+    world.step()
+    world.check()
+    assert world.scheduler.get("b") is not None
+    assert len(world.waiters) == 1
+    world.finish()
+
+
+def test_a_location_that_ends_and_comes_back_is_the_same_location_for_its_endpoint() -> None:
+    limits = Limits(max_exports=1, location_idle_timeout=1)
+    world = World(WorldConfig(spans=20, limits=limits))
+    for _ in range(4):
+        fail_once(world, "a", "overloaded")
+        world.give_up(world.deliveries[0])
+        # Its idle timeout, and its backoff.
+        world.now += 9
+        world.step()
+        assert not world.scheduler.locations
+    assert world.is_endpoint_up
+    # `World` has counted the failures, too.
+    fail_once(world, "b", "overloaded")
+    assert world.is_endpoint_up
