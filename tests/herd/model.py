@@ -55,6 +55,11 @@ class _Location:
     running: dict[_Batch, None] = attrs.Factory(dict)
     look_at: float = math.inf
 
+    @property
+    def account(self) -> _Location:
+        """What outlives a live location; those of the model do not end."""
+        return self
+
 
 def run(setting: Setting, policy: Policy, seed: int = 1) -> Figures:
     """Run the model."""
@@ -164,7 +169,7 @@ class _Model:
             if not endpoint.lets(location, now):
                 endpoint.join(location)
                 if endpoint.first is location:
-                    self._plan(location, endpoint.opens_at(location))
+                    self._plan(location, max(now, endpoint.opens_at(location)))
                 return
             if endpoint.leave(location):
                 self._plan_first(endpoint, now)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 
+import attrs
 import pytest
 
 from tests.herd import model, real
@@ -15,23 +17,45 @@ from tests.herd.server import Figures
 from tests.herd.setting import Setting
 from trio_spanbatch import BatchPolicy, Limits
 
-# Few spans, as each of them costs time with real batchers. What 20 clients send at random is not even.
+# Few spans, as each of them costs time with real batchers.
 SMALL = Setting(
     20, rate=0.5, policy=BatchPolicy(max_spans=32), limits=Limits(max_queued_spans=128), outage=150.0, after=60.0
 )
 
 
-def test_the_model_agrees_with_real_batchers(caplog: pytest.LogCaptureFixture) -> None:
-    """The number of attempts within 5 %, in the outage and in all, and the drain within a second, in each run."""
+@pytest.mark.parametrize(("clients", "locations"), [(20, 1), (8, 3)])
+def test_the_model_agrees_with_real_batchers(clients: int, locations: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The attempts and deliveries within 3 %, and the drain within half a second, in each run."""
     caplog.set_level(logging.CRITICAL)
+    # There are no 503s. With them, a difference of a microsecond decides which client gets one.
+    setting = attrs.evolve(SMALL, clients=clients, locations=locations, waiting=float(2 * locations))
     for seed in (1, 2, 3):
-        modelled, measured = model.run(SMALL, OURS, seed), real.run(SMALL, seed)
-        assert modelled.attempts == pytest.approx(measured.attempts, rel=0.05)
-        assert sum(modelled.offered) == pytest.approx(sum(measured.offered), rel=0.05)
-        assert sum(modelled.delivered) == pytest.approx(sum(measured.delivered), rel=0.05)
-        assert modelled.drained_within(0.5) == pytest.approx(measured.drained_within(0.5), abs=1.0)
-        assert modelled.drained_within(0.9) == pytest.approx(measured.drained_within(0.9), abs=1.0)
+        modelled, measured = model.run(setting, OURS, seed), real.run(setting, seed)
+        assert modelled.attempts == pytest.approx(measured.attempts, rel=0.03)
+        assert sum(modelled.offered) == pytest.approx(sum(measured.offered), rel=0.03)
+        assert sum(modelled.delivered) == pytest.approx(sum(measured.delivered), rel=0.03)
+        for part in (0.5, 0.99):
+            assert modelled.drained_within(part) == pytest.approx(measured.drained_within(part), abs=0.5)
         assert modelled.lost == measured.lost == 0
+        assert modelled.rejected == measured.rejected == 0
+
+
+def test_the_model_agrees_with_real_batchers_of_an_overloaded_server(caplog: pytest.LogCaptureFixture) -> None:
+    """Over five seeds together: the attempts and deliveries within 5 %, the 503s and the drain within 20 %."""
+    caplog.set_level(logging.CRITICAL)
+    setting = attrs.evolve(SMALL, capacity=1.2)
+    modelled = [model.run(setting, OURS, seed) for seed in range(5)]
+    measured = [real.run(setting, seed) for seed in range(5)]
+
+    def total(count: Callable[[Figures], float], within: float) -> None:
+        assert sum(map(count, modelled)) == pytest.approx(sum(map(count, measured)), rel=within)
+
+    total(lambda figures: figures.attempts, 0.05)
+    total(lambda figures: sum(figures.offered), 0.05)
+    total(lambda figures: sum(figures.delivered), 0.05)
+    total(lambda figures: figures.rejected, 0.2)
+    total(lambda figures: figures.drained_within(0.5), 0.2)
+    total(lambda figures: figures.drained_within(0.8), 0.2)
 
 
 def test_after_an_outage_a_server_with_room_is_not_overloaded() -> None:
