@@ -31,8 +31,6 @@ from .messages import (
     server_message,
 )
 
-__all__ = ["is_answer", "read_answer"]
-
 # Bytes of a body that are enough to tell its format, and whether a text begins with an error.
 _BEGINNING = 4096
 _BOM = b"\xef\xbb\xbf"

@@ -23,8 +23,6 @@ from .sender import Sender
 from .tls import TLSAdvice
 from .transport import Progress, ResponseBody
 
-__all__ = ["Attempt", "close_at_once"]
-
 
 async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
     """Call ``aclose`` in a scope that is cancelled already, as `trio.aclose_forcefully` does.

@@ -8,8 +8,6 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-__all__ = ["Auth", "AuthError", "AuthFunction", "as_auth", "name_of"]
-
 
 class AuthError(Exception):
     """No credentials are available.

@@ -20,8 +20,6 @@ import trio
 from .._exceptions import fatal_part, leaves
 from .wire import Link, SocketLink
 
-__all__ = ["Network", "TCPNetwork"]
-
 # Threads that look up names, for each transport. Lookups of one name mostly wait for the same server.
 _LOOKUPS = 4
 

@@ -26,8 +26,6 @@ import trio
 from .._exceptions import fatal_part, leaves
 from .wire import NothingToRead, Wire
 
-__all__ = ["MAX_AGE", "MAX_IDLE", "WRITE_AT_ONCE", "Answer", "Connection"]
-
 # Seconds since connecting, after which a connection is not used again, so that a new server behind the same name gets
 # its share.
 MAX_AGE = 300.0

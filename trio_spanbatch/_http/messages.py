@@ -24,19 +24,6 @@ from google.protobuf.message import DecodeError
 
 from .secrets import redacted
 
-__all__ = [
-    "MAX_MESSAGE_BYTES",
-    "MAX_MESSAGE_LENGTH",
-    "PartialSuccess",
-    "Status",
-    "TraceServiceResponse",
-    "is_bounded_json",
-    "json_words",
-    "media_type",
-    "server_message",
-    "short_text",
-]
-
 _PACKAGE = "trio_spanbatch.lenient"
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import httpx
 
-__all__ = ["classes", "package_of"]
-
 
 def classes(*names: str) -> tuple[Any, ...]:
     """Return the classes with these names in httpx and in its successor, for ``isinstance`` and ``except``.

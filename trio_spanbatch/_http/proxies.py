@@ -16,8 +16,6 @@ import httpx
 
 from .._settings.environment import warn_once
 
-__all__ = ["DEFAULT_PORTS", "MissingProxySupport", "proxy_for"]
-
 _SCHEMES = ("http", "https", "all")
 _SOCKS = re.compile(r"socks(4a?|5h?)?://", re.IGNORECASE)
 _NAME = re.compile(r"[0-9a-z._-]+")

@@ -21,8 +21,6 @@ from .sender import USER_AGENT
 if TYPE_CHECKING:
     from .exporter import OTLPExporter
 
-__all__ = ["Requester", "json_object"]
-
 # What a client adds by itself.
 _HEADERS = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"}
 

@@ -18,8 +18,6 @@ from urllib.parse import quote, quote_plus, unquote
 
 from .._settings.header_checks import OWN_HEADERS
 
-__all__ = ["redacted", "secrets_of"]
-
 _PUBLIC = frozenset({name.encode("ascii") for name in OWN_HEADERS} | {b"accept", b"user-agent"})
 
 # Shorter values are not treated as secrets: they would be found in any text.

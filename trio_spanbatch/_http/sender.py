@@ -18,8 +18,6 @@ from .proxies import MissingProxySupport, proxy_for
 from .tls import File, RenewedContext
 from .transport import HTTPTransport
 
-__all__ = ["USER_AGENT", "AsyncClient", "AsyncTransport", "Sender", "check_client", "check_transport", "own_transport"]
-
 # With the exporter, its language and version: https://opentelemetry.io/docs/specs/otel/protocol/exporter/#user-agent
 USER_AGENT = f"trio-spanbatch/{__version__} (OTLP exporter; Python {platform.python_version()})"
 

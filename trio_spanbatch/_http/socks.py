@@ -10,8 +10,6 @@ import ipaddress
 import httpx
 import trio
 
-__all__ = ["connect_by_socks"]
-
 _NO_AUTHENTICATION, _USER_AND_PASSWORD = 0, 2
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 

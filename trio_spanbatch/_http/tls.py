@@ -14,16 +14,6 @@ import certifi
 
 from .._settings.environment import warn_once
 
-__all__ = [
-    "File",
-    "RenewedContext",
-    "TLSAdvice",
-    "TLSSettings",
-    "client_context",
-    "default_context",
-    "tls_advice",
-]
-
 File = str | os.PathLike[str]
 
 # How many characters of a file's name are shown.

@@ -17,8 +17,6 @@ from typing import Protocol
 
 import trio
 
-__all__ = ["Link", "NothingToRead", "SocketLink", "Wire"]
-
 # The most that TLS is given to decrypt at once, in bytes.
 _READ_SIZE = 16 * 1024
 

@@ -23,8 +23,6 @@ from .._scheduler.location import Lease
 from .._scheduler.scheduler import Scheduler
 from .runtime import Runtime
 
-__all__ = ["Delivery"]
-
 
 class _ExporterBug(Exception):
     """An exporter raised, or returned something other than a result. The message is the reason for the spans."""

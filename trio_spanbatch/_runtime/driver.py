@@ -17,8 +17,6 @@ import trio
 from .._scheduler.scheduler import Scheduler
 from .runtime import Runtime
 
-__all__ = ["Driver"]
-
 
 class Driver:
     """Runs the scheduler until all locations have ended in the drain.

@@ -11,8 +11,6 @@ import os
 from typing import Final, Protocol
 from weakref import WeakSet
 
-__all__ = ["Forkable", "forget", "remember"]
-
 
 class Forkable(Protocol):
     """An object that a forked child must not use."""

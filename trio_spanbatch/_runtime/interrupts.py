@@ -25,8 +25,6 @@ from typing import Any
 
 import trio
 
-__all__ = ["InterruptWatch"]
-
 # The module of the handler that `trio.run` installs in place of Python's default. There is no public way to recognize
 # that handler. If a version of trio has it elsewhere, it is treated as the program's: Ctrl-C then stops a drain in the
 # main task, where trio raises it, but not one in another task.

@@ -24,8 +24,6 @@ from .._scheduler.orders import Admit, HandBack, LogEndpoint, Repeat, Start, Wak
 from .._scheduler.scheduler import Scheduler
 from .._spans.batch import EncodedSpan
 
-__all__ = ["Runtime"]
-
 _Listener = TypeVar("_Listener")
 
 

@@ -58,8 +58,6 @@ from .interrupts import InterruptWatch
 from .runtime import Runtime
 from .suppression import suppress_instrumentation
 
-__all__ = ["IN_A_FORKED_CHILD", "Supervisor"]
-
 IN_A_FORKED_CHILD = (
     "this is a forked child of the process in which the batcher was entered, and shares its sockets; it may only exec "
     "or os._exit"

@@ -40,8 +40,6 @@ from .location import Location, Waiter
 from .orders import Admit, Order
 from .splitter import Growth, grow
 
-__all__ = ["Admission"]
-
 
 @attrs.define(eq=False)
 class _Bulk:

@@ -12,8 +12,6 @@ from itertools import count
 
 from .location import Location
 
-__all__ = ["Agenda"]
-
 
 class Agenda:
     """A heap of (time, number). An entry is outdated if no location has its number any more."""

@@ -34,8 +34,6 @@ from .._reporting.statistics import EndpointStatistics
 from .._settings.policies import RetryPolicy
 from .pace import jittered_wait
 
-__all__ = ["Endpoint", "Sign", "sign_of"]
-
 
 class _HasFailed(Protocol):
     @property

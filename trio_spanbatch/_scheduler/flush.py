@@ -11,8 +11,6 @@ import attrs
 from .._reporting.statistics import FlushCounts, FlushReport, Settlement
 from .ledger import Account
 
-__all__ = ["Flush", "LocationFlush"]
-
 
 @attrs.define(eq=False)
 class LocationFlush:

@@ -26,8 +26,6 @@ from .._exporter import Delivered, Refused
 from .._reporting.statistics import Settlement
 from .location import Lease
 
-__all__ = ["MAX_REFUSALS", "MAX_REQUESTS", "Isolation", "Verdict"]
-
 MAX_REFUSALS = 24
 MAX_REQUESTS = 256
 

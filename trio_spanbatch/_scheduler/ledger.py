@@ -21,8 +21,6 @@ import attrs
 
 from .._reporting.statistics import LocationStatistics, Settlement
 
-__all__ = ["Account", "Ledger", "LocationCounts"]
-
 
 @attrs.define(eq=False)
 class Account:

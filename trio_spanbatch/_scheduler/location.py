@@ -22,8 +22,6 @@ from .ledger import Account
 from .pace import Pace
 from .splitter import NO_BATCH, OpenBatch, QueuedBatch, runs_of
 
-__all__ = ["Lease", "Location", "QueueIn", "QueueOut", "Waiter", "first_span"]
-
 
 class _QueueStatistics(Protocol):
     @property

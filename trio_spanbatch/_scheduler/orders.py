@@ -9,8 +9,6 @@ import attrs
 from .flush import Flush
 from .location import Lease, Waiter
 
-__all__ = ["Admit", "HandBack", "LogEndpoint", "Order", "Repeat", "Start", "Wake"]
-
 
 @attrs.frozen(eq=False)
 class Start:

@@ -15,8 +15,6 @@ import attrs
 from .._settings.policies import RetryPolicy
 from .ledger import Account
 
-__all__ = ["Pace", "RequestSizeLimit", "jittered_wait"]
-
 # With fewer seconds left until the drain's deadline, a location does not wait for another attempt.
 _LAST_MOMENT = 0.1
 

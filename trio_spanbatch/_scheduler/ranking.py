@@ -14,8 +14,6 @@ from itertools import count
 
 from .location import Location
 
-__all__ = ["Ranking"]
-
 # The heap is rebuilt when it has more than `_OUTDATED` entries for each live location, plus `_SLACK`.
 _OUTDATED = 4
 _SLACK = 64

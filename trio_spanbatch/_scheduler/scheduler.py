@@ -63,8 +63,6 @@ from .pace import Pace
 from .ranking import Ranking
 from .slots import Slots
 
-__all__ = ["Scheduler"]
-
 # The number of locations that `step` looks at. Beginning an export takes 20 to 40 us.
 _LOOKS_PER_STEP = 64
 

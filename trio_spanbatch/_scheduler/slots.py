@@ -14,8 +14,6 @@ from collections import OrderedDict
 
 from .location import Location
 
-__all__ = ["Slots", "kept_free"]
-
 
 def kept_free(slots: int, live: int, exporting: int, *, draining: bool) -> int:
     """Return the number of slots that are reserved for locations without a running export.

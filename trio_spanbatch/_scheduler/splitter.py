@@ -18,8 +18,6 @@ import attrs
 
 from .._spans.batch import EncodedSpan, RequestSizer, Runs, SpanHeaders
 
-__all__ = ["NO_BATCH", "Growth", "OpenBatch", "QueuedBatch", "Run", "grow", "runs_of"]
-
 
 @attrs.frozen(eq=False)
 class Run:
