@@ -22,7 +22,7 @@ BUDGETS = {
     "modules": 1_090,
     "_scheduler": 2_550,
     "_runtime": 1_190,
-    "_reporting": 580,
+    "_reporting": 590,
     "_spans": 1_970,
     "_settings": 650,
     "_http": 3_930,
