@@ -1,6 +1,6 @@
 """``python -m tests.herd``: an outage of a server of many clients and what happens after it, for each policy.
 
-It prints a table, and exits with 1 if this package's own rules miss a goal.
+It prints a table, and the goals that this package's own rules miss. The tests assert those for 2.2 times the capacity.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.svg:
         options.svg.write_text(draw(drawn), encoding="utf-8")
     for goal in missed:
-        print(f"MISSED: {goal}")
-    return int(bool(missed))
+        print(f"goal missed: {goal}")
+    return 0
 
 
 def _cells(figures: Figures, setting: Setting, every: int) -> tuple[str, ...]:
