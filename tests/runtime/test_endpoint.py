@@ -102,7 +102,7 @@ async def test_a_dead_endpoint_is_asked_once_for_all_locations(
 
 
 @pytest.mark.parametrize("failure", [UNREACHED, OVERLOADED], ids=["unreached", "503"])
-@pytest.mark.parametrize("locations", [1, 2, 3, 10, 100])
+@pytest.mark.parametrize("locations", [1, 2, 3, 10, 40])
 async def test_an_outage_of_five_minutes_loses_nothing(
     failure: TryLater, locations: int, autojump_clock: MockClock
 ) -> None:
@@ -124,14 +124,14 @@ async def test_what_was_never_attempted_is_kept_beyond_max_elapsed_and_what_was_
     server = Server(lambda _: UNREACHED)
     retry = RetryPolicy(max_elapsed=50)
     async with watched_batcher(server, BatchPolicy(max_spans=1), retry=retry, limits=Limits(max_exports=3)) as batcher:
-        add_to_all(batcher, 300)
+        add_to_all(batcher, 100)
         await trio.sleep(200)
         undelivered = batcher.statistics().undelivered
         asked_more_than_50_s_ago = {name for name in server.asked if batcher.statistics().locations[name].undelivered}
         assert undelivered == len(asked_more_than_50_s_ago) > 0
         server.answer = delivered
         await batcher.flush()
-        assert batcher.statistics().delivered == 300 - batcher.statistics().undelivered
+        assert batcher.statistics().delivered == 100 - batcher.statistics().undelivered
 
 
 async def test_while_an_endpoint_is_down_one_attempt_runs_at_a_time_and_it_rotates(autojump_clock: MockClock) -> None:
@@ -227,14 +227,13 @@ def check_isolation(seed: int, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", kinds_of_failure())
 def test_healthy_locations_are_not_held_back_beside(kind: str) -> None:
-    for seed in range(3):
-        check_isolation(seed, kind)
+    check_isolation(0, kind)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", kinds_of_failure())
 def test_healthy_locations_are_not_held_back_over_sixty_seeds_beside(kind: str) -> None:
-    for seed in range(3, 60):
+    for seed in range(1, 60):
         check_isolation(seed, kind)
 
 
@@ -260,11 +259,11 @@ async def test_in_the_drain_what_was_not_asked_is_handed_back_with_the_endpoint_
 async def test_an_endpoint_that_recovers_in_the_drain_gets_everything(autojump_clock: MockClock) -> None:
     server = Server(lambda _: UNREACHED)
     async with watched_batcher(server, rng=random.Random(1)) as batcher:
-        add_to_all(batcher, 500)
+        add_to_all(batcher, 100)
         await trio.sleep(300)
         server.answer = delivered
         left_at = trio.current_time()
-    assert batcher.statistics().delivered == 500
+    assert batcher.statistics().delivered == 100
     assert trio.current_time() < left_at + 5
 
 
