@@ -49,7 +49,7 @@ from trio_spanbatch.cli.circuit_breaker import CircuitBreaker
 from trio_spanbatch.cli.destinations import in_words_of_options
 from trio_spanbatch.cli.input import InputFile
 from trio_spanbatch.cli.screen import Screen
-from trio_spanbatch.cli.send import NO_ANSWER, LocationOf, SendResult, SendSettings, send
+from trio_spanbatch.cli.send import MAX_ELAPSED, NO_ANSWER, LocationOf, SendResult, SendSettings, send
 from trio_spanbatch.testing import Answer, Hang, InMemoryExporter, OTLPReceiver
 
 DATA = DATA_FOLDER
@@ -67,7 +67,7 @@ def settings_for(files: Sequence[Path | str], **options: Any) -> SendSettings:
         "location_of": LocationOf(),
         "batch": BatchPolicy(),
         "limits": Limits(),
-        "retry": RetryPolicy(),
+        "retry": RetryPolicy(max_elapsed=MAX_ELAPSED),
     }
     return SendSettings(files=[str(file) for file in files], **{**defaults, **options})
 

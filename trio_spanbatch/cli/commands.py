@@ -202,7 +202,7 @@ def send_command(
 
     The exit code is 1 if a span was invalid, rejected or not delivered.
     """
-    from .send import LocationOf, SendSettings, send
+    from .send import MAX_ELAPSED, LocationOf, SendSettings, send
 
     destination = Destination(
         to=to, location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
@@ -217,7 +217,7 @@ def send_command(
                 location_of=LocationOf(location or "default", location_attribute),
                 batch=batch,
                 limits=_limits(batch),
-                retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
+                retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
                 no_server=NO_SERVER_ADVICE[to],
                 words=in_words_of_options,

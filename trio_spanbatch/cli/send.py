@@ -27,6 +27,9 @@ from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
 
+# Seconds after which a location is given up. Somebody waits for the command, so it is less than in a program.
+MAX_ELAPSED = 300.0
+
 # Seconds after which the command gives up if no request was ever answered. Its drain then takes no time.
 PATIENCE = 20.0
 # Advice for that case: if there was no connection, and if there was one.
