@@ -26,7 +26,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
-	@echo "make test    all tests except the long ones, in about two minutes; ARGS=... is passed to pytest"
+	@echo "make test    all tests except the long ones, in about four minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
@@ -70,12 +70,12 @@ about-environment:
 	@test -e $(READY) || echo "first: installing trio-spanbatch and its tests' dependencies in $(VENV), about 100 packages: a minute or two"
 
 about-test: about-environment
-	@echo "make test: about 6,200 tests in one process for each core, in about two minutes on two idle cores; tests that start"
+	@echo "make test: about 7,300 tests in one process for each core, in about four minutes on two idle cores; tests that start"
 	@echo "programs and servers, other long tests, and more examples for property tests are in make test-all"
 
 about-test-all: about-environment
 	@test -e $(MLFLOW_READY) || echo "first: installing MLflow's server in $(MLFLOW_VENV), about 80 packages: a minute or two"
-	@echo "make test-all: all tests, about 6,500, with branch coverage, in one process for each core; about ten minutes on"
+	@echo "make test-all: all tests, about 7,700, with branch coverage, in one process for each core; about twenty minutes on"
 	@echo "two idle cores"
 
 test: about-test $(READY)
