@@ -6,7 +6,7 @@ import trio.testing
 from trio_spanbatch import OTLPExporter, Span, SpanBatcher, SpanContext
 from trio_spanbatch.testing import InMemoryExporter, OTLPReceiver, outage, poison, rate_limited, slow
 
-FAULTS = [outage(30), rate_limited(5, retry_after=2), slow(3), poison(lambda span: span.name == "bad")]
+FAULTS = (outage(30), rate_limited(5, retry_after=2), slow(3), poison(lambda span: span.name == "bad"))
 
 
 async def program(batcher: SpanBatcher) -> None:

@@ -67,7 +67,7 @@ def near_stack_limit(frames_left: int, act: Callable[[], object]) -> None:
         if above == frames_left:
             try:
                 act()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103  # it is raised below
                 raised.append(exc)
         return above
 
@@ -88,7 +88,7 @@ async def near_stack_limit_async(frames_left: int, act: Callable[[], Awaitable[o
         if above == frames_left:
             try:
                 await act()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103  # it is raised below
                 raised.append(exc)
         return above
 
@@ -389,7 +389,7 @@ SCENES = (
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
-async def _count(program: Program) -> None:
+async def _count(program: Program) -> None:  # noqa: ASYNC124  # a scene's act may be async
     program.statistics()
 
 
