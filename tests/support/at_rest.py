@@ -174,7 +174,10 @@ class AtRest:
         """Return when there will be something to do at a location, as far as is known."""
         endpoint = location.endpoint
         wants_to_export = bool(location.retries or location.account.queued)
-        waits_until = max(location.pace.retry_at, endpoint.waits_until(location))
+        waits_until = location.pace.retry_at
+        if location.export_at() <= now:
+            # Only then does it wait for its endpoint. Before, it is looked at when its backoff or its export has ended.
+            waits_until = max(waits_until, endpoint.waits_until(location))
         if self._scheduler.draining and wants_to_export and waits_until >= self._scheduler.drain_deadline:
             # It is to give up.
             return -math.inf
