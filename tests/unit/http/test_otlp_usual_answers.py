@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -20,15 +19,6 @@ from trio_spanbatch._http.transport import HTTPTransport
 USUAL = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SLOW_DOWN = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
 SPAN = EncodedSpan(b"\x0a\x04span")
-
-
-@pytest.fixture(params=["TCP", "TLS 1.2", "TLS 1.3"])
-def tls(request: pytest.FixtureRequest) -> Tls | None:
-    if request.param == "TCP":
-        return None
-    tls = Tls()
-    tls.server.maximum_version = getattr(ssl.TLSVersion, request.param.replace(" ", "v").replace(".", "_"))
-    return tls
 
 
 @pytest.fixture

@@ -36,15 +36,6 @@ def clock() -> MockClock:
     return MockClock()
 
 
-@pytest.fixture(params=["TCP", "TLS 1.2", "TLS 1.3"])
-def tls(request: pytest.FixtureRequest) -> Tls | None:
-    if request.param == "TCP":
-        return None
-    tls = Tls()
-    tls.server.maximum_version = getattr(ssl.TLSVersion, request.param.replace(" ", "v").replace(".", "_"))
-    return tls
-
-
 def transport_for(tls: Tls | None) -> HTTPTransport:
     return HTTPTransport(tls.client) if tls else HTTPTransport()
 
