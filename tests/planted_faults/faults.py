@@ -654,8 +654,8 @@ FAULTS = (
     PlantedFault(
         "a location that waits for its endpoint is made due again and again",
         "_scheduler/scheduler.py",
-        "lambda location: not location.is_made_due and self._could_export(location, now)",
-        "lambda location: self._could_export(location, now)",
+        "        if location.endpoint.has_waiting(location):\n            return False\n",
+        "",
         first="scheduler",
     ),
     PlantedFault(

@@ -27,12 +27,9 @@ class Ranking:
         self._numbers = count()
 
     def put(self, location: Location, live: int) -> None:
-        """Rank a location by its current queued bytes. ``live`` is the number of live locations.
-
-        One that waits for its endpoint is due, and gets no entry. It is looked at, and ranked again, when that ends.
-        """
+        """Rank a location by its current queued bytes. ``live`` is the number of live locations."""
         location.is_ranked = True
-        if location.account.queued and not location.endpoint.has_waiting(location):
+        if location.account.queued:
             heapq.heappush(self._entries, (-location.queued_bytes, next(self._numbers), location))
         if len(self._entries) > _OUTDATED * live + _SLACK:
             self._rebuild()

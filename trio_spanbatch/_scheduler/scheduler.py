@@ -575,9 +575,7 @@ class Scheduler:
         self._made_due = {location for location in self._made_due if self._could_export(location, now)}
         if self._made_due or not self.slots.free:
             return
-        for location in self._ranking.take(
-            self.slots.free, lambda location: not location.is_made_due and self._could_export(location, now)
-        ):
+        for location in self._ranking.take(self.slots.free, lambda location: self._could_export(location, now)):
             self._made_due.add(location)
             location.is_made_due = True
             self.admission.touch(location)
