@@ -652,13 +652,6 @@ FAULTS = (
         first="scheduler",
     ),
     PlantedFault(
-        "a location that waits for its endpoint is made due again and again",
-        "_scheduler/scheduler.py",
-        "        if location.endpoint.has_waiting(location):\n            return False\n",
-        "",
-        first="scheduler",
-    ),
-    PlantedFault(
         "an endpoint counts a location that comes back as another one",
         "_scheduler/scheduler.py",
         "        account = self.ledger.open(name)\n",
