@@ -13,17 +13,6 @@ from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.checks import shown
 from ._values import is_number
 
-__all__ = [
-    "checked",
-    "checked_function",
-    "checked_level",
-    "checked_timeout",
-    "exporter_or_default",
-    "limits_or_default",
-    "policy_function",
-    "retry_or_default",
-]
-
 _T = TypeVar("_T")
 
 # Seconds by which the default time limit of an attempt is longer than the exporter's.

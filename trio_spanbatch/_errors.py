@@ -10,15 +10,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Literal
 
-__all__ = [
-    "OTHER_REASONS",
-    "InvalidLocationError",
-    "InvalidSpanError",
-    "TooManyLocationsError",
-    "UndeliveredSpansError",
-    "tell_accepted",
-]
-
 # The most reasons in a message, and the most characters of each reason.
 _MAX_REASONS_SHOWN = 5
 _MAX_REASON_LENGTH = 300

@@ -7,8 +7,6 @@ import sys
 
 import trio
 
-__all__ = ["cause_of", "fatal_part", "forget_traceback", "is_cancelled_here", "leaves", "split_cancelled"]
-
 
 def split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """Split ``exc`` into its `trio.Cancelled` part and the rest; either may be None."""

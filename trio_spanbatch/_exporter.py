@@ -11,18 +11,6 @@ from ._spans.batch import SpanBatch
 from ._spans.checks import shown
 from ._values import is_number
 
-__all__ = [
-    "Delivered",
-    "ExportResult",
-    "HandsBack",
-    "LimitsItsAttempts",
-    "LocationChecker",
-    "Refused",
-    "SpanExporter",
-    "TryLater",
-    "is_closed",
-]
-
 # The results of an export. Expected failures are values, not exceptions.
 
 

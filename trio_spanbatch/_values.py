@@ -6,8 +6,6 @@ from typing import Final, TypeGuard
 
 from ._errors import InvalidLocationError
 
-__all__ = ["MAX_LOCATION_LENGTH", "checked_location", "is_number", "plain_location"]
-
 # Characters. The name is often chosen by a tenant. Statistics keep it, log lines repeat it, and a header carries it.
 # The longest names of the known destinations are Unity Catalog's, with three parts of 255 characters each. In UTF-8, a
 # location has at most 4 KiB; servers accept at least 8 KiB of headers.

@@ -203,7 +203,7 @@ async def test_bars_move_on_a_terminal(autojump_clock: trio.testing.MockClock) -
     screen = Screen(Console(file=out, force_terminal=True, width=100), Console(file=io.StringIO()))
     async with SpanBatcher(InMemoryExporter()) as batcher:
         tracer = Tracer(batcher, "main.a.spans", random.Random(1))
-        with DemoProgress(batcher, 100, screen) as progress:
+        with DemoProgress(batcher, 100, screen).shown() as progress:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(progress.run)
                 with tracer.span("step"):

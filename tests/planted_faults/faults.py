@@ -12,7 +12,7 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "interruption sweep"]
+Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
 
 
 @attrs.frozen
@@ -183,11 +183,11 @@ FAULTS = (
     ),
     # -- admission -------------------------------------------------------------------------------------------------
     PlantedFault(
-        "a span is counted before it is enqueued, and the channel turns out to be full",
+        "an adder that waits for space in a full queue counts as waiting for bytes",
         "_scheduler/admission.py",
-        "            account.queued >= self._max_queued\n            or own_bytes",
-        "            account.queued > self._max_queued\n            or own_bytes",
-        first="state machine",
+        "        return account.queued >= self._max_queued or ",
+        "        return account.queued > self._max_queued or ",
+        first="scheduler",
     ),
     PlantedFault(
         "add_spans counts a span before it is admitted",
@@ -231,6 +231,7 @@ FAULTS = (
         "        if self._unfinished is not None or self._bulk is not None:\n            self.finish()\n",
         "        if self._bulk is not None:\n            self.finish()\n",
         first="interruption sweep",
+        scenario="an add",
     ),
     PlantedFault(
         "a change that was interrupted before its span was in the queue is carried out",
@@ -238,6 +239,7 @@ FAULTS = (
         "            if location.queue_out.statistics().current_buffer_used >= queued:\n",
         "            if queued:\n",
         first="interruption sweep",
+        scenario="an add",
     ),
     PlantedFault(
         "a list of spans that was interrupted is not finished",
@@ -245,6 +247,7 @@ FAULTS = (
         "        if (bulk := self._bulk) is not None and bulk.is_interrupted:\n            self._finish_bulk(bulk)\n",
         "",
         first="interruption sweep",
+        scenario="add_spans_nowait",
     ),
     PlantedFault(
         "a batch that becomes full is stored twice",
@@ -319,7 +322,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        if location.has_ended:\n            return\n        if self.locations.get",
         "        if self.locations.get",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "a slot is kept during a backoff",
@@ -383,7 +386,23 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        self.slots.give_back(location)\n        self.admission.touch(location)\n\n    def slot_unused",
         "        self.slots.give_back(location)\n\n    def slot_unused",
-        first="state machine",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a slot that is left unused is not given back",
+        "_scheduler/scheduler.py",
+        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
+        "    def back_off",
+        "        self.admission.touch(lease.location)\n\n    def back_off",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "a location is not looked at after a slot is left unused",
+        "_scheduler/scheduler.py",
+        "        self.slots.give_back(lease.location)\n        self.admission.touch(lease.location)\n\n"
+        "    def back_off",
+        "        self.slots.give_back(lease.location)\n\n    def back_off",
+        first="scheduler",
     ),
     PlantedFault(
         "the space that a settled batch frees is not given to waiting adders",
@@ -411,7 +430,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        for lease in location.retries or ():\n            self.outbox.append(Repeat(lease))\n",
         "",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "an order is dropped: a flush of one location is not woken",
@@ -429,19 +448,19 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the fullest locations are made due only once",
-        "_scheduler/scheduler.py",
-        "        self._made_due = {location for location in self._made_due if self._could_export(location, now)}\n",
-        "",
-        first="state machine",
-    ),
-    PlantedFault(
         "a location that changed while nobody waited is not ranked again",
         "_scheduler/scheduler.py",
         "            for location in admission.unranked:\n                admission.touch(location)\n"
         "            admission.unranked.clear()\n            return True\n",
         "            admission.unranked.clear()\n",
         first="state machine",
+    ),
+    PlantedFault(
+        "the ranking is taken to know a span that was added since",
+        "_scheduler/admission.py",
+        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes",
+        "        own_bytes",
+        first="scheduler",
     ),
     PlantedFault(
         "a location that is made due while it backs off is looked at too late",
@@ -484,13 +503,6 @@ FAULTS = (
         "_scheduler/slots.py",
         "self.exporting += not location.pace.active",
         "self.exporting += 1",
-        first="state machine",
-    ),
-    PlantedFault(
-        "a location that waits for a slot is overtaken",
-        "_scheduler/scheduler.py",
-        "            if not slots.free or next(iter(slots.queue), location) is not location:\n",
-        "            if not slots.free:\n",
         first="state machine",
     ),
     PlantedFault(

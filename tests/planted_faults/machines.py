@@ -1,8 +1,9 @@
-"""The four machines that look for faults, each run in a child process against a copy of the package.
+"""The five machines that look for faults, each run in a child process against a copy of the package.
 
 - the simulation: fresh seeds, until one fails;
 - cancelling everywhere: the same runs each time, with a cancel after each step, until one fails;
 - the state machine: fresh sequences of rules, until one fails;
+- the scheduler: fresh sequences of events of the scheduler alone, until one fails;
 - the interruption sweep: calls of the batcher, each with an exception of a signal handler at each line, until one
   fails.
 
@@ -29,6 +30,7 @@ __all__ = ["MACHINES", "Search", "find"]
 BOUNDS: dict[Machine, int] = {
     "simulation": 2500,
     "state machine": 2500,
+    "scheduler": 25_000,
     "cancel everywhere": 0,
     "interruption sweep": 0,
 }
@@ -39,7 +41,7 @@ class Search:
     """The result of a machine.
 
     Attributes:
-        runs: The number of seeds, cancels or sequences of rules, the failing one included.
+        runs: The number of seeds, cancels, sequences or interruptions, the failing one included.
         failure: The most informative line of its output; None if it found nothing.
     """
 
@@ -69,6 +71,10 @@ def drive_state_machine(environ: Mapping[str, str], examples: int, _scenario: st
     return _read(_run(["-m", "tests.state_machine", "--sequences", str(examples), "--no-shrink", "--json"], environ))
 
 
+def drive_scheduler(environ: Mapping[str, str], sequences: int, _scenario: str | None) -> Search:
+    return _read(_run(["-m", "tests.unit.scheduler", "--sequences", str(sequences)], environ))
+
+
 def sweep_interruptions(environ: Mapping[str, str], _bound: int, scenario: str | None) -> Search:
     # Not by pytest, which puts the project's directory before the copy.
     only = [] if scenario is None else ["--scene", scenario]
@@ -79,6 +85,7 @@ def sweep_interruptions(environ: Mapping[str, str], _bound: int, scenario: str |
 MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] = {
     "simulation": simulate,
     "state machine": drive_state_machine,
+    "scheduler": drive_scheduler,
     "cancel everywhere": cancel_everywhere,
     "interruption sweep": sweep_interruptions,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from tests.planted_faults.machines import MACHINES, find, first_line
 from tests.planted_faults.support import PACKAGE, copy_of_package, plant
 
 # The number of runs that a copy without a fault must pass.
-SOUND: dict[Machine, int] = {"simulation": 100, "state machine": 100, "cancel everywhere": 0, "interruption sweep": 0}
+SOUND: dict[Machine, int] = {
+    "simulation": 100,
+    "state machine": 100,
+    "scheduler": 100,
+    "cancel everywhere": 0,
+    "interruption sweep": 0,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -22,8 +29,11 @@ def test_a_fault_has_its_place_in_the_package(fault: PlantedFault) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_found(tmp_path: Path, fault: PlantedFault) -> None:
+def test_a_planted_fault_is_found(
+    tmp_path: Path, fault: PlantedFault, record_property: Callable[[str, object], None]
+) -> None:
     searches = find(plant(tmp_path, fault.module, fault.right, fault.wrong), fault)
+    record_property("runs", {machine: search.runs for machine, search in searches.items()})
     assert [search for search in searches.values() if search.failure is not None], searches
 
 

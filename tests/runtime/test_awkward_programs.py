@@ -59,7 +59,7 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "partial success": lambda: lambda batch: Delivered(1, "one of them"),
     "warns": lambda: lambda batch: Delivered(0, "do not do that"),
     "hangs": lambda: lambda batch: Hang(),
-    "is no exporter": lambda: lambda batch: None,
+    "is no exporter": lambda: lambda batch: 200,
 }
 
 

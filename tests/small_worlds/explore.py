@@ -127,9 +127,9 @@ def key_of(world: World) -> Hashable:
     def name(location: Location) -> Hashable:
         return names.get(location, (location.name, "old"))
 
-    entries = [
-        (at - now, number, name(one)) for at, number, one in scheduler._agenda._entries if at == one.next_look_at
-    ]
+    agenda = scheduler._agenda
+    times = {number: at for at, number in agenda._entries}
+    entries = [(times[number] - now, number, name(one)) for number, one in agenda._locations.items()]
     ranked = [(size, number, name(one)) for size, number, one in scheduler._ranking._entries if not one.has_ended]
     return (
         world.added,

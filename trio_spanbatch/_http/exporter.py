@@ -216,7 +216,7 @@ class OTLPExporter:
             return DisabledExporter()
         headers = checked_headers(headers)
         options = exporter_options(environ, endpoint=endpoint)
-        files: TLSFiles = options if client is None and transport is None else {}
+        files = options if client is None and transport is None else {}
         own_headers = {name.lower() for name in headers}
         inherited = {
             name: value for name, value in options.get("headers", {}).items() if name.lower() not in own_headers

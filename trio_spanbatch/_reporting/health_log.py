@@ -17,8 +17,6 @@ import attrs
 from .log import AnyLogger
 from .throttle import WARNING_INTERVAL, Throttle
 
-__all__ = ["HealthLog"]
-
 
 @attrs.define(eq=False)
 class _Counts:

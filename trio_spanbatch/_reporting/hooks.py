@@ -10,8 +10,6 @@ from typing import Protocol
 
 from .statistics import Settlement
 
-__all__ = ["DeliveryObserver", "Feeder"]
-
 
 class Feeder(Protocol):
     """Holds spans that are to be added to the batcher."""

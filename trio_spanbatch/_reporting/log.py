@@ -13,8 +13,6 @@ from trio.lowlevel import currently_ki_protected
 
 from .._exceptions import fatal_part, forget_traceback
 
-__all__ = ["AnyLogger", "Log"]
-
 AnyLogger: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
 

@@ -11,8 +11,6 @@ from .log import Log
 from .statistics import Loss
 from .throttle import Throttle
 
-__all__ = ["Losses"]
-
 # Exporters may produce any number of different reasons. This many are counted separately, the others together.
 _MAX_REASONS = 20
 
@@ -75,18 +73,15 @@ class Losses:
         cost = sum(span.size for span in spans) + sum(own.size for own in headers.values())
         if self._kept_bytes + cost > self._max_kept_bytes:
             self._not_kept += loss.count
-            self._warn_of_not_kept(loss)
+            if self._warnings.allows():
+                self._logger.error(
+                    "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds "
+                    "max_pending_bytes already; give on_loss= to receive all of them",
+                    loss.count,
+                    loss.location,
+                    self._not_kept,
+                )
             return
         self._kept_bytes += cost
         self._kept_headers.update(headers)
         self._kept.append(loss)
-
-    def _warn_of_not_kept(self, loss: Loss) -> None:
-        if self._warnings.allows():
-            self._logger.error(
-                "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds max_pending_bytes "
-                "already; give on_loss= to receive all of them",
-                loss.count,
-                loss.location,
-                self._not_kept,
-            )

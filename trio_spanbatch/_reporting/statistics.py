@@ -10,15 +10,6 @@ import attrs
 from .._spans.batch import SpanBatch
 from .._spans.hashing import hash_of_record
 
-__all__ = [
-    "FlushCounts",
-    "FlushReport",
-    "LocationStatistics",
-    "Loss",
-    "Settlement",
-    "SpanBatcherStatistics",
-]
-
 
 @attrs.frozen(kw_only=True)
 class _Counts:
@@ -63,24 +54,12 @@ class LocationStatistics(_Counts):
 
 @attrs.frozen(kw_only=True)
 class SpanBatcherStatistics(_Counts):
-    """A snapshot of a batcher's counts, over all locations and for each.
+    """A snapshot of a batcher's counts: the sums of those of `LocationStatistics`, and the counts of each location.
 
     At every instant ``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``.
 
     Attributes:
-        accepted: Spans accepted.
-        queued: Spans in a location's queue.
-        in_flight: Spans in batches that are being delivered.
-        delivered: Spans that a server acknowledged.
-        rejected: Spans that a server rejected.
-        spooled: Always 0: no span is stored on disk.
-        undelivered: Spans handed back.
-        ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
-        pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
-        requests: Attempts made.
-        retries: Attempts that repeated an earlier one.
-        splits: Batches split in two.
-        locations: The same for each location. Locations that ended long ago are left out once more than
+        locations: The counts of each location. Locations that ended long ago are left out once more than
             ``Limits.max_locations`` have ended; the counts above keep them.
     """
 
@@ -99,7 +78,7 @@ class FlushCounts:
 
 
 @attrs.frozen(kw_only=True)
-class FlushReport:
+class FlushReport(FlushCounts):
     """The outcome of the spans that were pending when ``flush`` was called.
 
     A server that rejects some spans of a batch does not say which. If such a batch also has spans that were added after
@@ -112,9 +91,6 @@ class FlushReport:
         locations: The same for each location that had pending spans.
     """
 
-    delivered: int = 0
-    rejected: int = 0
-    undelivered: int = 0
     locations: Mapping[str, FlushCounts] = attrs.field(factory=dict)
 
     __hash__ = hash_of_record

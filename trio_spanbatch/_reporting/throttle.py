@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-__all__ = ["WARNING_INTERVAL", "Throttle"]
-
 # Minimum number of seconds between two messages of the same kind.
 WARNING_INTERVAL = 30.0
 

@@ -16,11 +16,12 @@ __all__ = ["Agenda"]
 
 
 class Agenda:
-    """A heap of (time, number, location). An entry is outdated if its time is not its location's ``next_look_at``."""
+    """A heap of (time, number). An entry is outdated if no location has its number any more."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Location]] = []
+        self._entries: list[tuple[float, int]] = []
         self._numbers = count()
+        self._locations: dict[int, Location] = {}
 
     @property
     def next_at(self) -> float:
@@ -30,14 +31,21 @@ class Agenda:
     def put(self, location: Location, at: float) -> None:
         """Have ``location`` looked at no later than ``at``."""
         if at < location.next_look_at:
-            location.next_look_at = at
-            heapq.heappush(self._entries, (at, next(self._numbers), location))
+            self._locations.pop(location.agenda_number, None)
+            location.next_look_at, location.agenda_number = at, next(self._numbers)
+            self._locations[location.agenda_number] = location
+            heapq.heappush(self._entries, (at, location.agenda_number))
 
     def pop(self, now: float) -> Location | None:
         """Remove and return the next location whose time has come at ``now``; None if there is none."""
         while self._entries and self._entries[0][0] <= now:
-            at, _, location = heapq.heappop(self._entries)
-            if at == location.next_look_at:
+            _, number = heapq.heappop(self._entries)
+            if (location := self._locations.pop(number, None)) is not None:
                 location.next_look_at = math.inf
                 return location
         return None
+
+    def remove(self, location: Location) -> None:
+        """Do not look at a location any more, which has ended."""
+        location.next_look_at = -math.inf
+        self._locations.pop(location.agenda_number, None)

@@ -135,12 +135,14 @@ class Location:
         has_ended: Whether it is no longer live.
         idle_since: When it last became empty, in seconds of the clock.
         next_look_at: When the scheduler looks at it next, in seconds of the clock. The agenda sets it.
+        agenda_number: The number of its entry in the agenda; outdated if it has none.
         is_in_inbox: Whether it is in the inbox: the scheduler will look at it soon.
         is_ranked: Whether `Ranking` knows its current queued bytes.
     """
 
     __slots__ = (
         "account",
+        "agenda_number",
         "flush_watermark",
         "flushes",
         "full",
@@ -199,6 +201,7 @@ class Location:
         self.has_ended = False
         self.idle_since = now
         self.next_look_at = math.inf
+        self.agenda_number = -1
         self.is_in_inbox = False
         self.is_ranked = False
 

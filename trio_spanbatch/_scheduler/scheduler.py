@@ -355,8 +355,8 @@ class Scheduler:
         for location in tuple(self.locations.values()):
             self._hand_back_queue(location, reason)
             self._end(location)
-        # They may still have the locations that have ended.
-        self._agenda, self._ranking = Agenda(), Ranking()
+        # They may still have locations that have ended.
+        self._ranking = Ranking()
         self.admission.inbox.clear()
 
     def _next(self, now: float) -> Location | None:
@@ -447,7 +447,7 @@ class Scheduler:
     def _end(self, location: Location) -> None:
         """End a location that holds no span."""
         location.has_ended = True
-        location.next_look_at = -math.inf
+        self._agenda.remove(location)
         self.slots.forget(location)
         self._empty.pop(location, None)
         self._made_due.discard(location)

@@ -14,29 +14,12 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Required, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 from urllib.parse import unquote, unquote_to_bytes
 
 from .._reporting.throttle import Throttle
 from .._spans.records import Resource
 from .header_checks import check_endpoint, check_header_name, has_userinfo
-
-__all__ = [
-    "BatchOptions",
-    "ExporterOptions",
-    "QueueOptions",
-    "TLSFiles",
-    "batch_options",
-    "default_resource",
-    "export_timeout",
-    "exporter_options",
-    "forget_warnings",
-    "queue_options",
-    "sdk_disabled",
-    "value_of",
-    "variable_of",
-    "warn_once",
-]
 
 Environ = Mapping[str, str]
 # Takes a variable's name and text; returns its value, or None after a warning if it cannot be used.
@@ -61,19 +44,6 @@ _logger = logging.getLogger("trio_spanbatch")
 _warnings = Throttle(time.monotonic, interval=math.inf, max_keys=1000)
 
 
-class BatchOptions(TypedDict, total=False):
-    """Arguments of `BatchPolicy`."""
-
-    max_spans: int
-    max_delay: float
-
-
-class QueueOptions(TypedDict, total=False):
-    """Arguments of `Limits`."""
-
-    max_queued_spans: int
-
-
 class TLSFiles(TypedDict, total=False):
     """Arguments of `OTLPExporter` that are names of files."""
 
@@ -82,26 +52,15 @@ class TLSFiles(TypedDict, total=False):
     client_key: str
 
 
-class ExporterOptions(TLSFiles, total=False):
-    """Arguments of `OTLPExporter`."""
-
-    endpoint: Required[str]
-    headers: dict[str, str]
-    timeout: float
-    compression: str
-
-
-def batch_options(environ: Environ) -> BatchOptions:
+def batch_options(environ: Environ) -> dict[str, Any]:
     """Return the arguments of `BatchPolicy` that ``OTEL_BSP_*`` sets."""
     max_spans, max_delay = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY"
-    options: BatchOptions = _options(environ, max_spans=(_count, max_spans), max_delay=(_delay, max_delay))
-    return options
+    return _options(environ, max_spans=(_count, max_spans), max_delay=(_seconds, max_delay))
 
 
-def queue_options(environ: Environ) -> QueueOptions:
+def queue_options(environ: Environ) -> dict[str, Any]:
     """Return the arguments of `Limits` that ``OTEL_BSP_*`` sets."""
-    options: QueueOptions = _options(environ, max_queued_spans=(_count, "OTEL_BSP_MAX_QUEUE_SIZE"))
-    return options
+    return _options(environ, max_queued_spans=(_count, "OTEL_BSP_MAX_QUEUE_SIZE"))
 
 
 def export_timeout(environ: Environ, default: float = 30.0) -> float:
@@ -142,7 +101,7 @@ def sdk_disabled(environ: Environ) -> bool:
     return value == "true"
 
 
-def exporter_options(environ: Environ, *, endpoint: str | None = None) -> ExporterOptions:
+def exporter_options(environ: Environ, *, endpoint: str | None = None) -> dict[str, Any]:
     """Return the arguments of `OTLPExporter` that ``OTEL_EXPORTER_OTLP_*`` sets, and always its endpoint.
 
     Args:
@@ -159,9 +118,9 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
     parsers: dict[str, _Parser] = {"headers": _headers, "timeout": _request_timeout, "compression": _compression}
     if endpoint[:6].lower() == "https:":
         # These files are read for https only, so otherwise they need not exist.
-        parsers |= dict.fromkeys(("certificate", "client_certificate", "client_key"), _file_name)
+        parsers |= dict.fromkeys(TLSFiles.__annotations__, lambda _variable, name: name)
     table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
-    options: ExporterOptions = _options(environ, **table)
+    options = _options(environ, **table)
     options["endpoint"] = endpoint
     if authorization is not None and "authorization" not in {name.lower() for name in options.get("headers", ())}:
         options["headers"] = {**options.get("headers", {}), "Authorization": authorization}
@@ -174,7 +133,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> Export
     return options
 
 
-def _options(environ: Environ, **table: tuple[Any, ...]) -> Any:
+def _options(environ: Environ, **table: tuple[Any, ...]) -> dict[str, Any]:
     """Return the arguments in ``table`` for which a variable is valid; its rows are a parser and variables."""
     found = {argument: _first(environ, parse, *variables) for argument, (parse, *variables) in table.items()}
     return {argument: value for argument, value in found.items() if value is not None}
@@ -296,10 +255,6 @@ def _compression(variable: str, value: str) -> str | None:
     return None
 
 
-def _file_name(_variable: str, value: str) -> str:
-    return value
-
-
 def variable_of(environ: Environ, name: str) -> str:
     """Return the variable that is used for ``name``, such as ``CERTIFICATE``: the one for traces if it is set."""
     for_traces, general = _variables(name)
@@ -319,16 +274,14 @@ def _count(variable: str, value: str) -> int | None:
     return _integer(variable, value, minimum=1, maximum=_MAX_COUNT)
 
 
-def _delay(variable: str, value: str) -> float | None:
-    milliseconds = _integer(variable, value, minimum=1, maximum=_MAX_MILLISECONDS)
+def _seconds(variable: str, value: str, minimum: int = 1) -> float | None:
+    milliseconds = _integer(variable, value, minimum=minimum, maximum=_MAX_MILLISECONDS)
     return None if milliseconds is None else milliseconds / 1000
 
 
 def _timeout(variable: str, value: str) -> float | None:
-    milliseconds = _integer(variable, value, minimum=0, maximum=_MAX_MILLISECONDS)
-    if milliseconds is None:
-        return None
-    return milliseconds / 1000 if milliseconds else math.inf
+    seconds = _seconds(variable, value, minimum=0)
+    return math.inf if seconds == 0 else seconds
 
 
 def _integer(variable: str, value: str, *, minimum: int, maximum: int) -> int | None:

@@ -12,17 +12,6 @@ import httpx
 
 from .._errors import InvalidLocationError
 
-__all__ = [
-    "OWN_HEADERS",
-    "check_endpoint",
-    "check_header_location",
-    "check_header_name",
-    "checked_headers",
-    "checked_str",
-    "encoded_headers",
-    "has_userinfo",
-]
-
 # Headers that the exporter, httpx or the connection sets.
 OWN_HEADERS = frozenset(
     {

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 
 from .._spans.checks import shown
 from .._values import is_number
-
-__all__ = ["BatchPolicy", "Limits", "RetryPolicy"]
 
 MIB = 1024 * 1024
 
@@ -27,29 +26,22 @@ def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> 
         raise ValueError(f"{name} is {value!r}; it must be at least 1")
 
 
-def _seconds(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    _check_number(f"{type(instance).__name__}.{attribute.name}", value, "above 0 (math.inf means no limit)", above=0)
+def _number(
+    allowed: str, is_allowed: Callable[[float], bool]
+) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        name = f"{type(instance).__name__}.{attribute.name}"
+        if not is_number(value):
+            raise TypeError(f"{name} is {shown(value)}; it must be a number {allowed}")
+        if not is_allowed(value):
+            raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+    return check
 
 
-def _finite(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    name = f"{type(instance).__name__}.{attribute.name}"
-    _check_number(name, value, "above 0 and finite", above=0)
-    if value == math.inf:
-        raise ValueError(f"{name} is {value!r}; it must be above 0 and finite")
-
-
-def _factor(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    name = f"{type(instance).__name__}.{attribute.name}"
-    _check_number(name, value, "finite and at least 1", above=0)
-    if is_number(value) and not 1 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}; it must be finite and at least 1")
-
-
-def _check_number(name: str, value: object, allowed: str, *, above: float) -> None:
-    if not is_number(value):
-        raise TypeError(f"{name} is {shown(value)}; it must be a number {allowed}")
-    if not value > above:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+_seconds = _number("above 0 (math.inf means no limit)", lambda value: value > 0)
+_finite = _number("above 0 and finite", lambda value: 0 < value < math.inf)
+_factor = _number("finite and at least 1", lambda value: 1 <= value < math.inf)
 
 
 @attrs.frozen

@@ -28,8 +28,6 @@ from .._errors import InvalidSpanError
 from .checks import failed, invalid, pass_on, str_of, utf8
 from .wire import TABLE_SIZE, VARINTS, delimited, varint
 
-__all__ = ["AttributeEncoder", "snapshot"]
-
 # Parsers refuse the whole request if messages are nested more than 100 levels deep below it (protobuf's own default).
 # The AnyValue of an event's attribute is at level 6. A list adds two levels (ArrayValue and AnyValue), a mapping three
 # (KeyValueList, KeyValue and AnyValue).
@@ -120,6 +118,15 @@ _SCALARS: Final[Mapping[type, Callable[[Any], bytes]]] = {
     bytes: _bytes,
     type(None): _none,
 }
+
+
+def encoded_value(value: Any) -> bytes:
+    """Return the value of a span's attribute as an AnyValue with its length in front.
+
+    Raises:
+        InvalidSpanError: It cannot be expressed, because it is nested too deep, for instance.
+    """
+    return _any_value(value, _VALUE_LEVELS, ())
 
 
 def _any_value(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
@@ -374,7 +381,7 @@ class AttributeEncoder:
                 fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, text_head, data)
             else:
                 encode = _OUTER_VALUES.get(kind)
-                encoded = encode(value) if encode is not None else _any_value(value, _VALUE_LEVELS, ())
+                encoded = encode(value) if encode is not None else encoded_value(value)
                 size = len(head) + len(encoded)
                 fields += (tag, VARINTS[size] if size < TABLE_SIZE else varint(size), head, encoded)
         return True

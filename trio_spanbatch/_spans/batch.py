@@ -30,18 +30,6 @@ if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-__all__ = [
-    "EncodedSpan",
-    "RequestSizer",
-    "Runs",
-    "SpanBatch",
-    "SpanHeaders",
-    "cost_after",
-    "cost_of",
-    "cost_of_headers",
-    "framed_size",
-]
-
 
 def cost_after(headers: SpanHeaders | None, span: EncodedSpan) -> int:
     """Return how many bytes ``span`` counts as after a span with ``headers``; None: as the first span."""

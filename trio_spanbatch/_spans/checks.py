@@ -18,23 +18,6 @@ from typing import Any, Final
 
 from .._errors import InvalidSpanError
 
-__all__ = [
-    "COUNT_END",
-    "SPAN_ID_END",
-    "TIME_END",
-    "TRACE_ID_END",
-    "checked_int",
-    "checked_number",
-    "failed",
-    "invalid",
-    "pass_on",
-    "shown",
-    "str_of",
-    "text_of",
-    "utf8",
-    "within",
-]
-
 TRACE_ID_END: Final = 1 << 128
 SPAN_ID_END: Final = 1 << 64
 TIME_END: Final = 1 << 64

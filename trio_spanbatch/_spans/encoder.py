@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from .._errors import InvalidSpanError
@@ -32,8 +32,6 @@ from .checks import (
 from .envelopes import HeaderEncoder
 from .records import SpanLike
 from .wire import TextFields, count_field, delimited, text_field
-
-__all__ = ["SpanEncoder"]
 
 # Fields of Span, by their tags.
 _TRACE_ID: Final = b"\x0a\x10"  # with the length, 16
@@ -165,15 +163,13 @@ class SpanEncoder:
             fields.append(count_field(_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
         events = span.events
         if events is not _NOTHING:
-            for index, event in enumerate(events):
-                fields.append(self._event(index, event))
+            _append_each(fields, _EVENTS, "events", self._event, events)
         dropped = span.dropped_events
         if dropped is not _ZERO:
             fields.append(count_field(_DROPPED_EVENTS, dropped, "dropped_events"))
         links = span.links
         if links is not _NOTHING:
-            for index, link in enumerate(links):
-                fields.append(self._link(index, link))
+            _append_each(fields, _LINKS, "links", self._link, links)
         dropped = span.dropped_links
         if dropped is not _ZERO:
             fields.append(count_field(_DROPPED_LINKS, dropped, "dropped_links"))
@@ -196,35 +192,36 @@ class SpanEncoder:
             self._headers.headers(self._default_resource if resource is None else resource, span.instrumentation_scope),
         )
 
-    def _event(self, index: int, event: Any) -> bytes:
-        try:
-            fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), self._event_names.field(event.name)]
-            lost = self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
-            dropped = event.dropped_attributes
-            if lost or dropped is not _ZERO:
-                fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
-        except InvalidSpanError as error:
-            raise within(f"events[{index}]", error) from error.__cause__
-        except Exception as error:
-            pass_on(error)
-            raise failed(f"events[{index}]", error) from error
-        return delimited(_EVENTS, b"".join(fields))
+    def _event(self, event: Any) -> list[bytes]:
+        fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), self._event_names.field(event.name)]
+        lost = self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
+        dropped = event.dropped_attributes
+        if lost or dropped is not _ZERO:
+            fields.append(count_field(_EVENT_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
+        return fields
 
-    def _link(self, index: int, link: Any) -> bytes:
+    def _link(self, link: Any) -> list[bytes]:
+        context = link.context
+        fields = _context(context, link)
+        lost = self._attributes.append_fields(fields, _LINK_ATTRIBUTES, link.attributes, "attributes")
+        dropped = link.dropped_attributes
+        if lost or dropped is not _ZERO:
+            fields.append(count_field(_LINK_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
+        fields.append(_link_flags(getattr(link, "flags", None), context))
+        return fields
+
+
+def _append_each(
+    fields: list[bytes], tag: bytes, name: str, encode: Callable[[Any], list[bytes]], items: Iterable[Any]
+) -> None:
+    for index, item in enumerate(items):
         try:
-            context = link.context
-            fields = _context(context, link)
-            lost = self._attributes.append_fields(fields, _LINK_ATTRIBUTES, link.attributes, "attributes")
-            dropped = link.dropped_attributes
-            if lost or dropped is not _ZERO:
-                fields.append(count_field(_LINK_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
-            fields.append(_link_flags(getattr(link, "flags", None), context))
+            fields.append(delimited(tag, b"".join(encode(item))))
         except InvalidSpanError as error:
-            raise within(f"links[{index}]", error) from error.__cause__
+            raise within(f"{name}[{index}]", error) from error.__cause__
         except Exception as error:
             pass_on(error)
-            raise failed(f"links[{index}]", error) from error
-        return delimited(_LINKS, b"".join(fields))
+            raise failed(f"{name}[{index}]", error) from error
 
 
 def _first_id(link: Any) -> int:

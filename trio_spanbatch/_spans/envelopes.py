@@ -16,7 +16,7 @@ bytes may be wrong for a while; the count of the entries never is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -25,8 +25,6 @@ from .attributes import AttributeEncoder
 from .batch import SpanHeaders
 from .checks import failed, pass_on, text_of
 from .wire import count_field, delimited, text_field
-
-__all__ = ["HeaderEncoder"]
 
 _MAX_REMEMBERED: Final = 1024  # in each table
 # Bytes of headers in the caches by content, and again in those by object: an object is about as large as its header. A
@@ -83,7 +81,10 @@ class HeaderEncoder:
         return self._other_headers(resource, scope) if pair is None else pair[0]
 
     def _other_headers(self, resource: Any, scope: Any) -> SpanHeaders:
-        headers = SpanHeaders(self._resource_header(resource), self._scope_header(scope))
+        headers = SpanHeaders(
+            self._header_of(self._resources, resource, self._resource, "resource"),
+            self._header_of(self._scopes, scope, self._scope, "instrumentation_scope"),
+        )
         known = self._interned.get(headers)
         if known is not None:
             headers = known
@@ -95,40 +96,25 @@ class HeaderEncoder:
             self._pairs[id(resource), id(scope)] = headers, resource, scope
         return headers
 
-    def _resource_header(self, resource: Any) -> bytes:
-        """Return the fields of ResourceSpans besides its spans; ``b""`` for None."""
-        if resource is None:
+    def _header_of(
+        self, table: _ByObject, owner: Any, encode: Callable[[Any, Mapping[str, Any]], bytes], field: str
+    ) -> bytes:
+        """Return the fields of ResourceSpans besides its spans, or of ScopeSpans; ``b""`` for None."""
+        if owner is None:
             return b""
-        known = self._resources.get(id(resource))
+        known = table.get(id(owner))
         if known is not None:
             return known[1]
         try:
-            attributes = resource.attributes
-            header = self._intern(self._resource(resource, attributes))
+            attributes = owner.attributes
+            header = self._intern(encode(owner, attributes))
         except InvalidSpanError:
             raise
         except Exception as error:
             pass_on(error)
-            raise failed("resource", error) from error
-        self._remember(self._resources, resource, attributes, header)
-        return header
-
-    def _scope_header(self, scope: Any) -> bytes:
-        """Return the fields of ScopeSpans besides its spans; ``b""`` for None."""
-        if scope is None:
-            return b""
-        known = self._scopes.get(id(scope))
-        if known is not None:
-            return known[1]
-        try:
-            attributes = scope.attributes
-            header = self._intern(self._scope(scope, attributes))
-        except InvalidSpanError:
-            raise
-        except Exception as error:
-            pass_on(error)
-            raise failed("instrumentation_scope", error) from error
-        self._remember(self._scopes, scope, attributes, header)
+            raise failed(field, error) from error
+        if _cannot_change(attributes) and self._objects.reserve(len(header)):
+            table[id(owner)] = owner, header
         return header
 
     def _resource(self, resource: Any, attributes: Mapping[str, Any]) -> bytes:
@@ -155,10 +141,6 @@ class HeaderEncoder:
 
     def _is_remembered(self, header: bytes) -> bool:
         return not header or header in self._headers
-
-    def _remember(self, table: _ByObject, owner: object, attributes: object, header: bytes) -> None:
-        if _cannot_change(attributes) and self._objects.reserve(len(header)):
-            table[id(owner)] = owner, header
 
 
 class _Bound:

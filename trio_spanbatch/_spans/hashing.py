@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-__all__ = ["hash_of_record"]
-
 
 def hash_of_record(record: Any) -> int:
     """Return a hash of an attrs record that is consistent with its equality. Records use it as ``__hash__``."""

@@ -20,20 +20,6 @@ import attrs
 
 from .hashing import hash_of_record
 
-__all__ = [
-    "EntityRef",
-    "InstrumentationScope",
-    "Resource",
-    "Span",
-    "SpanContext",
-    "SpanEvent",
-    "SpanKind",
-    "SpanLike",
-    "SpanLink",
-    "Status",
-    "StatusCode",
-]
-
 
 class SpanKind(Enum):
     """How a span relates to its parent and children. The values are OpenTelemetry Python's: OTLP's minus one."""

@@ -14,17 +14,6 @@ from typing import Any, Final
 
 from .checks import COUNT_END, checked_number, text_of
 
-__all__ = [
-    "TABLE_SIZE",
-    "VARINTS",
-    "TextFields",
-    "count_field",
-    "delimited",
-    "text_field",
-    "varint",
-    "varint_size",
-]
-
 # Most programs use few and short names. If there are more, the names contain data and are not worth caching.
 _MAX_REMEMBERED: Final = 1024
 _LONGEST_REMEMBERED: Final = 128

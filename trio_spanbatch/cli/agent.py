@@ -18,8 +18,6 @@ import trio
 from .. import InstrumentationScope, Resource, Span, SpanBatcher, SpanContext, SpanEvent, Status
 from .._spans.records import SpanKind, StatusCode
 
-__all__ = ["SPANS_OF_THREE_ANSWERS", "Agent", "Tracer"]
-
 _SCOPE = InstrumentationScope("trio_spanbatch.demo", "1")
 _TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
 _QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")

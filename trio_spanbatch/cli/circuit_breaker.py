@@ -15,8 +15,6 @@ import trio
 from .._exporter import ExportResult, LocationChecker, SpanExporter, TryLater
 from .._spans.batch import SpanBatch
 
-__all__ = ["CircuitBreaker", "FailingLocation"]
-
 
 @attrs.define(eq=False)
 class FailingLocation:

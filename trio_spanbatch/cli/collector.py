@@ -13,8 +13,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from ..testing import Answer, Outcome, ReceivedRequest, partial_success
 from .store import SpanStore, StoredCounts, has_ids
 
-__all__ = ["Collector", "CollectorCounts"]
-
 _BAD_IDS = "a trace id must have 16 bytes, a span id 8, and neither may be all zero"
 
 

@@ -12,10 +12,10 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import click
@@ -27,17 +27,17 @@ from .._settings.policies import MIB, BatchPolicy, Limits, RetryPolicy
 from .._version import __version__
 from .destinations import (
     DESTINATIONS,
+    NO_SERVER_ADVICE,
     Destination,
     attempt_timeout,
     in_words_of_options,
     location_is_not_sent,
     make_exporter,
-    no_server,
     server_of,
 )
 from .screen import LogLines, OutputError, Screen, check_output, output_errors
 
-__all__ = ["cli"]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _LOGGER = logging.getLogger("trio_spanbatch")
 
@@ -73,6 +73,11 @@ def _file_for_store(_context: click.Context, _option: click.Parameter, value: st
         # SQLite's name for a database without a file.
         raise click.BadParameter(f"{value} is not a file; name one, as in spans.db, or leave out --store")
     return Path(value)
+
+
+def _store_option(text: str) -> Callable[[_Command], _Command]:
+    path = click.Path(dir_okay=False)
+    return click.option("--store", type=path, callback=_file_for_store, metavar="FILE.db", help=text)
 
 
 def _not_empty(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
@@ -184,17 +189,14 @@ def cli() -> None:
 def send_command(
     files: Sequence[str],
     to: str,
-    endpoint: str | None,
     location: str | None,
     location_attribute: str | None,
-    location_header: str | None,
     headers: Sequence[str],
-    compression: str | None,
     max_spans: int | None,
     max_bytes: int | None,
     max_delay: float | None,
-    timeout: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Send the spans in FILEs: OTLP as JSON lines or JSON documents, plain or gzip; - is standard input.
 
@@ -203,20 +205,13 @@ def send_command(
     from .send import LocationOf, SendSettings, send
 
     destination = Destination(
-        to=to,
-        endpoint=endpoint,
-        location=location,
-        location_attribute=location_attribute,
-        location_header=location_header,
-        headers=_parsed_headers(headers),
-        compression=compression,
-        timeout=timeout,
+        to=to, location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
     )
     screen = Screen()
     with _log_lines(screen):
         try:
             exporter = make_exporter(destination)
-            batch = _batch_policy(max_spans, max_bytes, max_delay)
+            batch = _batch_policy(max_spans=max_spans, max_bytes=max_bytes, max_delay=max_delay)
             settings = SendSettings(
                 files=files,
                 location_of=LocationOf(location or "default", location_attribute),
@@ -224,7 +219,7 @@ def send_command(
                 limits=_limits(batch),
                 retry=RetryPolicy(attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
-                no_server=no_server(destination),
+                no_server=NO_SERVER_ADVICE[to],
                 words=in_words_of_options,
             )
         except (TypeError, ValueError) as error:
@@ -253,13 +248,7 @@ def send_command(
     metavar="N",
     help="The port to listen on; 0 selects a free one.",
 )
-@click.option(
-    "--store",
-    type=click.Path(dir_okay=False),
-    callback=_file_for_store,
-    metavar="FILE.db",
-    help="Store spans in this SQLite file, one row per span. Without it, they are only counted.",
-)
+@_store_option("Store spans in this SQLite file, one row per span. Without it, they are only counted.")
 @click.option(
     "--location-header",
     metavar="HEADER",
@@ -268,7 +257,7 @@ def send_command(
 )
 def receive_command(host: str, port: int, store: Path | None, location_header: str | None) -> None:
     """Receive spans over OTLP/HTTP, for development. Stop it with Ctrl-C."""
-    from .receive import ReceiveSettings, receive
+    from .receive import receive
 
     if location_header is not None:
         try:
@@ -276,10 +265,9 @@ def receive_command(host: str, port: int, store: Path | None, location_header: s
         except ValueError as error:
             raise click.UsageError(str(error)) from error
     screen = Screen()
-    settings = ReceiveSettings(host=host, port=port, store=store, location_header=location_header)
     with _log_lines(screen):
         try:
-            trio.run(receive, settings, screen)
+            trio.run(receive, host, port, store, location_header, screen)
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
         except OSError as error:
@@ -296,13 +284,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> str:
 
 
 @cli.command("demo", short_help="Show that no span is lost when a server fails.")
-@click.option(
-    "--store",
-    type=click.Path(dir_okay=False),
-    callback=_file_for_store,
-    metavar="FILE.db",
-    help="The file to store spans in; it must not exist. [default: a new temporary file]",
-)
+@_store_option("The file to store spans in; it must not exist. [default: a new temporary file]")
 def demo_command(store: Path | None) -> None:
     """Show that no span is lost: an agent program is cancelled half-way, while its server fails for a time."""
     from .demo import demo
@@ -351,13 +333,9 @@ def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def _batch_policy(max_spans: int | None, max_bytes: int | None, max_delay: float | None) -> BatchPolicy:
-    policy = BatchPolicy(**batch_options(os.environ))
-    return BatchPolicy(
-        max_spans=max_spans or policy.max_spans,
-        max_bytes=max_bytes or policy.max_bytes,
-        max_delay=max_delay or policy.max_delay,
-    )
+def _batch_policy(**options: float | None) -> BatchPolicy:
+    given = {name: value for name, value in options.items() if value is not None}
+    return BatchPolicy(**{**batch_options(os.environ), **given})
 
 
 def _limits(batch: BatchPolicy) -> Limits:

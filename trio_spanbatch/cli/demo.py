@@ -38,8 +38,6 @@ from .screen import Screen
 from .signals import Interrupt
 from .store import SpanStore
 
-__all__ = ["DemoResult", "demo", "handed_back"]
-
 # Location, trace id and span id, the ids as hex.
 Key: TypeAlias = tuple[str, str, str]
 
@@ -215,7 +213,7 @@ async def _run_program(
         log_level=logging.INFO,
     )
     tracers += [Tracer(batcher, location, random.Random()) for location in LOCATIONS]
-    with DemoProgress(batcher, PLANNED_SPANS, screen) as progress:
+    with DemoProgress(batcher, PLANNED_SPANS, screen).shown() as progress:
         async with trio.open_nursery() as observers:
             observers.start_soon(progress.run)
             observers.start_soon(_cancel_half_way, batcher, server, interrupt.scope, progress)

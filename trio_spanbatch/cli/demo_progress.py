@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import trio
@@ -10,8 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import SpanBatcher, SpanBatcherStatistics
 from .screen import Screen
-
-__all__ = ["DemoProgress"]
 
 # Seconds between two redraws, and between two lines.
 _REDRAW_INTERVAL = 0.1
@@ -40,15 +39,14 @@ class DemoProgress:
         )
         self._tasks = {"total": self._progress.add_task("total", total=planned, counts="")}
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._draw(self._batcher.statistics())
-        self._progress.stop()
+    @contextmanager
+    def shown(self) -> Iterator[Self]:
+        """Show the bars during the body, and the final counts after it."""
+        with self._progress:
+            try:
+                yield self
+            finally:
+                self._draw(self._batcher.statistics())
 
     def end_plan(self) -> None:
         """Make the number of accepted spans the total: no more are planned."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -21,28 +21,26 @@ from ..destinations.tables import LOCATION_HEADER
 from ..destinations.zerobus import LOCATION_HEADER as ZEROBUS_HEADER
 from .send import NO_SERVER
 
-__all__ = [
-    "DESTINATIONS",
-    "Destination",
-    "attempt_timeout",
-    "in_words_of_options",
-    "location_is_not_sent",
-    "make_exporter",
-    "no_server",
-    "server_of",
-]
-
 DESTINATIONS = ("otlp", "mlflow", "unity-catalog", "zerobus")
 
 # Seconds that an attempt may take unless --timeout says otherwise.
 _TIMEOUTS = {"mlflow": 60.0, "unity-catalog": 20.0, "zerobus": 20.0}
 
-# Advice if there is no server.
-_NO_SERVER = {
+# Advice for the case that no request was ever answered.
+NO_SERVER_ADVICE = {
     "otlp": NO_SERVER,
     "mlflow": "start MLflow there, or name its tracking URI with --endpoint",
     "unity-catalog": "name the right workspace with --endpoint",
     "zerobus": "set DATABRICKS_HOST to the right workspace, or name Zerobus' endpoint with --endpoint",
+}
+
+# Advice for refusals, by status code.
+_ADVICE: Mapping[int | None, str] = {
+    **dict.fromkeys((401, 403), "set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"),
+    **dict.fromkeys(
+        (404, 405), "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
+    ),
+    **dict.fromkeys(range(300, 400), "if the redirect's target is right, name it with --endpoint"),
 }
 
 # The options for arguments of the library. A message names an argument in its first word, or with a "=" after it.
@@ -128,11 +126,6 @@ def attempt_timeout(destination: Destination) -> float:
     return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
-def no_server(destination: Destination) -> str:
-    """Return advice for the case that no request was ever answered."""
-    return _NO_SERVER[destination.to]
-
-
 def location_is_not_sent(destination: Destination) -> bool:
     """Whether locations differ between spans, but are not sent to the server."""
     by_span = destination.location_attribute is not None
@@ -196,49 +189,37 @@ def _check_mlflows_variables(destination: Destination) -> None:
 
 
 def _unity_catalog(destination: Destination) -> SpanExporter:
-    _check_options_for_tables(destination, LOCATION_HEADER)
-    return unity_catalog(
-        destination.endpoint,
-        headers=destination.headers,
-        timeout=destination.timeout or _TIMEOUTS["unity-catalog"],
-        compression="gzip" if destination.compression == "gzip" else None,
-    )
+    return unity_catalog(destination.endpoint, **_options_for_tables(destination, LOCATION_HEADER))
 
 
 def _zerobus(destination: Destination) -> SpanExporter:
-    _check_options_for_tables(destination, ZEROBUS_HEADER)
+    options = _options_for_tables(destination, ZEROBUS_HEADER)
     if not os.environ.get("DATABRICKS_HOST", "").strip():
         raise OptionError(
             "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST, as in "
             "https://dbc-a1b2c3d4-e5f6.cloud.databricks.com"
         )
-    return zerobus(
-        endpoint=destination.endpoint,
-        headers=destination.headers,
-        timeout=destination.timeout or _TIMEOUTS["zerobus"],
-        compression="gzip" if destination.compression == "gzip" else None,
-    )
+    return zerobus(endpoint=destination.endpoint, **options)
 
 
-def _check_options_for_tables(destination: Destination, header: str) -> None:
+def _options_for_tables(destination: Destination, header: str) -> dict[str, Any]:
+    """Return the arguments that `unity_catalog` and `zerobus` share."""
+    names = {name.lower() for name in destination.headers}
     _refuse(destination.location_header is not None, "--location-header", destination, f"it is {header}")
-    _refuse(
-        any(name.lower() == "authorization" for name in destination.headers),
-        "--header Authorization=",
-        destination,
-        "databricks-sdk authenticates, for instance with DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET",
-    )
-    _refuse(
-        any(name.lower() == header.lower() for name in destination.headers),
-        f"--header {header}=",
-        destination,
-        "--location or --location-attribute names the table",
-    )
+    sdk = "databricks-sdk authenticates, for instance with DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
+    _refuse("authorization" in names, "--header Authorization=", destination, sdk)
+    by_option = "--location or --location-attribute names the table"
+    _refuse(header.lower() in names, f"--header {header}=", destination, by_option)
     if destination.location is None and destination.location_attribute is None:
         raise OptionError(
             f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name the "
             "attribute that contains it with --location-attribute"
         )
+    return {
+        "headers": destination.headers,
+        "timeout": destination.timeout or _TIMEOUTS[destination.to],
+        "compression": "gzip" if destination.compression == "gzip" else None,
+    }
 
 
 def _refuse(given: bool, option: str, destination: Destination, reason: str) -> None:
@@ -251,17 +232,6 @@ class _AdvisedExporter(OTLPExporter):
 
     async def export(self, batch: SpanBatch) -> ExportResult:
         result = await super().export(batch)
-        if isinstance(result, Refused) and (advice := _advice(result.status_code)):
+        if isinstance(result, Refused) and (advice := _ADVICE.get(result.status_code)):
             return attrs.evolve(result, reason=f"{result.reason}; {advice}")
         return result
-
-
-def _advice(status_code: int | None) -> str:
-    status = math.nan if status_code is None else status_code
-    if status in (401, 403):
-        return "set the right credentials with --header or OTEL_EXPORTER_OTLP_HEADERS"
-    if status in (404, 405):
-        return "--endpoint must be the whole URL including its path, as in http://localhost:4318/v1/traces"
-    if 300 <= status < 400:
-        return "if the redirect's target is right, name it with --endpoint"
-    return ""

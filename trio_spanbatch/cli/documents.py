@@ -17,8 +17,6 @@ from typing import Any
 
 import attrs
 
-__all__ = ["MAX_DOCUMENT_BYTES", "Document", "DocumentParser", "Unreadable"]
-
 MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
 _TOO_LARGE = (
     f"larger than {MAX_DOCUMENT_BYTES // 1024**2} MiB; write it as JSON lines, with a smaller request in each line"

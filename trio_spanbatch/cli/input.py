@@ -11,12 +11,11 @@ import sys
 import zlib
 from typing import TYPE_CHECKING
 
+import outcome
 import trio
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-__all__ = ["InputFile", "InputFileError"]
 
 _CHUNK = 64 * 1024
 _GZIP_MAGIC = b"\x1f"  # JSON never begins with it; one byte, as a pipe may return no more at first
@@ -69,13 +68,10 @@ class InputFile:
             InputFileError: If the file cannot be opened or read, or if its gzip data is damaged.
         """
         self._in_thread = True
-        try:
-            data = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
-        except InputFileError:
-            self._in_thread = False
-            raise
+        # Not in a finally: if this is cancelled, the thread continues.
+        data = await trio.to_thread.run_sync(outcome.capture, self._read, abandon_on_cancel=True)
         self._in_thread = False
-        return data
+        return data.unwrap()
 
     def _read(self) -> bytes:
         try:

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-import attrs
-
 from .._errors import InvalidSpanError
-from .._spans.checks import COUNT_END, TIME_END, invalid, shown, within
+from .._spans.checks import COUNT_END, TIME_END, shown, within
 from .._spans.records import (
     EntityRef,
     InstrumentationScope,
@@ -34,18 +32,14 @@ from .json_fields import (
     as_bytes,
     as_float,
     as_int,
-    as_object,
-    as_text,
+    as_type,
     enum_field,
     field_of,
     id_field,
     int_field,
-    list_field,
     snake_case,
-    text_field,
+    typed_field,
 )
-
-__all__ = ["has_old_spans", "read_request"]
 
 _Part = TypeVar("_Part")
 
@@ -86,7 +80,7 @@ def read_request(document: object) -> Iterator[Span | InvalidSpanError]:
     if envelopes is None and document:
         raise ValueError(f"the document has no resourceSpans; it has {shown(list(document))}")
     try:
-        return _read_envelopes(list_field(document, "resourceSpans"))
+        return _read_envelopes(typed_field(document, "resourceSpans", list))
     except InvalidSpanError as error:
         raise ValueError(str(error)) from error
 
@@ -99,67 +93,56 @@ def has_old_spans(document: object) -> bool:
     )
 
 
-@attrs.frozen
-class _Envelope:
-    """The resource and scope that the spans of one ScopeSpans share, and the error if either is invalid."""
-
-    resource: Resource | None = None
-    scope: InstrumentationScope | None = None
-    problem: InvalidSpanError | None = None
-
-
 def _read_envelopes(envelopes: list[Any]) -> Iterator[Span | InvalidSpanError]:
     for index, envelope in enumerate(envelopes):
         path = f"resourceSpans[{index}]"
-        try:
-            message = as_object(envelope, path)
-            scopes = _inside(path, list_field, message, "scopeSpans")
-        except InvalidSpanError as error:
-            yield error
+        scopes = _tried(path, typed_field, envelope, "scopeSpans", list)
+        if isinstance(scopes, InvalidSpanError):
+            yield scopes
             continue
-        try:
-            shared = _Envelope(_inside(path, _resource, message))
-        except InvalidSpanError as error:
-            shared = _Envelope(problem=error)
+        resource = _tried(path, _resource, envelope)
         for scope_index, scope in enumerate(scopes):
-            yield from _read_scope(f"{path}.scopeSpans[{scope_index}]", scope, shared)
+            yield from _read_scope(f"{path}.scopeSpans[{scope_index}]", scope, resource)
 
 
-def _read_scope(path: str, envelope: object, shared: _Envelope) -> Iterator[Span | InvalidSpanError]:
-    try:
-        message = as_object(envelope, path)
-        spans = _inside(path, list_field, message, "spans")
-    except InvalidSpanError as error:
-        yield error
+def _read_scope(
+    path: str, envelope: object, resource: Resource | InvalidSpanError | None
+) -> Iterator[Span | InvalidSpanError]:
+    spans = _tried(path, typed_field, envelope, "spans", list)
+    if isinstance(spans, InvalidSpanError):
+        yield spans
         return
-    try:
-        shared = attrs.evolve(shared, scope=_inside(path, _scope, message))
-    except InvalidSpanError as error:
-        shared = attrs.evolve(shared, problem=shared.problem or error)
+    scope = _tried(path, _scope, envelope)
     for index, span in enumerate(spans):
-        yield _read_span(f"{path}.spans[{index}]", span, shared)
+        place = f"{path}.spans[{index}]"
+        if isinstance(resource, InvalidSpanError):
+            yield InvalidSpanError(f"{place} cannot be sent: {resource}")
+        elif isinstance(scope, InvalidSpanError):
+            yield InvalidSpanError(f"{place} cannot be sent: {scope}")
+        else:
+            yield _tried(place, _span, span, resource, scope)
 
 
-def _read_span(path: str, span: object, shared: _Envelope) -> Span | InvalidSpanError:
-    if shared.problem is not None:
-        return InvalidSpanError(f"{path} cannot be sent: {shared.problem}")
+def _tried(path: str, read: Callable[..., _Part], value: object, *args: object) -> _Part | InvalidSpanError:
+    """Return the result of `_inside`, or its error."""
     try:
-        return _inside(path, _span, as_object(span, path), shared)
+        return _inside(path, read, value, *args)
     except InvalidSpanError as error:
         return error
 
 
-def _inside(path: str, read: Callable[..., _Part], *args: object) -> _Part:
-    """Call ``read``, and put ``path`` in front of the fields that its errors name."""
+def _inside(path: str, read: Callable[..., _Part], value: object, *args: object) -> _Part:
+    """Call ``read`` with the object ``value`` at ``path``, and put ``path`` in front of the fields in its errors."""
+    message = as_type(value, path, dict)
     try:
-        return read(*args)
+        return read(message, *args)
     except InvalidSpanError as error:
         raise within(path, error) from error.__cause__
     except RecursionError as error:
         raise InvalidSpanError(f"{path} is nested too deeply") from error
 
 
-def _span(message: JSONObject, shared: _Envelope) -> Span:
+def _span(message: JSONObject, resource: Resource | None, scope: InstrumentationScope | None) -> Span:
     flags = int_field(message, "flags", COUNT_END)
     context = _context(message, flags=flags & _TRACE_FLAGS_MASK)
     # Some producers write an all-zero parent id for a root span.
@@ -167,7 +150,7 @@ def _span(message: JSONObject, shared: _Envelope) -> Span:
     events: list[SpanEvent] = _items(message, "events", _event)
     links: list[SpanLink] = _items(message, "links", _link)
     return Span(
-        text_field(message, "name"),
+        typed_field(message, "name", str),
         context,
         start_time=int_field(message, "startTimeUnixNano", TIME_END),
         end_time=int_field(message, "endTimeUnixNano", TIME_END),
@@ -177,8 +160,8 @@ def _span(message: JSONObject, shared: _Envelope) -> Span:
         events=events,
         links=links,
         status=_status(message),
-        resource=shared.resource,
-        instrumentation_scope=shared.scope,
+        resource=resource,
+        instrumentation_scope=scope,
         dropped_attributes=int_field(message, "droppedAttributesCount", COUNT_END),
         dropped_events=int_field(message, "droppedEventsCount", COUNT_END),
         dropped_links=int_field(message, "droppedLinksCount", COUNT_END),
@@ -197,13 +180,13 @@ def _context(message: JSONObject, flags: int) -> SpanContext:
         span_id,
         is_remote=bool(flags & _IS_REMOTE),
         trace_flags=flags & _TRACE_FLAGS_MASK,
-        trace_state=text_field(message, "traceState"),
+        trace_state=typed_field(message, "traceState", str),
     )
 
 
 def _event(message: JSONObject) -> SpanEvent:
     return SpanEvent(
-        text_field(message, "name"),
+        typed_field(message, "name", str),
         int_field(message, "timeUnixNano", TIME_END),
         _attributes(message),
         int_field(message, "droppedAttributesCount", COUNT_END),
@@ -222,59 +205,53 @@ def _link(message: JSONObject) -> SpanLink:
 
 def _status(message: JSONObject) -> Status | None:
     status = field_of(message, "status")
-    if status is None:
-        return None
-    status = as_object(status, "status")
-    code = _inside("status", enum_field, status, "code", _STATUS_CODES, "STATUS_CODE_")
-    return Status(code, _inside("status", text_field, status, "message"))
+    return None if status is None else _inside("status", _given_status, status)
 
 
-def _resource(message: JSONObject) -> Resource | None:
-    schema_url, resource = text_field(message, "schemaUrl"), field_of(message, "resource")
-    if resource is None and not schema_url:
-        return None
-    resource = as_object({} if resource is None else resource, "resource")
-    return Resource(
-        _inside("resource", _attributes, resource),
-        schema_url,
-        _inside("resource", int_field, resource, "droppedAttributesCount", COUNT_END),
-        _inside("resource", _items, resource, "entityRefs", _entity_ref),
-    )
+def _given_status(message: JSONObject) -> Status:
+    return Status(enum_field(message, "code", _STATUS_CODES, "STATUS_CODE_"), typed_field(message, "message", str))
+
+
+def _resource(envelope: JSONObject) -> Resource | None:
+    def given(message: JSONObject) -> Resource:
+        entity_refs: list[EntityRef] = _items(message, "entityRefs", _entity_ref)
+        dropped = int_field(message, "droppedAttributesCount", COUNT_END)
+        return Resource(_attributes(message), schema_url, dropped, entity_refs)
+
+    schema_url, resource = typed_field(envelope, "schemaUrl", str), field_of(envelope, "resource")
+    if resource is None:
+        return Resource(schema_url=schema_url) if schema_url else None
+    return _inside("resource", given, resource)
 
 
 def _entity_ref(message: JSONObject) -> EntityRef:
     return EntityRef(
-        text_field(message, "type"),
+        typed_field(message, "type", str),
         _texts(message, "idKeys"),
         _texts(message, "descriptionKeys"),
-        text_field(message, "schemaUrl"),
+        typed_field(message, "schemaUrl", str),
     )
 
 
 def _texts(message: JSONObject, name: str) -> list[str]:
-    return [as_text(text, f"{name}[{index}]") for index, text in enumerate(list_field(message, name))]
+    return [as_type(text, f"{name}[{index}]", str) for index, text in enumerate(typed_field(message, name, list))]
 
 
-def _scope(message: JSONObject) -> InstrumentationScope | None:
-    schema_url, scope = text_field(message, "schemaUrl"), field_of(message, "scope")
+def _scope(envelope: JSONObject) -> InstrumentationScope | None:
+    def given(message: JSONObject) -> InstrumentationScope:
+        name, version = typed_field(message, "name", str), typed_field(message, "version", str)
+        dropped = int_field(message, "droppedAttributesCount", COUNT_END)
+        return InstrumentationScope(name, version, schema_url, _attributes(message), dropped)
+
+    schema_url, scope = typed_field(envelope, "schemaUrl", str), field_of(envelope, "scope")
     if scope is None and not schema_url:
         return None
-    scope = as_object({} if scope is None else scope, "scope")
-    return InstrumentationScope(
-        _inside("scope", text_field, scope, "name"),
-        _inside("scope", text_field, scope, "version"),
-        schema_url,
-        _inside("scope", _attributes, scope),
-        _inside("scope", int_field, scope, "droppedAttributesCount", COUNT_END),
-    )
+    return _inside("scope", given, {} if scope is None else scope)
 
 
 def _items(message: JSONObject, name: str, read: Callable[[JSONObject], _Part]) -> list[_Part]:
-    items: list[_Part] = []
-    for index, item in enumerate(list_field(message, name)):
-        path = f"{name}[{index}]"
-        items.append(_inside(path, read, as_object(item, path)))
-    return items
+    items = enumerate(typed_field(message, name, list))
+    return [_inside(f"{name}[{index}]", read, item) for index, item in items]
 
 
 def _attributes(message: JSONObject) -> dict[str, Any]:
@@ -282,8 +259,8 @@ def _attributes(message: JSONObject) -> dict[str, Any]:
 
 
 def _key_value(message: JSONObject, depth: int = 0) -> tuple[str, Any]:
-    key, value = text_field(message, "key"), field_of(message, "value")
-    return key, None if value is None else _inside("value", _any_value, as_object(value, "value"), depth)
+    key, value = typed_field(message, "key", str), field_of(message, "value")
+    return key, None if value is None else _inside("value", _any_value, value, depth)
 
 
 def _any_value(message: JSONObject, depth: int) -> Any:
@@ -293,33 +270,19 @@ def _any_value(message: JSONObject, depth: int) -> Any:
     return _VALUES[present[0]](message[present[0]], present[0], depth) if present else None
 
 
-def _bool(value: object, name: str, _depth: int) -> bool:
-    if not isinstance(value, bool):
-        raise invalid(name, value, "it must be true or false")
-    return value
-
-
-def _array(value: object, name: str, depth: int) -> tuple[Any, ...]:
-    return tuple(_values(value, name, depth, _any_value))
-
-
-def _mapping(value: object, name: str, depth: int) -> Mapping[str, Any]:
-    return MappingProxyType(dict(_values(value, name, depth, _key_value)))
-
-
 def _values(value: object, name: str, depth: int, read: Callable[[JSONObject, int], _Part]) -> list[_Part]:
     if depth == _MAX_DEPTH:
         return []
-    return _inside(name, _items, as_object(value, name), "values", lambda item: read(item, depth + 1))
+    return _inside(name, _items, value, "values", lambda item: read(item, depth + 1))
 
 
 _READERS: Final[Mapping[str, Callable[[Any, str, int], Any]]] = {
-    "stringValue": lambda value, name, _depth: as_text(value, name),
-    "boolValue": _bool,
+    "stringValue": lambda value, name, _depth: as_type(value, name, str),
+    "boolValue": lambda value, name, _depth: as_type(value, name, bool),
     "intValue": lambda value, name, _depth: as_int(value, -(1 << 63), 1 << 63, name),
     "doubleValue": lambda value, name, _depth: as_float(value, name),
     "bytesValue": lambda value, name, _depth: as_bytes(value, name),
-    "arrayValue": _array,
-    "kvlistValue": _mapping,
+    "arrayValue": lambda value, name, depth: tuple(_values(value, name, depth, _any_value)),
+    "kvlistValue": lambda value, name, depth: MappingProxyType(dict(_values(value, name, depth, _key_value))),
 }
 _VALUES: Final = MappingProxyType({**_READERS, **{snake_case(name): read for name, read in _READERS.items()}})

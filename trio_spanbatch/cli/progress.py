@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Self
 
 import trio
 from rich.console import RenderableType
@@ -15,8 +13,6 @@ from .._reporting.statistics import SpanBatcherStatistics
 from .circuit_breaker import FailingLocation
 from .input import InputFile
 from .screen import Screen, one_line
-
-__all__ = ["SendProgress"]
 
 # Seconds between two redraws. With very many locations, counting is slow: it may take a twentieth of the time.
 _INTERVAL = 0.1
@@ -39,6 +35,7 @@ class SendProgress:
     """The share of the files that has been read, then the share of the accepted spans that has been delivered.
 
     Attributes:
+        bars: The bars, a context manager inside which they are shown.
         position: How many bytes of the current file have been read.
         read_whole: Whether all files have been read.
     """
@@ -49,7 +46,7 @@ class SendProgress:
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
-        self._progress = _Progress(
+        self.bars = _Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -60,16 +57,7 @@ class SendProgress:
             transient=True,
             disable=not screen.err.is_terminal,
         )
-        self._task = self._progress.add_task("reading", total=total, counts="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        self._task = self.bars.add_task("reading", total=total, counts="")
 
     def end_file(self, file: InputFile) -> None:
         """Record that all of ``file`` has been read."""
@@ -79,7 +67,7 @@ class SendProgress:
     @property
     def is_shown(self) -> bool:
         """Whether standard error is a terminal."""
-        return not self._progress.disable
+        return not self.bars.disable
 
     async def run(
         self, statistics: Callable[[], SpanBatcherStatistics], failing: Callable[[], Iterable[FailingLocation]]
@@ -92,24 +80,24 @@ class SendProgress:
         """
         while True:
             began = trio.current_time()
-            self._progress.below = _line_of(list(failing()))
+            self.bars.below = _line_of(list(failing()))
             self._draw(statistics())
             await trio.sleep(max(_INTERVAL, _REST * (trio.current_time() - began)))
 
     def _draw(self, counts: SpanBatcherStatistics) -> None:
         if self.read_whole:
-            self._progress.update(
+            self.bars.update(
                 self._task,
                 description="delivering",
                 total=counts.accepted,
                 completed=counts.accepted - counts.queued - counts.in_flight,
             )
         else:
-            self._progress.update(self._task, completed=self._before + self.position)
+            self.bars.update(self._task, completed=self._before + self.position)
         words = f"{counts.delivered:,} of {counts.accepted:,} delivered"
         for count, outcome in ((counts.rejected, "rejected"), (counts.undelivered, "undelivered")):
             words += f", {count:,} {outcome}" if count else ""
-        self._progress.update(self._task, counts=words, refresh=True)
+        self.bars.update(self._task, counts=words, refresh=True)
 
 
 def _line_of(failing: Sequence[FailingLocation]) -> str:

@@ -7,7 +7,6 @@ import sqlite3
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import attrs
 import trio
 
 from ..testing import OTLPReceiver
@@ -16,31 +15,19 @@ from .screen import Screen
 from .signals import Interrupt
 from .store import SpanStore
 
-__all__ = ["ReceiveSettings", "receive"]
-
 # The shortest time between two lines of counts, in seconds.
 _INTERVAL = 1.0
 
 
-@attrs.frozen(kw_only=True)
-class ReceiveSettings:
-    """Where to listen and where to store spans.
+async def receive(host: str, port: int, store: Path | None, location_header: str | None, screen: Screen) -> None:
+    """Serve until a signal arrives.
 
-    Attributes:
+    Args:
         host: The address to listen on.
         port: The port; 0 selects a free one.
         store: The SQLite file; if None, spans are only counted.
         location_header: The header that carries a request's location; if None, all requests are for ``default``.
-    """
-
-    host: str
-    port: int
-    store: Path | None
-    location_header: str | None
-
-
-async def receive(settings: ReceiveSettings, screen: Screen) -> None:
-    """Serve until a signal arrives.
+        screen: The output.
 
     Raises:
         OSError: If the server cannot listen on the address.
@@ -49,11 +36,19 @@ async def receive(settings: ReceiveSettings, screen: Screen) -> None:
     interrupt = Interrupt()
     failure: OSError | sqlite3.Error | None = None
     collector = Collector(None, screen.warn)
+    receiver = OTLPReceiver(
+        host=host,
+        port=port,
+        location_header=location_header,
+        answers=collector.answer,
+        on_request=collector.count,
+        keep=False,
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
         with interrupt.scope:
             try:
-                await _serve(settings, collector, screen)
+                await _serve(receiver, store, collector, screen)
             except (OSError, sqlite3.Error) as error:
                 # Raised outside of the nursery, which would wrap it in an exception group.
                 failure = error
@@ -63,25 +58,17 @@ async def receive(settings: ReceiveSettings, screen: Screen) -> None:
     screen.say(f"ended: {collector.counts}")
 
 
-async def _serve(settings: ReceiveSettings, collector: Collector, screen: Screen) -> None:
-    receiver = OTLPReceiver(
-        host=settings.host,
-        port=settings.port,
-        location_header=settings.location_header,
-        answers=collector.answer,
-        on_request=collector.count,
-        keep=False,
-    )
+async def _serve(receiver: OTLPReceiver, store: Path | None, collector: Collector, screen: Screen) -> None:
     # The store is closed after the receiver, which may store spans until then.
     with ExitStack() as stack:
         async with receiver:
-            if settings.store is not None:
+            if store is not None:
                 # Opened after listening has succeeded, so that a failure leaves no file behind. No request can have
                 # arrived yet, as there was no checkpoint.
-                collector.store = stack.enter_context(closing(SpanStore(settings.store)))
+                collector.store = stack.enter_context(closing(SpanStore(store)))
             screen.say(f"listening on {receiver.url}")
-            if settings.store is not None:
-                screen.say(f"storing in {settings.store}")
+            if store is not None:
+                screen.say(f"storing in {store}")
             await _show_counts(collector, screen)
 
 

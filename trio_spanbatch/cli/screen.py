@@ -17,17 +17,6 @@ from rich.console import Console
 
 from .._exceptions import leaves
 
-__all__ = [
-    "Line",
-    "LogLines",
-    "OutputError",
-    "Screen",
-    "check_output",
-    "one_line",
-    "output_errors",
-    "table_lines",
-]
-
 # A table of names and numbers fits any width without cutting a number or a name. Of three layouts, the first that fits
 # is used: a name and its numbers on one line; the same without columns of zeros, which a line below the table names; a
 # name with ``label number`` pairs below it, as many on a line as fit.
@@ -99,32 +88,19 @@ def _beside(columns: Sequence[str], rows: Iterable[Sequence[str]], widths: Seque
 
 def _pairs(labels: Sequence[str], row: Sequence[str], width: int) -> Iterator[Line]:
     yield Line(row[0])
-    line = ""
-    for label, number in zip(labels, row[1:], strict=True):
-        pair = f"{label} {number}"
-        longer = f"{line}, {pair}" if line else f"{_INDENT}{pair}"
-        if line and cell_len(longer) + len(",") > width:
-            yield Line(f"{line},")
-            longer = f"{_INDENT}{pair}"
-        line = longer
-    yield Line(line)
+    # Lines are not broken at this kind of space, so that a label and its number stay together.
+    pairs = [f"{label} {number}".replace(" ", "\xa0") for label, number in zip(labels, row[1:], strict=True)]
+    for line in textwrap.wrap(
+        ", ".join(pairs), width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_long_words=False
+    ):
+        yield Line(line.replace("\xa0", " "))
 
 
 def _folded(labels: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
     """Return the lines of the heading, aligned at the bottom."""
-    cells = [_fold(label, width) for label, width in zip(labels, widths, strict=True)]
+    cells = list(map(textwrap.wrap, labels, widths))
     height = max(map(len, cells))
     return [list(line) for line in zip(*([""] * (height - len(cell)) + cell for cell in cells), strict=True)]
-
-
-def _fold(label: str, width: int) -> list[str]:
-    lines: list[str] = []
-    for word in label.split():
-        if lines and cell_len(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
 
 
 def _joined(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:

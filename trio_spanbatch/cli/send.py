@@ -27,8 +27,6 @@ from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
 
-__all__ = ["NO_ANSWER", "NO_SERVER", "LocationOf", "SendResult", "SendSettings", "send"]
-
 # Seconds after which the command gives up if no request was ever answered. Its drain then takes no time.
 PATIENCE = 20.0
 # Advice for that case: if there was no connection, and if there was one.
@@ -187,7 +185,7 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
         async with trio.open_nursery() as nursery:
             await nursery.start(interrupt.watch, signal.SIGTERM)
             nursery.start_soon(_stop_if_no_server_answers, breaker, interrupt.scope)
-            with progress:
+            with progress.bars:
                 if progress.is_shown:
                     nursery.start_soon(progress.run, batcher.statistics, breaker.failing)
                 else:
@@ -248,10 +246,6 @@ class _Sender:
     # Files whose spans of old versions of OTLP were reported.
     _reported_old: set[InputFile] = attrs.field(factory=set, init=False)
 
-    @property
-    def location_of(self) -> LocationOf:
-        return self.settings.location_of
-
     async def send_all(self) -> None:
         for name in self.settings.files:
             await self._send_file(name)
@@ -269,7 +263,7 @@ class _Sender:
             line = parser.line
             # Requests that were read completely before the damage are sent; the rest of the data is not reported.
             await self._send_parsed(file, filter(_may_be_request, parser.finish()))
-            self._leave_out(file, line, str(error), self.location_of.only)
+            self._leave_out(file, line, str(error), self.settings.location_of.only)
         else:
             if not found:
                 self.screen.warn(f"{file.name}: contains no spans")
@@ -282,7 +276,7 @@ class _Sender:
         found = 0
         for item in parsed:
             if isinstance(item, Unreadable):
-                self._leave_out(file, item.line, item.reason, self.location_of.only)
+                self._leave_out(file, item.line, item.reason, self.settings.location_of.only)
                 found += 1
                 continue
             for number, span in enumerate(_spans(item), 1):
@@ -290,25 +284,23 @@ class _Sender:
                 found += 1
             if file not in self._reported_old and has_old_spans(item.value):
                 self._reported_old.add(file)
-                self._leave_out(file, item.line, _OLD, self.location_of.only)
+                self._leave_out(file, item.line, _OLD, self.settings.location_of.only)
                 found += 1
         return found
 
-    async def _send_span(
-        self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError | Unreadable
-    ) -> None:
-        if isinstance(span, Unreadable | InvalidSpanError):
-            reason = span.reason if isinstance(span, Unreadable) else str(span)
-            self._leave_out(file, line, reason, self.location_of.only)
+    async def _send_span(self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError) -> None:
+        location_of = self.settings.location_of
+        if isinstance(span, InvalidSpanError):
+            self._leave_out(file, line, str(span), location_of.only)
             return
-        location = self.location_of.only
+        location = location_of.only
         try:
-            location = self.location_of(span)
+            location = location_of(span)
             await self._add(location, span)
         except ValueError as error:
             reason = self.settings.words(str(error))
-            if isinstance(error, InvalidLocationError) and self.location_of.attribute is not None:
-                reason += f"; it is the value of the attribute {self.location_of.attribute!r}"
+            if isinstance(error, InvalidLocationError) and location_of.attribute is not None:
+                reason += f"; it is the value of the attribute {location_of.attribute!r}"
             self._leave_out(file, line, f"span {number}: {reason}", location)
 
     async def _add(self, location: str, span: Span) -> None:
@@ -329,8 +321,8 @@ def _may_be_request(item: Document | Unreadable) -> bool:
     return isinstance(item, Document) and isinstance(item.value, dict)
 
 
-def _spans(document: Document) -> Iterator[Span | InvalidSpanError | Unreadable]:
+def _spans(document: Document) -> Iterator[Span | InvalidSpanError]:
     try:
         yield from read_request(document.value)
     except ValueError as error:
-        yield Unreadable(document.line, str(error))
+        yield InvalidSpanError(str(error))

@@ -11,8 +11,6 @@ from signal import Signals
 import attrs
 import trio
 
-__all__ = ["Interrupt"]
-
 
 @attrs.define
 class Interrupt:

@@ -11,8 +11,6 @@ import attrs
 from .._reporting.statistics import LocationStatistics, Loss, SpanBatcherStatistics
 from .screen import Screen
 
-__all__ = ["COUNTS", "Tally"]
-
 # In the order in which they are shown.
 COUNTS = ("read", "accepted", "delivered", "rejected", "undelivered", "ambiguous", "invalid", "requests", "retries")
 _BATCHER_COUNTS = tuple(name for name in COUNTS if name not in ("read", "invalid"))

@@ -22,8 +22,6 @@ from .._http.responses import Response, interpret_response, retry_after
 from .._spans.checks import shown
 from .shared_fetch import KeyedFetch
 
-__all__ = ["ExperimentNames", "Found", "check_experiment_name", "experiment_in", "is_experiment_id"]
-
 BY_NAME_PATH = "api/2.0/mlflow/experiments/get-by-name"
 
 # MLflow's error code for an unknown experiment; a wrong URL gets a 404 without it.

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from .._http.tls import client_context
 from .._settings.environment import value_of, warn_once
 
-__all__ = ["tls_variables", "warn_of_credentials_file", "warn_of_ignored_variables", "workspace"]
-
 _SERVER_CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 _CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 _INSECURE = "MLFLOW_TRACKING_INSECURE_TLS"

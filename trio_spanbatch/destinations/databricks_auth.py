@@ -24,8 +24,6 @@ from .._http.auth import AuthError
 from .databricks_failures import SET_CREDENTIALS, auth_error
 from .shared_fetch import SharedFetch
 
-__all__ = ["WORKSPACE_HEADER", "DatabricksAuth", "DatabricksConfig", "MakeConfig", "ServicePrincipal"]
-
 # Selects the workspace where several share one host. databricks-sdk sends it with its own requests.
 WORKSPACE_HEADER = "X-Databricks-Workspace-Id"
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 from .._http.auth import AuthError
 
-__all__ = ["MISSING_EXTRA", "OAUTH_REFUSALS", "SET_CREDENTIALS", "auth_error"]
-
 MISSING_EXTRA = 'databricks-sdk is not installed; get it with: pip install "trio-spanbatch[databricks]"'
 
 SET_CREDENTIALS = (

@@ -13,29 +13,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import trio
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from .._spans.attributes import encoded_value
 from .._spans.batch import EncodedSpan, SpanBatch
-
-__all__ = ["decoded"]
 
 _MAX_CHARACTERS = 1024 * 1024
 _MAX_ITEMS = 10_000
 
-# protobuf's parsers accept 100 nested messages. The value of a span's attribute is at level 6; a list adds two levels
-# (ArrayValue, AnyValue), an object three (KeyValueList, KeyValue, AnyValue).
-_MAX_LEVELS = 94
-_LIST_LEVELS = 2
-_OBJECT_LEVELS = 3
-
 # Characters decoded between two checkpoints. A value counts as 128 characters, which take two microseconds.
 _CHARACTERS_PER_VALUE = 128
 _STEP = 64 * 1024
+
+# Field 2 (value) of KeyValue.
+_VALUE_TAG = b"\x12"
 
 # The first characters of JSON, white space included.
 _FIRST_CHARACTERS = frozenset('{["-0123456789tfn \t\n\r')
@@ -72,58 +66,32 @@ async def _decoded_span(span: EncodedSpan, budget: _Budget) -> EncodedSpan:
         if attribute.value.WhichOneof("value") == "string_value":
             value = await _decoded_text(attribute.value.string_value, budget)
             if value is not None:
-                attribute.value.CopyFrom(value)
+                attribute.value.Clear()
+                attribute.MergeFromString(_VALUE_TAG + value)
                 changed = True
     return EncodedSpan(message.SerializeToString(), span.headers) if changed else span
 
 
-async def _decoded_text(text: str, budget: _Budget) -> AnyValue | None:
-    """Return the decoded value of ``text``, or None if it stays as it is."""
-    if text[:1] not in _FIRST_CHARACTERS or not _is_bounded(text):
+async def _decoded_text(text: str, budget: _Budget) -> bytes | None:
+    """Return the encoded value of ``text``, with its length in front, or None if it stays as it is."""
+    if text[:1] not in _FIRST_CHARACTERS or len(text) > _MAX_CHARACTERS:
+        return None
+    items = sum(map(text.count, ",[{"))
+    if items > _MAX_ITEMS:
         return None
     await budget.spend(len(text))
     try:
         document = json.loads(
             text, parse_int=_integer, parse_float=_float, parse_constant=_refuse_constant, object_pairs_hook=_object
         )
-        value = AnyValue()
-        for _ in _fill(value, document):
-            await budget.spend(_CHARACTERS_PER_VALUE)
+        # Encoding the value takes about as long as parsing it, so other tasks may run in between.
+        await budget.spend(_CHARACTERS_PER_VALUE * items)
+        if "\\u" in text:
+            # Raises an error for a lone surrogate, which would be replaced.
+            json.dumps(document, ensure_ascii=False).encode()
+        return encoded_value(document)
     except (ValueError, RecursionError):
         return None
-    return value
-
-
-def _is_bounded(text: str) -> bool:
-    return len(text) <= _MAX_CHARACTERS and text.count(",") + text.count("[") + text.count("{") <= _MAX_ITEMS
-
-
-def _fill(target: AnyValue, document: Any) -> Iterator[None]:
-    """Write ``document`` into ``target``, and yield after each value in it."""
-    todo = [(target, document, _MAX_LEVELS)]
-    while todo:
-        target, value, levels = todo.pop()
-        if levels < 0:
-            raise ValueError("it is nested too deeply")
-        if isinstance(value, bool):
-            target.bool_value = value
-        elif isinstance(value, str):
-            target.string_value = value
-        elif isinstance(value, int):
-            target.int_value = value
-        elif isinstance(value, float):
-            target.double_value = value
-        elif isinstance(value, list):
-            target.array_value.SetInParent()
-            todo += [(target.array_value.values.add(), item, levels - _LIST_LEVELS) for item in value]
-        elif isinstance(value, dict):
-            target.kvlist_value.SetInParent()
-            for key, item in value.items():
-                todo.append((target.kvlist_value.values.add(key=key).value, item, levels - _OBJECT_LEVELS))
-        # None is an empty AnyValue, which must still be present as a member of an object.
-        if value is None:
-            target.SetInParent()
-        yield
 
 
 def _integer(digits: str) -> int | str:

@@ -11,8 +11,6 @@ import trio
 
 from .._http.auth import AuthError
 
-__all__ = ["KeyedFetch", "SharedFetch"]
-
 T = TypeVar("T")
 
 # A value, and the time of trio's clock until which it is valid.

@@ -23,18 +23,6 @@ from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
 from .databricks_failures import MISSING_EXTRA
 from .json_attributes import decoded
 
-__all__ = [
-    "LOCATION_HEADER",
-    "TRACES_PATH",
-    "Options",
-    "TableExporter",
-    "UnityCatalogExporter",
-    "argument_or_variable",
-    "check_table_name",
-    "checked_workspace",
-    "default_config",
-]
-
 LOCATION_HEADER = "X-Databricks-UC-Table-Name"
 
 TRACES_PATH = "/api/2.0/otel/v1/traces"

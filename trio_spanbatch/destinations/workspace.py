@@ -14,8 +14,6 @@ from .._http.questions import Requester, json_object
 from .._http.responses import Response
 from .._settings.header_checks import encoded_headers
 
-__all__ = ["Answer", "Workspace"]
-
 # Seconds for one request. An attempt to send spans has 20, which leaves time for the fallback.
 _TIMEOUT = 10.0
 # A token has about 2,000 bytes, the summary of a metastore fewer.

@@ -20,8 +20,6 @@ from .databricks_failures import OAUTH_REFUSALS
 from .shared_fetch import KeyedFetch
 from .workspace import Answer, Workspace
 
-__all__ = ["TableTokens"]
-
 _TOKEN_PATH = "/oidc/v1/token"
 
 # A token is replaced this many seconds before it expires, or at three quarters of its lifetime if that is later.

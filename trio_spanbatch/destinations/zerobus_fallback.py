@@ -20,8 +20,6 @@ from .databricks_auth import DatabricksAuth
 from .tables import Options, UnityCatalogExporter
 from .zerobus import Zerobus
 
-__all__ = ["ZerobusFirst"]
-
 _logger = logging.getLogger(__name__)
 
 # Seconds for which everything goes to the workspace.

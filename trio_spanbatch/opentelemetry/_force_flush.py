@@ -16,52 +16,47 @@ import trio
 
 from .._reporting.log import AnyLogger
 
-__all__ = ["WaitingFlush"]
 
-
-class WaitingFlush:
-    """A call of ``force_flush`` that waits.
+def wait_for_flush(
+    flush: Callable[[], Awaitable[bool]], token: trio.lowlevel.TrioToken, seconds: float, logger: AnyLogger
+) -> bool:
+    """Return whether everything was delivered within ``seconds``.
 
     Args:
         flush: Flushes, in the trio thread, and returns whether everything was delivered.
+        token: The trio run.
+        seconds: The longest time to wait.
         logger: Receives an exception of ``flush``, which would be a bug.
+
+    Raises:
+        trio.RunFinishedError: The run has ended.
     """
+    scope = trio.CancelScope()
+    answer: Future[bool] = Future()
 
-    def __init__(self, flush: Callable[[], Awaitable[bool]], logger: AnyLogger) -> None:
-        self._flush = flush
-        self._logger = logger
-        self._scope = trio.CancelScope()
-        self._answer: Future[bool] = Future()
-
-    def wait(self, token: trio.lowlevel.TrioToken, seconds: float) -> bool:
-        """Return whether everything was delivered within ``seconds``.
-
-        Raises:
-            trio.RunFinishedError: The run has ended.
-        """
-        token.run_sync_soon(self._start)
-        try:
-            return self._answer.result(min(max(seconds, 0.0), threading.TIMEOUT_MAX))
-        except TimeoutError:
-            return False
-        finally:
-            if not self._answer.done():
-                with suppress(trio.RunFinishedError):
-                    token.run_sync_soon(self._scope.cancel)
-
-    def _start(self) -> None:
-        try:
-            trio.lowlevel.spawn_system_task(self._run, name="trio_spanbatch force_flush")
-        except RuntimeError:
-            # The run is ending and starts no more tasks.
-            self._answer.set_exception(trio.RunFinishedError())
-
-    async def _run(self) -> None:
+    async def run() -> None:
         delivered = False
         try:
-            with self._scope:
-                delivered = await self._flush()
+            with scope:
+                delivered = await flush()
         except Exception:
-            self._logger.exception("force_flush failed")
+            logger.exception("force_flush failed")
         finally:
-            self._answer.set_result(delivered)
+            answer.set_result(delivered)
+
+    def start() -> None:
+        try:
+            trio.lowlevel.spawn_system_task(run, name="trio_spanbatch force_flush")
+        except RuntimeError:
+            # The run is ending and starts no more tasks.
+            answer.set_exception(trio.RunFinishedError())
+
+    token.run_sync_soon(start)
+    try:
+        return answer.result(min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+    except TimeoutError:
+        return False
+    finally:
+        if not answer.done():
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(scope.cancel)

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .._batcher import SpanBatcher
     from .._spans.records import SpanLike
 
-__all__ = ["Intake"]
-
 
 class Intake:
     """Adds spans to a batcher from any thread. A `Feeder` of the batcher."""

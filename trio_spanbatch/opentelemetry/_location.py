@@ -39,8 +39,6 @@ from .._spans.checks import shown
 from .._values import checked_location
 from ._use_location import used_location
 
-__all__ = ["LocationFunction", "Locations", "NoLocation"]
-
 LocationFunction: TypeAlias = Callable[[ReadableSpan, Context], str]
 
 MAX_TRACES: Final = 10_000

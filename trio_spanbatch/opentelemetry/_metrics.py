@@ -35,8 +35,6 @@ from .._runtime.runtime import Runtime
 from .._version import __version__
 from ._tally import Tally
 
-__all__ = ["BatcherMetrics"]
-
 _logger = logging.getLogger(__name__)
 
 QUEUE_SIZE: Final = "otel.sdk.processor.span.queue.size"

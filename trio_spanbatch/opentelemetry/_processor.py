@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from .._batcher import SpanBatcher
 from .._spans.checks import shown
-from ._force_flush import WaitingFlush
+from ._force_flush import wait_for_flush
 from ._intake import Intake
 from ._location import LocationFunction, Locations, NoLocation
 from ._metrics import BatcherMetrics
@@ -30,8 +30,6 @@ from ._tally import Drop, SpanProcessorStatistics, Tally
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
-
-__all__ = ["BatcherSpanProcessor"]
 
 
 class BatcherSpanProcessor(SpanProcessor):
@@ -81,7 +79,9 @@ class BatcherSpanProcessor(SpanProcessor):
         self._supervisor = batcher._supervisor
         self._logger = batcher._runtime.logger
         self._tally = Tally(self._logger, clock)
-        self._locations = Locations(location, _until_left(batcher, self._tally.overruled))
+        supervisor, overruled = batcher._supervisor, self._tally.overruled
+        # Not after the batcher was left: providers keep their processors.
+        self._locations = Locations(location, lambda *pair: None if supervisor.has_ended else overruled(*pair))
         self._intake = Intake(batcher, self._tally)
         self._is_shut_down = self._is_in_child = False
         self._has_warned_to_await = False
@@ -196,7 +196,7 @@ class BatcherSpanProcessor(SpanProcessor):
             self._warn_to_await()
             return False
         try:
-            return WaitingFlush(self._flush, self._logger).wait(self._supervisor.token, timeout_millis / 1000)
+            return wait_for_flush(self._flush, self._supervisor.token, timeout_millis / 1000, self._logger)
         except trio.RunFinishedError:
             return self._judge_at_rest()
 
@@ -235,17 +235,6 @@ class BatcherSpanProcessor(SpanProcessor):
     def _lost(self) -> int:
         total = self._batcher._scheduler.ledger.total
         return total.rejected + total.undelivered + sum(self.dropped.values())
-
-
-def _until_left(batcher: SpanBatcher, overruled: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    """Return a function that calls ``overruled`` until the batcher was left: providers keep their processors."""
-    supervisor = batcher._supervisor
-
-    def call(wanted: str, parents: str) -> None:
-        if not supervisor.has_ended:
-            overruled(wanted, parents)
-
-    return call
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:

@@ -23,8 +23,6 @@ from .._reporting.log import AnyLogger
 from .._reporting.throttle import Throttle
 from .._spans.hashing import hash_of_record
 
-__all__ = ["REASONS", "Drop", "Reason", "SpanProcessorStatistics", "Tally"]
-
 Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
 REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid")
 

@@ -16,8 +16,6 @@ from typing import Final
 
 from .._values import checked_location
 
-__all__ = ["use_location", "used_location"]
-
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
 # Only its tokens are used: each belongs to the context in which it was made.
 _here: Final[ContextVar[None]] = ContextVar("trio_spanbatch.opentelemetry.here", default=None)

@@ -81,17 +81,18 @@ class InMemoryExporter:
     async def _answer(self, batch: SpanBatch) -> ExportResult:
         script = self._script
         step: Step | Answer | None
-        delay = self._delay(batch) if callable(self._delay) else self._delay
+        delay = 0.0
         try:
             script = script.of(batch)
             entry = script.take()
             if isinstance(entry, outage) and script is self._script:
                 step = _unreachable()
             else:
-                delay += script.delay
+                delay = script.delay
                 step = script.outcome(entry, lambda: (span.to_message() for span in batch.spans))
         except Exception as error:
             step = error
+        delay += self._delay(batch) if callable(self._delay) else self._delay
         await trio.sleep(delay)  # sleep(0) is a checkpoint.
         if step is None:
             step = Delivered()

@@ -12,7 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterable
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import attrs
 
@@ -110,6 +110,10 @@ class FakeQueueOut(FakeQueue):
 def make_queue(size: int) -> tuple[FakeQueue, FakeQueueOut]:
     queue = FakeQueue(size)
     return queue, FakeQueueOut(queue)
+
+
+def _takes_slot(order: Order) -> TypeGuard[Start | Repeat]:
+    return isinstance(order, Start) or (isinstance(order, Repeat) and order.lease.may_repeat)
 
 
 @attrs.frozen
@@ -362,7 +366,9 @@ class World:
         """Have the scheduler decide until it has nothing to decide."""
         self.woken = False
         for _ in range(MAX_STEPS):
+            line = self._line()
             goes_on = self.scheduler.step(self.now)
+            self._check_line(line)
             self.carry_out_orders()
             if not goes_on:
                 break
@@ -421,6 +427,19 @@ class World:
         slots = self.scheduler.slots.count
         kept = self._kept(len(running)) if running[location] else 0
         assert slots - running.total() > kept, f"{location} exports with a slot that is kept for others"
+
+    def _line(self) -> list[Location]:
+        """Return the locations without an export that wait for a slot and could use it now."""
+        if self.closed and self.now >= self.scheduler.drain_deadline:
+            return []
+        line = self.scheduler.slots.queue
+        return [one for one in line if not one.pace.active and self._exports_at(one) <= self.now]
+
+    def _check_line(self, line: list[Location]) -> None:
+        """Check that the slots of a step went first to the locations in line, in their order."""
+        given = [order.lease.location for order in self.scheduler.outbox if _takes_slot(order)]
+        for location, first in zip(given, line, strict=False):
+            assert location is first, f"{location} overtakes {first}, which waits for a slot"
 
     def _take(self, lease: Lease) -> None:
         """Take the spans of a sealed batch out of the world's own queue."""

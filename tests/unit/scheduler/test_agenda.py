@@ -47,6 +47,6 @@ def test_a_later_time_changes_nothing() -> None:
 def test_a_location_that_has_ended_is_not_put_on_the_agenda() -> None:
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 1.0)
-    a.next_look_at = -math.inf
+    agenda.remove(a)
     agenda.put(a, 0.5)
     assert agenda.pop(9.0) is None

@@ -35,7 +35,8 @@ def every_warning_is_seen(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def endpoint(**variables: str) -> str:
-    return exporter_options({f"OTEL_EXPORTER_OTLP_{name}": value for name, value in variables.items()})["endpoint"]
+    variables = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in variables.items()}
+    return str(exporter_options(variables)["endpoint"])
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -281,7 +282,7 @@ def test_any_header_value_is_sent_as_latin_1_or_as_its_utf_8_bytes(value: str, s
 
 
 def headers(value: str) -> dict[str, str]:
-    return exporter_options({f"{PREFIX}HEADERS": value})["headers"]
+    return dict(exporter_options({f"{PREFIX}HEADERS": value})["headers"])
 
 
 @pytest.mark.parametrize(
