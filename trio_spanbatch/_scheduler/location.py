@@ -21,7 +21,10 @@ from .ledger import Account
 from .pace import Pace
 from .splitter import NO_BATCH, OpenBatch, QueuedBatch, runs_of
 
-__all__ = ["Lease", "Location", "QueueIn", "QueueOut", "Waiter", "first_span"]
+__all__ = ["UNRANKED", "Lease", "Location", "QueueIn", "QueueOut", "Waiter", "first_span"]
+
+# More bytes than any location has.
+UNRANKED = 1 << 100
 
 
 class _QueueStatistics(Protocol):
@@ -137,7 +140,8 @@ class Location:
         next_look_at: When the scheduler looks at it next, in seconds of the clock. The agenda sets it.
         agenda_number: The number of its entry in the agenda; outdated if it has none.
         is_in_inbox: Whether it is in the inbox: the scheduler will look at it soon.
-        is_ranked: Whether `Ranking` knows its current queued bytes.
+        ranked_bytes: The queued bytes by which `Ranking` ranks it.
+        ranked_up_to: With more pending bytes it must be ranked again. `UNRANKED` if it has to be anyway.
     """
 
     __slots__ = (
@@ -153,7 +157,6 @@ class Location:
         "is_evicted",
         "is_in_inbox",
         "is_made_due",
-        "is_ranked",
         "leased_bytes",
         "leases",
         "max_spans",
@@ -164,6 +167,8 @@ class Location:
         "policy",
         "queue_in",
         "queue_out",
+        "ranked_bytes",
+        "ranked_up_to",
         "retries",
         "sealed_headers",
         "waiting",
@@ -203,7 +208,8 @@ class Location:
         self.next_look_at = math.inf
         self.agenda_number = -1
         self.is_in_inbox = False
-        self.is_ranked = False
+        self.ranked_bytes = 0
+        self.ranked_up_to = UNRANKED
 
     def __repr__(self) -> str:
         return f"<Location {self.name!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"
@@ -212,6 +218,11 @@ class Location:
     def queued_bytes(self) -> int:
         """The bytes of the budgets that the queued spans take."""
         return self.account.pending_bytes - self.leased_bytes
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether `Ranking` knows its queued bytes well enough."""
+        return self.ranked_up_to is not UNRANKED
 
     @property
     def has_queued(self) -> bool:
