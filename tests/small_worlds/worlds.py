@@ -44,7 +44,7 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        22_984,
+        23_062,
         5,
         678,
     ),
