@@ -46,7 +46,7 @@ class SendProgress:
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
-        self.bars = _Progress(
+        self.bars: _Progress = _Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
