@@ -456,8 +456,9 @@ FAULTS = (
     PlantedFault(
         "the ranking is taken to know a span that was added since",
         "_scheduler/admission.py",
-        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes",
-        "        own_bytes",
+        "        if (own_bytes := account.pending_bytes + cost) > location.ranked_up_to:\n"
+        "            self.unrank(location)\n",
+        "        own_bytes = account.pending_bytes + cost\n",
         first="scheduler",
     ),
     PlantedFault(
@@ -470,8 +471,8 @@ FAULTS = (
     PlantedFault(
         "the emptiest locations are made due for adders that wait for bytes",
         "_scheduler/ranking.py",
-        "    return -size == location.queued_bytes and not location.has_ended",
-        "    return -size < location.queued_bytes and not location.has_ended",
+        "    return -size == location.ranked_bytes and not location.has_ended",
+        "    return -size < location.ranked_bytes and not location.has_ended",
         first="state machine",
     ),
     PlantedFault(

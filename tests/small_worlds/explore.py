@@ -200,7 +200,7 @@ def _location_key(location: Location, now: float) -> Hashable:
         max(location.flush_watermark - account.first_queued, 0),
         location.is_made_due,
         location.is_closed,
-        location.is_ranked,
+        location.is_ranked and (location.ranked_bytes, location.ranked_up_to - account.pending_bytes),
         location.next_look_at - now,
         location.idle_since - now if not account.pending else 0.0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.scheduler.parts import make_location
-from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.location import UNRANKED, Location
 from trio_spanbatch._scheduler.ranking import Ranking
 
 
@@ -33,11 +33,21 @@ def test_only_queued_bytes_count() -> None:
     assert ranking.take(2, lambda _: True) == [b, a]
 
 
-def test_an_entry_whose_bytes_have_changed_does_not_count() -> None:
+def test_only_the_last_entry_of_a_location_counts() -> None:
     ranking = Ranking()
     a, b = _ranked(ranking, a=30, b=20)
     a.account.pending_bytes = 10
-    assert ranking.take(2, lambda _: True) == [b]
+    ranking.put(a, 2)
+    assert ranking.take(1, lambda _: True) == [b]
+    assert ranking.take(2, lambda _: True) == [a]
+
+
+def test_a_location_stays_ranked_until_it_has_grown_by_a_quarter() -> None:
+    location = make_location("a")
+    location.account.queued, location.account.pending_bytes, location.leased_bytes = 1, 1000, 600
+    assert location.ranked_up_to == UNRANKED
+    Ranking().put(location, 1)
+    assert location.ranked_up_to == 1100
 
 
 def test_fuller_locations_that_are_not_ready_are_removed_from_the_ranking() -> None:
