@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import re
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -26,6 +28,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def no_warnings_so_far() -> None:
     """Have warnings that a process issues once issued once in each test."""
     forget_warnings()
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Do not measure coverage in a test whose signal handlers run at any moment.
+
+    Such a handler may raise, or call something, while coverage holds its lock: the lock then stays locked.
+    """
+    before = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(before)
 
 
 def pytest_configure(config: pytest.Config) -> None:
