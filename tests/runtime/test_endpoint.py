@@ -76,13 +76,14 @@ class RoutingServer(Server):
 class SlowToFail(RoutingServer):
     """It takes 20 s until a connection to a server that is down fails."""
 
-    failing = 0
+    def __init__(self, answer: Callable[[str], ExportResult]) -> None:
+        super().__init__(answer)
+        self.begins_to_fail = trio.Event()
 
     async def export(self, batch: SpanBatch) -> ExportResult:
         if batch.location.startswith("down/"):
-            self.failing += 1
+            self.begins_to_fail.set()
             await trio.sleep(20)
-            self.failing -= 1
         return await super().export(batch)
 
 
@@ -381,20 +382,20 @@ async def test_adders_that_wait_for_bytes_get_those_of_a_server_that_is_up_altho
 
     server = SlowToFail(lambda location: UNREACHED if location.startswith("down/") else Delivered())
     limits = Limits(max_pending_bytes=3000, max_exports=2)
-    async with SpanBatcher(server, batch=BatchPolicy(max_delay=math.inf), limits=limits, shutdown_timeout=0) as batcher:
+    policy, rng = BatchPolicy(max_delay=math.inf), random.Random(1)
+    async with SpanBatcher(server, batch=policy, limits=limits, rng=rng, shutdown_timeout=0) as batcher:
         add("down/asked", 1)
         with trio.move_on_after(100):
             await batcher.flush()
         assert not batcher.statistics().endpoints["down"].is_up
-        while not server.failing:
-            await trio.sleep(0.5)
+        server.begins_to_fail = trio.Event()
+        await server.begins_to_fail.wait()
         # The location with the most bytes is chosen first, but has to wait until the probe has ended.
         add("down/fullest", 40)
         add("up/other", 5)
         with trio.fail_after(0.001):
             for number in range(60):
                 await batcher.add_span("up/new", make_span(str(number)))
-        assert server.failing
         assert server.asked["down/fullest"] == 0 < server.asked["up/new"]
 
 
