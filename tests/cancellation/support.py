@@ -3,7 +3,7 @@
 A `Script` gives the server's answer to each request. In a `MemoryWorld`, an `InMemoryExporter` follows the script. In
 an `HTTPWorld`, the real exporter sends real requests (gzip, credentials, httpcore's pool, h11) over memory streams to a
 real server, which follows the same script in terms of HTTP: a ``TryLater`` is a 503 or, if its outcome is unknown, a
-broken connection.
+broken connection. A server cannot refuse a connection, so `Settings.refused` says how many the network refuses first.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from trio_spanbatch.testing import (
     Answer,
     Hang,
     InMemoryExporter,
+    MemoryNetwork,
     MemoryTransport,
     OTLPReceiver,
     Outcome,
@@ -65,6 +66,7 @@ class Settings:
     Attributes:
         script: The server's answers.
         delay: Seconds that the server needs for an answer.
+        refused: How many connections are refused in an `HTTPWorld`, before any is accepted.
         closing_hangs: Whether the exporter's ``aclose()`` hangs until it is cancelled.
         shutdown_timeout: The batcher's argument.
         batcher: Other arguments of the batcher.
@@ -72,6 +74,7 @@ class Settings:
 
     script: Script = everything_is_delivered
     delay: float = 0.0
+    refused: int = 0
     closing_hangs: bool = False
     shutdown_timeout: float = 20.0
     batcher: Mapping[str, Any] = attrs.field(factory=dict)
@@ -254,7 +257,7 @@ class HTTPWorld(World):
     def _make_exporter(self) -> SpanExporter:
         self._receiver = OTLPReceiver(listen=False, location_header=LOCATION_HEADER, answers=self._answer)
         self._receiver.network.connect_delay = 0.001
-        self._transport: MemoryTransport = self._receiver.memory_transport()
+        self._transport = MemoryTransport(_RefusesFirst(self._receiver.network, self.settings.refused))
         self._exporter = exporter_to(
             self._receiver,
             transport=self._transport,
@@ -271,6 +274,9 @@ class HTTPWorld(World):
         match step:
             case Hang():
                 return step
+            case TryLater(endpoint=True):
+                # The network has refused connections instead.
+                return attrs.evolve(request.default_answer, delay=delay)
             case TryLater(ambiguous=True):
                 return Reset(store=True)
             case TryLater(after=after):
@@ -285,6 +291,19 @@ class HTTPWorld(World):
                 self._failures[tuple(ids)] = step
                 return attrs.evolve(request.default_answer, delay=delay)
         raise TypeError(f"{step!r} has no equivalent in HTTP")
+
+
+@attrs.define(eq=False)
+class _RefusesFirst:
+    """A network that refuses so many connections, and then leads to a receiver."""
+
+    _network: MemoryNetwork
+    _left: int
+
+    async def connect_tcp(self, host: str, port: int) -> trio.abc.Stream:
+        self._network.refuse_connections = self._left > 0
+        self._left -= 1
+        return await self._network.connect_tcp(host, port)
 
 
 async def _credentials(location: str) -> Mapping[str, str]:
