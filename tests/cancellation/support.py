@@ -234,6 +234,7 @@ class HTTPWorld(World):
 
     def __init__(self, settings: Settings) -> None:
         self._failures: dict[tuple[int, ...], Exception] = {}
+        self._connections = 0
         super().__init__(settings)
 
     @asynccontextmanager
@@ -256,8 +257,9 @@ class HTTPWorld(World):
 
     def _make_exporter(self) -> SpanExporter:
         self._receiver = OTLPReceiver(listen=False, location_header=LOCATION_HEADER, answers=self._answer)
-        self._receiver.network.connect_delay = 0.001
-        self._transport = MemoryTransport(_RefusesFirst(self._receiver.network, self.settings.refused))
+        network = MemoryNetwork(self._accepts)
+        network.connect_delay = 0.001
+        self._transport = MemoryTransport(network)
         self._exporter = exporter_to(
             self._receiver,
             transport=self._transport,
@@ -266,6 +268,11 @@ class HTTPWorld(World):
             auth=_credentials,
         )
         return _Failing(self._exporter, self._failures)
+
+    def _accepts(self, stream: trio.abc.Stream) -> bool:
+        """Serve a connection. Return False if it is refused."""
+        self._connections += 1
+        return self._connections > self.settings.refused and self._receiver.network._serve(stream)
 
     def _answer(self, request: ReceivedRequest) -> Outcome:
         ids = ids_of_messages(request.spans)
@@ -291,19 +298,6 @@ class HTTPWorld(World):
                 self._failures[tuple(ids)] = step
                 return attrs.evolve(request.default_answer, delay=delay)
         raise TypeError(f"{step!r} has no equivalent in HTTP")
-
-
-@attrs.define(eq=False)
-class _RefusesFirst:
-    """A network that refuses so many connections, and then leads to a receiver."""
-
-    _network: MemoryNetwork
-    _left: int
-
-    async def connect_tcp(self, host: str, port: int) -> trio.abc.Stream:
-        self._network.refuse_connections = self._left > 0
-        self._left -= 1
-        return await self._network.connect_tcp(host, port)
 
 
 async def _credentials(location: str) -> Mapping[str, str]:
