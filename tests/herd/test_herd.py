@@ -77,6 +77,7 @@ def check_many_clients() -> None:
     for capacity in (2.2, 1.2):
         figures = model.run(Setting(5_000, capacity), OURS)
         assert missed_goals(capacity, figures) == []
+        assert capacity < 2 or figures.lost == 0
 
 
 def test_after_an_outage_a_server_with_little_room_is_overloaded_only_for_a_short_time() -> None:
