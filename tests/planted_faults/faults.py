@@ -651,6 +651,21 @@ FAULTS = (
         "        account = self.ledger.open(name)\n        account.failed_after = -1\n",
         first="scheduler",
     ),
+    # -- settling after a backoff ----------------------------------------------------------------------------------
+    PlantedFault(
+        "a success resets the backoff although the location has not settled",
+        "_scheduler/pace.py",
+        "            if now >= self._settled_at:\n                self.failures = 0\n",
+        "            self.failures = 0\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a location that settles after a backoff holds batches that are due in a flush",
+        "_scheduler/scheduler.py",
+        "if location.retries or location.full or location.due_at() <= opened_at:",
+        "if location.retries or location.full or not location.account.queued:",
+        first="scheduler",
+    ),
     # -- OTLP ------------------------------------------------------------------------------------------------------
     PlantedFault(
         "a request that timed out is treated as one that did not arrive",
