@@ -661,9 +661,9 @@ FAULTS = (
     ),
     PlantedFault(
         "a location that settles after a backoff holds batches that are due in a flush",
-        "_scheduler/scheduler.py",
-        "if location.retries or location.full or location.due_at() <= opened_at:",
-        "if location.retries or location.full or not location.account.queued:",
+        "_scheduler/location.py",
+        "            return opened_at\n",
+        "            return max(opened_at, self.pace.holds_until(opened_at))\n",
         first="scheduler",
     ),
     # -- OTLP ------------------------------------------------------------------------------------------------------

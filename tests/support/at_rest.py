@@ -16,7 +16,6 @@ import trio
 from trio_spanbatch import Limits, SpanBatcher
 from trio_spanbatch._scheduler.ledger import Account
 from trio_spanbatch._scheduler.location import Location
-from trio_spanbatch._scheduler.scheduler import export_at_of
 from trio_spanbatch._scheduler.splitter import NO_BATCH
 from trio_spanbatch._spans.batch import cost_after
 
@@ -163,7 +162,7 @@ class AtRest:
         if slots.spare_queue.keys() & slots.queue.keys():
             yield "a location waits for a free slot and for a spare one"
         for location in slots.queue:
-            if export_at_of(location) > now:
+            if location.export_at() > now:
                 yield f"{location} waits for a slot and would not use it"
         for location in slots.spare_queue:
             if not 0 < location.pace.active < location.pace.allowed:
@@ -176,13 +175,13 @@ class AtRest:
         endpoint = location.endpoint
         wants_to_export = bool(location.retries or location.account.queued)
         waits_until = location.pace.retry_at
-        if export_at_of(location) <= now:
+        if location.export_at() <= now:
             # Only then does it wait for its endpoint. Before, it is looked at when its backoff or its export has ended.
             waits_until = max(waits_until, endpoint.waits_until(location))
         if self._scheduler.draining and wants_to_export and waits_until >= self._scheduler.drain_deadline:
             # It is to give up.
             return -math.inf
-        export_at = export_at_of(location)
+        export_at = location.export_at()
         if location in self._slots.spare_queue or (location in self._slots.queue and export_at <= now):
             # Whether it waits for a slot in vain, `_slot_faults` finds out.
             export_at = math.inf
@@ -208,7 +207,7 @@ class AtRest:
         if endpoint._running != sum(self._active.values()):
             yield f"the endpoint counts {endpoint._running} exports, {dict(self._active)} run"
         for one in (*endpoint._well, *endpoint._failed):
-            if one.has_ended or export_at_of(one) > now:
+            if one.has_ended or one.export_at() > now:
                 yield f"{one} waits for its endpoint, and would not export"
         if location in self._slots.queue and endpoint.first is location:
             yield f"{location} waits for its endpoint and for a slot"

@@ -69,16 +69,6 @@ _LOOKS_PER_STEP = 64
 _TOO_LARGE = 413
 
 
-def export_at_of(location: Location) -> float:
-    """Return when an export of a location may begin, given a free slot; `math.inf` if there is nothing to export."""
-    export_at = location.export_at()
-    opened_at = location.open.opened_at
-    if location.retries or location.full or location.due_at() <= opened_at:
-        return export_at
-    # Only its age makes its batch due.
-    return max(export_at, location.pace.holds_until(opened_at))
-
-
 class Scheduler:
     """The scheduler of one batcher.
 
@@ -490,7 +480,7 @@ class Scheduler:
                 slots.spare_queue[location] = None
                 return math.inf
             slots.spare_queue.pop(location, None)
-            export_at = export_at_of(location)
+            export_at = location.export_at()
             if export_at > now:
                 slots.queue.pop(location, None)
                 self._leave_endpoint_queue(location)
