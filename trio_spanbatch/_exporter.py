@@ -144,6 +144,7 @@ class TellsEndpoints(Protocol):
     def endpoint_of(self, location: str) -> str:
         """Return a name for the server of ``location``. If a server is down, only its locations wait for it.
 
+        It has at most 1,024 characters. Log messages and metrics contain it, so it must not contain credentials.
         Called when a location gets its first span, or its first one after it was idle. Without this method, all
         locations are of one server.
         """
