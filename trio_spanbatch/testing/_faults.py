@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -13,6 +14,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from .._spans.checks import shown
 from ._answers import Answer, not_negative, number
 from ._requests import refusal
+
+
+def _sync_function(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    # What an async function returns would be true for every span.
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        raise TypeError(f"{attribute.name} is {shown(value)}; it must be a function that is not async")
 
 
 # They read like calls, so they are in lower case.
@@ -54,7 +61,7 @@ class poison:  # noqa: N801
     as an OpenTelemetry ``Span`` message.
     """
 
-    predicate: Callable[[SpanMessage], object] = attrs.field(validator=attrs.validators.is_callable())
+    predicate: Callable[[SpanMessage], object] = attrs.field(validator=_sync_function)
 
 
 Fault: TypeAlias = outage | rate_limited | slow | poison
