@@ -653,13 +653,6 @@ FAULTS = (
     ),
     # -- settling after a backoff ----------------------------------------------------------------------------------
     PlantedFault(
-        "a success resets the backoff although the location has not settled",
-        "_scheduler/pace.py",
-        "            if now >= self._settled_at:\n                self.failures = 0\n",
-        "            self.failures = 0\n",
-        first="state machine",
-    ),
-    PlantedFault(
         "a location that settles after a backoff holds batches that are due in a flush",
         "_scheduler/location.py",
         "            return opened_at\n",

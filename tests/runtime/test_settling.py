@@ -140,3 +140,19 @@ async def test_a_span_from_before_the_end_of_the_backoff_is_sent_with_the_usual_
         await server.has_delivered.wait()
         await trio.sleep(5)
         assert batcher.statistics().queued == 0
+
+
+@pytest.mark.parametrize("period", [20, 60])
+async def test_a_server_that_fails_once_before_each_success_does_not_make_the_backoff_longer(
+    period: int, autojump_clock: MockClock
+) -> None:
+    server = Server()
+    async with watched_batcher(server, rng=random.Random(1)) as batcher:
+        for _ in range(20):
+            server.is_overloaded = True
+            add(batcher)
+            await trio.sleep(5.0001)
+            server.is_overloaded = False
+            await trio.sleep(period - 5.0001)
+    assert len(server.ages["settling"]) == 20
+    assert max(server.ages["settling"]) <= 6.1

@@ -170,6 +170,7 @@ class LocationModel:
     not_before: float = -math.inf
     own_wait_until: float = -math.inf
     settled_at: float = -math.inf
+    forgets_at: float = math.inf
     backoffs: int = 0
     allowed: int = 1
     pace: list[tuple[int, int, float]] = attrs.Factory(list)
@@ -310,6 +311,7 @@ class LocationModel:
             if now >= self.retry_at:
                 if now >= self.settled_at:
                     self.backoffs = 0
+                self.forgets_at = 2 * self.settled_at - self.retry_at if self.backoffs else now
                 self.allowed = min(self.allowed + 1, self.settings.limits.max_exports_per_location)
         else:
             self.consecutive_failures += 1
@@ -320,7 +322,8 @@ class LocationModel:
 
     def _back_off(self, after: float | None, now: float, drain_deadline: float, latest: float) -> None:
         already = self.retry_at > now
-        self.backoffs += not already
+        if not already:
+            self.backoffs = self.backoffs + 1 if now < self.forgets_at else 1
         longest = self.settings.retry.max_elapsed
         if after:
             asked_at = now + min(after, longest)
@@ -333,12 +336,14 @@ class LocationModel:
             left = drain_deadline - now
             self.own_wait_until = math.inf if left < 0.1 else now + min(wait, left / 2)
         self.settled_at = self.retry_at + longest_wait
+        self.forgets_at = math.inf
 
     def open(self, now: float, scheduled: int) -> None:
         """Make the location live again. It remembers only the time that its server asked for."""
         self.is_live = True
         self.idle_since = now
         self.own_wait_until = self.settled_at = -math.inf
+        self.forgets_at = math.inf
         self.backoffs = 0
         self.allowed = 1
         self.note_pace(scheduled)

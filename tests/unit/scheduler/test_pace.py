@@ -60,6 +60,24 @@ def test_a_success_of_a_location_that_has_settled_resets_its_backoff() -> None:
     assert (pace.failures, pace.retry_at) == (1, now + 0.5)
 
 
+@pytest.mark.parametrize(("waited", "failures"), [(3.9, 4), (4.0, 4), (7.9, 4), (8.0, 1), (500.0, 1)])
+def test_a_success_before_a_location_has_settled_resets_its_backoff_after_twice_that_time(
+    waited: float, failures: int
+) -> None:
+    pace = make_pace(3)
+    ended_at = pace.retry_at
+    pace.succeeded(ended_at)
+    pace.back_off(ended_at + waited, None, math.inf)
+    assert pace.failures == failures
+
+
+def test_without_a_success_a_failure_lengthens_the_backoff_however_late_it_is() -> None:
+    pace = make_pace(3)
+    pace.back_off(pace.retry_at + 500.0, None, math.inf)
+    pace.back_off(pace.retry_at + 500.0, None, math.inf)
+    assert pace.failures == 5
+
+
 def test_each_success_allows_one_more_export_although_the_location_has_not_settled() -> None:
     pace = make_pace(6)
     for expected in (2, 3, 4, 4):
