@@ -257,6 +257,7 @@ async def test_other_answers_of_a_list_are_taken_as_before() -> None:
 
 
 async def is_bad_async(span: SpanMessage) -> bool:
+    await trio.lowlevel.checkpoint()
     return is_bad(span)
 
 

@@ -44,7 +44,7 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        24_536,
+        24_564,
         5,
         688,
     ),
