@@ -52,7 +52,8 @@ class SendProgress:
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
         # The bars, a context manager inside which they are shown.
         description, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
-        self.bars = _bars(screen.err, description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
+        columns = (description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
+        self.bars: _Progress = _bars(screen.err, *columns)
         self._task = self.bars.add_task("reading", total=total, counts="")
 
     def end_file(self, file: InputFile) -> None:
