@@ -201,8 +201,9 @@ async def test_times_in_another_unit_are_warned_about_once(unit: str, caplog: py
         batcher.add_spans_nowait("a", [SPAN, attrs.evolve(SPAN, start_time=0), attrs.evolve(SPAN, start_time=1)])
         assert not caplog.messages
         batcher.add_spans_nowait("a", [early, early])
-    message = f"SpanBatcher: start_time is {NOW // scale}, which is in 1970: times are in nanoseconds, as time.time_ns() returns"
-    assert caplog.messages == [f"{message} them; is this in {unit}?"]
+    (message,) = caplog.messages
+    assert message.startswith(f"SpanBatcher: start_time is {NOW // scale}, which is in 1970: times are in nanoseconds")
+    assert message.endswith(f"; is this in {unit}?")
     assert len(exporter.delivered["a"]) == 5
 
 
@@ -233,11 +234,12 @@ def test_a_synchronous_exporter_is_refused_when_the_batcher_is_made(name: str) -
 
 
 def test_a_wrapper_may_return_what_an_async_method_returns() -> None:
-    class Wrapped(InMemoryExporter):
-        pass
+    class Wrapper:
+        def __init__(self, exporter: InMemoryExporter) -> None:
+            self.export = functools.partial(exporter.export)
+            self.aclose = exporter.aclose
 
-    Wrapped.export = functools.partial(InMemoryExporter().export)
-    SpanBatcher(Wrapped())
+    SpanBatcher(Wrapper(InMemoryExporter()))
 
 
 async def test_a_404_says_that_the_endpoint_has_no_path() -> None:
