@@ -188,7 +188,7 @@ class Supervisor:
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task that runs until the end of the drain at most."""
         # In the batcher's context, as `start_soon` would otherwise copy the caller's.
-        self._context.run(self._nursery.start_soon, self._guarded, async_fn, name=name)
+        self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
     def start_delivery(self, lease: Lease) -> None:
         """Start the delivery of a batch."""
