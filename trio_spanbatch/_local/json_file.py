@@ -193,9 +193,9 @@ def _pieces(location: str, request: ExportTraceServiceRequest) -> Iterator[str]:
     """Yield the parts of a line: at least one for each span."""
     yield '{"resourceSpans":['
     for resource_spans, comma in _with_commas(request.resource_spans):
-        yield f'{comma}{{"resource":{_json(resource_spans.resource)},"scopeSpans":['
+        yield f'{comma}{{{_field(resource_spans, "resource")}"scopeSpans":['
         for scope_spans, scope_comma in _with_commas(resource_spans.scope_spans):
-            yield f'{scope_comma}{{"scope":{_json(scope_spans.scope)},"spans":['
+            yield f'{scope_comma}{{{_field(scope_spans, "scope")}"spans":['
             for span, span_comma in _with_commas(scope_spans.spans):
                 yield span_comma + _dumps(_span(span))
             yield f'],"schemaUrl":{_dumps(scope_spans.schema_url)}}}'
@@ -227,8 +227,8 @@ def _document(message: Message) -> dict[str, Any]:
     return MessageToDict(message, use_integers_for_enums=True)
 
 
-def _json(message: Message) -> str:
-    return _dumps(_document(message))
+def _field(message: Message, name: str) -> str:
+    return f'"{name}":{_dumps(_document(getattr(message, name)))},' if message.HasField(name) else ""
 
 
 def _dumps(value: object) -> str:
