@@ -53,7 +53,7 @@ def background_batcher(
         raise RuntimeError("background_batcher() blocks its thread; in a trio program use `async with SpanBatcher()`")
     background = _Background(SpanBatcher(exporter, **options))
     processor = BatcherSpanProcessor(background.batcher, location)
-    # Python runs it at exit if the `with` is never left, for instance because an ExitStack is never closed.
+    # For a `with` that is never left, because an ExitStack is never closed or a Ctrl-C comes between two lines below.
     atexit.register(background.end)
     try:
         background.start()
@@ -62,11 +62,8 @@ def background_batcher(
         background.end()
         background.conclude(error)
         raise
-    else:
-        background.end()
-        background.conclude(None)
-    finally:
-        atexit.unregister(background.end)
+    background.end()
+    background.conclude(None)
 
 
 @attrs.define(eq=False)
@@ -76,7 +73,10 @@ class _Background:
     batcher: SpanBatcher
     _result: outcome.Maybe[None] | None = None
     _entered: threading.Event = attrs.Factory(threading.Event)
+    _is_leaving: bool = False
     _leave: trio.Event = attrs.Factory(trio.Event)
+    # Held until there is a result. A Ctrl-C in `Thread.join`, or in a method of `threading.Event`, may break them.
+    _running: threading.Lock = attrs.Factory(threading.Lock)
     _thread: threading.Thread = attrs.field(init=False)
 
     @_thread.default
@@ -87,14 +87,17 @@ class _Background:
     def _run(self) -> None:
         self._result = outcome.capture(trio.run, self._main)
         self._entered.set()
+        self._running.release()
 
     async def _main(self) -> None:
         async with self.batcher:
             self._entered.set()
-            await self._leave.wait()
+            if not self._is_leaving:
+                await self._leave.wait()
 
     def start(self) -> None:
         """Return once the batcher is entered. Raise the exception if it cannot be entered."""
+        self._running.acquire()
         self._thread.start()
         self._entered.wait()
         if isinstance(self._result, outcome.Error):
@@ -102,21 +105,25 @@ class _Background:
 
     def end(self) -> None:
         """Leave the batcher, and return once it has drained. A Ctrl-C ends the drain. Can be called repeatedly."""
-        interrupted = False
-        # In a forked child the thread is not alive.
-        while self._thread.is_alive():
+        self._is_leaving, interrupted = True, False
+        while True:
             try:
-                self._entered.wait()
+                # In a forked child the thread is not alive.
+                if self._result is not None or not self._thread.is_alive():
+                    break
                 self._call_soon(self._leave.set)
                 if interrupted:
                     self._call_soon(self.batcher._supervisor.interrupt)
-                self._thread.join()
+                self._running.acquire()
             except KeyboardInterrupt:
                 interrupted = True
+        if self._result is not None:
+            self._thread.join()
+        atexit.unregister(self.end)
 
     def _call_soon(self, function: Callable[[], None]) -> None:
-        token = self.batcher._supervisor.token
-        if token is not None:
+        # Without a token, the batcher is not entered yet, and is left at once when it is.
+        if (token := self.batcher._supervisor.token) is not None:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(function)
 
