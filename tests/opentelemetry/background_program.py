@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -116,6 +117,8 @@ def main(scenario: str) -> None:
             provider.add_span_processor(processor)
             work(scenario.removeprefix("inside "), provider)
 
+    # As docs/frameworks.md says.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if scenario.startswith("inside "):
             asyncio.run(use_inside(use))

@@ -294,6 +294,16 @@ async def test_after_a_ctrl_c_everything_accepted_is_delivered(scenario: str) ->
     assert (report["error"], report["notes"], report["lost"]) == ("KeyboardInterrupt", [], [])
 
 
+@pytest.mark.parametrize("scenario", ["plain", "asyncio"])
+async def test_after_a_sigterm_whose_handler_exits_everything_accepted_is_delivered(scenario: str) -> None:
+    async def terminate(program: Any) -> None:
+        await program.says("ready")
+        program.send_signal(signal.SIGTERM)
+
+    report = await report_of(scenario, terminate)
+    assert (report["error"], report["notes"], report["lost"]) == ("SystemExit", [], [])
+
+
 @pytest.mark.parametrize("scenario", ["plain hangs", "asyncio hangs"])
 async def test_a_second_ctrl_c_ends_the_drain_and_hands_the_spans_back(scenario: str) -> None:
     async def interrupt_twice(program: Any) -> None:
