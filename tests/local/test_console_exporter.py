@@ -231,7 +231,7 @@ async def test_spans_that_cannot_be_printed_are_rejected_with_the_reason(tmp_pat
     assert await exporter.export(batch_of(span(1))) == Refused("cannot print: I/O operation on closed file.")
     read_end, write_end = os.pipe()
     os.close(read_end)
-    pipe = os.fdopen(write_end, "w")
+    pipe = os.fdopen(write_end, "w")  # noqa: ASYNC231  # it is never full
     assert await ConsoleExporter(pipe).export(batch_of(span(1))) == Refused("cannot print: Broken pipe")
     with pytest.raises(BrokenPipeError):
         pipe.close()

@@ -91,7 +91,7 @@ def names_in(path: Path) -> list[str]:
     ]
 
 
-async def written(path: Path, *batches: SpanBatch, **options: Any) -> None:
+async def written(path: Path | str, *batches: SpanBatch, **options: Any) -> None:
     """Write a line for each of ``batches``."""
     exporter = JSONFileExporter(path, **options)
     for batch in batches:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._spans.batch import SpanBatch
 
 # Encoding a span as JSON takes about 0.1 ms.
-_PIECES_PER_CHECKPOINT = 16
+_PIECES_PER_CHECKPOINT = 8
 _BLOCK = 64 * 1024
 
 
