@@ -185,17 +185,15 @@ class Runtime:
 
     def feed(self) -> None:
         """Have the feeders add the spans that they hold."""
-        self._call_each(self.feeders, lambda feeder: feeder.feed(), "SpanBatcher: a feeder failed to add its spans")
+        self._call_each(self.feeders, lambda feeder: feeder.feed(), "a feeder failed to add its spans")
 
     def end_feeding(self) -> None:
         """Tell the feeders that every span is accounted for."""
-        self._call_each(
-            self.feeders, lambda feeder: feeder.ended(), "SpanBatcher: a feeder failed when the batcher ended"
-        )
+        self._call_each(self.feeders, lambda feeder: feeder.ended(), "a feeder failed when the batcher ended")
 
     def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
         """Call ``tell`` with each observer."""
-        self._call_each(self.observers, tell, "SpanBatcher: an observer of deliveries failed")
+        self._call_each(self.observers, tell, "an observer of deliveries failed")
 
     def _call_each(self, listeners: list[_Listener], call: Callable[[_Listener], None], message: str) -> None:
         for listener in listeners:
