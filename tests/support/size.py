@@ -19,16 +19,16 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_130,
+    "modules": 1_175,
     "_scheduler": 2_570,
-    "_runtime": 1_190,
-    "_reporting": 640,
+    "_runtime": 1_195,
+    "_reporting": 645,
     "_spans": 1_880,
     "_settings": 625,
     "_http": 3_590,
     "_local": 390,
     "destinations": 2_016,
-    "opentelemetry": 1_440,
+    "opentelemetry": 1_475,
     "testing": 1_225,
     "cli": 3_005,
 }

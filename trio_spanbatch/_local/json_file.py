@@ -75,9 +75,6 @@ class JSONFileExporter:
         self._keep = keep
         self._file: io.FileIO | None = _opened(self._path)
 
-    def __repr__(self) -> str:
-        return f"<JSONFileExporter {str(self._path)!r}{', closed' if self.closed else ''}>"
-
     async def export(self, batch: SpanBatch) -> ExportResult:
         """Append ``batch`` to the file. If this is cancelled, nothing was written.
 
@@ -136,8 +133,7 @@ class JSONFileExporter:
         if size and self._max_bytes is not None and size + more > self._max_bytes:
             self._rotate()
             self._close()
-            file = self._file = _opened(self._path)
-            size = os.fstat(file.fileno()).st_size
+            return self._file_for(more)
         return file, size
 
     def _rotate(self) -> None:
