@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import trio
@@ -225,13 +225,17 @@ async def test_characters_that_the_file_cannot_encode_are_escaped(tmp_path: Path
     assert path.read_text().splitlines()[0].startswith("acme  n\\xe9  ")
 
 
+def pipe_without_reader() -> IO[str]:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return os.fdopen(write_end, "w")
+
+
 async def test_spans_that_cannot_be_printed_are_rejected_with_the_reason(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w") as file:
         exporter = ConsoleExporter(file)
     assert await exporter.export(batch_of(span(1))) == Refused("cannot print: I/O operation on closed file.")
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    pipe = os.fdopen(write_end, "w")  # noqa: ASYNC231  # it is never full
+    pipe = pipe_without_reader()
     assert await ConsoleExporter(pipe).export(batch_of(span(1))) == Refused("cannot print: Broken pipe")
     with pytest.raises(BrokenPipeError):
         pipe.close()
