@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import SpanKind, Tracer
 
-__all__ = ["SPANS", "agent_spans", "frozen_agent_spans", "prompt_spans", "small_spans"]
+__all__ = ["SPANS", "agent_spans", "frozen_agent_spans", "prompt_spans", "small_spans", "started_agent_spans"]
 
 _RESOURCE = Resource.create({"service.name": "support-agent", "service.version": "1.4.2", "host.name": "worker-7"})
 # In characters, some of which take two or three bytes.
@@ -74,14 +74,24 @@ SPANS: dict[str, Callable[[int], list[ReadableSpan]]] = {
 }
 
 
+def started_agent_spans(count: int, processor: SpanProcessor) -> list[Span]:
+    """Return spans like `agent_spans` that have not ended; ``processor`` gets them."""
+    tracer = _tracer(processor)
+    return [_agent_span(tracer, number) for number in range(count)]
+
+
 def _made(count: int, make: Callable[[Tracer, int], Span]) -> list[ReadableSpan]:
     collector = _Collector()
-    provider = TracerProvider(resource=_RESOURCE, id_generator=_Counting(), shutdown_on_exit=False)
-    provider.add_span_processor(collector)
-    tracer = provider.get_tracer("agent.framework", "2.1.0")
+    tracer = _tracer(collector)
     for number in range(count):
         make(tracer, number).end()
     return collector.ended
+
+
+def _tracer(processor: SpanProcessor) -> Tracer:
+    provider = TracerProvider(resource=_RESOURCE, id_generator=_Counting(), shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    return provider.get_tracer("agent.framework", "2.1.0")
 
 
 def _small_span(tracer: Tracer, number: int) -> Span:

@@ -47,11 +47,16 @@ from ._spans.records import (
 
 if TYPE_CHECKING:
     from ._http.exporter import OTLPExporter
+    from ._local.console import ConsoleExporter
+    from ._local.json_file import JSONFileExporter
+    from ._signals import exit_on_sigterm
+    from .opentelemetry import background_batcher as background_batcher
 
 __all__ = [
     "Auth",
     "AuthError",
     "BatchPolicy",
+    "ConsoleExporter",
     "Delivered",
     "EncodedSpan",
     "EndpointStatistics",
@@ -62,6 +67,7 @@ __all__ = [
     "InstrumentationScope",
     "InvalidLocationError",
     "InvalidSpanError",
+    "JSONFileExporter",
     "Limits",
     "LimitsItsAttempts",
     "LocationChecker",
@@ -87,19 +93,29 @@ __all__ = [
     "TooManyLocationsError",
     "TryLater",
     "UndeliveredSpansError",
+    "exit_on_sigterm",
 ]
 
 
 if not TYPE_CHECKING:
+    # A program with another exporter, for instance, needs no HTTP client. `background_batcher` is not in `__all__`, as
+    # it needs the extra "opentelemetry".
+    _IMPORTED_WHEN_USED = {
+        "ConsoleExporter": "._local.console",
+        "JSONFileExporter": "._local.json_file",
+        "OTLPExporter": "._http.exporter",
+        "background_batcher": ".opentelemetry",
+        "exit_on_sigterm": "._signals",
+    }
 
     def __getattr__(name: str) -> object:
-        """Import `OTLPExporter` when it is first used: a program with another exporter needs no HTTP client."""
-        if name != "OTLPExporter":
+        """Import some names when they are first used."""
+        if name not in _IMPORTED_WHEN_USED:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._http.exporter import OTLPExporter
+        from importlib import import_module
 
-        globals()[name] = OTLPExporter
-        return OTLPExporter
+        value = globals()[name] = getattr(import_module(_IMPORTED_WHEN_USED[name], __name__), name)
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

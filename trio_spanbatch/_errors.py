@@ -93,7 +93,7 @@ def _count(spans: int) -> str:
 def _reasons_text(reasons: Mapping[str, int]) -> str:
     """Return the most frequent reasons, each with its number of spans, on one line."""
     named = [reason for reason in reasons if reason != OTHER_REASONS]
-    parts = [f"{_on_one_line(reason)} ({reasons[reason]})" for reason in named[:_MAX_REASONS_SHOWN]]
+    parts = [f"{on_one_line(reason)} ({reasons[reason]})" for reason in named[:_MAX_REASONS_SHOWN]]
     others = sum(reasons.values()) - sum(reasons[reason] for reason in named[:_MAX_REASONS_SHOWN])
     if others:
         number = len(named) - _MAX_REASONS_SHOWN
@@ -103,10 +103,13 @@ def _reasons_text(reasons: Mapping[str, int]) -> str:
     return ", ".join(parts)
 
 
-def _on_one_line(reason: str) -> str:
-    # The server's words must look neither like several messages nor like a terminal's control sequences.
-    line = " ".join("".join(character if character.isprintable() else " " for character in reason[:2000]).split())
-    return line if len(line) <= _MAX_REASON_LENGTH else f"{line[:_MAX_REASON_LENGTH]}…"
+def on_one_line(text: str, length: int = _MAX_REASON_LENGTH) -> str:
+    """Return ``text`` shortened to about ``length`` characters, as it may come from a server or a user.
+
+    It must look neither like several messages nor like a terminal's control sequences.
+    """
+    line = " ".join("".join(character if character.isprintable() else " " for character in text[:2000]).split())
+    return line if len(line) <= length else f"{line[:length]}…"
 
 
 class _Accepted(int):

@@ -23,6 +23,7 @@ CASES = (
     "throughput",
     "noisy_neighbour",
     "outage",
+    "background",
     "breakdown",
     "batch_sizes",
     "gzip_levels",

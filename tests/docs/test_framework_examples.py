@@ -14,7 +14,7 @@ from trio_spanbatch.testing import OTLPReceiver
 
 pytestmark = pytest.mark.long
 
-PROGRAMS = ["agents_trio.py", "agents_anyio.py", "mcp_two_tenants.py", "web_service.py"]
+PROGRAMS = ["agents_trio.py", "agents_anyio.py", "agents_pydantic_ai.py", "mcp_two_tenants.py", "web_service.py"]
 
 
 async def spans_of(example: str) -> dict[str, list[SpanMessage]]:
@@ -86,6 +86,25 @@ def test_the_library_of_the_anyio_example_imports_neither_trio_nor_the_batcher_n
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
     others = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
     assert others == {"anyio", "httpx", "opentelemetry.trace"}
+
+
+# -- pydantic-ai, on asyncio ---------------------------------------------------------------------------------------
+
+
+async def test_each_agent_of_pydantic_ai_is_traced_at_its_tenants_location() -> None:
+    stored = await spans_of("agents_pydantic_ai.py")
+    tree = """
+        invoke_agent forecaster
+          chat simulated
+          chat simulated
+          execute_tool weather
+        """
+    assert {location: trees(spans) for location, spans in stored.items()} == {
+        "main.acme.spans": expected(tree),
+        "main.globex.spans": expected(tree),
+    }
+    # What the model was asked and what it answered is not recorded.
+    assert not any("sunny" in str(span) or "Paris" in str(span) for spans in stored.values() for span in spans)
 
 
 # -- MCP -----------------------------------------------------------------------------------------------------------

@@ -14,19 +14,16 @@ import json
 import math
 import os
 import random
-import runpy
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import trio
 
 from tests.support.batchers import span_ids
-from tests.support.paths import PROJECT
 from trio_spanbatch import (
     BatchPolicy,
     Delivered,
@@ -40,13 +37,10 @@ from trio_spanbatch import (
     SpanBatcher,
     SpanContext,
     TryLater,
+    exit_on_sigterm,
 )
 
 from .collector import LEFT_OUT, LOCATION_HEADER, POISON
-
-# The documentation's recipe for SIGTERM.
-RECIPE = PROJECT / "docs" / "examples" / "signals" / "sigterm.py"
-exits_on_sigterm: Callable[[], AbstractContextManager[None]] = runpy.run_path(str(RECIPE))["exits_on_sigterm"]
 
 
 @attrs.frozen(kw_only=True)
@@ -133,7 +127,7 @@ class Agent:
         )
 
     async def run(self) -> None:
-        with exits_on_sigterm():
+        with exit_on_sigterm():
             async with self._batcher, trio.open_nursery() as nursery:
                 await self._obey_all(nursery)
                 nursery.cancel_scope.cancel()

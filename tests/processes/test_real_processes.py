@@ -23,9 +23,10 @@ import attrs
 import pytest
 import trio
 
-from tests.processes.agent import RECIPE, AgentSettings
+from tests.processes.agent import AgentSettings
 from tests.processes.collector import LOCATION_HEADER, Collector, Record, read_records
 from tests.processes.ended import end_of
+from tests.support.paths import PROJECT
 from tests.support.processes import Child, child, reserved_port, wait_until
 from trio_spanbatch.testing import OTLPReceiver
 
@@ -142,7 +143,7 @@ async def test_ctrl_c_in_the_drain_hands_back_the_spans_of_a_hanging_export(sign
     assert any("20 of 40 spans were handed back undelivered" in note for note in ended.report["notes"])
 
 
-# -- SIGTERM, with the recipe --------------------------------------------------------------------------------------
+# -- SIGTERM, with exit_on_sigterm ----------------------------------------------------------------------------------
 
 
 async def test_sigterm_in_a_busy_body_loses_nothing() -> None:
@@ -239,7 +240,7 @@ def service(url: str) -> AbstractAsyncContextManager[Child]:
         "OTEL_EXPORTER_OTLP_HEADERS": f"{LOCATION_HEADER}=orders",
         "OTEL_BSP_SCHEDULE_DELAY": "20",
     }
-    return child(RECIPE, environ=environ)
+    return child(PROJECT / "docs" / "examples" / "signals" / "sigterm.py", environ=environ)
 
 
 async def test_the_documented_service_ends_with_143_and_everything_delivered() -> None:

@@ -19,17 +19,18 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_066,
+    "modules": 1_175,
     "_scheduler": 2_570,
-    "_runtime": 1_190,
-    "_reporting": 590,
+    "_runtime": 1_195,
+    "_reporting": 645,
     "_spans": 1_880,
     "_settings": 625,
     "_http": 3_590,
+    "_local": 390,
     "destinations": 2_016,
-    "opentelemetry": 1_300,
+    "opentelemetry": 1_475,
     "testing": 1_225,
-    "cli": 3_000,
+    "cli": 3_005,
 }
 # The whole package, and what `import trio_spanbatch` loads of it.
 LIMIT = 20_000

@@ -42,12 +42,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_settings",
         "_spans",
     },
+    "_local": {"_errors", "_exporter", "_spans"},
+    "_signals": set(),
     "destinations": {"_arguments", "_errors", "_exporter", "_http", "_settings", "_spans"},
     "testing": {"_exporter", "_http", "_spans", "_values"},
     "opentelemetry": {
         "_arguments",
         "_batcher",
         "_errors",
+        "_exporter",
         "_http",
         "_reporting",
         "_runtime",
@@ -71,7 +74,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "testing",
     },
     "__main__": {"cli"},
-    "__init__": {"_batcher", "_errors", "_exporter", "_http", "_reporting", "_settings", "_spans"},
+    "__init__": {
+        "_batcher",
+        "_errors",
+        "_exporter",
+        "_http",
+        "_local",
+        "_reporting",
+        "_settings",
+        "_signals",
+        "_spans",
+        "opentelemetry",
+    },
 }
 
 
@@ -150,7 +164,9 @@ def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None
     )
     loaded = set(json.loads(done.stdout))
     parts = {name.split(".")[1] for name in loaded if name.startswith("trio_spanbatch.")}
-    assert parts.isdisjoint({"_spool", "tracing", "testing", "destinations", "opentelemetry", "cli", "pytest_plugin"})
+    assert parts.isdisjoint(
+        {"_local", "_signals", "_spool", "tracing", "testing", "destinations", "opentelemetry", "cli", "pytest_plugin"}
+    )
     # A program with another exporter needs no HTTP client: `OTLPExporter` is imported when it is first used.
     assert loaded.isdisjoint({"trio_spanbatch._http.exporter", "trio_spanbatch._http.transport", "h11"})
     assert loaded.isdisjoint({"sqlite3", "databricks", "opentelemetry.sdk", "pytest", "httpx2"})
@@ -158,10 +174,11 @@ def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None
 
 def test_names_that_are_imported_when_they_are_used_are_listed_like_the_others() -> None:
     program = (
-        "import trio_spanbatch\n"
+        "import sys, trio_spanbatch\n"
         "listed = set(trio_spanbatch.__all__) <= set(dir(trio_spanbatch))\n"
         "from trio_spanbatch import *\n"
-        "print(listed, OTLPExporter is trio_spanbatch.OTLPExporter, hasattr(trio_spanbatch, 'OTLPExportr'))"
+        "print(listed, OTLPExporter is trio_spanbatch.OTLPExporter, hasattr(trio_spanbatch, 'OTLPExportr'))\n"
+        "print(ConsoleExporter, JSONFileExporter, exit_on_sigterm, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "False"]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from heapq import nlargest
 from typing import Literal
 
 import attrs
 
+from .._errors import on_one_line
 from .._spans.batch import SpanBatch
 from .._spans.hashing import hash_of_record
+
+# Columns of the table that are shown even if they contain only zeros.
+_ALWAYS_SHOWN = ("accepted", "delivered", "rejected", "undelivered")
+# The most locations in a text.
+_MAX_ROWS = 25
+_MAX_NAME_LENGTH = 60
 
 
 @attrs.frozen(kw_only=True)
@@ -25,6 +33,9 @@ class _Counts:
     requests: int = 0
     retries: int = 0
     splits: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in _nonzero(self)) or "no spans"
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +107,22 @@ class SpanBatcherStatistics(_Counts):
         known = sorted(self.endpoints.values(), key=lambda endpoint: (endpoint.is_up, endpoint.since))
         return known[0] if known else EndpointStatistics()
 
+    def __str__(self) -> str:
+        """Return a table: a row for each location, or for those with the most lost spans if there are many."""
+        names = [field.name for field in attrs.fields(_Counts)]
+        columns = [name for name in names if name in _ALWAYS_SHOWN or getattr(self, name)]
+        shown = dict(nlargest(_MAX_ROWS, self.locations.items(), key=_importance))
+        rows = [("location", *(name.replace("_", " ") for name in columns))]
+        for name, counts in (*sorted(shown.items()), ("total", self)):
+            rows.append((on_one_line(name, _MAX_NAME_LENGTH), *(f"{getattr(counts, column):,}" for column in columns)))
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        lines = ["  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        if (left_out := len(self.locations) - len(shown)) > 0:
+            lines.insert(-1, f"and {left_out:,} more")
+        down = [endpoint.name for endpoint in self.endpoints.values() if not endpoint.is_up]
+        lines += [f"{on_one_line(name) or 'the server'} is down" for name in down[:_MAX_ROWS]]
+        return "\n".join(lines)
+
 
 @attrs.frozen(kw_only=True)
 class FlushCounts:
@@ -104,6 +131,9 @@ class FlushCounts:
     delivered: int = 0
     rejected: int = 0
     undelivered: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value:,} {name}" for name, value in _nonzero(self)) or "no spans"
 
 
 @attrs.frozen(kw_only=True)
@@ -123,6 +153,13 @@ class FlushReport(FlushCounts):
     locations: Mapping[str, FlushCounts] = attrs.field(factory=dict)
 
     __hash__ = hash_of_record
+
+    def __str__(self) -> str:
+        lossy = {name: counts for name, counts in self.locations.items() if counts.rejected or counts.undelivered}
+        shown = dict(nlargest(_MAX_ROWS, lossy.items(), key=_importance))
+        parts = [f"{on_one_line(name, _MAX_NAME_LENGTH)}: {counts}" for name, counts in sorted(shown.items())]
+        parts += [f"and {len(lossy) - len(shown):,} more locations with losses"] if len(lossy) > len(shown) else []
+        return "; ".join([super().__str__(), *parts])
 
 
 @attrs.frozen
@@ -149,6 +186,11 @@ class Loss:
     def _all(self) -> int:
         return len(self.batch.spans)
 
+    def __str__(self) -> str:
+        spans = "1 span" if self.count == 1 else f"{self.count:,} spans"
+        how = "rejected" if self.outcome == "rejected" else "handed back undelivered"
+        return f"{on_one_line(self.location, _MAX_NAME_LENGTH)}: {spans} {how}: {on_one_line(self.reason)}"
+
 
 @attrs.frozen
 class Settlement:
@@ -169,3 +211,14 @@ class Settlement:
     reason: str = ""
     status_code: int | None = None
     cause: str = ""
+
+
+def _nonzero(counts: _Counts | FlushCounts) -> Iterator[tuple[str, int]]:
+    for field in attrs.fields(type(counts)):
+        if field.type == "int" and (value := getattr(counts, field.name)):
+            yield field.name, value
+
+
+def _importance(item: tuple[str, LocationStatistics | FlushCounts]) -> tuple[int, int]:
+    counts = item[1]
+    return counts.rejected + counts.undelivered, counts.accepted if isinstance(counts, LocationStatistics) else 0

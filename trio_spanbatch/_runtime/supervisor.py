@@ -296,9 +296,11 @@ class Supervisor:
         """Drain within ``shutdown_timeout``, and raise the kept exceptions. ``exc`` is the body's exception."""
         self._owner = None
         watch = InterruptWatch.of_this_run()
-        watch.add(self._interrupt)
+        watch.add(self.interrupt)
         try:
             self._begin_drain()
+            if self._interrupted:
+                self.interrupt()
             await self._wait_until_done()
             # The supervisor has ended. The body's exception is not passed, so that it is not wrapped in a group.
             await self._manager.__aexit__(None, None, None)
@@ -311,7 +313,7 @@ class Supervisor:
             misplaced.__cause__ = error
             self._note_failure("leaving it failed", misplaced, is_bug=True)
         finally:
-            self._interrupted |= watch.remove(self._interrupt)
+            self._interrupted |= watch.remove(self.interrupt)
             self.runtime.end_feeding()
         try:
             self._conclude(exc)
@@ -340,10 +342,13 @@ class Supervisor:
                     await self._done.wait()
                 except KeyboardInterrupt:
                     # It arrived before the watch was set up, while protected code of the main task was running.
-                    self._interrupt()
+                    self.interrupt()
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
+        """Stop the drain, as a Ctrl-C does. Before the drain this has an effect once it begins."""
         self._interrupted = True
+        if self._owner is not None:
+            return
         self.runtime.stop_reason, self.runtime.stop_cause = "Ctrl-C during the drain", "KeyboardInterrupt"
         self._work.cancel()
         self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
@@ -362,9 +367,9 @@ class Supervisor:
             message = f"{_part(total.undelivered, total.accepted)} handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
         if exc is not None:
-            self._add_notes(exc)
+            self.add_notes(exc)
         if self._interrupted and not isinstance(exc, KeyboardInterrupt):
-            raise self._add_notes(KeyboardInterrupt())
+            raise self.add_notes(KeyboardInterrupt())
         if (fatal := self.runtime.logger.fatal) is not None and not isinstance(exc, KeyboardInterrupt | SystemExit):
             if exc is not None and not isinstance(exc, GeneratorExit) and split_cancelled(exc)[1] is not None:
                 # Python does not print the context of a SystemExit.
@@ -373,7 +378,8 @@ class Supervisor:
                 )
             raise fatal
 
-    def _add_notes(self, exc: _Exc) -> _Exc:
+    def add_notes(self, exc: _Exc) -> _Exc:
+        """Add a note to ``exc`` for each failure, and for lost spans. Return it."""
         for trouble in self._troubles:
             # Some exceptions, such as frozen ones, accept no notes. The log contains the same messages.
             with suppress(Exception):

@@ -203,7 +203,11 @@ def send_command(
             batch = _batch_policy(max_spans=max_spans, max_bytes=max_bytes, max_delay=max_delay)
             settings = SendSettings(
                 files=files,
-                location_of=LocationOf(location or "default", location_attribute),
+                location_of=LocationOf(
+                    location or "default",
+                    location_attribute,
+                    from_lines=to == "otlp" and location is None and location_attribute is None,
+                ),
                 batch=batch,
                 limits=_limits(batch),
                 retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),

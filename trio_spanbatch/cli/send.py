@@ -63,11 +63,19 @@ class LocationOf:
 
     name: str = "default"  # the location of all spans, unless there is an ``attribute``
     attribute: str | None = None  # the key of an attribute of the span, or else of its resource
+    from_lines: bool = (
+        False  # whether the field ``location`` of a line, which `JSONFileExporter` writes, takes precedence
+    )
 
     @property
     def only(self) -> str | None:
         """The location of all spans, None if it depends on the span."""
         return self.name if self.attribute is None else None
+
+    def in_line(self, document: object) -> LocationOf:
+        """Return the same for the spans of one line."""
+        location = document.get("location") if self.from_lines and isinstance(document, dict) else None
+        return LocationOf(location) if isinstance(location, str) and location else self
 
     def __call__(self, span: Span) -> str:
         """Return the location of ``span``; raise `NoLocation` or `InvalidLocationError` if it has none."""
@@ -247,8 +255,9 @@ class _Sender:
                 self._leave_out(file, item.line, item.reason, self.settings.location_of.only)
                 found += 1
                 continue
+            location_of = self.settings.location_of.in_line(item.value)
             for number, span in enumerate(_spans(item), 1):
-                await self._send_span(file, item.line, number, span)
+                await self._send_span(file, item.line, number, span, location_of)
                 found += 1
             if file not in self._reported_old and has_old_spans(item.value):
                 self._reported_old.add(file)
@@ -256,8 +265,9 @@ class _Sender:
                 found += 1
         return found
 
-    async def _send_span(self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError) -> None:
-        location_of = self.settings.location_of
+    async def _send_span(
+        self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError, location_of: LocationOf
+    ) -> None:
         if isinstance(span, InvalidSpanError):
             self._leave_out(file, line, str(span), location_of.only)
             return

@@ -18,7 +18,8 @@ except ModuleNotFoundError as _error:
         name=_error.name,
     ) from _error
 
+from ._background import background_batcher
 from ._processor import BatcherSpanProcessor
 from ._use_location import use_location
 
-__all__ = ["BatcherSpanProcessor", "use_location"]
+__all__ = ["BatcherSpanProcessor", "background_batcher", "use_location"]

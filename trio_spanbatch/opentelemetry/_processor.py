@@ -101,6 +101,11 @@ class BatcherSpanProcessor(SpanProcessor):
         return f"<BatcherSpanProcessor for {self._batcher!r}: {counts.ended} ended, {dropped} dropped>"
 
     @property
+    def batcher(self) -> SpanBatcher:
+        """The batcher that receives the spans."""
+        return self._batcher
+
+    @property
     def dropped(self) -> Mapping[str, int]:
         """The number of spans dropped so far, by reason: ``queue_full``, ``already_shutdown`` and ``invalid``."""
         return self._tally.statistics().dropped
