@@ -47,8 +47,11 @@ from ._spans.records import (
 
 if TYPE_CHECKING:
     from ._http.exporter import OTLPExporter
+    from ._spans.redaction import DROP
+    from ._spans.scrubbing import scrub
 
 __all__ = [
+    "DROP",
     "Auth",
     "AuthError",
     "BatchPolicy",
@@ -87,19 +90,26 @@ __all__ = [
     "TooManyLocationsError",
     "TryLater",
     "UndeliveredSpansError",
+    "scrub",
 ]
 
 
 if not TYPE_CHECKING:
+    # A program with another exporter needs no HTTP client, and few programs redact.
+    _IMPORTED_WHEN_USED = {
+        "DROP": "._spans.redaction",
+        "OTLPExporter": "._http.exporter",
+        "scrub": "._spans.scrubbing",
+    }
 
     def __getattr__(name: str) -> object:
-        """Import `OTLPExporter` when it is first used: a program with another exporter needs no HTTP client."""
-        if name != "OTLPExporter":
+        """Import some names when they are first used."""
+        if name not in _IMPORTED_WHEN_USED:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._http.exporter import OTLPExporter
+        from importlib import import_module
 
-        globals()[name] = OTLPExporter
-        return OTLPExporter
+        value = globals()[name] = getattr(import_module(_IMPORTED_WHEN_USED[name], __name__), name)
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -19,11 +19,11 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_066,
+    "modules": 1_125,
     "_scheduler": 2_570,
     "_runtime": 1_190,
     "_reporting": 590,
-    "_spans": 1_880,
+    "_spans": 2_380,
     "_settings": 625,
     "_http": 3_590,
     "destinations": 2_016,

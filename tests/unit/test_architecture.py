@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_scheduler": {"_errors", "_exporter", "_reporting", "_settings", "_spans", "_values"},
     "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans"},
     "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
-    "_arguments": {"_exporter", "_http", "_settings", "_spans", "_values"},
+    "_arguments": {"_exporter", "_http", "_reporting", "_settings", "_spans", "_values"},
     "_batcher": {
         "_arguments",
         "_errors",

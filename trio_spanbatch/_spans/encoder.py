@@ -38,7 +38,7 @@ _TRACE_ID: Final = b"\x0a\x10"  # with the length, 16
 _SPAN_ID: Final = b"\x12\x08"  # with the length, 8
 _TRACE_STATE: Final = b"\x1a"
 _PARENT_SPAN_ID: Final = b"\x22\x08"  # with the length, 8
-_NAME: Final = b"\x2a"
+NAME: Final = b"\x2a"
 _ATTRIBUTES: Final = b"\x4a"
 _DROPPED_ATTRIBUTES: Final = b"\x50"
 _EVENTS: Final = b"\x5a"
@@ -47,12 +47,12 @@ _LINKS: Final = b"\x6a"
 _DROPPED_LINKS: Final = b"\x70"
 _STATUS: Final = b"\x7a"
 # Fields of Span.Event, Span.Link (its first three are those of Span) and Status.
-_EVENT_NAME: Final = b"\x12"
+EVENT_NAME: Final = b"\x12"
 _EVENT_ATTRIBUTES: Final = b"\x1a"
 _EVENT_DROPPED_ATTRIBUTES: Final = b"\x20"
 _LINK_ATTRIBUTES: Final = b"\x22"
 _LINK_DROPPED_ATTRIBUTES: Final = b"\x28"
-_STATUS_MESSAGE: Final = b"\x12"
+STATUS_MESSAGE: Final = b"\x12"
 
 # Span.kind and Status.code by the names of the members, which are the same in all enums of kinds and codes.
 _KINDS: Final[Mapping[object, bytes]] = {
@@ -102,14 +102,20 @@ class SpanEncoder:
     attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and does not check the span's type.
     """
 
-    __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_names")
+    __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_messages", "_names")
 
     def __init__(self, default_resource: object | None = None) -> None:
         self._default_resource = default_resource
         self._attributes = AttributeEncoder()
         self._headers = HeaderEncoder(self._attributes)
-        self._names = TextFields(_NAME)
-        self._event_names = TextFields(_EVENT_NAME)
+        self._names = TextFields(NAME)
+        self._event_names = TextFields(EVENT_NAME)
+        self._messages = TextFields(STATUS_MESSAGE)
+
+    @property
+    def cut(self) -> int:
+        """The number of values that were cut."""
+        return 0
 
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
         """Return ``span`` encoded. An `EncodedSpan` is returned unchanged.
@@ -160,7 +166,7 @@ class SpanEncoder:
         else:
             flags = checked_number(flags, COUNT_END, "flags", "a set of flags")
             flags_field = _pack_span_flags(_SPAN_FLAGS, flags) if flags else b""
-        fields += (_status(span.status), flags_field)
+        fields += (_status(span.status, self._messages), flags_field)
         resource = span.resource
         return EncodedSpan(
             b"".join(fields),
@@ -268,7 +274,7 @@ def _time(tag: int, time: Any, field: str) -> bytes:
     return _pack_time(tag, time) if time else b""
 
 
-def _status(status: Any) -> bytes:
+def _status(status: Any, messages: TextFields) -> bytes:
     if status is None:
         return b""
     try:
@@ -280,7 +286,7 @@ def _status(status: Any) -> bytes:
         raise invalid("status.status_code", code, "it must be a StatusCode")
     if description is None:
         return _STATUSES[name]
-    return delimited(_STATUS, text_field(_STATUS_MESSAGE, description) + _STATUS_CODES[name])
+    return delimited(_STATUS, messages.field(description) + _STATUS_CODES[name])
 
 
 def _link_flags(flags: Any, context: Any) -> bytes:

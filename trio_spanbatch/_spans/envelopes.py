@@ -57,10 +57,21 @@ _SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
 class HeaderEncoder:
     """Encodes resources and scopes, and caches the results."""
 
-    __slots__ = ("_attributes", "_contents", "_headers", "_interned", "_objects", "_pairs", "_resources", "_scopes")
+    __slots__ = (
+        "_attributes",
+        "_contents",
+        "_headers",
+        "_interned",
+        "_is_redacted",
+        "_objects",
+        "_pairs",
+        "_resources",
+        "_scopes",
+    )
 
-    def __init__(self, attributes: AttributeEncoder) -> None:
+    def __init__(self, attributes: AttributeEncoder, *, is_redacted: bool = False) -> None:
         self._attributes = attributes
+        self._is_redacted = is_redacted
         # By identity. The objects are kept too, so that their ids are not reused.
         self._resources: _ByObject = {}
         self._scopes: _ByObject = {}
@@ -80,6 +91,7 @@ class HeaderEncoder:
         headers = SpanHeaders(
             self._header_of(self._resources, resource, self._resource, "resource"),
             self._header_of(self._scopes, scope, self._scope, "instrumentation_scope"),
+            self._is_redacted,
         )
         known = self._interned.get(headers)
         if known is not None:
