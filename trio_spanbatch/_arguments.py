@@ -6,7 +6,6 @@ import inspect
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from ._exporter import LimitsItsAttempts, SpanExporter
@@ -99,13 +98,7 @@ def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> Retry
 def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: int | None, log: Log) -> SpanEncoder:
     """Return an encoder that applies ``redact`` and ``max_attribute_bytes``, if there are any."""
     if checked_function("redact", redact) is not None:
-        with suppress(ValueError):  # a builtin function may have no signature
-            try:
-                inspect.signature(redact).bind("key", "value")
-            except TypeError:
-                raise TypeError(
-                    f"redact is {redact!r}; it must be a function of two arguments, a key and a value"
-                ) from None
+        _check_takes_two(redact)
     if max_attribute_bytes is not None:
         if isinstance(max_attribute_bytes, bool) or not isinstance(max_attribute_bytes, int):
             raise TypeError(
@@ -127,3 +120,12 @@ def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: i
             log.error(message, *args)
 
     return RedactingEncoder(resource, redact, max_attribute_bytes, log_error)
+
+
+def _check_takes_two(redact: Any) -> None:
+    try:
+        inspect.signature(redact).bind("key", "value")
+    except ValueError:
+        pass  # some builtin functions have no signature
+    except TypeError:
+        raise TypeError(f"redact is {redact!r}; it must be a function of two arguments, a key and a value") from None

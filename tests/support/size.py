@@ -27,7 +27,7 @@ BUDGETS = {
     "_settings": 625,
     "_http": 3_590,
     "destinations": 2_016,
-    "opentelemetry": 1_300,
+    "opentelemetry": 1_440,
     "testing": 1_225,
     "cli": 3_000,
 }

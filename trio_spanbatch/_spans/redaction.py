@@ -35,8 +35,9 @@ class Drop(Enum):
 
 DROP: Final = Drop.DROP
 
-# The key and tag of an item in a list or mapping, with their lengths, take at most this many bytes.
-_ITEM_SIZE: Final = 24
+# The tags and lengths of an item in a list, or of a key and an item in a mapping, take at most this many bytes.
+_ITEM_SIZE: Final = 12
+_PAIR_SIZE: Final = 24
 
 
 class Throttled(Protocol):
@@ -123,21 +124,21 @@ def _cut(value: Any, limit: int) -> Any:
 
 def _cut_items(value: list[Any] | dict[str, Any], limit: int, data: bytes) -> Any:
     """Return the first items that fit, the next one cut, and a marker for the others."""
-    left = limit - len(_marker(data)) - _ITEM_SIZE
+    is_mapping = isinstance(value, dict)
     items = list(value.items()) if isinstance(value, dict) else [("", item) for item in value]
+    left = limit - len(_marker(data)) - _PAIR_SIZE
     kept: list[tuple[str, Any]] = []
     for key, item in items:
-        left -= len(utf8(key)) + _ITEM_SIZE
+        shortened = _cut(item, max(0, left - len(utf8(key)) - (_PAIR_SIZE if is_mapping else _ITEM_SIZE)))
+        left -= len(encoded_value(shortened)) + (len(utf8(key)) + _ITEM_SIZE if is_mapping else 1)
         if left < 0:
             break
-        shortened = _cut(item, left)
         kept.append((key, shortened))
         if shortened is not item:
             break
-        left -= len(encoded_value(item))
     if len(kept) < len(items):
         kept.append(("...", _marker(data)))
-    return dict(kept) if isinstance(value, dict) else [item for _, item in kept]
+    return dict(kept) if is_mapping else [item for _, item in kept]
 
 
 def _marker(data: bytes) -> str:

@@ -19,6 +19,7 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from ._processor import BatcherSpanProcessor
+from ._span import span, traced
 from ._use_location import use_location
 
-__all__ = ["BatcherSpanProcessor", "use_location"]
+__all__ = ["BatcherSpanProcessor", "span", "traced", "use_location"]
