@@ -137,6 +137,6 @@ async def test_a_span_in_a_forked_child_is_counted_there() -> None:
                 logging.disable()
                 end_a_span(tracer)
                 os._exit(tracer.dropped)
-            _, status = os.waitpid(child, 0)
+            _, status = os.waitpid(child, 0)  # noqa: ASYNC222  # the child exits at once
         assert os.waitstatus_to_exitcode(status) == 1
     assert (tracer.dropped, batcher.statistics().delivered) == (0, 1)

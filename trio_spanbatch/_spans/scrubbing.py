@@ -47,11 +47,11 @@ _NAMES: Final = {
 }
 _MARKS: Final = r"[\"'\\]{0,4}\s{0,8}"
 _VALUE: Final = (
-    rf"{_MARKS}(?::=?|=>?)\s{{0,8}}[\[(]?"
+    rf"{_MARKS}(?::=?|=>?)\s{{0,8}}(?:\[(?=[\"']))?"
     # Between escaped quotation marks, between others, or up to the end of the word.
-    r"(?:\\{1,4}([\"'])((?:(?!\\{1,4}\1).)*)|([\"'])((?:\\.|(?!\3)[^\\])*)|([^\s\"'\\,;&<>()\[\]{}]+))"
+    r"(?:\\{1,4}([\"'])((?:(?!\\{1,4}\1).)*)|([\"'])((?:\\.|(?!\3)[^\\])*)|(?!=)([^\s\"'\\,;&<>()\[\]{}]+))"
 )
-_LINE: Final = rf"{_MARKS}[:=]\s{{0,8}}[\[(]?[\"'\\]{{0,4}}([^\r\n\"'\\]+)"
+_LINE: Final = rf"{_MARKS}[:=]\s{{0,8}}(?:\[(?=[\"']))?[\"'\\]{{0,4}}([^\r\n\"'\\]+)"
 
 # What has to be in the text, and the expression; its last group is the secret. Expressions that begin with a literal
 # are found fast; what may not stand before that is checked after it.
@@ -61,8 +61,8 @@ _EXACT: Final[tuple[_Expression, ...]] = (
     ("PRIVATE KEY", re.compile(r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?s:.*?)(?:-----END [A-Z0-9 ]{0,40}-----|\Z))")),
     # The password in a URL.
     ("://", re.compile(r"://[^\s/?#:@\"'<>]*:([^\s/?#\"'<>]+)@")),
-    ("Basic ", re.compile(r"Basic {1,8}(?=[A-Za-z/+]{0,512}[0-9=])([A-Za-z0-9+/_-]{4,}={0,2})")),
-    *((head, re.compile(rf"({re.escape(head)}(?<![0-9A-Za-z]{re.escape(head)}){rest})")) for head, rest in _TOKENS),
+    ("Basic ", re.compile(r"Basic {1,8}(?=[\w+/]{0,512}?(?:[0-9=]|[a-z][A-Z]))([A-Za-z0-9+/_-]{4,}={0,2})")),
+    *((re.split(r"[^\w-]", head)[0], re.compile(rf"({head}(?<![0-9A-Za-z]{head}){rest})")) for head, rest in _TOKENS),
 )
 _IN_LOWER_CASE: Final[tuple[_Expression, ...]] = (
     ("authorization", re.compile(f"authorization{_LINE}")),
