@@ -30,6 +30,7 @@ from ._reporting.statistics import (
     SpanBatcherStatistics,
 )
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
+from ._spans.attributes import DROP
 from ._spans.batch import EncodedSpan, SpanBatch
 from ._spans.records import (
     EntityRef,
@@ -47,7 +48,6 @@ from ._spans.records import (
 
 if TYPE_CHECKING:
     from ._http.exporter import OTLPExporter
-    from ._spans.redaction import DROP
     from ._spans.scrubbing import scrub
 
 __all__ = [
@@ -97,7 +97,6 @@ __all__ = [
 if not TYPE_CHECKING:
     # A program with another exporter needs no HTTP client, and few programs redact.
     _IMPORTED_WHEN_USED = {
-        "DROP": "._spans.redaction",
         "OTLPExporter": "._http.exporter",
         "scrub": "._spans.scrubbing",
     }

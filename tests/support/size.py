@@ -19,15 +19,16 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_125,
+    "modules": 1_135,
     "_scheduler": 2_570,
     "_runtime": 1_190,
     "_reporting": 590,
-    "_spans": 2_380,
+    "_spans": 2_385,
     "_settings": 625,
     "_http": 3_590,
     "destinations": 2_016,
-    "opentelemetry": 1_440,
+    "opentelemetry": 1_425,
+    "tracing": 625,
     "testing": 1_225,
     "cli": 3_000,
 }

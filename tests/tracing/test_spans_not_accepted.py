@@ -99,7 +99,12 @@ async def test_a_value_that_cannot_be_sent_costs_only_itself() -> None:
 async def test_spans_of_a_thread_are_bounded_while_the_trio_thread_is_busy() -> None:
     async with SpanBatcher(InMemoryExporter(), limits=Limits(max_queued_spans=5)) as batcher:
         tracer = Tracer(batcher)
-        thread = threading.Thread(target=lambda: [end_a_span(tracer) for _ in range(20)])
+
+        def end_spans() -> None:
+            for _ in range(20):
+                end_a_span(tracer)
+
+        thread = threading.Thread(target=end_spans)
         thread.start()
         thread.join()
         assert tracer.dropped == 15

@@ -20,6 +20,7 @@ import struct
 from collections import UserString
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from enum import Enum
 from itertools import islice
 from numbers import Integral, Rational, Real
 from typing import Any, Final, TypeAlias
@@ -51,6 +52,18 @@ _KEYS_WITH_VALUES: Final = 256
 _VALUES_A_KEY: Final = 16
 _SHORT_TEXT: Final = 64  # characters
 _LONGEST_ATTRIBUTE: Final = 1024  # bytes: an int may have any number of digits
+
+
+class Drop(Enum):
+    """The type of `DROP`."""
+
+    DROP = "DROP"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+DROP: Final = Drop.DROP
 
 _Ancestors: TypeAlias = tuple[object, ...]
 # The bytes in front of a key's value, and encoded attributes by value; None if values are not remembered.
@@ -164,7 +177,7 @@ def _plain_part(value: Any) -> Any:
 def plain_value(value: Any) -> Any:
     """Return a copy of ``value`` that has only the types that OTLP has, lists and dicts included.
 
-    It is what would be encoded; `InvalidSpanError` is raised if nothing would.
+    It is what would be encoded, without items that are `DROP`; `InvalidSpanError` is raised if nothing would.
     """
     return value if type(value) in _SCALARS else _plain_copy(value, _VALUE_LEVELS, (), [_MAX_CONTAINER_SIZE])
 
@@ -180,9 +193,9 @@ def _plain_copy(value: Any, levels: int, ancestors: _Ancestors, left: list[int])
     levels = _deeper(plain, levels - (_MAPPING_LEVELS if is_mapping else _LIST_LEVELS), ancestors)
     ancestors = (*ancestors, plain)
     if not is_mapping:
-        return [_plain_copy(item, levels, ancestors, left) for item in _items(plain)]
+        return [_plain_copy(item, levels, ancestors, left) for item in _items(plain) if item is not DROP]
     items = _withtext_keys(snapshot(plain)).items()
-    return {key: _plain_copy(item, levels, ancestors, left) for key, item in items}
+    return {key: _plain_copy(item, levels, ancestors, left) for key, item in items if item is not DROP}
 
 
 def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from enum import Enum
 from types import CoroutineType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from .._errors import InvalidSpanError
-from .attributes import AttributeEncoder, encoded_value, plain_value, readable_items, snapshot, text_key
+from .attributes import DROP, AttributeEncoder, encoded_value, plain_value, readable_items, snapshot, text_key
 from .batch import EncodedSpan
 from .checks import pass_on, text_of, utf8
 from .encoder import EVENT_NAME, NAME, STATUS_MESSAGE, SpanEncoder
@@ -23,37 +22,23 @@ from .envelopes import HeaderEncoder
 from .records import SpanLike
 from .wire import TextFields
 
-
-class Drop(Enum):
-    """The type of `DROP`."""
-
-    DROP = "DROP"
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-DROP: Final = Drop.DROP
-
 # The tags and lengths of an item in a list, or of a key and an item in a mapping, take at most this many bytes.
 _ITEM_SIZE: Final = 12
 _PAIR_SIZE: Final = 24
 
 
-class Throttled(Protocol):
-    """Logs an error unless the same ``place`` has logged one recently."""
-
-    def __call__(self, place: str, message: str, *args: object) -> None: ...
-
-
 class Redactor:
     """Applies ``redact`` and ``max_attribute_bytes``. Thread-safe.
 
-    Attributes:
-        cut: The number of values that were cut.
+    Args:
+        redact: The program's function.
+        max_bytes: The limit on the size of values.
+        log_error: Logs a message unless it has logged one about the same place, its first argument, recently.
     """
 
-    def __init__(self, redact: Callable[[str, Any], Any] | None, max_bytes: int | None, log_error: Throttled) -> None:
+    def __init__(
+        self, redact: Callable[[str, Any], Any] | None, max_bytes: int | None, log_error: Callable[..., None]
+    ) -> None:
         self.cut = 0
         self._redact = redact
         self._max_bytes = max_bytes
@@ -205,7 +190,7 @@ class RedactingEncoder(SpanEncoder):
         default_resource: object | None,
         redact: Callable[[str, Any], Any] | None,
         max_bytes: int | None,
-        log_error: Throttled,
+        log_error: Callable[..., None],
     ) -> None:
         super().__init__(default_resource)
         self._is_redacting = redact is not None

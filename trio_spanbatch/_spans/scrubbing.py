@@ -24,7 +24,7 @@ _TOKENS: Final = (
     # Clouds: AWS, Google, Databricks, DigitalOcean, Vault, Grafana.
     *((head, r"[A-Z0-9]{12,}") for head in ("AKIA", "ASIA")),
     *((head, r"[\w.-]{16,}") for head in ("AIza", r"ya29\.", "GOCSPX-", r"hvs\.")),
-    ("dapi", r"[0-9a-f]{32}(?:-\d+)?"),
+    *((head, r"[0-9a-f]{32}(?:-\d+)?") for head in ("dapi", "dose")),
     *((head, r"[\w=+/-]{16,}") for head in ("dop_v1_", "glsa_", "glc_", "sntrys_")),
     # Code and services: GitHub, GitLab, npm, PyPI, Slack, Stripe, SendGrid, Shopify.
     *((head, _LONG_WORD) for head in ("gh[pousr]_", "github_pat_", "npm_", "shpat_")),
@@ -67,7 +67,7 @@ _EXACT: Final[tuple[_Expression, ...]] = (
 _IN_LOWER_CASE: Final[tuple[_Expression, ...]] = (
     ("authorization", re.compile(f"authorization{_LINE}")),
     ("cookie", re.compile(f"cookie{_LINE}")),
-    ("bearer", re.compile(rf"bearer(?<!\wbearer)(?=[\s\"']){_MARKS}([\w.~+/=-]{{6,}})")),
+    ("bearer", re.compile(rf"bearer(?<!\wbearer)(?=[\s\"']){_MARKS}(?!tokens\b|auth)([\w.~+/=-]{{6,}})")),
     *((stem, re.compile(name + _VALUE, re.DOTALL)) for stem, name in _NAMES.items()),
     # A part of a query.
     ("=", re.compile(r"[?&](?:key|sig|signature|x-amz-(?:signature|credential))=([^&\s\"'<>#]+)")),
@@ -174,11 +174,11 @@ class _Scrubber:
     def _text(self, text: str) -> str:
         if text.lstrip()[:1] in ("{", "["):
             try:
-                parsed = _Parsed(text)
-                scrubbed = self._value(parsed.value)
-                if scrubbed == parsed.value and not parsed.has_repeated_keys:
-                    return text
-                return json.dumps(scrubbed, ensure_ascii=False)
+                value, has_repeated_keys = _parsed(text)
+                scrubbed = self._value(value)
+                # All but the last item of a key are not looked at, so they must not stay in the text.
+                is_unchanged = scrubbed == value and not has_repeated_keys
+                return text if is_unchanged else json.dumps(scrubbed, ensure_ascii=False)
             except (ValueError, RecursionError):
                 pass  # it is not JSON, or nested too deep
         return self._plain_text(text)
@@ -212,15 +212,14 @@ def _lower(text: str) -> str:
     return text.replace("\u0130", "i").lower()
 
 
-class _Parsed:
-    """A JSON text."""
+def _parsed(text: str) -> tuple[Any, bool]:
+    """Return the value of a JSON text, and whether a key is repeated in an object of it."""
+    repeated = False
 
-    def __init__(self, text: str) -> None:
-        self.has_repeated_keys = False
-        self.value = json.loads(text, object_pairs_hook=self._object)
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated
         value = dict(pairs)
-        # All but the last one would not be looked at.
-        self.has_repeated_keys |= len(value) < len(pairs)
+        repeated |= len(value) < len(pairs)
         return value
+
+    return json.loads(text, object_pairs_hook=made), repeated

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
+import attrs
 import trio
 
 from .._batcher import SpanBatcher
@@ -57,45 +58,30 @@ def _first_live(span: ActiveSpan | None) -> ActiveSpan | None:
     return span
 
 
+@attrs.define(eq=False, repr=False)
 class ActiveSpan:
     """A span of a `Tracer`, as a context manager that is entered once. It has the attributes of `Span`.
 
     It may be changed until it ends, in any thread; later changes have no effect on what is sent.
     """
 
-    __slots__ = (
-        *("_outer", "_tracer", "attributes", "context", "end_time", "events", "kind", "links", "location"),
-        *("name", "parent", "start_time", "status"),
-    )
+    _tracer: Tracer
+    name: str
+    context: SpanContext
+    parent: SpanContext | None
+    location: str
+    kind: SpanKind
+    attributes: dict[str, Any]
+    links: tuple[SpanLink, ...]
+    events: list[SpanEvent] = attrs.field(factory=list, init=False)
+    status: Status = attrs.field(default=Status(), init=False)
+    start_time: int | None = attrs.field(default=None, init=False)
+    end_time: int | None = attrs.field(default=None, init=False)
+    _outer: ActiveSpan | None = attrs.field(default=None, init=False)
 
-    dropped_attributes: Final = 0
-    dropped_events: Final = 0
-    dropped_links: Final = 0
-
-    def __init__(
-        self,
-        tracer: Tracer,
-        name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        location: str,
-        kind: SpanKind,
-        attributes: dict[str, Any],
-        links: tuple[SpanLink, ...],
-    ) -> None:
-        self.name = name
-        self.context = context
-        self.parent = parent
-        self.location = location
-        self.kind = kind
-        self.attributes = attributes
-        self.links = links
-        self.events: list[SpanEvent] = []
-        self.status = Status()
-        self.start_time: int | None = None
-        self.end_time: int | None = None
-        self._tracer = tracer
-        self._outer: ActiveSpan | None = None
+    dropped_attributes: ClassVar = 0
+    dropped_events: ClassVar = 0
+    dropped_links: ClassVar = 0
 
     @property
     def resource(self) -> Resource | None:
@@ -229,7 +215,7 @@ class Tracer:
         if rng is not None and not isinstance(rng, random.Random):
             raise TypeError(f"rng is {shown(rng)}; it must be a random.Random")
         self.batcher = batcher
-        self.location = checked_location(location)
+        self.location: str = checked_location(location)
         self.resource = resource
         self.scope = scope
         self._ids = rng or random.SystemRandom()
@@ -361,38 +347,43 @@ class Tracer:
 
     def _take(self, span: ActiveSpan) -> None:
         thread = self._runtime.thread_id
+        if thread == get_ident():
+            self._add(span.location, span)
+        elif thread is None:
+            self._drop("the batcher is not open")
+        elif len(self._queue) >= self.batcher._scheduler.limits.max_queued_spans:
+            self._drop("the trio thread has not yet taken earlier spans of other threads")
+        else:
+            self._hand_over(span)
+
+    def _add(self, location: str, span: ActiveSpan | EncodedSpan) -> None:
         try:
-            if thread == get_ident():
-                self.batcher.add_span_nowait(span.location, span)
-            elif thread is None:
-                self._drop("the batcher is not open")
-            else:
-                self._hand_over(span.location, self.batcher._encoder.encode(span))
+            self.batcher.add_span_nowait(location, span)
         except trio.WouldBlock:
-            self._drop(f"no space for {span.location!r}")
+            self._drop(f"no space for {location!r}")
         except Exception as error:
             self._drop(shown(error))
 
-    def _hand_over(self, location: str, span: EncodedSpan) -> None:
+    def _hand_over(self, span: ActiveSpan) -> None:
         token = self.batcher._supervisor.token
-        if token is None or len(self._queue) >= self.batcher._scheduler.limits.max_queued_spans:
-            return self._drop("the trio thread has not yet taken earlier spans of other threads")
-        self._queue.append((location, span))
+        assert token is not None, "it is open"
         try:
+            self._queue.append((span.location, self.batcher._encoder.encode(span)))
             token.run_sync_soon(self._feed, idempotent=True)
         except trio.RunFinishedError:
             self._feed()
-        return None
+        except Exception as error:
+            self._drop(shown(error))
 
     @trio.lowlevel.enable_ki_protection
     def _feed(self) -> None:
         """Add the spans of other threads. Never raises: that would crash the trio run."""
         while self._queue:
             try:
-                self.batcher.add_span_nowait(*self._queue.popleft())
-            except trio.WouldBlock:
-                self._drop("no space")
-            except Exception as error:
+                self._add(*self._queue.popleft())
+            except BaseException as error:  # noqa: ASYNC103  # adding is synchronous: no Cancelled comes out of it
+                # A SystemExit from a policy function, for instance, is raised again when the batcher is left.
+                self._runtime.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
                 self._drop(shown(error))
 
     def _drop(self, why: str) -> None:

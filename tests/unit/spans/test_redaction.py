@@ -59,6 +59,16 @@ async def sent_attributes(values: Mapping[str, Any], **options: Any) -> dict[str
     return attributes(batch.spans[0].to_message().attributes)
 
 
+def noting(seen: list[str]) -> Redact:
+    """Return a function that changes nothing and notes the keys."""
+
+    def redact(key: str, value: Any) -> Any:
+        seen.append(key)
+        return value
+
+    return redact
+
+
 def everything() -> Span:
     """Return a span with a secret in each place that can be redacted."""
     return span(
@@ -109,7 +119,7 @@ async def test_what_is_dropped_is_counted_as_absent_and_a_name_is_sent_empty(mak
     assert b"secret" not in batch.to_request()
     assert (one.name, one.events[0].name, one.status.message) == ("", "", "")
     assert one.status.code == one.status.STATUS_CODE_ERROR
-    counts = [one, one.events[0], one.links[0], message.resource, message.scope_spans[0].scope]
+    counts: list[Any] = [one, one.events[0], one.links[0], message.resource, message.scope_spans[0].scope]
     assert [each.dropped_attributes_count for each in counts] == [1] * 5
 
 
@@ -187,6 +197,18 @@ async def test_redact_may_return_anything_that_can_be_an_attribute() -> None:
     assert found == {"none": None, "list": [1, {"a": [2, 3]}], "object": "https://secret", "number": 7}
 
 
+async def test_redact_may_drop_items_of_lists_and_mappings() -> None:
+    def redact(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: redact(key, item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [redact("", item) for item in value]
+        return DROP if value == "secret" else value
+
+    given = {"a": {"b": "secret", "c": 1, "d": ["secret", {"e": "secret"}, 2]}}
+    assert await sent_attributes(given, redact=redact) == {"a": {"c": 1, "d": [{}, 2]}}
+
+
 async def test_a_value_that_redact_changes_in_place_stays_as_it_was_in_the_program() -> None:
     messages = [{"content": "secret"}]
 
@@ -203,9 +225,7 @@ async def test_a_value_that_cannot_be_sent_is_counted_and_redact_does_not_see_it
     nested: list[Any] = []
     nested.append(nested)
     seen: list[str] = []
-    batch, _ = await sent(
-        span(attributes={"a": nested, "b": 1}), redact=lambda key, value: (seen.append(key), value)[1]
-    )
+    batch, _ = await sent(span(attributes={"a": nested, "b": 1}), redact=noting(seen))
     message = batch.spans[0].to_message()
     assert (attributes(message.attributes), message.dropped_attributes_count) == ({"b": 1}, 1)
     assert "a" not in seen
@@ -240,7 +260,7 @@ async def test_redact_is_called_once_for_a_resource_and_scope_that_spans_share()
     seen: list[str] = []
     resource, scope = Resource({"d": "secret"}), InstrumentationScope("scope", attributes={"e": "secret"})
     exporter = InMemoryExporter()
-    async with SpanBatcher(exporter, redact=lambda key, value: (seen.append(key), value)[1]) as batcher:
+    async with SpanBatcher(exporter, redact=noting(seen)) as batcher:
         for _ in range(10):
             batcher.add_span_nowait("a", span(resource=resource, instrumentation_scope=scope))
     assert (seen.count("d"), seen.count("e"), seen.count("span.name")) == (1, 1, 10)

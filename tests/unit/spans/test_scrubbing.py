@@ -124,6 +124,7 @@ def test_a_private_key_is_replaced_up_to_its_end_or_that_of_the_text(kind: str) 
         "max_tokens=100, input_tokens: 7, 5 tokens",
         "task-force-of-very-many-words and risk-assessment-of-the-year",
         "The Basic understanding of passwords and keys",
+        "use Bearer tokens and bearer authentication",
         "https://user@host/path?page=2",
         "keyboard: qwerty; monkey: no; key: C major",
         "-----BEGIN CERTIFICATE-----\nMIIabc\n-----END CERTIFICATE-----",
