@@ -370,17 +370,19 @@ async def test_tasks_that_each_start_the_next_one_inside_a_span_do_not_keep_each
     async with recording() as recorded:
         tracer = recorded.tracer
 
-        async with trio.open_nursery() as nursery:
-
-            async def next_one(left: int) -> None:
-                with tracer.span(f"{left}"):
-                    if left:
-                        nursery.start_soon(next_one, left - 1)
-                if not left:
+        async def next_one(left: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            with tracer.span(f"{left}"):
+                task_status.started()
+                if left:
+                    # The next span begins inside this one, which ends first.
+                    await nursery.start(next_one, left - 1)
+                else:
+                    await trio.testing.wait_all_tasks_blocked()
                     gc.collect()
                     alive = [each for each in gc.get_objects() if isinstance(each, ActiveSpan)]
                     assert len(alive) <= 3
 
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(next_one, 50)
 
 
