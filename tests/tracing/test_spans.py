@@ -370,12 +370,14 @@ async def test_tasks_that_each_start_the_next_one_inside_a_span_do_not_keep_each
     async with recording() as recorded:
         tracer = recorded.tracer
 
-        async def next_one(left: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async def next_one(left: int, has_begun: trio.Event) -> None:
             with tracer.span(f"{left}"):
-                task_status.started()
+                has_begun.set()
                 if left:
                     # The next span begins inside this one, which ends first.
-                    await nursery.start(next_one, left - 1)
+                    next_has_begun = trio.Event()
+                    nursery.start_soon(next_one, left - 1, next_has_begun)
+                    await next_has_begun.wait()
                 else:
                     await trio.testing.wait_all_tasks_blocked()
                     gc.collect()
@@ -383,7 +385,7 @@ async def test_tasks_that_each_start_the_next_one_inside_a_span_do_not_keep_each
                     assert len(alive) <= 3
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(next_one, 50)
+            nursery.start_soon(next_one, 50, trio.Event())
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------

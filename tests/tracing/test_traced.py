@@ -75,7 +75,7 @@ async def test_traced_takes_the_words_of_span() -> None:
         tracer = recorded.tracer
 
         @tracer.traced("chat", location="acme", kind=SpanKind.CLIENT, attributes={"model": "small"})
-        async def ask() -> None:
+        async def ask() -> None:  # noqa: ASYNC124  # its kind matters
             span = current_span()
             assert span is not None
             span.set_attribute("tokens", 5)
@@ -159,7 +159,7 @@ async def test_an_exception_out_of_a_traced_function_or_generator_is_an_error_an
             raise error
 
         @recorded.tracer.traced
-        async def generator() -> AsyncGenerator[int]:
+        async def generator() -> AsyncGenerator[int]:  # noqa: ASYNC124  # its kind matters
             yield 1
             raise error
 
@@ -257,7 +257,7 @@ async def test_right_after_a_break_out_of_an_async_generator_the_consumer_has_it
         closed = trio.Event()
 
         @recorded.tracer.traced
-        async def generator() -> AsyncGenerator[int]:
+        async def generator() -> AsyncGenerator[int]:  # noqa: ASYNC124  # its kind matters
             VARIABLE.set("generator's")
             try:
                 yield 1
@@ -294,7 +294,7 @@ async def test_closing_a_generator_closes_the_inner_one_in_its_context_and_is_no
                 yield 1
             finally:
                 ended.append(VARIABLE.get())
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()  # noqa: ASYNC102  # cancelled at once by trio
                 with recorded.tracer.span("clean up"):
                     ended.append("checkpoint")
 
@@ -360,7 +360,7 @@ async def test_an_async_generator_in_cyclic_garbage_is_closed_once_and_in_its_ow
                 VARIABLE.set("the end's")
                 closed.set()
                 # While it waits here, nobody else may close it.
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()  # noqa: ASYNC102  # cancelled at once by trio
 
         async def leave_one() -> None:
             holder = Holder()
@@ -387,7 +387,7 @@ async def test_a_consumer_that_is_cancelled_leaves_no_context_behind(autojump_cl
     async with recording() as recorded:
 
         @recorded.tracer.traced
-        async def generator() -> AsyncGenerator[int]:
+        async def generator() -> AsyncGenerator[int]:  # noqa: ASYNC124  # its kind matters
             VARIABLE.set("generator's")
             yield 1
             yield 2
@@ -413,7 +413,7 @@ async def test_a_nursery_inside_a_generator_inherits_its_span() -> None:
         @recorded.tracer.traced
         async def generator() -> AsyncGenerator[int]:
             VARIABLE.set("generator's")
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # a task inherits the context
                 nursery.start_soon(child)
             yield 1
             await trio.lowlevel.checkpoint()
@@ -463,7 +463,7 @@ async def test_a_generator_may_be_read_by_several_tasks_one_after_the_other() ->
 
         async with aclosing(generator()) as items:
             for _ in range(3):
-                async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # a task inherits the context
                     nursery.start_soon(read)
 
 
@@ -478,7 +478,7 @@ async def test_exceptions_that_a_consumer_throws_reach_the_generator() -> None:
                 yield VARIABLE.get()
 
         @recorded.tracer.traced
-        async def async_generator() -> AsyncGenerator[str]:
+        async def async_generator() -> AsyncGenerator[str]:  # noqa: ASYNC124  # its kind matters
             try:
                 yield "first"
             except ValueError:
@@ -496,7 +496,7 @@ async def test_a_generator_that_is_never_read_makes_no_span() -> None:
     async with recording() as recorded:
 
         @recorded.tracer.traced
-        async def generator() -> AsyncGenerator[int]:
+        async def generator() -> AsyncGenerator[int]:  # noqa: ASYNC124  # its kind matters
             yield 1
 
         await generator().aclose()
@@ -508,7 +508,7 @@ async def test_as_safe_channel_works_with_a_traced_generator() -> None:
 
         @trio.as_safe_channel
         @recorded.tracer.traced
-        async def generator() -> AsyncGenerator[int]:
+        async def generator() -> AsyncGenerator[int]:  # noqa: ASYNC124  # its kind matters
             for number in range(3):
                 yield number
 

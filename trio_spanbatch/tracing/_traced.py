@@ -137,7 +137,7 @@ def _wrapped_generator(function: Callable[..., Any], span: Callable[..., Abstrac
                     except GeneratorExit:
                         run(generator.close)
                         raise
-                    except BaseException as error:
+                    except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
                         item = run(generator.throw, error)
                     else:
                         item = run(generator.send, sent)
@@ -158,12 +158,12 @@ def _wrapped_async_generator(function: Callable[..., Any], span: Callable[..., A
                 item = await _Steps(context, _first_step(generator))
                 while True:
                     try:
-                        sent = yield item
+                        sent = yield item  # noqa: ASYNC119  # the wrapper is closed like any generator
                     except GeneratorExit:
-                        await _Steps(context, generator.aclose())
+                        await _Steps(context, generator.aclose())  # noqa: ASYNC102, ASYNC120  # the same
                         raise
-                    except BaseException as error:
-                        item = await _Steps(context, generator.athrow(error))
+                    except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
+                        item = await _Steps(context, generator.athrow(error))  # noqa: ASYNC102  # the same
                     else:
                         item = await _Steps(context, generator.asend(sent))
             except StopAsyncIteration:
@@ -205,7 +205,7 @@ class _Steps(Awaitable[Any]):
             while True:
                 try:
                     answer = yield trap
-                except BaseException as error:
+                except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
                     trap = run(coroutine.throw, error)
                 else:
                     trap = run(coroutine.send, answer)

@@ -11,11 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource as OTelResource
 from opentelemetry.sdk.trace import TracerProvider
 
 import trio_spanbatch
+from tests.support.span_strategies import SPANS
 from tests.tracing.support import attributes
 from trio_spanbatch import (
     DROP,
@@ -34,6 +37,8 @@ from trio_spanbatch import (
     Status,
     StatusCode,
 )
+from trio_spanbatch._arguments import encoder_for
+from trio_spanbatch._reporting.log import Log
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor
 from trio_spanbatch.testing import InMemoryExporter
@@ -324,6 +329,22 @@ async def test_an_exception_that_ends_the_program_passes_through_redact() -> Non
     assert batcher.statistics().accepted == 0
 
 
+@given(SPANS)
+def test_a_function_that_changes_nothing_changes_nothing(span: Span) -> None:
+    plain = SpanEncoder().encode(span)
+    encoded = encoder_for(lambda _key, value: value, None, Log(logging.getLogger())).encode(span)
+    assert (encoded.payload, encoded.headers) == (plain.payload, plain.headers)
+
+
+@given(SPANS, st.integers(30, 200))
+def test_nothing_is_larger_than_the_limit_and_the_rest_is_as_it_was(span: Span, limit: int) -> None:
+    plain = SpanEncoder().encode(span).to_message()
+    cut = encoder_for(None, limit, Log(logging.getLogger())).encode(span).to_message()
+    assert [pair.key for pair in cut.attributes] == [pair.key for pair in plain.attributes]
+    for pair, before in zip(cut.attributes, plain.attributes, strict=True):
+        assert pair.value == before.value or pair.value.ByteSize() <= limit + 8
+
+
 # -- cutting -------------------------------------------------------------------------------------------------------
 
 
@@ -413,7 +434,7 @@ async def test_without_redact_an_encoded_span_is_taken_as_it_is() -> None:
 # -- mistakes ------------------------------------------------------------------------------------------------------
 
 
-async def asynchronous(_key: str, value: Any) -> Any:
+async def asynchronous(_key: str, value: Any) -> Any:  # noqa: ASYNC124  # its kind matters
     return value
 
 
