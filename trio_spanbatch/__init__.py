@@ -30,6 +30,7 @@ from ._reporting.statistics import (
     SpanBatcherStatistics,
 )
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
+from ._spans.attributes import DROP
 from ._spans.batch import EncodedSpan, SpanBatch
 from ._spans.records import (
     EntityRef,
@@ -50,9 +51,11 @@ if TYPE_CHECKING:
     from ._local.console import ConsoleExporter
     from ._local.json_file import JSONFileExporter
     from ._signals import exit_on_sigterm
+    from ._spans.scrubbing import scrub
     from .opentelemetry import background_batcher as background_batcher
 
 __all__ = [
+    "DROP",
     "Auth",
     "AuthError",
     "BatchPolicy",
@@ -94,6 +97,7 @@ __all__ = [
     "TryLater",
     "UndeliveredSpansError",
     "exit_on_sigterm",
+    "scrub",
 ]
 
 
@@ -106,6 +110,7 @@ if not TYPE_CHECKING:
         "OTLPExporter": "._http.exporter",
         "background_batcher": ".opentelemetry",
         "exit_on_sigterm": "._signals",
+        "scrub": "._spans.scrubbing",
     }
 
     def __getattr__(name: str) -> object:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ._exporter import LimitsItsAttempts, SpanExporter
+from ._reporting.log import Log
+from ._reporting.throttle import Throttle
 from ._settings import environment
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.checks import shown
+from ._spans.encoder import SpanEncoder
 from ._values import is_number
 
 _T = TypeVar("_T")
 
 # Seconds by which the default time limit of an attempt is longer than the exporter's.
 _LATER_THAN_THE_EXPORTER = 1.0
+
+# The places in `redact` of which an exception was logged recently, and is not logged again.
+_PLACES = 100
 
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
@@ -104,3 +112,45 @@ def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> Retry
         # Longer than the exporter's own limit, because the exporter gives a more precise reason.
         default = exporter.timeout + _LATER_THAN_THE_EXPORTER
     return RetryPolicy(attempt_timeout=environment.export_timeout(os.environ, default))
+
+
+def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: int | None, log: Log) -> SpanEncoder:
+    """Return an encoder that applies ``redact`` and ``max_attribute_bytes``, if there are any."""
+    if checked_function("redact", redact) is not None:
+        _check_takes_two(redact)
+    if max_attribute_bytes is not None:
+        if isinstance(max_attribute_bytes, bool) or not isinstance(max_attribute_bytes, int):
+            raise TypeError(
+                f"max_attribute_bytes is {shown(max_attribute_bytes)}; it must be an int, or None for no limit"
+            )
+        if max_attribute_bytes < 1:
+            raise ValueError(
+                f"max_attribute_bytes is {max_attribute_bytes}; it must be at least 1, or None for no limit"
+            )
+    resource = environment.default_resource(os.environ)
+    units = Throttle(time.monotonic, interval=math.inf)
+
+    def warn_of_unit(problem: str, unit: str) -> None:
+        if units.allows():
+            log.warning("%s: times are in nanoseconds, as time.time_ns() returns them; is this in %s?", problem, unit)
+
+    if redact is None and max_attribute_bytes is None:
+        return SpanEncoder(resource, warn_of_unit)
+    from ._spans.redaction import RedactingEncoder
+
+    throttle = Throttle(time.monotonic, max_keys=_PLACES)
+
+    def log_error(place: str, message: str, *args: object) -> None:
+        if throttle.allows(place):
+            log.error(message, *args)
+
+    return RedactingEncoder(resource, warn_of_unit, redact, max_attribute_bytes, log_error)
+
+
+def _check_takes_two(redact: Any) -> None:
+    try:
+        inspect.signature(redact).bind("key", "value")
+    except ValueError:
+        pass  # some builtin functions have no signature
+    except TypeError:
+        raise TypeError(f"redact is {redact!r}; it must be a function of two arguments, a key and a value") from None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Callable, Iterable, Sized
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -19,6 +18,7 @@ from ._arguments import (
     checked_function,
     checked_level,
     checked_timeout,
+    encoder_for,
     exporter_or_default,
     limits_or_default,
     policy_function,
@@ -36,10 +36,8 @@ from ._runtime.supervisor import IN_A_FORKED_CHILD, Supervisor
 from ._scheduler.flush import Flush
 from ._scheduler.location import Location
 from ._scheduler.scheduler import Scheduler
-from ._settings.environment import default_resource
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.batch import EncodedSpan, cost_after, cost_of
-from ._spans.encoder import SpanEncoder
 
 if TYPE_CHECKING:
     from typing import Self
@@ -98,6 +96,15 @@ class SpanBatcher:
             and no cancel is pending.
         on_loss: Called with each `Loss` as soon as it happens, in the trio thread. It must be synchronous, and may add
             spans. An exception from it is logged; a `SystemExit` or similar is also raised when the batcher is left.
+        redact: Called with the key and value of each attribute of a span, its events, links, resource and scope, before
+            the span is encoded; returns the value to send, or `DROP` to leave the attribute out. Names and the status
+            message have the keys ``"span.name"``, ``"event.name"`` and ``"status.message"``. If it raises, the
+            attribute is left out, the name or message is sent empty, and an error without the value is logged. Called
+            in the thread in which the span is added or ends; once for a resource or scope that spans share. See
+            `scrub`.
+        max_attribute_bytes: The size in UTF-8 to which each of these values is cut, after ``redact``. A value that was
+            cut ends with ``... [cut, 1,234,567 bytes]``, which has its size before. Values in lists and mappings
+            are cut so that the whole is not larger. None: no limit.
         rng: The source of the jitter of backoffs, to make a run repeatable.
         logger: The logger for messages; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about failing and recovering locations. Lost spans and bugs are logged at
@@ -118,6 +125,8 @@ class SpanBatcher:
         shutdown_timeout: float = 30.0,
         strict: bool = False,
         on_loss: Callable[[Loss], object] | None = None,
+        redact: Callable[[str, Any], Any] | None = None,
+        max_attribute_bytes: int | None = None,
         rng: random.Random | None = None,
         logger: logging.Logger | None = None,
         log_level: int = logging.WARNING,
@@ -151,20 +160,13 @@ class SpanBatcher:
         )
         self._live = self._scheduler.locations
         self._admission = self._scheduler.admission
-        self._encoder = SpanEncoder(default_resource(os.environ), self._warn_of_unit)
-        self._has_warned_of_unit = False
+        self._encoder = encoder_for(redact, max_attribute_bytes, log)
         self._entered = False
 
     def __repr__(self) -> str:
         state = "open" if self._runtime.thread_id is not None else "closed" if self._entered else "not entered"
         total = self._scheduler.ledger.total
         return f"<SpanBatcher, {state}: {total.accepted} accepted, {total.pending} pending>"
-
-    def _warn_of_unit(self, problem: str, unit: str) -> None:
-        if not self._has_warned_of_unit:
-            self._has_warned_of_unit = True
-            message = "%s: times are in nanoseconds, as time.time_ns() returns them; is this in %s?"
-            self._runtime.logger.warning(message, problem, unit)
 
     # -- adding ------------------------------------------------------------------------------------------------
 
@@ -392,7 +394,7 @@ class SpanBatcher:
             )
         locations = self._scheduler.counts(trio.current_time() if self._supervisor.is_here() else 0.0)
         totals, endpoints = self._scheduler.ledger.total.counts(), self._scheduler.endpoints()
-        return SpanBatcherStatistics(**totals, locations=locations, endpoints=endpoints)
+        return SpanBatcherStatistics(**totals, cut=self._encoder.cut, locations=locations, endpoints=endpoints)
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:

@@ -41,6 +41,18 @@ def fatal_part(exc: BaseException) -> BaseException | None:
     return next((leaf for leaf in leaves(exc) if not isinstance(leaf, Exception) and not _ends_a_task(leaf)), None)
 
 
+def error_part(exc: BaseException) -> BaseException | None:
+    """Return ``exc`` without the exceptions that only end a task or a generator; None if nothing is left."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(_ends_a_task)[1]
+    return None if _ends_a_task(exc) else exc
+
+
+def is_cancellation(exc: BaseException) -> bool:
+    """Return whether an exception without an `error_part` is a cancellation, not only the closing of a generator."""
+    return not all(isinstance(leaf, GeneratorExit) for leaf in leaves(exc))
+
+
 def forget_traceback(exc: BaseException) -> None:
     """Clear the tracebacks of an exception that was logged.
 

@@ -43,12 +43,14 @@ def attribute(span: SpanMessage, key: str) -> AnyValue:
 
 
 def label(span: SpanMessage) -> str:
-    """Return the name of a span with its URL, and marks for a remote parent and a failure."""
+    """Return the name of a span with its URL, and marks for a remote parent, a cancellation and a failure."""
     words = [span.name]
     if url := attribute(span, "http.url").string_value:
         words.append(urlsplit(url).path)
     if span.parent_span_id and span.flags & SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK:
         words.append("(remote parent)")
+    if attribute(span, "trio.cancelled").bool_value:
+        words.append("cancelled")
     if span.status.code == Status.STATUS_CODE_ERROR:
         words.append(f"failed: {span.status.message}, {attribute(span, 'error.type').string_value}")
     return " ".join(words)

@@ -59,20 +59,25 @@ AGENTS = {
         """,
     # Spans that were open at the deadline say so. The chat never began.
     "main.legends.spans": """
-        invoke_agent legends failed: cancelled, cancelled
-          execute_tool weather failed: cancelled, cancelled
-            GET /Atlantis failed: cancelled, cancelled
-          execute_tool weather failed: cancelled, cancelled
-            GET /Avalon failed: cancelled, cancelled
+        invoke_agent legends CANCELLED
+          execute_tool weather CANCELLED
+            GET /Atlantis CANCELLED
+          execute_tool weather CANCELLED
+            GET /Avalon CANCELLED
         """,
 }
 
 
-@pytest.mark.parametrize("example", ["agents_trio.py", "agents_anyio.py"])
-async def test_each_agents_spans_are_at_its_location_including_those_of_a_cancelled_agent(example: str) -> None:
+# The library on anyio knows no `trio_spanbatch`, and marks its spans in its own way.
+@pytest.mark.parametrize(
+    ("example", "mark"), [("agents_trio.py", " cancelled"), ("agents_anyio.py", " failed: cancelled, cancelled")]
+)
+async def test_each_agents_spans_are_at_its_location_including_those_of_a_cancelled_agent(
+    example: str, mark: str
+) -> None:
     stored = await spans_of(example)
     assert {location: trees(spans) for location, spans in stored.items()} == {
-        location: expected(tree) for location, tree in AGENTS.items()
+        location: expected(tree.replace(" CANCELLED", mark)) for location, tree in AGENTS.items()
     }
 
 

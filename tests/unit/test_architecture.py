@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_scheduler": {"_errors", "_exporter", "_reporting", "_settings", "_spans", "_values"},
     "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans", "_values"},
     "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
-    "_arguments": {"_exporter", "_http", "_settings", "_spans", "_values"},
+    "_arguments": {"_exporter", "_http", "_reporting", "_settings", "_spans", "_values"},
     "_batcher": {
         "_arguments",
         "_errors",
@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_arguments",
         "_batcher",
         "_errors",
+        "_exceptions",
         "_exporter",
         "_http",
         "_reporting",
@@ -57,7 +58,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_spans",
         "_values",
         "_version",
+        "tracing",
     },
+    "tracing": {"_batcher", "_exceptions", "_reporting", "_spans", "_values"},
     "cli": {
         "__init__",
         "_batcher",
@@ -72,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_version",
         "destinations",
         "testing",
+        "tracing",
     },
     "__main__": {"cli"},
     "__init__": {

@@ -90,12 +90,15 @@ class SpanBatcherStatistics(_Counts):
     At every instant ``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``.
 
     Attributes:
+        cut: Values that were cut to ``max_attribute_bytes``, also those of spans that were not accepted. An attribute
+            of a resource or scope that spans share is counted once.
         locations: The counts of each location. Locations that ended long ago are left out once more than
             ``Limits.max_locations`` have ended; the counts above keep them.
         endpoints: The servers to which the live locations belong, by name. One, unless the exporter tells several
             apart.
     """
 
+    cut: int = 0
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
     endpoints: Mapping[str, EndpointStatistics] = attrs.field(factory=dict)
 

@@ -20,6 +20,7 @@ import struct
 from collections import UserString
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from enum import Enum
 from itertools import islice
 from numbers import Integral, Rational, Real
 from typing import Any, Final, TypeAlias
@@ -51,6 +52,18 @@ _KEYS_WITH_VALUES: Final = 256
 _VALUES_A_KEY: Final = 16
 _SHORT_TEXT: Final = 64  # characters
 _LONGEST_ATTRIBUTE: Final = 1024  # bytes: an int may have any number of digits
+
+
+class Drop(Enum):
+    """The type of `DROP`."""
+
+    DROP = "DROP"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+DROP: Final = Drop.DROP
 
 _Ancestors: TypeAlias = tuple[object, ...]
 # The bytes in front of a key's value, and encoded attributes by value; None if values are not remembered.
@@ -134,26 +147,55 @@ def _any_value(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
 
 
 def _other(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
+    plain = _plain_part(value)
+    encode = _SCALARS.get(type(plain))
+    if encode is not None:
+        return encode(plain)
+    return (_mapping if isinstance(plain, Mapping) else _list)(plain, levels, ancestors)
+
+
+def _plain_part(value: Any) -> Any:
+    """Return ``value`` as a type of `_SCALARS`, or unchanged if it is a mapping or a list."""
     if isinstance(value, str):
-        return _text(value)
+        return str.__str__(value)
     if isinstance(value, int):
-        return _int(int.__int__(value))
+        return int.__int__(value)
     if isinstance(value, float):
-        return _float(float.__float__(value))
-    if isinstance(value, bytes | bytearray):
+        return float.__float__(value)
+    if isinstance(value, bytes | bytearray | memoryview):
         # A subclass may override ``__bytes__``.
-        return _bytes(b"".join((value,)))
-    if isinstance(value, memoryview):
-        return _bytes(value)
-    if isinstance(value, Mapping):
-        return _mapping(value, levels, ancestors)
-    if isinstance(value, Sequence) and not isinstance(value, UserString):
-        return _list(value, levels, ancestors)
+        return bytes(value) if isinstance(value, memoryview) else b"".join((value,))
+    if isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, UserString)):
+        return value
     if isinstance(value, Integral):
-        return _int(int(value))
+        return int(value)
     if isinstance(value, Real) and not isinstance(value, Rational):
-        return _float(float(value))
-    return _text(str_of(value))
+        return float(value)
+    return str.__str__(str_of(value))
+
+
+def plain_value(value: Any) -> Any:
+    """Return a copy of ``value`` that has only the types that OTLP has, lists and dicts included.
+
+    It is what would be encoded, without items that are `DROP`; `InvalidSpanError` is raised if nothing would.
+    """
+    return value if type(value) in _SCALARS else _plain_copy(value, _VALUE_LEVELS, (), [_MAX_CONTAINER_SIZE])
+
+
+def _plain_copy(value: Any, levels: int, ancestors: _Ancestors, left: list[int]) -> Any:
+    plain = _plain_part(value) if type(value) not in _SCALARS else value
+    left[0] -= _MIN_ITEM_SIZE + (len(plain) if isinstance(plain, str | bytes) else 0)
+    if left[0] < 0 and levels < _VALUE_LEVELS:
+        _check_size(_MAX_CONTAINER_SIZE + 1)
+    if type(plain) in _SCALARS:
+        return plain
+    is_mapping = isinstance(plain, Mapping)
+    levels = _deeper(plain, levels - (_MAPPING_LEVELS if is_mapping else _LIST_LEVELS), ancestors)
+    ancestors = (*ancestors, plain)
+    if not is_mapping:
+        return [_plain_copy(item, levels, ancestors, left) for item in _items(plain) if item is not DROP]
+    items = _withtext_keys(snapshot(plain)).items()
+    return {key: _plain_copy(item, levels, ancestors, left) for key, item in items if item is not DROP}
 
 
 def _list(value: Any, levels: int, ancestors: _Ancestors) -> bytes:
@@ -186,7 +228,7 @@ def _mapping(value: Mapping[Any, object], levels: int, ancestors: _Ancestors) ->
     content = b"".join(
         [
             delimited(b"\x0a", _key_head(key) + _any_value(item, levels, ancestors))
-            for key, item in _with_text_keys(snapshot(value)).items()
+            for key, item in _withtext_keys(snapshot(value)).items()
         ]
     )
     return _container(b"\x32", content)
@@ -249,8 +291,11 @@ def snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
     return dict(items)
 
 
-def _readable_items(attributes: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any]], int]:
+def readable_items(attributes: Mapping[Any, Any], field: str) -> tuple[list[tuple[Any, Any]], int]:
     """Return the items of a mapping that can be read, and the number of those that cannot."""
+    # Checked only here, as the check takes longer than reading the attributes.
+    if not _is_mapping(attributes, field):
+        raise invalid(field, attributes, "attributes must be a mapping") from None
     items: list[tuple[Any, Any]] = []
     unread = found = most = 0
     try:
@@ -270,14 +315,14 @@ def _readable_items(attributes: Mapping[Any, Any]) -> tuple[list[tuple[Any, Any]
     return items, unread
 
 
-def _text_key(key: Any) -> str:
+def text_key(key: Any) -> str:
     # The result of ``__str__``, and so of str(), may be of a subclass of str.
     return str.__str__(key if isinstance(key, str) else str_of(key))
 
 
-def _with_text_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
+def _withtext_keys(attributes: dict[Any, Any]) -> dict[str, Any]:
     """Return the attributes with plain strings as keys. If several keys are equal as strings, the last one is used."""
-    return {_text_key(key): value for key, value in attributes.items()}
+    return {text_key(key): value for key, value in attributes.items()}
 
 
 class AttributeEncoder:
@@ -307,16 +352,13 @@ class AttributeEncoder:
             copied = snapshot(attributes)
             if not self._append_all(fields, tag, copied):
                 del fields[start:]
-                self._append_all(fields, tag, _with_text_keys(copied))
+                self._append_all(fields, tag, _withtext_keys(copied))
         except Exception as error:
             pass_on(error)
             del fields[start:]
             if copied is not None:
                 return self._append_each(fields, tag, copied.items())
-            # Checked only here, as the check takes longer than reading the attributes.
-            if not _is_mapping(attributes, field):
-                raise invalid(field, attributes, "attributes must be a mapping") from None
-            items, unread = _readable_items(attributes)
+            items, unread = readable_items(attributes, field)
             return unread + self._append_each(fields, tag, items)
         return 0
 
@@ -326,7 +368,7 @@ class AttributeEncoder:
         under_texts: dict[str, Any] = {}
         for key, value in items:
             try:
-                under_texts[_text_key(key)] = value
+                under_texts[text_key(key)] = value
             except Exception as error:
                 pass_on(error)
                 lost += 1

@@ -71,6 +71,7 @@ class SpanHeaders:
 
     resource: bytes = b""  # the fields ``resource`` and ``schema_url`` of ResourceSpans
     scope: bytes = b""  # the fields ``scope`` and ``schema_url`` of ScopeSpans
+    is_redacted: bool = attrs.field(default=False, eq=False)  # whether their spans went through ``redact``
 
     @property
     def size(self) -> int:

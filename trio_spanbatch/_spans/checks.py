@@ -84,6 +84,12 @@ def failed(field: str, error: Exception) -> InvalidSpanError:
     return InvalidSpanError(f"{field} cannot be read: {shown(error)}")
 
 
+def of_wrong_kind(field: str, value: object, problem: str) -> InvalidSpanError:
+    """Return the error for a part of a span of a wrong type. Only a str is shown: others may contain private data."""
+    what = shown(value) if type(value) is str else f"of type {type(value).__name__}"
+    return InvalidSpanError(f"{field} is {what}: {problem}")
+
+
 def lacks(value: object, attribute: str) -> bool:
     """Return whether ``value`` has no such attribute, so that it is of a wrong type."""
     try:

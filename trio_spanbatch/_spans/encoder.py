@@ -28,6 +28,7 @@ from .checks import (
     failed,
     invalid,
     lacks,
+    of_wrong_kind,
     pass_on,
     shown,
     within,
@@ -41,7 +42,7 @@ _TRACE_ID: Final = b"\x0a\x10"  # with the length, 16
 _SPAN_ID: Final = b"\x12\x08"  # with the length, 8
 _TRACE_STATE: Final = b"\x1a"
 _PARENT_SPAN_ID: Final = b"\x22\x08"  # with the length, 8
-_NAME: Final = b"\x2a"
+NAME: Final = b"\x2a"
 _ATTRIBUTES: Final = b"\x4a"
 _DROPPED_ATTRIBUTES: Final = b"\x50"
 _EVENTS: Final = b"\x5a"
@@ -50,12 +51,12 @@ _LINKS: Final = b"\x6a"
 _DROPPED_LINKS: Final = b"\x70"
 _STATUS: Final = b"\x7a"
 # Fields of Span.Event, Span.Link (its first three are those of Span) and Status.
-_EVENT_NAME: Final = b"\x12"
+EVENT_NAME: Final = b"\x12"
 _EVENT_ATTRIBUTES: Final = b"\x1a"
 _EVENT_DROPPED_ATTRIBUTES: Final = b"\x20"
 _LINK_ATTRIBUTES: Final = b"\x22"
 _LINK_DROPPED_ATTRIBUTES: Final = b"\x28"
-_STATUS_MESSAGE: Final = b"\x12"
+STATUS_MESSAGE: Final = b"\x12"
 
 # Span.kind and Status.code by the names of the members, which are the same in all enums of kinds and codes.
 _KINDS: Final[Mapping[object, bytes]] = {
@@ -131,7 +132,15 @@ class SpanEncoder:
     attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and does not check the span's type.
     """
 
-    __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_names", "_on_wrong_unit")
+    __slots__ = (
+        "_attributes",
+        "_default_resource",
+        "_event_names",
+        "_headers",
+        "_messages",
+        "_names",
+        "_on_wrong_unit",
+    )
 
     def __init__(
         self, default_resource: object | None = None, on_wrong_unit: Callable[[str, str], object] | None = None
@@ -140,8 +149,14 @@ class SpanEncoder:
         self._default_resource = default_resource
         self._attributes = AttributeEncoder()
         self._headers = HeaderEncoder(self._attributes)
-        self._names = TextFields(_NAME)
-        self._event_names = TextFields(_EVENT_NAME)
+        self._names = TextFields(NAME)
+        self._event_names = TextFields(EVENT_NAME)
+        self._messages = TextFields(STATUS_MESSAGE)
+
+    @property
+    def cut(self) -> int:
+        """The number of values that were cut."""
+        return 0
 
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
         """Return ``span`` encoded. An `EncodedSpan` is returned unchanged.
@@ -192,7 +207,7 @@ class SpanEncoder:
         else:
             flags = checked_number(flags, COUNT_END, "flags", "a set of flags")
             flags_field = _pack_span_flags(_SPAN_FLAGS, flags) if flags else b""
-        fields += (_status(span.status), flags_field)
+        fields += (_status(span.status, self._messages), flags_field)
         resource = span.resource
         return EncodedSpan(
             b"".join(fields),
@@ -244,9 +259,9 @@ def _append_each(
 
 def _failed_item(path: str, item: Any, parts: _Parts, error: Exception) -> InvalidSpanError:
     if lacks(item, parts.attribute):
-        return invalid(path, item, f"it must be a {parts.kind}")
+        return of_wrong_kind(path, item, f"it must be a {parts.kind}")
     if parts is _LINK_PARTS and lacks(item, "context.trace_id"):
-        return invalid(f"{path}.context", item.context, _A_CONTEXT)
+        return of_wrong_kind(f"{path}.context", item.context, _A_CONTEXT)
     return failed(path, error)
 
 
@@ -316,7 +331,7 @@ def _time(tag: int, time: Any, field: str) -> bytes:
     return _pack_time(tag, time) if time else b""
 
 
-def _status(status: Any) -> bytes:
+def _status(status: Any, messages: TextFields) -> bytes:
     if status is None:
         return b""
     try:
@@ -328,7 +343,7 @@ def _status(status: Any) -> bytes:
         raise invalid("status.status_code", code, "it must be a StatusCode")
     if description is None:
         return _STATUSES[name]
-    return delimited(_STATUS, text_field(_STATUS_MESSAGE, description) + _STATUS_CODES[name])
+    return delimited(_STATUS, messages.field(description) + _STATUS_CODES[name])
 
 
 def _link_flags(flags: Any, context: Any) -> bytes:
@@ -364,8 +379,8 @@ def _failed_span(span: object, error: Exception) -> InvalidSpanError:
     for field, attribute in (("parent", "span_id"), ("context", "trace_id")):
         value = getattr(span, field)
         if value is not None and lacks(value, attribute):
-            return invalid(field, value, _A_CONTEXT)
+            return of_wrong_kind(field, value, _A_CONTEXT)
     for parts in (_EVENT_PARTS, _LINK_PARTS):
         if lacks(value := getattr(span, parts.name), "__iter__"):
-            return invalid(parts.name, value, f"it must be a sequence of {parts.kind}")
+            return of_wrong_kind(parts.name, value, f"it must be a sequence of {parts.kind}")
     return failed("the span", error)

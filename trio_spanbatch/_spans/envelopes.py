@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
 from .batch import SpanHeaders
-from .checks import failed, invalid, lacks, pass_on, text_of
+from .checks import failed, lacks, of_wrong_kind, pass_on, text_of
 from .wire import count_field, delimited, text_field
 
 _MAX_REMEMBERED: Final = 1024  # in each table
@@ -64,10 +64,21 @@ _MUST_BE: Final = {
 class HeaderEncoder:
     """Encodes resources and scopes, and caches the results."""
 
-    __slots__ = ("_attributes", "_contents", "_headers", "_interned", "_objects", "_pairs", "_resources", "_scopes")
+    __slots__ = (
+        "_attributes",
+        "_contents",
+        "_headers",
+        "_interned",
+        "_is_redacted",
+        "_objects",
+        "_pairs",
+        "_resources",
+        "_scopes",
+    )
 
-    def __init__(self, attributes: AttributeEncoder) -> None:
+    def __init__(self, attributes: AttributeEncoder, *, is_redacted: bool = False) -> None:
         self._attributes = attributes
+        self._is_redacted = is_redacted
         # By identity. The objects are kept too, so that their ids are not reused.
         self._resources: _ByObject = {}
         self._scopes: _ByObject = {}
@@ -87,6 +98,7 @@ class HeaderEncoder:
         headers = SpanHeaders(
             self._header_of(self._resources, resource, self._resource, "resource"),
             self._header_of(self._scopes, scope, self._scope, "instrumentation_scope"),
+            self._is_redacted,
         )
         known = self._interned.get(headers)
         if known is not None:
@@ -116,7 +128,7 @@ class HeaderEncoder:
         except Exception as error:
             pass_on(error)
             if lacks(owner, "attributes"):
-                raise invalid(field, owner, _MUST_BE[field]) from error
+                raise of_wrong_kind(field, owner, _MUST_BE[field]) from error
             raise failed(field, error) from error
         if _cannot_change(attributes) and self._objects.reserve(len(header)):
             table[id(owner)] = owner, header
@@ -129,7 +141,7 @@ class HeaderEncoder:
         # OpenTelemetry's resources have no entity references.
         refs = getattr(resource, "entity_refs", None) or ()
         if lacks(refs, "__iter__"):
-            raise invalid("resource.entity_refs", refs, "it must be a sequence of EntityRef")
+            raise of_wrong_kind("resource.entity_refs", refs, "it must be a sequence of EntityRef")
         fields += map(_entity_ref, refs)
         return _header(fields, resource.schema_url)
 
@@ -193,7 +205,7 @@ def _is_constant(value: Any) -> bool:
 
 def _entity_ref(entity: Any) -> bytes:
     if lacks(entity, "id_keys"):
-        raise invalid("resource.entity_refs", entity, "it must be an EntityRef")
+        raise of_wrong_kind("resource.entity_refs", entity, "it must be an EntityRef")
     fields = [text_field(_ENTITY_SCHEMA_URL, entity.schema_url), text_field(_ENTITY_TYPE, entity.type)]
     # Unlike a singular field, an item of a repeated field is sent even if it is empty.
     fields += [delimited(_ENTITY_ID_KEYS, text_of(key)) for key in entity.id_keys]

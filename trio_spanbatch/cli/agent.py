@@ -7,18 +7,14 @@ itself does not deal with batches, retries or shutdown.
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import trio
 
-from .. import InstrumentationScope, Resource, Span, SpanBatcher, SpanContext, SpanEvent, Status
-from .._spans.records import SpanKind, StatusCode
+from .. import InstrumentationScope, Resource, SpanBatcher, SpanKind
+from ..tracing import ActiveSpan, Tracer
 
-_SCOPE = InstrumentationScope("trio_spanbatch.demo", "1")
 _TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
 _QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")
 
@@ -29,59 +25,19 @@ SPANS_OF_THREE_ANSWERS = 5 + 7 + 9
 _LONGEST_STEP = 0.12
 
 
-@attrs.define
-class Tracer:
-    """Records spans and adds them to a batcher when they end."""
+class RecordingTracer(Tracer):
+    """A tracer of one location that remembers the ids of the spans that the batcher accepted."""
 
-    batcher: SpanBatcher
-    location: str
-    ids: random.Random
-    accepted: list[tuple[int, int]] = attrs.Factory(list)  # the trace id and span id of every accepted span
-    not_accepted: int = 0  # the number of spans that were not accepted because the queue was full
-    _resource: Resource = attrs.field(init=False)
+    def __init__(self, batcher: SpanBatcher, location: str) -> None:
+        resource = Resource({"service.name": "demo-agent", "tenant": location})
+        scope = InstrumentationScope("trio_spanbatch.demo", "1")
+        super().__init__(batcher, location=location, resource=resource, scope=scope)
+        self.accepted: list[tuple[int, int]] = []
 
-    def __attrs_post_init__(self) -> None:
-        self._resource = Resource({"service.name": "demo-agent", "tenant": self.location})
-
-    @contextmanager
-    def span(
-        self, name: str, parent: SpanContext | None = None, kind: SpanKind = SpanKind.INTERNAL, **attributes: Any
-    ) -> Iterator[SpanContext]:
-        """Record a span around the body. The span also ends if the body raises or is cancelled."""
-        trace_id = parent.trace_id if parent is not None else self.ids.getrandbits(128) or 1
-        context = SpanContext(trace_id, self.ids.getrandbits(64) or 1)
-        started = time.time_ns()
-        status, events = Status(StatusCode.OK), []
-        try:
-            yield context
-        except BaseException as error:
-            status = Status(StatusCode.ERROR, type(error).__name__)
-            events.append(SpanEvent("exception", time.time_ns(), {"exception.type": type(error).__name__}))
-            raise
-        finally:
-            self._add(
-                Span(
-                    name,
-                    context,
-                    start_time=started,
-                    end_time=time.time_ns(),
-                    kind=kind,
-                    parent=parent,
-                    attributes={key.replace("__", "."): value for key, value in attributes.items()},
-                    events=events,
-                    status=status,
-                    resource=self._resource,
-                    instrumentation_scope=_SCOPE,
-                )
-            )
-
-    def _add(self, span: Span) -> None:
-        # Synchronous, so that it works during a cancellation too.
-        try:
-            self.batcher.add_span_nowait(self.location, span)
-        except trio.WouldBlock:
-            self.not_accepted += 1
-        else:
+    def _take(self, span: ActiveSpan) -> None:
+        dropped = self.dropped
+        super()._take(span)
+        if self.dropped == dropped:
             self.accepted.append((span.context.trace_id, span.context.span_id))
 
 
@@ -98,24 +54,24 @@ class Agent:
 
     async def _answer(self, number: int) -> None:
         question = self.chance.choice(_QUESTIONS)
-        with self.tracer.span("invoke_agent support", gen_ai__agent__name="support", question=question) as root:
-            await self._think(root)
+        attributes = {"gen_ai.agent.name": "support", "question": question}
+        with self.tracer.span("invoke_agent support", attributes=attributes):
+            await self._think()
             async with trio.open_nursery() as nursery:
                 for tool in self.chance.sample(_TOOLS, k=1 + number % 3):
-                    nursery.start_soon(self._use_tool, root, tool)
-            await self._think(root)
+                    nursery.start_soon(self._use_tool, tool)
+            await self._think()
 
-    async def _think(self, parent: SpanContext) -> None:
+    async def _think(self) -> None:
         tokens = self.chance.randint(20, 2000)
-        with self.tracer.span(
-            "chat", parent, SpanKind.CLIENT, gen_ai__operation__name="chat", gen_ai__usage__output_tokens=tokens
-        ):
+        attributes: dict[str, Any] = {"gen_ai.operation.name": "chat", "gen_ai.usage.output_tokens": tokens}
+        with self.tracer.span("chat", kind=SpanKind.CLIENT, attributes=attributes):
             await self._work()
 
-    async def _use_tool(self, parent: SpanContext, tool: str) -> None:
-        with self.tracer.span(f"execute_tool {tool}", parent, gen_ai__tool__name=tool) as span:
+    async def _use_tool(self, tool: str) -> None:
+        with self.tracer.span(f"execute_tool {tool}", attributes={"gen_ai.tool.name": tool}):
             await self._work()
-            with self.tracer.span("http request", span, SpanKind.CLIENT, http__request__method="GET"):
+            with self.tracer.span("http request", kind=SpanKind.CLIENT, attributes={"http.request.method": "GET"}):
                 await self._work()
 
     async def _work(self) -> None:

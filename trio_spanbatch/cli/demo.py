@@ -31,7 +31,7 @@ from .. import (
     SpanBatcher,
 )
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
-from .agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
+from .agent import SPANS_OF_THREE_ANSWERS, Agent, RecordingTracer
 from .progress import DemoProgress
 from .receive import Collector
 from .screen import Screen
@@ -145,7 +145,7 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
     with closing(SpanStore(path)) as store:
         server = FailingServer(Collector(store, screen.warn), trio.current_time())
         interrupt = Interrupt()
-        tracers: list[Tracer] = []
+        tracers: list[RecordingTracer] = []
         losses: list[Loss] = []
         with interrupt.absorb():
             async with (
@@ -171,7 +171,12 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
 
 
 async def _run_program(
-    url: str, server: FailingServer, interrupt: Interrupt, tracers: list[Tracer], losses: list[Loss], screen: Screen
+    url: str,
+    server: FailingServer,
+    interrupt: Interrupt,
+    tracers: list[RecordingTracer],
+    losses: list[Loss],
+    screen: Screen,
 ) -> None:
     """Run agents for all locations, cancel them half-way, and print the outcome of their spans."""
     exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))
@@ -183,7 +188,7 @@ async def _run_program(
         on_loss=losses.append,
         log_level=logging.INFO,
     )
-    tracers += [Tracer(batcher, location, random.Random()) for location in LOCATIONS]
+    tracers += [RecordingTracer(batcher, location) for location in LOCATIONS]
     with DemoProgress(batcher, PLANNED_SPANS, screen).shown() as progress:
         async with trio.open_nursery() as observers:
             observers.start_soon(progress.run)
@@ -198,7 +203,7 @@ async def _run_program(
     show(batcher, exporter, tracers, screen)
 
 
-async def _run_agents(tracers: Sequence[Tracer]) -> None:
+async def _run_agents(tracers: Sequence[RecordingTracer]) -> None:
     async with trio.open_nursery() as nursery:
         for number, tracer in enumerate(tracers):
             for agent in range(_AGENTS_PER_LOCATION):
@@ -227,7 +232,7 @@ async def _cancel_half_way(
     progress.say(f"the server accepts spans for {FAILING} again")
 
 
-def _accepted(tracers: Sequence[Tracer]) -> Iterator[Key]:
+def _accepted(tracers: Sequence[RecordingTracer]) -> Iterator[Key]:
     for tracer in tracers:
         for trace_id, span_id in tracer.accepted:
             yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
@@ -242,7 +247,7 @@ def handed_back(losses: Sequence[Loss]) -> Iterator[Key]:
                 yield loss.location, message.trace_id.hex(), message.span_id.hex()
 
 
-def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tracer], screen: Screen) -> None:
+def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[RecordingTracer], screen: Screen) -> None:
     """Print a table of the outcomes, by location."""
     statistics = batcher.statistics()
     columns = ["location", "accepted", "delivered", "rejected", "undelivered", "requests", "spans per request"]
@@ -261,6 +266,6 @@ def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Tr
     screen.say("")
     screen.table([*columns, "age p50", "age p99"], rows, optional={"rejected", "undelivered"})
     screen.say("age: from the end of a batch's first span to the batch's acknowledgement")
-    not_accepted = sum(tracer.not_accepted for tracer in tracers)
+    not_accepted = sum(tracer.dropped for tracer in tracers)
     if not_accepted:
         screen.say(f"{not_accepted:,} more spans were not accepted because a queue was full")

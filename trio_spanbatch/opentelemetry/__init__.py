@@ -20,6 +20,7 @@ except ModuleNotFoundError as _error:
 
 from ._background import background_batcher
 from ._processor import BatcherSpanProcessor
+from ._span import span, traced
 from ._use_location import use_location
 
-__all__ = ["BatcherSpanProcessor", "background_batcher", "use_location"]
+__all__ = ["BatcherSpanProcessor", "background_batcher", "span", "traced", "use_location"]

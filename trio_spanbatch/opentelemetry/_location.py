@@ -236,6 +236,12 @@ class Locations:
         return trace
 
 
+def locations_of(context: SpanContext) -> set[str]:
+    """Return the locations that processors have determined for a span."""
+    marks = (value for value in tuple(getattr(context, "__dict__", {}).values()) if isinstance(value, _Mark))
+    return {mark.started.place for mark in marks if isinstance(mark.started.place, str)}
+
+
 def _key(context: SpanContext) -> _Key:
     return context.trace_id, context.span_id
 

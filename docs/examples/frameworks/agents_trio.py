@@ -6,8 +6,6 @@ The deadline of one agent cancels it. Its spans arrive too, marked as cancelled.
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 import trio
@@ -17,33 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from weather_service import weather_service
 
 from trio_spanbatch import Loss, OTLPExporter, SpanBatcher
-from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
-
-tracer = trace.get_tracer("agents")
-
-
-def mark_if_cancelled(span: trace.Span, error: BaseException) -> None:
-    """Mark ``span`` as cancelled if ``error`` is, or contains, ``Cancelled``.
-
-    OpenTelemetry records each ``Exception``, but ``Cancelled`` is not one, and leaves a nursery in a group.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:
-            mark_if_cancelled(span, part)
-    elif isinstance(error, trio.Cancelled):
-        span.set_status(trace.StatusCode.ERROR, "cancelled")
-        span.set_attribute("error.type", "cancelled")
-
-
-@contextmanager
-def traced(name: str) -> Iterator[trace.Span]:
-    """Trace the code inside, and mark its span if it was cancelled."""
-    with tracer.start_as_current_span(name) as span:
-        try:
-            yield span
-        except BaseException as error:
-            mark_if_cancelled(span, error)
-            raise
+from trio_spanbatch.opentelemetry import BatcherSpanProcessor, span
 
 
 class MarkingTransport(httpx.AsyncHTTPTransport):
@@ -52,25 +24,25 @@ class MarkingTransport(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
             return await super().handle_async_request(request)
-        except BaseException as error:
-            mark_if_cancelled(trace.get_current_span(), error)
+        except trio.Cancelled:
+            trace.get_current_span().set_attribute("trio.cancelled", True)
             raise
 
 
 async def look_up_weather(client: httpx.AsyncClient, city: str) -> None:
     """Look up the weather in a city: the tool of the agents."""
-    with traced("execute_tool weather") as span:
+    with span("execute_tool weather") as current:
         response = await client.get(f"/{city}")
-        span.set_attribute("weather", response.raise_for_status().text)
+        current.set_attribute("weather", response.raise_for_status().text)
 
 
 async def agent(client: httpx.AsyncClient, name: str, cities: list[str], patience: float) -> None:
     """Look up the weather in all ``cities`` at once, then think about it, for at most ``patience`` seconds."""
-    with trio.move_on_after(patience), use_location(f"main.{name}.spans"), traced(f"invoke_agent {name}"):
+    with trio.move_on_after(patience), span(f"invoke_agent {name}", location=f"main.{name}.spans"):
         async with trio.open_nursery() as nursery:
             for city in cities:
                 nursery.start_soon(look_up_weather, client, city)
-        with traced("chat"):
+        with span("chat"):
             await trio.sleep(0.01)
 
 
