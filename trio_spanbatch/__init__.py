@@ -8,45 +8,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._batcher import SpanBatcher
-from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
-from ._exporter import (
-    Delivered,
-    ExportResult,
-    LimitsItsAttempts,
-    LocationChecker,
-    Refused,
-    SpanExporter,
-    TellsEndpoints,
-    TryLater,
-)
-from ._http.auth import Auth, AuthError
-from ._reporting.statistics import (
-    EndpointStatistics,
-    FlushCounts,
-    FlushReport,
-    LocationStatistics,
-    Loss,
-    SpanBatcherStatistics,
-)
-from ._settings.policies import BatchPolicy, Limits, RetryPolicy
-from ._spans.batch import EncodedSpan, SpanBatch
-from ._spans.records import (
-    EntityRef,
-    InstrumentationScope,
-    Resource,
-    Span,
-    SpanContext,
-    SpanEvent,
-    SpanKind,
-    SpanLike,
-    SpanLink,
-    Status,
-    StatusCode,
-)
-
 if TYPE_CHECKING:
+    from ._batcher import SpanBatcher
+    from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
+    from ._exporter import (
+        Delivered,
+        ExportResult,
+        LimitsItsAttempts,
+        LocationChecker,
+        Refused,
+        SpanExporter,
+        TellsEndpoints,
+        TryLater,
+    )
+    from ._http.auth import Auth, AuthError
     from ._http.exporter import OTLPExporter
+    from ._reporting.statistics import (
+        EndpointStatistics,
+        FlushCounts,
+        FlushReport,
+        LocationStatistics,
+        Loss,
+        SpanBatcherStatistics,
+    )
+    from ._settings.policies import BatchPolicy, Limits, RetryPolicy
+    from ._spans.batch import EncodedSpan, SpanBatch
+    from ._spans.records import (
+        EntityRef,
+        InstrumentationScope,
+        Resource,
+        Span,
+        SpanContext,
+        SpanEvent,
+        SpanKind,
+        SpanLike,
+        SpanLink,
+        Status,
+        StatusCode,
+    )
 
 __all__ = [
     "Auth",
@@ -91,15 +90,35 @@ __all__ = [
 
 
 if not TYPE_CHECKING:
+    # The module of each name. Imported with this package, they would all be loaded by `pytest`, which imports the
+    # package to find its plugin; and a program with another exporter needs no HTTP client.
+    _MODULE_OF = {
+        name: module
+        for module, names in {
+            "_batcher": "SpanBatcher",
+            "_errors": "InvalidLocationError InvalidSpanError TooManyLocationsError UndeliveredSpansError",
+            "_exporter": "Delivered ExportResult LimitsItsAttempts LocationChecker "
+            "Refused SpanExporter TellsEndpoints TryLater",
+            "_http.auth": "Auth AuthError",
+            "_http.exporter": "OTLPExporter",
+            "_reporting.statistics": "EndpointStatistics FlushCounts FlushReport "
+            "LocationStatistics Loss SpanBatcherStatistics",
+            "_settings.policies": "BatchPolicy Limits RetryPolicy",
+            "_spans.batch": "EncodedSpan SpanBatch",
+            "_spans.records": "EntityRef InstrumentationScope Resource Span SpanContext "
+            "SpanEvent SpanKind SpanLike SpanLink Status StatusCode",
+        }.items()
+        for name in names.split()
+    }
 
     def __getattr__(name: str) -> object:
-        """Import `OTLPExporter` when it is first used: a program with another exporter needs no HTTP client."""
-        if name != "OTLPExporter":
+        """Import a public name when it is first used."""
+        if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._http.exporter import OTLPExporter
+        from importlib import import_module
 
-        globals()[name] = OTLPExporter
-        return OTLPExporter
+        value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

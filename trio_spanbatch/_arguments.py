@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from contextvars import ContextVar
+from threading import get_ident
+from typing import TypeAlias, TypeVar
 
 from ._exporter import LimitsItsAttempts, SpanExporter
 from ._settings import environment
@@ -17,6 +19,12 @@ _T = TypeVar("_T")
 
 # Seconds by which the default time limit of an attempt is longer than the exporter's.
 _LATER_THAN_THE_EXPORTER = 1.0
+
+# What `testing.exporting_to` sets: a function that makes the exporter of a batcher to which none is given.
+ExporterFor: TypeAlias = Callable[[object], SpanExporter]
+exporter_in_tests: ContextVar[ExporterFor | None] = ContextVar("exporter_in_tests", default=None)
+# The same for threads that were started without their starter's context, with the threads that set it.
+exporters_for_threads: list[tuple[int, ExporterFor]] = []
 
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
@@ -47,8 +55,13 @@ def checked_timeout(value: float) -> float:
     return value
 
 
-def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
+def exporter_or_default(exporter: SpanExporter | None, batcher: object) -> SpanExporter:
     if exporter is None:
+        make = exporter_in_tests.get()
+        if make is None and exporters_for_threads and exporters_for_threads[-1][0] != get_ident():
+            make = exporters_for_threads[-1][1]
+        if make is not None:
+            return make(batcher)
         from ._http.exporter import OTLPExporter
 
         return OTLPExporter.from_env()
