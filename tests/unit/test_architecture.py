@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_spans",
     },
     "destinations": {"_errors", "_exporter", "_http", "_settings", "_spans"},
-    "testing": {"_exporter", "_http", "_spans", "_values"},
+    "testing": {"_arguments", "_batcher", "_exporter", "_http", "_spans", "_values"},
     "opentelemetry": {
         "_batcher",
         "_errors",
@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "destinations",
         "testing",
     },
+    "pytest_plugin": {"_batcher", "testing"},
     "__main__": {"cli"},
     "__init__": {"_batcher", "_errors", "_exporter", "_http", "_reporting", "_settings", "_spans"},
 }

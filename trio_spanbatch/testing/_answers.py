@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -28,10 +28,9 @@ PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
 
-def pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    # What is no iterable is left to the validator, which names the parameter. It may be an iterator.
-    is_iterable = isinstance(headers, Iterable) and not isinstance(headers, str | bytes | dict)
-    return tuple(headers) if is_iterable else headers  # type: ignore[return-value]  # refused by the validator
+def pairs(headers: Any) -> Any:
+    """Convert an iterable of pairs, which may be an iterator, to a tuple; the validator refuses anything else."""
+    return tuple(headers) if isinstance(headers, Iterable) and not isinstance(headers, str | bytes | dict) else headers
 
 
 def _check_pairs(name: str, value: object) -> None:

@@ -74,8 +74,9 @@ class OTLPReceiver:
             invalid body, 404 for another path, 405 for another method, 413 and 415. Otherwise an iterable of answers,
             one for each request in the order of their heads, followed by default answers; or a sync function of the
             `ReceivedRequest`. In both, an int is the `Answer` with that status, None means the default answer, and an
-            answer may be a fault, which lasts: `outage`, `rate_limited`, `slow` or `poison`. A request larger than ``max_request_bytes`` is always answered
-            413. If the function raises, the request is answered 500 and the exception is logged.
+            answer may be a fault, which lasts: `outage`, `rate_limited`, `slow` or `poison`. A request larger than
+            ``max_request_bytes`` is always answered 413. If the function raises, the request is answered 500 and the
+            exception is logged.
         on_request: A sync function that is called with each request and the status of its answer (None if there will
             be no answer), before spans are stored and anything is sent. If it raises, the request is answered 500
             and the exception is logged.
