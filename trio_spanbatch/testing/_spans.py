@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeAlias
 
-import attrs
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
@@ -76,33 +75,24 @@ class ExportedSpans:
         return self._source.stored if isinstance(self._source, OTLPReceiver) else self._source.delivered
 
 
-@attrs.frozen
-class _Node:
-    span: SpanMessage
-    label: str
-    children: list[_Node]
+_Node: TypeAlias = tuple[SpanMessage, str, "list[_Node]"]
 
 
 def _as_dicts(spans: Iterable[SpanMessage]) -> SpanDicts:
-    found = SpanDicts()
+    found, clock = SpanDicts(), count(1)
     traces: dict[bytes, int] = {}
     ids: dict[_Id, int] = {}
-    clock = count(1)
-    # A node whose span was begun already comes up again when its children have ended.
-    todo: list[tuple[_Node, dict[str, Any] | None]] = [(node, None) for node in reversed(_trees(spans))]
-    while todo:
-        node, begun = todo.pop()
-        if begun is not None:
-            begun["end_time"] = next(clock)
-            continue
-        message = node.span
-        begun = {
-            "name": message.name,
-            "trace_id": traces.setdefault(message.trace_id, len(traces) + 1),
-            "span_id": ids.setdefault((message.trace_id, message.span_id), len(ids) + 1),
-            "parent_span_id": ids.setdefault((message.trace_id, message.parent_span_id), len(ids) + 1)
-            if message.parent_span_id
-            else None,
+
+    def numbers(trace_id: bytes, span_id: bytes) -> dict[str, int]:
+        trace = traces.setdefault(trace_id, len(traces) + 1)
+        return {"trace_id": trace, "span_id": ids.setdefault((trace_id, span_id), len(ids) + 1)}
+
+    def add(message: SpanMessage, children: list[_Node]) -> None:
+        span: dict[str, Any] = {"name": message.name, **numbers(message.trace_id, message.span_id)}
+        found.append(span)
+        above = numbers(message.trace_id, message.parent_span_id) if message.parent_span_id else {"span_id": None}
+        span |= {
+            "parent_span_id": above["span_id"],
             "start_time": next(clock),
             "end_time": 0,
             "kind": SpanMessage.SpanKind.Name(message.kind).removeprefix("SPAN_KIND_").lower(),
@@ -112,16 +102,16 @@ def _as_dicts(spans: Iterable[SpanMessage]) -> SpanDicts:
             "events": [{"name": event.name, "attributes": _plain(event.attributes)} for event in message.events],
             "links": message.links,
         }
-        found.append(begun)
-        todo += [(node, begun), *((child, None) for child in reversed(node.children))]
+        for child, _, below in children:
+            add(child, below)
+        span["end_time"] = next(clock)
+
+    for top, _, children in _trees(spans):
+        add(top, children)
     for span in found:
+        # Now, as a span may link to a later one.
         span["links"] = [
-            {
-                "trace_id": traces.setdefault(link.trace_id, len(traces) + 1),
-                "span_id": ids.setdefault((link.trace_id, link.span_id), len(ids) + 1),
-                "attributes": _plain(link.attributes),
-            }
-            for link in span["links"]
+            {**numbers(link.trace_id, link.span_id), "attributes": _plain(link.attributes)} for link in span["links"]
         ]
     return found
 
@@ -136,12 +126,12 @@ def _trees(spans: Iterable[SpanMessage]) -> list[_Node]:
 
     def nodes(parent: _Id | None) -> list[_Node]:
         # Taken out, so that a span that was delivered twice has its children once, and a circle ends.
-        return [node(span) for span in below.pop(parent, ())]
-
-    def node(span: SpanMessage) -> _Node:
-        children = _in_order(nodes((span.trace_id, span.span_id)))
-        label = repr((span.name, sorted(_plain(span.attributes).items()), [child.label for child in children]))
-        return _Node(span, label, children)
+        found: list[_Node] = []
+        for span in below.pop(parent, ()):
+            children = _in_order(nodes((span.trace_id, span.span_id)))
+            label = repr((span.name, sorted(_plain(span.attributes).items()), [label for _, label, _ in children]))
+            found.append((span, label, children))
+        return found
 
     tops = nodes(None)
     while below:
@@ -152,15 +142,15 @@ def _trees(spans: Iterable[SpanMessage]) -> list[_Node]:
 def _in_order(nodes: list[_Node]) -> list[_Node]:
     """Sort by time, and spans that ran at the same time by their labels."""
     groups: list[list[_Node]] = []
-    end = 0
-    for node in sorted(nodes, key=lambda node: node.span.start_time_unix_nano):
-        start = node.span.start_time_unix_nano
-        if groups and (start < end or start == groups[-1][0].span.start_time_unix_nano):
-            groups[-1].append(node)
-        else:
-            groups.append([node])
-        end = max(end, node.span.end_time_unix_nano)
-    return [node for group in groups for node in sorted(group, key=lambda node: node.label)]
+    first = end = 0
+    for node in sorted(nodes, key=lambda node: node[0].start_time_unix_nano):
+        start = node[0].start_time_unix_nano
+        if not groups or (start >= end and start != first):
+            groups.append([])
+            first = start
+        groups[-1].append(node)
+        end = max(end, node[0].end_time_unix_nano)
+    return [node for group in groups for node in sorted(group, key=lambda node: node[1])]
 
 
 def _plain(attributes: Iterable[KeyValue]) -> dict[str, Any]:
