@@ -19,7 +19,7 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_066,
+    "modules": 1_215,
     "_scheduler": 2_570,
     "_runtime": 1_190,
     "_reporting": 590,
@@ -28,7 +28,7 @@ BUDGETS = {
     "_http": 3_590,
     "destinations": 2_016,
     "opentelemetry": 1_300,
-    "testing": 1_225,
+    "testing": 1_745,
     "cli": 3_000,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
