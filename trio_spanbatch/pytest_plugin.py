@@ -95,10 +95,12 @@ async def _entered_batcher(_span_kit: tuple[OTLPReceiver, exporting_to]) -> Asyn
     import trio.testing
 
     async with _new_batcher(*_span_kit) as batcher:
-        yield batcher
-        if isinstance(clock := trio.lowlevel.current_clock(), trio.testing.MockClock):
+        try:
+            yield batcher
+        finally:
             # The drain may have to wait, and the test no longer moves its clock.
-            clock.autojump_threshold = 0.0
+            if isinstance(clock := trio.lowlevel.current_clock(), trio.testing.MockClock):
+                clock.autojump_threshold = 0.0
 
 
 @pytest.fixture

@@ -208,6 +208,9 @@ async def test_the_fields_of_a_tree_must_be_names_of_fields() -> None:
 # -- plain numbers -------------------------------------------------------------------------------------------------
 
 
+STATUSES = itertools.cycle([503, 404])
+
+
 @pytest.mark.parametrize(
     "answers",
     [[503, 404], (503, 404), iter([503, 404]), lambda request: next(STATUSES)],
@@ -216,9 +219,6 @@ async def test_the_fields_of_a_tree_must_be_names_of_fields() -> None:
 async def test_a_plain_number_is_the_answer_with_that_status(answers: Any) -> None:
     async with OTLPReceiver(listen=False, answers=answers) as receiver, client_for(receiver, memory=True) as client:
         assert [(await post(client, receiver, body_of("x"))).status_code for _ in range(2)] == [503, 404]
-
-
-STATUSES = itertools.cycle([503, 404])
 
 
 async def test_a_number_that_is_no_status_is_told_in_the_log_if_a_function_gives_it(

@@ -173,6 +173,20 @@ VERDICTS = """
         span_batcher.add_span_nowait("acme", span("chat"))
         assert False
 
+    @pytest.fixture
+    async def crashing(nursery, span_batcher):
+        async def crash():
+            await trio.testing.wait_all_tasks_blocked()
+            raise RuntimeError("crashed")
+        nursery.start_soon(crash)
+        with trio.CancelScope() as scope:
+            yield
+
+    async def test_crashed_while_the_clock_stands_still(mock_clock, crashing, span_batcher, otlp_receiver):
+        otlp_receiver.set_answers([503, 503])
+        span_batcher.add_span_nowait("acme", span("chat"))
+        await trio.sleep_forever()
+
     @pytest.mark.xfail
     def test_expected_to_fail(otlp_receiver):
         otlp_receiver.set_answers([503])
@@ -275,6 +289,7 @@ def test_the_marker_of_a_function_adds_to_that_of_its_class_and_overrides_it(ver
 
 def test_a_test_that_failed_or_was_skipped_or_not_run_is_not_failed_again(verdicts: Outcome) -> None:
     assert verdicts.tests["test_failed"] == ["failed"]
+    assert verdicts.tests["test_crashed_while_the_clock_stands_still"] == ["failed"]
     assert verdicts.tests["test_expected_to_fail"] == ["xfail"]
     assert verdicts.tests["test_skipped"] == []
     assert "ERROR at teardown of test_skipped" not in verdicts.text
