@@ -29,21 +29,27 @@ exporters_for_threads: list[tuple[int, ExporterFor]] = []
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+        raise TypeError(f"{name} is {shown(value)}; it must be of type {kind.__name__}")
     return value
 
 
 def checked_function(name: str, value: _T | None) -> _T | None:
     if value is not None and not callable(value):
-        raise TypeError(f"{name} is {value!r}; it must be a function")
+        raise TypeError(f"{name} is {shown(value)}; it must be a function")
     if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{name} is {value!r}, which is async; it must be a synchronous function")
+        raise TypeError(f"{name} is {shown(value)}, which is async; it must be a synchronous function")
+    return value
+
+
+def checked_bool(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {shown(value)}; it must be True or False")
     return value
 
 
 def checked_level(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"log_level is {value!r}; it must be an int, for instance logging.INFO")
+        raise TypeError(f"log_level is {shown(value)}; it must be an int, for instance logging.INFO")
     return value
 
 
@@ -60,21 +66,33 @@ def exporter_or_default(exporter: SpanExporter | None, batcher: object) -> SpanE
         make = exporter_in_tests.get()
         if make is None and exporters_for_threads and exporters_for_threads[-1][0] != get_ident():
             make = exporters_for_threads[-1][1]
-        if make is not None:
-            return make(batcher)
-        from ._http.exporter import OTLPExporter
+        if make is None:
+            from ._http.exporter import OTLPExporter
 
-        return OTLPExporter.from_env()
+            return OTLPExporter.from_env()
+        exporter = make(batcher)
     # Without a type checker, the mistake would otherwise show only in the first export.
     given: object = exporter
     if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("export", "aclose")):
         # The value is not shown, as it may be a URL with a password in it.
         kind = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+        is_of_the_sdk = all(hasattr(given, name) for name in ("export", "shutdown", "force_flush"))
         raise TypeError(
-            f"exporter is {kind}; it must be a SpanExporter, for instance "
-            "OTLPExporter('http://localhost:4318/v1/traces')"
+            f"exporter is {kind}{', an exporter of OpenTelemetry, which blocks' if is_of_the_sdk else ''}; it must be "
+            "a SpanExporter, for instance OTLPExporter('http://localhost:4318/v1/traces')"
         )
+    for name in ("export", "aclose"):
+        if _is_synchronous(getattr(exporter, name)):
+            raise TypeError(
+                f"exporter.{name} of {type(exporter).__name__} is a synchronous function; it must be async, as in "
+                f"`async def {name}`: call code that blocks with trio.to_thread.run_sync"
+            )
     return exporter
+
+
+def _is_synchronous(method: object) -> bool:
+    """Return whether ``method`` is a plain function, which cannot be awaited; a wrapper may return an awaitable."""
+    return inspect.isroutine(method) and not inspect.iscoroutinefunction(method) and not hasattr(method, "__wrapped__")
 
 
 def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -> Callable[[str], BatchPolicy]:

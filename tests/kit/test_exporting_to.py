@@ -51,6 +51,14 @@ def test_a_function_makes_an_exporter_for_each_batcher_which_closes_it() -> None
     assert [(names(exporter), exporter.closed) for exporter in made] == [(["chat"], True)] * 2
 
 
+def test_what_a_function_makes_is_checked_when_the_batcher_is_made() -> None:
+    with (
+        exporting_to(lambda: None),  # type: ignore[arg-type, return-value]  # the mistake under test
+        pytest.raises(TypeError, match="exporter is of type NoneType; it must be a SpanExporter"),
+    ):
+        SpanBatcher()
+
+
 def test_a_batcher_with_an_exporter_of_its_own_is_not_touched() -> None:
     own = InMemoryExporter()
     with exporting_to(InMemoryExporter()) as programs:

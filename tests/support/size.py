@@ -19,9 +19,9 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_215,
+    "modules": 1_259,
     "_scheduler": 2_570,
-    "_runtime": 1_190,
+    "_runtime": 1_191,
     "_reporting": 590,
     "_spans": 1_880,
     "_settings": 625,
