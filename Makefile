@@ -10,6 +10,8 @@ BENCH_READY := $(VENV)/.bench-ready
 # MLflow's server, which tests start. It has eighty dependencies, so it gets a separate environment.
 MLFLOW_VENV := .venv-mlflow
 MLFLOW_READY := $(MLFLOW_VENV)/.ready
+# What a user gets who installs the wheel with the extra pytest; made anew each time.
+KIT_VENV := .venv-kit
 
 # Do not check for newer versions of the tools.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -25,13 +27,14 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-long test-matrix about-test about-test-all cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-long test-kit test-matrix about-test about-test-all cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
 	@echo "make test    all tests except the long ones, in about four minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
 	@echo "make test-long   the long tests only; adds to the coverage of make test ARGS=--cov"
+	@echo "make test-kit   the page about testing and its example, from the built wheel in a fresh environment"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
@@ -95,6 +98,15 @@ test-all: about-test-all $(READY) $(MLFLOW_READY)
 test-long: $(READY) $(MLFLOW_READY)
 	$(PYTEST) -m long --cov --cov-append --cov-report=term-missing $(ARGS)
 
+test-kit: $(DEMO_READY)
+	@echo "building the wheel, and installing it with its extra pytest in $(KIT_VENV)"
+	@rm -rf $(KIT_VENV)
+	@$(BIN)/python -m venv --without-pip $(KIT_VENV)
+	@$(BIN)/python -m pip wheel --quiet --no-deps --build-constraint constraints.txt --wheel-dir $(KIT_VENV)/wheel .
+	@$(BIN)/python -m pip --python $(KIT_VENV)/bin/python install --quiet --constraint constraints.txt \
+		"$$(echo $(KIT_VENV)/wheel/*.whl)[pytest]"
+	@$(KIT_VENV)/bin/python tests/support/testing_page.py
+
 test-matrix:
 	@$(PYTHON) -m tests.support.matrix "$(MAKE)" "$(ARGS)"
 
@@ -149,4 +161,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-3.* $(MLFLOW_VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* $(MLFLOW_VENV) $(KIT_VENV) docs/_build build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

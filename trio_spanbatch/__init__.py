@@ -8,49 +8,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._batcher import SpanBatcher
-from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
-from ._exporter import (
-    Delivered,
-    ExportResult,
-    LimitsItsAttempts,
-    LocationChecker,
-    Refused,
-    SpanExporter,
-    TellsEndpoints,
-    TryLater,
-)
-from ._http.auth import Auth, AuthError
-from ._reporting.statistics import (
-    EndpointStatistics,
-    FlushCounts,
-    FlushReport,
-    LocationStatistics,
-    Loss,
-    SpanBatcherStatistics,
-)
-from ._settings.policies import BatchPolicy, Limits, RetryPolicy
-from ._spans.attributes import DROP
-from ._spans.batch import EncodedSpan, SpanBatch
-from ._spans.records import (
-    EntityRef,
-    InstrumentationScope,
-    Resource,
-    Span,
-    SpanContext,
-    SpanEvent,
-    SpanKind,
-    SpanLike,
-    SpanLink,
-    Status,
-    StatusCode,
-)
-
 if TYPE_CHECKING:
+    from ._batcher import SpanBatcher
+    from ._errors import InvalidLocationError, InvalidSpanError, TooManyLocationsError, UndeliveredSpansError
+    from ._exporter import (
+        Delivered,
+        ExportResult,
+        LimitsItsAttempts,
+        LocationChecker,
+        Refused,
+        SpanExporter,
+        TellsEndpoints,
+        TryLater,
+    )
+    from ._http.auth import Auth, AuthError
     from ._http.exporter import OTLPExporter
     from ._local.console import ConsoleExporter
     from ._local.json_file import JSONFileExporter
+    from ._reporting.statistics import (
+        EndpointStatistics,
+        FlushCounts,
+        FlushReport,
+        LocationStatistics,
+        Loss,
+        SpanBatcherStatistics,
+    )
+    from ._settings.policies import BatchPolicy, Limits, RetryPolicy
     from ._signals import exit_on_sigterm
+    from ._spans.attributes import DROP
+    from ._spans.batch import EncodedSpan, SpanBatch
+    from ._spans.records import (
+        EntityRef,
+        InstrumentationScope,
+        Resource,
+        Span,
+        SpanContext,
+        SpanEvent,
+        SpanKind,
+        SpanLike,
+        SpanLink,
+        Status,
+        StatusCode,
+    )
     from ._spans.scrubbing import scrub
     from .opentelemetry import background_batcher as background_batcher
 
@@ -102,24 +101,41 @@ __all__ = [
 
 
 if not TYPE_CHECKING:
-    # A program with another exporter, for instance, needs no HTTP client. `background_batcher` is not in `__all__`, as
-    # it needs the extra "opentelemetry".
-    _IMPORTED_WHEN_USED = {
-        "ConsoleExporter": "._local.console",
-        "JSONFileExporter": "._local.json_file",
-        "OTLPExporter": "._http.exporter",
-        "background_batcher": ".opentelemetry",
-        "exit_on_sigterm": "._signals",
-        "scrub": "._spans.scrubbing",
+    # The module of each name. Imported with this package, they would all be loaded by `pytest`, which imports the
+    # package to find its plugin; and a program with another exporter needs no HTTP client.
+    _MODULE_OF = {
+        name: module
+        for module, names in {
+            "_batcher": "SpanBatcher",
+            "_errors": "InvalidLocationError InvalidSpanError TooManyLocationsError UndeliveredSpansError",
+            "_exporter": "Delivered ExportResult LimitsItsAttempts LocationChecker "
+            "Refused SpanExporter TellsEndpoints TryLater",
+            "_http.auth": "Auth AuthError",
+            "_http.exporter": "OTLPExporter",
+            "_local.console": "ConsoleExporter",
+            "_local.json_file": "JSONFileExporter",
+            "_reporting.statistics": "EndpointStatistics FlushCounts FlushReport "
+            "LocationStatistics Loss SpanBatcherStatistics",
+            "_settings.policies": "BatchPolicy Limits RetryPolicy",
+            "_signals": "exit_on_sigterm",
+            "_spans.attributes": "DROP",
+            "_spans.batch": "EncodedSpan SpanBatch",
+            "_spans.records": "EntityRef InstrumentationScope Resource Span SpanContext "
+            "SpanEvent SpanKind SpanLike SpanLink Status StatusCode",
+            "_spans.scrubbing": "scrub",
+            # Not in `__all__`, as it needs the extra "opentelemetry".
+            "opentelemetry": "background_batcher",
+        }.items()
+        for name in names.split()
     }
 
     def __getattr__(name: str) -> object:
-        """Import some names when they are first used."""
-        if name not in _IMPORTED_WHEN_USED:
+        """Import a public name when it is first used."""
+        if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(_IMPORTED_WHEN_USED[name], __name__), name)
+        value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
         return value
 
     def __dir__() -> list[str]:

@@ -7,7 +7,9 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from threading import get_ident
+from typing import Any, TypeAlias, TypeVar
 
 from ._exporter import LimitsItsAttempts, SpanExporter
 from ._reporting.log import Log
@@ -25,6 +27,11 @@ _LATER_THAN_THE_EXPORTER = 1.0
 
 # The places in `redact` of which an exception was logged recently, and is not logged again.
 _PLACES = 100
+# What `testing.exporting_to` sets: a function that makes the exporter of a batcher to which none is given.
+ExporterFor: TypeAlias = Callable[[object], SpanExporter]
+exporter_in_tests: ContextVar[ExporterFor | None] = ContextVar("exporter_in_tests", default=None)
+# The same for threads that were started without their starter's context, with the threads that set it.
+exporters_for_threads: list[tuple[int, ExporterFor]] = []
 
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
@@ -61,11 +68,16 @@ def checked_timeout(value: float) -> float:
     return value
 
 
-def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
+def exporter_or_default(exporter: SpanExporter | None, batcher: object) -> SpanExporter:
     if exporter is None:
-        from ._http.exporter import OTLPExporter
+        make = exporter_in_tests.get()
+        if make is None and exporters_for_threads and exporters_for_threads[-1][0] != get_ident():
+            make = exporters_for_threads[-1][1]
+        if make is None:
+            from ._http.exporter import OTLPExporter
 
-        return OTLPExporter.from_env()
+            return OTLPExporter.from_env()
+        exporter = make(batcher)
     # Without a type checker, the mistake would otherwise show only in the first export.
     given: object = exporter
     if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("export", "aclose")):

@@ -133,7 +133,7 @@ class SpanBatcher:
     ) -> None:
         log = Log(checked("logger", logger, logging.Logger) or logging.getLogger("trio_spanbatch"))
         limits = limits_or_default(limits)
-        exporter = exporter_or_default(exporter)
+        exporter = exporter_or_default(exporter, self)
         on_loss = checked_function("on_loss", on_loss)
         self._driver = Driver()
         self._supervisor = Supervisor(checked_timeout(shutdown_timeout), checked_bool("strict", strict), self._driver)

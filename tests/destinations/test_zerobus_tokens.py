@@ -20,7 +20,6 @@ from trio_spanbatch.destinations import shared_fetch, zerobus_auth
 from trio_spanbatch.destinations.zerobus import ZerobusExporter
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 from trio_spanbatch.testing import Answer, Hang, Outcome, ReceivedRequest, Reset
-from trio_spanbatch.testing._faults import Script
 
 ENDPOINT = "https://12345.zerobus.us-west-2.cloud.databricks.com"
 
@@ -60,7 +59,7 @@ async def test_the_lifetime_of_a_token_is_counted_from_its_request(autojump_cloc
                 else given
             )
 
-        setup.workspace.receiver._script = Script(answer)
+        setup.workspace.receiver.set_answers(answer)
         assert await export(setup) == Delivered()
         await trio.sleep(3600 - 60 - 9 + 1)
         assert await export(setup) == Delivered()
@@ -161,7 +160,7 @@ async def test_a_cancelled_fetch_is_taken_over_by_a_waiting_export(
             asked.append(request.target)
             return Hang() if len(asked) == 1 else hanging(request)
 
-        setup.workspace.receiver._script = Script(answer)
+        setup.workspace.receiver.set_answers(answer)
         results: list[Any] = []
 
         async def one() -> None:

@@ -86,9 +86,12 @@ async def test_a_partial_success_leaves_out_the_last_spans(rejected: int, taken:
 
 
 async def test_an_invalid_step_is_a_type_error() -> None:
-    exporter = InMemoryExporter(["delivered"])  # type: ignore[list-item]  # the mistake under test
-    with pytest.raises(TypeError, match="'delivered'"):
-        await exporter.export(batch_of(1))
+    steps = ["delivered"]
+    with pytest.raises(TypeError, match=r"results\[0\] is 'delivered'; it must be an ExportResult"):
+        InMemoryExporter(steps)  # type: ignore[arg-type]  # the mistake under test
+    for exporter in (InMemoryExporter(iter(steps)), InMemoryExporter(lambda batch: "delivered")):  # type: ignore[arg-type]  # the same
+        with pytest.raises(TypeError, match="an answer of results is 'delivered'"):
+            await exporter.export(batch_of(1))
 
 
 async def test_spans_are_acknowledged_after_the_delay(autojump_clock: trio.testing.MockClock) -> None:

@@ -19,7 +19,7 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_175,
+    "modules": 1_259,
     "_scheduler": 2_570,
     "_runtime": 1_195,
     "_reporting": 645,
@@ -30,15 +30,16 @@ BUDGETS = {
     "destinations": 2_016,
     "opentelemetry": 1_475,
     "tracing": 625,
-    "testing": 1_225,
+    "testing": 1_745,
     "cli": 3_005,
 }
-# The whole package, and what `import trio_spanbatch` loads of it.
+# The whole package, and what importing `SpanBatcher` loads of it.
 LIMIT = 20_000
 LIMIT_LOADED = 9_000
 
 _LOADED = """
-import sys, trio_spanbatch
+import sys
+from trio_spanbatch import SpanBatcher
 own = [module for name, module in sys.modules.items() if name.partition(".")[0] == "trio_spanbatch"]
 print(*(module.__file__ for module in own), sep="\\n")
 """
@@ -60,7 +61,7 @@ def lines_by_part() -> dict[str, int]:
 
 
 def lines_loaded() -> int:
-    """Return the lines of the modules that ``import trio_spanbatch`` loads."""
+    """Return the lines of the modules that importing `SpanBatcher` loads."""
     done = subprocess.run([sys.executable, "-c", _LOADED], capture_output=True, text=True, check=True)
     return sum(lines(Path(name)) for name in done.stdout.split())
 

@@ -1,4 +1,4 @@
-"""Which part of the package may import which, and what `import trio_spanbatch` loads."""
+"""Which part of the package may import which, and what importing the batcher loads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_local": {"_errors", "_exporter", "_spans"},
     "_signals": set(),
     "destinations": {"_arguments", "_errors", "_exporter", "_http", "_settings", "_spans"},
-    "testing": {"_exporter", "_http", "_spans", "_values"},
+    "testing": {"_arguments", "_batcher", "_exporter", "_http", "_spans", "_values"},
     "opentelemetry": {
         "_arguments",
         "_batcher",
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "testing",
         "tracing",
     },
+    "pytest_plugin": {"_batcher", "testing"},
     "__main__": {"cli"},
     "__init__": {
         "_batcher",
@@ -161,8 +163,8 @@ def test_the_scheduler_and_all_that_it_imports_know_neither_trio_nor_httpx() -> 
     assert "_scheduler.scheduler" in seen
 
 
-def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None:
-    program = "import json, sys, trio_spanbatch; print(json.dumps(sorted(sys.modules)))"
+def test_importing_the_batcher_loads_nothing_that_only_some_users_need() -> None:
+    program = "import json, sys; from trio_spanbatch import SpanBatcher; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=untraced_environment()
     )
@@ -174,6 +176,26 @@ def test_importing_the_package_loads_nothing_that_only_some_users_need() -> None
     # A program with another exporter needs no HTTP client: `OTLPExporter` is imported when it is first used.
     assert loaded.isdisjoint({"trio_spanbatch._http.exporter", "trio_spanbatch._http.transport", "h11"})
     assert loaded.isdisjoint({"sqlite3", "databricks", "opentelemetry.sdk", "pytest", "httpx2"})
+
+
+def test_importing_the_package_loads_nothing_else_of_it_as_pytest_does_it_in_every_run() -> None:
+    program = "import sys; before = set(sys.modules); import trio_spanbatch; print(*sys.modules.keys() - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=untraced_environment()
+    )
+    assert [name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names] == [
+        "trio_spanbatch"
+    ]
+
+
+def test_each_public_name_is_found_where_type_checkers_find_it() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    homes = {alias.name: node.module for node in imported for alias in node.names}
+    assert homes.keys() == set(trio_spanbatch.__all__)
+    for name, home in homes.items():
+        assert getattr(trio_spanbatch, name) is getattr(import_module(f"trio_spanbatch.{home}"), name)
+        assert trio_spanbatch._MODULE_OF[name] == home  # type: ignore[attr-defined]  # not for type checkers
 
 
 def test_names_that_are_imported_when_they_are_used_are_listed_like_the_others() -> None:

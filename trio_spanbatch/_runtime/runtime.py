@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import methodcaller
-from typing import TypeVar
+from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import attrs
 import outcome
 import trio
 
+from .._errors import UndeliveredSpansError
 from .._exceptions import leaves, split_cancelled
 from .._exporter import HandsBack, SpanExporter
 from .._reporting.health_log import HealthLog
@@ -122,6 +123,17 @@ class Runtime:
                 # The drain ends with a summary.
                 self.health.handed_back(location, settlement.undelivered, reason)
             self.losses.report(Loss(location, lease.batch, "undelivered", reason, code, count=settlement.undelivered))
+
+    def losses_as_error(self) -> UndeliveredSpansError | None:
+        """Return an error that counts all losses so far, with their reasons; None if there are none."""
+        total, reasons = self.scheduler.ledger.total, self.losses.reasons
+        if not total.rejected and not total.undelivered:
+            return None
+        why: dict[Literal["rejected", "undelivered"], dict[str, int]] = {
+            "rejected": reasons("rejected"),
+            "undelivered": reasons("undelivered"),
+        }
+        return UndeliveredSpansError(total.rejected, total.undelivered, why)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 

@@ -48,7 +48,6 @@ from typing import NoReturn, TypeVar
 import attrs
 import trio
 
-from .._errors import UndeliveredSpansError
 from .._exceptions import is_cancelled_here, leaves, split_cancelled
 from .._scheduler.location import Lease
 from .._values import counted, were
@@ -390,14 +389,8 @@ class Supervisor:
         if (failure := self._failure) is not None:
             raise failure
         await trio.lowlevel.checkpoint_if_cancelled()
-        total = self.runtime.scheduler.ledger.total
-        if self.strict and (total.rejected or total.undelivered):
-            reasons = self.runtime.losses.reasons
-            raise UndeliveredSpansError(
-                total.rejected,
-                total.undelivered,
-                {"rejected": reasons("rejected"), "undelivered": reasons("undelivered")},
-            )
+        if self.strict and (error := self.runtime.losses_as_error()) is not None:
+            raise error
 
     def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
         self._troubles.append(message)

@@ -10,31 +10,45 @@ import attrs
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from .._spans.checks import shown
 from .._spans.hashing import hash_of_record
-from .._values import is_number
+from ._checks import (
+    NONE,
+    a_bool,
+    check,
+    check_list,
+    is_pair_of_str,
+    not_negative,
+    number,
+    of,
+    some_bytes,
+    validator,
+)
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
 
-def _pairs(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple(headers)
+def pairs(headers: Any) -> Any:
+    """Convert an iterable of pairs, which may be an iterator, to a tuple; the validator refuses anything else."""
+    return tuple(headers) if isinstance(headers, Iterable) and not isinstance(headers, str | bytes | dict) else headers
 
 
-def number(allowed: str, test: Callable[[Any], bool], kind: type = object) -> Any:
-    """Return a validator for numbers of type ``kind`` that pass ``test``."""
-
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not (is_number(value) and isinstance(value, kind) and test(value)):
-            error = ValueError if is_number(value) else TypeError
-            raise error(f"{attribute.name} is {shown(value)}; it must be {allowed}")
-
-    return check
+def _check_pairs(name: str, value: object) -> None:
+    check_list(name, value, 'pairs of str such as [("retry-after", "5")]', is_pair_of_str)
 
 
-not_negative = number("at least 0", lambda value: value >= 0)
-_final_status = number("a final HTTP status, 200 to 999", lambda value: 200 <= value <= 999)
+def _check_messages(name: str, value: object) -> None:
+    if value is not None:
+        check_list(name, value, "OpenTelemetry Span messages, or None", lambda span: isinstance(span, SpanMessage))
+
+
+def _check_chunks(name: str, value: object) -> None:
+    check_list(name, value, "an iterable of bytes", lambda chunk: isinstance(chunk, bytes | bytearray | memoryview))
+
+
+valid_pairs = validator(_check_pairs)
+_final_status = number("a final HTTP status, 200 to 999", lambda value: 200 <= value <= 999, int)
+_an_int = of("an int", int)
 
 
 @attrs.frozen
@@ -54,12 +68,14 @@ class Answer:
     """
 
     status: int = attrs.field(default=200, validator=_final_status)
-    headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_pairs, kw_only=True)
-    body: bytes = attrs.field(default=b"", kw_only=True)
+    headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=pairs, validator=valid_pairs, kw_only=True)
+    body: bytes = attrs.field(default=b"", kw_only=True, validator=some_bytes)
     delay: float = attrs.field(default=0.0, kw_only=True, validator=not_negative)
-    store: bool | None = attrs.field(default=None, kw_only=True)
-    rejected: int = attrs.field(default=0, kw_only=True)
-    rejected_spans: Sequence[SpanMessage] | None = attrs.field(default=None, kw_only=True)
+    store: bool | None = attrs.field(default=None, kw_only=True, validator=of("True, False or None", bool, NONE))
+    rejected: int = attrs.field(default=0, kw_only=True, validator=_an_int)
+    rejected_spans: Sequence[SpanMessage] | None = attrs.field(
+        default=None, kw_only=True, validator=validator(_check_messages)
+    )
 
     __hash__ = hash_of_record
 
@@ -76,6 +92,9 @@ class Answer:
         return [span for span in spans if (span.trace_id, span.span_id) not in rejected]
 
 
+_MOMENTS = ("before_body", "after_body", "mid_response")
+
+
 @attrs.frozen
 class Reset:
     """The connection breaks: TCP is reset, a memory stream breaks.
@@ -88,9 +107,10 @@ class Reset:
     """
 
     when: Literal["before_body", "after_body", "mid_response"] = attrs.field(
-        default="after_body", validator=attrs.validators.in_(("before_body", "after_body", "mid_response"))
+        default="after_body",
+        validator=of(f"one of {_MOMENTS}", str, valid=_MOMENTS.__contains__),
     )
-    store: bool = False
+    store: bool = attrs.field(default=False, validator=a_bool)
 
 
 @attrs.frozen
@@ -101,7 +121,7 @@ class Hang:
         store: Whether the request's spans are stored.
     """
 
-    store: bool = False
+    store: bool = attrs.field(default=False, validator=a_bool)
 
 
 @attrs.frozen
@@ -114,14 +134,18 @@ class Drip:
         store: Whether the request's spans are stored first.
     """
 
-    chunks: Iterable[bytes]
+    chunks: Iterable[bytes] = attrs.field(validator=validator(_check_chunks))
     interval: float = attrs.field(default=0.0, validator=not_negative)
-    store: bool = False
+    store: bool = attrs.field(default=False, validator=a_bool)
 
     __hash__ = hash_of_record
 
 
 Outcome: TypeAlias = Answer | Reset | Hang | Drip
+
+
+def _media_type(*types: str) -> Callable[[str], bool]:
+    return lambda content_type: content_type.partition(";")[0].strip().lower() in types
 
 
 def partial_success(
@@ -139,11 +163,15 @@ def partial_success(
         content_type: ``application/x-protobuf`` or ``application/json``; the body is encoded accordingly.
         rejected_spans: The spans that are rejected and not stored, by default the last ``rejected`` ones.
     """
+    check("rejected", rejected, "an int of 64 bits", int, valid=lambda value: -(2**63) <= value < 2**63)
+    check("message", message, "a str", str)
+    check("content_type", content_type, f"{PROTOBUF!r} or {JSON!r}", str, valid=_media_type(PROTOBUF, JSON))
+    _check_messages("rejected_spans", rejected_spans)
     response = ExportTraceServiceResponse()
     response.partial_success.rejected_spans = rejected
     response.partial_success.error_message = message
     body = response.SerializeToString()
-    if content_type.partition(";")[0].strip().lower() == JSON:
+    if _media_type(JSON)(content_type):
         # 64-bit numbers are strings in protobuf's JSON mapping.
         body = json.dumps({"partialSuccess": {"rejectedSpans": str(rejected), "errorMessage": message}}).encode()
     return Answer(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import length_hint
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -12,14 +12,9 @@ import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from .._spans.checks import shown
-from ._answers import Answer, not_negative, number
+from ._answers import Answer
+from ._checks import check_function, not_negative, number, validator
 from ._requests import refusal
-
-
-def _sync_function(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    # What an async function returns would be true for every span.
-    if not callable(value) or inspect.iscoroutinefunction(value):
-        raise TypeError(f"{attribute.name} is {shown(value)}; it must be a function that is not async")
 
 
 # They read like calls, so they are in lower case.
@@ -61,7 +56,7 @@ class poison:  # noqa: N801
     as an OpenTelemetry ``Span`` message.
     """
 
-    predicate: Callable[[SpanMessage], object] = attrs.field(validator=_sync_function)
+    predicate: Callable[[SpanMessage], object] = attrs.field(validator=validator(check_function))
 
 
 Fault: TypeAlias = outage | rate_limited | slow | poison
@@ -71,9 +66,19 @@ Answers: TypeAlias = Fault | Iterable[T | Fault | None] | Callable[[R], T | Faul
 
 
 class Script(Generic[T]):
-    """Answers in order, or a function that chooses another script for each request."""
+    """Answers in order, or a function that chooses another script for each request.
 
-    def __init__(self, answers: Answers[T, Any] | None) -> None:
+    Args:
+        answers: The answers.
+        name: The name of the parameter that gave them, for messages.
+        convert: Returns an answer that is not a fault, or raises an error with its name.
+    """
+
+    def __init__(
+        self, answers: Answers[Any, Any] | None, name: str, convert: Callable[[str, object], T | None]
+    ) -> None:
+        self._check(answers, name, convert)
+        self._name, self._convert = name, convert
         self.down_until, self.delay = -math.inf, 0.0
         self._choose = answers if callable(answers) else None
         listed = () if answers is None or callable(answers) else [answers] if isinstance(answers, Fault) else answers
@@ -83,12 +88,31 @@ class Script(Generic[T]):
         self._lasting: list[slow | poison] = []
         self._scripts: dict[Fault, Script[T]] = {}
 
+    @staticmethod
+    def _check(answers: object, name: str, convert: Callable[[str, object], object]) -> None:
+        if answers is None or isinstance(answers, Fault):
+            return
+        if not isinstance(answers, Iterable) or isinstance(answers, str | bytes | bytearray | Mapping | type):
+            check_function(name, answers, "a list of answers, a function that is not async, a fault or None")
+        elif isinstance(answers, Sequence):
+            for number, answer in enumerate(answers):
+                if answer is not None and not isinstance(answer, Fault):
+                    convert(f"{name}[{number}]", answer)
+
+    @property
+    def unused(self) -> int:
+        """How many answers have not been used, or not to the end; 0 if that is not known, as for a function."""
+        is_pending = self._uses_left > 0 and self._entry is not None
+        return length_hint(self._entries) + is_pending
+
     def of(self, request: Any) -> Script[T]:
         """Return the script for ``request``. A function may return new, equal faults, which are one."""
         if self._choose is None:
             return self
         answer = self._choose(request)
-        return self._scripts.setdefault(answer, Script(answer)) if isinstance(answer, Fault) else Script([answer])
+        if not isinstance(answer, Fault):
+            return Script(iter([answer]), self._name, self._convert)
+        return self._scripts.setdefault(answer, Script(answer, self._name, self._convert))
 
     def is_down(self) -> bool:
         """Return whether there is an outage. If it is the turn of one, it begins."""
@@ -117,7 +141,7 @@ class Script(Generic[T]):
             after = entry.retry_after
             return refusal(429, "too many requests", headers=[] if after is None else [("retry-after", str(after))])
         if entry is not None and not isinstance(entry, slow | poison):
-            return entry
+            return self._convert(f"an answer of {self._name}", entry)
         predicates = [fault.predicate for fault in self._lasting if isinstance(fault, poison)]
         bad = next((span for predicate in predicates for span in spans() if predicate(span)), None)
         return None if bad is None else refusal(400, f"the span {shown(bad.name)} is poison")

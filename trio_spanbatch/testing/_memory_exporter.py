@@ -12,9 +12,16 @@ from .._exporter import Delivered, ExportResult, Refused, TryLater
 from .._http.responses import interpret_response
 from .._spans.batch import EncodedSpan, SpanBatch
 from ._answers import Answer, Hang
+from ._checks import check, check_function, check_seconds
 from ._faults import Answers, Script, outage
 
 Step: TypeAlias = ExportResult | Exception | Hang
+
+
+def _checked_step(name: str, value: object) -> Step | None:
+    kinds = (Delivered, TryLater, Refused, Exception, Hang)
+    check(name, value, "an ExportResult such as TryLater('503'), an exception, a fault, Hang() or None", *kinds)
+    return value  # type: ignore[return-value]  # checked
 
 
 class InMemoryExporter:
@@ -48,7 +55,11 @@ class InMemoryExporter:
         self.max_active_by_location: dict[str, int] = {}
         self.closed: bool = False
         self._active_by_location: Counter[str] = Counter()
-        self._script: Script[Step] = Script(results)
+        self._script: Script[Step] = Script(results, "results", _checked_step)
+        if callable(delay):
+            check_function("delay", delay)
+        else:
+            check_seconds("delay", delay)
         self._delay = delay
 
     async def export(self, batch: SpanBatch) -> ExportResult:
@@ -57,6 +68,7 @@ class InMemoryExporter:
         Raises:
             trio.ClosedResourceError: The exporter was closed.
         """
+        check("batch", batch, "a SpanBatch", SpanBatch)
         if self.closed:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError("the exporter was closed")
@@ -98,8 +110,6 @@ class InMemoryExporter:
             await trio.sleep_forever()
         if isinstance(step, Exception):
             raise step
-        if not isinstance(step, Delivered | TryLater | Refused):
-            raise TypeError(f"results gave {step!r}; it must give an ExportResult, exception, fault, Hang or None")
         if isinstance(step, Delivered):
             self._acknowledge(batch, step.rejected)
         return step

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from .._http.transport import HTTPTransport
+from ._checks import NONE, check, check_function
 
 _MemoryStream: TypeAlias = "trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]"
 
@@ -31,6 +32,7 @@ class MemoryNetwork:
     """
 
     def __init__(self, serve: Callable[[trio.abc.Stream], bool]) -> None:
+        check_function("serve", serve)
         self.refuse_connections = False
         self.connect_delay: float = 0.0
         self._serve = serve
@@ -41,6 +43,8 @@ class MemoryNetwork:
         Raises:
             ConnectionRefusedError: The network refuses connections, or the receiver was left.
         """
+        check("host", host, "a str", str)
+        check("port", port, "an int", int)
         await trio.sleep(self.connect_delay)
         client_end, server_end = connected_pair()
         if self.refuse_connections or not self._serve(server_end):
@@ -57,6 +61,8 @@ class MemoryTransport(HTTPTransport):
     """
 
     def __init__(self, network: MemoryNetwork, *, ssl_context: ssl.SSLContext | None = None) -> None:
+        check("network", network, "a MemoryNetwork, such as OTLPReceiver.network", MemoryNetwork)
+        check("ssl_context", ssl_context, "an ssl.SSLContext or None", ssl.SSLContext, NONE)
         super().__init__(ssl.create_default_context if ssl_context is None else lambda: ssl_context, network=network)
 
 

@@ -11,9 +11,11 @@ even when everything around both is cancelled: a batcher inside can drain.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -23,7 +25,9 @@ import h11
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
+from .._http.exporter import OTLPExporter
 from ._answers import Answer, Drip, Hang, Outcome, Reset
+from ._checks import NONE, check, check_function, check_list
 from ._connection import BodyTooLarge, Connection, break_on_close
 from ._faults import Answers, Fault, Script
 from ._network import MemoryNetwork, MemoryTransport
@@ -34,6 +38,21 @@ logger = logging.getLogger(__name__)
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 
+_NOT_ENTERED = (
+    "the receiver has no {} before it is entered, as the system chooses its port: use `async with OTLPReceiver() as "
+    "receiver:`, give port=, or do without a socket with listen=False"
+)
+
+
+def _as_outcome(name: str, value: object) -> Outcome | None:
+    """Return an answer of a script, or the answer with a status."""
+    if value is None or isinstance(value, Answer | Reset | Hang | Drip):
+        return value
+    allowed = "an Answer, a status from 200 to 999, Reset, Hang, Drip, a fault such as outage(30), or None"
+    check(name, value, allowed, int, valid=lambda status: 200 <= status <= 999)
+    return Answer(value)  # type: ignore[arg-type]  # checked
+
+
 # The host in the URL without TCP. Names under .test never resolve (RFC 6761).
 _MEMORY_HOST = "receiver.test"
 
@@ -42,6 +61,8 @@ class OTLPReceiver:
     """An OTLP/HTTP server that keeps the requests that it receives and fails as scripted.
 
     It is an async context manager, entered once. Leaving it closes the listener and all connections immediately.
+    With ``listen=False`` it is a context manager too, for tests that are not async: ``with`` opens it for all trio runs
+    inside.
     An exception of the body is not wrapped in a group. A cancellation from outside does not stop the receiver before
     its body has ended.
 
@@ -52,9 +73,10 @@ class OTLPReceiver:
         answers: By default requests are answered as by a well-behaved server: 200 with an empty body, 400 for an
             invalid body, 404 for another path, 405 for another method, 413 and 415. Otherwise an iterable of answers,
             one for each request in the order of their heads, followed by default answers; or a sync function of the
-            `ReceivedRequest`. In both, None means the default answer, and an answer may be a fault, which lasts:
-            `outage`, `rate_limited`, `slow` or `poison`. A request larger than ``max_request_bytes`` is always answered
-            413. If the function raises, the request is answered 500 and the exception is logged.
+            `ReceivedRequest`. In both, an int is the `Answer` with that status, None means the default answer, and an
+            answer may be a fault, which lasts: `outage`, `rate_limited`, `slow` or `poison`. A request larger than
+            ``max_request_bytes`` is always answered 413. If the function raises, the request is answered 500 and the
+            exception is logged.
         on_request: A sync function that is called with each request and the status of its answer (None if there will
             be no answer), before spans are stored and anything is sent. If it raises, the request is answered 500
             and the exception is logged.
@@ -79,7 +101,7 @@ class OTLPReceiver:
         host: str = "127.0.0.1",
         port: int = 0,
         location_header: str | None = None,
-        answers: Answers[Outcome, ReceivedRequest] | None = None,
+        answers: Answers[Outcome | int, ReceivedRequest] | None = None,
         on_request: Callable[[ReceivedRequest, int | None], object] | None = None,
         keep: bool = True,
         ssl_context: ssl.SSLContext | None = None,
@@ -87,6 +109,16 @@ class OTLPReceiver:
         max_request_bytes: int = _MAX_REQUEST_BYTES,
         listen: bool = True,
     ) -> None:
+        check("host", host, "a str", str)
+        check("port", port, "an int from 0 to 65535", int, valid=lambda value: 0 <= value <= 65535)
+        check("location_header", location_header, "the name of a header, or None", str, NONE, valid=_is_header_name)
+        for name, flag in (("keep", keep), ("listen", listen)):
+            check(name, flag, "True or False", bool)
+        check("ssl_context", ssl_context, "an ssl.SSLContext or None", ssl.SSLContext, NONE)
+        check("path", path, "a str that begins with /, or None", str, NONE, valid=lambda path: (path or "/")[0] == "/")
+        check("max_request_bytes", max_request_bytes, "an int of at least 1", int, valid=lambda size: size >= 1)
+        if on_request is not None:
+            check_function("on_request", on_request)
         self.requests: list[ReceivedRequest] = []
         self.stored: dict[str, list[SpanMessage]] = {}
         self.connections: int = 0
@@ -94,7 +126,8 @@ class OTLPReceiver:
         self._host = host
         self._port = port
         self._location_header = location_header
-        self._script: Script[Outcome] = Script(answers)
+        self._script: Script[Outcome]
+        self.set_answers(answers)
         self._on_request = on_request
         self._keep = keep
         self._ssl_context = ssl_context
@@ -104,6 +137,7 @@ class OTLPReceiver:
         self._received = 0
         self._request_received = trio.lowlevel.ParkingLot()
         self._entered = self._closed = False
+        self._serves_any_run = False
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._nursery: trio.Nursery | None = None
         self._scopes: set[trio.CancelScope] = set()
@@ -112,17 +146,29 @@ class OTLPReceiver:
 
     @property
     def port(self) -> int:
-        """The TCP port; 0 if it does not listen."""
+        """The TCP port; 0 if it does not listen.
+
+        Raises:
+            RuntimeError: It is not known before the receiver is entered.
+        """
+        if self._listen and not self._port:
+            raise RuntimeError(_NOT_ENTERED.format("port"))
         return self._port if self._listen else 0
 
     @property
     def url(self) -> str:
-        """The URL for traces."""
+        """The URL for traces.
+
+        Raises:
+            RuntimeError: Its port is not known before the receiver is entered.
+        """
         scheme = "http" if self._ssl_context is None else "https"
         path = TRACES_PATH if self._path is None else self._path
         if not self._listen:
             return f"{scheme}://{_MEMORY_HOST}{path}"
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        if not self._port:
+            raise RuntimeError(_NOT_ENTERED.format("URL"))
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}{path}"
 
     @property
@@ -171,6 +217,19 @@ class OTLPReceiver:
             raise
         return False
 
+    def __enter__(self) -> Self:
+        if self._listen:
+            raise TypeError("a receiver that listens is entered with `async with`; `with` is for listen=False only")
+        if self._entered:
+            raise trio.BusyResourceError("an OTLPReceiver can be entered only once")
+        self._entered = self._serves_any_run = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed = True
+        for scope in self._open.values():
+            scope.cancel()
+
     @trio.lowlevel.enable_ki_protection
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve a connection on ``stream`` until either side ends it, then close ``stream``.
@@ -178,6 +237,7 @@ class OTLPReceiver:
         A client cannot make this raise. Leaving the receiver ends it too. When cancelled, it closes
         the stream immediately.
         """
+        check("stream", stream, "a stream of trio's", trio.abc.Stream)
         scope = trio.CancelScope()
         if self._closed:
             scope.cancel()
@@ -193,6 +253,39 @@ class OTLPReceiver:
             logger.exception("The receiver failed and closes a connection")
         finally:
             del self._open[stream]
+
+    def set_answers(self, answers: Answers[Outcome | int, ReceivedRequest] | None) -> None:
+        """Give answers in place of those that have not been used, as with the parameter ``answers``."""
+        self._script = Script(answers, "answers", _as_outcome)
+
+    def assert_answers_used(self) -> None:
+        """Raise `AssertionError` if not all ``answers`` were used. Those of a function or an iterator do not count."""
+        if unused := self._script.unused:
+            raise AssertionError(f"{unused} scripted {'answer was' if unused == 1 else 'answers were'} not used")
+
+    def assert_delivered(self, location: str, names: Iterable[str]) -> None:
+        """Raise `AssertionError`, with the difference, unless exactly spans of these names were stored, in any order.
+
+        A batcher sends spans in the background: flush or leave it before.
+        """
+        check("location", location, "a str", str)
+        check_list("names", names, "an iterable of names of spans", lambda name: isinstance(name, str))
+        stored, expected = Counter(span.name for span in self.stored.get(location, ())), Counter(names)
+        if stored == expected:
+            return
+        parts = [
+            f"{word} {_counted(names)}"
+            for word, names in (("missing", expected - stored), ("unexpected", stored - expected))
+            if names
+        ]
+        others = ", ".join(f"{len(spans)} at {other!r}" for other, spans in self.stored.items() if other != location)
+        parts.append(f"delivered there: {_counted(stored) or 'nothing'}; elsewhere: {others or 'nothing'}")
+        raise AssertionError(f"{location!r}: {'; '.join(parts)}")
+
+    def exporter(self) -> OTLPExporter:
+        """Return a new exporter that sends to this receiver, with its ``location_header``."""
+        transport = None if self._listen else self.memory_transport()
+        return OTLPExporter(self.url, location_header=self._location_header, transport=transport)
 
     def drop_connections(self) -> None:
         """Break all connections, like a server that is killed. New ones are accepted."""
@@ -213,6 +306,7 @@ class OTLPReceiver:
 
     async def wait_for_requests(self, count: int) -> None:
         """Wait until at least ``count`` requests have been received since the receiver was created."""
+        check("count", count, "an int of at least 0", int, valid=lambda value: value >= 0)
         await trio.lowlevel.checkpoint()
         while self._received < count:
             await self._request_received.park()
@@ -252,10 +346,23 @@ class OTLPReceiver:
         return True
 
     def _serve_in_background(self, stream: trio.abc.Stream) -> bool:
-        if self._nursery is None or self._closed or self._is_down():
+        if self._closed or (self._nursery is None and not self._serves_any_run) or self._is_down():
             return False
+        if self._nursery is None:
+            trio.lowlevel.spawn_system_task(self._serve_alone, stream)
+            return True
         self._start(self.serve_stream, stream)
         return True
+
+    async def _serve_alone(self, stream: trio.abc.Stream) -> None:
+        """Serve a connection in a system task, of which an exception would end the whole trio run."""
+        try:
+            await self.serve_stream(stream)
+        except trio.Cancelled:
+            raise
+        except BaseException:
+            # For instance `pytest.fail` in a function for answers.
+            logger.exception("The receiver failed and closes a connection")
 
     async def _serve_secured(self, stream: trio.abc.Stream) -> None:
         if self._ssl_context is not None:
@@ -308,8 +415,6 @@ class OTLPReceiver:
             if script is not self._script:
                 entry = script.take()
             outcome = script.outcome(entry, lambda: request.spans)
-            if not isinstance(outcome, Answer | Reset | Hang | Drip | None):
-                raise TypeError(f"answers gave {outcome!r}; it must give an Answer, Reset, Hang, Drip, fault or None")
         except Exception:
             logger.exception("The receiver's answers failed; the request is answered 500")
             return _failed("answers")
@@ -354,6 +459,14 @@ class OTLPReceiver:
     def _store(self, request: ReceivedRequest, spans: Sequence[SpanMessage]) -> None:
         if self._keep and spans:
             self.stored.setdefault(request.location, []).extend(spans)
+
+
+def _is_header_name(name: str | None) -> bool:
+    return name is None or re.fullmatch(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+", name) is not None
+
+
+def _counted(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{name!r}{f' {count} times' if count > 1 else ''}" for name, count in sorted(names.items()))
 
 
 def _failed(name: str) -> Answer:

@@ -12,7 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from .._http.body import BoundedBody
 from .._http.messages import Status
-from ._answers import PROTOBUF, Answer
+from ._answers import PROTOBUF, Answer, pairs, valid_pairs
+from ._checks import NONE, a_str, check, not_negative, of, some_bytes
 
 TRACES_PATH = "/v1/traces"
 
@@ -36,15 +37,17 @@ class ReceivedRequest:
         default_answer: The answer of a well-behaved server.
     """
 
-    method: str
-    target: str
-    headers: Sequence[tuple[str, str]]
-    location: str
-    body: bytes = attrs.field(repr=False)
-    content: bytes = attrs.field(repr=False)
-    message: ExportTraceServiceRequest | None = attrs.field(repr=False)
-    at: float
-    default_answer: Answer = attrs.field(repr=False)
+    method: str = attrs.field(validator=a_str)
+    target: str = attrs.field(validator=a_str)
+    headers: Sequence[tuple[str, str]] = attrs.field(converter=pairs, validator=valid_pairs)
+    location: str = attrs.field(validator=a_str)
+    body: bytes = attrs.field(repr=False, validator=some_bytes)
+    content: bytes = attrs.field(repr=False, validator=some_bytes)
+    message: ExportTraceServiceRequest | None = attrs.field(
+        repr=False, validator=of("an ExportTraceServiceRequest or None", ExportTraceServiceRequest, NONE)
+    )
+    at: float = attrs.field(validator=not_negative)
+    default_answer: Answer = attrs.field(repr=False, validator=of("an Answer", Answer))
 
     @property
     def spans(self) -> list[SpanMessage]:
@@ -60,6 +63,7 @@ class ReceivedRequest:
 
     def header(self, name: str) -> str | None:
         """Return the value of the first header called ``name``, in any case; None if there is none."""
+        check("name", name, "a str", str)
         return _header(self.headers, name)
 
 
