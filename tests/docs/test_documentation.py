@@ -35,14 +35,14 @@ def python_blocks() -> list[tuple[str, str]]:
 async def test_the_readmes_first_example_runs_as_it_stands_and_has_ten_lines() -> None:
     example = blocks(PROJECT / "README.md", "python")[0]
     assert len([line for line in example.splitlines() if line]) <= 10
-    async with OTLPReceiver() as receiver:
-        base = receiver.url.removesuffix("/v1/traces")
-        ended = await run_command(
-            program=[sys.executable, "-W", "error", "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
-        )
-    assert (ended.exit_code, ended.err) == (0, "")
-    assert ended.out == "1 span delivered\n"
-    assert [span.name for span in receiver.stored["default"]] == ["chat"]
+    ended = await run_command(program=[sys.executable, "-W", "error", "-c", example])
+    assert (ended.exit_code, ended.out) == (0, "")
+    (shown,) = blocks(PROJECT / "README.md", "text")
+    assert without_what_varies(ended.err) == without_what_varies(shown)
+
+
+def without_what_varies(tree: str) -> str:
+    return re.sub(r"[0-9.]+ ms|trace=[0-9a-f]{32}", "...", tree)
 
 
 def test_the_readme_fits_on_a_page() -> None:
@@ -54,15 +54,6 @@ def test_the_readme_fits_on_a_page() -> None:
     assert "$ make demo\n$ make test\n" in before_the_first_section
 
 
-async def test_the_readmes_send_command_delivers_its_file_to_three_locations() -> None:
-    (arguments,) = re.findall(r"^\$ trio-spanbatch send (.*)$", (PROJECT / "README.md").read_text(), re.MULTILINE)
-    file, *options = arguments.split()
-    async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
-        ended = await run_command("send", PROJECT / file, *options, "--endpoint", receiver.url)
-    assert (ended.exit_code, ended.err) == (0, "")
-    assert len(receiver.stored) == 3
-
-
 async def test_the_readmes_other_examples_run() -> None:
     async with OTLPReceiver(location_header="X-Scope-OrgID") as receiver:
         base = receiver.url.removesuffix("/v1/traces")
@@ -71,6 +62,7 @@ async def test_the_readmes_other_examples_run() -> None:
                 program=[sys.executable, "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
             )
             assert (ended.exit_code, ended.err) == (0, "")
+            assert re.search(r"^acme +1 +1 +0 +0 +1$", ended.out, re.MULTILINE), ended.out
     # The example with OpenTelemetry: the location of the task takes precedence over that of the processor.
     names = {location: sorted(span.name for span in spans) for location, spans in receiver.stored.items()}
     assert names == {"acme": ["chat"]}
