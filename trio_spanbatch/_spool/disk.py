@@ -302,7 +302,7 @@ class DiskStore:
             if any(self._scan_segment(_Segment(file, 0, head), opened)):
                 raise SpoolError(
                     f"the spool in {self._spool.directory} holds spans for {head.endpoint}, and this batcher sends to "
-                    f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give each endpoint a directory"
+                    f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give another directory"
                 )
 
     def _remove_lock_if_unused(self, name: str) -> None:
