@@ -51,7 +51,7 @@ from .log import (
     unpack_spans,
 )
 from .settings import Spool
-from .store import DamagedRecord, NewRecord, Record, SpoolError, SpoolFullError, StoreStatistics
+from .store import DamagedRecord, NewRecord, Pieces, Record, SpoolError, SpoolFullError, StoreStatistics
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -158,17 +158,16 @@ class DiskStore:
         """See `Store.open`."""
         await self._run(self._open)
 
-    async def adopted(self) -> AsyncIterator[Sequence[Record]]:
+    def adopted(self) -> AsyncIterator[Sequence[Record]]:
         """See `Store.adopted`."""
-        while not self._abandoned:
-            try:
-                piece = await self._run(self._scan_piece)
-            except OSError:
-                return
-            if piece is None:
-                return
-            if piece:
-                yield piece
+        return Pieces(self._next_piece)
+
+    async def _next_piece(self) -> Sequence[Record] | None:
+        try:
+            return await self._run(self._scan_piece)
+        except OSError:
+            # The store was closed, or there is no thread.
+            return None
 
     async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
         """See `Store.commit`."""
@@ -354,17 +353,21 @@ class DiskStore:
         for segment in segments:
             try:
                 with closing(self._files.open(segment.file)) as file:
-                    yield from self._scan_segment(segment, file)
-                segment.is_known = True
+                    segment.is_known = yield from self._scan_segment(segment, file)
                 self._remove_if_settled(segment)
             except OSError as error:
                 self._say_set_aside(segment.file, f"{_why(error)}; it was left as it is")
 
-    def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
+    def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None, None, bool]:
+        """Yield a segment's records like `_scan`. Return whether nothing would be lost with the file."""
+        nothing_else = True
         slots = struct.unpack(f"<{SLOTS}I", file.read(SLOTS_AT, SLOT * SLOTS))
         for found in scan(file.read, file.size(), segment.head.marker):
             if isinstance(found, Damage):
-                self._move_aside(file, found.at, found.size)
+                try:
+                    self._move_aside(file, found.at, found.size)
+                except OSError:
+                    nothing_else = False
                 continue
             at, header = found
             if header.slot >= SLOTS or slots[header.slot] == header.mark or segment.holds(header.slot):
@@ -374,17 +377,20 @@ class DiskStore:
             self._nbytes += header.size
             segment.add(header.slot, at, header.size, header.mark)
             yield _record(segment, header.slot, header.location, header.count, header.nbytes, header.oldest)
+        return nothing_else
 
     def _move_aside(self, file: File, at: int, size: int) -> None:
-        """Copy damaged bytes to another file, and overwrite them, so that they are moved aside and counted once."""
+        """Copy damaged bytes to another file, and overwrite them, so that they are counted once."""
         data = file.read(at, size)
         # A power failure can leave zeros in place of what was not synced: there is nothing to keep.
-        if not data.strip(b"\0"):
-            return
+        if data.strip(b"\0"):
+            self._keep_aside(data)
+            file.write(bytes(len(data)), at)
+
+    def _keep_aside(self, data: bytes) -> None:
         self._damaged += 1
         with closing(self._files.open(f"{self._name}.damaged", os.O_RDWR | os.O_CREAT)) as aside:
             aside.write(data, aside.size())
-        file.write(bytes(len(data)), at)
 
     # -- records -----------------------------------------------------------------------------------------------
 
@@ -506,7 +512,12 @@ class DiskStore:
                 header = read_header(lambda at, size: data[at : at + size], 0, segment.head.marker)
                 if isinstance(header, Header) and is_intact(header, spans := data[header.spans_at :]):
                     return unpack_spans(spans)
-                self._move_aside(file, at, size)
+                try:
+                    self._keep_aside(data)
+                    self._write_slot(file, segment, slot)
+                except OSError:
+                    # The next process may be able to.
+                    segment.is_known = False
         except FileNotFoundError:
             self._damaged += 1
         self._settled(segment, slot)
@@ -523,10 +534,13 @@ class DiskStore:
                         file = segment.appending or files.get(segment)
                         if file is None:
                             file = files[segment] = opened.enter_context(closing(self._files.open(segment.file)))
-                        file.write(segment.marks[slot].to_bytes(SLOT, "little"), SLOTS_AT + SLOT * slot)
+                        self._write_slot(file, segment, slot)
                     self._settled(segment, slot)
                 self._unsettled.popleft()
         self._rewrite_sparsest()
+
+    def _write_slot(self, file: File, segment: _Segment, slot: int) -> None:
+        file.write(segment.marks[slot].to_bytes(SLOT, "little"), SLOTS_AT + SLOT * slot)
 
     def _settled(self, segment: _Segment, slot: int) -> None:
         segment.live -= 1

@@ -258,20 +258,21 @@ def scan(read: ReadAt, size: int, marker: bytes) -> Iterator[tuple[int, Header] 
         size: The size of the segment.
         marker: Its marker.
     """
-    at = RECORDS_AT
+    at = before = RECORDS_AT
     while size - at >= FIXED_SIZE:
         header = read_header(read, at, marker)
         record_size = header.size if isinstance(header, Header) else header
         if record_size is None or at + record_size > size:
-            following = _next_record(read, at + 1, size, marker)
-            if record_size is None or following < size:
+            # If bytes of the record before are missing, the next one begins inside the place that it had.
+            following = _next_record(read, before + 1, size, marker)
+            if following == at:
+                following = _next_record(read, at + 1, size, marker)
+            if following > at and (record_size is None or following < size):
                 yield Damage(at, following - at)
-            at = following
-        elif isinstance(header, Header):
-            yield at, header
-            at += header.size
+            at = before = following
         else:
-            yield Damage(at, record_size)
+            yield (at, header) if isinstance(header, Header) else Damage(at, record_size)
+            before = at
             at += record_size
 
 

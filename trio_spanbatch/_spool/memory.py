@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from .._spans.batch import EncodedSpan
-from .store import DamagedRecord, NewRecord, Record, SpoolError, SpoolFullError, StoreStatistics
+from .store import DamagedRecord, NewRecord, Pieces, Record, SpoolError, SpoolFullError, StoreStatistics
 
 # Records in one piece of `MemoryStore.adopted`.
 _PIECE = 256
@@ -88,12 +88,14 @@ class MemoryStore:
         self.disk.owners.update({record.token: self for record in found})
         self._found = found
 
-    async def adopted(self) -> AsyncIterator[Sequence[Record]]:
+    def adopted(self) -> AsyncIterator[Sequence[Record]]:
         """See `Store.adopted`."""
-        while self._found and not self._abandoned:
-            await trio.lowlevel.checkpoint()
-            piece, self._found = self._found[:_PIECE], self._found[_PIECE:]
-            yield piece
+        return Pieces(self._next_piece)
+
+    async def _next_piece(self) -> Sequence[Record] | None:
+        await trio.sleep(self.slow)
+        piece, self._found = self._found[:_PIECE], self._found[_PIECE:]
+        return None if self._abandoned or not piece else piece
 
     async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
         """See `Store.commit`."""

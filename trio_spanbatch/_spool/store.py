@@ -8,7 +8,7 @@ and is returned by `Store.adopted` of a later store if this process ends before 
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 import attrs
@@ -84,6 +84,26 @@ class StoreStatistics:
     dead: int = 0
 
 
+class Pieces:
+    """An asynchronous iterator that, unlike an async generator, may be left at any point.
+
+    Args:
+        next_piece: Returns the next piece, or None if there are no more.
+    """
+
+    def __init__(self, next_piece: Callable[[], Awaitable[Sequence[Record] | None]]) -> None:
+        self._next_piece = next_piece
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> Sequence[Record]:
+        piece = await self._next_piece()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+
 class Store(Protocol):
     """Keeps records. All calls are made from one trio run, and may run concurrently.
 
@@ -102,7 +122,7 @@ class Store(Protocol):
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
         """Iterate over the records that were taken over, in pieces, the oldest of each location first.
 
-        Nothing is raised for damage, or if the store is closed meanwhile. Only one iteration is possible.
+        A piece may be empty. Nothing is raised for damage, or if the store is closed meanwhile. Only one iteration is possible.
         """
         ...
 
