@@ -122,7 +122,8 @@ class Store(Protocol):
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
         """Iterate over the records that were taken over, in pieces, the oldest of each location first.
 
-        A piece may be empty. Nothing is raised for damage, or if the store is closed meanwhile. Only one iteration is possible.
+        A piece may be empty. Nothing is raised for damage, or if the store is closed meanwhile. Only one iteration is
+        possible.
         """
         ...
 
