@@ -28,6 +28,7 @@ from ._reporting.statistics import (
     LocationStatistics,
     Loss,
     SpanBatcherStatistics,
+    SpoolStatistics,
 )
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.batch import EncodedSpan, SpanBatch
@@ -85,6 +86,7 @@ __all__ = [
     "SpanLink",
     "Spool",
     "SpoolError",
+    "SpoolStatistics",
     "Status",
     "StatusCode",
     "TellsEndpoints",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Sized
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -44,7 +45,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._exporter import SpanExporter
+    from ._runtime.spooler import Spooler
     from ._spans.records import SpanLike
+    from ._spool.settings import Spool
+    from ._spool.store import Store
 
 __all__ = ["SpanBatcher"]
 
@@ -75,7 +79,8 @@ class SpanBatcher:
             batcher.add_span_nowait("main.agents.spans", span)
 
     When the ``async with`` ends, for any reason and within ``shutdown_timeout``, each accepted span has been delivered,
-    rejected by the server, or handed back undelivered, the latter two with a reason. Spans can be added inside the
+    rejected by the server, or handed back undelivered, the latter two with a reason; or it is on disk, if there is a
+    spool. Spans can be added inside the
     ``async with``, in the trio run in which it was entered. Adding spans or flushing before it is entered, in another
     run or in a forked child raises `RuntimeError`. The batcher must be left by the task that entered it.
 
@@ -92,6 +97,8 @@ class SpanBatcher:
             and no cancel is pending.
         on_loss: Called with each `Loss` as soon as it happens, in the trio thread. It must be synchronous, and may add
             spans. An exception from it is logged; a `SystemExit` or similar is also raised when the batcher is left.
+        spool: A directory in which spans are kept until they are accounted for, so that they outlive the process. Each
+            span is committed to it before it is sent.
         rng: The source of the jitter of backoffs, to make a run repeatable.
         logger: The logger for messages; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about failing and recovering locations. Lost spans and bugs are logged at
@@ -112,6 +119,7 @@ class SpanBatcher:
         shutdown_timeout: float = 30.0,
         strict: bool = False,
         on_loss: Callable[[Loss], object] | None = None,
+        spool: Spool | None = None,
         rng: random.Random | None = None,
         logger: logging.Logger | None = None,
         log_level: int = logging.WARNING,
@@ -122,7 +130,7 @@ class SpanBatcher:
         on_loss = checked_function("on_loss", on_loss)
         self._driver = Driver()
         self._supervisor = Supervisor(checked_timeout(shutdown_timeout), strict, self._driver)
-        self._scheduler = Scheduler(
+        arguments = (
             limits,
             retry_or_default(retry, exporter),
             policy_function(batch),
@@ -134,6 +142,7 @@ class SpanBatcher:
             trio.open_memory_channel[bytes],
             self._driver.wake_from_anywhere,
         )
+        self._scheduler = Scheduler(*arguments) if spool is None else self._spooling_scheduler(spool, *arguments)
         self._runtime = self._supervisor.runtime = self._driver.runtime = Runtime(
             exporter=exporter,
             scheduler=self._scheduler,
@@ -143,10 +152,32 @@ class SpanBatcher:
             start_delivery=self._supervisor.start_delivery,
             wake=self._driver.wake,
         )
+        self._spooler: Spooler | None = None
+        if spool is not None:
+            self._use_store(_disk_store(spool, exporter, log))
         self._live = self._scheduler.locations
         self._admission = self._scheduler.admission
         self._encoder = SpanEncoder(default_resource(os.environ))
         self._entered = False
+
+    @staticmethod
+    def _spooling_scheduler(spool: Spool, *arguments: Any) -> Scheduler:
+        # Imported only if it is used, like the other parts of the spool.
+        from ._scheduler.spooling import SpoolingScheduler
+        from ._spool.settings import Spool
+
+        checked("spool", spool, Spool)
+        return SpoolingScheduler(*arguments, spool=spool, wall=time.time)
+
+    def _use_store(self, store: Store) -> None:
+        """Keep spans in ``store``. Tests replace the one on disk."""
+        from ._runtime.spooler import Spooler
+        from ._scheduler.spooling import SpoolingScheduler
+
+        assert isinstance(self._scheduler, SpoolingScheduler), "there is a spool"
+        self._spooler = self._supervisor.spooler = Spooler(store, self._scheduler, self._runtime)
+        self._spooler.start = self._supervisor.start_in_spool
+        self._runtime.spool = self._spooler.carry_out
 
     def __repr__(self) -> str:
         state = "open" if self._runtime.thread_id is not None else "closed" if self._entered else "not entered"
@@ -364,6 +395,23 @@ class SpanBatcher:
             flush.forget()
         return flush.report()
 
+    async def sync(self) -> None:
+        """Wait until every span accepted before this call is committed to the spool, or accounted for.
+
+        This is always a checkpoint. If it is cancelled, the spans are committed as usual.
+
+        Raises:
+            OSError: The spool cannot commit. The spans are sent nevertheless, and committed as soon as it can.
+            RuntimeError: The batcher has no spool.
+            trio.ClosedResourceError: The batcher is closed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        if self._spooler is None:
+            raise RuntimeError("the batcher has no spool: use SpanBatcher(..., spool=Spool(directory))")
+        self._runtime.feed()
+        await self._spooler.sync()
+
     def statistics(self) -> SpanBatcherStatistics:
         """Return a snapshot of all counts. Takes time proportional to the number of locations.
 
@@ -379,7 +427,8 @@ class SpanBatcher:
             )
         locations = self._scheduler.counts(trio.current_time() if self._supervisor.is_here() else 0.0)
         totals, endpoints = self._scheduler.ledger.total.counts(), self._scheduler.endpoints()
-        return SpanBatcherStatistics(**totals, locations=locations, endpoints=endpoints)
+        spool = None if self._spooler is None else self._spooler.statistics()
+        return SpanBatcherStatistics(**totals, locations=locations, endpoints=endpoints, spool=spool)
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:
@@ -412,3 +461,13 @@ class SpanBatcher:
             raise RuntimeError(_NOT_ENTERED)
         self._supervisor.check_may_close()
         await self._supervisor.close(exc)  # noqa: ASYNC102  # shielded inside, with the drain's deadline
+
+
+def _disk_store(spool: Spool, exporter: SpanExporter, log: Log) -> Store:
+    from ._spool.disk import DiskStore
+
+    # Spans for one server are not to be sent to another one.
+    endpoint = getattr(exporter, "endpoint", None)
+    if not isinstance(endpoint, str):
+        endpoint = f"{type(exporter).__module__}.{type(exporter).__qualname__}"
+    return DiskStore(spool, endpoint, tell=lambda message: log.error("SpanBatcher: %s", message))

@@ -49,6 +49,7 @@ class Facts:
         rejected: The ids of spans of batches that were refused.
         undelivered: The ids of spans that were handed back.
         doubtful: The ids of spans that had an attempt of unknown outcome.
+        spooled: The ids of spans that are left in the spool, and not accounted for otherwise.
     """
 
     accepted: Mapping[int, str]
@@ -57,6 +58,7 @@ class Facts:
     rejected: Sequence[int] = ()
     undelivered: Sequence[int] = ()
     doubtful: AbstractSet[int] = frozenset()
+    spooled: AbstractSet[int] = frozenset()
 
 
 def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics, *, by_location: bool = True) -> None:
@@ -75,7 +77,7 @@ def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics, *, by_
     assert not facts.left_out & set(facts.rejected), "left out of a partial success, and refused"
     rejected = facts.left_out | set(facts.rejected)
     assert not rejected & undelivered, f"rejected and undelivered: {_some(rejected & undelivered)}"
-    delivered = facts.accepted.keys() - rejected - undelivered
+    delivered = facts.accepted.keys() - rejected - undelivered - facts.spooled
     everything = rejected | undelivered | stored.keys()
     assert everything <= facts.accepted.keys(), f"invented: {_some(everything - facts.accepted.keys())}"
     assert delivered <= stored.keys(), f"lost silently: {_some(delivered - stored.keys())}"
@@ -103,6 +105,7 @@ def _assert_counts(
         "delivered": delivered,
         "rejected": rejected,
         "undelivered": undelivered,
+        "spooled": facts.spooled,
         "ambiguous": facts.doubtful,
     }
     for name, ids in outcomes.items():
@@ -307,22 +310,39 @@ class Oracle:
         doubted = sum(len(ids) for _, ids in self._in_doubt.values())
         assert len(self._accepted) <= statistics.accepted <= len(self._accepted) + doubted
 
+    def commit_is_doubtful(self, ids: Iterable[int]) -> None:
+        """Record that nobody knows whether spans were committed."""
+        self._doubtful.update(ids)
+
     def check_end(
-        self, statistics: SpanBatcherStatistics, stored: Iterable[tuple[str, int]], *, by_location: bool = True
+        self,
+        statistics: SpanBatcherStatistics,
+        stored: Iterable[tuple[str, int]],
+        *,
+        by_location: bool = True,
+        on_disk: Iterable[int] = (),
     ) -> Facts:
-        """Check that everything is accounted for after the batcher was left. Return the facts."""
+        """Check that everything is accounted for after the batcher was left. Return the facts.
+
+        Args:
+            statistics: The batcher's statistics.
+            stored: The location and id of each span that the server stored.
+            by_location: See `assert_accounted_for`.
+            on_disk: The ids of all spans that are in the spool.
+        """
         assert not self.failures, self.failures
-        facts = self.facts(stored)
+        facts = self.facts(stored, on_disk)
         assert not self._running, f"still exported: {_some(self._running)}"
         assert_accounted_for(facts, statistics, by_location=by_location)
         assert statistics.requests == self.attempts
         return facts
 
-    def facts(self, stored: Iterable[tuple[str, int]]) -> Facts:
+    def facts(self, stored: Iterable[tuple[str, int]], on_disk: Iterable[int] = ()) -> Facts:
         """Return the facts, given the location and id of each span that the server stored."""
-        stored = list(stored)
+        stored, on_disk = list(stored), set(on_disk)
         return Facts(
-            accepted=self._accepted | self._accepted_in_doubt(stored),
+            accepted=self._accepted | self._accepted_in_doubt(stored, on_disk),
+            spooled=on_disk - self._settled,
             stored=stored,
             left_out=self._left_out,
             rejected=self._rejected,
@@ -330,9 +350,9 @@ class Oracle:
             doubtful=self._doubtful,
         )
 
-    def _accepted_in_doubt(self, stored: Iterable[tuple[str, int]]) -> dict[int, str]:
+    def _accepted_in_doubt(self, stored: Iterable[tuple[str, int]], on_disk: set[int]) -> dict[int, str]:
         """Return the spans that must have been accepted of lists whose adders were cancelled: a prefix of each."""
-        seen = self._settled | {span_id for _, span_id in stored}
+        seen = self._settled | on_disk | {span_id for _, span_id in stored}
         accepted: dict[int, str] = {}
         for location, ids in self._in_doubt.values():
             was_seen = [span_id in seen for span_id in ids]

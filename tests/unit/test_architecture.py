@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_reporting": {"_errors", "_exceptions", "_spans"},
     "_spool": {"_settings", "_spans"},
     "_scheduler": {"_errors", "_exporter", "_reporting", "_settings", "_spans", "_values"},
-    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans"},
+    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans", "_spool"},
     "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
     "_arguments": {"_exporter", "_http", "_settings", "_spans", "_values"},
     "_batcher": {
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_scheduler",
         "_settings",
         "_spans",
+        "_spool",
     },
     "destinations": {"_errors", "_exporter", "_http", "_settings", "_spans"},
     "testing": {"_exporter", "_http", "_spans", "_values"},

@@ -14,6 +14,7 @@ from .._spans.hashing import hash_of_record
 @attrs.frozen(kw_only=True)
 class _Counts:
     accepted: int = 0
+    recovered: int = 0
     queued: int = 0
     in_flight: int = 0
     delivered: int = 0
@@ -32,12 +33,14 @@ class LocationStatistics(_Counts):
     """A snapshot of one location's counts. The last two fields are not counts.
 
     Attributes:
-        accepted: Spans accepted. Always the sum of the next six.
+        accepted: Spans accepted. Together with ``recovered`` always the sum of the next six.
+        recovered: Spans taken over from the spool of a process that has ended.
         queued: Spans in the location's queue.
-        in_flight: Spans in batches that are being delivered.
+        in_flight: Spans in batches that are being delivered. With a spool also those that left the queue to be
+            committed, or are committed and in memory.
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
-        spooled: Always 0: no span is stored on disk.
+        spooled: Spans that are in the spool and nowhere in memory. Always 0 without a spool.
         undelivered: Spans handed back.
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
@@ -72,20 +75,44 @@ class EndpointStatistics:
 
 
 @attrs.frozen(kw_only=True)
+class SpoolStatistics:
+    """A snapshot of a batcher's spool.
+
+    Attributes:
+        nbytes: Bytes of the records that are not removed yet, which ``Spool.max_bytes`` limits.
+        oldest_age: Seconds since the oldest committed span that is not accounted for was accepted; 0 without one. Some
+            servers silently drop old spans.
+        uncommitted: Spans that were sent without having been committed, because the disk failed or was full.
+        damaged: Damaged records, or pieces of a file, that were moved aside.
+        set_aside: Files that could not be read, or that a newer version has written.
+        dead: Spans that were rejected, and are kept as dead letters.
+    """
+
+    nbytes: int = 0
+    oldest_age: float = 0.0
+    uncommitted: int = 0
+    damaged: int = 0
+    set_aside: int = 0
+    dead: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class SpanBatcherStatistics(_Counts):
     """A snapshot of a batcher's counts: the sums of those of `LocationStatistics`, and the counts of each location.
 
-    At every instant ``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``.
+    At every instant ``accepted + recovered == queued + in_flight + delivered + rejected + spooled + undelivered``.
 
     Attributes:
         locations: The counts of each location. Locations that ended long ago are left out once more than
             ``Limits.max_locations`` have ended; the counts above keep them.
         endpoints: The servers to which the live locations belong, by name. One, unless the exporter tells several
             apart.
+        spool: The spool; None without one.
     """
 
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
     endpoints: Mapping[str, EndpointStatistics] = attrs.field(factory=dict)
+    spool: SpoolStatistics | None = None
 
     __hash__ = hash_of_record
 
@@ -103,6 +130,7 @@ class FlushCounts:
     delivered: int = 0
     rejected: int = 0
     undelivered: int = 0
+    spooled: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -116,6 +144,7 @@ class FlushReport(FlushCounts):
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
         undelivered: Spans handed back.
+        spooled: Spans that the spool keeps for the next process, as the batcher was left meanwhile.
         locations: The same for each location that had pending spans.
     """
 

@@ -20,9 +20,9 @@ from .._reporting.losses import Losses
 from .._reporting.statistics import Loss, Settlement
 from .._scheduler.flush import Flush
 from .._scheduler.location import Lease, Location, Waiter
-from .._scheduler.orders import Admit, HandBack, LogEndpoint, Repeat, Start, Wake
+from .._scheduler.orders import Admit, HandBack, LogEndpoint, Lost, Order, Repeat, SpoolOrder, Start, Wake
 from .._scheduler.scheduler import Scheduler
-from .._spans.batch import EncodedSpan
+from .._spans.batch import EncodedSpan, SpanBatch
 
 _Listener = TypeVar("_Listener")
 
@@ -48,6 +48,7 @@ class Runtime:
         adders: The tasks of waiting adders.
         flushes: The flushes that wait.
         retries: The leases whose deliveries wait for their next attempt.
+        spool: Begins to carry out an order to the spool.
         reason_to_hand_back: The exporter's method, if it has one (see `HandsBack`).
     """
 
@@ -67,6 +68,7 @@ class Runtime:
     adders: dict[Waiter, trio.lowlevel.Task] = attrs.Factory(dict)
     flushes: WeakKeyDictionary[Flush, trio.Event] = attrs.Factory(WeakKeyDictionary)
     retries: dict[Lease, trio.Event] = attrs.Factory(dict)
+    spool: Callable[[SpoolOrder], None] = attrs.field(init=False)
     # Looked up once, as an isinstance check against a protocol takes 10 us, and this is needed for each attempt.
     reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
 
@@ -83,15 +85,20 @@ class Runtime:
             order = outbox[0]
             if isinstance(order, HandBack):
                 settlement = Settlement(undelivered=len(order.lease), reason=order.reason)
-                self.scheduler.settled(order.lease, settlement, trio.current_time())
+                now = trio.current_time()
+                is_kept = not order.for_good and self.scheduler.keep(order.lease, settlement, now)
+                if not is_kept:
+                    self.scheduler.settled(order.lease, settlement, now)
                 outbox.popleft()
+                if is_kept:
+                    continue
                 self.tell_observers(methodcaller("handed_back", len(order.lease)))
                 self.report(order.lease, settlement)
             else:
                 self._carry_out(order)
                 outbox.popleft()
 
-    def _carry_out(self, order: Start | Admit | Repeat | Wake | LogEndpoint) -> None:
+    def _carry_out(self, order: Order) -> None:
         if isinstance(order, Start):
             self.start_delivery(order.lease)
         elif isinstance(order, Admit):
@@ -102,12 +109,23 @@ class Runtime:
                 retry.set()
         elif isinstance(order, LogEndpoint):
             self.health.endpoint_changed(order.name, order.reason, order.attempts, order.seconds, is_up=order.is_up)
-        elif (done := self.flushes.get(order.flush)) is not None:
-            done.set()
+        elif isinstance(order, Wake):
+            if (done := self.flushes.get(order.flush)) is not None:
+                done.set()
+        elif isinstance(order, Lost):
+            self.losses.report(
+                Loss(order.location, SpanBatch(order.location, ()), "undelivered", order.reason, count=order.count)
+            )
+        elif not isinstance(order, HandBack):
+            self.spool(order)
 
     def settle(self, lease: Lease, settlement: Settlement) -> None:
         """Account for the spans of a lease, and report those that were not delivered."""
-        self.scheduler.settled(lease, settlement, trio.current_time())
+        now = trio.current_time()
+        if self.scheduler.keep(lease, settlement, now):
+            self.wake()
+            return
+        self.scheduler.settled(lease, settlement, now)
         self.wake()
         self.report(lease, settlement)
 
@@ -180,6 +198,13 @@ class Runtime:
         if flush.is_done:
             done.set()
         await done.wait()
+
+    def end_flushes(self) -> None:
+        """End the flushes that wait for spans in the spool, as the batcher is left."""
+        for flush, done in tuple(self.flushes.items()):
+            flush.end()
+            if flush.is_done:
+                done.set()
 
     # -- listeners ---------------------------------------------------------------------------------------------
 

@@ -6,8 +6,10 @@ from typing import TypeAlias
 
 import attrs
 
+from .._spans.batch import SpanBatch
 from .flush import Flush
-from .location import Lease, Waiter
+from .location import Lease, Location, Waiter
+from .records import Piece
 
 
 @attrs.frozen(eq=False)
@@ -43,10 +45,14 @@ class Wake:
 
 @attrs.frozen(eq=False)
 class HandBack:
-    """Account for spans from the queue as undelivered."""
+    """Account for spans from the queue as undelivered.
+
+    Committed ones stay in the spool instead, unless it is ``for_good``.
+    """
 
     lease: Lease
     reason: str
+    for_good: bool = False
 
 
 @attrs.frozen
@@ -60,4 +66,56 @@ class LogEndpoint:
     seconds: float
 
 
-Order: TypeAlias = Start | Repeat | Admit | Wake | HandBack | LogEndpoint
+@attrs.frozen
+class Lost:
+    """Report spans as undelivered that were on disk and cannot be read."""
+
+    location: str
+    count: int
+    reason: str
+
+
+@attrs.frozen(eq=False)
+class Commit:
+    """Commit the spans of leases, each as a record."""
+
+    leases: list[Lease]
+
+
+@attrs.frozen
+class Settle:
+    """Forget records whose spans are all accounted for."""
+
+    tokens: tuple[int, ...]
+
+
+@attrs.frozen(eq=False)
+class PageIn:
+    """Read spans back into memory.
+
+    Attributes:
+        location: Their location.
+        pieces: Where they are.
+        is_probe: Whether their export is a probe of an endpoint that is down.
+        reason: Empty if they are to be sent, with a slot that is taken already; otherwise why they are handed back.
+    """
+
+    location: Location
+    pieces: list[Piece]
+    is_probe: bool = False
+    reason: str = ""
+
+
+@attrs.frozen(eq=False)
+class Bury:
+    """Keep rejected spans as dead letters, and then forget the records with these tokens."""
+
+    batch: SpanBatch
+    reason: str
+    tokens: tuple[int, ...]
+
+
+# Carried out by `Spooler`, in tasks of their own.
+SpoolOrder: TypeAlias = Commit | Settle | PageIn | Bury
+
+Order: TypeAlias = Start | Repeat | Admit | Wake | HandBack | LogEndpoint | Lost | SpoolOrder

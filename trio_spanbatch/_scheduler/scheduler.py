@@ -116,6 +116,7 @@ class Scheduler:
         self.locations: dict[str, Location] = {}
         self.draining = False
         self.drain_deadline = math.inf
+        self._location_class: type[Location] = Location
         self._policy = policy
         self._check_location = check_location
         self._endpoint_of = endpoint_of
@@ -163,7 +164,9 @@ class Scheduler:
         limits = self.limits
         pace = Pace(self.retry, self._rng, account, limits.max_exports_per_location)
         queue = self._open_queue(limits.max_queued_spans)
-        opened = Location(name, account, endpoint, policy, limits.max_queued_spans, queue, pace, self._clock())
+        opened = self._location_class(
+            name, account, endpoint, policy, limits.max_queued_spans, queue, pace, self._clock()
+        )
         self.admission.touch(opened)
         self.admission.unrank(opened)
         self._empty[opened] = None
@@ -175,12 +178,15 @@ class Scheduler:
         """Make all queued spans of a location due, and have ``flush`` wait for its pending spans."""
         self.admission.finish()
         # Not `account.pending`: if the location has ended and was opened again, its account has the new one's spans.
-        if not location.leases and not location.has_queued:
+        if not self._has_spans(location):
             return
         self.admission.touch(location)
         if location.flushes is None:
             location.flushes = {}
         location.flush_watermark = flush.watch(location.name, location.account, location.flushes)
+
+    def _has_spans(self, location: Location) -> bool:
+        return bool(location.leases) or location.has_queued
 
     def counts(self, now: float) -> LocationCounts:
         """Return the counts of all locations at ``now``. Takes 0.3 ms for 1,000 of them."""
@@ -240,7 +246,9 @@ class Scheduler:
         account, is_adding = location.account, self.admission.is_adding_to(location)
         # The inbox may also contain one that was never live, because an exception ended `open`.
         is_live = self.locations.get(location.name) is location
-        if not is_live or location.is_evicted or is_adding or account.queued or account.in_flight or location.waiting:
+        if not is_live or location.is_evicted or is_adding or location.waiting:
+            return False
+        if account.queued or account.in_flight or account.spooled:
             return False
         # The commit. There is no call since its state was read, so no span can have been added since.
         del self.locations[location.name]
@@ -362,7 +370,15 @@ class Scheduler:
         location = lease.location
         location.drop_lease(lease)
         self.ledger.settle(location.account, len(lease), lease.cost, settlement)
-        self._note_flushes(location, lease, settlement)
+        self._note_flushes(location, lease.first, len(lease), settlement)
+        self._note_departure(location, now)
+
+    def keep(self, lease: Lease, settlement: Settlement, now: float) -> bool:
+        """Keep the spans of a lease in the spool if they would be handed back. Return whether this was done."""
+        return False
+
+    def _note_departure(self, location: Location, now: float) -> None:
+        """Record that spans have left the memory of a location."""
         location.update_opened_at()
         if not location.account.pending:
             location.headers = location.sealed_headers = None
@@ -372,9 +388,9 @@ class Scheduler:
         if location.waiting:
             self.admission.update_byte_queue(location)
 
-    def _note_flushes(self, location: Location, lease: Lease, settlement: Settlement) -> None:
+    def _note_flushes(self, location: Location, first: int, count: int, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):
-            part.note(lease.first, len(lease), settlement)
+            part.note(first, count, settlement)
             if not part.remaining:
                 part.flush.finished(part)
                 if part.flush.is_done:
@@ -505,9 +521,12 @@ class Scheduler:
             lease.may_repeat = True
             self.outbox.append(Repeat(lease))
         else:
-            lease = self._seal(location)
+            lease = self._next_batch(location)
             self.outbox.append(Start(lease))
         lease.is_probe = is_probe
+
+    def _next_batch(self, location: Location) -> Lease:
+        return self._seal(location)
 
     def _seal(self, location: Location) -> Lease:
         lease = location.seal()
@@ -536,8 +555,7 @@ class Scheduler:
     def _is_hopeless(self, location: Location) -> bool:
         """Return whether spans wait for a time after the drain's deadline."""
         waits_until = max(location.pace.retry_at, location.endpoint.waits_until(location))
-        has_spans = bool(location.retries or location.account.queued)
-        return self.draining and waits_until >= self.drain_deadline and has_spans
+        return self.draining and waits_until >= self.drain_deadline and location.has_unsent
 
     def _give_up(self, location: Location) -> None:
         for lease in location.retries or ():

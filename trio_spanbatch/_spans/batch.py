@@ -18,7 +18,7 @@ other, and share them in memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -150,6 +150,23 @@ class SpanBatch:
         for name, value in (("location", location), ("size", size), ("_runs", runs)):
             object.__setattr__(batch, name, value)
         return batch
+
+    def copy_of_spans(self) -> list[EncodedSpan]:
+        """Return the spans without keeping them in memory."""
+        if self._runs is None:
+            return list(self.spans)
+        return [EncodedSpan(payload, headers) for headers, payloads in self._runs for payload in payloads]
+
+    @classmethod
+    def joined(cls, batches: Sequence[SpanBatch]) -> SpanBatch:
+        """Return the spans of several batches of a location as one."""
+        runs: Runs = []
+        sizer = RequestSizer(sys.maxsize)
+        for batch in batches:
+            for headers, payloads in _runs_of(batch.spans) if batch._runs is None else batch._runs:
+                runs.append((headers, payloads))
+                sizer.add_run(headers, payloads)
+        return cls.sealed(batches[0].location, runs, sizer.size)
 
     if not TYPE_CHECKING:
 
@@ -295,6 +312,10 @@ class RequestSizer:
     def add_first(self, span: EncodedSpan) -> None:
         """Add the first span, of any size."""
         self._try_add_with_envelopes(span.headers, framed_size(span.payload), sys.maxsize)
+
+    def add_run(self, headers: SpanHeaders, payloads: list[bytes]) -> None:
+        """Add consecutive spans with the same headers, of any size."""
+        self._try_add_with_envelopes(headers, sum(map(framed_size, payloads)), sys.maxsize)
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
         self._bring_up_to_date()
