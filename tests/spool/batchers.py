@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from tests.support.batchers import NoSpread, Watched
+from tests.support.batchers import NoSpread, Watched, span_ids
 from trio_spanbatch import SpanBatcher, SpanExporter, Spool
 from trio_spanbatch._scheduler.spooling import SpoolingScheduler
 from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
@@ -39,3 +39,8 @@ def watched_spooling_batcher(
     exporter: SpanExporter, store: MemoryStore | MemoryDisk | None = None, **options: Any
 ) -> Watched:
     return Watched(spooling_batcher(exporter, store, **options))
+
+
+def stored_ids(disk: MemoryDisk) -> set[int]:
+    """Return the ids of the spans that are committed and not forgotten."""
+    return {span_id for _, spans in disk.records.values() for span_id in span_ids(spans)}

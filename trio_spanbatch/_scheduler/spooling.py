@@ -350,7 +350,7 @@ class SpoolingScheduler(Scheduler):
             return
         self._line.setdefault(location, now)
         is_flushed = location.account.first_queued < location.flush_watermark
-        if location.full or location.waiting or location.is_closed or is_flushed or self.admission.byte_queue:
+        if location.full or location.waiting or self.draining or is_flushed or self.admission.byte_queue:
             self._is_urgent = True
 
     def _commit_at(self) -> float:
@@ -368,6 +368,8 @@ class SpoolingScheduler(Scheduler):
         """Take as many locations into a commit as it may have, if it is time."""
         if self._commit_at() > now:
             return
+        # If there are more locations than one commit takes, it is followed by others.
+        self._is_urgent = self._is_urgent or self.ledger.total.queued >= _SPANS
         leases: list[Lease] = []
         spans = nbytes = locations = 0
         while self._line and locations < _LOCATIONS and spans < _SPANS and nbytes < _BYTES:
