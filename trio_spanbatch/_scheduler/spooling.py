@@ -45,8 +45,8 @@ In the drain the queues are committed at once, and what is delivered until its d
 that, `hand_back_all` leaves what is committed on the shelves. What is not is committed in the time that is left; what
 even then is not, is handed back.
 
-Locations whose spans were recovered are opened as far as ``Limits.max_locations`` allows, and give way to others: a
-location that has nothing but recovered spans on its shelf is closed when there is no space for another one.
+Locations whose spans were recovered are opened to send them, up to half of ``Limits.max_locations`` at once, and give
+way to others: one that has nothing but recovered spans on its shelf is closed when there is no space for another one.
 """
 
 from __future__ import annotations
@@ -261,6 +261,8 @@ class SpoolingScheduler(Scheduler):
         # Of locations that are not live.
         self._shelves: OrderedDict[str, Shelf] = OrderedDict()
         self._refused: dict[str, Shelf] = {}
+        # The live locations that were opened to send their recovered spans.
+        self._opened: set[Location] = set()
         self._recovered_up_to: dict[str, int] = {}
         self._stop_reason: str | None = None
 
@@ -280,7 +282,8 @@ class SpoolingScheduler(Scheduler):
 
     def _has_spans(self, location: Location) -> bool:
         account = location.account
-        return super()._has_spans(location) or (account.spooled > account.recovered_left and not location.has_ended)
+        own = account.pending + account.spooled - account.recovered_left
+        return own > 0 and (super()._has_spans(location) or not location.has_ended)
 
     def _evict_one_if_needed(self) -> None:
         try:
@@ -463,6 +466,7 @@ class SpoolingScheduler(Scheduler):
             # It is committed although its location has ended.
             lease.may_go = False
         super()._end(location)
+        self._opened.discard(location)
         self._put_back(location, tuple(location.shelf))
         location.shelf = Shelf()
 
@@ -758,7 +762,13 @@ class SpoolingScheduler(Scheduler):
     def _open_shelved(self) -> None:
         """Open locations that have spans on disk, as many as may be live."""
         for _ in range(_LOCATIONS):
-            if not self._shelves or self.draining or len(self.locations) >= self.limits.max_locations:
+            most = self.limits.max_locations
+            if (
+                not self._shelves
+                or self.draining
+                or len(self.locations) >= most
+                or len(self._opened) >= max(1, most // 2)
+            ):
                 return
             name, shelf = self._shelves.popitem(last=False)
             try:
@@ -768,6 +778,7 @@ class SpoolingScheduler(Scheduler):
                 self._refused[name] = shelf
                 continue
             assert isinstance(location, SpooledLocation)
+            self._opened.add(location)
             self.admission.touch(location)
             location.shelf.put(shelf)
 
