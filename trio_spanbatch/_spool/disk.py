@@ -169,8 +169,9 @@ class DiskStore:
             # The store was closed, or there is no thread.
             return None
 
-    async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+    async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
         """See `Store.commit`."""
+        self._unsettled.extend(settled)
         committed: list[Record] = []
         try:
             for piece in _pieces(records):
@@ -244,7 +245,7 @@ class DiskStore:
                 segment.appending.close()
         if self._directory is not None and self._lock is not None:
             with suppress(OSError):
-                self._remove_lock_if_unused(self._name)
+                self._directory.unlink(f"{self._name}.lock")
             self._lock.close()
         if self._directory is not None:
             self._directory.close()
@@ -291,7 +292,7 @@ class DiskStore:
                     if file.endswith(".spans"):
                         segment.is_known = False
                         found.append(segment)
-            self._remove_lock_if_unused(name)
+            self._files.unlink(f"{name}.lock")
         finally:
             lock.close()
         return found
@@ -303,10 +304,6 @@ class DiskStore:
                     f"the spool in {self._spool.directory} holds spans for {head.endpoint}, and this batcher sends to "
                     f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give another directory"
                 )
-
-    def _remove_lock_if_unused(self, name: str) -> None:
-        if not self._files.files_of(name, "spans", "dead"):
-            self._files.unlink(f"{name}.lock")
 
     def _head_of(self, file: str) -> Head | None:
         """Return the head of a segment. Remove it if it was never completed, set it aside if it cannot be read."""
