@@ -18,6 +18,7 @@ from tests.spool.support import (
     DiskPlace,
     adopted,
     content_of,
+    contents,
     make_record,
     make_spans,
     wait_until_released,
@@ -482,6 +483,14 @@ async def test_space_in_segments_with_a_few_old_records_is_used_again(
         _, other = await store.commit([stuck, others])
         await store.settle([other.token])
     assert store.statistics().nbytes < 20_000
+    disk.end(store)
+    assert sum(file.stat().st_size - RECORDS_AT for file in disk.files("spans")) < 20_000
+    # The next process counts what is there, and goes on like this.
+    store = await disk.opened(max_bytes=20_000)
+    assert await contents(store) == content_of(old)
+    for _ in range(100):
+        (other,) = await store.commit([make_record("others", 10, 100)])
+        await store.settle([other.token])
     disk.end(store)
     assert sum(file.stat().st_size - RECORDS_AT for file in disk.files("spans")) < 20_000
     after, found = await disk.next()

@@ -298,8 +298,11 @@ class DiskStore:
         return found
 
     def _refuse_if_unsettled(self, file: str, head: Head) -> None:
+        segment = _Segment(file, 0, head)
         with closing(self._files.open(file)) as opened:
-            if any(self._scan_segment(_Segment(file, 0, head), opened)):
+            is_unsettled = any(self._scan_segment(segment, opened))
+            self._nbytes -= segment.nbytes
+            if is_unsettled:
                 raise SpoolError(
                     f"the spool in {self._spool.directory} holds spans for {head.endpoint}, and this batcher sends to "
                     f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give another directory"
@@ -367,11 +370,11 @@ class DiskStore:
                     nothing_else = False
                 continue
             at, header = found
+            segment.nbytes += header.size
+            self._nbytes += header.size
             if header.slot >= SLOTS or slots[header.slot] == header.mark or segment.holds(header.slot):
                 yield None
                 continue
-            segment.nbytes += header.size
-            self._nbytes += header.size
             segment.add(header.slot, at, header.size, header.mark)
             yield _record(segment, header.slot, header.location, header.count, header.nbytes, header.oldest)
         return nothing_else
