@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ async def test_the_program_s_threads_are_not_needed(disk: DiskPlace) -> None:
     release = threading.Event()
     async with trio.open_nursery() as nursery:
         limiter.total_tokens = 1
-        nursery.start_soon(trio.to_thread.run_sync, release.wait)
+        nursery.start_soon(partial(trio.to_thread.run_sync, release.wait))
         await trio.testing.wait_all_tasks_blocked()
         await store.commit([make_record()])
         release.set()
@@ -238,19 +239,17 @@ async def test_a_commit_returns_after_its_sync(disk: DiskPlace, watched: Watched
     await store.commit([make_record()])
     watched.replaced["fsync"] = hang
     hang._real = os.fsync
-    returned = False
+    returned = trio.Event()
 
     async def commit() -> None:
-        nonlocal returned
         await store.commit([make_record()])
-        returned = True
+        returned.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(commit)
         await trio.to_thread.run_sync(hang.begun.wait)
-        assert not returned
+        assert not returned.is_set()
         hang.release()
-    assert returned
     await store.close()
 
 
@@ -603,7 +602,7 @@ async def test_a_store_that_was_not_opened_can_be_closed(disk: DiskPlace) -> Non
 
 def letters(file: Path) -> list[tuple[str, str, Sequence[EncodedSpan]]]:
     data = file.read_bytes()
-    found = []
+    found: list[tuple[str, str, Sequence[EncodedSpan]]] = []
     for item in scan(lambda at, size: data[at : at + size], len(data), SegmentHead.unpack(data).marker):
         assert isinstance(item, tuple)
         at, header = item
@@ -638,7 +637,7 @@ async def test_dead_letters_are_removed_after_a_week(disk: DiskPlace) -> None:
         file.with_suffix(f".{suffix}").write_bytes(b"x")
     then = file.stat().st_mtime - _KEPT
     for age, left in ((60, 3), (-60, 0)):
-        for path in disk.files("dead") + disk.files("damaged") + disk.files("unreadable"):
+        for path in disk.files():
             os.utime(path, (then + age, then + age))
         await (await disk.opened()).close()
         assert len(disk.files()) == left

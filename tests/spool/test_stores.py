@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -202,7 +203,7 @@ async def test_a_store_in_memory_fails_as_scripted(operation: str) -> None:
     await store.open()
     (record,) = await store.commit([make_record()])
     store.failing.add(operation)
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
         "commit": lambda: store.commit([make_record()]),
         "settle": lambda: store.settle([record.token]),
         "read": lambda: store.read(record.token),
