@@ -127,7 +127,7 @@ def fork_life(directory: Path, journal: Journal, seed: int, ends: tuple[int, int
             os.close(ends[1])
             trio.run(Life(directory, journal, random.Random(seed), ends[0]).run)
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: ASYNC103  # the process ends, with an exit code that says so
             sys.excepthook(*sys.exc_info())
         finally:
             sys.stderr.flush()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.spool.support import (
     ENDPOINT,
@@ -196,7 +197,7 @@ async def test_where_no_thread_can_be_started_the_disk_has_failed(
 ) -> None:
     store = await disk.opened()
 
-    async def run_sync(*args: Any, **kwargs: Any) -> None:
+    def run_sync(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:

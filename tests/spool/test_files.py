@@ -370,6 +370,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> 
         process.stdin.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_does_not_unlock_what_its_parent_holds(directory: Directory) -> None:
     lock = directory.try_lock("name")
     assert lock is not None

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from tests.spool.support import Place, adopted, content_of, contents, is_of, make_record, make_spans
 from trio_spanbatch._spool.memory import MemoryStore
