@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.spool.support import DiskPlace, adopted, content_of, contents, make_record, make_spans
+from trio_spanbatch import EncodedSpan
 from trio_spanbatch._spool.log import RECORDS_AT, SLOT, SLOTS, SLOTS_AT, VERSION, Head
 from trio_spanbatch._spool.store import DamagedRecord, NewRecord, Record
 
@@ -220,21 +221,20 @@ async def test_a_span_cannot_contain_a_record_of_another_location(disk: DiskPlac
     store = await disk.opened()
     await store.commit([make_record("attacker")])
     (segment,) = disk.files("spans")
-    data = segment.read_bytes()
-    forged = data[RECORDS_AT:].replace(b"attacker", b"victim__")
-    await store.commit(
-        [NewRecord("attacker", [*make_spans(1), *(type(make_spans(1)[0])(forged) for _ in range(3))], 1, 1.0)]
-    )
+    begin = segment.read_bytes()
+    forged = EncodedSpan(begin[RECORDS_AT:].replace(b"attacker", b"victim__"))
+    await store.commit([NewRecord("attacker", [*make_spans(1), forged, forged], 1, 1.0)])
     disk.end(store)
-    data = bytearray(segment.read_bytes())
-    # With the marker of this very segment it would be found; it is random, and nobody outside knows it.
-    marker = Head.unpack(bytes(data)).marker
-    other = bytes(byte ^ 0xFF for byte in marker)
-    damaged_at = data.find(marker, RECORDS_AT + 1)
-    body = bytes(data[damaged_at + 1 :]).replace(marker, other)
-    segment.write_bytes(bytes(data[:damaged_at]) + b"?" + body)
-    found, _ = await survivors(disk)
+    data = segment.read_bytes()
+    # With the marker of this very segment it would be found. That is random, and nobody outside knows it.
+    marker = Head.unpack(data).marker
+    damaged_at = len(begin)
+    assert data.startswith(marker, damaged_at)
+    guessed = bytes(byte ^ 0xFF for byte in marker)
+    segment.write_bytes(data[:damaged_at] + b"?" + data[damaged_at + 1 :].replace(marker, guessed))
+    found, damaged = await survivors(disk)
     assert [location for location, _ in found] == ["attacker"]
+    assert damaged == 1
 
 
 async def test_a_file_without_a_readable_head_is_set_aside_with_a_message(disk: DiskPlace) -> None:

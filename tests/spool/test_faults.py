@@ -67,7 +67,7 @@ class FaultyOS:
             if self.count == self._nth:
                 self._fail(name, args)
             # No power failure is simulated, and syncs are slow.
-            result = None if name == "fsync" else real(*args, **kwargs)
+            result: Any = None if name == "fsync" else real(*args, **kwargs)
             if name == "open":
                 self.opened.append(result)
             return result

@@ -83,14 +83,14 @@ async def test_a_directory_that_a_volume_gave_to_a_group_is_taken_back(disk: Dis
 async def test_a_directory_of_another_user_is_refused(disk: DiskPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     await (await disk.opened()).close()
     user = os.geteuid()
-    monkeypatch.setattr(files.os, "geteuid", lambda: user + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     assert f"belongs to user {user}, and this process runs as user {user + 1}" in await refusal(disk.directory)
 
 
 @pytest.mark.parametrize("owner", [0, 1000, 1001])
 def test_only_the_given_directory_may_be_roots(owner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A volume of a container belongs to root."""
-    monkeypatch.setattr(files.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     found = list(tmp_path.stat())
     found[stat.ST_UID] = owner
     for may_be_roots in (True, False):
@@ -137,7 +137,7 @@ async def test_a_directory_without_working_locks_is_refused(
     def flock(fd: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert words in await refusal(tmp_path)
 
 
@@ -224,6 +224,7 @@ async def test_nothing_is_left_of_a_spool_in_which_everything_is_settled(disk: D
 async def test_the_files_of_an_abandoned_store_are_closed_and_unlocked(disk: DiskPlace) -> None:
     store = await disk.opened()
     await store.commit([new := make_record()])
+    await store.bury("main.spans", make_record().spans, "why")
     disk.end(store)
     assert not [file for file in files._OPEN if file.fd >= 0]
     after = await disk.opened()
@@ -260,7 +261,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, directory: Directory, action: str
         real(fd, operation)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files.fcntl, "flock", flock)
+        patched.setattr(fcntl, "flock", flock)
         yield
 
 
@@ -270,6 +271,47 @@ def test_a_lock_file_that_was_removed_before_it_was_locked_does_not_count(
 ) -> None:
     with meanwhile(monkeypatch, directory, action):
         assert directory.try_lock("name") is None
+
+
+async def test_a_new_name_that_another_process_has_locked_is_not_used(
+    disk: DiskPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Directory.try_lock
+    tried: list[str] = []
+
+    def try_lock(directory: Directory, name: str) -> File | None:
+        tried.append(name)
+        return None if len(tried) < 3 else real(directory, name)
+
+    monkeypatch.setattr(Directory, "try_lock", try_lock)
+    store = await disk.opened()
+    assert store._name == tried[2]
+    await store.close()
+    del tried[:]
+    monkeypatch.setattr(Directory, "try_lock", lambda directory, name: None)
+    assert "has locks" in await refusal(disk.directory)
+
+
+async def test_files_that_cannot_be_taken_over_do_not_keep_the_spool_from_opening(
+    disk: DiskPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await disk.opened()
+    await store.commit([old := make_record()])
+    disk.end(store)
+
+    def rename(directory: Directory, file: str, to: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Directory, "rename", rename)
+        store = await disk.opened()
+        assert await adopted(store) == []
+        await store.commit([new := make_record()])
+        assert "No space left" in disk.messages[0]
+        disk.end(store)
+    after, found = await disk.next()
+    assert found == content_of([old, new])
+    await after.close()
 
 
 async def test_segments_without_a_lock_file_are_taken_over(disk: DiskPlace) -> None:
@@ -328,6 +370,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> 
         process.stdin.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_does_not_unlock_what_its_parent_holds(directory: Directory) -> None:
     lock = directory.try_lock("name")
     assert lock is not None
@@ -344,8 +387,8 @@ def test_a_forked_child_does_not_unlock_what_its_parent_holds(directory: Directo
 
 def test_short_reads_and_writes_are_continued(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     real_read, real_write = os.pread, os.pwrite
-    monkeypatch.setattr(files.os, "pwrite", lambda fd, data, at: real_write(fd, data[:7], at))
-    monkeypatch.setattr(files.os, "pread", lambda fd, size, at: real_read(fd, min(size, 5), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, data[:7], at))
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: real_read(fd, min(size, 5), at))
     file = directory.make("x")
     file.write(b"0123456789" * 10, 3)
     assert file.read(0, 1000) == bytes(3) + b"0123456789" * 10
@@ -355,7 +398,7 @@ def test_short_reads_and_writes_are_continued(directory: Directory, monkeypatch:
 
 
 def test_a_write_that_writes_nothing_is_an_error(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.os, "pwrite", lambda fd, data, at: 0)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
     file = directory.make("x")
     with pytest.raises(OSError, match="nothing was written"):
         file.write(b"x", 0)
@@ -370,7 +413,7 @@ def test_large_data_is_written_in_pieces(directory: Directory, monkeypatch: pyte
         sizes.append(len(data))
         return real(fd, data, at)
 
-    monkeypatch.setattr(files.os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     file: File = directory.make("x")
     file.write(bytes(600 * 1024), 0)
     assert sizes == [256 * 1024, 256 * 1024, 88 * 1024]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from tests.spool.support import Place, adopted, content_of, contents, is_of, make_record, make_spans
 from trio_spanbatch._spool.memory import MemoryStore
@@ -100,6 +102,19 @@ async def test_a_full_spool_commits_nothing_until_something_is_settled(place: Pl
     await after.close()
 
 
+async def test_a_commit_settles_what_it_is_given_first(place: Place) -> None:
+    store = place.store(max_bytes=20_000)
+    await store.open()
+    (first,) = await store.commit([make_record(count=100, size=50)])
+    (second,) = await store.commit([new := make_record(count=100, size=100)], [first.token])
+    await store.close()
+    after = place.store()
+    await after.open()
+    assert await contents(after) == content_of([new])
+    await after.close()
+    assert second.token != first.token
+
+
 async def test_tokens_that_are_unknown_or_settled_are_ignored(place: Place) -> None:
     store = place.store()
     await store.open()
@@ -189,7 +204,7 @@ async def test_a_store_in_memory_fails_as_scripted(operation: str) -> None:
     await store.open()
     (record,) = await store.commit([make_record()])
     store.failing.add(operation)
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
         "commit": lambda: store.commit([make_record()]),
         "settle": lambda: store.settle([record.token]),
         "read": lambda: store.read(record.token),

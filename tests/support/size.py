@@ -26,7 +26,7 @@ BUDGETS = {
     "_spans": 1_970,
     "_settings": 650,
     "_http": 3_930,
-    "_spool": 1_600,
+    "_spool": 1_640,
     "destinations": 2_140,
     "opentelemetry": 1_375,
     "testing": 1_250,

@@ -65,6 +65,9 @@ _RECORDS_OF_JOB: Final = 256
 _KEPT: Final = 7 * 24 * 3600.0
 _DEAD_PART: Final = 8
 
+# New random names to try. Another process may take one over before it is locked.
+_NAMES: Final = 10
+
 _SLOT_BITS: Final = (SLOTS - 1).bit_length()
 
 
@@ -169,8 +172,9 @@ class DiskStore:
             # The store was closed, or there is no thread.
             return None
 
-    async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+    async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
         """See `Store.commit`."""
+        self._unsettled.extend(settled)
         committed: list[Record] = []
         try:
             for piece in _pieces(records):
@@ -239,26 +243,24 @@ class DiskStore:
         """Close all files, and with them the lock."""
         if self._scanner is not None:
             self._scanner.close()
-        for segment in self._segments.values():
+        for segment in self._current.values():
             if segment.appending is not None:
                 segment.appending.close()
         if self._directory is not None and self._lock is not None:
             with suppress(OSError):
-                self._remove_lock_if_unused(self._name)
+                self._directory.unlink(f"{self._name}.lock")
             self._lock.close()
         if self._directory is not None:
             self._directory.close()
 
     def _open(self) -> None:
         self._directory = Directory(self._spool.directory)
+        found: list[_Segment] = []
         try:
-            while self._lock is None:
-                self._name = secrets.token_hex(8)
-                self._lock = self._directory.try_lock(self._name)
-            found: list[_Segment] = []
+            self._lock_new_name()
             for name in self._directory.batchers():
                 if name != self._name:
-                    found += self._take_over(name)
+                    self._take_over(name, found)
             self._remove_old_files()
         except OSError as error:
             self._release()
@@ -270,43 +272,49 @@ class DiskStore:
         self._segments.update({segment.number: segment for segment in found})
         self._scanner = self._scan(found)
 
+    def _lock_new_name(self) -> None:
+        for _ in range(_NAMES):
+            self._name = secrets.token_hex(8)
+            self._lock = self._files.try_lock(self._name)
+            if self._lock is not None:
+                return
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
     # -- files of ended processes ------------------------------------------------------------------------------
 
-    def _take_over(self, name: str) -> list[_Segment]:
-        """Rename the files of a batcher, unless it lives, so that they are this one's. Return its segments."""
-        lock = self._files.try_lock(name)
-        if lock is None:
-            return []
-        found: list[_Segment] = []
+    def _take_over(self, name: str, found: list[_Segment]) -> None:
+        """Rename the files of a batcher that has ended, so that they are this one's. Add its segments to ``found``."""
         try:
-            self._files.unlink(f"{name}.tmp")
-            heads = [(file, self._head_of(file)) for file in self._files.files_of(name, "spans", "dead")]
-            for file, head in heads:
-                if head is not None and file.endswith(".spans") and head.endpoint != self._endpoint:
-                    self._refuse_if_unsettled(file, head)
-            for file, head in heads:
-                if head is not None:
+            lock = self._files.try_lock(name)
+            if lock is None:
+                return
+            with closing(lock):
+                self._files.unlink(f"{name}.tmp")
+                heads = [(file, self._head_of(file)) for file in self._files.files_of(name, "spans", "dead")]
+                known = [(file, head) for file, head in heads if head is not None]
+                for file, head in known:
+                    if file.endswith(".spans") and head.endpoint != self._endpoint:
+                        self._refuse_if_unsettled(file, head)
+                for file, head in known:
                     segment = self._new_segment(file.rpartition(".")[2], head)
                     self._files.rename(file, segment.file)
                     if file.endswith(".spans"):
                         segment.is_known = False
                         found.append(segment)
-            self._remove_lock_if_unused(name)
-        finally:
-            lock.close()
-        return found
+                self._files.unlink(f"{name}.lock")
+        except OSError as error:
+            self._say_set_aside(f"{name}.*", f"{_why(error)}; what is left of it was left as it is")
 
     def _refuse_if_unsettled(self, file: str, head: Head) -> None:
+        segment = _Segment(file, 0, head)
         with closing(self._files.open(file)) as opened:
-            if any(self._scan_segment(_Segment(file, 0, head), opened)):
+            is_unsettled = any(self._scan_segment(segment, opened))
+            self._nbytes -= segment.nbytes
+            if is_unsettled:
                 raise SpoolError(
                     f"the spool in {self._spool.directory} holds spans for {head.endpoint}, and this batcher sends to "
                     f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give another directory"
                 )
-
-    def _remove_lock_if_unused(self, name: str) -> None:
-        if not self._files.files_of(name, "spans", "dead"):
-            self._files.unlink(f"{name}.lock")
 
     def _head_of(self, file: str) -> Head | None:
         """Return the head of a segment. Remove it if it was never completed, set it aside if it cannot be read."""
@@ -370,11 +378,11 @@ class DiskStore:
                     nothing_else = False
                 continue
             at, header = found
+            segment.nbytes += header.size
+            self._nbytes += header.size
             if header.slot >= SLOTS or slots[header.slot] == header.mark or segment.holds(header.slot):
                 yield None
                 continue
-            segment.nbytes += header.size
-            self._nbytes += header.size
             segment.add(header.slot, at, header.size, header.mark)
             yield _record(segment, header.slot, header.location, header.count, header.nbytes, header.oldest)
         return nothing_else

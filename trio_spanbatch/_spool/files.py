@@ -12,10 +12,10 @@
 
 A process id would not do as a name: in a container every process has the same. Whoever holds the lock of a name may
 change its files. A lock that is free belongs to a process that has ended, and its files are taken over by renaming
-them. A lock file is removed by its holder only, when no other file of its name is left. As a file may be removed
-between opening and locking it, whoever has locked one compares it with what now has its name. A forked child closes the
-files that it has inherited, as a lock would otherwise be held until the child ends too; it does not unlock them, since
-that would unlock them for the parent.
+them. A lock file is removed by its holder only, just before it is unlocked. As it may be removed between opening and
+locking it, whoever has locked one compares it with what now has its name. A forked child closes the files that it has
+inherited, as a lock would otherwise be held until the child ends too; it does not unlock them, since that would unlock
+them for the parent.
 
 The functions here block, and are called in the spool's thread. They use only descriptors and names relative to the
 directory's own descriptor, so that nobody can lead them elsewhere by renaming a directory above.

@@ -262,18 +262,19 @@ def scan(read: ReadAt, size: int, marker: bytes) -> Iterator[tuple[int, Header] 
     while size - at >= FIXED_SIZE:
         header = read_header(read, at, marker)
         record_size = header.size if isinstance(header, Header) else header
-        if record_size is None or at + record_size > size:
-            # If bytes of the record before are missing, the next one begins inside the place that it had.
-            following = _next_record(read, before + 1, size, marker)
-            if following == at:
-                following = _next_record(read, at + 1, size, marker)
-            if following > at and (record_size is None or following < size):
-                yield Damage(at, following - at)
-            at = before = following
-        else:
-            yield (at, header) if isinstance(header, Header) else Damage(at, record_size)
+        is_torn = record_size is not None and at + record_size > size
+        if isinstance(header, Header) and not is_torn:
+            yield at, header
             before = at
-            at += record_size
+            at += header.size
+            continue
+        # If bytes of a record are missing, the next one begins inside the place that it had.
+        following = _next_record(read, before + 1, size, marker)
+        if following == at:
+            following = _next_record(read, at + 1, size, marker)
+        if following > at and not (is_torn and following == size):
+            yield Damage(at, following - at)
+        at = before = following
 
 
 def _next_record(read: ReadAt, at: int, size: int, marker: bytes) -> int:

@@ -97,8 +97,9 @@ class MemoryStore:
         piece, self._found = self._found[:_PIECE], self._found[_PIECE:]
         return None if self._abandoned or not piece else piece
 
-    async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+    async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
         """See `Store.commit`."""
+        self._unsettled += settled
         try:
             await self._operation("commit")
         except trio.Cancelled:
@@ -108,6 +109,8 @@ class MemoryStore:
         return self._commit(records)
 
     def _commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+        if "settle" not in self.failing:
+            self._forget()
         needed, used = sum(record.nbytes for record in records), self.disk.nbytes
         if used + needed > self.max_bytes:
             raise SpoolFullError(needed, used, self.max_bytes)
@@ -119,7 +122,6 @@ class MemoryStore:
             self.disk.owners[record.token] = self
             self.disk.nbytes += record.nbytes
             committed.append(record)
-        self._forget()
         return committed
 
     async def settle(self, tokens: Sequence[int]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from .._settings.policies import MIB, _count, _seconds
+from .._settings.policies import MIB, _count, _finite, _seconds
 from .._spans.checks import shown
 
 
@@ -28,7 +27,8 @@ def _seconds_or_none(instance: object, attribute: attrs.Attribute[Any], value: o
 
 
 def _directory(value: str | os.PathLike[str]) -> Path:
-    path = os.fspath(value)
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    # Callers without a type checker may give anything.
     if not isinstance(path, str):
         raise TypeError(f"Spool.directory is {shown(value)}; it must be a str or a path")
     if not path or "\0" in path:
@@ -60,11 +60,7 @@ class Spool:
     )
     max_bytes: int = attrs.field(default=1024 * MIB, kw_only=True, validator=_count)
     max_age: float | None = attrs.field(default=None, kw_only=True, validator=_seconds_or_none)
-    commit_interval: float = attrs.field(default=0.2, kw_only=True, validator=_seconds)
+    commit_interval: float = attrs.field(default=0.2, kw_only=True, validator=_finite)
     when_full: Literal["wait", "drop_oldest"] = attrs.field(
         default="wait", kw_only=True, validator=_one_of("wait", "drop_oldest")
     )
-
-    def __attrs_post_init__(self) -> None:
-        if not math.isfinite(self.commit_interval):
-            raise ValueError(f"Spool.commit_interval is {self.commit_interval!r}; it must be finite")

@@ -127,8 +127,13 @@ class Store(Protocol):
         """
         ...
 
-    async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+    async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
         """Commit all ``records``, and return them in the same order.
+
+        Args:
+            records: The records.
+            settled: Tokens to settle first, as `settle` does, which costs less than a call of its own. An error of the
+                disk is then not raised.
 
         Raises:
             SpoolFullError: They do not fit. None was committed.
