@@ -484,10 +484,10 @@ class _PlannedStore(MemoryStore):
         is_failing = is_faulty and self._rng.random() < self._spool.failing
         self.failing = {"commit", "settle", "read", "bury"} if is_failing else set()
 
-    async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+    async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
         self._misbehave()
         try:
-            return await super().commit(records)
+            return await super().commit(records, settled)
         except trio.Cancelled:
             self._oracle.commit_is_doubtful(span_id for record in records for span_id in span_ids(record.spans))
             raise

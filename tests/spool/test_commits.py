@@ -78,13 +78,13 @@ async def test_one_commit_is_under_way_at_a_time(autojump_clock: trio.testing.Mo
     running = 0
 
     class Counted(MemoryStore):
-        async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+        async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
             nonlocal running
             running += 1
             assert running == 1
             sizes.append(sum(len(record.spans) for record in records))
             try:
-                return await super().commit(records)
+                return await super().commit(records, settled)
             finally:
                 running -= 1
 

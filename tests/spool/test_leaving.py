@@ -133,10 +133,10 @@ async def test_the_exporter_is_closed_although_the_disk_hangs(
 
 async def test_a_second_ctrl_c_ends_the_wait_for_the_disk(autojump_clock: trio.testing.MockClock) -> None:
     class Interrupts(MemoryStore):
-        async def commit(self, records: Sequence[NewRecord]) -> Sequence[Record]:
+        async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
             if self.slow == math.inf:
                 signal.raise_signal(signal.SIGINT)
-            return await super().commit(records)
+            return await super().commit(records, settled)
 
     store = Interrupts()
     committed, late = make_spans(3), make_spans(4)

@@ -135,7 +135,9 @@ class AtRest:
                 continue
             if flush.is_done:
                 yield "a flush waits though all of its spans are accounted for"
-            if not parts.issuperset(flush._open):
+            is_left = isinstance(self._scheduler, SpoolingScheduler) and self._scheduler.draining
+            # In the drain, what a location leaves in the spool is reported when the batcher is left.
+            if not parts.issuperset(flush._open) and not is_left:
                 yield "a flush waits for spans of a location that does not know of it"
 
     # -- slots -------------------------------------------------------------------------------------------------
@@ -184,7 +186,10 @@ class AtRest:
     def _work_at(self, location: Location, now: float) -> float:
         """Return when there will be something to do at a location, as far as is known."""
         endpoint = location.endpoint
-        wants_to_export = bool(location.retries or location.account.queued)
+        wants_to_export = location.has_unsent
+        if isinstance(location, SpooledLocation) and location.is_parked:
+            # It has given up, and its last spans are being committed.
+            wants_to_export = False
         waits_until = location.pace.retry_at
         if location.export_at() <= now:
             # Only then does it wait for its endpoint. Before, it is looked at when its backoff or its export has ended.

@@ -650,7 +650,11 @@ class SpoolingScheduler(Scheduler):
         location, account = page.location, page.location.account
         assert isinstance(location, SpooledLocation)
         intact = [piece for piece, spans in zip(page.pieces, found, strict=True) if spans is not None]
-        if self._stop_reason is not None or location.is_parked or len(intact) < len(page.pieces):
+        # Another batch may have failed while these were read.
+        is_late = not page.reason and not (
+            location.pace.retry_at <= now and (location.endpoint.is_up or page.is_probe)
+        )
+        if self._stop_reason is not None or location.is_parked or is_late or len(intact) < len(page.pieces):
             self._return_page(attrs.evolve(page, pieces=intact))
             for piece, spans in zip(page.pieces, found, strict=True):
                 if spans is None:
@@ -814,6 +818,7 @@ class SpoolingScheduler(Scheduler):
         while shelves and needed > 0:
             _, number, location = heapq.heappop(shelves)
             pieces = location.shelf.take(1 << 62, 0)
+            self.admission.touch(location)
             needed -= sum(piece.nbytes for piece in pieces)
             self.outbox.append(PageIn(location, pieces, reason="the spool is full, and its oldest spans are dropped"))
             if location.shelf:
