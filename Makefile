@@ -22,7 +22,7 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere kill-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-all   all tests, with branch coverage"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
+	@echo "make kill-everywhere KILLS=1000   programs with a spool are killed at random moments and started again"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make simulate-herd CLIENTS=10000   a model of many clients whose server fails and comes back; SVG=... draws it"
 	@echo "make state-machine SEQUENCES=200   random sequences of rules against a model; SEED=... repeats them"
@@ -89,6 +90,10 @@ test-matrix:
 
 cancel-everywhere: $(READY)
 	@$(BIN)/python -m tests.cancellation --http $(ARGS)
+
+KILLS ?= 1000
+kill-everywhere: $(READY)
+	@$(BIN)/python -m tests.spool.kill_everywhere --kills $(KILLS) $(ARGS)
 
 # Run SEEDS fresh seeds on all cores, or replay one SEED with a trace of its events.
 SEEDS ?= 2000

@@ -115,7 +115,8 @@ class World(ABC):
                 "shutdown_timeout": settings.shutdown_timeout,
                 "limits": self.limits,
                 **settings.batcher,
-                **({"spool": Spool("/nowhere")} if spool else {}),
+                # Otherwise a flush would wait forever for spans of which the exporter never accepts any.
+                **({"spool": Spool("/nowhere", max_age=100.0)} if spool else {}),
             },
         )
         self.store: _Store | None = None
