@@ -113,7 +113,8 @@ def run(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] |
 
 def _outcomes(facts: Facts) -> dict[int, str]:
     rejected = facts.left_out | set(facts.rejected)
-    outcomes = dict.fromkeys(facts.accepted, "delivered") | dict.fromkeys(facts.spooled, "spooled")
+    # How long a program runs decides whether a span that nobody takes is handed back or left in the spool.
+    outcomes = dict.fromkeys(facts.accepted, "delivered") | dict.fromkeys(facts.spooled, "undelivered")
     return outcomes | dict.fromkeys(rejected, "rejected") | dict.fromkeys(facts.undelivered, "undelivered")
 
 

@@ -12,7 +12,9 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
+Machine: TypeAlias = Literal[
+    "simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep", "spool"
+]
 
 
 @attrs.frozen
@@ -683,5 +685,154 @@ FAULTS = (
         "_http/responses.py",
         "    return TryLater(response.reason, after=after, status_code=response.status)",
         "    return TryLater(response.reason, after=after and 0, status_code=response.status)",
+    ),
+    # -- the spool ------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "spans may be sent before they are committed",
+        "_scheduler/spooling.py",
+        "            location.held.append(lease)\n            yield lease\n",
+        "            location.held.append(lease)\n            lease.may_go = True\n"
+        "            location.update_ready()\n            yield lease\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a record is forgotten when it is read",
+        "_scheduler/spooling.py",
+        "        lease.ambiguous = page.pieces[0].ambiguous\n",
+        "        lease.ambiguous = page.pieces[0].ambiguous\n"
+        "        self.settle([piece.record.token for piece in page.pieces])\n",
+    ),
+    PlantedFault(
+        "a record is forgotten with the first of its spans",
+        "_scheduler/spooling.py",
+        "            if not piece.record.left:\n",
+        "            if piece.record.left < piece.record.count:\n",
+    ),
+    PlantedFault(
+        "a record is forgotten before its dead letters are written",
+        "_scheduler/spooling.py",
+        "            self.outbox.append(Bury(lease.batch, reason, tuple(tokens)))\n",
+        "            self.settle(tokens)\n            self.outbox.append(Bury(lease.batch, reason, tuple(tokens)))\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "new spans are sent before recovered ones",
+        "_scheduler/records.py",
+        "        taken: list[Piece] = []\n        queue = self._recovered or self._own\n",
+        "        taken: list[Piece] = []\n        queue = self._own or self._recovered\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a batch that comes back to the spool goes to the end",
+        "_scheduler/records.py",
+        "                queue.appendleft(piece)\n            else:",
+        "                queue.append(piece)\n            else:",
+        first="spool",
+    ),
+    PlantedFault(
+        "what is in memory is sent before what is on disk",
+        "_scheduler/spooling.py",
+        "        if location.retries or not location.shelf:\n",
+        "        if location.retries or location.ready or not location.shelf:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "nothing is committed in the drain's reserve",
+        "_scheduler/spooling.py",
+        "        super().hand_back_all(reason)\n        self._begin_commit(self._clock())\n",
+        "        super().hand_back_all(reason)\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "queues are not committed when the drain begins",
+        "_scheduler/spooling.py",
+        "        if location.full or location.waiting or self.draining or is_flushed",
+        "        if location.full or location.waiting or is_flushed",
+        first="spool",
+    ),
+    PlantedFault(
+        "a commit that was cancelled is not counted as ambiguous",
+        "_runtime/spooler.py",
+        "self.runtime.stop_reason, ambiguous=True)",
+        "self.runtime.stop_reason)",
+        first="spool",
+    ),
+    PlantedFault(
+        "sync waits only for the commit under way",
+        "_scheduler/spooling.py",
+        "            self._line.update(dict.fromkeys(self._new_syncs, now))\n",
+        "            self._syncs += self._new_syncs\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "two commits are under way",
+        "_scheduler/spooling.py",
+        "        if self._commit is not None or not self._line:\n",
+        "        if not self._line:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a disk that fails stops deliveries",
+        "_scheduler/spooling.py",
+        "        for lease in commit.leases:\n            lease.may_go = True\n",
+        "        for lease in commit.leases:\n            lease.may_go = ambiguous\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "what could not be read is not read again",
+        "_scheduler/spooling.py",
+        "        self._put_back(location, page.pieces)\n        if not page.reason:\n",
+        "        if not page.reason:\n",
+    ),
+    PlantedFault(
+        "the slot of a batch that could not be read is not given back",
+        "_scheduler/spooling.py",
+        "            self.slots.give_back(location)\n            location.endpoint.end",
+        "            location.endpoint.end",
+    ),
+    PlantedFault(
+        "spans that leave memory keep their bytes",
+        "_scheduler/ledger.py",
+        "            columns.spooled += count\n            columns.pending_bytes -= cost\n",
+        "            columns.spooled += count\n",
+    ),
+    PlantedFault(
+        "spans of a damaged record are not accounted for",
+        "_scheduler/spooling.py",
+        "                    self._lose(location, piece)\n",
+        "                    continue\n",
+    ),
+    PlantedFault(
+        "a span is counted as ambiguous again after it was in the spool",
+        "_scheduler/spooling.py",
+        "ambiguous=lease.ambiguous) for piece",
+        "ambiguous=False) for piece",
+    ),
+    PlantedFault(
+        "a batch is sent although its location has failed while it was read",
+        "_scheduler/spooling.py",
+        "location.is_parked or is_late or len(intact)",
+        "location.is_parked or len(intact)",
+    ),
+    PlantedFault(
+        "a flush waits for recovered spans",
+        "_scheduler/spooling.py",
+        "        if first < 0:\n            location.account.recovered_left -= count\n",
+        "        if first < 0:\n            location.account.recovered_left -= 0\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a second Ctrl-C waits for the disk",
+        "_runtime/supervisor.py",
+        "            self.spooler.stop()\n",
+        "            self.spooler.end_recovery()\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "recovered locations may take all live ones",
+        "_scheduler/spooling.py",
+        "len(self._opened) >= max(1, most // 2)",
+        "len(self._opened) >= most",
+        first="spool",
     ),
 )

@@ -1,8 +1,8 @@
 """A program that adds spans to a batcher with a spool on disk until it is killed.
 
-Run it as ``python -m tests.spool.agent DIRECTORY URL FIRST COUNT SEED``. It adds ``COUNT`` spans (-1: without end), whose
+Run it as ``python -m tests.spool.agent DIRECTORY URL FIRST COUNT SEED``. It adds ``COUNT`` spans (-1: no end) whose
 ids begin with ``FIRST``, and after each `sync` writes a line with the id of the last one that is committed. With a
-``COUNT`` it then writes ``done`` once nothing is left in the spool, and ends.
+``COUNT`` it then leaves the batcher, writes ``done``, and ends.
 """
 
 from __future__ import annotations

@@ -228,3 +228,27 @@ async def test_a_spool_for_another_endpoint_is_refused() -> None:
     with pytest.raises(SpoolError, match="holds spans for http://one, and this batcher sends to http://two"):
         async with spooling_batcher(InMemoryExporter(), MemoryStore(disk, "http://two")):
             pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_sync_ends_with_the_batcher(hangs: bool, autojump_clock: trio.testing.MockClock) -> None:
+    store = MemoryStore()
+    ended: list[str] = []
+
+    async def sync() -> None:
+        try:
+            await batcher.sync()
+        except OSError:
+            ended.append("failed")
+        else:
+            ended.append("committed")
+
+    exporter = InMemoryExporter(delay=math.inf)
+    async with trio.open_nursery() as nursery, watched_spooling_batcher(exporter, store, shutdown_timeout=2) as batcher:
+        store.slow = math.inf if hangs else 1.5
+        await batcher.add_spans("a", make_spans(3))
+        nursery.start_soon(sync)
+        await trio.lowlevel.checkpoint()
+        nursery.start_soon(sync)
+        await trio.lowlevel.checkpoint()
+    assert ended == ["failed" if hangs else "committed"] * 2

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import trio
 
 from tests.spool.batchers import spooling_batcher, stored_ids, watched_spooling_batcher
 from tests.support.batchers import ids_of, make_span, make_spans, span_ids
-from trio_spanbatch import BatchPolicy, Delivered, ExportResult, Limits, Loss, Refused, RetryPolicy, SpanBatch, TryLater
+from trio_spanbatch import (
+    BatchPolicy,
+    Delivered,
+    EncodedSpan,
+    ExportResult,
+    Limits,
+    Loss,
+    Refused,
+    RetryPolicy,
+    SpanBatch,
+    TryLater,
+)
 from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
 from trio_spanbatch.testing import InMemoryExporter
 
@@ -146,12 +158,14 @@ async def test_rejected_spans_become_dead_letters_and_are_forgotten(autojump_clo
 async def test_a_record_is_forgotten_only_after_its_dead_letters_are_written(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    store = MemoryStore()
+    class Hangs(MemoryStore):
+        async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
+            await trio.sleep_forever()
+
+    store = Hangs()
     exporter = InMemoryExporter([Refused("no such table", status_code=404)])
     async with watched_spooling_batcher(exporter, store, batch=SOON, shutdown_timeout=1) as batcher:
         await batcher.add_spans("a", make_spans(3))
-        await batcher.sync()
-        store.slow = math.inf
         await trio.sleep(1)
         assert batcher.statistics().rejected == 3
     assert (len(store.disk.records), store.disk.dead) == (1, [])

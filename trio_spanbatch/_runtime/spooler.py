@@ -99,11 +99,14 @@ class Spooler:
     @trio.lowlevel.enable_ki_protection
     async def recover(self) -> None:
         """Take over what the spools of ended processes have left."""
-        with self._recovery:
-            async for piece in self.store.adopted():
-                self.scheduler.recovered(piece)
-                self.runtime.wake()
-                await trio.lowlevel.checkpoint()
+        try:
+            with self._recovery:
+                async for piece in self.store.adopted():
+                    self.scheduler.recovered(piece)
+                    self.runtime.wake()
+                    await trio.lowlevel.checkpoint()
+        except OSError as error:
+            self._tell("read what earlier processes have left", error)
 
     def end_recovery(self) -> None:
         """Leave what was not taken over yet to the next process."""

@@ -473,6 +473,8 @@ class SpoolingScheduler(Scheduler):
     def hand_back_all(self, reason: str) -> None:
         """End all locations, and leave what is committed in the spool. What is not is committed if there is time."""
         self._stop_reason = reason
+        self._line.update(dict.fromkeys(self._new_syncs, self._clock()))
+        self._new_syncs.clear()
         self.admission.finish()
         for order in tuple(self.outbox):
             if isinstance(order, PageIn):
