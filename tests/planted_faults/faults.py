@@ -799,8 +799,8 @@ FAULTS = (
     PlantedFault(
         "spans of a damaged record are not accounted for",
         "_scheduler/spooling.py",
-        "                    self._lose(location, piece)\n",
-        "                    continue\n",
+        "        self.ledger.lose(location.account, len(piece))\n",
+        "",
     ),
     PlantedFault(
         "a span is counted as ambiguous again after it was in the spool",
@@ -817,8 +817,8 @@ FAULTS = (
     PlantedFault(
         "a flush waits for recovered spans",
         "_scheduler/spooling.py",
-        "        if first < 0:\n            location.account.recovered_left -= count\n",
-        "        if first < 0:\n            location.account.recovered_left -= 0\n",
+        "        own = account.pending + account.spooled - account.recovered_left\n",
+        "        own = account.pending + account.spooled\n",
         first="spool",
     ),
     PlantedFault(

@@ -56,6 +56,7 @@ class SpoolPlan:
         damage: The probability that a record cannot be read.
         lands: Whether a commit that is cancelled takes effect.
         syncers: The number of tasks that call ``sync``.
+        left: The number of records that an earlier process has left, each of up to three spans.
     """
 
     settings: dict[str, Any]
@@ -64,6 +65,7 @@ class SpoolPlan:
     damage: float
     lands: bool
     syncers: int
+    left: int
 
 
 @attrs.frozen
@@ -175,6 +177,7 @@ def _spool(rng: random.Random) -> SpoolPlan | None:
         damage=rng.choice([0, 0, 0, 0.1]),
         lands=rng.random() < 0.5,
         syncers=rng.randint(0, 2),
+        left=rng.choice([0, 0, 1, 5, 20]),
     )
 
 

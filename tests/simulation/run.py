@@ -49,6 +49,8 @@ from trio_spanbatch import (
     Spool,
     UndeliveredSpansError,
 )
+from trio_spanbatch._spans.batch import cost_of
+from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch._spool.memory import MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record
 
@@ -185,6 +187,7 @@ class Run:
             spool=None if plan.spool is None else Spool("/nowhere", **plan.spool.settings),
         )
         if self._store is not None:
+            self._store.fill(plan.locations)
             use_store(batcher, self._store)
         at_rest = AtRest(batcher, plan.limits, self._active)
         rest_watch = RestWatch(at_rest)
@@ -415,7 +418,9 @@ class Run:
         """Return the reasons for which committed spans may be handed back."""
         if self._plan.spool is None:
             return []
-        reasons = {"max_age": "older than Spool.max_age"} if self._plan.spool.settings["max_age"] else {}
+        reasons = {"damage": "the record in the spool is damaged"}
+        if self._plan.spool.settings["max_age"]:
+            reasons["max_age"] = "older than Spool.max_age"
         if self._plan.spool.settings["when_full"] == "drop_oldest":
             reasons["when_full"] = "the spool is full"
         return list(reasons.values())
@@ -478,6 +483,18 @@ class _PlannedStore(MemoryStore):
         self._rng = random.Random(f"{plan.seed} disk")
         self.lands = plan.spool.lands
 
+    def fill(self, locations: Sequence[str]) -> None:
+        """Leave records, as an earlier process does."""
+        for _ in range(self._spool.left):
+            location, spans = self._rng.choice(locations), self._oracle.make_spans(self._rng.randint(1, 3))
+            encoded = tuple(map(SpanEncoder().encode, spans))
+            self.disk.tokens += 1
+            record = Record(self.disk.tokens, location, len(spans), cost_of(encoded), self._rng.choice([-1e4, -1.0]))
+            self.disk.records[record.token] = record, encoded
+            self.disk.owners[record.token] = None
+            self.disk.nbytes += record.nbytes
+            self._oracle.left_in_spool(location, spans)
+
     def _misbehave(self) -> None:
         is_faulty = trio.current_time() < self._plan.heals_at
         self.slow = self._rng.choice(self._spool.slow) if is_faulty else 0
@@ -498,6 +515,11 @@ class _PlannedStore(MemoryStore):
 
     async def read(self, token: int) -> Sequence[EncodedSpan]:
         self._misbehave()
+        is_damaged = trio.current_time() < self._plan.heals_at and self._rng.random() < self._spool.damage
+        if is_damaged and token not in self.damaged:
+            record, spans = self.disk.records[token]
+            self.damaged.add(token)
+            self._oracle.cannot_be_read(record.location, span_ids(spans))
         return await super().read(token)
 
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:

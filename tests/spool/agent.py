@@ -56,4 +56,6 @@ async def main(directory: str, url: str, first: int, count: int, seed: int) -> N
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    directory, url, *numbers = sys.argv[1:]
+    first, count, seed = map(int, numbers)
+    trio.run(main, directory, url, first, count, seed)

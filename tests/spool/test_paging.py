@@ -305,3 +305,20 @@ async def test_a_full_spool_drops_the_oldest_records_if_it_is_to(autojump_clock:
     assert {loss.reason for loss in losses} == {"the spool is full, and its oldest spans are dropped"}
     assert max(dropped) < min(span_ids(exporter.delivered["a"])[-50:])
     assert not stored_ids(disk)
+
+
+async def test_a_span_held_in_memory_is_handed_back_at_its_age_and_not_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Also if the sum of its time and its age is rounded."""
+    losses: list[Loss] = []
+    await trio.sleep(10.420503209528324)
+    never = BatchPolicy(max_delay=math.inf)
+    async with watched_spooling_batcher(
+        InMemoryExporter(), batch=never, on_loss=losses.append, spool={"max_age": 30.0}
+    ) as batcher:
+        await batcher.add_span("a", make_span())
+        await trio.sleep(29.9)
+        assert not losses
+        await trio.sleep(0.2)
+        assert [loss.reason for loss in losses] == ["older than Spool.max_age, 30 s"]

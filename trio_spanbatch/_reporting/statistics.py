@@ -163,7 +163,8 @@ class Loss:
         outcome: ``"rejected"`` by the server, or handed back ``"undelivered"``.
         reason: The reason, in a few words.
         status_code: The HTTP status code, if there was one.
-        count: How many spans were lost. Less than ``len(batch.spans)`` only if a server rejected some.
+        count: How many spans were lost. Less than ``len(batch.spans)`` only if a server rejected some; more, with an
+            empty batch, if a damaged record of the spool cannot be read.
     """
 
     location: str

@@ -113,9 +113,9 @@ class Runtime:
             if (done := self.flushes.get(order.flush)) is not None:
                 done.set()
         elif isinstance(order, Lost):
-            self.losses.report(
-                Loss(order.location, SpanBatch(order.location, ()), "undelivered", order.reason, count=order.count)
-            )
+            name, count = order.location.name, len(order.piece)
+            self.scheduler.lost(order, trio.current_time())
+            self.losses.report(Loss(name, SpanBatch(name, ()), "undelivered", order.reason, count=count))
         elif not isinstance(order, HandBack):
             self.spool(order)
 

@@ -66,12 +66,12 @@ class LogEndpoint:
     seconds: float
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Lost:
-    """Report spans as undelivered that were on disk and cannot be read."""
+    """Account for spans as undelivered that were on disk and cannot be read."""
 
-    location: str
-    count: int
+    location: Location
+    piece: Piece
     reason: str
 
 

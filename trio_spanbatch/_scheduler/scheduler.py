@@ -58,7 +58,7 @@ from .endpoint import Endpoint
 from .flush import Flush
 from .ledger import Ledger, LocationCounts
 from .location import Lease, Location, QueueIn, QueueOut, Waiter, first_span
-from .orders import HandBack, LogEndpoint, Order, Repeat, Start, Wake
+from .orders import HandBack, LogEndpoint, Lost, Order, Repeat, Start, Wake
 from .pace import Pace
 from .ranking import Ranking
 from .slots import Slots
@@ -376,6 +376,10 @@ class Scheduler:
     def keep(self, lease: Lease, settlement: Settlement, now: float) -> bool:
         """Keep the spans of a lease in the spool if they would be handed back. Return whether this was done."""
         return False
+
+    def lost(self, lost: Lost, now: float) -> None:
+        """Account for spans that cannot be read from the spool. Without a spool, there are none."""
+        raise NotImplementedError
 
     def _note_departure(self, location: Location, now: float) -> None:
         """Record that spans have left the memory of a location."""

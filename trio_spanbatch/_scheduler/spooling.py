@@ -344,7 +344,7 @@ class SpoolingScheduler(Scheduler):
             return
         if location.shelf:
             self._agenda.put(location, max(self._no_drops_before, self._ends_at(location.shelf.first, now)))
-        elif location.held:
+        elif location.ready and location.held[0].pieces:
             self._agenda.put(location, location.held[0].opened_at + self._max_age)
 
     def _line_up(self, location: SpooledLocation, now: float) -> None:
@@ -653,15 +653,12 @@ class SpoolingScheduler(Scheduler):
         assert isinstance(location, SpooledLocation)
         intact = [piece for piece, spans in zip(page.pieces, found, strict=True) if spans is not None]
         # Another batch may have failed while these were read.
-        is_late = not page.reason and not (
-            location.pace.retry_at <= now and (location.endpoint.is_up or page.is_probe)
-        )
+        is_late = not page.reason and not (location.pace.retry_at <= now and (location.endpoint.is_up or page.is_probe))
         if self._stop_reason is not None or location.is_parked or is_late or len(intact) < len(page.pieces):
             self._return_page(attrs.evolve(page, pieces=intact))
             for piece, spans in zip(page.pieces, found, strict=True):
                 if spans is None:
-                    self._lose(location, piece)
-            self._note_departure(location, now)
+                    self.outbox.append(Lost(location, piece, "the record in the spool is damaged"))
             return
         spans = tuple(span for part in found for span in part or ())
         opened_at = now - max(0.0, self.wall() - page.pieces[0].record.oldest)
@@ -699,10 +696,12 @@ class SpoolingScheduler(Scheduler):
             self._touch_first(location.endpoint)
         self.admission.touch(location)
 
-    def _lose(self, location: Location, piece: Piece) -> None:
+    def lost(self, lost: Lost, now: float) -> None:
+        """See `Scheduler.lost`."""
+        location, piece = lost.location, lost.piece
         self.ledger.lose(location.account, len(piece))
         self._note_flushes(location, piece.first, len(piece), Settlement(undelivered=len(piece)))
-        self.outbox.append(Lost(location.name, len(piece), "the record in the spool is damaged"))
+        self._note_departure(location, now)
 
     # -- settling ----------------------------------------------------------------------------------------------
 
@@ -801,7 +800,7 @@ class SpoolingScheduler(Scheduler):
         reason = f"older than Spool.max_age, {self._max_age:g} s"
         while location.shelf and self._ends_at(location.shelf.first, now) <= now:
             self.outbox.append(PageIn(location, location.shelf.take(1 << 62, 0), reason=reason))
-        while location.ready and location.held[0].pieces and now - location.held[0].opened_at >= self._max_age:
+        while location.ready and location.held[0].pieces and location.held[0].opened_at + self._max_age <= now:
             self.outbox.append(HandBack(location.unhold(), reason, for_good=True))
 
     def _drop_oldest(self, needed: int, now: float) -> None:
