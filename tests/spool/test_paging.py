@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -27,6 +28,14 @@ from trio_spanbatch.testing import InMemoryExporter
 
 SOON = BatchPolicy(max_delay=0.1)
 ONE_AT_A_TIME = Limits(max_exports_per_location=1)
+
+
+class LongWaits(random.Random):
+    def random(self) -> float:
+        return 1.0
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
 
 
 def down_until(time: float) -> InMemoryExporter:
@@ -110,7 +119,8 @@ async def test_spans_of_which_isolation_gives_up_stay(autojump_clock: trio.testi
 
     disk = MemoryDisk()
     exporter = InMemoryExporter(results)
-    async with watched_spooling_batcher(exporter, disk, batch=BatchPolicy(max_delay=0.5)) as batcher:
+    # The wait after the first try is not random: it is no less than half a second.
+    async with watched_spooling_batcher(exporter, disk, batch=BatchPolicy(max_delay=0.5), rng=LongWaits()) as batcher:
         await batcher.add_spans("a", make_spans(512))
         await trio.sleep(0.6)
         statistics = batcher.statistics()
