@@ -811,8 +811,8 @@ FAULTS = (
     PlantedFault(
         "a batch is sent although its location has failed while it was read",
         "_scheduler/spooling.py",
-        "location.is_parked or is_late or len(intact)",
-        "location.is_parked or len(intact)",
+        "location.is_parked or is_late or is_damaged",
+        "location.is_parked or is_damaged",
     ),
     PlantedFault(
         "a flush waits for recovered spans",

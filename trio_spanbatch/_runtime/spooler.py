@@ -182,17 +182,17 @@ class Spooler:
 
     @trio.lowlevel.enable_ki_protection
     async def _page_in(self, page: PageIn) -> None:
-        found: list[Sequence[EncodedSpan] | None] = []
+        found: list[Sequence[EncodedSpan]] = []
         try:
             for piece in page.pieces:
-                spans = None
+                spans: Sequence[EncodedSpan] = ()
                 if not piece.record.is_damaged:
                     try:
                         spans = await self._call(self.store.read, piece.record.token)
                     except DamagedRecord as error:
                         piece.record.is_damaged = True
                         self.runtime.logger.error("SpanBatcher: %s", error)
-                found.append(None if spans is None else spans[piece.start : piece.start + piece.count])
+                found.append(spans[piece.start : piece.start + piece.count])
         except OSError as error:
             self._tell("read", error)
             self.scheduler.page_in_failed(page, trio.current_time())

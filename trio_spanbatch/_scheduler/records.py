@@ -133,6 +133,13 @@ class Shelf:
             nbytes += piece.nbytes
         return taken
 
+    def take_damaged(self) -> list[Piece]:
+        """Remove and return the pieces of records that are damaged."""
+        damaged = [piece for piece in self if piece.record.is_damaged]
+        self._recovered = deque(piece for piece in self._recovered if not piece.record.is_damaged)
+        self._own = deque(piece for piece in self._own if not piece.record.is_damaged)
+        return damaged
+
 
 def _fits(piece: Piece, following: Piece) -> bool:
     """Return whether two pieces may be in one batch."""

@@ -635,7 +635,7 @@ class SpoolingScheduler(Scheduler):
 
     def keep(self, lease: Lease, settlement: Settlement, now: float) -> bool:
         """See `Scheduler.keep`."""
-        if not settlement.undelivered or not lease.pieces:
+        if not settlement.undelivered or not lease.pieces or any(piece.record.is_damaged for piece in lease.pieces):
             return False
         location = lease.location
         assert isinstance(location, SpooledLocation)
@@ -647,20 +647,17 @@ class SpoolingScheduler(Scheduler):
             self.back_off(location, None, now)
         return True
 
-    def paged_in(self, page: PageIn, found: Sequence[Sequence[EncodedSpan] | None], now: float) -> None:
-        """Record that spans were read. None stands for those of a record that is damaged."""
+    def paged_in(self, page: PageIn, found: Sequence[Sequence[EncodedSpan]], now: float) -> None:
+        """Record that spans were read, unless their record `is_damaged`."""
         location, account = page.location, page.location.account
         assert isinstance(location, SpooledLocation)
-        intact = [piece for piece, spans in zip(page.pieces, found, strict=True) if spans is not None]
+        is_damaged = any(piece.record.is_damaged for piece in page.pieces)
         # Another batch may have failed while these were read.
         is_late = not page.reason and not (location.pace.retry_at <= now and (location.endpoint.is_up or page.is_probe))
-        if self._stop_reason is not None or location.is_parked or is_late or len(intact) < len(page.pieces):
-            self._return_page(attrs.evolve(page, pieces=intact))
-            for piece, spans in zip(page.pieces, found, strict=True):
-                if spans is None:
-                    self.outbox.append(Lost(location, piece, "the record in the spool is damaged"))
+        if self._stop_reason is not None or location.is_parked or is_late or is_damaged:
+            self._return_page(page)
             return
-        spans = tuple(span for part in found for span in part or ())
+        spans = tuple(span for part in found for span in part)
         opened_at = now - max(0.0, self.wall() - page.pieces[0].record.oldest)
         cost = cost_of(spans)
         batch = SpanBatch(location.name, spans)
@@ -689,6 +686,10 @@ class SpoolingScheduler(Scheduler):
         location = page.location
         assert isinstance(location, SpooledLocation)
         self._put_back(location, page.pieces)
+        if any(piece.record.is_damaged for piece in page.pieces):
+            for shelf in (location.shelf, self._shelves.get(location.name, Shelf())):
+                for piece in shelf.take_damaged():
+                    self.outbox.append(Lost(location, piece, "the record in the spool is damaged"))
         if not page.reason:
             location.is_paging = False
             self.slots.give_back(location)
