@@ -303,7 +303,7 @@ async def test_order_is_kept_within_a_location(autojump_clock: trio.testing.Mock
     assert span_ids(exporter.delivered["a"]) == ids_of(spans)
 
 
-async def test_a_batcher_without_a_spool_imports_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batcher_without_a_spool_has_the_plain_scheduler() -> None:
     batcher = SpanBatcher(InMemoryExporter())
     assert type(batcher._scheduler).__name__ == "Scheduler"
     assert batcher._spooler is None
