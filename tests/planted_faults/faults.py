@@ -55,8 +55,9 @@ FAULTS = (
     PlantedFault(
         "the byte budget leaks what is rejected",
         "_scheduler/ledger.py",
-        "columns.pending_bytes -= cost",
-        "columns.pending_bytes -= 0 if settlement.rejected else cost",
+        "columns.undelivered += settlement.undelivered\n            columns.pending_bytes -= cost",
+        "columns.undelivered += settlement.undelivered\n"
+        "            columns.pending_bytes -= 0 if settlement.rejected else cost",
     ),
     PlantedFault(
         "both halves of a batch take the bytes of the whole",
@@ -172,8 +173,8 @@ FAULTS = (
     PlantedFault(
         "a location ends by idleness with a span in it",
         "_scheduler/location.py",
-        "return not self.account.pending and not self.waiting",
-        "return not self.account.in_flight and not self.waiting",
+        "return not self.account.pending and not self.account.spooled",
+        "return not self.account.in_flight and not self.account.spooled",
     ),
     PlantedFault(
         "a location that is evicted for another one does not end",
@@ -435,9 +436,8 @@ FAULTS = (
     PlantedFault(
         "an order is dropped: a flush of one location is not woken",
         "_runtime/runtime.py",
-        "        elif (done := self.flushes.get(order.flush)) is not None:\n            done.set()\n",
-        "        elif len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n"
-        "            done.set()\n",
+        "            if (done := self.flushes.get(order.flush)) is not None:\n",
+        "            if len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n",
         first="state machine",
     ),
     PlantedFault(
@@ -517,8 +517,8 @@ FAULTS = (
     PlantedFault(
         "a flush ends too early: it does not wait for spans in flight",
         "_scheduler/flush.py",
-        "parts, account.accepted, account.queued + account.in_flight)",
-        "parts, account.accepted, account.queued)",
+        "remaining = account.queued + account.in_flight + account.spooled",
+        "remaining = account.queued + account.spooled",
         first="state machine",
     ),
     PlantedFault(
@@ -562,8 +562,9 @@ FAULTS = (
     PlantedFault(
         "the exporter is not closed",
         "_runtime/supervisor.py",
-        "                await self._supervise_work(task_status)\n                await self._close_exporter()\n",
-        "                await self._supervise_work(task_status)\n",
+        "                    await self._supervise_work(task_status)\n"
+        "                    await self._close_exporter()\n",
+        "                    await self._supervise_work(task_status)\n",
         first="cancel everywhere",
         scenario="quiet",
     ),
@@ -781,8 +782,8 @@ FAULTS = (
     PlantedFault(
         "what could not be read is not read again",
         "_scheduler/spooling.py",
-        "        self._put_back(location, page.pieces)\n        if not page.reason:\n",
-        "        if not page.reason:\n",
+        "        self._put_back(location, page.pieces)\n        if any(",
+        "        if any(",
     ),
     PlantedFault(
         "the slot of a batch that could not be read is not given back",
