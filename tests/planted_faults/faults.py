@@ -810,12 +810,6 @@ FAULTS = (
         "ambiguous=False) for piece",
     ),
     PlantedFault(
-        "a batch is sent although its location has failed while it was read",
-        "_scheduler/spooling.py",
-        "location.is_parked or is_late or is_damaged",
-        "location.is_parked or is_damaged",
-    ),
-    PlantedFault(
         "a flush waits for recovered spans",
         "_scheduler/spooling.py",
         "        own = account.pending + account.spooled - account.recovered_left\n",
