@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from tests.support.long_tests import MARKER, LongTests
 from tests.support.orphans import Watcher
-from trio_spanbatch._settings.environment import forget_warnings
+from trio_spanbatch._settings import environment
 
 # No deadline, as a busy machine is slow; and the same examples in each run.
 settings.register_profile("default", deadline=None, derandomize=True)
@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def no_warnings_so_far() -> None:
     """Have warnings that a process issues once issued once in each test."""
-    forget_warnings()
+    environment._warnings.clear()
 
 
 @pytest.fixture

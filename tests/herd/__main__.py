@@ -1,6 +1,6 @@
 """``python -m tests.herd``: an outage of a server of many clients and what happens after it, for each policy.
 
-It prints a table, and the goals that this package's own rules miss. The tests assert those for 2.2 times the capacity.
+It prints a table, and the goals that this package's own rules miss. The tests assert that it misses none.
 """
 
 from __future__ import annotations

@@ -256,6 +256,11 @@ async def test_other_answers_of_a_list_are_taken_as_before() -> None:
     assert [getattr(result, "status_code", None) for result in results] == [429, 503, None, 200]
 
 
+async def is_bad_async(span: SpanMessage) -> bool:
+    await trio.lowlevel.checkpoint()
+    return is_bad(span)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -268,7 +273,12 @@ async def test_other_answers_of_a_list_are_taken_as_before() -> None:
         (lambda: rate_limited(1, retry_after=-1), ValueError, "retry_after is -1; it must be"),
         (lambda: rate_limited(1, retry_after=0.5), ValueError, "retry_after is 0.5"),  # type: ignore[arg-type]  # same
         (lambda: slow(-1), ValueError, "seconds is -1; it must be at least 0"),
-        (lambda: poison("bad"), TypeError, "'predicate' must be callable"),  # type: ignore[arg-type]  # a mistake
+        (lambda: poison("bad"), TypeError, "predicate is 'bad'; it must be a function that is not async"),  # type: ignore[arg-type]  # a mistake
+        (
+            lambda: poison(is_bad_async),
+            TypeError,
+            "predicate is <function is_bad_async at .*; it must be a function that is not async",
+        ),
     ],
 )
 def test_an_invalid_argument_is_named_with_its_value(

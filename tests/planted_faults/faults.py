@@ -456,19 +456,11 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the ranking is taken to know a span that was added since",
-        "_scheduler/admission.py",
-        "        if (own_bytes := account.pending_bytes + cost) > location.ranked_up_to:\n"
-        "            self.unrank(location)\n",
-        "        own_bytes = account.pending_bytes + cost\n",
-        first="scheduler",
-    ),
-    PlantedFault(
         "a location that is made due while it backs off is looked at too late",
         "_scheduler/scheduler.py",
         "            backs_off_until = location.pace.next_at()\n",
         "",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "the emptiest locations are made due for adders that wait for bytes",
@@ -660,6 +652,14 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        account = self.ledger.open(name)\n",
         "        account = self.ledger.open(name)\n        account.failed_after = -1\n",
+        first="scheduler",
+    ),
+    # -- settling after a backoff ----------------------------------------------------------------------------------
+    PlantedFault(
+        "a location that settles after a backoff holds batches that are due in a flush",
+        "_scheduler/location.py",
+        "            return opened_at\n",
+        "            return max(opened_at, self.pace.holds_until(opened_at))\n",
         first="scheduler",
     ),
     # -- OTLP ------------------------------------------------------------------------------------------------------

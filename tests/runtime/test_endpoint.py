@@ -73,6 +73,20 @@ class RoutingServer(Server):
         return location.split("/")[0]
 
 
+class SlowToFail(RoutingServer):
+    """It takes 20 s until a connection to a server that is down fails."""
+
+    def __init__(self, answer: Callable[[str], ExportResult]) -> None:
+        super().__init__(answer)
+        self.begins_to_fail = trio.Event()
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        if batch.location.startswith("down/"):
+            self.begins_to_fail.set()
+            await trio.sleep(20)
+        return await super().export(batch)
+
+
 def add_to_all(batcher: SpanBatcher, count: int) -> None:
     for number in range(count):
         batcher.add_span_nowait(f"location-{number}", make_span(str(trio.current_time())))
@@ -335,14 +349,105 @@ async def test_the_locations_of_one_server_do_not_wait_for_another_one(autojump_
     assert max(server.ages) == 5.0
 
 
-async def test_endpoint_of_must_return_a_str(autojump_clock: MockClock) -> None:
-    class Wrong(Server):
-        def endpoint_of(self, location: str) -> int:
-            return 4318
+class NoRepr(str):
+    __slots__ = ()
 
-    async with SpanBatcher(Wrong(delivered)) as batcher:
-        with pytest.raises(TypeError, match=r"endpoint_of\('a'\) of the exporter returned 4318; it must return a str"):
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    __str__ = __format__ = __repr__  # type: ignore[assignment]  # a mistake
+
+
+class NamingServer(Server):
+    """Its function of the location gives the name of the server, which need not be a valid one."""
+
+    def __init__(self, name_of: Callable[[str], object]) -> None:
+        super().__init__(lambda _: UNREACHED)
+        self.name_of = name_of
+
+    def endpoint_of(self, location: str) -> str:
+        return self.name_of(location)  # type: ignore[return-value]  # on purpose
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "shown"),
+    [(4318, TypeError, "4318"), (None, TypeError, "None"), ("x" * 2000, ValueError, "'xx.*xx'")],
+    ids=["int", "none", "long"],
+)
+async def test_endpoint_of_must_return_a_short_str_and_otherwise_nothing_is_accepted(
+    name: object, error: type[Exception], shown: str, autojump_clock: MockClock
+) -> None:
+    async with SpanBatcher(NamingServer(lambda _: name)) as batcher:
+        message = (
+            rf"endpoint_of\('a'\) of the exporter returned {shown}; it must return a str of at most 1024 characters"
+        )
+        with pytest.raises(error, match=message) as caught:
             batcher.add_span_nowait("a", make_span())
+        assert len(str(caught.value)) < 300
+        with pytest.raises(error, match=message):
+            await batcher.add_span("a", make_span())
+        assert (batcher.statistics().accepted, batcher.statistics().endpoints) == (0, {})
+
+
+async def test_what_endpoint_of_raises_leaves_the_call_and_nothing_is_accepted(autojump_clock: MockClock) -> None:
+    async with SpanBatcher(NamingServer({"a": "eu"}.__getitem__), shutdown_timeout=0) as batcher:
+        with pytest.raises(KeyError):
+            batcher.add_span_nowait("b", make_span())
+        batcher.add_span_nowait("a", make_span())
+        assert (batcher.statistics().accepted, list(batcher.statistics().endpoints)) == (1, ["eu"])
+
+
+async def test_the_name_of_an_endpoint_is_a_plain_str_in_statistics_and_log_messages(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SpanBatcher(NamingServer(lambda _: NoRepr("eu\n%s")), shutdown_timeout=0) as batcher:
+        batcher.add_span_nowait("a", make_span())
+        await trio.sleep(60)
+        assert [type(name) for name in batcher.statistics().endpoints] == [str]
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if message.startswith(r"the endpoint 'eu\n%s' is down: ")]
+
+
+async def test_endpoints_that_are_not_used_any_more_are_forgotten_even_if_they_are_down(
+    autojump_clock: MockClock,
+) -> None:
+    server, most = NamingServer(lambda location: f"server of {location}"), 0
+    policy, limits = BatchPolicy(max_delay=1), Limits(max_locations=20, location_idle_timeout=5)
+    retry, rng = RetryPolicy(max_elapsed=10), random.Random(1)
+    async with SpanBatcher(
+        server, batch=policy, limits=limits, retry=retry, rng=rng, on_loss=lambda loss: None
+    ) as batcher:
+        for number in range(300):
+            batcher.add_span_nowait(f"location-{number}", make_span())
+            most = max(most, len(batcher.statistics().endpoints))
+            await trio.sleep(1)
+        assert 1 < most <= 20
+        await trio.sleep(100)
+        assert batcher.statistics().endpoints == {}
+
+
+async def test_two_batchers_for_one_endpoint_do_not_know_of_each_other(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(lambda _: UNREACHED, seconds=lambda: 0.1)
+    async with SpanBatcher(server, rng=random.Random(1)) as one, SpanBatcher(server, rng=random.Random(2)) as other:
+        add_to_all(one, 50)
+        await trio.sleep(20)
+        assert (one.statistics().endpoint.is_up, other.statistics().endpoint.is_up) == (False, True)
+        add_to_all(other, 50)
+        await trio.sleep(40)
+        assert not other.statistics().endpoint.is_up
+        server.most_running = 0
+        await trio.sleep(300)
+        assert server.most_running <= 2
+        server.answer = delivered
+        await one.flush()
+        await other.flush()
+        for batcher in (one, other):
+            assert (batcher.statistics().endpoint.is_up, batcher.statistics().delivered) == (True, 50)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([message for message in messages if message.startswith(DOWN)]) == 2
+    assert len([message for message in messages if message.startswith("the endpoint is up again")]) == 2
 
 
 async def test_a_byte_budget_that_is_used_up_in_an_outage_is_freed_after_it(autojump_clock: MockClock) -> None:
@@ -357,6 +462,32 @@ async def test_a_byte_budget_that_is_used_up_in_an_outage_is_freed_after_it(auto
             server.answer = delivered
         await batcher.flush()
         assert batcher.statistics().delivered == 60
+
+
+async def test_adders_that_wait_for_bytes_get_those_of_a_server_that_is_up_although_another_one_is_down(
+    autojump_clock: MockClock,
+) -> None:
+    def add(location: str, count: int) -> None:
+        for number in range(count):
+            batcher.add_span_nowait(location, make_span(str(number)))
+
+    server = SlowToFail(lambda location: UNREACHED if location.startswith("down/") else Delivered())
+    limits = Limits(max_pending_bytes=3000, max_exports=2)
+    policy, rng = BatchPolicy(max_delay=math.inf), random.Random(1)
+    async with SpanBatcher(server, batch=policy, limits=limits, rng=rng, shutdown_timeout=0) as batcher:
+        add("down/asked", 1)
+        with trio.move_on_after(100):
+            await batcher.flush()
+        assert not batcher.statistics().endpoints["down"].is_up
+        server.begins_to_fail = trio.Event()
+        await server.begins_to_fail.wait()
+        # The location with the most bytes is chosen first, but has to wait until the probe has ended.
+        add("down/fullest", 40)
+        add("up/other", 5)
+        with trio.fail_after(0.001):
+            for number in range(60):
+                await batcher.add_span("up/new", make_span(str(number)))
+        assert server.asked["down/fullest"] == 0 < server.asked["up/new"]
 
 
 async def test_a_wait_that_a_server_asked_for_is_lengthened_by_up_to_a_tenth_and_never_shortened(

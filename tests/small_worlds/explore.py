@@ -191,8 +191,13 @@ def _location_key(location: Location, now: float) -> Hashable:
         (location.open.first, location.open.opened_at - now) if account.queued else None,
         pace.active,
         pace.allowed,
-        pace.failures,
+        # A success that resets the backoff later has no effect on a location that did not fail.
+        (pace.failures, pace._starts_anew_at - now) if pace.failures and now < pace._starts_anew_at else None,
         max(pace._own_wait_until - now, 0.0),
+        # While it settles, it matters whether the open batch, or one that is opened now, is from after the backoff.
+        (pace._settled_at - now, location.open.opened_at > pace.retry_at, now > pace.retry_at)
+        if pace._settled_at > now
+        else None,
         pace.request_size._smallest_refused,
         pace.request_size._largest_passed,
         tuple(lease.first for lease in location.retries or ()),

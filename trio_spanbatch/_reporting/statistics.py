@@ -64,7 +64,8 @@ class EndpointStatistics:
         is_up: Whether it is up, as far as is known.
         since: When it last went up or down; when it was first used if it has always been up.
         attempts: How many attempts have ended since then.
-        next_probe_at: When the next attempt is due, if it is down and there are spans to send. None if it is up.
+        next_probe_at: From when on the next attempt may begin. It does once a location that is not backing off itself
+            has a batch that is due. None if the server is up.
     """
 
     name: str = ""

@@ -263,7 +263,7 @@ class Location:
         is_flushed = self.account.first_queued < self.flush_watermark
         if self.is_closed or self.is_made_due or is_flushed or self.full:
             return opened_at
-        return opened_at + self.policy.max_delay
+        return max(opened_at + self.policy.max_delay, self.pace.holds_until(opened_at))
 
     def end_at(self, idle_timeout: float) -> float:
         """Return when the location ends if nothing happens until then; `math.inf` if it is not empty."""

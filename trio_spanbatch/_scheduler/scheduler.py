@@ -12,8 +12,7 @@ Events come from two sides:
   stack and between any two of its steps, so it does little: it puts the location into the inbox, wakes the driver, and
   commits in one step (see `Admission`).
 - **The runtime's stack**, which is shallow: a delivery's attempt began or ended, spans are settled, or the drain
-begins.
-  These events change the counts at once, and put the location into the inbox.
+  begins. These events change the counts at once, and put the location into the inbox.
 
 All decisions are made in `step`, which only the driver calls. It looks at one location after the other, from these
 sources, in this order:
@@ -51,7 +50,8 @@ from .._errors import TooManyLocationsError
 from .._exporter import Delivered, ExportResult, Refused
 from .._reporting.statistics import EndpointStatistics, Settlement
 from .._settings.policies import BatchPolicy, Limits, RetryPolicy
-from .._values import checked_location, plain_location
+from .._spans.checks import shown
+from .._values import MAX_LOCATION_LENGTH, checked_location, plain_location
 from .admission import Admission
 from .agenda import Agenda
 from .endpoint import Endpoint
@@ -202,9 +202,14 @@ class Scheduler:
     def _endpoint(self, location: str) -> Endpoint[Location]:
         if self._the_endpoint is not None:
             return self._the_endpoint
-        name = "" if self._endpoint_of is None else self._endpoint_of(location)
-        if not isinstance(name, str):
-            raise TypeError(f"endpoint_of({location!r}) of the exporter returned {name!r}; it must return a str")
+        returned = "" if self._endpoint_of is None else self._endpoint_of(location)
+        # A plain str and not long, because log messages, statistics and metrics contain it.
+        name = str.__str__(returned) if issubclass(type(returned), str) else None
+        if name is None or len(name) > MAX_LOCATION_LENGTH:
+            raise (TypeError if name is None else ValueError)(
+                f"endpoint_of({location!r}) of the exporter returned {shown(returned)}; it must return a str of at "
+                f"most {MAX_LOCATION_LENGTH} characters"
+            )
         # Accounts outlive an endpoint without live locations. The count goes on beyond the numbers that they have.
         answers = self.ledger.total.requests
         opened = Endpoint[Location](name, self.retry, self._rng, self.limits.max_exports, self._clock(), answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -14,7 +15,11 @@ from .._spans.checks import shown
 from ._answers import Answer, not_negative, number
 from ._requests import refusal
 
-__all__ = ["Answers", "Fault", "Script", "outage", "poison", "rate_limited", "slow"]
+
+def _sync_function(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    # What an async function returns would be true for every span.
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        raise TypeError(f"{attribute.name} is {shown(value)}; it must be a function that is not async")
 
 
 # They read like calls, so they are in lower case.
@@ -56,7 +61,7 @@ class poison:  # noqa: N801
     as an OpenTelemetry ``Span`` message.
     """
 
-    predicate: Callable[[SpanMessage], object] = attrs.field(validator=attrs.validators.is_callable())
+    predicate: Callable[[SpanMessage], object] = attrs.field(validator=_sync_function)
 
 
 Fault: TypeAlias = outage | rate_limited | slow | poison
@@ -100,7 +105,6 @@ class Script(Generic[T]):
         return not self._uses_left
 
     def take(self) -> T | Fault | None:
-        """Return the entry for the next request."""
         if not self.is_down():
             self._uses_left -= 1
         return self._entry

@@ -764,7 +764,8 @@ class World:
         if flushed or location.full or location.is_closed or needed:
             return pace.retry_at
         assert location.open is not NO_BATCH
-        return max(pace.retry_at, location.open.opened_at + self.config.policy.max_delay)
+        opened_at = location.open.opened_at
+        return max(pace.retry_at, opened_at + self.config.policy.max_delay, pace.holds_until(opened_at))
 
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
         limits, cost, total = self.config.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
