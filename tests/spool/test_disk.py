@@ -163,6 +163,17 @@ async def test_abandoning_does_not_wait_for_a_write_that_hangs(disk: DiskPlace, 
     assert not any(file.fd >= 0 for file in files._OPEN)
 
 
+async def test_nothing_is_touched_after_abandoning(disk: DiskPlace, watched: WatchedOS) -> None:
+    store = await disk.opened()
+    (record,) = await store.commit([make_record()])
+    disk.end(store)
+    del watched.calls[:]
+    for call in (store.commit([make_record()]), store.settle([record.token]), store.read(record.token)):
+        with pytest.raises(OSError, match="closed"):
+            await call
+    assert watched.calls == []
+
+
 async def test_a_call_that_waits_for_a_hanging_one_can_be_cancelled(
     disk: DiskPlace, watched: WatchedOS, hang: Hang
 ) -> None:
@@ -363,6 +374,15 @@ async def main():
 trio.run(main)
 """
     assert "File too large" in run_long("-c", program)
+
+
+async def test_the_space_for_settlements_is_taken_when_a_segment_is_made(disk: DiskPlace) -> None:
+    """Not a hole in the file, which would take space only when a record is settled."""
+    store = await disk.opened()
+    await store.commit([make_record()])
+    (segment,) = disk.files("spans")
+    assert segment.stat().st_blocks * 512 >= RECORDS_AT
+    await store.close()
 
 
 @pytest.fixture
