@@ -22,12 +22,13 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-matrix about-test about-test-all about-environment cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-long test-matrix about-test about-test-all about-environment cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
 	@echo "make test    all tests except the long ones, in about four minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
+	@echo "make test-long   the long tests only; adds to the coverage of make test ARGS=--cov"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
@@ -83,6 +84,9 @@ test: about-test $(READY)
 
 test-all: about-test-all $(READY) $(MLFLOW_READY)
 	$(PYTEST) --cov --cov-report=term-missing $(ARGS)
+
+test-long: $(READY) $(MLFLOW_READY)
+	$(PYTEST) -m long --cov --cov-append --cov-report=term-missing $(ARGS)
 
 test-matrix:
 	@$(PYTHON) -m tests.support.matrix "$(MAKE)" "$(ARGS)"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import re
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.support.long_tests import MARKER, LongTests
 from tests.support.orphans import Watcher
-from trio_spanbatch._settings.environment import forget_warnings
+from trio_spanbatch._settings import environment
 
 # No deadline, as a busy machine is slow; and the same examples in each run.
 settings.register_profile("default", deadline=None, derandomize=True)
@@ -25,7 +27,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def no_warnings_so_far() -> None:
     """Have warnings that a process issues once issued once in each test."""
-    forget_warnings()
+    environment._warnings.clear()
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Do not measure coverage in a test whose signal handlers run at any moment.
+
+    Such a handler may raise, or call something, while coverage holds its lock: the lock then stays locked.
+    """
+    before = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(before)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,14 +20,12 @@ _LATER_THAN_THE_EXPORTER = 1.0
 
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
-    """Return ``value`` if it is None or an instance of ``kind``."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r}; it must be of type {kind.__name__}")
     return value
 
 
 def checked_function(name: str, value: _T | None) -> _T | None:
-    """Return ``value`` if it is None or a synchronous function."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r}; it must be a function")
     if inspect.iscoroutinefunction(value):
@@ -36,14 +34,12 @@ def checked_function(name: str, value: _T | None) -> _T | None:
 
 
 def checked_level(value: int) -> int:
-    """Return ``value`` if it is a level of `logging`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"log_level is {value!r}; it must be an int, for instance logging.INFO")
     return value
 
 
 def checked_timeout(value: float) -> float:
-    """Return ``value`` if it is a non-negative number of seconds."""
     if not is_number(value):
         raise TypeError(f"shutdown_timeout is {shown(value)}; it must be a number of seconds, 0 or more")
     if not value >= 0:
@@ -52,7 +48,6 @@ def checked_timeout(value: float) -> float:
 
 
 def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
-    """Return ``exporter``, or one that is configured by the environment."""
     if exporter is None:
         from ._http.exporter import OTLPExporter
 
@@ -70,7 +65,6 @@ def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
 
 
 def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -> Callable[[str], BatchPolicy]:
-    """Return a function from a location to its policy."""
     if isinstance(batch, type):
         raise TypeError(f"batch is {batch!r}; it must be a BatchPolicy, or a function of the location that returns one")
     if callable(batch):
@@ -80,7 +74,6 @@ def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) ->
 
 
 def limits_or_default(limits: Limits | None) -> Limits:
-    """Return ``limits``, or limits from the environment."""
     return checked("limits", limits, Limits) or Limits(**environment.queue_options(os.environ))
 
 

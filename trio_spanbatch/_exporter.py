@@ -107,7 +107,6 @@ class SpanExporter(Protocol):
         attempts that are still running at the end of the drain. An exporter must not shield itself from that or swallow
         ``trio.Cancelled``. Several exports run concurrently, including several of one location.
         """
-        ...
 
     async def aclose(self) -> None:
         """Close the exporter's resources. Called once, at the end of the drain.
@@ -115,7 +114,6 @@ class SpanExporter(Protocol):
         If the exporter cannot be used after that, it may have an attribute ``closed`` that is then ``True``, so that a
         batcher that uses it again raises an error when it is entered.
         """
-        ...
 
 
 @runtime_checkable
@@ -124,15 +122,11 @@ class LimitsItsAttempts(Protocol):
 
     Without a `RetryPolicy` from the user, an attempt may take at least this long, so that the time limit for a slow
     destination is set only once.
-
-    Attributes:
-        timeout: The maximum number of seconds that one attempt may take.
     """
 
     @property
     def timeout(self) -> float:
         """The maximum number of seconds that one attempt may take."""
-        ...
 
 
 @runtime_checkable
@@ -141,7 +135,6 @@ class LocationChecker(Protocol):
 
     def check_location(self, location: str) -> None:
         """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
-        ...
 
 
 @runtime_checkable
@@ -154,7 +147,6 @@ class TellsEndpoints(Protocol):
         Called when a location gets its first span, or its first one after it was idle. Without this method, all
         locations are of one server.
         """
-        ...
 
 
 @runtime_checkable
@@ -166,7 +158,6 @@ class HandsBack(Protocol):
 
         The batcher asks before each attempt, and again before it waits for the next one.
         """
-        ...
 
 
 def is_closed(exporter: SpanExporter) -> bool:

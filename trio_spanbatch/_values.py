@@ -16,11 +16,7 @@ _SHOWN_LENGTH = 60
 
 
 def plain_location(location: object) -> str:
-    """Return ``location`` as a plain str, as a subclass may override ``__eq__``, ``__hash__`` and ``__repr__``.
-
-    Raises:
-        InvalidLocationError: It is not a str.
-    """
+    """Return ``location`` as a plain str, as a subclass may override ``__eq__``, ``__hash__`` and ``__repr__``."""
     # By type, as isinstance() also looks at __class__, for which an unbound proxy raises.
     if not issubclass(type(location), str):
         raise InvalidLocationError(f"location must be a str, not {type(location).__name__}")
@@ -28,11 +24,7 @@ def plain_location(location: object) -> str:
 
 
 def checked_location(location: object) -> str:
-    """Return ``location`` as a plain str.
-
-    Raises:
-        InvalidLocationError: It is not a str, or it is empty or longer than `MAX_LOCATION_LENGTH`.
-    """
+    """Return ``location`` as a plain str, not empty and not longer than `MAX_LOCATION_LENGTH`."""
     plain = plain_location(location)
     if not plain:
         raise InvalidLocationError("location must be a non-empty str")

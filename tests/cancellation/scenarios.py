@@ -54,7 +54,7 @@ class Scenario:
 
 def given(script: Script = everything_is_delivered, *, delay: float = 0.0, **options: Any) -> Settings:
     """Return settings; ``options`` are other fields of `Settings` and arguments of the batcher."""
-    own = {name: options.pop(name) for name in ("closing_hangs", "shutdown_timeout") if name in options}
+    own = {name: options.pop(name) for name in ("closing_hangs", "refused", "shutdown_timeout") if name in options}
     return Settings(script, delay, batcher=options, **own)
 
 
@@ -112,11 +112,11 @@ SCENARIOS: dict[str, Scenario] = {
         *(
             Scenario(
                 program,
-                given(script, delay=0.25, batch=ONE, limits=Limits(max_exports=3), retry=QUICK_RETRY),
+                given(script, delay=0.25, refused=refused, batch=ONE, limits=Limits(max_exports=3), retry=QUICK_RETRY),
             )
-            for program, script in (
-                (failures.outage, failures.refuses_connections_first),
-                (failures.overload, failures.says_503_first),
+            for program, script, refused in (
+                (failures.outage, failures.refuses_connections_first, 5),
+                (failures.overload, failures.says_503_first, 0),
             )
         ),
         Scenario(failures.broken_connections, given(failures.breaks_first, batch=TWO, retry=QUICK_RETRY)),

@@ -3,7 +3,7 @@
 A `Script` gives the server's answer to each request. In a `MemoryWorld`, an `InMemoryExporter` follows the script. In
 an `HTTPWorld`, the real exporter sends real requests (gzip, credentials, httpcore's pool, h11) over memory streams to a
 real server, which follows the same script in terms of HTTP: a ``TryLater`` is a 503 or, if its outcome is unknown, a
-broken connection.
+broken connection. A server cannot refuse a connection, so `Settings.refused` says how many the network refuses first.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from trio_spanbatch.testing import (
     Answer,
     Hang,
     InMemoryExporter,
+    MemoryNetwork,
     MemoryTransport,
     OTLPReceiver,
     Outcome,
@@ -65,6 +66,7 @@ class Settings:
     Attributes:
         script: The server's answers.
         delay: Seconds that the server needs for an answer.
+        refused: How many connections are refused in an `HTTPWorld`, before any is accepted.
         closing_hangs: Whether the exporter's ``aclose()`` hangs until it is cancelled.
         shutdown_timeout: The batcher's argument.
         batcher: Other arguments of the batcher.
@@ -72,6 +74,7 @@ class Settings:
 
     script: Script = everything_is_delivered
     delay: float = 0.0
+    refused: int = 0
     closing_hangs: bool = False
     shutdown_timeout: float = 20.0
     batcher: Mapping[str, Any] = attrs.field(factory=dict)
@@ -231,6 +234,7 @@ class HTTPWorld(World):
 
     def __init__(self, settings: Settings) -> None:
         self._failures: dict[tuple[int, ...], Exception] = {}
+        self._connections = 0
         super().__init__(settings)
 
     @asynccontextmanager
@@ -253,8 +257,9 @@ class HTTPWorld(World):
 
     def _make_exporter(self) -> SpanExporter:
         self._receiver = OTLPReceiver(listen=False, location_header=LOCATION_HEADER, answers=self._answer)
-        self._receiver.network.connect_delay = 0.001
-        self._transport: MemoryTransport = self._receiver.memory_transport()
+        network = MemoryNetwork(self._accepts)
+        network.connect_delay = 0.001
+        self._transport = MemoryTransport(network)
         self._exporter = exporter_to(
             self._receiver,
             transport=self._transport,
@@ -264,6 +269,11 @@ class HTTPWorld(World):
         )
         return _Failing(self._exporter, self._failures)
 
+    def _accepts(self, stream: trio.abc.Stream) -> bool:
+        """Serve a connection. Return False if it is refused."""
+        self._connections += 1
+        return self._connections > self.settings.refused and self._receiver.network._serve(stream)
+
     def _answer(self, request: ReceivedRequest) -> Outcome:
         ids = ids_of_messages(request.spans)
         step = self.decide(request.location, ids)
@@ -271,6 +281,9 @@ class HTTPWorld(World):
         match step:
             case Hang():
                 return step
+            case TryLater(endpoint=True):
+                # The network has refused connections instead.
+                return attrs.evolve(request.default_answer, delay=delay)
             case TryLater(ambiguous=True):
                 return Reset(store=True)
             case TryLater(after=after):

@@ -30,7 +30,7 @@ from trio_spanbatch.cli import commands
 from trio_spanbatch.cli import demo as demo_module
 from trio_spanbatch.cli.agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
 from trio_spanbatch.cli.demo import DemoResult, MeasuringExporter, handed_back, show
-from trio_spanbatch.cli.demo_progress import DemoProgress
+from trio_spanbatch.cli.progress import DemoProgress
 from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.testing import Hang, InMemoryExporter
 

@@ -19,8 +19,8 @@ from tests.support.paths import DATA_FOLDER, PROJECT
 from trio_spanbatch import Delivered, SpanBatch, TryLater
 from trio_spanbatch._http.exporter import OTLPExporter
 from trio_spanbatch._spans.encoder import SpanEncoder
-from trio_spanbatch.cli.collector import Collector, CollectorCounts
 from trio_spanbatch.cli.otlp_json import read_request
+from trio_spanbatch.cli.receive import Collector, CollectorCounts
 from trio_spanbatch.cli.store import SpanStore
 from trio_spanbatch.testing import OTLPReceiver
 

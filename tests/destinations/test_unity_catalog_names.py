@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trio_spanbatch import InvalidLocationError
 from trio_spanbatch._settings.header_checks import check_header_location
 from trio_spanbatch._spans.checks import shown
-from trio_spanbatch.destinations.unity_catalog import check_table_name
+from trio_spanbatch.destinations.tables import check_table_name
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from tests.destinations.zerobus_support import HOST, OTHER_TABLE, setup_of
 from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
 from trio_spanbatch import Delivered, Refused, SpanBatcher, TryLater
-from trio_spanbatch.destinations.workspace import Answer as Answered
 from trio_spanbatch.destinations.zerobus import _host_in
+from trio_spanbatch.destinations.zerobus_auth import Answer as Answered
 from trio_spanbatch.testing import Answer, Hang
 
 WORKSPACE = "dbc-1.cloud.databricks.com"

@@ -139,7 +139,9 @@ class _Model:
         """Return when the first batch in the queue, or the next that is opened, is due."""
         setting = self._setting
         next_at = location.first_at + location.seen / setting.rate
-        return (location.queue[0].opened_at if location.queue else next_at) + setting.window
+        opened_at = location.queue[0].opened_at if location.queue else next_at
+        aged_at = max(opened_at + setting.policy.max_delay, location.pace.holds_until(opened_at))
+        return min(aged_at, opened_at + (setting.policy.max_spans - 1) / setting.rate)
 
     def _old(self, batch: _Batch) -> int:
         """Return how many spans of a batch were added before the end of the outage."""

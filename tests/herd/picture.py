@@ -43,7 +43,7 @@ def draw(runs: Mapping[tuple[float, str], tuple[Setting, Figures]]) -> str:
     """Return a picture with a column for each capacity, and a line for each policy."""
     capacities = list(dict.fromkeys(capacity for capacity, _ in runs))
     policies = list(dict.fromkeys(policy for _, policy in runs))
-    width = _LEFT + len(capacities) * (_WIDTH + _GAP_X) - _GAP_X + 16
+    width = _LEFT + len(capacities) * (_WIDTH + _GAP_X) - _GAP_X + 32
     height = _TOP + 2 * _HEIGHT + _GAP_Y + _BOTTOM
     title = "Requests and delivered spans after an outage, by policy"
     parts = [_HEAD.format(width=width, height=height, title=title)]
@@ -51,7 +51,8 @@ def draw(runs: Mapping[tuple[float, str], tuple[Setting, Figures]]) -> str:
         x = _LEFT + column * (_WIDTH + _GAP_X)
         for row, name in enumerate(("requests", "delivered spans")):
             y = _TOP + row * (_HEIGHT + _GAP_Y)
-            parts.append(f'  <text x="{x}" y="{y - 10}">{name} (1 is usual), {capacity:g} times the capacity</text>\n')
+            heading = f"{name} (1&#215; is usual), {capacity:g} times the capacity"
+            parts.append(f'  <text x="{x}" y="{y - 10}">{heading}</text>\n')
             parts.append(_axes(x, y))
             for number, policy in enumerate(policies):
                 setting, figures = runs[capacity, policy]
@@ -77,7 +78,7 @@ def _axes(x: int, y: int) -> str:
     for value in _LABELS:
         at = _height_of(y, value)
         parts.append(f'  <path class="grid" d="M{x} {at:.1f}h{_WIDTH}"/>\n')
-        parts.append(f'  <text class="axis end" x="{x - 6}" y="{at + 4:.1f}">{value:g}</text>\n')
+        parts.append(f'  <text class="axis end" x="{x - 6}" y="{at + 4:.1f}">{value:g}&#215;</text>\n')
     for second in range(0, _AFTER + 1, 30):
         at = x + _WIDTH * (second + _BEFORE) / (_BEFORE + _AFTER)
         parts.append(f'  <path class="grid" d="M{at:.1f} {y}v{_HEIGHT}"/>\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -22,8 +23,20 @@ class _NoJitter(random.Random):
         return b
 
 
-class _Unmoved(Pace):
-    """A pace that does not reduce the concurrency after a failure."""
+class _Unsettled(Pace):
+    """A pace that a success resets, and that goes on at once as usual."""
+
+    def holds_until(self, opened_at: float) -> float:
+        return -math.inf
+
+    def succeeded(self, now: float) -> None:
+        if now >= self.retry_at:
+            self.failures = 0
+        super().succeeded(now)
+
+
+class _Unmoved(_Unsettled):
+    """A pace that does not reduce the concurrency after a failure either."""
 
     def failed(self) -> None:
         pass
@@ -45,6 +58,7 @@ class Policy:
         retry: How long the backoffs are.
         has_jitter: Whether they have full jitter.
         falls_to_one: Whether a failure reduces a location's concurrency to one export.
+        settles: Whether a location settles after a backoff. It does not if its concurrency is kept.
         shares_endpoint: Whether a client that is not answered makes one attempt at a time for all locations.
         every: How many clients one client of the model stands for, to limit the time of a run.
     """
@@ -53,6 +67,7 @@ class Policy:
     retry: RetryPolicy = attrs.Factory(RetryPolicy)
     has_jitter: bool = True
     falls_to_one: bool = True
+    settles: bool = True
     shares_endpoint: bool = True
     every: int = 1
 
@@ -66,7 +81,8 @@ class Policy:
 
     def pace(self, rng: random.Random, limits: Limits) -> Pace:
         """Return a location's pace."""
-        return (Pace if self.falls_to_one else _Unmoved)(self.retry, rng, Account(), limits.max_exports_per_location)
+        kind = _Unmoved if not self.falls_to_one else Pace if self.settles else _Unsettled
+        return kind(self.retry, rng, Account(), limits.max_exports_per_location)
 
 
 OURS = Policy("trio-spanbatch")
@@ -74,7 +90,7 @@ OURS = Policy("trio-spanbatch")
 POLICIES = (
     OURS,
     Policy("full jitter, concurrency kept", falls_to_one=False, shares_endpoint=False),
-    Policy("backoff without jitter", has_jitter=False, shares_endpoint=False),
+    Policy("backoff without jitter", has_jitter=False, settles=False, shares_endpoint=False),
     Policy(
         "a retry every second",
         RetryPolicy(initial=1.0, maximum=1.0, multiplier=1.0),

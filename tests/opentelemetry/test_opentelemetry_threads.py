@@ -478,8 +478,7 @@ async def test_a_finalizer_that_ends_a_span_while_the_locks_are_held_does_not_de
     assert len(exporter.delivered["default"]) == 4
 
 
-# A call inside the measuring of coverage would wait for its lock for ever.
-@pytest.mark.no_cover
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no setitimer")
 def test_spans_that_end_in_a_signal_handler_are_all_accounted_for() -> None:
     """A timer interrupts the program and the batcher repeatedly, at arbitrary points."""

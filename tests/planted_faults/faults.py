@@ -456,24 +456,17 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
-        "the ranking is taken to know a span that was added since",
-        "_scheduler/admission.py",
-        "        if location.is_ranked:\n            self.unrank(location)\n        own_bytes",
-        "        own_bytes",
-        first="scheduler",
-    ),
-    PlantedFault(
         "a location that is made due while it backs off is looked at too late",
         "_scheduler/scheduler.py",
         "            backs_off_until = location.pace.next_at()\n",
         "",
-        first="state machine",
+        first="scheduler",
     ),
     PlantedFault(
         "the emptiest locations are made due for adders that wait for bytes",
         "_scheduler/ranking.py",
-        "    return -size == location.queued_bytes and not location.has_ended",
-        "    return -size < location.queued_bytes and not location.has_ended",
+        "    return -size == location.ranked_bytes and not location.has_ended",
+        "    return -size < location.ranked_bytes and not location.has_ended",
         first="state machine",
     ),
     PlantedFault(
@@ -658,6 +651,21 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "        account = self.ledger.open(name)\n",
         "        account = self.ledger.open(name)\n        account.failed_after = -1\n",
+        first="scheduler",
+    ),
+    # -- settling after a backoff ----------------------------------------------------------------------------------
+    PlantedFault(
+        "a success resets the backoff although the location has not settled",
+        "_scheduler/pace.py",
+        "            if now >= self._settled_at:\n                self.failures = 0\n",
+        "            self.failures = 0\n",
+        first="state machine",
+    ),
+    PlantedFault(
+        "a location that settles after a backoff holds batches that are due in a flush",
+        "_scheduler/location.py",
+        "            return opened_at\n",
+        "            return max(opened_at, self.pace.holds_until(opened_at))\n",
         first="scheduler",
     ),
     # -- OTLP ------------------------------------------------------------------------------------------------------

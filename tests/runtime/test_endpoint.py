@@ -73,6 +73,20 @@ class RoutingServer(Server):
         return location.split("/")[0]
 
 
+class SlowToFail(RoutingServer):
+    """It takes 20 s until a connection to a server that is down fails."""
+
+    def __init__(self, answer: Callable[[str], ExportResult]) -> None:
+        super().__init__(answer)
+        self.begins_to_fail = trio.Event()
+
+    async def export(self, batch: SpanBatch) -> ExportResult:
+        if batch.location.startswith("down/"):
+            self.begins_to_fail.set()
+            await trio.sleep(20)
+        return await super().export(batch)
+
+
 def add_to_all(batcher: SpanBatcher, count: int) -> None:
     for number in range(count):
         batcher.add_span_nowait(f"location-{number}", make_span(str(trio.current_time())))
@@ -357,6 +371,32 @@ async def test_a_byte_budget_that_is_used_up_in_an_outage_is_freed_after_it(auto
             server.answer = delivered
         await batcher.flush()
         assert batcher.statistics().delivered == 60
+
+
+async def test_adders_that_wait_for_bytes_get_those_of_a_server_that_is_up_although_another_one_is_down(
+    autojump_clock: MockClock,
+) -> None:
+    def add(location: str, count: int) -> None:
+        for number in range(count):
+            batcher.add_span_nowait(location, make_span(str(number)))
+
+    server = SlowToFail(lambda location: UNREACHED if location.startswith("down/") else Delivered())
+    limits = Limits(max_pending_bytes=3000, max_exports=2)
+    policy, rng = BatchPolicy(max_delay=math.inf), random.Random(1)
+    async with SpanBatcher(server, batch=policy, limits=limits, rng=rng, shutdown_timeout=0) as batcher:
+        add("down/asked", 1)
+        with trio.move_on_after(100):
+            await batcher.flush()
+        assert not batcher.statistics().endpoints["down"].is_up
+        server.begins_to_fail = trio.Event()
+        await server.begins_to_fail.wait()
+        # The location with the most bytes is chosen first, but has to wait until the probe has ended.
+        add("down/fullest", 40)
+        add("up/other", 5)
+        with trio.fail_after(0.001):
+            for number in range(60):
+                await batcher.add_span("up/new", make_span(str(number)))
+        assert server.asked["down/fullest"] == 0 < server.asked["up/new"]
 
 
 async def test_a_wait_that_a_server_asked_for_is_lengthened_by_up_to_a_tenth_and_never_shortened(

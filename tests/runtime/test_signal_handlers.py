@@ -140,8 +140,7 @@ def _raise() -> None:
     raise Interrupted
 
 
-# An exception, or a call, inside the measuring of coverage would leave its lock locked, or wait for it for ever.
-@pytest.mark.no_cover
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("does", ["raises", "adds"])
 def test_real_signals_at_random_moments_leave_the_counts_right(seed: int, does: str) -> None:

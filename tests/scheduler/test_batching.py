@@ -20,7 +20,7 @@ from tests.support.batchers import (
     span_ids,
     watched_batcher,
 )
-from trio_spanbatch import BatchPolicy, Limits, Resource, Span, SpanBatcher
+from trio_spanbatch import BatchPolicy, Limits, Resource, Span, SpanBatcher, TryLater
 from trio_spanbatch.testing import InMemoryExporter
 
 
@@ -279,3 +279,66 @@ def with_resource(span: Span, resource: Resource) -> Span:
         attributes=span.attributes,
         resource=resource,
     )
+
+
+async def settling(batcher: SpanBatcher) -> None:
+    """Add a span, and wait until its third attempt, which succeeds: then the location takes 2 s to settle."""
+    batcher.add_span_nowait("a", make_span())
+    with trio.fail_after(10):
+        await batcher.flush("a")
+    # Its next batch is opened after the end of the backoff.
+    await trio.sleep(0.001)
+
+
+def fails_twice() -> InMemoryExporter:
+    return InMemoryExporter([TryLater("busy"), TryLater("busy")])
+
+
+SOON = BatchPolicy(max_spans=3, max_delay=0.1)
+
+
+async def test_a_batch_waits_for_its_location_to_settle_after_a_backoff(autojump_clock: MockClock) -> None:
+    exporter = fails_twice()
+    async with watched_batcher(exporter, SOON) as batcher:
+        await settling(batcher)
+        batcher.add_span_nowait("a", make_span())
+        await trio.sleep(1.9)
+        batcher.add_span_nowait("a", make_span())
+        assert batch_lengths(exporter.batches) == [1, 1, 1]
+        await trio.sleep(0.1)
+        assert batch_lengths(exporter.batches) == [1, 1, 1, 2]
+
+
+async def test_while_a_location_settles_full_batches_are_sent_at_once(autojump_clock: MockClock) -> None:
+    exporter = fails_twice()
+    async with watched_batcher(exporter, SOON) as batcher:
+        await settling(batcher)
+        batcher.add_spans_nowait("a", make_spans(3))
+        await trio.sleep(0.001)
+        assert batch_lengths(exporter.batches) == [1, 1, 1, 3]
+
+
+async def test_while_a_location_settles_a_flush_does_not_wait(autojump_clock: MockClock) -> None:
+    async with watched_batcher(fails_twice(), SOON) as batcher:
+        await settling(batcher)
+        batcher.add_span_nowait("a", make_span())
+        with trio.fail_after(0.001):
+            await batcher.flush("a")
+
+
+async def test_while_a_location_settles_the_drain_does_not_wait(autojump_clock: MockClock) -> None:
+    async with watched_batcher(fails_twice(), SOON) as batcher:
+        await settling(batcher)
+        batcher.add_span_nowait("a", make_span())
+        left_at = trio.current_time()
+    assert trio.current_time() == left_at
+    assert batcher.statistics().delivered == 2
+
+
+async def test_while_a_location_settles_an_adder_that_waits_makes_its_batch_due(autojump_clock: MockClock) -> None:
+    limits = Limits(max_queued_spans=2)
+    async with watched_batcher(fails_twice(), BatchPolicy(max_bytes=1000, max_delay=0.1), limits=limits) as batcher:
+        await settling(batcher)
+        with trio.fail_after(0.001):
+            for span in make_spans(5):
+                await batcher.add_span("a", span)

@@ -193,6 +193,10 @@ def _location_key(location: Location, now: float) -> Hashable:
         pace.allowed,
         pace.failures,
         max(pace._own_wait_until - now, 0.0),
+        # While it settles, it matters whether the open batch, or one that is opened now, is from after the backoff.
+        (pace._settled_at - now, location.open.opened_at > pace.retry_at, now > pace.retry_at)
+        if pace._settled_at > now
+        else None,
         pace.request_size._smallest_refused,
         pace.request_size._largest_passed,
         tuple(lease.first for lease in location.retries or ()),
@@ -200,7 +204,7 @@ def _location_key(location: Location, now: float) -> Hashable:
         max(location.flush_watermark - account.first_queued, 0),
         location.is_made_due,
         location.is_closed,
-        location.is_ranked,
+        location.is_ranked and (location.ranked_bytes, location.ranked_up_to - account.pending_bytes),
         location.next_look_at - now,
         location.idle_since - now if not account.pending else 0.0,
     )

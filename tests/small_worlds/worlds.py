@@ -30,11 +30,11 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(WorldConfig(), 9, 48_824, 5, 1_018),
+    "one slot": SmallWorld(WorldConfig(), 9, 49_064, 5, 1_018),
     "bytes for two spans": SmallWorld(
         WorldConfig(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
         8,
-        49_340,
+        49_384,
         5,
         1_076,
     ),
@@ -44,7 +44,7 @@ WORLDS = {
             policy=BatchPolicy(max_spans=1),
         ),
         10,
-        23_796,
+        24_536,
         5,
         688,
     ),
@@ -64,7 +64,7 @@ WORLDS = {
             ),
         ),
         7,
-        9_130,
+        9_145,
         5,
         1_845,
     ),

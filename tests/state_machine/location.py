@@ -110,6 +110,8 @@ class Seal:
         accepted: The number that it had accepted after the step.
         flushed_below: Spans below this number were due because of a flush.
         waited_in: The last step in which an adder of any location waited.
+        retry_at: When the last backoff ended.
+        settled_at: When the location will have settled after that.
         draining: Whether the drain had begun.
     """
 
@@ -118,6 +120,8 @@ class Seal:
     accepted: int
     flushed_below: int
     waited_in: int
+    retry_at: float
+    settled_at: float
     draining: bool
 
 
@@ -165,6 +169,7 @@ class LocationModel:
     consecutive_failures: int = 0
     not_before: float = -math.inf
     own_wait_until: float = -math.inf
+    settled_at: float = -math.inf
     backoffs: int = 0
     allowed: int = 1
     pace: list[tuple[int, int, float]] = attrs.Factory(list)
@@ -260,15 +265,18 @@ class LocationModel:
         del self.line[:admitted]
         sealed = len(self.spans) - seen.queued - self.sealed
         assert 0 <= sealed <= self.queued, f"{self.name}: {sealed} were sealed of {self.queued}"
-        seal = Seal(now, accepted_before, len(self.spans), self.flushed_below, waited_in, draining)
-        self.seals += [seal] * sealed
+        self.seals += [self._seal(now, accepted_before, waited_in, draining=draining)] * sealed
         return admitted
 
     def hand_back(self, part: range, now: float) -> None:
         """Take spans out of the queue that the drain hands back without a delivery."""
         assert part.start == self.sealed, f"{self.name}: {part} was not the first in the queue"
-        self.seals += [Seal(now, len(self.spans), len(self.spans), self.flushed_below, 0, draining=True)] * len(part)
+        self.seals += [self._seal(now, len(self.spans), 0, draining=True)] * len(part)
         self.deliveries[object()] = DeliveryModel(part.start, None, part.stop)
+
+    def _seal(self, now: float, accepted_before: int, waited_in: int, *, draining: bool) -> Seal:
+        accepted, flushed_below = len(self.spans), self.flushed_below
+        return Seal(now, accepted_before, accepted, flushed_below, waited_in, self.retry_at, self.settled_at, draining)
 
     def settle(self, part: range, now: float, **outcome: int) -> None:
         """Account for sealed spans."""
@@ -300,7 +308,8 @@ class LocationModel:
         if isinstance(answer, Delivered):
             self.consecutive_failures = 0
             if now >= self.retry_at:
-                self.backoffs = 0
+                if now >= self.settled_at:
+                    self.backoffs = 0
                 self.allowed = min(self.allowed + 1, self.settings.limits.max_exports_per_location)
         else:
             self.consecutive_failures += 1
@@ -317,17 +326,19 @@ class LocationModel:
             asked_at = now + min(after, longest)
             spread = min(after * 0.1 * self.settings.jitter, max(0.0, min(latest, now + longest) - asked_at))
             self.not_before = max(self.not_before, asked_at + spread)
+        retry = self.settings.retry
+        longest_wait = min(retry.maximum, retry.initial * retry.multiplier ** (self.backoffs - 1))
         if not already and (not after or after > longest):
-            retry = self.settings.retry
-            wait = self.settings.jitter * min(retry.maximum, retry.initial * retry.multiplier ** (self.backoffs - 1))
+            wait = self.settings.jitter * longest_wait
             left = drain_deadline - now
             self.own_wait_until = math.inf if left < 0.1 else now + min(wait, left / 2)
+        self.settled_at = self.retry_at + longest_wait
 
     def open(self, now: float, scheduled: int) -> None:
         """Make the location live again. It remembers only the time that its server asked for."""
         self.is_live = True
         self.idle_since = now
-        self.own_wait_until = -math.inf
+        self.own_wait_until = self.settled_at = -math.inf
         self.backoffs = 0
         self.allowed = 1
         self.note_pace(scheduled)

@@ -80,7 +80,7 @@ class RestCheck:
         return (
             seal.draining
             or first < seal.flushed_below
-            or seal.time >= location.accepted_at[first] + location.policy.max_delay - NEARLY
+            or seal.time >= self._aged_at(location, first, seal.retry_at + NEARLY, seal.settled_at) - NEARLY
             or seal.waited_in >= location.accepted_in[first]
         )
 
@@ -129,7 +129,14 @@ class RestCheck:
             or self._is_pressed(location)
         ):
             return -math.inf
-        return location.accepted_at[first] + location.policy.max_delay
+        return self._aged_at(location, first, location.retry_at - NEARLY, location.settled_at)
+
+    @staticmethod
+    def _aged_at(location: LocationModel, first: int, retry_at: float, settled_at: float) -> float:
+        """Return when its age makes a batch due. One that was opened after a backoff waits until that has settled."""
+        opened_at = location.accepted_at[first]
+        aged_at = opened_at + location.policy.max_delay
+        return max(aged_at, settled_at) if opened_at > retry_at else aged_at
 
     def _is_pressed(self, location: LocationModel) -> bool:
         """Return whether an adder waits for space at this location, or for the shared byte budget."""

@@ -285,9 +285,9 @@ class AtRest:
             if not location.is_ranked and location not in unranked:
                 yield f"{location} is never ranked"
             elif location.is_ranked and location not in unranked and self._could_export(location, now):
-                entry = (-location.queued_bytes, location)
-                known = any((size, ranked) == entry for size, _, ranked in self._scheduler._ranking._entries)
-                if not known and not location.is_made_due:
+                known = any(one is location for _, _, one in self._scheduler._ranking._entries)
+                grown = not location.ranked_bytes <= location.queued_bytes <= 1.25 * location.ranked_bytes
+                if (grown or not known) and not location.is_made_due:
                     yield f"the ranking does not know the {location.queued_bytes} bytes of {location}"
         if not self._scheduler._made_due <= set(self._locations):
             yield "a location that has ended is made due"

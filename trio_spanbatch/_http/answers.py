@@ -70,10 +70,7 @@ _ERROR_ELEMENT = re.compile(
 
 
 def read_answer(status: int, headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()) -> tuple[int, str]:
-    """Return how many spans were rejected, and the server's message about them or a warning; empty if all is well.
-
-    The arguments are those of a `Response` with a 2xx and a body.
-    """
+    """Return how many spans were rejected, and the server's message about them or a warning; empty if all is well."""
     rejected, message = _from_body(status, media_type(headers), body, secrets) if body else (0, "")
     code = headers.get("grpc-status", "").strip()
     if not message and code not in ("", "0"):
@@ -120,12 +117,7 @@ def _error(message: str) -> str:
 
 
 def _from_protobuf(body: bytes, *, declared: bool) -> tuple[int, str] | None:
-    """Return the rejected spans and message of a protobuf answer; ``None`` if ``body`` is not one.
-
-    Args:
-        body: The body.
-        declared: Whether the content type says that it is protobuf. It may then have unknown fields.
-    """
+    """Return the rejected spans and message in protobuf, else ``None``. If ``declared``, it may have unknown fields."""
     answer = _parsed(TraceServiceResponse, body, strictly=not declared)
     if answer is not None and (declared or _is_utf8(answer.partial_success.error_message)):
         rejected, message = max(answer.partial_success.rejected_spans, 0), answer.partial_success.error_message
@@ -163,11 +155,7 @@ def _bounded_text(text: bytes) -> str:
 
 
 def _from_json(body: bytes) -> tuple[int, str]:
-    """Return the rejected spans and message of a JSON answer.
-
-    Raises:
-        ValueError: It does not parse, or is too long.
-    """
+    """Return the rejected spans and message of a JSON answer; `ValueError` if it is too long or does not parse."""
     if not is_bounded_json(body):
         raise ValueError("it is too long")
     try:

@@ -1,4 +1,4 @@
-"""One attempt at sending a request, and how far it got.
+"""One attempt at sending a request, with spans or without, and how far it got.
 
 The exporter's own transport says that by a `Progress`. A given client or transport of httpx says it by httpcore's
 ``trace`` extension (https://www.encode.io/httpcore/extensions/#trace), which reports each step. With any other one,
@@ -11,17 +11,22 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import attrs
 import httpx
 import trio
 
 from .._exporter import ExportResult, Refused, TryLater
 from .body import BoundedBody, read_bounded
 from .failures import failure_result
-from .responses import interpret_response
+from .packages import classes
+from .responses import Response, interpret_response
 from .secrets import secrets_of
-from .sender import Sender
+from .sender import USER_AGENT, Sender
 from .tls import TLSAdvice
 from .transport import Progress, ResponseBody
+
+# What a client adds to requests without spans by itself.
+_HEADERS = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"}
 
 
 async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
@@ -36,17 +41,7 @@ async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
 
 
 class Attempt:
-    """The state of an attempt, while it runs and after it was cancelled.
-
-    Attributes:
-        waits_for: The name of the ``auth`` that was asked for credentials and has not returned yet.
-        handed_over: Whether the request was passed to httpx.
-        secrets: The credentials of the request and of a proxy, which must not be shown.
-        progress: What the exporter's own transport says.
-        head: The status and the headers of the response, once they were received. Not the response itself: it leads
-            back here, and the request would stay in memory until garbage is collected.
-        body: The body of the response as far as it was received.
-    """
+    """The state of an attempt, while it runs and after it was cancelled."""
 
     def __init__(self, peer: str, public: Collection[bytes] = ()) -> None:
         self._peer = peer
@@ -56,24 +51,21 @@ class Attempt:
         self.restart()
 
     def restart(self) -> None:
-        """Reset the state before the request is sent once more."""
         self.handed_over = self._traced = self._written = False
-        self.progress = Progress()
+        self.progress = Progress()  # what the exporter's own transport says
+        # The status and the headers of the response, once they were received. Not the response itself: it leads back
+        # here, and the request would stay in memory until garbage is collected.
         self.head: tuple[int, Mapping[str, str]] | None = None
-        self.body: BoundedBody | None = None
+        self.body: BoundedBody | None = None  # as far as it was received
         self._write_error: BaseException | None = None
         self._connection: trio.abc.AsyncResource | None = None
-        self.waits_for = ""
+        self.waits_for = ""  # the name of the ``auth`` that was asked for credentials and has not returned yet
 
     def hide(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Hide the credentials in ``headers`` as well."""
         self._hidden.extend(headers)
 
     async def send(self, sender: Sender, request: httpx.Request, max_bytes: int, **options: Any) -> None:
-        """Send ``request``, and read the response into `head` and `body`, at most ``max_bytes`` after decompression.
-
-        The ``options`` are further arguments of a client's ``send``.
-        """
+        """Send ``request``, and read the response into `head` and `body`, at most ``max_bytes`` after decompression."""
         self.hide(request.headers.raw)
         request.extensions["progress"] = self.progress
         if sender.own is None:
@@ -99,7 +91,6 @@ class Attempt:
             await close_at_once(response.aclose)  # noqa: ASYNC102  # it closes without waiting
 
     def failure(self, error: Exception, url: httpx.URL, advice: TLSAdvice) -> Refused | TryLater:
-        """Return the result for an exception of `send`."""
         return failure_result(
             error,
             peer=self.peer,
@@ -133,7 +124,6 @@ class Attempt:
 
     @property
     def may_have_arrived(self) -> bool:
-        """Whether the server may have seen the request."""
         if self.progress.peer:
             return self.progress.sent
         return self._written or (self.handed_over and not self._traced)
@@ -150,10 +140,7 @@ class Attempt:
         return self._interpreted(status, headers, content)
 
     def known_failure(self) -> ExportResult | None:
-        """Return the result if the incomplete response is a failure, else ``None``.
-
-        The status of a failure is enough. The rest of a 2xx would have had the count of rejected spans.
-        """
+        """Return the result if an incomplete response is a failure. Of a 2xx, the rejected spans may be missing."""
         if self.head is None or _is_success(self.head[0]):
             return None
         return self._interpreted(*self.head, None if self.body is None else self.body.content)
@@ -197,6 +184,43 @@ class Attempt:
         status, headers = response[0 if len(response) == 2 else 1], response[-1]
         if 300 <= status < 400:  # A client may fail to parse where it leads.
             self.head = status, httpx.Headers(headers)
+
+
+class Requester:
+    """Sends requests without spans, each once and within ``timeout`` seconds, with the sender of an exporter."""
+
+    def __init__(self, sender: Sender, advice: TLSAdvice, *, timeout: float, max_bytes: int) -> None:
+        self._sender = sender
+        self._tls_advice = advice
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+
+    async def request(
+        self, method: str, url: str, *, send_options: Mapping[str, Any] | None = None, **content: Any
+    ) -> Response | Refused | TryLater:
+        """Send one request, with headers, parameters or a form in ``content``. Return the response or the failure.
+
+        A response that is too large is a `Refused`, none in time a `TryLater`. Redirects are not followed. Credentials
+        in the request's headers appear in no log and no reason.
+        """
+        request = self._sender.build_request(method, url, **content)
+        attempt = Attempt(request.url.netloc.decode("ascii"))
+        for name, value in _HEADERS.items():
+            request.headers.setdefault(name, value)
+        with trio.move_on_after(self._timeout):
+            try:
+                await attempt.send(self._sender, request, self._max_bytes, **(send_options or {}))
+            except classes("RequestError", "InvalidURL") as error:
+                failure = attempt.failure(error, request.url, self._tls_advice)
+                # No span was sent, so nothing is ambiguous.
+                return attrs.evolve(failure, ambiguous=False) if isinstance(failure, TryLater) else failure
+            assert attempt.head is not None
+            assert attempt.body is not None
+            status, headers = attempt.head
+            if attempt.body.exceeded:
+                return Refused(f"{status}: the answer is larger than {self._max_bytes} bytes", status)
+            return Response(status, headers, attempt.body.content, time.time(), attempt.secrets)
+        return TryLater(f"no complete answer from {attempt.peer} within {self._timeout:g} s", cause="timeout")
 
 
 def _is_success(status: int) -> bool:

@@ -38,7 +38,6 @@ class Auth(Protocol):
         Raises:
             AuthError: No credentials are available, for now or permanently.
         """
-        ...
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
         """Forget ``headers``, to which the server answered 401.
@@ -46,7 +45,6 @@ class Auth(Protocol):
         `headers` is then called once more, and the request is repeated if it returns other headers. Compare them with
         the cached ones: another attempt may have fetched a new token in the meantime.
         """
-        ...
 
 
 AuthFunction: TypeAlias = Callable[[str], Mapping[str, str] | Awaitable[Mapping[str, str]]]
@@ -65,11 +63,7 @@ class _FunctionAuth:
 
 
 def as_auth(auth: Auth | AuthFunction | None) -> Auth | None:
-    """Return ``auth`` as an object.
-
-    Raises:
-        TypeError: It is neither an `Auth` nor a function.
-    """
+    """Return ``auth`` as an object; raise `TypeError` if it is neither an `Auth` nor a function."""
     if auth is None or isinstance(auth, Auth):
         return auth
     if callable(auth):

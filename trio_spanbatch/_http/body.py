@@ -12,8 +12,6 @@ import trio
 
 from .packages import package_of
 
-__all__ = ["CLOSE_TIMEOUT", "BoundedBody", "gzip_compress", "piecewise_stream", "read_bounded"]
-
 # The most that is compressed or decompressed without a checkpoint: less than a millisecond of work.
 PIECE = 64 * 1024
 
@@ -53,11 +51,8 @@ async def gzip_compress(body: bytes) -> bytes:
 def piecewise_stream(body: bytes, like: object) -> httpx.AsyncByteStream:
     """Return a request body that is written in pieces: TLS encrypts each write in one step, and in memory.
 
-    It iterates without a generator: httpx drops one half-way when the connection breaks, and trio warns of that.
-
-    Args:
-        body: The body.
-        like: The stream that it replaces. Both are of the same package: httpx and httpx2 accept only their own.
+    It iterates without a generator: httpx drops one half-way when the connection breaks, and trio warns of that. It is
+    of the package of the stream ``like``, which it replaces: httpx and httpx2 accept only their own.
     """
     stream: httpx.AsyncByteStream = _stream_class(package_of(like, "AsyncByteStream"))(body)
     return stream
@@ -88,21 +83,16 @@ class _Pieces(AsyncIterator[bytes]):
 
 
 class BoundedBody:
-    """Collects the body of a response or request, decompressed, and never more than ``limit`` bytes of it.
-
-    Attributes:
-        limit: In bytes.
-        exceeded: Whether there was more, before or after decompression. What is collected is then the beginning.
-        readable: Whether the encoding is known and the data matches it.
-        has_trailing_data: Whether data follows the compressed stream. It is ignored, as gzip does it.
-    """
+    """Collects the body of a response or request, decompressed, and never more than ``limit`` bytes of it."""
 
     def __init__(self, encoding: str, limit: int) -> None:
         codings = [name for part in encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
         encoding = ", ".join(codings)
+        # Whether there was more, before or after decompression. What is collected is then the beginning.
         self.exceeded: bool = False
+        # Whether the encoding is known and the data matches it.
         self.readable: bool = encoding in ("", "gzip", "x-gzip", "deflate")
-        self.limit = limit
+        self.limit = limit  # in bytes
         self._received = 0
         # One buffer, not a list of pieces: a server that sends two bytes at a time would fill memory with objects.
         self._collected = bytearray()
@@ -112,6 +102,7 @@ class BoundedBody:
         self._streams = 0
         # The first byte of a stream whose format two bytes tell.
         self._lead = b""
+        # Whether data follows the compressed stream. It is ignored, as gzip does it.
         self.has_trailing_data: bool = False
 
     @property
@@ -131,7 +122,6 @@ class BoundedBody:
         self._collected += content[: self.limit]
 
     def feed(self, data: bytes) -> None:
-        """Collect a piece as it was received."""
         self._received += len(data)
         self.exceeded = self.exceeded or self._received > self.limit
         if self.exceeded or not self.readable:

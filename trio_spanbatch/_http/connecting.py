@@ -40,22 +40,14 @@ _Address: TypeAlias = tuple[int, int, int, str, Any]
 
 @attrs.define
 class TCPNetwork:
-    """The network of the operating system.
+    """The network of the operating system."""
 
-    Args:
-        uds: The path of a Unix domain socket. All hosts and ports then lead there, and no name is looked up.
-    """
-
+    # The path of a Unix domain socket. All hosts and ports then lead there, and no name is looked up.
     uds: str | None = None
     _limiter: trio.CapacityLimiter = attrs.field(init=False, factory=lambda: trio.CapacityLimiter(_LOOKUPS))
 
     async def connect_tcp(self, host: str, port: int) -> Link:
-        """Return a connection to ``host``, or to the Unix domain socket.
-
-        Raises:
-            OSError: The name cannot be looked up, or no address can be connected to.
-            RuntimeError: No thread can be started.
-        """
+        """Return a connection to ``host``, or to the Unix domain socket; `RuntimeError` if no thread can be started."""
         if self.uds is not None:
             return SocketLink(await _connected((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", self.uds)))
         return SocketLink(await _first_connected(_in_turns(await self._addresses(host, port))))
@@ -109,7 +101,8 @@ async def _first_connected(addresses: Sequence[_Address]) -> trio.socket.SocketT
                 with trio.move_on_after(_STAGGER):
                     await failed.wait()
     except BaseException as error:  # noqa: ASYNC103  # raised below, without the nursery's group
-        race.close()
+        if race.winner is not None:
+            race.winner.close()
         interruption = fatal_part(error) or leaves(error)[0]
     try:
         if interruption is not None:
@@ -140,7 +133,3 @@ class _Race:
             others.cancel()
         else:
             sock.close()
-
-    def close(self) -> None:
-        if self.winner is not None:
-            self.winner.close()

@@ -54,25 +54,19 @@ Answer: TypeAlias = tuple[bytes, float]
 
 
 class Connection:
-    """A connection on which requests are sent one after the other.
-
-    Attributes:
-        wire: The stream below TLS.
-        body_error: What the iterator of the latest request's body raised.
-        read_timeout: Seconds within which the next data must come; None for no limit.
-        answer: The whole latest response, if it came in one piece and the connection can be used again.
-    """
+    """A connection on which requests are sent one after the other."""
 
     def __init__(self, wire: Wire, stream: trio.abc.Stream, *, now: float) -> None:
-        self.wire = wire
+        self.wire = wire  # the stream below TLS
         self._stream = stream
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
         self._ends_at = now + MAX_AGE
         self._max_idle = MAX_IDLE
         self._usable_until = now + MAX_IDLE
         self._next_piece: trio.CancelScope | None = None
-        self.body_error: Exception | None = None
-        self.read_timeout: float | None = None
+        self.body_error: Exception | None = None  # what the iterator of the latest request's body raised
+        self.read_timeout: float | None = None  # seconds within which the next data must come; None for no limit
+        # The whole latest response, if it came in one piece and the connection can be used again.
         self.answer: Answer | None = None
         # What the latest response began with, empty if there was more; and what `begin` received.
         self._first: bytes | None = None
@@ -95,12 +89,9 @@ class Connection:
     async def request(self, head: h11.Request, body: bytes | AsyncIterator[bytes]) -> h11.Response:
         """Send a request and return the head of its response. Interim responses are skipped.
 
-        Raises:
-            OSError: The connection broke.
-            trio.BrokenResourceError: TLS broke.
-            trio.TooSlowError: Nothing came within ``read_timeout``.
-            h11.ProtocolError: One side violates HTTP.
-            Exception: Whatever the iterator of the body raised; it is `body_error`, too.
+        It raises `OSError` if the connection broke, `trio.BrokenResourceError` if TLS did, `trio.TooSlowError` if
+        nothing came within ``read_timeout``, `h11.ProtocolError` if one side violates HTTP, and whatever the iterator
+        of the body raised, which is `body_error`, too.
         """
         self._first = self.answer = None
         start = self._h11.send(head) or b""
@@ -152,7 +143,6 @@ class Connection:
         return True
 
     def expired(self, now: float) -> bool:
-        """Return whether an idle connection is too old to be used again."""
         return now >= self._usable_until
 
     def usable(self, now: float) -> bool:
@@ -160,7 +150,6 @@ class Connection:
         return not self.expired(now) and not self.wire.is_readable()
 
     def close(self) -> None:
-        """Close the connection without waiting."""
         self.wire.close()
 
     async def _write_while_reading(self, start: bytes, body: bytes | AsyncIterator[bytes]) -> h11.Response:
@@ -205,7 +194,6 @@ class Connection:
             del interruption
 
     async def _write(self, start: bytes, body: bytes | AsyncIterator[bytes]) -> None:
-        """Write until all is written, or writing fails or is ended."""
         await self._stream.send_all(start)
         if isinstance(body, bytes):
             await self._send(body)
@@ -290,10 +278,7 @@ class Connection:
                 self._max_idle = float(int(found[1]) - 1)
 
     async def _tls_has_more(self) -> bool:
-        """Return whether TLS has received more than the response.
-
-        Only reading tells, since trio does not say what it has not decrypted yet.
-        """
+        """Return whether TLS has received more. Only reading tells, as trio does not say what it has not decrypted."""
         if self._stream is self.wire:
             return False
         try:

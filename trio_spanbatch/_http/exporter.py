@@ -19,7 +19,7 @@ import trio
 
 from .._exceptions import forget_traceback, is_cancelled_here, split_cancelled
 from .._exporter import Delivered, ExportResult, Refused, TryLater
-from .._settings.environment import TLSFiles, exporter_options, sdk_disabled, variable_of
+from .._settings.environment import TLS_FILES, exporter_options, sdk_disabled, variable_of
 from .._settings.header_checks import (
     check_endpoint,
     check_header_location,
@@ -27,38 +27,31 @@ from .._settings.header_checks import (
     checked_headers,
     encoded_headers,
 )
+from .._settings.policies import MIB
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .attempt import Attempt
 from .auth import Auth, AuthError, AuthFunction, as_auth, name_of
 from .body import CLOSE_TIMEOUT, gzip_compress
+from .connection import Answer
 from .failures import cause_of
 from .messages import short_text
 from .packages import classes
 from .proxies import DEFAULT_PORTS
 from .sender import USER_AGENT, AsyncClient, AsyncTransport, Sender, check_client, check_transport, own_transport
-from .tls import File, RenewedContext, TLSSettings, tls_advice
-from .transport import Answer, HTTPTransport
+from .tls import RenewedContext, TLSSettings, tls_advice
+from .transport import HTTPTransport
 
-__all__ = [
-    "USER_AGENT",
-    "DisabledExporter",
-    "OTLPExporter",
-]
+__all__ = ["USER_AGENT", "DisabledExporter", "OTLPExporter"]
 
 
 @attrs.frozen
 class DisabledExporter:
-    """Refuses every batch, as ``OTEL_SDK_DISABLED=true`` asks for.
-
-    Attributes:
-        reason: The reason of each refusal.
-    """
+    """Refuses every batch, as ``OTEL_SDK_DISABLED=true`` asks for."""
 
     reason: str = "OTEL_SDK_DISABLED is true: nothing is sent"
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        """Refuse ``batch``."""
         await trio.lowlevel.checkpoint()
         return Refused(self.reason)
 
@@ -73,9 +66,6 @@ class _CommonHead:
 
     credentials: Mapping[bytes, bytes] | None = None
     lines: bytes = b""
-
-
-MIB = 1024 * 1024
 
 
 class OTLPExporter:
@@ -162,7 +152,18 @@ class OTLPExporter:
         if uds is not None and not own_tls:
             raise ValueError("uds is given with a client or transport, which makes its own connections; give one only")
         self._owns_sender = not isinstance(client, Sender)
-        self._sender = self._sender_for(client, transport, files, uds)
+        self._sender: Sender
+        if isinstance(client, Sender):
+            # Shared by exporters of one destination.
+            self._sender = client
+        elif client is not None:
+            check_client(client)
+            self._sender = Sender(client)
+        elif transport is not None:
+            check_transport(transport)
+            self._sender = Sender(transport)
+        else:
+            self._sender = Sender(own_transport(self._url, RenewedContext(*files, verify=self._verify), uds))
         self._tls_advice = tls_advice(self._tls_settings, own_tls=own_tls, own_ca=certificate is not None)
         agent = self._headers.pop(b"user-agent", b"")
         self._headers_always = {
@@ -240,27 +241,9 @@ class OTLPExporter:
         except ValueError as error:
             # Messages about files begin with the argument's name.
             argument = str(error).partition(" ")[0]
-            if argument not in TLSFiles.__annotations__ or argument not in files:
+            if argument not in TLS_FILES or argument not in files:
                 raise
             raise ValueError(f"{variable_of(environ, argument.upper())}: {error}") from None
-
-    def _sender_for(
-        self,
-        client: AsyncClient | Sender | None,
-        transport: AsyncTransport | None,
-        files: tuple[File | None, File | None, File | None],
-        uds: File | None,
-    ) -> Sender:
-        if isinstance(client, Sender):
-            # Shared by exporters of one destination.
-            return client
-        if client is not None:
-            return Sender(check_client(client))
-        if transport is not None:
-            check_transport(transport)
-            return Sender(transport)
-        context = RenewedContext(*files, verify=self._verify)
-        return Sender(own_transport(self._url, context, uds))
 
     @property
     def timeout(self) -> float:
@@ -314,7 +297,8 @@ class OTLPExporter:
                 isolate=True,
             )
         location_header = () if self._location_header is None else (self._location_header,)
-        attempt = Attempt(f"{self._url.host}:{self._port}", public=location_header)
+        port = self._url.port or DEFAULT_PORTS[self._url.scheme]
+        attempt = Attempt(f"{self._url.host}:{port}", public=location_header)
         with trio.move_on_after(seconds):
             return await self._attempt(batch, attempt)
         return self._timed_out(attempt, seconds)
@@ -333,10 +317,6 @@ class OTLPExporter:
 
     def __repr__(self) -> str:
         return f"<OTLPExporter for {self._url}>"
-
-    @property
-    def _port(self) -> int:
-        return self._url.port or DEFAULT_PORTS[self._url.scheme]
 
     async def _attempt(self, batch: SpanBatch, attempt: Attempt) -> ExportResult:
         body = batch.to_request()

@@ -14,22 +14,18 @@ from .messages import short_text
 from .packages import classes
 from .tls import TLSAdvice
 
-__all__ = ["FAILURES", "Kind", "cause_of", "failure_result"]
+__all__ = ["FAILURES", "Kind", "cause_of", "causes_of", "failure_result"]
 
 
 @attrs.frozen
 class Kind:
-    """What a kind of failure says.
+    """What a kind of failure says."""
 
-    Attributes:
-        later: Whether the same request may succeed later. It may where the machine lacks a thread or a file descriptor
-            for a moment, where a name cannot be looked up, and where the network changes.
-        left: Whether something of the request may have reached the server.
-        endpoint: Whether it says something about the server if nothing has left. A client may lack connections only.
-    """
-
+    # Whether the same request may succeed later. It may where the machine lacks a thread or a file descriptor for a
+    # moment, where a name cannot be looked up, and where the network changes.
     later: bool
-    left: bool
+    left: bool  # whether something of the request may have reached the server
+    # Whether it says something about the server if nothing has left. A client may lack connections only.
     endpoint: bool = True
 
 
@@ -59,31 +55,19 @@ _SIGNS_OF_TLS = (
 def failure_result(
     error: Exception,
     *,
-    peer: str,
-    connected: bool,
+    peer: str,  # host and port of the connection: the server's, or a proxy's
+    connected: bool,  # whether a TCP connection was made for this attempt
     https: bool,
     advice: TLSAdvice,
-    nothing_left: bool = False,
-    write_error: BaseException | None = None,
-    secrets: Collection[str] = (),
+    nothing_left: bool = False,  # whether it is known that no byte of the request was sent
+    write_error: BaseException | None = None,  # an earlier error of writing the request
+    secrets: Collection[str] = (),  # credentials that must not be shown
 ) -> Refused | TryLater:
-    """Return the result for an exception of httpx or httpx2.
-
-    Args:
-        error: The exception.
-        peer: Host and port of the connection: the server's, or a proxy's.
-        connected: Whether a TCP connection was made for this attempt.
-        https: Whether the endpoint is https.
-        advice: Remedies for failures of TLS.
-        nothing_left: Whether it is known that no byte of the request was sent.
-        write_error: An earlier error of writing the request.
-        secrets: Credentials that must not be shown.
-    """
     kind = next(kind for names, kind in FAILURES.items() if isinstance(error, classes(*names)))
     if not kind.later:
         # The exception's text may show a header's value.
         return Refused(f"the request cannot be sent: {type(error).__name__}", cause=cause_of(error))
-    causes = [*_causes(error), *_causes(write_error)]
+    causes = [*causes_of(error), *causes_of(write_error)]
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     words = _words(causes)
     may_have_arrived, remedy = kind.left and not nothing_left, ""
@@ -123,7 +107,7 @@ def _looks_like_tls(causes: Sequence[BaseException]) -> bool:
     return any(sign in text for sign in _SIGNS_OF_TLS for text in texts)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     """Yield ``error`` and its causes, among which httpx keeps the exceptions of httpcore, trio and ssl."""
     while error is not None:
         yield error

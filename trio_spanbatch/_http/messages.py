@@ -56,7 +56,6 @@ _pool.AddSerializedFile(_file().SerializeToString())
 
 # Any: classes that are made at run time have no static types.
 Status: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.Status"))
-PartialSuccess: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.PartialSuccess"))
 TraceServiceResponse: Any = message_factory.GetMessageClass(
     _pool.FindMessageTypeByName(f"{_PACKAGE}.TraceServiceResponse")
 )
@@ -90,10 +89,7 @@ _TAG = re.compile(r"<[^<>]*>?")
 
 
 def media_type(headers: Mapping[str, str]) -> str:
-    """Return the content type in lower case, without its parameters; empty if there is none.
-
-    If there are several, which httpx joins with commas, the first is returned.
-    """
+    """Return the content type in lower case, without parameters; empty if none, the first if httpx has joined some."""
     return headers.get("content-type", "").partition(";")[0].partition(",")[0].strip().lower()
 
 
@@ -114,20 +110,14 @@ def is_bounded_json(body: bytes) -> bool:
 
 
 def server_message(headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()) -> str:
-    """Return the message of an error response, shortened; empty if it has none that can be read.
-
-    Args:
-        headers: The response's headers, their names in lower case.
-        body: The response's body, decompressed, or the beginning of it.
-        secrets: Credentials that must not be shown if the server repeats them.
-    """
+    """Return the message of an error response, short and without ``secrets``; empty if it has none that can be read."""
     kind = media_type(headers)
     if "protobuf" in kind:
         message = _status_message(body)
         if message or body[:_TEXT_PREFIX].lstrip()[:1] not in (b"{", b"<"):
             return short_text(message, secrets)
     if "json" in kind or body.lstrip()[:1] in (b"{", b"["):
-        found = _json_message(body)
+        found = _json_words(parsed_json(body))
         if found:
             return short_text(found, secrets)
     # Four times the prefix, so that a secret across its end is whole when it is removed.
@@ -146,14 +136,18 @@ def _status_message(body: bytes) -> str:
     return message.decode("utf-8", "replace")
 
 
-def _json_message(body: bytes) -> str:
-    if not is_bounded_json(body):
-        return ""
+def parsed_json(body: bytes) -> Any:
+    """Return the document in ``body``; None if it does not parse, or parsing it could take too much memory."""
     try:
-        document = json.loads(body)
+        return json.loads(body) if is_bounded_json(body) else None
     except (ValueError, RecursionError):
-        return ""
-    return _json_words(document)
+        return None
+
+
+def json_object(body: bytes | None) -> Mapping[str, object]:
+    """Return the JSON object in ``body``; an empty one if there is none, or parsing it could take too much memory."""
+    document = parsed_json(body or b"")
+    return document if isinstance(document, dict) else {}
 
 
 def json_words(value: dict[str, Any]) -> str:

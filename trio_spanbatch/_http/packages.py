@@ -13,10 +13,7 @@ import httpx
 
 
 def classes(*names: str) -> tuple[Any, ...]:
-    """Return the classes with these names in httpx and in its successor, for ``isinstance`` and ``except``.
-
-    Call it each time anew: httpx2 may be imported later than this module.
-    """
+    """Return the classes of these names in httpx and in httpx2, which may be imported later: call it each time anew."""
     found = [getattr(package, name, None) for package in _packages() for name in names]
     return tuple(cls for cls in found if isinstance(cls, type))
 

@@ -35,13 +35,9 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @attrs.frozen
 class MissingProxySupport:
-    """A valid proxy that cannot be used: nothing may be sent, since the proxy must not be bypassed.
+    """A valid proxy that cannot be used: nothing may be sent, since the proxy must not be bypassed."""
 
-    Attributes:
-        problem: The problem and its remedy, without the value of the variable.
-    """
-
-    problem: str
+    problem: str  # the problem and its remedy, without the value of the variable
 
 
 @attrs.frozen
@@ -54,11 +50,7 @@ class _Endpoint:
 
 
 def proxy_for(url: httpx.URL) -> httpx.Proxy | MissingProxySupport | None:
-    """Return the proxy that the environment sets for ``url``; None if there is none.
-
-    Raises:
-        ValueError: A variable is not the URL of a proxy. Its value is not shown.
-    """
+    """Return the proxy that the environment sets for ``url``; None if there is none."""
     settings = getproxies()
     if _is_excluded(url, settings.get("no", "")):
         return None
@@ -153,9 +145,8 @@ def _split(text: str) -> tuple[_Network | str, int | None]:
         if network is None:
             raise ValueError(text)
         return network, _port(bracketed[3]) if bracketed[3] else None
-    network_or_none = _network(text)
-    if network_or_none is not None:
-        return network_or_none, None
+    if (found := _network(text)) is not None:
+        return found, None
     before, colon, after = text.rpartition(":")
     host, port = (before, _port(after)) if colon else (text, None)
     return _network(host) or _name(host), port

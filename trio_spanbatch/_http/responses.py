@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+from http.client import responses
 from itertools import islice
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -22,8 +22,6 @@ import attrs
 from .._exporter import Delivered, ExportResult, Refused, TryLater
 from .answers import is_answer, read_answer
 from .messages import media_type, server_message, short_text
-
-__all__ = ["MAX_RETRY_AFTER", "RULES", "Response", "Rule", "interpret_response", "retry_after"]
 
 # Seconds. More than a year is a mistake; the batcher limits the wait further.
 MAX_RETRY_AFTER = 365 * 24 * 3600.0
@@ -49,30 +47,23 @@ _BEGINNING = 4096
 
 @attrs.frozen
 class Response:
-    """A response as it was received.
-
-    Attributes:
-        status: The status code.
-        headers: Header names in lower case to values.
-        body: The body, decompressed, or the beginning of an error's; ``None`` if it could not be decompressed.
-        now: The time in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
-        secrets: Credentials that must not be shown if the server repeats them.
-    """
+    """A response as it was received."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # header names in lower case to values
+    # The body, decompressed, or the beginning of an error's; ``None`` if it could not be decompressed.
     body: bytes | None
+    # The time in seconds since 1970, from which an HTTP-date in ``Retry-After`` counts if there is no ``Date``.
     now: float
+    # Credentials that must not be shown if the server repeats them.
     secrets: Collection[str] = attrs.field(default=(), repr=False)
 
     @property
     def message(self) -> str:
-        """The server's error message, shortened."""
         return server_message(self.headers, self.body or b"", self.secrets)
 
     @property
     def reason(self) -> str:
-        """The status and the server's error message."""
         message = self.message
         return f"{_status_line(self.status)}: {message}" if message else _status_line(self.status)
 
@@ -81,27 +72,15 @@ Answer: TypeAlias = Callable[[Response], ExportResult]
 Condition: TypeAlias = Callable[[Response], bool]
 
 
-def _always(_response: Response) -> bool:
-    return True
-
-
 @attrs.frozen
 class Rule:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        requirement: The rule in a sentence.
-        statuses: The status codes to which it applies.
-        outcome: The type of the result.
-        applies: A further condition on the response.
-        answer: Makes the result.
-    """
-
-    requirement: str
-    statuses: Collection[int]
+    requirement: str  # the rule in a sentence
+    statuses: Collection[int]  # the status codes to which it applies
     outcome: type[Delivered | TryLater | Refused]
-    answer: Answer = attrs.field(repr=False)
-    applies: Condition = attrs.field(default=_always, repr=False)
+    answer: Answer = attrs.field(repr=False)  # makes the result
+    applies: Condition = attrs.field(default=lambda _response: True, repr=False)  # a further condition on the response
 
 
 def interpret_response(
@@ -117,13 +96,9 @@ def interpret_response(
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     """Return the seconds that ``Retry-After`` asks for, at most `MAX_RETRY_AFTER`; ``None`` if missing or invalid.
 
-    Each hop may have added a value, in another header or in a list. The longest is returned: it satisfies all.
-
-    Args:
-        headers: The response's headers, their names in lower case. A value is whole seconds or an HTTP-date. A date
-            counts from the response's ``Date`` if that can be read, as the two clocks may differ; a past date is 0
-            seconds.
-        now: The time in seconds since 1970, for a response without a ``Date``.
+    Each hop may have added a value, whole seconds or an HTTP-date, in another header or in a list. The longest is
+    returned: it satisfies all. A date counts from the response's ``Date`` if that can be read, as the two clocks may
+    differ, else from ``now``; a past date is 0 seconds.
     """
     sent = next((moment for value in _listed(headers.get("date")) if (moment := _http_date(value)) is not None), now)
     waits = [wait for value in _listed(headers.get("retry-after")) if (wait := _seconds_until(value, sent)) is not None]
@@ -157,10 +132,7 @@ def _http_date(value: str) -> float | None:
 
 
 def _status_line(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
+    return f"{status} {responses[status]}" if status in responses else str(status)
 
 
 def _is_html(response: Response) -> bool:
@@ -187,10 +159,6 @@ def _login_page(response: Response) -> Refused:
         short_text(f"{_status_line(response.status)} with a web page instead of an OTLP answer: a login page?{page}"),
         response.status,
     )
-
-
-def _has_no_body(response: Response) -> bool:
-    return response.body == b""
 
 
 def _delivered(response: Response) -> Delivered:
@@ -231,21 +199,13 @@ def _try_later(response: Response) -> TryLater:
     return TryLater(response.reason, after=after, status_code=response.status)
 
 
-def _refused_as_a_whole_or_in_part(response: Response) -> Refused:
-    return Refused(response.reason, response.status, isolate=True)
-
-
-def _refused(response: Response) -> Refused:
-    return Refused(response.reason, response.status)
-
-
 RULES: tuple[Rule, ...] = (
     Rule(
         "a 2xx without a body is a delivery, whatever type it would have",
         range(200, 300),
         Delivered,
         _delivered,
-        _has_no_body,
+        lambda response: response.body == b"",
     ),
     Rule(
         "a 2xx that is a web page, or has the type of one and is neither empty nor JSON nor a partial success, is a "
@@ -273,7 +233,12 @@ RULES: tuple[Rule, ...] = (
         "400, 413 and 422 are never repeated as they are; the cause may be a part of the batch",
         (400, 413, 422),
         Refused,
-        _refused_as_a_whole_or_in_part,
+        lambda response: Refused(response.reason, response.status, isolate=True),
     ),
-    Rule("everything else is refused and never retried", range(1000), Refused, _refused),
+    Rule(
+        "everything else is refused and never retried",
+        range(1000),
+        Refused,
+        lambda response: Refused(response.reason, response.status),
+    ),
 )

@@ -43,12 +43,7 @@ _LONGEST_TEXT = 64 * 1024
 
 
 def secrets_of(headers: Iterable[tuple[bytes, bytes]], public: Collection[bytes] = ()) -> tuple[str, ...]:
-    """Return the secrets in a request's headers, longest first, as one may be a part of another.
-
-    Args:
-        headers: Names and values.
-        public: Names in lower case of headers that may be shown, besides those that never hold credentials.
-    """
+    """Return the secrets in headers other than ``public`` ones, longest first, as one may be a part of another."""
     secrets: set[str] = set()
     for name, value in headers:
         lower = name.lower()
@@ -126,7 +121,7 @@ def _forms(word: str) -> Iterator[str]:
     yield word
     if _PLAIN.fullmatch(word) or len(word) > _LONGEST_ENCODED:
         return
-    for raw in _encodings(word):
+    for raw in {word.encode("utf-8", "replace"), word.encode("latin-1", "replace")}:
         # Read as Latin-1, and as a literal of bytes, which may or may not escape quotes.
         yield from (raw.decode("latin-1"), repr(raw)[2:-1], repr(b'"' + raw)[3:-1])
         for safe in _SAFE_IN_URLS:
@@ -138,12 +133,6 @@ def _forms(word: str) -> Iterator[str]:
         in_json = json.dumps(word, ensure_ascii=ensure_ascii)[1:-1]
         yield from (in_json, in_json.replace("/", "\\/"))
     yield from (html.escape(word), html.escape(word, quote=False))
-
-
-def _encodings(word: str) -> Iterator[bytes]:
-    yield word.encode("utf-8", "replace")
-    if not word.isascii():
-        yield word.encode("latin-1", "replace")
 
 
 def _both_cases(quoted: str) -> Iterator[str]:

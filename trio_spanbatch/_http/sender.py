@@ -54,12 +54,6 @@ class Sender:
 
     A transport is called directly: an ``httpx.AsyncClient`` around it would cost more than the transport, and would
     keep cookies, follow redirects and log URLs.
-
-    Args:
-        way: The transport or the client.
-
-    Attributes:
-        own: The transport, if it is the exporter's own.
     """
 
     def __init__(self, way: AsyncClient | AsyncTransport) -> None:
@@ -67,11 +61,11 @@ class Sender:
         self._client: Any = None if package is None else way
         self._transport: Any = way if package is None else None
         self._package: Any = package_of(way, "AsyncBaseTransport") if package is None else package
+        # The transport, if it is the exporter's own.
         self.own: HTTPTransport | None = way if isinstance(way, HTTPTransport) else None
 
     @property
     def is_closed(self) -> bool:
-        """Whether the client was closed."""
         return self._client is not None and bool(self._client.is_closed)
 
     def build_request(self, method: str, url: httpx.URL | str, **parts: Any) -> httpx.Request:
@@ -95,10 +89,7 @@ class Sender:
         return httpx.Request("POST", url, headers=list(headers.items()), stream=httpx.ByteStream(body))
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """Send ``request`` and return the response, whose body is not read yet. Redirects are not followed.
-
-        The ``options`` are further arguments of a client's ``send``.
-        """
+        """Send ``request`` and return the response, its body unread. The ``options`` are of a client's ``send``."""
         if self._client is None:
             response: httpx.Response = await self._transport.handle_async_request(request)
             response.request = request
@@ -119,17 +110,12 @@ class _Unconnected(httpx.AsyncBaseTransport):
         self._problem = problem
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Fail, after a checkpoint as with any other transport."""
         await trio.lowlevel.checkpoint()
         raise httpx.ConnectError(self._problem, request=request)
 
 
 def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = None) -> httpx.AsyncBaseTransport:
-    """Return the transport for ``url``: with the proxy that the environment names, or over the socket ``uds``.
-
-    Raises:
-        ValueError: A proxy variable cannot be used. Its value is not shown.
-    """
+    """Return the transport for ``url``: with the proxy that the environment names, or over the socket ``uds``."""
     proxy = None if uds is not None else proxy_for(url)
     if isinstance(proxy, MissingProxySupport):
         return _Unconnected(proxy.problem)
@@ -139,10 +125,9 @@ def own_transport(url: httpx.URL, context: RenewedContext, uds: File | None = No
     return HTTPTransport(context, proxy=proxy, proxy_context=RenewedContext(verify=True), network=network)
 
 
-def check_client(client: Any) -> AsyncClient:
-    """Return ``client``; raise if it cannot send requests or has parameters, which logs show."""
-    package = package_of(client, "AsyncClient")
-    if package is None:
+def check_client(client: Any) -> None:
+    """Raise if ``client`` cannot send requests or has parameters, which logs show."""
+    if package_of(client, "AsyncClient") is None:
         raise TypeError(
             f"client is of type {_name_of_type(client)}; it must be an httpx.AsyncClient or an httpx2.AsyncClient"
         )
@@ -150,12 +135,9 @@ def check_client(client: Any) -> AsyncClient:
         raise ValueError(
             "client has params= (not shown), which httpx's log shows; give credentials as headers= or auth="
         )
-    checked: AsyncClient = client
-    return checked
 
 
 def check_transport(transport: object) -> None:
-    """Raise `TypeError` unless ``transport`` is an async transport."""
     if not isinstance(transport, classes("AsyncBaseTransport")):
         raise TypeError(
             f"transport is of type {_name_of_type(transport)}; it must be an httpx.AsyncBaseTransport, such as "

@@ -27,12 +27,7 @@ _REFUSALS = {
 
 
 async def connect_by_socks(stream: trio.abc.Stream, host: str, port: int, auth: tuple[str, str] | None) -> None:
-    """Make a proxy connect ``stream`` to a server, whose name the proxy looks up.
-
-    Raises:
-        httpx.ProxyError: The proxy refuses, or does not speak SOCKS5.
-        OSError: The connection broke.
-    """
+    """Make a proxy connect ``stream`` to a server, whose name it looks up, or raise `httpx.ProxyError` or `OSError`."""
     method = _NO_AUTHENTICATION if auth is None else _USER_AND_PASSWORD
     await stream.send_all(bytes((5, 1, method)))
     version, chosen = await _read(stream, 2)

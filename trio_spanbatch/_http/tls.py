@@ -22,38 +22,22 @@ _LONGEST_SHOWN = 300
 
 @attrs.frozen
 class TLSSettings:
-    """The settings of a kind of exporter that name its TLS files, for messages.
+    """The settings of a kind of exporter that name its TLS files, for messages."""
 
-    Attributes:
-        ca: The settings that name the file with the CAs.
-        client_certificate: How to set a client certificate.
-    """
-
-    ca: Sequence[str]
-    client_certificate: str
+    ca: Sequence[str]  # the settings that name the file with the CAs
+    client_certificate: str  # how to set a client certificate
 
 
 @attrs.frozen
 class TLSAdvice:
-    """Remedies for failures of TLS.
+    """Remedies for failures of TLS."""
 
-    Attributes:
-        untrusted: The remedy if the server's certificate is not trusted.
-        client_certificate: The remedy if the server does not accept the client's.
-    """
-
-    untrusted: str
-    client_certificate: str
+    untrusted: str  # the remedy if the server's certificate is not trusted
+    client_certificate: str  # the remedy if the server does not accept the client's
 
 
 def tls_advice(settings: TLSSettings, *, own_tls: bool, own_ca: bool) -> TLSAdvice:
-    """Return the remedies that have an effect with these arguments of the exporter.
-
-    Args:
-        settings: The settings that the exporter has.
-        own_tls: Whether the exporter made its own client and transport.
-        own_ca: Whether it was given a file with CAs, in place of those that httpx trusts.
-    """
+    """Return the remedies that have an effect, given whether the exporter has its own transport and its own CAs."""
     if not own_tls:
         given = "the client or transport that the exporter was given"
         return TLSAdvice(f"{given} says whom to trust", f"{given} has one or none")
@@ -70,14 +54,7 @@ class RenewedContext:
     """The TLS context of an exporter, made again when a file has changed: certificates are renewed while programs run.
 
     A new file that cannot be used (it may be half written) leaves the context as it was, and is looked at again with
-    the next connection.
-
-    Args:
-        files: The certificate, client certificate and client key of `client_context`; none if not given.
-        verify: As for `client_context`.
-
-    Raises:
-        ValueError: A file that is given cannot be used.
+    the next connection. The arguments are those of `client_context`.
     """
 
     def __init__(self, *files: File | None, verify: bool) -> None:
@@ -87,7 +64,6 @@ class RenewedContext:
         self._context = self._renew(must_trust=False)
 
     def __call__(self) -> ssl.SSLContext:
-        """Return the context for a new connection."""
         if self._versions != self._current_versions():
             # If it fails, the new version is not noted, and the file is read again for the next connection.
             with suppress(OSError, ValueError):
@@ -123,21 +99,19 @@ def client_context(
     verify: bool = True,
     must_trust: bool = False,
 ) -> ssl.SSLContext:
-    """Return the context for these files.
+    """Return the context for these files: the CAs to trust instead of the default ones, and the client's certificate.
 
-    Args:
-        certificate: The CAs to trust, instead of the default ones.
-        client_certificate: The client's certificate.
-        client_key: Its key; by default in the same file.
-        verify: Whether the server's certificate is checked.
-        must_trust: As for `default_context`, if that is needed.
-
-    Raises:
-        ValueError: A file cannot be read or has the wrong content, or a key is given without a certificate.
+    The key is by default in the same file. ``must_trust`` is as for `default_context`. A file that cannot be read or
+    has the wrong content, and a key without a certificate, raise `ValueError`.
     """
     if client_key is not None and client_certificate is None:
         raise ValueError("client_key is given without client_certificate")
-    context = _trusting(certificate, must_trust=must_trust) if verify else _trusting_everybody()
+    if verify:
+        context = _trusting(certificate, must_trust=must_trust)
+    else:
+        context = _new_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     if client_certificate is not None:
         _check_readable("client_certificate", client_certificate)
         if client_key is not None:
@@ -156,10 +130,8 @@ def default_context(*, must_trust: bool = False) -> ssl.SSLContext:
     """Return a context that trusts what httpx trusts: ``SSL_CERT_FILE``, else ``SSL_CERT_DIR``, else certifi's list.
 
     A file that cannot be read is warned about and no server is trusted. It does not stop the program: other programs
-    read these variables too, and conda leaves them set to files that no longer exist.
-
-    Raises:
-        ValueError: A file cannot be read, and ``must_trust``: a file that is being replaced must not end all trust.
+    read these variables too, and conda leaves them set to files that no longer exist. With ``must_trust`` it raises
+    `ValueError` instead: a file that is being replaced must not end all trust.
     """
     file, directory = (os.environ.get(variable, "") for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     context = _new_context()
@@ -194,13 +166,6 @@ def _trusting(certificate: File | None, *, must_trust: bool) -> ssl.SSLContext:
     return context
 
 
-def _trusting_everybody() -> ssl.SSLContext:
-    context = _new_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def _new_context() -> ssl.SSLContext:
     """Do as `ssl.create_default_context`, but without CAs, and also if ``SSLKEYLOGFILE`` cannot be written."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -217,7 +182,6 @@ def _new_context() -> ssl.SSLContext:
 
 
 def _load(context: ssl.SSLContext, *, cafile: File | None = None, capath: File | None = None) -> str | None:
-    """Load CAs. Return the problem if that fails."""
     try:
         context.load_verify_locations(cafile, capath)
     except (OSError, ValueError):

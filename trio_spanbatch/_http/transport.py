@@ -30,8 +30,6 @@ from .proxies import DEFAULT_PORTS
 from .socks import connect_by_socks
 from .wire import Wire
 
-__all__ = ["Answer", "HTTPTransport", "Progress", "ResponseBody"]
-
 # Scheme, host and port of a server.
 _Origin: TypeAlias = tuple[str, str, int]
 
@@ -41,21 +39,13 @@ _PROXY_PORTS = {**DEFAULT_PORTS, "socks5": 1080, "socks5h": 1080}
 
 @attrs.define
 class Progress:
-    """How far a request got. The transport fills it in if it is the request's extension ``"progress"``.
+    """How far a request got. The transport fills it in if it is the request's extension ``"progress"``."""
 
-    Attributes:
-        proxy_headers: The headers for a proxy, whose credentials must not be shown.
-        peer: Host and port that the request is sent to: the server's, or a proxy's.
-        connected: Whether a connection was made for this request.
-        sent: Whether any byte of the request was sent.
-        write_error: The error that ended writing the request; the response may have been read nevertheless.
-        begun: The connection, if `HTTPTransport.begin` has sent the request.
-    """
-
+    # The headers for a proxy, whose credentials must not be shown.
     proxy_headers: list[tuple[bytes, bytes]] = attrs.field(factory=list, repr=False)
-    peer: str = ""
-    connected: bool = False
-    begun: Connection | None = None
+    peer: str = ""  # host and port that the request is sent to: the server's, or a proxy's
+    connected: bool = False  # whether a connection was made for this request
+    begun: Connection | None = None  # the connection, if `HTTPTransport.begin` has sent the request
     _connection: Connection | None = None
     _sent_before: int = 0
 
@@ -73,7 +63,6 @@ class Progress:
         return None if self._connection is None else self._connection.answer
 
     def uses(self, connection: Connection) -> None:
-        """Note the connection that the request is sent on."""
         self._connection = connection
         self._sent_before = connection.wire.sent
 
@@ -81,13 +70,8 @@ class Progress:
 class HTTPTransport(httpx.AsyncBaseTransport):
     """Sends requests by HTTP/1.1 over TCP, TLS, Unix domain sockets and proxies.
 
-    Of httpx's timeouts, those for connecting and for reading apply.
-
-    Args:
-        context: Returns the settings for TLS with servers; called for each new connection.
-        proxy: An HTTP or SOCKS5 proxy. An HTTP proxy forwards requests to http servers; all others go through a tunnel.
-        proxy_context: Returns the settings for TLS with an https proxy.
-        network: How connections are made, by default over TCP.
+    Of httpx's timeouts, those for connecting and for reading apply. The contexts are asked for with each new connection
+    to a server, or to an https proxy. An HTTP proxy forwards requests to http servers; all others go through a tunnel.
     """
 
     def __init__(
@@ -111,11 +95,8 @@ class HTTPTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and return its response, whose body is read from its stream.
 
-        If it is cancelled, the connection is closed.
-
-        Raises:
-            httpx.TransportError: There is no response, or it is a success and the request could not be written.
-            Exception: Whatever the iterator of the request's body raises.
+        If it is cancelled, the connection is closed. It raises `httpx.TransportError` if there is no response, or if
+        that is a success and the request could not be written; and whatever the iterator of the request's body raises.
         """
         progress = request.extensions.get("progress") or Progress()
         origin = self._begin(request.url, progress)
@@ -152,16 +133,10 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         )
 
     async def begin(self, url: httpx.URL, head: bytes, body: bytes, usual: Answer, progress: Progress) -> bool:
-        """Send a small request if there is an idle connection. Return whether the response is the usual one.
+        """Send a small request if there is an idle connection. Return whether the response is the ``usual`` one.
 
-        If it is not, `handle_async_request` goes on with the same request, which has the same ``progress``.
-
-        Args:
-            url: The URL to send to.
-            head: The head as h11 writes it.
-            body: The body.
-            usual: An earlier response. The same bytes need not be read by h11 again.
-            progress: How far the request gets.
+        That is an earlier one: the same bytes need not be read by h11 again. The ``head`` is as h11 writes it. If the
+        response is another one, `handle_async_request` goes on with the same request, which has the same ``progress``.
         """
         origin = self._begin(url, progress)
         if len(head) + len(body) > WRITE_AT_ONCE or (connection := self._take_idle(origin, progress)) is None:
@@ -254,7 +229,6 @@ class HTTPTransport(httpx.AsyncBaseTransport):
         return Connection(wire, stream, now=trio.current_time())
 
     async def _tunnel(self, wire: Wire, stream: trio.abc.Stream, host: str, port: int) -> None:
-        """Ask the proxy to connect to a server."""
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         headers = [(b"host", target.encode("ascii")), *self._proxy_headers]
         request = _checked_head(b"CONNECT", target.encode("ascii"), headers)
@@ -336,13 +310,11 @@ class ResponseBody(httpx.AsyncByteStream):
             self.close()
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
     async def aclose(self) -> None:
-        """Do as `close`."""
         self.close()
         await trio.lowlevel.checkpoint()
 

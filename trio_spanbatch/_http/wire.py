@@ -65,7 +65,6 @@ class SocketLink:
                 await trio.lowlevel.wait_writable(self._sock)
 
     async def recv(self, max_bytes: int) -> bytes:
-        """Wait for data and return it."""
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             try:
@@ -74,7 +73,6 @@ class SocketLink:
                 continue
 
     def is_readable(self) -> bool:
-        """Return whether there is data, the end, or an error to read."""
         descriptor = self._sock.fileno()
         if descriptor < 0:
             return True
@@ -85,27 +83,20 @@ class SocketLink:
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Close the socket."""
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
 
 class Wire(trio.abc.Stream):
-    """A stream over a `Link`, whose writes never fail.
-
-    Attributes:
-        sent: How many bytes the operating system took.
-        may_be_stopped: Whether `stop_writing` may be called while something is written.
-        write_error: The error that ended writing. What is written after it is discarded.
-    """
+    """A stream over a `Link`, whose writes never fail."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self.sent: int = 0
-        self.write_error: OSError | None = None
+        self.sent: int = 0  # how many bytes the operating system took
+        self.write_error: OSError | None = None  # the error that ended writing. What is written after it is discarded
         # A scope costs more than the rest of a small write.
-        self.may_be_stopped = True
+        self.may_be_stopped = True  # whether `stop_writing` may be called while something is written
         self._stopped = False
         self._reads_left: int | None = None
         self._writing: trio.CancelScope | None = None
@@ -143,16 +134,10 @@ class Wire(trio.abc.Stream):
 
     @property
     def writable(self) -> bool:
-        """Whether data that is written is still sent."""
         return not self._stopped and self.write_error is None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Wait for data and return it; an empty result is the end.
-
-        Raises:
-            OSError: The connection broke.
-            NothingToRead: There is none, within `without_waiting`.
-        """
+        """Wait for data and return it; an empty result is the end."""
         if self._reads_left is not None:
             if not self._link.is_readable():
                 raise NothingToRead
@@ -171,7 +156,6 @@ class Wire(trio.abc.Stream):
             self._reads_left = None
 
     def is_readable(self) -> bool:
-        """Return whether there is data, the end, or an error to read."""
         return self._link.is_readable()
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -179,11 +163,9 @@ class Wire(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """Close the connection without waiting."""
         self._stopped = True
         self._link.close()
 
     async def aclose(self) -> None:
-        """Close the connection."""
         self.close()
         await trio.lowlevel.checkpoint()

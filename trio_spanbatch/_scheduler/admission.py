@@ -36,7 +36,7 @@ from .._errors import InvalidSpanError
 from .._settings.policies import Limits
 from .._spans.batch import EncodedSpan, SpanHeaders, cost_after, cost_of, framed_size
 from .ledger import Account
-from .location import Location, Waiter
+from .location import UNRANKED, Location, Waiter
 from .orders import Admit, Order
 from .splitter import Growth, grow
 
@@ -82,7 +82,7 @@ class Admission:
     Attributes:
         inbox: The locations that `Scheduler.step` has to look at.
         byte_queue: The locations whose first waiting adder waits for the shared byte budget, first in, first out.
-        unranked: The locations whose queued bytes `Ranking` does not know.
+        unranked: The locations whose queued bytes `Ranking` does not know well enough.
     """
 
     def __init__(self, limits: Limits, total: Account, outbox: deque[Order], wake: Callable[[], None]) -> None:
@@ -124,7 +124,7 @@ class Admission:
             headers is not sizer.headers
             or size > sizer.simple_up_to
             or number >= batch.full_at
-            or location.is_ranked
+            or own_bytes > location.ranked_up_to
             or not 0x80 <= cost < 0x4000
         ):
             return self._accept(location, span, clock)
@@ -217,9 +217,9 @@ class Admission:
         return (change is not None and change[0] is location) or (bulk is not None and bulk.location is location)
 
     def unrank(self, location: Location) -> None:
-        """Record that `Ranking` does not know a location's queued bytes."""
+        """Record that `Ranking` does not know a location's queued bytes well enough."""
         self.unranked[location] = None
-        location.is_ranked = False
+        location.ranked_up_to = UNRANKED
 
     def finish(self) -> None:
         """Complete a call that an exception interrupted."""
@@ -310,9 +310,9 @@ class Admission:
             opened_at = min(opened_at, now)
             if growth.full or not queued:
                 self.touch(location)
-        if location.is_ranked:
+        if (own_bytes := account.pending_bytes + cost) > location.ranked_up_to:
             self.unrank(location)
-        own_bytes, totals = account.pending_bytes + cost, (all_accepted, total.queued + 1, total.pending_bytes + cost)
+        totals = (all_accepted, total.queued + 1, total.pending_bytes + cost)
         added = 0 if bulk is None else bulk.added + 1
         return location, headers, growth, size, opened_at, number + 1, queued + 1, own_bytes, totals, bulk, added
 

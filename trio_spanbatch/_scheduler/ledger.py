@@ -13,7 +13,7 @@ import functools
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any, SupportsIndex
 
@@ -70,59 +70,70 @@ class Account:
         return dict(zip(_COUNTS, _counts_of(self), strict=True))
 
 
-# Methods of a dict that do not read its contents.
-_METHODS_WITHOUT_READING = ("__init__", "__getattribute__", "__new__", "__sizeof__")
 _NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything", "failed_after")
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
 # One call for all columns, as statistics are read often and for many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
-_record_of: Callable[[Account], tuple[float, ...]] = operator.attrgetter("opened_at", "consecutive_failures", *_COUNTS)
+_record_of: Callable[[Any], tuple[Any, ...]] = operator.attrgetter("opened_at", "consecutive_failures", *_COUNTS)
 
 
 class LocationCounts(dict[str, LocationStatistics]):
     """The statistics of all locations at one moment.
 
-    It is a dict so that programs can serialize it. Creating it only copies the counts, which takes 3 ms for 10,000
-    locations; the records are made when it is first read, which takes up to 0.1 s.
+    It is a dict so that programs can serialize it. Creating it only copies the counts, which takes 2 ms for 10,000
+    locations. A location's record is made when it is first read, so that a loop over all of them has no long step. Only
+    a method that needs all records at once, such as a comparison, makes all that are missing.
     """
 
-    __slots__ = ("_is_filled", "_now")
+    __slots__ = ("_counts", "_now")
 
     def __init__(self, accounts: Mapping[str, Account], now: float) -> None:
-        # It holds the raw counts until it is filled: C code that reads dicts asks for the length first.
-        counts: Any = zip(accounts, map(_record_of, accounts.values()), strict=True)
-        super().__init__(counts)
+        # It holds the accounts until it is first read, as it is faster to copy a dict than to fill one.
+        held: Any = accounts
+        super().__init__(held)
+        self._counts: list[Any] = list(map(_record_of, super().values()))
         self._now = now
-        self._is_filled = False
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         return dict, (dict(self),)
 
-    def fill(self) -> None:
-        """Replace the raw counts by records, once."""
-        if self._is_filled:
-            return
-        self._is_filled = True
-        held: Any = dict.items(self)
-        for location, (opened_at, failures, *counts) in tuple(held):
-            self[location] = LocationStatistics(
-                **dict(zip(_COUNTS, map(int, counts), strict=True)),
+    def __iter__(self) -> Iterator[str]:
+        # C code reads a dict that has a method of its own for this through `keys` and `__getitem__`.
+        return super().__iter__()
+
+    def __getitem__(self, location: str) -> LocationStatistics:
+        if self._counts:
+            super().update(list(zip(self, self._counts, strict=True)))
+            self._counts = []
+        held: Any = super().__getitem__(location)
+        if type(held) is tuple:
+            opened_at, failures, *columns = held
+            held = LocationStatistics(
+                **dict(zip(_COUNTS, columns, strict=True)),
                 oldest_pending_age=0.0 if opened_at == math.inf else self._now - opened_at,
-                consecutive_failures=int(failures),
+                consecutive_failures=failures,
             )
+            super().__setitem__(location, held)
+        return held  # type: ignore[no-any-return]
+
+    # These read through `__getitem__`.
+    get, items, values = Mapping.get, Mapping.items, Mapping.values  # type: ignore[assignment]
 
 
 def _after_filling(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: LocationCounts, *args: Any, **kwargs: Any) -> Any:
-        self.fill()
+        for location in self:
+            self[location]
         return method(self, *args, **kwargs)
 
     return call
 
 
+# Methods that read no record, or read through `__getitem__`.
+_PIECEWISE = {"__getattribute__", "__sizeof__", "__len__", "__contains__", "keys", *vars(LocationCounts)}
 for _name, _method in vars(dict).items():
-    if isinstance(_method, MethodDescriptorType | WrapperDescriptorType) and _name not in _METHODS_WITHOUT_READING:
+    if isinstance(_method, MethodDescriptorType | WrapperDescriptorType) and _name not in _PIECEWISE:
         setattr(LocationCounts, _name, _after_filling(_method))
 
 

@@ -22,6 +22,9 @@ from .ledger import Account
 from .pace import Pace
 from .splitter import NO_BATCH, OpenBatch, QueuedBatch, runs_of
 
+# More bytes than any location has.
+UNRANKED = 1 << 100
+
 
 class _QueueStatistics(Protocol):
     @property
@@ -141,7 +144,8 @@ class Location:
         next_look_at: When the scheduler looks at it next, in seconds of the clock. The agenda sets it.
         agenda_number: The number of its entry in the agenda; outdated if it has none.
         is_in_inbox: Whether it is in the inbox: the scheduler will look at it soon.
-        is_ranked: Whether `Ranking` knows its current queued bytes.
+        ranked_bytes: The queued bytes by which `Ranking` ranks it.
+        ranked_up_to: With more pending bytes it must be ranked again. `UNRANKED` if it has to be anyway.
     """
 
     __slots__ = (
@@ -158,7 +162,6 @@ class Location:
         "is_evicted",
         "is_in_inbox",
         "is_made_due",
-        "is_ranked",
         "leased_bytes",
         "leases",
         "max_spans",
@@ -169,6 +172,8 @@ class Location:
         "policy",
         "queue_in",
         "queue_out",
+        "ranked_bytes",
+        "ranked_up_to",
         "retries",
         "sealed_headers",
         "waiting",
@@ -210,7 +215,8 @@ class Location:
         self.next_look_at = math.inf
         self.agenda_number = -1
         self.is_in_inbox = False
-        self.is_ranked = False
+        self.ranked_bytes = 0
+        self.ranked_up_to = UNRANKED
 
     def __repr__(self) -> str:
         return f"<Location {self.name!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"
@@ -219,6 +225,11 @@ class Location:
     def queued_bytes(self) -> int:
         """The bytes of the budgets that the queued spans take."""
         return self.account.pending_bytes - self.leased_bytes
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether `Ranking` knows its queued bytes well enough."""
+        return self.ranked_up_to is not UNRANKED
 
     @property
     def has_queued(self) -> bool:
@@ -242,7 +253,7 @@ class Location:
         is_flushed = self.account.first_queued < self.flush_watermark
         if self.is_closed or self.is_made_due or is_flushed or self.full:
             return opened_at
-        return opened_at + self.policy.max_delay
+        return max(opened_at + self.policy.max_delay, self.pace.holds_until(opened_at))
 
     def end_at(self, idle_timeout: float) -> float:
         """Return when the location ends if nothing happens until then; `math.inf` if it is not empty."""

@@ -3,6 +3,11 @@
 A location starts with one export at a time. Each success allows one more, and a failure reduces it to one. So a
 location whose server hangs occupies few of the slots that all locations share, and after a backoff a single export
 probes the server.
+
+When a backoff has ended, the location needs as long as it could have lasted at most to settle. Until then, a success
+does not reset the backoff, so another failure makes it longer; and a new batch is sent once it is full, but not because
+of its age. A server that comes back has the backlogs of all of its clients to work on, and may be overloaded by those
+that send small batches again before the others are done.
 """
 
 from __future__ import annotations
@@ -76,7 +81,7 @@ class Pace:
         limit: ``Limits.max_exports_per_location``.
         active: The number of running exports.
         allowed: The number of exports that may run now.
-        failures: The number of backoffs since the last success.
+        failures: The number of backoffs since the last success of a settled location.
         request_size: The largest request that its server accepts.
     """
 
@@ -89,6 +94,7 @@ class Pace:
     failures: int = 0
     request_size: RequestSizeLimit = attrs.Factory(RequestSizeLimit)
     _own_wait_until: float = -math.inf
+    _settled_at: float = -math.inf
 
     @property
     def retry_at(self) -> float:
@@ -99,10 +105,15 @@ class Pace:
         """Return when the next export may begin; `math.inf` if a running one must end first."""
         return math.inf if self.active >= self.allowed else self.retry_at
 
+    def holds_until(self, opened_at: float) -> float:
+        """Return until when a batch with its first span at ``opened_at`` is not sent just because of its age."""
+        return self._settled_at if opened_at > self.retry_at else -math.inf
+
     def succeeded(self, now: float) -> None:
         """Record that an export succeeded. During a backoff this has no effect: the export began before it."""
         if now >= self.retry_at:
-            self.failures = 0
+            if now >= self._settled_at:
+                self.failures = 0
             self.allowed = min(self.allowed + 1, self.limit)
 
     def failed(self) -> None:
@@ -134,6 +145,7 @@ class Pace:
             self._account.not_before = max(self._account.not_before, asked_at + spread)
         if not is_backing_off and (not after or after > longest):
             self._own_wait_until = now + jittered_wait(self._retry, self._rng, self.failures, drain_deadline - now)
+        self._settled_at = self.retry_at + self._retry.longest_wait(self.failures)
 
     def cut_short(self, now: float) -> None:
         """End the backoff now, except for a wait that the server asked for."""

@@ -1,9 +1,10 @@
 """The locations with the most queued bytes, needed when the byte budget is used up.
 
-The ranking is a heap of entries that may be outdated: an entry counts only if its bytes are still those of its
-location. It is needed only while an adder waits for bytes. Until then it is not updated, and a location whose bytes
-change is recorded in `Admission.unranked`. The cost is proportional to the number of changes, not to the number of
-locations.
+The ranking is a heap of entries that may be outdated: only the last one of a location counts. It is needed only while
+an adder waits for bytes. Until then it is not updated, and a location whose queue changes is recorded in
+`Admission.unranked`. The cost is proportional to the number of changes, not to the number of locations. A ranked
+location may grow by a quarter before it is ranked again: if a program adds to ten thousand locations in turn, each span
+changes another location, and ranking that one each time would cost more than sending the span.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .location import Location
 # The heap is rebuilt when it has more than `_OUTDATED` entries for each live location, plus `_SLACK`.
 _OUTDATED = 4
 _SLACK = 64
+# A location is ranked again when it has grown by this part.
+_GROWTH = 4
 
 
 class Ranking:
@@ -28,9 +31,10 @@ class Ranking:
 
     def put(self, location: Location, live: int) -> None:
         """Rank a location by its current queued bytes. ``live`` is the number of live locations."""
-        location.is_ranked = True
+        size = location.ranked_bytes = location.queued_bytes
+        location.ranked_up_to = location.account.pending_bytes + size // _GROWTH
         if location.account.queued:
-            heapq.heappush(self._entries, (-location.queued_bytes, next(self._numbers), location))
+            heapq.heappush(self._entries, (-size, next(self._numbers), location))
         if len(self._entries) > _OUTDATED * live + _SLACK:
             self._rebuild()
 
@@ -54,4 +58,4 @@ class Ranking:
 
 def _is_current(entry: tuple[int, int, Location]) -> bool:
     size, _, location = entry
-    return -size == location.queued_bytes and not location.has_ended
+    return -size == location.ranked_bytes and not location.has_ended

@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 from urllib.parse import unquote, unquote_to_bytes
 
 from .._reporting.throttle import Throttle
@@ -40,16 +40,11 @@ _USERINFO = re.compile(r"https?://(?P<userinfo>(?:[-._~!$&'()*+,;=:0-9A-Za-z]|%[
 
 _logger = logging.getLogger("trio_spanbatch")
 
+# Arguments of `OTLPExporter` that are names of files.
+TLS_FILES = ("certificate", "client_certificate", "client_key")
+
 # Once per process and message, which names the variable, and its value where that may be shown.
 _warnings = Throttle(time.monotonic, interval=math.inf, max_keys=1000)
-
-
-class TLSFiles(TypedDict, total=False):
-    """Arguments of `OTLPExporter` that are names of files."""
-
-    certificate: str
-    client_certificate: str
-    client_key: str
 
 
 def batch_options(environ: Environ) -> dict[str, Any]:
@@ -104,12 +99,8 @@ def sdk_disabled(environ: Environ) -> bool:
 def exporter_options(environ: Environ, *, endpoint: str | None = None) -> dict[str, Any]:
     """Return the arguments of `OTLPExporter` that ``OTEL_EXPORTER_OTLP_*`` sets, and always its endpoint.
 
-    Args:
-        environ: The variables.
-        endpoint: The endpoint to use instead of that of the variables.
-
-    Raises:
-        ValueError: The endpoint in a variable may contain a password whose end is ambiguous.
+    An ``endpoint`` that is given is used instead. One in a variable raises `ValueError` if it may contain a password
+    whose end is ambiguous.
     """
     authorization = None
     if endpoint is None:
@@ -118,7 +109,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> dict[s
     parsers: dict[str, _Parser] = {"headers": _headers, "timeout": _request_timeout, "compression": _compression}
     if endpoint[:6].lower() == "https:":
         # These files are read for https only, so otherwise they need not exist.
-        parsers |= dict.fromkeys(TLSFiles.__annotations__, lambda _variable, name: name)
+        parsers |= dict.fromkeys(TLS_FILES, lambda _variable, name: name)
     table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
     options = _options(environ, **table)
     options["endpoint"] = endpoint
@@ -176,10 +167,8 @@ def _endpoint(environ: Environ) -> tuple[str, str | None]:
 def _url(variable: str, value: str) -> tuple[str, str | None] | None:
     """Return the URL without user name, password, query and fragment, and the ``Authorization`` made of the first two.
 
-    As a header, a user name and password appear in no log and no message.
-
-    Raises:
-        ValueError: It may contain a password whose end is ambiguous.
+    As a header, a user name and password appear in no log and no message. If it may contain a password whose end is
+    ambiguous, this raises `ValueError`.
     """
     authorization = None
     match = _USERINFO.match(value)
@@ -334,8 +323,3 @@ def warn_once(message: str) -> None:
     """Log a message once per process: every batcher reads the same variables, and a process may create many."""
     if _warnings.allows(message):
         _logger.warning("%s", message)
-
-
-def forget_warnings() -> None:
-    """Log everything again. For tests."""
-    _warnings.clear()

@@ -52,12 +52,7 @@ _LONGEST_LABEL = 63
 
 
 def check_endpoint(endpoint: object, name: str = "endpoint") -> httpx.URL:
-    """Return ``endpoint`` as a URL. Error messages refer to it as ``name``.
-
-    Raises:
-        ValueError: It is not an http or https URL, or has userinfo, a query or a fragment. The message shows at most
-            scheme, host and port.
-    """
+    """Return ``endpoint`` as an http or https URL. Messages call it ``name`` and show at most scheme, host and port."""
     endpoint = checked_str(endpoint, name)
     if has_userinfo(endpoint):
         raise ValueError(
@@ -92,7 +87,9 @@ def has_userinfo(url: str) -> bool:
     A ``/``, ``?`` or ``#`` in a password ends the host of a URL, and there are several ways to write ``@``. So all of
     them are searched for everywhere, except ``%40`` in the path, where it is the normal form of ``@``.
     """
-    return _AT.search(url) is not None or _ENCODED_AT.search(_authority(url)) is not None
+    # What is between scheme and path, also of an invalid URL.
+    authority = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/?#]*)", url)
+    return _AT.search(url) is not None or (authority is not None and _ENCODED_AT.search(authority[1]) is not None)
 
 
 def _parsed(endpoint: str) -> httpx.URL | None:
@@ -107,12 +104,6 @@ def _is_host(url: httpx.URL) -> bool:
     # httpx has parsed a host in brackets as an IPv6 address. In a name, it percent-encodes invalid characters.
     name = b":" in url.raw_host or _HOST.fullmatch(url.raw_host) is not None
     return name and all(len(label) <= _LONGEST_LABEL for label in url.raw_host.split(b"."))
-
-
-def _authority(endpoint: str) -> str:
-    """Return the text between scheme and path, also of an invalid URL."""
-    before_path = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/?#]*)", endpoint)
-    return before_path[1] if before_path is not None else ""
 
 
 def _without_secrets(endpoint: str) -> str:
@@ -157,11 +148,7 @@ def checked_headers(headers: object) -> Mapping[str, str]:
 
 
 def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Return headers encoded for sending, their names in lower case.
-
-    Raises:
-        ValueError: A name or value cannot be sent unchanged. The message names the header, never its value.
-    """
+    """Return headers encoded for sending, their names in lower case. Messages name a header, never its value."""
     encoded: dict[bytes, bytes] = {}
     items: Iterable[tuple[object, object]] = checked_headers(headers).items()
     for key, given in items:

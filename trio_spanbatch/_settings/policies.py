@@ -53,7 +53,8 @@ class BatchPolicy:
             smaller of the two counts.
         max_bytes: The most bytes of a batch's request before compression, envelopes included. A single span that is
             larger is sent alone.
-        max_delay: Seconds from the batch's first span until it is due.
+        max_delay: Seconds from the batch's first span until it is due. After a backoff, a location sends no batch just
+            because of its age for as long as that backoff could have lasted.
     """
 
     max_spans: int = attrs.field(default=512, validator=_count)

@@ -121,11 +121,7 @@ _SCALARS: Final[Mapping[type, Callable[[Any], bytes]]] = {
 
 
 def encoded_value(value: Any) -> bytes:
-    """Return the value of a span's attribute as an AnyValue with its length in front.
-
-    Raises:
-        InvalidSpanError: It cannot be expressed, because it is nested too deep, for instance.
-    """
+    """Return the value of a span's attribute as an AnyValue with its length in front, or raise `InvalidSpanError`."""
     return _any_value(value, _VALUE_LEVELS, ())
 
 
@@ -237,11 +233,7 @@ def _key_head(key: str) -> bytes:
 
 
 def snapshot(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a copy of the attributes as a dict, which other threads cannot change while it is read.
-
-    Raises:
-        InvalidSpanError: There are more items than their length, or more than `_MAX_ITEMS`.
-    """
+    """Return a copy of the attributes as a dict, which other threads cannot change while it is read."""
     try:
         # OpenTelemetry's mapping, a proxy of it and dicts all have this: one call in C instead of two calls in Python
         # for each key.
@@ -305,14 +297,7 @@ class AttributeEncoder:
     def append_fields(self, fields: list[bytes], tag: bytes, attributes: Mapping[Any, Any] | None, field: str) -> int:
         """Append each attribute to ``fields``: ``tag``, a length and a KeyValue. Return how many were left out.
 
-        Args:
-            fields: The fields of a message so far.
-            tag: The tag of the message's attributes field.
-            attributes: The attributes; None counts as empty.
-            field: The name of the field, for messages.
-
-        Raises:
-            InvalidSpanError: ``attributes`` is not a mapping.
+        None counts as empty; anything else that is not a mapping raises `InvalidSpanError`, which names ``field``.
         """
         if attributes is None:
             return 0

@@ -67,19 +67,13 @@ _FRAMES = tuple(_SPAN_TAG + length for length in VARINTS)
 
 @attrs.frozen(weakref_slot=False)
 class SpanHeaders:
-    """The resource and scope that spans share, encoded.
+    """The resource and scope that spans share, encoded."""
 
-    Attributes:
-        resource: The fields ``resource`` and ``schema_url`` of ResourceSpans.
-        scope: The fields ``scope`` and ``schema_url`` of ScopeSpans.
-    """
-
-    resource: bytes = b""
-    scope: bytes = b""
+    resource: bytes = b""  # the fields ``resource`` and ``schema_url`` of ResourceSpans
+    scope: bytes = b""  # the fields ``scope`` and ``schema_url`` of ScopeSpans
 
     @property
     def size(self) -> int:
-        """The size of both in bytes."""
         return len(self.resource) + len(self.scope)
 
 
@@ -253,23 +247,16 @@ class RequestSizer:
     Nearly always a span has the same resource and scope as the one before it, no length of an envelope grows by a byte,
     and the request is not full yet. So the sizer remembers the headers of the last span and the size up to which none
     of these changes. Up to it, adding a span only adds its size; the envelopes are updated when that size is reached or
-    the headers change.
-
-    Args:
-        limit: The maximum size of the request in bytes.
-
-    Attributes:
-        size: The size of the request in bytes.
-        simple_up_to: The size up to which spans with the same headers only add their own size. Less than the limit.
-        headers: The headers of the last span; None if there is none.
+    the headers change. The ``limit`` is in bytes.
     """
 
     __slots__ = ("_limit", "_noted", "_resources", "_scopes", "headers", "simple_up_to", "size")
 
     def __init__(self, limit: int) -> None:
-        self.size = 0
+        self.size = 0  # the size of the request in bytes
+        # The size up to which spans with the same headers only add their own size. Less than the limit.
         self.simple_up_to = 0
-        self.headers: SpanHeaders | None = None
+        self.headers: SpanHeaders | None = None  # the headers of the last span; None if there is none
         self._limit = limit
         # The bytes inside each envelope.
         self._resources: dict[bytes, int] = {}
@@ -278,7 +265,6 @@ class RequestSizer:
         self._noted = 0
 
     def copy(self) -> RequestSizer:
-        """Return an independent copy."""
         other = RequestSizer(self._limit)
         other.size, other.simple_up_to, other.headers = self.size, self.simple_up_to, self.headers
         other._resources, other._scopes, other._noted = self._resources.copy(), self._scopes.copy(), self._noted

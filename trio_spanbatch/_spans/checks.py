@@ -40,6 +40,11 @@ _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class _ShortRepr(Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+        self.maxlevel = 2
+
     def repr1(self, x: Any, level: int) -> str:
         # Before Python 3.12, Repr dispatches by the type's name alone, and sorts any object whose type is named "set".
         ours = type(x).__module__ == "builtins"
@@ -55,14 +60,7 @@ class _ShortRepr(Repr):
         return text if len(text) <= self.maxother else f"{text[: self.maxother]}..."
 
 
-def _short_repr() -> Repr:
-    short = _ShortRepr()
-    short.maxstring = short.maxother = short.maxlong = 80
-    short.maxlevel = 2
-    return short
-
-
-_repr: Final = _short_repr().repr
+_repr: Final = _ShortRepr().repr
 
 
 def shown(value: object) -> str:
@@ -136,11 +134,7 @@ def _reach(frames: int) -> bool:
 
 
 def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> int:
-    """Return ``value`` as a plain int if it is an int from ``first`` to ``end - 1``.
-
-    Raises:
-        InvalidSpanError: It is not such an int. A bool does not count as an int.
-    """
+    """Return ``value`` as a plain int if it is an int, and no bool, from ``first`` to ``end - 1``."""
     if isinstance(value, int) and not isinstance(value, bool):
         # A subclass may override comparison.
         number = int.__int__(value)
@@ -152,8 +146,7 @@ def checked_int(value: Any, first: int, end: int, field: str, meaning: str) -> i
 def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
     """Return ``value`` as a plain int if it is an int from 0 to ``end - 1``, or has such an ``__index__``.
 
-    Raises:
-        InvalidSpanError: It is not such a number. A bool does not count as an int, and a float is never rounded.
+    A bool does not count as an int, and a float is never rounded.
     """
     problem = f"{meaning} is an int from 0 to {end - 1:#x}"
     try:
@@ -169,10 +162,7 @@ def checked_number(value: Any, end: int, field: str, meaning: str) -> int:
 
 
 def text_of(value: Any) -> bytes:
-    """Return ``value`` as text in UTF-8: its ``str`` if it is not a string, and ``b""`` for None.
-
-    If ``str`` raises, the text is empty: a span must not be lost because it has no name.
-    """
+    """Return ``value``, or its ``str``, in UTF-8; empty for None, and if ``str`` raises, as a span needs no name."""
     if value is None:
         return b""
     try:
@@ -183,12 +173,7 @@ def text_of(value: Any) -> bytes:
 
 
 def str_of(value: Any) -> str:
-    """Return ``str(value)``.
-
-    Raises:
-        InvalidSpanError: The text would exhaust memory, like that of a list that contains another list twice, which
-            contains a third list twice, and so on.
-    """
+    """Return ``str(value)``; raise `InvalidSpanError` if it would exhaust memory, as nested containers can."""
     parts, characters_left = [value], _MAX_STR_SIZE
     while parts:
         part = parts.pop()

@@ -94,34 +94,12 @@ _REMOTE_PARENT: Final = {own: _pack_span_flags(_SPAN_FLAGS, _HAS_IS_REMOTE | _IS
 _LOCAL_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | own) for own in range(256)}
 _REMOTE_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE | own) for own in range(256)}
 
-# The attributes of a span that are read, in that order.
-_FIELDS: Final = (
-    "parent",
-    "context",
-    "name",
-    "kind",
-    "start_time",
-    "end_time",
-    "attributes",
-    "dropped_attributes",
-    "events",
-    "dropped_events",
-    "links",
-    "dropped_links",
-    "status",
-    "resource",
-    "instrumentation_scope",
-)
-
 
 class SpanEncoder:
-    """Encodes spans.
+    """Encodes spans. Those without a resource get ``default_resource``.
 
     It caches attribute keys, resources and scopes, within bounds, as the spans of a program share them. It reads the
     attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and does not check the span's type.
-
-    Args:
-        default_resource: The resource of spans without a resource.
     """
 
     __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_names")
@@ -136,12 +114,9 @@ class SpanEncoder:
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
         """Return ``span`` encoded. An `EncodedSpan` is returned unchanged.
 
-        An attribute that OTLP cannot express is left out and counted in ``dropped_attributes_count``.
-
-        Raises:
-            InvalidSpanError: A field has a value that OTLP cannot express, the span has not ended, or the object is
-                not a span. The message names the field and the value.
-            RecursionError: The caller's stack is nearly full. The span may be valid.
+        An attribute that OTLP cannot express is left out and counted in ``dropped_attributes_count``. If that is so for
+        another field, if the span has not ended or is no span, `InvalidSpanError` names the field and the value. A
+        `RecursionError` says that the caller's stack is nearly full; the span may be valid.
         """
         try:
             return span if type(span) is EncodedSpan else self._encode(span)
@@ -239,12 +214,7 @@ def _first_id(link: Any) -> int:
 
 
 def _context(context: Any, link: Any = None) -> list[bytes]:
-    """Return trace_id, span_id and trace_state, which have the same numbers in Span and in Span.Link.
-
-    Args:
-        context: The span context.
-        link: The link that has this context; None if it is that of a span.
-    """
+    """Return trace_id, span_id and trace_state of a span, or of its ``link``: they have the same numbers in both."""
     if context is None:
         raise InvalidSpanError("context is None: every span and link must have a context, with its ids")
     trace_id, span_id, trace_state = context.trace_id, context.span_id, context.trace_state
@@ -332,7 +302,7 @@ def _trace_flags(context: Any) -> int:
 
 def _failed_span(span: object, error: Exception) -> InvalidSpanError:
     """Return the error for a span that raised ``error``, with the name of the field if it can be found."""
-    for field in _FIELDS:
+    for field in (name for name in vars(SpanLike) if not name.startswith("_")):
         try:
             getattr(span, field)
         except AttributeError:

@@ -72,11 +72,7 @@ class HeaderEncoder:
         self._contents = _Bound(self._headers, self._interned)
 
     def headers(self, resource: Any, scope: Any) -> SpanHeaders:
-        """Return the headers of spans with this resource and this scope; each may be None.
-
-        Raises:
-            InvalidSpanError: One of them has the wrong type, or its attributes cannot be encoded.
-        """
+        """Return the headers of spans with this resource and this scope; each may be None."""
         pair = self._pairs.get((id(resource), id(scope)))
         return self._other_headers(resource, scope) if pair is None else pair[0]
 

@@ -32,27 +32,13 @@ def text_field(tag: bytes, text: Any) -> bytes:
 
 
 def count_field(tag: bytes, count: Any, field: str, more: int = 0) -> bytes:
-    """Return a uint32 field with the sum of two counts, at most 2**32 - 1; ``b""`` if the sum is 0.
-
-    Args:
-        tag: The field's tag.
-        count: The count that a span has.
-        field: The field's name, for messages.
-        more: The count to add.
-
-    Raises:
-        InvalidSpanError: ``count`` is not an unsigned integer of 32 bits.
-    """
+    """Return a uint32 field with the sum of two counts, at most 2**32 - 1; ``b""`` if the sum is 0."""
     total = checked_number(count, COUNT_END, field, "a count") + more
     return tag + varint(min(total, COUNT_END - 1)) if total else b""
 
 
 class TextFields:
-    """A string field whose values recur, such as a span's name, and are cached.
-
-    Args:
-        tag: The field's tag.
-    """
+    """A string field whose values recur, such as a span's name, and are cached."""
 
     __slots__ = ("_known", "_tag")
 

@@ -31,21 +31,13 @@ _LONGEST_STEP = 0.12
 
 @attrs.define
 class Tracer:
-    """Records spans and adds them to a batcher when they end.
-
-    Attributes:
-        batcher: The batcher.
-        location: The location of the spans.
-        ids: Generates ids.
-        accepted: The trace id and span id of every accepted span.
-        not_accepted: The number of spans that were not accepted because the queue was full.
-    """
+    """Records spans and adds them to a batcher when they end."""
 
     batcher: SpanBatcher
     location: str
     ids: random.Random
-    accepted: list[tuple[int, int]] = attrs.Factory(list)
-    not_accepted: int = 0
+    accepted: list[tuple[int, int]] = attrs.Factory(list)  # the trace id and span id of every accepted span
+    not_accepted: int = 0  # the number of spans that were not accepted because the queue was full
     _resource: Resource = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -95,18 +87,12 @@ class Tracer:
 
 @attrs.frozen
 class Agent:
-    """Answers questions one after the other, with 5, 7 or 9 spans each.
+    """Answers questions one after the other, with 5, 7 or 9 spans each."""
 
-    Attributes:
-        tracer: Records its spans.
-        chance: Selects questions, tools and durations.
-    """
-
-    tracer: Tracer
-    chance: random.Random
+    tracer: Tracer  # records its spans
+    chance: random.Random  # selects questions, tools and durations
 
     async def run(self, questions: int) -> None:
-        """Answer ``questions`` questions."""
         for number in range(questions):
             await self._answer(number)
 

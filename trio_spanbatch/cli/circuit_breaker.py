@@ -18,52 +18,29 @@ from .._spans.batch import SpanBatch
 
 @attrs.define(eq=False)
 class FailingLocation:
-    """A location whose last attempt failed.
-
-    Attributes:
-        location: Its name.
-        since: When the first attempt that failed began, in trio's time.
-        reason: Why the last attempt failed.
-        is_reported: Whether it was reported to the user.
-        is_given_up: Whether its batches are handed back without an attempt.
-    """
+    """A location whose last attempt failed."""
 
     location: str
-    since: float
-    reason: str = ""
-    is_reported: bool = False
-    is_given_up: bool = False
+    since: float  # when the first attempt that failed began, in trio's time
+    reason: str = ""  # why the last attempt failed
+    is_reported: bool = False  # whether it was reported to the user
+    is_given_up: bool = False  # whether its batches are handed back without an attempt
 
 
 class CircuitBreaker:
     """A `SpanExporter` that wraps another one and stops sending to locations that keep failing.
 
-    It gives up altogether if no request was ever answered. It gives up a location if its attempts have failed for
-    ``max_elapsed`` seconds in a row, or if the server asks to wait for longer than that. From then on it has the
-    batcher hand batches back without an attempt.
-
-    Args:
-        exporter: Makes the attempts.
-        patience: Seconds from the first attempt after which it gives up altogether.
-        server: The server's name for messages, as in ``localhost:4318``.
-        max_elapsed: Seconds after which it gives up a location.
-
-    Attributes:
-        answered: Whether any request was answered, with any status.
-        failure: Why the last attempt without an answer failed.
-        gave_up: Whether it gave up altogether.
+    It gives up altogether if no request was ever answered within ``patience`` seconds of the first attempt. It gives up
+    a location if its attempts have failed for ``max_elapsed`` seconds in a row, or if the server asks to wait for
+    longer than that. From then on it has the batcher hand batches back without an attempt.
     """
 
     def __init__(
-        self,
-        exporter: SpanExporter,
-        patience: float,
-        server: str = "the server",
-        max_elapsed: float = math.inf,
+        self, exporter: SpanExporter, patience: float, server: str = "the server", max_elapsed: float = math.inf
     ) -> None:
-        self.answered: bool = False
-        self.failure: str = ""
-        self.gave_up: bool = False
+        self.answered: bool = False  # whether any request was answered, with any status
+        self.failure: str = ""  # why the last attempt without an answer failed
+        self.gave_up: bool = False  # whether it gave up altogether
         self._exporter = exporter
         self._patience = patience
         self._max_elapsed = max_elapsed
@@ -73,7 +50,6 @@ class CircuitBreaker:
         self._failing: dict[str, FailingLocation] = {}
 
     def check_location(self, location: str) -> None:
-        """Raise `InvalidLocationError` if nothing can be sent to ``location``."""
         if isinstance(self._exporter, LocationChecker):
             self._exporter.check_location(location)
 
@@ -92,7 +68,6 @@ class CircuitBreaker:
         return f"retries exhausted: {failing.reason}"
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        """Make one attempt at sending ``batch``."""
         self._attempted.set()
         began = trio.current_time()
         with trio.CancelScope() as attempt:
@@ -106,7 +81,6 @@ class CircuitBreaker:
         return TryLater(self.failure, ambiguous=True)
 
     async def aclose(self) -> None:
-        """Close the exporter."""
         await self._exporter.aclose()
 
     async def wait_to_give_up(self) -> None:

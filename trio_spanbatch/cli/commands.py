@@ -80,6 +80,10 @@ def _store_option(text: str) -> Callable[[_Command], _Command]:
     return click.option("--store", type=path, callback=_file_for_store, metavar="FILE.db", help=text)
 
 
+def _text_option(name: str, metavar: str, text: str) -> Callable[[_Command], _Command]:
+    return click.option(name, metavar=metavar, callback=_not_empty, help=text)
+
+
 def _not_empty(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     if value == "":
         raise click.BadParameter("it is empty")
@@ -135,34 +139,24 @@ def cli() -> None:
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True, dir_okay=False)
 )
 @click.option("--to", type=click.Choice(DESTINATIONS), default="otlp", show_default=True, help="The kind of server.")
-@click.option(
+@_text_option(
     "--endpoint",
-    metavar="URL",
-    callback=_not_empty,
-    help="The URL to send to; no path is added. [default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or "
+    "URL",
+    "The URL to send to; no path is added. [default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or "
     "OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318/v1/traces] For mlflow: the tracking URI, by default "
     "MLFLOW_TRACKING_URI. For unity-catalog: the workspace, by default DATABRICKS_HOST. For zerobus: its endpoint, by "
     "default that of the workspace in DATABRICKS_HOST.",
 )
-@click.option(
+@_text_option(
     "--location",
-    metavar="NAME",
-    callback=_not_empty,
-    help="The location of all spans. For mlflow: an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID. For "
+    "NAME",
+    "The location of all spans. For mlflow: an experiment, by id or name, by default MLFLOW_EXPERIMENT_ID. For "
     "unity-catalog and zerobus: a table. [default: default]",
 )
-@click.option(
-    "--location-attribute",
-    metavar="KEY",
-    callback=_not_empty,
-    help="Take each span's location from this attribute of the span, or else of its resource.",
+@_text_option(
+    "--location-attribute", "KEY", "Take each span's location from this attribute of the span, or else of its resource."
 )
-@click.option(
-    "--location-header",
-    metavar="HEADER",
-    callback=_not_empty,
-    help="The header that carries the location, e.g. X-Scope-OrgID.",
-)
+@_text_option("--location-header", "HEADER", "The header that carries the location, e.g. X-Scope-OrgID.")
 @click.option("--header", "headers", metavar="K=V", multiple=True, help="A header for all requests. May be repeated.")
 @click.option(
     "--compression",
@@ -173,12 +167,7 @@ def cli() -> None:
 @click.option(
     "--max-bytes", type=click.IntRange(min=1), metavar="N", help="The most bytes in a request. [default: 4 MiB]"
 )
-@click.option(
-    "--max-delay",
-    type=_SECONDS,
-    metavar="S",
-    help="Seconds that a batch waits for more spans. [default: 5]",
-)
+@click.option("--max-delay", type=_SECONDS, metavar="S", help="Seconds that a batch waits for more spans. [default: 5]")
 @click.option(
     "--timeout",
     type=_SECONDS,
@@ -249,12 +238,7 @@ def send_command(
     help="The port to listen on; 0 selects a free one.",
 )
 @_store_option("Store spans in this SQLite file, one row per span. Without it, they are only counted.")
-@click.option(
-    "--location-header",
-    metavar="HEADER",
-    callback=_not_empty,
-    help="The header that carries the location of a request.",
-)
+@_text_option("--location-header", "HEADER", "The header that carries the location of a request.")
 def receive_command(host: str, port: int, store: Path | None, location_header: str | None) -> None:
     """Receive spans over OTLP/HTTP, for development. Stop it with Ctrl-C."""
     from .receive import receive

@@ -32,8 +32,8 @@ from .. import (
 )
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
 from .agent import SPANS_OF_THREE_ANSWERS, Agent, Tracer
-from .collector import Collector
-from .demo_progress import DemoProgress
+from .progress import DemoProgress
+from .receive import Collector
 from .screen import Screen
 from .signals import Interrupt
 from .store import SpanStore
@@ -59,20 +59,16 @@ _SHUTDOWN_TIMEOUT = 15.0
 
 
 class MeasuringExporter:
-    """An exporter that measures another exporter's requests.
-
-    Attributes:
-        ages: For each location, the age of each batch at its acknowledgement: seconds since its first span ended.
-        sent: For each location, the number of spans in each request.
-    """
+    """An exporter that measures another exporter's requests."""
 
     def __init__(self, exporter: OTLPExporter) -> None:
+        # For each location, the age of each batch at its acknowledgement: seconds since its first span ended.
         self.ages: dict[str, list[float]] = {location: [] for location in LOCATIONS}
+        # For each location, the number of spans in each request.
         self.sent: dict[str, list[int]] = {location: [] for location in LOCATIONS}
         self._exporter = exporter
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        """Make one attempt."""
         self.sent[batch.location].append(len(batch.spans))
         result = await self._exporter.export(batch)
         if isinstance(result, Delivered):
@@ -81,33 +77,25 @@ class MeasuringExporter:
         return result
 
     async def aclose(self) -> None:
-        """Close the exporter."""
         await self._exporter.aclose()
 
 
 @attrs.define
 class FailingServer:
-    """Answers 503 for one location for some time.
+    """Answers 503 for one location for some time."""
 
-    Attributes:
-        collector: Answers all other requests.
-        began: When the server was started, in trio's time.
-        cancelled: When the program was cancelled.
-    """
-
-    collector: Collector
-    began: float
-    cancelled: float | None = None
+    collector: Collector  # answers all other requests
+    began: float  # when the server was started, in trio's time
+    cancelled: float | None = None  # when the program was cancelled
 
     @property
     def fails(self) -> bool:
-        """Whether the server fails now."""
         now = trio.current_time()
         over = self.cancelled is not None and now >= self.cancelled + _FAILS_BEYOND_CANCEL
         return now >= self.began + _FAILS_AFTER and not over
 
     def answer(self, request: ReceivedRequest) -> Outcome | None:
-        """Answer a request. Used as `OTLPReceiver`'s ``answers``."""
+        """Used as `OTLPReceiver`'s ``answers``."""
         if request.location == FAILING and self.fails:
             return Answer(503, body=b"temporarily unavailable")
         return self.collector.answer(request)
@@ -115,21 +103,13 @@ class FailingServer:
 
 @attrs.frozen(kw_only=True)
 class DemoResult:
-    """The outcome of the spans.
+    """The outcome of the spans."""
 
-    Attributes:
-        accepted: Location, trace id and span id of each accepted span.
-        stored: Location, trace id and span id of each row in the store.
-        handed_back: Location, trace id and span id of each span that was handed back undelivered.
-        reason: Why spans were handed back.
-        interrupted: 128 plus the number of the signal that ended the demo, 0 if there was none.
-    """
-
-    accepted: Sequence[Key]
-    stored: Sequence[Key]
-    interrupted: int
-    handed_back: Collection[Key] = ()
-    reason: str = ""
+    accepted: Sequence[Key]  # location, trace id and span id of each accepted span
+    stored: Sequence[Key]  # location, trace id and span id of each row in the store
+    interrupted: int  # 128 plus the number of the signal that ended the demo, 0 if there was none
+    handed_back: Collection[Key] = ()  # location, trace id and span id of each span that was handed back undelivered
+    reason: str = ""  # why spans were handed back
 
     @property
     def holds(self) -> bool:
@@ -161,11 +141,7 @@ class DemoResult:
 
 
 async def demo(path: Path, screen: Screen) -> DemoResult:
-    """Run the demo with a new store in ``path``.
-
-    Raises:
-        sqlite3.Error: If the store cannot be created.
-    """
+    """Run the demo with a new store in ``path``."""
     with closing(SpanStore(path)) as store:
         server = FailingServer(Collector(store, screen.warn), trio.current_time())
         interrupt = Interrupt()
@@ -195,12 +171,7 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
 
 
 async def _run_program(
-    url: str,
-    server: FailingServer,
-    interrupt: Interrupt,
-    tracers: list[Tracer],
-    losses: list[Loss],
-    screen: Screen,
+    url: str, server: FailingServer, interrupt: Interrupt, tracers: list[Tracer], losses: list[Loss], screen: Screen
 ) -> None:
     """Run agents for all locations, cancel them half-way, and print the outcome of their spans."""
     exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))

@@ -71,36 +71,23 @@ class OptionError(ValueError):
 
 @attrs.frozen(kw_only=True)
 class Destination:
-    """The options of ``send`` about its destination.
+    """The options of ``send`` about its destination."""
 
-    Attributes:
-        to: One of `DESTINATIONS`.
-        endpoint: ``--endpoint``: a URL, MLflow's tracking URI, a workspace, or Zerobus' endpoint.
-        location: ``--location``.
-        location_attribute: ``--location-attribute``.
-        location_header: ``--location-header``.
-        headers: The headers of all ``--header``.
-        compression: ``gzip``, ``none``, or None for the destination's default.
-        timeout: ``--timeout``.
-    """
-
-    to: str
-    endpoint: str | None
+    to: str  # one of `DESTINATIONS`
+    endpoint: str | None  # ``--endpoint``: a URL, MLflow's tracking URI, a workspace, or Zerobus' endpoint
     location: str | None
     location_attribute: str | None
     location_header: str | None
-    headers: Mapping[str, str] = attrs.field(repr=False)
-    compression: str | None
+    headers: Mapping[str, str] = attrs.field(repr=False)  # the headers of all ``--header``
+    compression: str | None  # ``gzip``, ``none``, or None for the destination's default
     timeout: float | None
 
 
 def make_exporter(destination: Destination) -> SpanExporter:
     """Return an exporter for ``destination``. Options that are not given come from the environment.
 
-    Raises:
-        ValueError: If an option or variable is invalid, or if options cannot be combined (`OptionError`).
-        TypeError: As for `ValueError`.
-        ModuleNotFoundError: If a library is missing.
+    It raises `ValueError` or `TypeError` if an option or variable is invalid, `OptionError` if options cannot be
+    combined, and `ModuleNotFoundError` if a library is missing.
     """
     if destination.location is not None and destination.location_attribute is not None:
         raise OptionError("--location and --location-attribute are mutually exclusive")

@@ -43,31 +43,21 @@ class Document:
 
 @attrs.frozen
 class Unreadable:
-    """A line that cannot be read.
+    """A line that cannot be read."""
 
-    Attributes:
-        line: The number of the line, from 1.
-        reason: Why the line cannot be read.
-        unfinished: The data, if it may be the beginning of a JSON value that continues in the next line.
-    """
-
-    line: int
+    line: int  # the number of the line, from 1
     reason: str
+    # The data, if it may be the beginning of a JSON value that continues in the next line.
     unfinished: bytes = attrs.field(default=b"", eq=False, repr=False)
 
 
 class _Held:
-    """The lines so far of a value over several lines.
-
-    Attributes:
-        line: The number of the first line.
-        depth: The number of open brackets.
-        is_too_large: Whether the lines were discarded. Brackets are still counted, to find the end of the value.
-    """
+    """The lines so far of a value over several lines."""
 
     def __init__(self, line: int) -> None:
-        self.line = line
+        self.line = line  # the number of the first line
         self.depth = 0
+        # Whether the lines were discarded. Brackets are still counted, to find the end of the value.
         self.is_too_large = False
         self._lines: list[bytes] = []
         self._size = 0
@@ -174,7 +164,7 @@ def _values(data: bytes, first: int) -> Iterator[Document | Unreadable]:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        yield Unreadable(first + data.count(b"\n", 0, error.start), _not_utf8(error))
+        yield Unreadable(first + data.count(b"\n", 0, error.start), f"not UTF-8: byte 0x{data[error.start]:02x}")
         return
     line, end = first, 0
     while (position := _after_space(text, end)) < len(text):
@@ -218,7 +208,3 @@ def _reason(error: Exception) -> str:
         return "not read: nested too deeply"
     # Python adds advice that is meant for programs.
     return f"not read: {str(error).partition('; use sys.')[0]}"
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8: byte 0x{error.object[error.start]:02x}"

@@ -49,10 +49,7 @@ class _AsItComes(io.BufferedReader):
 
 
 class InputFile:
-    """A file, or standard input for ``-``. Gzip is recognized by its first byte and decompressed.
-
-    Files are read in a thread, as a pipe may block. A cancellation abandons the thread.
-    """
+    """A file, or standard input for ``-``. It is read in a thread, as a pipe may block. Gzip is decompressed."""
 
     def __init__(self, name: str) -> None:
         self.name: str = "<stdin>" if name == "-" else name
@@ -62,11 +59,7 @@ class InputFile:
         self._in_thread = False
 
     async def read(self) -> bytes:
-        """Return the next bytes, at most 64 KiB, or ``b""`` at the end of the file.
-
-        Raises:
-            InputFileError: If the file cannot be opened or read, or if its gzip data is damaged.
-        """
+        """Return the next bytes, at most 64 KiB, or ``b""`` at the end of the file."""
         self._in_thread = True
         # Not in a finally: if this is cancelled, the thread continues.
         data = await trio.to_thread.run_sync(outcome.capture, self._read, abandon_on_cancel=True)

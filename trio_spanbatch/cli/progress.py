@@ -1,14 +1,17 @@
-"""A progress bar for ``send``. It is shown on a terminal only."""
+"""Progress bars for ``send`` and ``demo``, on a terminal only. Otherwise the demo prints a line once a second."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
 
 import trio
-from rich.console import RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from .._batcher import SpanBatcher
 from .._reporting.statistics import SpanBatcherStatistics
 from .circuit_breaker import FailingLocation
 from .input import InputFile
@@ -17,6 +20,10 @@ from .screen import Screen, one_line
 # Seconds between two redraws. With very many locations, counting is slow: it may take a twentieth of the time.
 _INTERVAL = 0.1
 _REST = 20
+# Seconds between two lines of the demo.
+_LINE_INTERVAL = 1.0
+# On a narrower terminal, the demo's bars do not fit beside the numbers.
+_WIDE = 80
 
 
 class _Progress(Progress):
@@ -25,42 +32,30 @@ class _Progress(Progress):
     below: str = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Return what to draw."""
         yield from super().get_renderables()
         if self.below:
             yield Text(self.below, no_wrap=True, overflow="ellipsis")
 
 
-class SendProgress:
-    """The share of the files that has been read, then the share of the accepted spans that has been delivered.
+def _bars(console: Console, *columns: ProgressColumn) -> _Progress:
+    return _Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
 
-    Attributes:
-        bars: The bars, a context manager inside which they are shown.
-        position: How many bytes of the current file have been read.
-        read_whole: Whether all files have been read.
-    """
+
+class SendProgress:
+    """The share of the files that has been read, then the share of the accepted spans that has been delivered."""
 
     def __init__(self, files: Sequence[str], screen: Screen) -> None:
-        self.position: int = 0
-        self.read_whole: bool = False
+        self.position: int = 0  # how many bytes of the current file have been read
+        self.read_whole: bool = False  # whether all files have been read
         self._before = 0
         sizes = [InputFile(name).size() for name in files]
         total = sum(size for size in sizes if size is not None) if None not in sizes else None
-        self.bars: _Progress = _Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[counts]}"),
-            console=screen.err,
-            auto_refresh=False,
-            transient=True,
-            disable=not screen.err.is_terminal,
-        )
+        # The bars, a context manager inside which they are shown.
+        description, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
+        self.bars = _bars(screen.err, description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
         self._task = self.bars.add_task("reading", total=total, counts="")
 
     def end_file(self, file: InputFile) -> None:
-        """Record that all of ``file`` has been read."""
         self._before += file.size() or 0
         self.position = 0
 
@@ -72,12 +67,7 @@ class SendProgress:
     async def run(
         self, statistics: Callable[[], SpanBatcherStatistics], failing: Callable[[], Iterable[FailingLocation]]
     ) -> None:
-        """Draw until cancelled.
-
-        Args:
-            statistics: Returns the batcher's counts.
-            failing: Returns the locations that fail now.
-        """
+        """Draw the batcher's counts and the locations that fail now, until cancelled."""
         while True:
             began = trio.current_time()
             self.bars.below = _line_of(list(failing()))
@@ -106,3 +96,58 @@ def _line_of(failing: Sequence[FailingLocation]) -> str:
         return ""
     more = f" and {len(failing) - 1:,} more" if len(failing) > 1 else ""
     return one_line(f"{failing[0].location}{more}: failing: {failing[0].reason}")
+
+
+class DemoProgress:
+    """Shows how many spans were accepted and delivered, by location."""
+
+    def __init__(self, batcher: SpanBatcher, planned: int, screen: Screen) -> None:
+        self._batcher = batcher
+        self._planned = planned
+        self._screen = screen
+        self._moves = screen.out.is_terminal
+        description, counts = TextColumn("{task.description:<26}"), TextColumn("{task.fields[counts]}")
+        bar = [BarColumn()] if screen.out.width >= _WIDE else []
+        self._progress = _bars(screen.out, description, *bar, counts, TimeElapsedColumn())
+        self._tasks = {"total": self._progress.add_task("total", total=planned, counts="")}
+
+    @contextmanager
+    def shown(self) -> Iterator[Self]:
+        """Show the bars during the body, and the final counts after it."""
+        with self._progress:
+            try:
+                yield self
+            finally:
+                self._draw(self._batcher.statistics())
+
+    def end_plan(self) -> None:
+        """Make the number of accepted spans the total: no more are planned."""
+        self._planned = 0
+
+    def say(self, line: str) -> None:
+        self._screen.say(line)
+
+    async def run(self) -> None:
+        """Show progress until cancelled."""
+        while True:
+            self._draw(self._batcher.statistics())
+            await trio.sleep(_INTERVAL if self._moves else _LINE_INTERVAL)
+
+    def _draw(self, statistics: SpanBatcherStatistics) -> None:
+        if not self._moves:
+            self.say(f"  {statistics.delivered:,} of {statistics.accepted:,} delivered")
+            return
+        for location, counts in statistics.locations.items():
+            if location not in self._tasks:
+                self._tasks[location] = self._progress.add_task(location, counts="")
+            self._update(location, self._planned // 4, counts.accepted, counts.delivered)
+        self._update("total", self._planned, statistics.accepted, statistics.delivered)
+        self._progress.refresh()
+
+    def _update(self, name: str, planned: int, accepted: int, delivered: int) -> None:
+        self._progress.update(
+            self._tasks[name],
+            completed=delivered,
+            total=max(planned, accepted, 1),
+            counts=f"{delivered:>5,} of {accepted:>5,} delivered",
+        )

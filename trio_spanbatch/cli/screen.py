@@ -28,27 +28,18 @@ _INDENT = "  "
 
 @attrs.frozen
 class Line:
-    """A line of a table. Only names may be longer than the width.
-
-    Attributes:
-        text: The text.
-        heading: Whether the line is part of the table's heading.
-    """
+    """A line of a table. Only names may be longer than the width."""
 
     text: str
-    heading: bool = False
+    heading: bool = False  # whether the line is part of the table's heading
 
 
 def table_lines(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, optional: Collection[str] = ()
 ) -> list[Line]:
-    """Return the lines of a table of names and numbers.
+    """Return the lines of a table of names and numbers, whose rows begin with the name.
 
-    Args:
-        columns: The headings of the columns.
-        rows: The rows: a name, then its numbers.
-        width: The number of characters in a line.
-        optional: Columns that may be left out if the table does not fit and they contain only zeros.
+    Columns that are ``optional`` may be left out if the table does not fit and they contain only zeros.
     """
     lines = _beside_if_it_fits(columns, rows, width)
     if lines is not None:
@@ -75,15 +66,10 @@ def _beside_if_it_fits(columns: Sequence[str], rows: Sequence[Sequence[str]], wi
     for gap in _GAPS:
         numbers_width = sum(widths) + len(gap) * (len(widths) - 1)
         if name_width + len(gap) + numbers_width <= width:
-            return list(_beside(columns, rows, [name_width, *widths], gap))
+            widths = [name_width, *widths]
+            headings = [Line(_joined(line, widths, gap), heading=True) for line in _folded(columns, widths)]
+            return [*headings, *(Line(_joined(row, widths, gap)) for row in rows)]
     return None
-
-
-def _beside(columns: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int], gap: str) -> Iterator[Line]:
-    for heading in _folded(columns, widths):
-        yield Line(_joined(heading, widths, gap), heading=True)
-    for row in rows:
-        yield Line(_joined(row, widths, gap))
 
 
 def _pairs(labels: Sequence[str], row: Sequence[str], width: int) -> Iterator[Line]:
@@ -131,22 +117,13 @@ def _console(*, stderr: bool) -> Console:
 
 @attrs.frozen
 class Screen:
-    """Both output streams.
-
-    Attributes:
-        out: stdout.
-        err: stderr.
-    """
+    """Both output streams."""
 
     out: Console = attrs.field(factory=lambda: _console(stderr=False))
     err: Console = attrs.field(factory=lambda: _console(stderr=True))
 
     def say(self, line: str) -> None:
-        """Print a line of results.
-
-        Raises:
-            OutputError: If standard output cannot be written to.
-        """
+        """Print a line of results."""
         with output_errors():
             _print(self.out, one_line(line))
 
@@ -156,17 +133,12 @@ class Screen:
             _print(self.err, one_line(line))
 
     def document(self, text: str) -> None:
-        """Print a result for programs, without any formatting.
-
-        Raises:
-            OutputError: If standard output cannot be written to.
-        """
+        """Print a result for programs, without any formatting."""
         with output_errors():
             self.out.file.write(f"{text}\n")
             self.out.file.flush()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Collection[str] = ()) -> None:
-        """Print a table, see `table_lines`."""
         lines = table_lines(columns, [[*map(one_line, row)] for row in rows], self.out.width, optional)
         for line in lines:
             with output_errors():
@@ -179,17 +151,13 @@ def _print(console: Console, line: str) -> None:
 
 
 class LogLines(logging.Handler):
-    """Prints log messages of the library in one line each, without tracebacks.
-
-    A batcher's summary at its end is left out, as the command prints its own.
-    """
+    """Prints log messages in one line each, but not a batcher's summary, as the command prints its own."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
         if not getattr(record, "summary", False):
             self._screen.warn(record.getMessage())
 
@@ -210,11 +178,7 @@ class OutputError(Exception):
 
 
 def check_output() -> None:
-    """Make both streams escape characters that they cannot encode.
-
-    Raises:
-        OutputError: If standard output is closed.
-    """
+    """Make both streams escape characters that they cannot encode. Raise `OutputError` if standard output is closed."""
     # If it is closed, it is None, despite its annotation.
     if getattr(sys, "stdout", None) is None:
         raise OutputError("standard output is closed")

@@ -59,15 +59,10 @@ class NoLocation(ValueError):
 
 @attrs.frozen
 class LocationOf:
-    """Determines the location of a span: the same for all, or the value of an attribute.
+    """Determines the location of a span: the same for all, or the value of an attribute."""
 
-    Attributes:
-        name: The location of all spans, unless there is an ``attribute``.
-        attribute: The key of an attribute of the span, or else of its resource.
-    """
-
-    name: str = "default"
-    attribute: str | None = None
+    name: str = "default"  # the location of all spans, unless there is an ``attribute``
+    attribute: str | None = None  # the key of an attribute of the span, or else of its resource
 
     @property
     def only(self) -> str | None:
@@ -75,12 +70,7 @@ class LocationOf:
         return self.name if self.attribute is None else None
 
     def __call__(self, span: Span) -> str:
-        """Return the location of ``span``.
-
-        Raises:
-            NoLocation: If the attribute is missing, or is not a non-empty string or an int.
-            InvalidLocationError: If the attribute's value is too long for a location.
-        """
+        """Return the location of ``span``; raise `NoLocation` or `InvalidLocationError` if it has none."""
         if self.attribute is None:
             return self.name
         value = span.attributes.get(self.attribute)
@@ -98,50 +88,30 @@ class LocationOf:
 
 @attrs.frozen(kw_only=True)
 class SendSettings:
-    """How to send.
+    """How to send."""
 
-    Attributes:
-        files: The names of the files; ``-`` is standard input.
-        location_of: Determines the location of each span.
-        batch: When a batch is due.
-        limits: What may be pending. Input with more than ``max_locations`` locations is sent in several rounds.
-        retry: How often and how long requests are retried.
-        patience: Seconds from the first attempt after which the command gives up if no request was ever answered.
-        server: The server's name for messages, as in ``localhost:4318``.
-        no_server: Advice if there is no server.
-        words: Translates a message of the library so that it names options.
-    """
-
-    files: Sequence[str]
-    location_of: LocationOf
-    batch: BatchPolicy
-    limits: Limits
-    retry: RetryPolicy
+    files: Sequence[str]  # the names of the files; ``-`` is standard input
+    location_of: LocationOf  # determines the location of each span
+    batch: BatchPolicy  # when a batch is due
+    limits: Limits  # what may be pending. Input with more than ``max_locations`` locations is sent in several rounds
+    retry: RetryPolicy  # how often and how long requests are retried
+    # Seconds from the first attempt after which the command gives up if no request was ever answered.
     patience: float = PATIENCE
-    server: str = "the server"
-    no_server: str = NO_SERVER
-    words: Callable[[str], str] = str
+    server: str = "the server"  # the server's name for messages, as in ``localhost:4318``
+    no_server: str = NO_SERVER  # advice if there is no server
+    words: Callable[[str], str] = str  # translates a message of the library so that it names options
 
 
 @attrs.frozen(kw_only=True)
 class SendResult:
-    """The outcome.
+    """The outcome."""
 
-    Attributes:
-        statistics: The batcher's final counts.
-        tally: Invalid spans, and the reasons of losses.
-        failure: Why no request was ever answered, None if one was.
-        interrupted: 128 plus the number of the signal that ended the command, 0 if there was none.
-        read_whole: Whether the files were read to their ends.
-        no_server: Advice if there is no server.
-    """
-
-    statistics: SpanBatcherStatistics
-    tally: Tally
-    failure: str | None
-    interrupted: int
-    read_whole: bool
-    no_server: str = NO_SERVER
+    statistics: SpanBatcherStatistics  # the batcher's final counts
+    tally: Tally  # invalid spans, and the reasons of losses
+    failure: str | None  # why no request was ever answered, None if one was
+    interrupted: int  # 128 plus the number of the signal that ended the command, 0 if there was none
+    read_whole: bool  # whether the files were read to their ends
+    no_server: str = NO_SERVER  # advice if there is no server
 
     @property
     def exit_code(self) -> int:
@@ -195,7 +165,9 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
                     nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
                     with interrupt.body(), interrupt.scope:
-                        await _Sender(batcher, settings, tally, screen, progress).send_all()
+                        sender = _Sender(batcher, settings, tally, screen, progress)
+                        for name in settings.files:
+                            await sender.send_file(name)
                         progress.read_whole = True
                         await batcher.flush()
             nursery.cancel_scope.cancel()
@@ -215,10 +187,7 @@ async def _stop_if_no_server_answers(breaker: CircuitBreaker, scope: trio.Cancel
 
 
 async def _report_failing_locations(breaker: CircuitBreaker, screen: Screen) -> None:
-    """Report locations that keep failing, for output without a progress bar.
-
-    If no request was ever answered, nothing is reported: the summary says so.
-    """
+    """Report locations that keep failing. If no request was ever answered, the summary says so instead."""
     while True:
         await trio.sleep(_REPORT_AFTER / 5)
         if not breaker.answered:
@@ -249,11 +218,7 @@ class _Sender:
     # Files whose spans of old versions of OTLP were reported.
     _reported_old: set[InputFile] = attrs.field(factory=set, init=False)
 
-    async def send_all(self) -> None:
-        for name in self.settings.files:
-            await self._send_file(name)
-
-    async def _send_file(self, name: str) -> None:
+    async def send_file(self, name: str) -> None:
         file = InputFile(name)
         parser = DocumentParser()
         found = 0

@@ -14,15 +14,10 @@ import trio
 
 @attrs.define
 class Interrupt:
-    """Cancels ``scope`` at the first signal.
+    """Cancels ``scope`` at the first signal."""
 
-    Attributes:
-        scope: The scope to cancel.
-        signal: The last signal, None if there was none.
-    """
-
-    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    signal: Signals | None = None
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # the scope to cancel
+    signal: Signals | None = None  # the last signal, None if there was none
 
     async def watch(self, *numbers: Signals, task_status: trio.TaskStatus[None]) -> None:
         """Wait for signals until cancelled. Outside of the main thread there are none."""

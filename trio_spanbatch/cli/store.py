@@ -59,22 +59,16 @@ _BUSY_TIMEOUT = 0.5
 
 @attrs.frozen
 class StoredCounts:
-    """The numbers of stored spans of one request.
+    """The numbers of stored spans of one request."""
 
-    Attributes:
-        stored: The number of new spans.
-        repeated: The number of spans that had been stored before.
-    """
-
-    stored: int
-    repeated: int
+    stored: int  # the number of new spans
+    repeated: int  # the number of spans that had been stored before
 
 
 class SpanStore:
     """A SQLite file with a table ``spans``. Its methods block, and may be called by one thread at a time.
 
-    Raises:
-        sqlite3.Error: If the file cannot be opened, is not a SQLite file, or has a different table ``spans``.
+    It raises `sqlite3.Error` if the file cannot be opened, is not a SQLite file, or has a different table ``spans``.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -91,13 +85,7 @@ class SpanStore:
             raise
 
     def add(self, location: str, request: ExportTraceServiceRequest) -> StoredCounts:
-        """Store and commit the spans of one request, all of them or none.
-
-        Spans with invalid ids are left out, see `has_ids`.
-
-        Raises:
-            sqlite3.Error: If nothing was stored, for example because the disk is full or the file is locked.
-        """
+        """Store and commit the spans of one request that `has_ids`; all or, with a `sqlite3.Error`, none of them."""
         rows = list(_rows(location, request))
         before = self._connection.total_changes
         self._connection.execute("BEGIN IMMEDIATE")
@@ -117,7 +105,6 @@ class SpanStore:
         return iter(self._connection.execute("SELECT location, trace_id, span_id FROM spans"))
 
     def close(self) -> None:
-        """Close the file. Closing it twice is allowed."""
         self._connection.close()
 
 

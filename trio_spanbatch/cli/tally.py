@@ -23,19 +23,13 @@ _MAX_REASONS = 25
 
 @attrs.define
 class Tally:
-    """Counts that the batcher does not keep.
+    """Counts that the batcher does not keep."""
 
-    Attributes:
-        invalid: Spans, and lines that are not requests, that were reported and left out.
-        invalid_by_location: Those of them whose location is known.
-    """
-
-    invalid: int = 0
-    invalid_by_location: Counter[str] = attrs.Factory(Counter)
+    invalid: int = 0  # spans, and lines that are not requests, that were reported and left out
+    invalid_by_location: Counter[str] = attrs.Factory(Counter)  # those of them whose location is known
     _reasons: Counter[tuple[str, str, str]] = attrs.Factory(Counter)
 
     def add_invalid(self, location: str | None) -> None:
-        """Count a span that is left out."""
         self.invalid += 1
         if location is not None:
             self.invalid_by_location[location] += 1
@@ -48,7 +42,6 @@ class Tally:
         self._reasons[key] += loss.count
 
     def losses(self) -> Iterator[str]:
-        """Yield a line for each location and reason of a loss."""
         for (location, outcome, reason), count in self._reasons.most_common():
             yield f"{location}: {count:,} {outcome}: {reason}"
 
@@ -66,7 +59,6 @@ class Tally:
         return not (self.invalid or statistics.rejected or statistics.undelivered)
 
     def show(self, screen: Screen, statistics: SpanBatcherStatistics) -> None:
-        """Print the table."""
         document = self.document(statistics)
         locations: dict[str, dict[str, int]] = document["locations"]
         rows = [[name, *_cells(counts)] for name, counts in list(locations.items())[:_MAX_ROWS]]

@@ -16,8 +16,9 @@ import trio
 
 from .._errors import InvalidLocationError
 from .._exporter import Refused, TryLater
+from .._http.attempt import Requester
 from .._http.exporter import OTLPExporter
-from .._http.questions import Requester, json_object
+from .._http.messages import json_object
 from .._http.responses import Response, interpret_response, retry_after
 from .._spans.checks import shown
 from .shared_fetch import KeyedFetch
@@ -99,19 +100,17 @@ class ExperimentNames(KeyedFetch[Found]):
     """Looks up the id of an experiment by its name; if that fails, the result for a batch that needs the id.
 
     Only ids are cached, for five minutes, so that an experiment that is created later is found with the next batch.
-    They expire because MLflow goes on storing traces in a deleted experiment, where nobody sees them.
-
-    Args:
-        root: The tracking URI, without a trailing slash.
-        exporter: The exporter for traces, whose transport or client, and timeout, are used.
-        headers: The headers of each request, credentials included.
+    They expire because MLflow goes on storing traces in a deleted experiment, where nobody sees them. The transport or
+    client of the exporter for traces is used, with its timeout. ``headers`` are sent with each request.
     """
 
     def __init__(self, root: str, exporter: OTLPExporter, headers: Mapping[bytes, bytes]) -> None:
         super().__init__(self._look_up)
         self._url = f"{root}/{BY_NAME_PATH}"
         self._headers = list(headers.items())
-        self._requester = Requester(exporter, timeout=exporter.timeout, max_bytes=MAX_ANSWER_BYTES)
+        self._requester = Requester(
+            exporter._sender, exporter._tls_advice, timeout=exporter.timeout, max_bytes=MAX_ANSWER_BYTES
+        )
 
     async def _look_up(self, name: str) -> tuple[Found, float]:
         answer = await self._requester.request(

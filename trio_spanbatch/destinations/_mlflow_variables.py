@@ -49,18 +49,10 @@ _MATCHING = {
 
 
 def tls_variables(environ: Mapping[str, str], *, server: bool, client: bool) -> tuple[dict[str, str], bool]:
-    """Read ``MLFLOW_TRACKING_*`` for TLS.
+    """Read ``MLFLOW_TRACKING_*`` for TLS, those for the server's certificate and that for the client's, if asked for.
 
-    Args:
-        environ: The variables.
-        server: Whether to read those for the server's certificate.
-        client: Whether to read the one for the client's certificate.
-
-    Returns:
-        Arguments of `OTLPExporter`, and whether the server's certificate is verified.
-
-    Raises:
-        ValueError: A file cannot be read, or variables contradict each other.
+    Return arguments of `OTLPExporter`, and whether the server's certificate is verified. A file that cannot be read,
+    and variables that contradict each other, raise `ValueError`.
     """
     certificate = value_of(environ, _SERVER_CERTIFICATE) if server else None
     client_certificate = value_of(environ, _CLIENT_CERTIFICATE) if client else None
@@ -93,11 +85,7 @@ def _check(variable: str, certificate: str | None, client_certificate: str | Non
 
 
 def workspace(environ: Mapping[str, str]) -> str | None:
-    """Return ``MLFLOW_WORKSPACE``.
-
-    Raises:
-        ValueError: It cannot be sent. Ignoring it would select experiments of another workspace.
-    """
+    """Return ``MLFLOW_WORKSPACE``, or raise `ValueError`: ignoring it would select experiments of another workspace."""
     name = value_of(environ, "MLFLOW_WORKSPACE")
     if name is not None and not _WORKSPACE.fullmatch(name):
         raise ValueError(
@@ -109,9 +97,7 @@ def workspace(environ: Mapping[str, str]) -> str | None:
 def warn_of_ignored_variables(environ: Mapping[str, str], *, authenticated: bool) -> None:
     """Log once each variable that is set and changes what MLflow's own client does, but has no effect here.
 
-    Args:
-        environ: The variables. Their values are not shown.
-        authenticated: Whether the program authenticates its requests itself.
+    Their values are not shown. Those for credentials may be set if the program authenticates its requests itself.
     """
     for variable, instead in {**_OTHERS, **({} if authenticated else _AUTHENTICATION)}.items():
         value = value_of(environ, variable)

@@ -47,15 +47,12 @@ class DatabricksConfig(Protocol):
     @property
     def host(self) -> str | None:
         """The workspace to which the credentials belong."""
-        ...
 
     def authenticate(self) -> dict[str, str]:
         """Return headers; may block."""
-        ...
 
     def oauth_token(self) -> Any:
         """Return the token as an object with an ``expiry``; raise `ValueError` if it is not an OAuth token."""
-        ...
 
 
 MakeConfig: TypeAlias = Callable[[], DatabricksConfig]
@@ -142,10 +139,9 @@ class DatabricksAuth:
     Exports that need a token at the same time share one refresh, including its failure. If all of them are cancelled,
     the thread continues, and the next export uses the token that it fetched.
 
-    Args:
-        make_config: Creates a ``Config``; called in a thread, for the first token and after a 401.
-        host: The workspace, as ``https://...``: credentials for another workspace are not sent to it.
-        names_workspace: Whether the headers include the workspace's id, if databricks-sdk knows it.
+    ``make_config`` is called in a thread, for the first token and after a 401. Credentials for another workspace than
+    ``host`` (as ``https://...``) are not sent to it. With ``names_workspace``, the headers include the workspace's id,
+    if databricks-sdk knows it.
     """
 
     def __init__(self, make_config: MakeConfig, host: str, *, names_workspace: bool = True) -> None:
@@ -160,10 +156,8 @@ class DatabricksAuth:
     async def headers(self, location: str) -> Mapping[str, str]:
         """Return the headers that authenticate; they are the same for all locations.
 
-        If this is cancelled, a refresh that has begun continues in its thread.
-
-        Raises:
-            AuthError: There are none. The reason never repeats the SDK's message, which may contain credentials.
+        If this is cancelled, a refresh that has begun continues in its thread. The reason of an `AuthError` never
+        repeats the SDK's message, which may contain credentials.
         """
         return await self._credentials.get()
 
@@ -174,11 +168,7 @@ class DatabricksAuth:
             self._replace_session()
 
     async def service_principal(self) -> ServicePrincipal:
-        """Return the service principal, without fetching a token.
-
-        Raises:
-            AuthError: There is none.
-        """
+        """Return the service principal, without fetching a token; raise `AuthError` if there is none."""
         return await self._principal.get()
 
     def forget_principal(self, principal: ServicePrincipal) -> None:

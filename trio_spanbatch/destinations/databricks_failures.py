@@ -8,9 +8,9 @@ the name of a profile.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from .._http.auth import AuthError
+from .._http.failures import causes_of
 
 MISSING_EXTRA = 'databricks-sdk is not installed; get it with: pip install "trio-spanbatch[databricks]"'
 
@@ -42,7 +42,7 @@ _ABOUT_CA = "Is its certificate trusted (REQUESTS_CA_BUNDLE names the file with 
 _CONNECTION_FAILURES = frozenset(
     {"ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProxyError"}
 )
-_TLS_FAILURES = frozenset({"SSLError"})
+
 # The SDK asks the workspace for the URL of the token endpoint; if there is none, it requests a token from "None".
 _NO_TOKEN_ENDPOINT = frozenset({"MissingSchema", "InvalidSchema", "InvalidURL"})
 # databricks-sdk's exceptions for responses of the workspace.
@@ -50,18 +50,12 @@ _NO_WORKSPACE = frozenset({"NotFound", "EndpointNotFound"})
 
 
 def auth_error(error: Exception, host: str, remedy: str = SET_CREDENTIALS) -> AuthError:
-    """Return the `AuthError` for an exception of databricks-sdk.
-
-    Args:
-        error: The exception.
-        host: The workspace.
-        remedy: What to do if there are no credentials.
-    """
+    """Return the `AuthError` for an exception of databricks-sdk, with a ``remedy`` if it found none."""
     if isinstance(error, AuthError):
         return error
     if isinstance(error, ImportError):
         return AuthError(MISSING_EXTRA, retry=False)
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(str(cause)[:10_000] for cause in causes)
     known = _configuration_error(text, remedy) or _answer_error(error, text, host) or _network_error(names, host)
@@ -99,7 +93,7 @@ def _answer_error(error: Exception, text: str, host: str) -> AuthError | None:
 
 
 def _network_error(names: set[str], host: str) -> AuthError | None:
-    if names & _TLS_FAILURES:
+    if "SSLError" in names:
         return AuthError(f"no TLS connection to {host} for a token: does it support TLS? {_ABOUT_CA}")
     if names & (_NO_TOKEN_ENDPOINT | _NO_WORKSPACE):
         # These are also raised if the connection to the workspace failed, for any reason.
@@ -110,9 +104,3 @@ def _network_error(names: set[str], host: str) -> AuthError | None:
     if names & _CONNECTION_FAILURES:
         return AuthError(f"cannot connect to {host} for a token: is it a Databricks workspace, and is it up?")
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

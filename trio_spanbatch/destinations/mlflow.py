@@ -16,14 +16,12 @@ from .._errors import InvalidLocationError
 from .._exporter import ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
-from .._http.tls import TLSSettings
+from .._http.tls import File, TLSSettings
 from .._settings.header_checks import checked_headers, checked_str, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
 from ._mlflow_variables import tls_variables, warn_of_credentials_file, warn_of_ignored_variables, workspace
-
-__all__ = ["mlflow"]
 
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 RUN_HEADER = "x-mlflow-run-id"
@@ -41,8 +39,6 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 _logger = logging.getLogger("trio_spanbatch")
 
-_File = str | os.PathLike[str]
-
 
 def mlflow(
     tracking_uri: str | None = None,
@@ -58,9 +54,9 @@ def mlflow(
     compression: str | None = "gzip",
     client: AsyncClient | None = None,
     transport: AsyncTransport | None = None,
-    certificate: _File | None = None,
-    client_certificate: _File | None = None,
-    client_key: _File | None = None,
+    certificate: File | None = None,
+    client_certificate: File | None = None,
+    client_key: File | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> OTLPExporter:
     """Return an exporter that sends to an MLflow tracking server. A location is an experiment.
@@ -140,10 +136,7 @@ def mlflow(
 
 
 class _MLflowExporter(OTLPExporter):
-    """An `OTLPExporter` that translates locations to ids of experiments.
-
-    The location ``"default"`` stands for the id ``default``, unless locations are names.
-    """
+    """An `OTLPExporter` that translates locations to ids of experiments: ``"default"`` to ``default``, or names."""
 
     _tls_settings = TLSSettings(
         ("MLFLOW_TRACKING_SERVER_CERT_PATH", "certificate="),

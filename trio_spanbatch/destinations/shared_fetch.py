@@ -26,15 +26,11 @@ class SharedFetch(Generic[T]):
     Tasks that need the value at the same time share one call of the function, including its failure. Failures are not
     cached. If the task that makes the call is cancelled, the next waiting task makes its own call.
 
-    Args:
-        fetch: Returns the value and the time until which it is valid, or raises `AuthError`.
-
-    Attributes:
-        kept: The cached value; None if the last call failed or the value was forgotten.
+    ``fetch`` returns the value and the time until which it is valid, or raises `AuthError`.
     """
 
     def __init__(self, fetch: Callable[[], Awaitable[Fetched[T]]]) -> None:
-        self.kept: T | None = None
+        self.kept: T | None = None  # the cached value; None if the last call failed or the value was forgotten
         self._valid_until = -math.inf
         self._fetch = fetch
         self._failure: AuthError | None = None
@@ -47,11 +43,7 @@ class SharedFetch(Generic[T]):
         return self._fetching.locked()
 
     async def get(self) -> T:
-        """Return the cached value, or fetch it.
-
-        Raises:
-            AuthError: The call failed, whether this task made it or another one.
-        """
+        """Return the cached value, or fetch it. If that failed, in this task or another one, `AuthError` is raised."""
         kept = self.kept
         if kept is not None and trio.current_time() < self._valid_until:
             await trio.lowlevel.checkpoint()
@@ -81,11 +73,7 @@ class SharedFetch(Generic[T]):
 
 
 class KeyedFetch(Generic[T]):
-    """A `SharedFetch` for each key. Of more than 10,000 keys, the least recently used ones are dropped.
-
-    Args:
-        fetch: Returns the value of a key and the time until which it is valid, or raises `AuthError`.
-    """
+    """A `SharedFetch` for each key. Of more than 10,000 keys, the least recently used ones are dropped."""
 
     def __init__(self, fetch: Callable[[str], Awaitable[Fetched[T]]]) -> None:
         self._fetch = fetch

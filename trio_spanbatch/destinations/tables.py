@@ -137,16 +137,10 @@ def check_table_name(location: str) -> None:
 
 
 def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> str:
-    """Return ``https://`` and the host of a workspace, by default ``DATABRICKS_HOST``.
+    """Return ``https://`` and the host of a workspace (as users write it), by default ``DATABRICKS_HOST``.
 
-    Args:
-        host: The workspace, as users write it.
-        headers: The headers for requests, which must not authenticate.
-
-    Raises:
-        ModuleNotFoundError: databricks-sdk is not installed.
-        ValueError: There is no workspace, it is not a host, or ``headers`` has ``Authorization``. The message does not
-            show credentials.
+    Without databricks-sdk this raises `ModuleNotFoundError`. It raises `ValueError`, which shows no credentials, if
+    there is no workspace, if it is not a host, or if ``headers`` has ``Authorization``.
     """
     try:
         has_sdk = importlib.util.find_spec("databricks.sdk") is not None

@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
-from .tables import Options, UnityCatalogExporter, check_table_name, checked_workspace, default_config
+from .tables import Options, UnityCatalogExporter, checked_workspace, default_config
 from .zerobus_fallback import ZerobusFirst
-
-__all__ = ["check_table_name", "unity_catalog"]
 
 # Headers that name the workspace; the second is the older name of the first.
 _WORKSPACE_HEADERS = (WORKSPACE_HEADER.lower(), "x-databricks-org-id")

@@ -27,10 +27,7 @@ from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .shared_fetch import SharedFetch
 from .tables import Options, TableExporter, argument_or_variable, checked_workspace, default_config
-from .workspace import Answer, Workspace
-from .zerobus_auth import TableTokens
-
-__all__ = ["LOCATION_HEADER", "TRACES_PATH", "EndpointExporter", "Zerobus", "ZerobusExporter", "zerobus", "zerobus_url"]
+from .zerobus_auth import Answer, TableTokens, Workspace
 
 LOCATION_HEADER = "x-databricks-zerobus-table-name"
 TRACES_PATH = "/v1/traces"
@@ -89,10 +86,7 @@ def zerobus(
 
 
 class ZerobusExporter(TableExporter):
-    """Sends to tables of Unity Catalog through Zerobus, after looking up its endpoint if necessary.
-
-    The client of this exporter sends requests to the workspace. An `EndpointExporter` sends the spans.
-    """
+    """Sends to tables through an `EndpointExporter` for Zerobus, after asking the workspace for the endpoint."""
 
     _advice: ClassVar = {}
     _zerobus: Zerobus
@@ -159,15 +153,7 @@ def _retried(result: ExportResult, attempt: Attempt) -> ExportResult:
 class Zerobus(trio.abc.AsyncResource):
     """Looks up Zerobus' endpoint, creates the exporter for it, and holds the tokens for tables.
 
-    Args:
-        workspace: The workspace, as ``https://...``.
-        asking: An exporter for the workspace. Its client sends the requests to the workspace.
-        auth: Provides the service principal.
-        endpoint: As for `zerobus`.
-        options: Arguments for the exporter for the endpoint.
-
-    Attributes:
-        exporter: The exporter for the endpoint; None until the endpoint is known.
+    The client of ``asking``, an exporter for the workspace, sends the requests to the workspace.
     """
 
     def __init__(
@@ -185,25 +171,20 @@ class Zerobus(trio.abc.AsyncResource):
         self._options: Options = {**options, "client": client, "transport": None}
         self._found = SharedFetch(self._find)
         url = zerobus_url(endpoint, may_be_http=one_client)
+        # The exporter for the endpoint; None until the endpoint is known.
         self.exporter: EndpointExporter | None = None if url is None else self._exporter_for(url)
 
     async def find(self) -> EndpointExporter:
-        """Return the exporter that sends to Zerobus.
+        """Return the exporter that sends to Zerobus, or raise `AuthError` if its endpoint is not known.
 
-        Raises:
-            AuthError: The endpoint is not known; ``retry`` says whether that may change. The reason says whether
-                credentials or the endpoint is missing.
+        ``retry`` says whether that may change, the reason whether credentials or the endpoint is missing.
         """
         if self.exporter is None:
             self.exporter = await self._found.get()
         return self.exporter
 
     async def ready(self) -> EndpointExporter:
-        """Return the exporter that sends to Zerobus, if there is a service principal.
-
-        Raises:
-            AuthError: There is none, or as for `find`.
-        """
+        """Return the exporter that sends to Zerobus, as `find`; raise `AuthError` if there is no service principal."""
         await self._auth.service_principal()
         return await self.find()
 
@@ -267,15 +248,7 @@ def _host_in(summary: Answer, workspace_id: str, *, staging: bool) -> str | None
 
 
 def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
-    """Return the URL for spans at ``endpoint`` or ``ZEROBUS_ENDPOINT``; None if neither is given.
-
-    Args:
-        endpoint: As for `zerobus`.
-        may_be_http: Whether any endpoint may be http.
-
-    Raises:
-        ValueError: It is not an endpoint. The message does not show credentials in it.
-    """
+    """Return the URL for spans at ``endpoint`` or ``ZEROBUS_ENDPOINT``; None if neither is given."""
     given, name = argument_or_variable(endpoint, "endpoint", "ZEROBUS_ENDPOINT")
     if not given and endpoint is None:
         return None

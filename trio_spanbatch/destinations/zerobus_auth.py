@@ -1,4 +1,4 @@
-"""Tokens for Zerobus: one per table, which only allows writing to that table.
+"""Tokens for Zerobus: one per table, which only allows writing to that table. The workspace issues them.
 
 See https://docs.databricks.com/aws/en/ingestion/opentelemetry/configure. ``authorization_details``
 (https://www.rfc-editor.org/rfc/rfc9396) restrict what a token allows.
@@ -11,14 +11,21 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 
+import attrs
 import trio
 
+from .._exporter import Refused, TryLater
+from .._http.attempt import Requester
 from .._http.auth import AuthError
+from .._http.exporter import OTLPExporter
+from .._http.messages import json_object
+from .._http.responses import Response
+from .._settings.header_checks import encoded_headers
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, ServicePrincipal
 from .databricks_failures import OAUTH_REFUSALS
 from .shared_fetch import KeyedFetch
-from .workspace import Answer, Workspace
 
 _TOKEN_PATH = "/oidc/v1/token"
 
@@ -31,14 +38,63 @@ _LONGEST_LIFE = 24 * 3600.0
 # A token that can be sent in a header after ``Bearer``.
 _TOKEN = re.compile(r"[\x21-\x7e]{1,32768}")
 
+# Seconds for one request. An attempt to send spans has 20, which leaves time for the fallback.
+_REQUEST_TIMEOUT = 10.0
+# A token has about 2,000 bytes, the summary of a metastore fewer.
+_MAX_ANSWER_BYTES = 256 * 1024
+
+
+@attrs.frozen
+class Answer:
+    """A workspace's response."""
+
+    status: int
+    document: Mapping[str, object] = attrs.field(repr=False)  # the JSON object in the body; empty if there is none
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= 500
+
+    def text(self, name: str) -> str:
+        """Return the string ``name`` of the document; empty if there is none."""
+        value = self.document.get(name)
+        return value if isinstance(value, str) else ""
+
+
+class Workspace:
+    """Sends requests to a workspace. Redirects are not followed, since they would take credentials along."""
+
+    def __init__(self, url: str, exporter: OTLPExporter) -> None:
+        self.url = url
+        self._requester = Requester(
+            exporter._sender, exporter._tls_advice, timeout=_REQUEST_TIMEOUT, max_bytes=_MAX_ANSWER_BYTES
+        )
+
+    async def ask(
+        self, method: str, path: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send one request and return the response. If there is no complete one, `AuthError` shows no credentials."""
+        try:
+            encoded = encoded_headers(headers)
+        except (TypeError, ValueError) as error:
+            # The message shows no value.
+            raise AuthError(f"no request can be sent to {self.url}: {error}", retry=False) from None
+        all_headers = [(b"accept", b"application/json"), *encoded.items()]
+        # Without auth=None, a client that the user gave would add its own credentials, which are for spans.
+        answer = await self._requester.request(
+            method, self.url + path, headers=all_headers, data=form, send_options={"auth": None}
+        )
+        if isinstance(answer, Refused) and answer.status_code is not None and answer.status_code != HTTPStatus.OK:
+            # The body is too large, for instance an error page, but the status code says enough.
+            return Answer(answer.status_code, {})
+        if not isinstance(answer, Response):
+            raise AuthError(f"{self.url}: {answer.reason}", retry=isinstance(answer, TryLater))
+        return Answer(answer.status, json_object(answer.body))
+
 
 class TableTokens:
-    """One token per table, fetched when first needed and cached until shortly before it expires. An `Auth`.
-
-    Args:
-        workspace: Issues the tokens.
-        auth: Provides the service principal.
-    """
+    """One token per table, fetched when first needed and cached until shortly before it expires. An `Auth`."""
 
     def __init__(self, workspace: Workspace, auth: DatabricksAuth) -> None:
         self._workspace = workspace
@@ -46,11 +102,7 @@ class TableTokens:
         self._tokens = KeyedFetch(self._fetch)
 
     async def headers(self, location: str) -> Mapping[str, str]:
-        """Return the headers for sending to the table ``location``.
-
-        Raises:
-            AuthError: There is no token. The reason contains no credentials.
-        """
+        """Return the headers for the table ``location``. If there is no token, `AuthError` shows no credentials."""
         return await self._tokens.get(location)
 
     def invalidate(self, location: str, headers: Mapping[str, str]) -> None:
@@ -61,9 +113,6 @@ class TableTokens:
     def has_token(self, location: str) -> bool:
         """Return whether a token for ``location`` is cached and was not invalidated."""
         return self._tokens.kept(location) is not None
-
-    def __repr__(self) -> str:
-        return f"<TableTokens of {self._workspace.url}>"
 
     async def _fetch(self, table: str) -> tuple[Mapping[str, str], float]:
         principal = await self._auth.service_principal()

@@ -74,7 +74,8 @@ class ZerobusFirst(UnityCatalogExporter):
                 self._is_retrying = False
         self._note(result, fallback, is_probe)
         if fallback is _Fallback.NOTHING:
-            if isinstance(result, TryLater) and result.ambiguous and not _is_unavailable(result):
+            # Not if Zerobus answered with a 5xx: it is unavailable.
+            if isinstance(result, TryLater) and result.ambiguous and (result.status_code or 0) < 500:
                 self._for_workspace.add(batch)
             return result
         left = seconds - (trio.current_time() - began)
@@ -147,11 +148,6 @@ class ZerobusFirst(UnityCatalogExporter):
             level = logging.DEBUG if self._has_warned else logging.WARNING
             self._has_warned = True
             _logger.log(level, "Zerobus did not accept a batch (%s): it goes to %s", _reason(result), self.endpoint)
-
-
-def _is_unavailable(result: TryLater) -> bool:
-    """Return whether Zerobus answered with a 5xx."""
-    return result.status_code is not None and result.status_code >= 500
 
 
 def _reason(result: ExportResult) -> str:

@@ -17,17 +17,14 @@ import sys
 import threading
 from collections import deque
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import trio
 
+from .._batcher import SpanBatcher
 from .._spans.batch import EncodedSpan
 from .._spans.checks import shown
+from .._spans.records import SpanLike
 from ._tally import Drop, Tally
-
-if TYPE_CHECKING:
-    from .._batcher import SpanBatcher
-    from .._spans.records import SpanLike
 
 
 class Intake:
@@ -42,6 +39,7 @@ class Intake:
         self._max_spans = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
         self._modules = 0
+        # The ids of the globals of trio's modules and of the batcher's.
         self._core_globals: frozenset[int] = frozenset()
         self.reset()
 
@@ -53,7 +51,6 @@ class Intake:
         self._bytes = 0
 
     def is_open(self) -> bool:
-        """Return whether the batcher accepts spans. Thread-safe."""
         return self._runtime.thread_id is not None
 
     def may_add_here(self) -> bool:
@@ -66,7 +63,9 @@ class Intake:
             return False
         if len(sys.modules) != self._modules:
             # Some of the package's modules are imported when they are first used.
-            self._modules, self._core_globals = len(sys.modules), _ids_of_core_globals()
+            self._modules, modules = len(sys.modules), sys.modules.copy()
+            # Modules are never deleted.
+            self._core_globals = frozenset(id(vars(module)) for name, module in modules.items() if _is_core(name))
         frame: FrameType | None = sys._getframe(1)
         while frame is not bottom:
             if frame is None or id(frame.f_globals) in self._core_globals:
@@ -147,16 +146,10 @@ class Intake:
             self.account(Drop("already_shutdown", "the batcher is closed"))
 
     def account(self, drop: Drop | None) -> None:
-        """Count a span that was accepted, or dropped."""
         if drop is None:
             self._tally.accepted()
         else:
             self._tally.dropped(drop)
-
-
-def _ids_of_core_globals() -> frozenset[int]:
-    """Return the ids of the globals of trio's modules and of the batcher's. Modules are never deleted."""
-    return frozenset(id(vars(module)) for name, module in sys.modules.copy().items() if _is_core(name))
 
 
 def _is_core(module: str) -> bool:
@@ -165,6 +158,5 @@ def _is_core(module: str) -> bool:
 
 
 def shown_message(error: Exception) -> str:
-    """Return the message of an error, truncated."""
     message = str(error)
     return message if len(message) <= 200 else f"{message[:200]}..."

@@ -17,8 +17,6 @@ A local parent that this processor has not seen was dropped by a sampler. It has
 when all spans of the trace have; the last `MAX_TRACES` traces are remembered. The trace has no location if it entered
 this process twice at different locations, or if the processor did not see its first span here: a dropped root, such as
 the loop of a worker, may have children of many tenants.
-
-If ``location()`` raises, the span and the children that start before it ends are dropped.
 """
 
 from __future__ import annotations
@@ -49,13 +47,9 @@ _numbers: Final = itertools.count()
 
 @attrs.frozen
 class NoLocation:
-    """Stands for a location that could not be determined.
+    """Stands for a location that could not be determined."""
 
-    Attributes:
-        why: The reason, for the log.
-    """
-
-    why: str
+    why: str  # the reason, for the log
 
 
 _Place: TypeAlias = "str | NoLocation"
@@ -70,21 +64,14 @@ _SAME_IDS: Final = NoLocation("another span with the same ids belongs to another
 
 @attrs.define(eq=False)
 class _Trace:
-    """A trace of which the processor has seen spans.
+    """A trace of which the processor has seen spans."""
 
-    Attributes:
-        place: The location of its spans; None if it has none, see above.
-        open: Its spans that have not ended.
-    """
-
-    place: _Place | None
-    open: set[_Started] = attrs.Factory(set)
+    place: _Place | None  # the location of its spans; None if it has none, see above
+    open: set[_Started] = attrs.Factory(set)  # its spans that have not ended
 
 
 @attrs.define(eq=False)
 class _Started:
-    """A span that has started."""
-
     place: _Place
     trace: _Trace
     # To ask the span itself whether it has ended: another processor may withhold on_end.
@@ -126,12 +113,9 @@ class _Reference(weakref.ref[_Mark]):
 class Locations:
     """Determines and remembers the locations of spans.
 
-    It is thread-safe and reentrant (a finalizer or a signal handler may trace): its state is read and written in
-    single steps, without a lock.
-
-    Args:
-        location: A location, or a function that returns one.
-        overruled: Called with the locations of the `use_location` and of the live local parent if they differ.
+    It is thread-safe and reentrant (a finalizer or a signal handler may trace): its state is read and written in single
+    steps, without a lock. ``overruled`` is called with the locations of the `use_location` and of the live local parent
+    if they differ.
     """
 
     def __init__(self, location: str | LocationFunction, overruled: Callable[[str, str], None]) -> None:
@@ -161,7 +145,6 @@ class Locations:
         return len(self._by_ids)
 
     def start(self, span: ReadableSpan, parent_context: Context | None) -> None:
-        """Determine the location of a span that starts."""
         wanted = used_location()
         context = span.context
         parent = span.parent
@@ -186,7 +169,6 @@ class Locations:
             self._overruled(wanted, place)
 
     def end(self, span: ReadableSpan) -> _Place:
-        """Return the location of a span that has ended."""
         started = self._find(span.context)
         if started is None:
             return _UNSEEN

@@ -113,7 +113,6 @@ class _Instruments:
             self.duration = meter.create_histogram(DURATION, "s", description)
 
     def add(self, member: BatcherMetrics) -> None:
-        """Observe another batcher."""
         self._members = (*self._members, member)
 
     def component(self, kind: str, name: str) -> _Attributes:
@@ -148,22 +147,17 @@ class BatcherMetrics:
             if instruments is None:
                 instruments = _instruments[meter_provider] = _Instruments(meter_provider)
             self._processor = instruments.component(_PROCESSOR_TYPE, _PROCESSOR_TYPE)
-            self._exporter = {
-                **instruments.component(*_type_and_name(runtime.exporter)),
-                **_server(runtime.exporter),
-            }
+            self._exporter = {**instruments.component(*_type_and_name(runtime.exporter)), **_server(runtime.exporter)}
             self._duration = instruments.duration
             instruments.add(self)
 
     # -- called by deliveries ----------------------------------------------------------------------------------
 
     def began(self, spans: int) -> None:
-        """Count the spans of a sealed batch."""
         self._clock = trio.lowlevel.current_clock()
         self._processed += spans
 
     def settled(self, settlement: Settlement) -> None:
-        """Count spans that are accounted for."""
         self._exported[None] += settlement.delivered
         if settlement.rejected:
             self._exported[self._error_type(settlement, "rejected")] += settlement.rejected
@@ -171,7 +165,6 @@ class BatcherMetrics:
             self._exported[self._error_type(settlement, "undelivered")] += settlement.undelivered
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:
-        """Record the duration of a delivery."""
         attributes = dict(self._exporter)
         if status_code is not None:
             attributes[STATUS_CODE] = status_code
@@ -215,7 +208,6 @@ class BatcherMetrics:
                 yield Observation(count, {**self._processor, ERROR_TYPE: error})
 
     def inflight(self) -> Iterable[Observation]:
-        """Return the number of spans in deliveries."""
         exported = self._exported.copy().total()
         return [Observation(self._processed - exported, self._exporter)]
 

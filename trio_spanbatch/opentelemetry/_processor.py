@@ -1,9 +1,8 @@
 """`BatcherSpanProcessor`: put OpenTelemetry's spans into a batcher.
 
-``force_flush`` returns True only if every span that had ended before was delivered. No later flush can deliver a lost
-span (dropped here, rejected by the server, handed back), so while the batcher is open each loss makes one call return
-False: a program that flushes after each request learns which request lost spans. After the batcher was left, the
-result covers all spans.
+No later flush can deliver a lost span (dropped here, rejected by the server, handed back), so while the batcher is open
+each loss makes one call of ``force_flush`` return False: a program that flushes after each request learns which request
+lost spans.
 """
 
 from __future__ import annotations
@@ -12,24 +11,22 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import trio
 from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from .._batcher import SpanBatcher
+from .._reporting.log import AnyLogger
 from .._spans.checks import shown
-from ._force_flush import wait_for_flush
 from ._intake import Intake
 from ._location import LocationFunction, Locations, NoLocation
 from ._metrics import BatcherMetrics
 from ._tally import Drop, SpanProcessorStatistics, Tally
-
-if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
 
 
 class BatcherSpanProcessor(SpanProcessor):
@@ -105,10 +102,7 @@ class BatcherSpanProcessor(SpanProcessor):
         return self._tally.statistics().dropped
 
     def statistics(self) -> SpanProcessorStatistics:
-        """Return a snapshot of all counts. Thread-safe.
-
-        At every instant ``ended == accepted + handed_over + sum(dropped.values())``.
-        """
+        """Return a snapshot of all counts. Thread-safe."""
         return self._tally.statistics()
 
     # -- called by the SDK -------------------------------------------------------------------------------------
@@ -193,10 +187,15 @@ class BatcherSpanProcessor(SpanProcessor):
             return self._judge_at_rest()
         # In guest mode this is true everywhere in the host's loop.
         if trio.lowlevel.in_trio_run():
-            self._warn_to_await()
+            if not self._has_warned_to_await:
+                self._has_warned_to_await = True
+                self._logger.warning(
+                    "SpanBatcher: force_flush cannot wait in the thread that trio runs in and returns False there: "
+                    "use `await batcher.flush()`"
+                )
             return False
         try:
-            return wait_for_flush(self._flush, self._supervisor.token, timeout_millis / 1000, self._logger)
+            return _wait_for_flush(self._flush, self._supervisor.token, timeout_millis / 1000, self._logger)
         except trio.RunFinishedError:
             return self._judge_at_rest()
 
@@ -204,14 +203,6 @@ class BatcherSpanProcessor(SpanProcessor):
         self._is_in_child = True
         self._tally.renew_lock()
         self._intake.reset()
-
-    def _warn_to_await(self) -> None:
-        if not self._has_warned_to_await:
-            self._has_warned_to_await = True
-            self._logger.warning(
-                "SpanBatcher: force_flush cannot wait in the thread that trio runs in and returns False there: "
-                "use `await batcher.flush()`"
-            )
 
     async def _flush(self) -> bool:
         self._intake.feed()
@@ -246,3 +237,43 @@ def _weakly(method: Callable[[], None]) -> Callable[[], None]:
             method()
 
     return call
+
+
+def _wait_for_flush(
+    flush: Callable[[], Awaitable[bool]], token: trio.lowlevel.TrioToken, seconds: float, logger: AnyLogger
+) -> bool:
+    """Return whether everything was delivered within ``seconds``. Called in a thread other than trio's.
+
+    The flush runs in a system task of trio, independent of all nurseries. The calling thread waits for its result on
+    the real clock, so that a stalled trio loop makes it time out too. Then the flush is cancelled; the spans are
+    delivered later. If the run has ended, `trio.RunFinishedError` is raised.
+    """
+    scope = trio.CancelScope()
+    answer: Future[bool] = Future()
+
+    async def run() -> None:
+        delivered = False
+        try:
+            with scope:
+                delivered = await flush()
+        except Exception:
+            logger.exception("force_flush failed")
+        finally:
+            answer.set_result(delivered)
+
+    def start() -> None:
+        try:
+            trio.lowlevel.spawn_system_task(run, name="trio_spanbatch force_flush")
+        except RuntimeError:
+            # The run is ending and starts no more tasks.
+            answer.set_exception(trio.RunFinishedError())
+
+    token.run_sync_soon(start)
+    try:
+        return answer.result(min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+    except TimeoutError:
+        return False
+    finally:
+        if not answer.done():
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(scope.cancel)

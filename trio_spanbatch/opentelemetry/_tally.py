@@ -32,15 +32,8 @@ MAX_PAIRS: Final = 10_000
 
 @attrs.frozen
 class Drop:
-    """Why a span is dropped.
-
-    Attributes:
-        reason: The count to which it is added.
-        detail: An explanation for the log.
-    """
-
-    reason: Reason
-    detail: str = ""
+    reason: Reason  # the count to which it is added
+    detail: str = ""  # an explanation for the log
 
 
 @attrs.frozen(kw_only=True)
@@ -91,13 +84,11 @@ class Tally:
             self._on_their_way += 1
 
     def accepted(self) -> None:
-        """Count a span that the batcher accepted."""
         with self._lock:
             self._on_their_way -= 1
             self._accepted += 1
 
     def dropped(self, drop: Drop) -> None:
-        """Count a span that was dropped."""
         with self._lock:
             self._on_their_way -= 1
             self._dropped[drop.reason] += 1
@@ -147,7 +138,6 @@ class Tally:
             )
 
     def statistics(self) -> SpanProcessorStatistics:
-        """Return a snapshot of the counts."""
         with self._lock:
             while True:
                 ended = self._ended

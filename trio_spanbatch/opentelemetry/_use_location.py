@@ -75,7 +75,6 @@ class _Use:
         self._entered_here: Token[None] | None = _here.set(None)
 
     def has_left(self) -> bool:
-        """Return whether it was left, here or elsewhere."""
         return self.is_left or self._round != self.owner.round
 
     def was_entered_here(self) -> bool:

@@ -14,8 +14,6 @@ from .._spans.checks import shown
 from .._spans.hashing import hash_of_record
 from .._values import is_number
 
-__all__ = ["Answer", "Drip", "Hang", "Outcome", "Reset", "not_negative", "number", "partial_success"]
-
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 

@@ -18,8 +18,6 @@ import trio
 from ._answers import Answer, Drip
 from ._network import ServerEnd
 
-__all__ = ["BodyTooLarge", "Connection", "break_on_close"]
-
 _READ_SIZE = 64 * 1024
 
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
@@ -56,7 +54,6 @@ class Connection:
         self._method = b""
 
     async def next_head(self) -> h11.Request | None:
-        """Return the head of the next request; None if there are no more."""
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return None
@@ -64,11 +61,7 @@ class Connection:
         return event
 
     async def read_body(self, head: h11.Request, limit: int) -> bytes:
-        """Return the body of the request that begins with ``head``.
-
-        Raises:
-            BodyTooLarge: It is longer than ``limit`` bytes.
-        """
+        """Return the body of the request that begins with ``head``; raise `BodyTooLarge` beyond ``limit`` bytes."""
         # h11 has checked that it is a single number.
         declared = next((int(value) for name, value in head.headers if name == b"content-length"), 0)
         if declared > limit:
@@ -86,7 +79,6 @@ class Connection:
         await self._stream.send_all(data[: len(data) // 2] if half else data)
 
     async def drip(self, drip: Drip) -> None:
-        """Send the chunks of ``drip``."""
         for chunk in drip.chunks:
             await self._stream.send_all(chunk)
             await trio.sleep(drip.interval)

@@ -14,8 +14,6 @@ from .._spans.checks import shown
 from ._answers import Answer, not_negative, number
 from ._requests import refusal
 
-__all__ = ["Answers", "Fault", "Script", "outage", "poison", "rate_limited", "slow"]
-
 
 # They read like calls, so they are in lower case.
 @attrs.frozen
@@ -100,7 +98,6 @@ class Script(Generic[T]):
         return not self._uses_left
 
     def take(self) -> T | Fault | None:
-        """Return the entry for the next request."""
         if not self.is_down():
             self._uses_left -= 1
         return self._entry

@@ -14,8 +14,6 @@ from .._spans.batch import EncodedSpan, SpanBatch
 from ._answers import Answer, Hang
 from ._faults import Answers, Script, outage
 
-__all__ = ["InMemoryExporter"]
-
 Step: TypeAlias = ExportResult | Exception | Hang
 
 
@@ -40,10 +38,7 @@ class InMemoryExporter:
     """
 
     def __init__(
-        self,
-        results: Answers[Step, SpanBatch] | None = None,
-        *,
-        delay: float | Callable[[SpanBatch], float] = 0.0,
+        self, results: Answers[Step, SpanBatch] | None = None, *, delay: float | Callable[[SpanBatch], float] = 0.0
     ) -> None:
         self.batches: list[SpanBatch] = []
         self.delivered: dict[str, list[EncodedSpan]] = {}
@@ -86,7 +81,8 @@ class InMemoryExporter:
             script = script.of(batch)
             entry = script.take()
             if isinstance(entry, outage) and script is self._script:
-                step = _unreachable()
+                # As an `OTLPExporter` whose connection is refused.
+                step = TryLater("cannot connect: Connection refused", endpoint=True, cause="ConnectError")
             else:
                 delay = script.delay
                 step = script.outcome(entry, lambda: (span.to_message() for span in batch.spans))
@@ -120,8 +116,3 @@ class InMemoryExporter:
         self.delivered.setdefault(batch.location, []).extend(batch.spans[:taken])
         if taken < len(batch.spans):
             self.rejected.setdefault(batch.location, []).extend(batch.spans[taken:])
-
-
-def _unreachable() -> TryLater:
-    """Return the result of an `OTLPExporter` whose connection is refused."""
-    return TryLater("cannot connect: Connection refused", endpoint=True, cause="ConnectError")

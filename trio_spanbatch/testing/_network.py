@@ -16,8 +16,6 @@ import trio.testing
 
 from .._http.transport import HTTPTransport
 
-__all__ = ["MemoryNetwork", "MemoryTransport", "ServerEnd"]
-
 _MemoryStream: TypeAlias = "trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]"
 
 # How many bytes a server can send ahead of its client; about as many as the buffers of a TCP connection hold.
@@ -91,7 +89,6 @@ class _ClientEnd:
         self._window = window
 
     async def send(self, data: memoryview, /) -> int:
-        """Send all of ``data`` and return its size."""
         try:
             await self._stream.send_all(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -99,7 +96,6 @@ class _ClientEnd:
         return len(data)
 
     async def recv(self, max_bytes: int, /) -> bytes:
-        """Wait for data and return it; an empty result is the end."""
         try:
             data = bytes(await self._stream.receive_some(max_bytes))
         except trio.ClosedResourceError as error:
@@ -114,7 +110,6 @@ class _ClientEnd:
         return self._window.server_closed or self._window.broken or self._window.unread > 0
 
     def close(self) -> None:
-        """Close both directions, without waiting."""
         self._window.close_client()
         self._stream.send_stream.close()
         self._stream.receive_stream.close()

@@ -29,8 +29,6 @@ from ._faults import Answers, Fault, Script
 from ._network import MemoryNetwork, MemoryTransport
 from ._requests import TRACES_PATH, ReceivedRequest, read_request, refusal
 
-__all__ = ["OTLPReceiver"]
-
 logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024

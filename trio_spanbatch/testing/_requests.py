@@ -11,10 +11,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from .._http.body import BoundedBody
-from .._spans.wire import varint
+from .._http.messages import Status
 from ._answers import PROTOBUF, Answer
-
-__all__ = ["ReceivedRequest", "read_request", "refusal"]
 
 TRACES_PATH = "/v1/traces"
 
@@ -106,8 +104,7 @@ def read_request(
 
 def refusal(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     """Return an answer that refuses a request with a ``google.rpc.Status``, as OTLP specifies."""
-    words = message.encode()
-    body = b"\x08" + varint(_INVALID_ARGUMENT) + b"\x12" + varint(len(words)) + words
+    body = Status(code=_INVALID_ARGUMENT, message=message.encode()).SerializeToString()
     return Answer(status, headers=[("content-type", PROTOBUF), *headers], body=body)
 
 

@@ -340,7 +340,8 @@ class World:
         assert admitted is not must_wait, f"{name}: a span was {'admitted' if admitted else 'refused'}"
         if admitted:
             self._accept(name, span)
-            assert not location.is_ranked, f"the ranking is taken to know the bytes of {location}"
+            known = location.is_in_inbox or 4 * location.queued_bytes <= 5 * location.ranked_bytes
+            assert known or not location.is_ranked, f"the ranking is taken to know the bytes of {location}"
         elif self.joined < self.config.adders:
             self.joined += 1
             self.waiters.append(Waiter(location, span))
@@ -763,7 +764,8 @@ class World:
         if flushed or location.full or location.is_closed or needed:
             return pace.retry_at
         assert location.open is not NO_BATCH
-        return max(pace.retry_at, location.open.opened_at + self.config.policy.max_delay)
+        opened_at = location.open.opened_at
+        return max(pace.retry_at, opened_at + self.config.policy.max_delay, pace.holds_until(opened_at))
 
     def _check_first_waiter(self, location: Location, waiter: Waiter) -> None:
         limits, cost, total = self.config.limits, cost_after(location.headers, waiter.span), self.scheduler.ledger.total
@@ -784,7 +786,9 @@ class World:
         assert location.is_ranked, f"{location} is never ranked"
         if self._could_export(location) and not location.is_made_due:
             ranked = [-size for size, _, one in ranking._entries if one is location]
-            assert location.queued_bytes in ranked, f"{location} has {location.queued_bytes} bytes, ranked are {ranked}"
+            size = location.ranked_bytes
+            assert size in ranked, f"{location} is ranked by {size} bytes, and the entries are {ranked}"
+            assert size <= location.queued_bytes <= size * 1.25, f"{location} has grown, and is ranked by {size} bytes"
 
     def _could_export(self, location: Location) -> bool:
         pace = location.pace

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
+from collections.abc import Callable
 
+import attrs
 import pytest
 
-from trio_spanbatch._reporting.statistics import Settlement
+from trio_spanbatch._reporting.statistics import LocationStatistics, Settlement
 from trio_spanbatch._scheduler.ledger import Account, Ledger, LocationCounts
 
 
@@ -93,3 +98,59 @@ def test_statistics_are_those_of_the_moment_they_were_asked_for() -> None:
     counts = LocationCounts(ledger.accounts(), 0.0)
     _accept(ledger, account, 1)
     assert counts["a"].accepted == 0
+
+
+def _counts() -> LocationCounts:
+    """Return the statistics of three locations, none of which was read yet."""
+    return LocationCounts({name: Account(accepted=number, queued=number) for number, name in enumerate("abc")}, 0.0)
+
+
+RECORDS = {name: LocationStatistics(accepted=number, queued=number) for number, name in enumerate("abc")}
+
+
+def test_a_record_is_made_when_it_is_read_and_kept() -> None:
+    counts = _counts()
+    assert counts["b"] is counts["b"]
+    made = [type(dict.__getitem__(counts, name)) is LocationStatistics for name in counts]
+    assert made == [False, True, False]
+
+
+def test_a_loop_makes_one_record_at_a_time() -> None:
+    counts = _counts()
+    next(iter(counts.items()))
+    next(iter(counts.values()))
+    assert [len(counts), "b" in counts, list(counts.keys())] == [3, True, ["a", "b", "c"]]
+    made = [type(dict.__getitem__(counts, name)) is LocationStatistics for name in counts]
+    assert made == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda counts: counts,
+        lambda counts: RECORDS if RECORDS == counts else None,  # noqa: SIM300
+        dict,
+        lambda counts: {**counts},
+        lambda counts: {} | counts,
+        lambda counts: counts | {},
+        lambda counts: dict(counts.items()),
+        lambda counts: dict(zip(counts, counts.values(), strict=True)),
+        lambda counts: {name: counts.get(name) for name in counts},
+        lambda counts: counts.copy(),
+        copy.copy,
+        copy.deepcopy,
+        lambda counts: pickle.loads(pickle.dumps(counts)),
+        lambda counts: {name: counts.pop(name) for name in "abc"},
+        lambda counts: dict(counts.popitem() for _ in range(3)),
+    ],
+)
+def test_statistics_of_locations_are_read_like_a_dict(read: Callable[[LocationCounts], object]) -> None:
+    assert read(_counts()) == RECORDS
+
+
+def test_statistics_of_locations_look_like_a_dict() -> None:
+    assert repr(_counts()) == repr(RECORDS)
+    assert json.dumps(_counts(), default=attrs.asdict) == json.dumps(RECORDS, default=attrs.asdict)
+    assert _counts().get("z") is None
+    with pytest.raises(KeyError, match="z"):
+        _counts()["z"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.scheduler.parts import make_location
-from trio_spanbatch._scheduler.location import Location
+from tests.unit.scheduler.support import World, WorldConfig
+from trio_spanbatch import BatchPolicy, Limits
+from trio_spanbatch._scheduler.location import UNRANKED, Location
 from trio_spanbatch._scheduler.ranking import Ranking
 
 
@@ -33,11 +37,39 @@ def test_only_queued_bytes_count() -> None:
     assert ranking.take(2, lambda _: True) == [b, a]
 
 
-def test_an_entry_whose_bytes_have_changed_does_not_count() -> None:
+def test_only_the_last_entry_of_a_location_counts() -> None:
     ranking = Ranking()
     a, b = _ranked(ranking, a=30, b=20)
     a.account.pending_bytes = 10
-    assert ranking.take(2, lambda _: True) == [b]
+    ranking.put(a, 2)
+    assert ranking.take(1, lambda _: True) == [b]
+    assert ranking.take(2, lambda _: True) == [a]
+
+
+def test_a_location_stays_ranked_until_it_has_grown_by_a_quarter() -> None:
+    location = make_location("a")
+    location.account.queued, location.account.pending_bytes, location.leased_bytes = 1, 1000, 600
+    assert location.ranked_up_to == UNRANKED
+    Ranking().put(location, 1)
+    assert location.ranked_up_to == 1100
+
+
+# The first number of bytes is admitted by the short way, which only large spans take, the second by the long way.
+@pytest.mark.parametrize("size", [200, 100])
+def test_a_location_that_grows_by_more_than_a_quarter_has_to_be_ranked_again(size: int) -> None:
+    policy = BatchPolicy(max_spans=100)
+    world = World(WorldConfig(limits=Limits(max_queued_spans=100), spans=100, policy=policy))
+    for _ in range(9):
+        world.add("a", size)
+    location = world.scheduler.locations["a"]
+    world.scheduler.admission.unranked.clear()
+    Ranking().put(location, 1)
+    ranked = []
+    for _ in range(3):
+        world.add("a", size)
+        ranked.append(location.is_ranked)
+    assert ranked == [True, True, False]
+    assert list(world.scheduler.admission.unranked) == [location]
 
 
 def test_fuller_locations_that_are_not_ready_are_removed_from_the_ranking() -> None:
