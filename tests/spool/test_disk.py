@@ -26,7 +26,7 @@ from tests.spool.support import (
     wait_until_released,
 )
 from tests.support.long_tests import run_long
-from trio_spanbatch import EncodedSpan, Spool
+from trio_spanbatch import EncodedSpan, Spool, SpoolError
 from trio_spanbatch._spool import files
 from trio_spanbatch._spool.disk import _KEPT, DiskStore
 from trio_spanbatch._spool.log import RECORDS_AT, SLOTS, Header, scan, unpack_spans
@@ -203,20 +203,47 @@ async def test_the_program_s_threads_are_not_needed(disk: DiskPlace) -> None:
     await store.close()
 
 
-async def test_where_no_thread_can_be_started_the_disk_has_failed(
+async def test_where_no_thread_can_be_started_the_spool_cannot_be_opened(
     disk: DiskPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await disk.opened()
-
-    def run_sync(*args: Any, **kwargs: Any) -> None:
+    def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    store = disk.store()
     with monkeypatch.context() as patched:
-        patched.setattr(trio.to_thread, "run_sync", run_sync)
-        with pytest.raises(OSError, match="can't start new thread"):
-            await store.commit([make_record()])
-    await store.commit([make_record()])
-    await store.close()
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(SpoolError, match="can't start new thread"):
+            await store.open()
+    with pytest.raises(OSError, match="closed"):
+        await store.commit([make_record()])
+
+
+@pytest.mark.parametrize("end", ["close", "abandon", "no directory", "cancelled", "the run ends"])
+def test_the_thread_ends_with_its_store(disk: DiskPlace, end: str) -> None:
+    async def main() -> None:
+        store = disk.store()
+        if end == "no directory":
+            disk.directory.touch()
+            with pytest.raises(SpoolError):
+                await store.open()
+            return
+        with trio.CancelScope() as scope:
+            if end == "cancelled":
+                scope.cancel()
+            await store.open()
+            if end == "the run ends":
+                scope.cancel()
+                await store.commit([make_record()])
+            elif end == "close":
+                await store.close()
+            else:
+                store.abandon()
+
+    trio.run(main)
+    for thread in threading.enumerate():
+        if thread.name == "trio-spanbatch spool":
+            thread.join()
+    assert not any(file.fd >= 0 for file in files._OPEN)
 
 
 # -- what is synced --------------------------------------------------------------------------------------------
