@@ -7,8 +7,7 @@ time. A job that hangs cannot be interrupted. So a cancelled call leaves its job
 further one begins; the thread closes the files and ends. It is a daemon, since it may never end. Everything that a job
 changes is changed by jobs only, apart from the tokens to settle, which are handed over in a deque.
 
-A token is the number of a segment and a slot. Of a record, memory holds its place, its size and its checksum, in arrays
-of its segment.
+A token is the number of a segment and a slot. Of a record, memory holds where it is and its size.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ import errno
 import itertools
 import os
 import secrets
-import struct
 import threading
 import time
-from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
@@ -36,17 +33,16 @@ from .._spans.batch import EncodedSpan
 from .files import Directory, File, cannot_use, is_ours
 from .log import (
     FIXED_SIZE,
-    PIECE,
     RECORDS_AT,
     SLOT,
     SLOTS,
     SLOTS_AT,
-    Damage,
     Head,
     Header,
     NewerFormat,
     UnreadableSegment,
     is_intact,
+    mark_of,
     pack_record,
     pack_spans,
     read_header,
@@ -72,8 +68,6 @@ _DEAD_PART: Final = 8
 # New random names to try. Another process may take one over before it is locked.
 _NAMES: Final = 10
 
-_SLOT_BITS: Final = (SLOTS - 1).bit_length()
-
 
 @attrs.define(eq=False)
 class _Call:
@@ -92,16 +86,11 @@ class _Segment:
     Attributes:
         file: The name of its file.
         number: Its number in tokens.
-        head: Its head.
         appending: Its file, while records are appended.
-        end: Where the next record begins.
-        is_torn: Whether there may be something behind ``end``.
         slots: How many slots are used.
-        offsets: Where the record of each slot begins.
-        sizes: The size of each record; 0 for one that is settled.
-        marks: What the slot of each record contains once it is settled.
-        live: The number of records that are not settled.
-        live_bytes: The sum of ``sizes``.
+        end: Where the next record begins.
+        live: Position and size of each record that is not settled, by its slot.
+        live_bytes: The sum of these sizes.
         nbytes: Bytes of all records, settled ones included; 0 if there is no other.
         is_known: Whether all of its records are known. If not, its file is kept.
     """
@@ -110,33 +99,12 @@ class _Segment:
     number: int
     head: Head
     appending: File | None = None
-    end: int = RECORDS_AT
-    is_torn: bool = False
     slots: int = 0
-    offsets: array[int] = attrs.Factory(lambda: array("Q"))
-    sizes: array[int] = attrs.Factory(lambda: array("I"))
-    marks: array[int] = attrs.Factory(lambda: array("I"))
-    live: int = 0
+    end: int = RECORDS_AT
+    live: dict[int, tuple[int, int]] = attrs.Factory(dict)
     live_bytes: int = 0
     nbytes: int = 0
     is_known: bool = True
-
-    def add(self, slot: int, at: int, size: int, mark: int) -> None:
-        """Remember a record that is not settled."""
-        for values in (self.offsets, self.sizes, self.marks):
-            values.extend([0] * (slot + 1 - len(values)))
-        self.offsets[slot], self.sizes[slot], self.marks[slot] = at, size, mark
-        self.live += 1
-        self.live_bytes += size
-
-    @property
-    def may_be_rewritten(self) -> bool:
-        """Whether most of its bytes would go if its settled records were left out."""
-        return self.is_known and self.appending is None and 2 * self.live_bytes <= self.nbytes
-
-    def holds(self, slot: int) -> bool:
-        """Return whether there is a record in ``slot`` that is not settled."""
-        return slot < len(self.sizes) and self.sizes[slot] > 0
 
 
 class DiskStore:
@@ -204,8 +172,8 @@ class DiskStore:
         self._unsettled.extend(settled)
         committed: list[Record] = []
         try:
-            for piece in _pieces(records):
-                committed += await self._run(self._commit, piece)
+            for start in range(0, len(records), _RECORDS_OF_JOB):
+                committed += await self._run(self._commit, records[start : start + _RECORDS_OF_JOB])
         except OSError:
             # None of them is committed if one is not.
             self._unsettled.extend(record.token for record in committed)
@@ -367,11 +335,11 @@ class DiskStore:
                 self._files.unlink(file)
                 return None
             return Head.unpack(begin)
+        except (NewerFormat, OSError) as error:
+            self._say_set_aside(file, f"{_why(error)}; it was left as it is")
         except UnreadableSegment as error:
             self._files.rename(file, f"{file.rpartition('.')[0]}.unreadable")
             self._say_set_aside(file, f"{error}; it is now called .unreadable")
-        except (NewerFormat, OSError) as error:
-            self._say_set_aside(file, f"{_why(error)}; it was left as it is")
         return None
 
     def _say_set_aside(self, file: str, why: str) -> None:
@@ -401,31 +369,31 @@ class DiskStore:
         for segment in segments:
             try:
                 with closing(self._files.open(segment.file)) as file:
-                    segment.is_known = yield from self._scan_segment(segment, file)
+                    yield from self._scan_segment(segment, file)
                 self._remove_if_settled(segment)
             except OSError as error:
                 self._say_set_aside(segment.file, f"{_why(error)}; it was left as it is")
 
-    def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None, None, bool]:
-        """Yield a segment's records like `_scan`. Return whether nothing would be lost with the file."""
-        nothing_else = True
-        slots = struct.unpack(f"<{SLOTS}I", file.read(SLOTS_AT, SLOT * SLOTS))
-        for found in scan(file.read, file.size(), segment.head.marker):
-            if isinstance(found, Damage):
+    def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
+        marker = segment.head.marker
+        slots = file.read(SLOTS_AT, SLOT * SLOTS)
+        is_known = True
+        for at, size, header in scan(file.read, file.size(), marker):
+            if header is None:
                 try:
-                    self._move_aside(file, found.at, found.size)
+                    self._move_aside(file, at, size)
                 except OSError:
-                    nothing_else = False
+                    is_known = False
                 continue
-            at, header = found
-            segment.nbytes += header.size
-            self._nbytes += header.size
-            if header.slot >= SLOTS or slots[header.slot] == header.mark or segment.holds(header.slot):
+            segment.nbytes += size
+            self._nbytes += size
+            slot = header.slot
+            is_settled = slots[SLOT * slot : SLOT * (slot + 1)] == mark_of(marker, slot)
+            if slot >= SLOTS or slot in segment.live or is_settled:
                 yield None
-                continue
-            segment.add(header.slot, at, header.size, header.mark)
-            yield _record(segment, header.slot, header.location, header.count, header.nbytes, header.oldest)
-        return nothing_else
+            else:
+                yield _add(segment, slot, at, size, header.location, header.count, header.nbytes, header.oldest)
+        segment.is_known = is_known
 
     def _move_aside(self, file: File, at: int, size: int) -> None:
         """Copy damaged bytes to another file, and overwrite them, so that they are counted once."""
@@ -445,66 +413,48 @@ class DiskStore:
     def _commit(self, records: Sequence[NewRecord]) -> list[Record]:
         with suppress(OSError):
             self._settle()
-        packed = [(record, pack_spans(record.spans)) for record in records]
-        needed = sum(FIXED_SIZE + len(record.location) + len(spans) for record, spans in packed)
+        packed = [pack_spans(new.spans) for new in records]
+        needed = sum(FIXED_SIZE + len(new.location) + len(spans) for new, spans in zip(records, packed, strict=True))
         if self._nbytes + needed > self._spool.max_bytes:
             raise SpoolFullError(needed, self._nbytes, self._spool.max_bytes)
         segment = self._segment_with_room("spans", len(records))
         self._segments[segment.number] = segment
-        committed = []
-        for (new, _), (slot, at, size, mark) in zip(packed, self._append(segment, packed), strict=True):
-            segment.add(slot, at, size, mark)
-            segment.nbytes += size
-            self._nbytes += size
-            committed.append(_record(segment, slot, new.location, len(new.spans), new.nbytes, new.oldest))
+        committed: list[Record] = []
+        data: list[bytes] = []
+        at = segment.end
+        for slot, (new, spans) in enumerate(zip(records, packed, strict=True), start=segment.slots):
+            data.append(pack_record(segment.head.marker, slot, new, spans))
+            size = len(data[-1])
+            committed.append(_add(segment, slot, at, size, new.location, len(new.spans), new.nbytes, new.oldest))
+            at += size
+        segment.nbytes += at - segment.end
+        self._nbytes += at - segment.end
+        try:
+            self._append(segment, data)
+        except OSError:
+            # Some of them may be complete in the file.
+            self._unsettled.extend(record.token for record in committed)
+            with suppress(OSError):
+                self._settle()
+            raise
         return committed
 
     def _bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
         segment = self._segment_with_room("dead", 1)
-        self._append(segment, [(NewRecord(location, spans, 0, time.time()), pack_spans(spans))], reason)
+        new = NewRecord(location, spans, 0, time.time())
+        self._append(segment, [pack_record(segment.head.marker, segment.slots, new, pack_spans(spans), reason)])
         self._dead += len(spans)
 
-    def _append(
-        self, segment: _Segment, packed: Sequence[tuple[NewRecord, bytes]], reason: str = ""
-    ) -> list[tuple[int, int, int, int]]:
-        """Append records, and return the slot, position, size and mark of each; none of them if this raises."""
-        places: list[tuple[int, int, int, int]] = []
-        parts: list[bytes] = []
-        slot, at, marker = segment.slots, segment.end, segment.head.marker
-        for new, spans in packed:
-            count = len(new.spans)
-            record, mark = pack_record(marker, slot, new.location, spans, count, new.nbytes, new.oldest, reason)
-            parts.append(record)
-            places.append((slot, at, len(record), mark))
-            slot, at = slot + 1, at + len(record)
-        self._write(segment, b"".join(parts))
-        segment.slots, segment.end = slot, at
-        return places
-
-    def _write(self, segment: _Segment, data: bytes) -> None:
-        file = segment.appending
-        assert file is not None
-        try:
-            if segment.is_torn:
-                file.truncate(segment.end)
-            segment.is_torn = True
-            file.write(data, segment.end)
-            if self._spool.durability == "power":
-                self._sync(segment, file)
-            segment.is_torn = False
-        except OSError:
-            with suppress(OSError):
-                file.truncate(segment.end)
-                segment.is_torn = False
-            raise
-
-    def _sync(self, segment: _Segment, file: File) -> None:
-        try:
-            file.sync()
-        except OSError:
-            # Nothing that is appended after a failed sync could be trusted.
-            segment.slots = SLOTS
-            raise
+    def _append(self, segment: _Segment, records: Sequence[bytes]) -> None:
+        """Append records. If this fails, nothing can be appended behind what was written of them."""
+        assert segment.appending is not None
+        data = b"".join(records)
+        at, slots = segment.end, segment.slots
+        segment.slots = SLOTS
+        segment.appending.write(data, at)
+        if self._spool.durability == "power":
+            segment.appending.sync()
+        segment.end, segment.slots = at + len(data), slots + len(records)
 
     def _segment_with_room(self, kind: str, records: int) -> _Segment:
         """Return the segment to append to: a new one if the current one is full."""
@@ -512,16 +462,19 @@ class DiskStore:
         size = min(_SEGMENT_SIZE, self._spool.max_bytes // _SEGMENTS_OF_MAX_BYTES)
         if segment is not None and segment.slots + records <= SLOTS and segment.end - RECORDS_AT < size:
             return segment
-        made = self._make_segment(kind)
-        self._current[kind] = made
-        if segment is not None and segment.appending is not None:
+        made = self._current[kind] = self._make_segment(kind)
+        if segment is not None:
+            self._stop_appending(segment)
+        return made
+
+    def _stop_appending(self, segment: _Segment) -> None:
+        if segment.appending is not None:
             segment.appending.close()
             segment.appending = None
-            if kind == "dead":
-                self._remove_old_files()
-            else:
-                self._remove_if_settled(segment)
-        return made
+        if segment.file.endswith(".dead"):
+            self._remove_old_files()
+        else:
+            self._remove_if_settled(segment)
 
     def _make_segment(self, kind: str) -> _Segment:
         # The clock may have been set back, and the order of segments is that of their times.
@@ -546,23 +499,21 @@ class DiskStore:
         self._last_created = max(self._last_created, head.created)
         return _Segment(f"{self._name}.{number}.{kind}", number, head)
 
-    def _find(self, token: int) -> tuple[_Segment | None, int]:
-        return self._segments.get(token >> _SLOT_BITS), token & (SLOTS - 1)
-
     def _read(self, token: int) -> list[EncodedSpan]:
-        segment, slot = self._find(token)
-        if segment is None or not segment.holds(slot):
+        segment, slot = self._segments.get(token // SLOTS), token % SLOTS
+        if segment is None or slot not in segment.live:
             raise DamagedRecord(f"record {token} is not in the spool")
-        at, size = segment.offsets[slot], segment.sizes[slot]
+        at, size = segment.live[slot]
         try:
             with closing(self._files.open(segment.file)) as file:
-                data = file.read(at, size)
-                header = read_header(lambda at, size: data[at : at + size], 0, segment.head.marker)
-                if isinstance(header, Header) and is_intact(header, spans := data[header.spans_at :]):
-                    return unpack_spans(spans)
+                header = read_header(file.read, at, segment.head.marker)
+                if isinstance(header, Header):
+                    spans = file.read(at + header.spans_at, size - header.spans_at)
+                    if is_intact(header, spans):
+                        return unpack_spans(spans)
                 try:
-                    self._keep_aside(data)
-                    self._write_slot(file, segment, slot)
+                    self._keep_aside(file.read(at, size))
+                    self._write_slot(segment, slot)
                 except OSError:
                     # The next process may be able to.
                     segment.is_known = False
@@ -573,27 +524,25 @@ class DiskStore:
 
     def _settle(self) -> None:
         """Settle the records whose tokens were handed over."""
-        with ExitStack() as opened:
-            files: dict[_Segment, File] = {}
-            while self._unsettled:
-                segment, slot = self._find(self._unsettled[0])
-                if segment is not None and segment.holds(slot):
-                    with suppress(FileNotFoundError):
-                        file = segment.appending or files.get(segment)
-                        if file is None:
-                            file = files[segment] = opened.enter_context(closing(self._files.open(segment.file)))
-                        self._write_slot(file, segment, slot)
-                    self._settled(segment, slot)
-                self._unsettled.popleft()
+        while self._unsettled:
+            segment, slot = self._segments.get(self._unsettled[0] // SLOTS), self._unsettled[0] % SLOTS
+            if segment is not None and slot in segment.live:
+                with suppress(FileNotFoundError):
+                    self._write_slot(segment, slot)
+                self._settled(segment, slot)
+            self._unsettled.popleft()
         self._rewrite_sparsest()
 
-    def _write_slot(self, file: File, segment: _Segment, slot: int) -> None:
-        file.write(segment.marks[slot].to_bytes(SLOT, "little"), SLOTS_AT + SLOT * slot)
+    def _write_slot(self, segment: _Segment, slot: int) -> None:
+        file = segment.appending or self._files.open(segment.file)
+        try:
+            file.write(mark_of(segment.head.marker, slot), SLOTS_AT + SLOT * slot)
+        finally:
+            if file is not segment.appending:
+                file.close()
 
     def _settled(self, segment: _Segment, slot: int) -> None:
-        segment.live -= 1
-        segment.live_bytes -= segment.sizes[slot]
-        segment.sizes[slot] = 0
+        segment.live_bytes -= segment.live.pop(slot)[1]
         self._remove_if_settled(segment)
 
     def _remove_if_settled(self, segment: _Segment) -> None:
@@ -609,32 +558,31 @@ class DiskStore:
                 self._messages.append(f"the spool cannot remove {self._files.path / segment.file}: {error}")
 
     def _rewrite_sparsest(self) -> None:
-        """If the spool is more than half full, rewrite one segment that mostly consists of settled records."""
+        """If the spool is more than half full, rewrite the segment with the most settled bytes, if most of it is."""
         if self._nbytes <= self._spool.max_bytes // 2:
             return
-        sparse = [segment for segment in self._segments.values() if segment.may_be_rewritten]
-        if sparse:
-            segment = max(sparse, key=lambda segment: segment.nbytes - segment.live_bytes)
-            try:
-                self._rewrite(segment, f"{self._name}.tmp")
-            except OSError:
-                with suppress(OSError):
-                    self._files.unlink(f"{self._name}.tmp")
+        complete = [segment for segment in self._segments.values() if segment.is_known and segment.appending is None]
+        segment = max(complete, key=lambda segment: segment.nbytes - segment.live_bytes, default=None)
+        if segment is not None and 2 * segment.live_bytes <= segment.nbytes:
+            # It is tried again, or removed by the next process.
+            with suppress(OSError):
+                self._rewrite(segment)
 
-    def _rewrite(self, segment: _Segment, temporary: str) -> None:
-        offsets = segment.offsets[:]
-        end = RECORDS_AT
+    def _rewrite(self, segment: _Segment) -> None:
+        temporary = f"{self._name}.tmp"
         self._files.unlink(temporary)
+        moved: dict[int, tuple[int, int]] = {}
+        end = RECORDS_AT
         with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
             new.write(old.read(0, RECORDS_AT), 0)
-            for slot, size in enumerate(segment.sizes):
-                if size:
-                    new.write(old.read(segment.offsets[slot], size), end)
-                    offsets[slot], end = end, end + size
+            for slot, (at, size) in segment.live.items():
+                new.write(old.read(at, size), end)
+                moved[slot] = end, size
+                end += size
             if self._spool.durability == "power":
                 new.sync()
             self._files.rename(temporary, segment.file)
-        segment.offsets = offsets
+        segment.live = moved
         self._nbytes -= segment.nbytes - segment.live_bytes
         segment.nbytes = segment.live_bytes
 
@@ -643,11 +591,7 @@ class DiskStore:
             with suppress(OSError):
                 self._settle()
             for segment in self._current.values():
-                if segment.appending is not None:
-                    segment.appending.close()
-                    segment.appending = None
-                if segment.file.endswith(".spans"):
-                    self._remove_if_settled(segment)
+                self._stop_appending(segment)
         finally:
             self._release()
 
@@ -661,19 +605,10 @@ def _why(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _record(segment: _Segment, slot: int, location: str, count: int, nbytes: int, oldest: float) -> Record:
-    return Record(segment.number << _SLOT_BITS | slot, location, count, nbytes, oldest)
-
-
-def _pieces(records: Sequence[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Yield the records in pieces that one job can write without taking long."""
-    piece: list[NewRecord] = []
-    size = 0
-    for record in records:
-        if piece and (len(piece) == _RECORDS_OF_JOB or size + record.nbytes > PIECE):
-            yield piece
-            piece, size = [], 0
-        piece.append(record)
-        size += record.nbytes
-    if piece:
-        yield piece
+def _add(
+    segment: _Segment, slot: int, at: int, size: int, location: str, count: int, nbytes: int, oldest: float
+) -> Record:
+    """Remember a record that is not settled, and return what is known of it."""
+    segment.live[slot] = at, size
+    segment.live_bytes += size
+    return Record(segment.number * SLOTS + slot, location, count, nbytes, oldest)
