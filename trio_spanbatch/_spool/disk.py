@@ -141,7 +141,6 @@ class DiskStore:
     # -- calls from the trio run -------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """See `Store.open`."""
         thread = threading.Thread(
             target=self._work, args=[trio.lowlevel.current_trio_token()], name="trio-spanbatch spool", daemon=True
         )
@@ -157,7 +156,6 @@ class DiskStore:
             raise
 
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
-        """See `Store.adopted`."""
         return Pieces(self._next_piece)
 
     async def _next_piece(self) -> Sequence[Record] | None:
@@ -168,7 +166,6 @@ class DiskStore:
             return None
 
     async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
-        """See `Store.commit`."""
         self._unsettled.extend(settled)
         committed: list[Record] = []
         try:
@@ -181,31 +178,25 @@ class DiskStore:
         return committed
 
     async def settle(self, tokens: Sequence[int]) -> None:
-        """See `Store.settle`."""
         self._unsettled.extend(tokens)
         await self._run(self._settle)
 
     async def read(self, token: int) -> Sequence[EncodedSpan]:
-        """See `Store.read`."""
         return await self._run(self._read, token)
 
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
-        """See `Store.bury`."""
         await self._run(self._bury, location, spans, reason)
 
     async def close(self) -> None:
-        """See `Store.close`."""
         with suppress(OSError):
             await self._run(self._close)
         self.abandon()
 
     def abandon(self) -> None:
-        """See `Store.abandon`. The files are closed, and unlocked, once the job under way has ended."""
         self._is_open = False
         self._calls.put(None)
 
     def statistics(self) -> StoreStatistics:
-        """See `Store.statistics`."""
         return StoreStatistics(self._nbytes, self._damaged, self._set_aside, self._dead)
 
     async def _run(self, job: Callable[[*_Ts], _T], *args: *_Ts) -> _T:

@@ -74,7 +74,6 @@ class MemoryStore:
     _counted: StoreStatistics = attrs.field(init=False, factory=StoreStatistics)
 
     async def open(self) -> None:
-        """See `Store.open`."""
         try:
             await self._operation("open")
         except OSError as error:
@@ -89,7 +88,6 @@ class MemoryStore:
         self._found = found
 
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
-        """See `Store.adopted`."""
         return Pieces(self._next_piece)
 
     async def _next_piece(self) -> Sequence[Record] | None:
@@ -98,7 +96,6 @@ class MemoryStore:
         return None if self._abandoned or not piece else piece
 
     async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
-        """See `Store.commit`."""
         self._unsettled += settled
         try:
             await self._operation("commit")
@@ -125,7 +122,6 @@ class MemoryStore:
         return committed
 
     async def settle(self, tokens: Sequence[int]) -> None:
-        """See `Store.settle`."""
         self._unsettled += tokens
         await self._operation("settle")
         self._forget()
@@ -136,7 +132,6 @@ class MemoryStore:
         self._unsettled.clear()
 
     async def read(self, token: int) -> Sequence[EncodedSpan]:
-        """See `Store.read`."""
         await self._operation("read")
         if token in self.damaged:
             self._counted = attrs.evolve(self._counted, damaged=self._counted.damaged + 1)
@@ -145,25 +140,22 @@ class MemoryStore:
         return self.disk.records[token][1]
 
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
-        """See `Store.bury`."""
         await self._operation("bury")
         self.disk.dead.append((location, tuple(spans), reason))
         self._counted = attrs.evolve(self._counted, dead=self._counted.dead + len(spans))
 
     async def close(self) -> None:
-        """See `Store.close`."""
         await trio.lowlevel.checkpoint()
         if not self._abandoned:
             self._forget()
             self.abandon()
 
     def abandon(self) -> None:
-        """See `Store.abandon`. What is committed can be adopted from now on, as after the end of the process."""
+        # What is committed can be adopted from now on, as after the end of the process.
         self._abandoned = True
         self.disk.owners.update({token: None for token, owner in self.disk.owners.items() if owner is self})
 
     def statistics(self) -> StoreStatistics:
-        """See `Store.statistics`."""
         return attrs.evolve(self._counted, nbytes=self.disk.nbytes)
 
     async def _operation(self, name: str) -> None:
