@@ -220,6 +220,8 @@ async def test_where_no_thread_can_be_started_the_spool_cannot_be_opened(
 
 @pytest.mark.parametrize("end", ["close", "abandon", "no directory", "cancelled", "hangs until the run has ended"])
 def test_the_thread_ends_with_its_store(disk: DiskPlace, watched: WatchedOS, hang: Hang, end: str) -> None:
+    before = set(threading.enumerate())
+
     async def main() -> None:
         store = disk.store()
         with trio.CancelScope() as scope:
@@ -239,7 +241,7 @@ def test_the_thread_ends_with_its_store(disk: DiskPlace, watched: WatchedOS, han
 
     trio.run(main)
     hang.release()
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if thread.name == "trio-spanbatch spool":
             thread.join(10)
             assert not thread.is_alive()

@@ -1,11 +1,11 @@
 """The store on disk.
 
 All work is done in a thread of the store's own, one job after the other (`DiskStore._run`), as a disk can block and the
-program's threads may be busy. With `trio.to_thread` each job would cost 60 us of CPU time, which is more than a small
-commit itself takes; a queue and one wake-up for all that is done cost half of that, and a sixth with ten jobs at a
-time. A job that hangs cannot be interrupted. So a cancelled call leaves its job alone, and after `DiskStore.abandon` no
-further one begins; the thread closes the files and ends. It is a daemon, since it may never end. Everything that a job
-changes is changed by jobs only, apart from the tokens to settle, which are handed over in a deque.
+program's threads may be busy. With `trio.to_thread` each job would cost some 60 us of CPU time, four times what a small
+commit itself takes; with a queue it is about 35, and 10 with ten jobs at a time. A job that hangs cannot be
+interrupted. So a cancelled call leaves its job alone, and after `DiskStore.abandon` no further one begins; the thread
+closes the files and ends. It is a daemon, since it may never end. Everything that a job changes is changed by jobs
+only, apart from the tokens to settle, which are handed over in a deque.
 
 A token is the number of a segment and a slot. Of a record, memory holds where it is and its size.
 """
@@ -30,26 +30,9 @@ import trio
 
 from .._settings.policies import MIB
 from .._spans.batch import EncodedSpan
+from . import log
 from .files import Directory, File, cannot_use, is_ours
-from .log import (
-    FIXED_SIZE,
-    RECORDS_AT,
-    SLOT,
-    SLOTS,
-    SLOTS_AT,
-    Head,
-    Header,
-    NewerFormat,
-    UnreadableSegment,
-    is_intact,
-    mark_of,
-    pack_record,
-    pack_spans,
-    read_header,
-    scan,
-    short_enough,
-    unpack_spans,
-)
+from .log import RECORDS_AT, SLOT, SLOTS, SLOTS_AT, Head
 from .settings import Spool
 from .store import DamagedRecord, NewRecord, Pieces, Record, SpoolError, SpoolFullError, StoreStatistics
 
@@ -119,12 +102,10 @@ class DiskStore:
 
     def __init__(self, spool: Spool, endpoint: str, *, tell: Callable[[str], object] = lambda _: None) -> None:
         self._spool = spool
-        self._endpoint = short_enough(endpoint)
+        self._endpoint = log.short_enough(endpoint)
         self._tell = tell
         self._is_open = False
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._done: deque[_Call] = deque()
-        self._is_told = False
         self._messages: deque[str] = deque()
         self._unsettled: deque[int] = deque()
 
@@ -212,12 +193,6 @@ class DiskStore:
             raise call.error
         return cast(_T, call.result)
 
-    def _report(self) -> None:
-        """Wake whoever waits for a job that is done."""
-        self._is_told = False
-        while self._done:
-            self._done.popleft().done.set()
-
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _work(self, token: trio.lowlevel.TrioToken) -> None:
@@ -230,11 +205,7 @@ class DiskStore:
                     call.result = call.job()
                 except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
                     call.error = error
-                self._done.append(call)
-                # Waking the event loop costs more than most jobs. Once is enough until it has looked.
-                if not self._is_told:
-                    self._is_told = True
-                    token.run_sync_soon(self._report)
+                token.run_sync_soon(call.done.set)
         self._release()
 
     def _release(self) -> None:
@@ -261,11 +232,10 @@ class DiskStore:
                 if name != self._name:
                     self._take_over(name, found)
             self._remove_old_files()
-        except OSError as error:
+        except BaseException as error:
             self._release()
-            raise cannot_use(self._spool.directory, error) from error
-        except SpoolError:
-            self._release()
+            if isinstance(error, OSError):
+                raise cannot_use(self._spool.directory, error) from error
             raise
         found.sort(key=lambda segment: segment.head.created)
         self._segments.update({segment.number: segment for segment in found})
@@ -326,9 +296,9 @@ class DiskStore:
                 self._files.unlink(file)
                 return None
             return Head.unpack(begin)
-        except (NewerFormat, OSError) as error:
+        except (log.NewerFormat, OSError) as error:
             self._say_set_aside(file, f"{_why(error)}; it was left as it is")
-        except UnreadableSegment as error:
+        except log.UnreadableSegment as error:
             self._files.rename(file, f"{file.rpartition('.')[0]}.unreadable")
             self._say_set_aside(file, f"{error}; it is now called .unreadable")
         return None
@@ -369,7 +339,7 @@ class DiskStore:
         marker = segment.head.marker
         slots = file.read(SLOTS_AT, SLOT * SLOTS)
         is_known = True
-        for at, size, header in scan(file.read, file.size(), marker):
+        for at, size, header in log.scan(file.read, file.size(), marker):
             if header is None:
                 try:
                     self._move_aside(file, at, size)
@@ -379,7 +349,7 @@ class DiskStore:
             segment.nbytes += size
             self._nbytes += size
             slot = header.slot
-            is_settled = slots[SLOT * slot : SLOT * (slot + 1)] == mark_of(marker, slot)
+            is_settled = slots[SLOT * slot : SLOT * (slot + 1)] == log.mark_of(marker, slot)
             if slot >= SLOTS or slot in segment.live or is_settled:
                 yield None
             else:
@@ -404,24 +374,22 @@ class DiskStore:
     def _commit(self, records: Sequence[NewRecord]) -> list[Record]:
         with suppress(OSError):
             self._settle()
-        packed = [pack_spans(new.spans) for new in records]
-        needed = sum(FIXED_SIZE + len(new.location) + len(spans) for new, spans in zip(records, packed, strict=True))
-        if self._nbytes + needed > self._spool.max_bytes:
-            raise SpoolFullError(needed, self._nbytes, self._spool.max_bytes)
         segment = self._segment_with_room("spans", len(records))
         self._segments[segment.number] = segment
+        marker = segment.head.marker
+        packed = [log.pack_record(marker, slot, new) for slot, new in enumerate(records, segment.slots)]
+        needed = sum(map(len, packed))
+        if self._nbytes + needed > self._spool.max_bytes:
+            raise SpoolFullError(needed, self._nbytes, self._spool.max_bytes)
         committed: list[Record] = []
-        data: list[bytes] = []
         at = segment.end
-        for slot, (new, spans) in enumerate(zip(records, packed, strict=True), start=segment.slots):
-            data.append(pack_record(segment.head.marker, slot, new, spans))
-            size = len(data[-1])
-            committed.append(_add(segment, slot, at, size, new.location, len(new.spans), new.nbytes, new.oldest))
-            at += size
-        segment.nbytes += at - segment.end
-        self._nbytes += at - segment.end
+        for slot, (new, data) in enumerate(zip(records, packed, strict=True), segment.slots):
+            committed.append(_add(segment, slot, at, len(data), new.location, len(new.spans), new.nbytes, new.oldest))
+            at += len(data)
+        segment.nbytes += needed
+        self._nbytes += needed
         try:
-            self._append(segment, data)
+            self._append(segment, packed)
         except OSError:
             # Some of them may be complete in the file.
             self._unsettled.extend(record.token for record in committed)
@@ -433,7 +401,7 @@ class DiskStore:
     def _bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
         segment = self._segment_with_room("dead", 1)
         new = NewRecord(location, spans, 0, time.time())
-        self._append(segment, [pack_record(segment.head.marker, segment.slots, new, pack_spans(spans), reason)])
+        self._append(segment, [log.pack_record(segment.head.marker, segment.slots, new, reason)])
         self._dead += len(spans)
 
     def _append(self, segment: _Segment, records: Sequence[bytes]) -> None:
@@ -497,11 +465,11 @@ class DiskStore:
         at, size = segment.live[slot]
         try:
             with closing(self._files.open(segment.file)) as file:
-                header = read_header(file.read, at, segment.head.marker)
-                if isinstance(header, Header):
+                header = log.read_header(file.read, at, segment.head.marker)
+                if isinstance(header, log.Header):
                     spans = file.read(at + header.spans_at, size - header.spans_at)
-                    if is_intact(header, spans):
-                        return unpack_spans(spans)
+                    if log.is_intact(header, spans):
+                        return log.unpack_spans(spans)
                 try:
                     self._keep_aside(file.read(at, size))
                     self._write_slot(segment, slot)
@@ -527,7 +495,7 @@ class DiskStore:
     def _write_slot(self, segment: _Segment, slot: int) -> None:
         file = segment.appending or self._files.open(segment.file)
         try:
-            file.write(mark_of(segment.head.marker, slot), SLOTS_AT + SLOT * slot)
+            file.write(log.mark_of(segment.head.marker, slot), SLOTS_AT + SLOT * slot)
         finally:
             if file is not segment.appending:
                 file.close()
@@ -555,15 +523,17 @@ class DiskStore:
         complete = [segment for segment in self._segments.values() if segment.is_known and segment.appending is None]
         segment = max(complete, key=lambda segment: segment.nbytes - segment.live_bytes, default=None)
         if segment is not None and 2 * segment.live_bytes <= segment.nbytes:
-            # It is tried again, or removed by the next process.
-            with suppress(OSError):
-                self._rewrite(segment)
+            temporary = f"{self._name}.tmp"
+            try:
+                self._rewrite(segment, temporary)
+            except OSError:
+                with suppress(OSError):
+                    self._files.unlink(temporary)
 
-    def _rewrite(self, segment: _Segment) -> None:
-        temporary = f"{self._name}.tmp"
-        self._files.unlink(temporary)
+    def _rewrite(self, segment: _Segment, temporary: str) -> None:
         moved: dict[int, tuple[int, int]] = {}
         end = RECORDS_AT
+        self._files.unlink(temporary)
         with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
             new.write(old.read(0, RECORDS_AT), 0)
             for slot, (at, size) in segment.live.items():

@@ -69,11 +69,9 @@ class File:
             view, at = view[written:], at + written
 
     def sync(self) -> None:
-        """Return once the file is on the disk."""
         os.fsync(self.fd)
 
     def size(self) -> int:
-        """Return the size of the file."""
         return os.fstat(self.fd).st_size
 
     def close(self) -> None:
@@ -128,7 +126,6 @@ class Directory:
             raise
 
     def names(self) -> list[str]:
-        """Return the names of all files."""
         return os.listdir(self._file.fd)  # noqa: PTH208  # pathlib has no descriptors
 
     def files_of(self, name: str, *kinds: str) -> list[str]:
@@ -143,7 +140,6 @@ class Directory:
         return File(opened)
 
     def make(self, file: str) -> File:
-        """Make and open a file."""
         return self.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def unlink(self, file: str) -> None:
@@ -152,7 +148,6 @@ class Directory:
             os.unlink(file, dir_fd=self._file.fd)
 
     def rename(self, file: str, to: str) -> None:
-        """Rename a file, in place of one that may have the new name."""
         os.rename(file, to, src_dir_fd=self._file.fd, dst_dir_fd=self._file.fd)
 
     def size_and_age(self, file: str, now: float) -> tuple[int, float]:
@@ -165,7 +160,6 @@ class Directory:
         self._file.sync()
 
     def close(self) -> None:
-        """Close the directory."""
         self._file.close()
 
     def batchers(self) -> list[str]:

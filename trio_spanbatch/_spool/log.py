@@ -59,11 +59,10 @@ SLOTS_AT: Final = _HEAD_SIZE
 RECORDS_AT: Final = 2 * _HEAD_SIZE + SLOT * SLOTS
 
 _MAGIC: Final = b"tsbspool"
-# Magic number, version; checksum of what follows in the head, length of the endpoint, marker, time.
-_HEAD_BEGIN = struct.Struct("<8sH")
-_HEAD_CRC = struct.Struct("<I")
+# Magic number, version, checksum of what follows; length of the endpoint, marker, time.
+_HEAD_BEGIN = struct.Struct("<8sHI")
 _HEAD = struct.Struct("<H8sd")
-_HEAD_AT: Final = _HEAD_BEGIN.size + _HEAD_CRC.size
+_HEAD_AT: Final = _HEAD_BEGIN.size
 _MAX_ENDPOINT: Final = _HEAD_SIZE - _HEAD_AT - _HEAD.size
 
 # Marker and checksum; then the slot, the checksums of the names and of the spans, the size of the spans, their number,
@@ -102,7 +101,7 @@ class Head:
         endpoint = self.endpoint.encode(errors="surrogatepass")
         content = _HEAD.pack(len(endpoint), self.marker, self.created) + endpoint
         content = content.ljust(_HEAD_SIZE - _HEAD_AT, b"\0")
-        head = _HEAD_BEGIN.pack(_MAGIC, VERSION) + _HEAD_CRC.pack(crc32(content)) + content
+        head = _HEAD_BEGIN.pack(_MAGIC, VERSION, crc32(content)) + content
         return head + bytes(SLOT * SLOTS) + head
 
     @classmethod
@@ -110,24 +109,22 @@ class Head:
         """Return the head out of what a segment begins with.
 
         Raises:
-            UnreadableSegment: Both heads are damaged.
-            NewerFormat: A newer version has written it.
+            UnreadableSegment: Both heads are damaged, or a newer version has written it (`NewerFormat`).
         """
-        version = 0
-        for head in (begin[:_HEAD_SIZE], begin[RECORDS_AT - _HEAD_SIZE : RECORDS_AT]):
-            if len(head) < _HEAD_AT or not head.startswith(_MAGIC):
-                continue
-            found = _HEAD_BEGIN.unpack_from(head)[1]
-            content = head[_HEAD_AT:]
-            if found > VERSION:
-                version = found
-            elif (crc32(content),) == _HEAD_CRC.unpack_from(head, _HEAD_BEGIN.size):
+        newer = 0
+        begin = begin.ljust(RECORDS_AT, b"\0")
+        for at in (0, RECORDS_AT - _HEAD_SIZE):
+            magic, version, checksum = _HEAD_BEGIN.unpack_from(begin, at)
+            content = begin[at + _HEAD_AT : at + _HEAD_SIZE]
+            if magic == _MAGIC and version > VERSION:
+                newer = version
+            elif magic == _MAGIC and crc32(content) == checksum:
                 size, marker, created = _HEAD.unpack_from(content)
                 endpoint = content[_HEAD.size : _HEAD.size + size]
                 return cls(endpoint.decode(errors="surrogatepass"), marker, created)
-        if version:
+        if newer:
             raise NewerFormat(
-                f"it has format {version}, and this version of trio-spanbatch reads formats up to {VERSION}"
+                f"it has format {newer}, and this version of trio-spanbatch reads formats up to {VERSION}"
             )
         raise UnreadableSegment("it does not begin like a file of a spool")
 
@@ -185,8 +182,9 @@ def unpack_spans(data: bytes) -> list[EncodedSpan]:
     return spans
 
 
-def pack_record(marker: bytes, slot: int, new: NewRecord, spans: bytes, reason: str = "") -> bytes:
-    """Return a record; ``spans`` are those of ``new``, packed."""
+def pack_record(marker: bytes, slot: int, new: NewRecord, reason: str = "") -> bytes:
+    """Return a record."""
+    spans = pack_spans(new.spans)
     location = new.location.encode(errors="surrogatepass")
     why = reason[:_MAX_REASON].encode(errors="surrogatepass")
     names = location + why

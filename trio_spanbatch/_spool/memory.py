@@ -21,8 +21,7 @@ class MemoryDisk:
     """What survives a `MemoryStore`: its committed records, in order, and its dead letters.
 
     Attributes:
-        endpoint: The endpoint that the records are for.
-        records: Each committed and unsettled record with its spans.
+        records: Each committed and unsettled record with its spans, by its token.
         owners: The store that each record belongs to; a record of none can be adopted.
         dead: Location, spans and reason of each call of `MemoryStore.bury`.
         nbytes: The sum over the records.
@@ -71,7 +70,8 @@ class MemoryStore:
     _abandoned: bool = attrs.field(init=False, default=False)
     _found: list[Record] = attrs.field(init=False, factory=list)
     _unsettled: list[int] = attrs.field(init=False, factory=list)
-    _counted: StoreStatistics = attrs.field(init=False, factory=StoreStatistics)
+    _damaged: int = attrs.field(init=False, default=0)
+    _dead: int = attrs.field(init=False, default=0)
 
     async def open(self) -> None:
         try:
@@ -134,7 +134,7 @@ class MemoryStore:
     async def read(self, token: int) -> Sequence[EncodedSpan]:
         await self._operation("read")
         if token in self.damaged:
-            self._counted = attrs.evolve(self._counted, damaged=self._counted.damaged + 1)
+            self._damaged += 1
             self.disk.remove(token)
             raise DamagedRecord(f"record {token} is damaged")
         return self.disk.records[token][1]
@@ -142,7 +142,7 @@ class MemoryStore:
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
         await self._operation("bury")
         self.disk.dead.append((location, tuple(spans), reason))
-        self._counted = attrs.evolve(self._counted, dead=self._counted.dead + len(spans))
+        self._dead += len(spans)
 
     async def close(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -156,7 +156,7 @@ class MemoryStore:
         self.disk.owners.update({token: None for token, owner in self.disk.owners.items() if owner is self})
 
     def statistics(self) -> StoreStatistics:
-        return attrs.evolve(self._counted, nbytes=self.disk.nbytes)
+        return StoreStatistics(self.disk.nbytes, self._damaged, dead=self._dead)
 
     async def _operation(self, name: str) -> None:
         """Take some time, and raise what is scripted."""
