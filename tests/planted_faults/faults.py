@@ -697,21 +697,22 @@ FAULTS = (
     PlantedFault(
         "records are committed though writing them failed",
         "_spool/disk.py",
-        "                segment.is_torn = False\n            raise\n",
-        "                segment.is_torn = False\n",
+        "                self._settle()\n            raise\n        return committed",
+        "                self._settle()\n        return committed",
         first="stores",
     ),
     PlantedFault(
         "what a failed commit has written stays in the file",
         "_spool/disk.py",
-        "            with suppress(OSError):\n                file.truncate(segment.end)\n"
-        "                segment.is_torn = False\n",
+        "            # Some of them may be complete in the file.\n"
+        "            self._unsettled.extend(record.token for record in committed)\n",
         "",
         first="stores",
     ),
     PlantedFault(
         "a commit of several pieces is not undone if one of them fails",
         "_spool/disk.py",
+        "            # None of them is committed if one is not.\n"
         "            self._unsettled.extend(record.token for record in committed)\n",
         "",
         first="stores",
@@ -719,21 +720,21 @@ FAULTS = (
     PlantedFault(
         'durability="power" does not sync the file',
         "_spool/disk.py",
-        "                self._sync(segment, file)\n",
-        "                pass\n",
+        "            segment.appending.sync()\n",
+        "            pass\n",
         first="stores",
     ),
     PlantedFault(
         "records are appended to a segment whose sync failed",
         "_spool/disk.py",
-        "            segment.slots = SLOTS\n",
-        "",
+        "        segment.slots = SLOTS\n        segment.appending",
+        "        segment.appending",
         first="stores",
     ),
     PlantedFault(
         "the checksum of spans is not looked at",
         "_spool/log.py",
-        "    return (crc32(spans) or 1) == header.mark and ",
+        "    return crc32(spans) == header.spans_crc and ",
         "    return ",
         first="stores",
     ),
@@ -791,9 +792,8 @@ FAULTS = (
     PlantedFault(
         "what could not be settled is forgotten",
         "_spool/disk.py",
-        "                segment, slot = self._find(self._unsettled[0])\n",
-        "                segment, slot = self._find(self._unsettled.popleft())\n"
-        "                self._unsettled.appendleft(-1)\n",
+        "            token = self._unsettled[0]\n",
+        "            token = self._unsettled.popleft()\n            self._unsettled.appendleft(-1)\n",
         first="stores",
     ),
     PlantedFault(
@@ -806,8 +806,8 @@ FAULTS = (
     PlantedFault(
         "a file is touched after the store was abandoned",
         "_spool/disk.py",
-        "            if self._abandoned:\n                raise OSError(errno.EBADF",
-        "            if False:\n                raise OSError(errno.EBADF",
+        "                    if not self._is_open:\n",
+        "                    if False:\n",
         first="stores",
     ),
 )

@@ -138,6 +138,7 @@ async def test_a_write_that_hangs_can_be_abandoned(disk: DiskPlace, watched: Wat
     store = await disk.opened()
     await store.commit([committed := make_record()])
     await commit_that_hangs(store, watched, hang, under_way := make_record())
+    await commit_that_hangs(store, watched, hang, make_record("behind it"))
     store.abandon()
     del watched.calls[:]
     hang.release()
@@ -340,7 +341,10 @@ async def test_what_a_failed_commit_has_written_is_settled_later_if_not_at_once(
     await after.close()
 
 
-async def test_a_commit_of_several_pieces_is_undone_if_one_of_them_fails(disk: DiskPlace, watched: WatchedOS) -> None:
+@pytest.mark.parametrize(("count", "size"), [(5, 70_000), (600, 1)])
+async def test_a_commit_of_several_pieces_is_undone_if_one_of_them_fails(
+    count: int, size: int, disk: DiskPlace, watched: WatchedOS
+) -> None:
     store = await disk.opened()
     await store.commit([first := make_record()])
     writes = 0
@@ -354,7 +358,7 @@ async def test_a_commit_of_several_pieces_is_undone_if_one_of_them_fails(disk: D
 
     watched.replaced["pwrite"] = pwrite
     with pytest.raises(OSError, match="full"):
-        await store.commit([make_record(size=70_000) for _ in range(5)])
+        await store.commit([make_record(size=size) for _ in range(count)])
     watched.replaced.clear()
     await store.settle([])
     disk.end(store)

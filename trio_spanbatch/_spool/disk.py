@@ -484,7 +484,8 @@ class DiskStore:
     def _settle(self) -> None:
         """Settle the records whose tokens were handed over."""
         while self._unsettled:
-            segment, slot = self._segments.get(self._unsettled[0] // SLOTS), self._unsettled[0] % SLOTS
+            token = self._unsettled[0]
+            segment, slot = self._segments.get(token // SLOTS), token % SLOTS
             if segment is not None and slot in segment.live:
                 with suppress(FileNotFoundError):
                     self._write_slot(segment, slot)
