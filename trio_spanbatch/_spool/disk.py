@@ -47,7 +47,6 @@ _RECORDS_OF_JOB: Final = 256
 # Seconds for which dead letters and damaged pieces are kept, and the part of ``max_bytes`` that dead letters may take.
 _KEPT: Final = 7 * 24 * 3600.0
 _DEAD_PART: Final = 8
-
 # New random names to try. Another process may take one over before it is locked.
 _NAMES: Final = 10
 
@@ -272,7 +271,7 @@ class DiskStore:
                         found.append(segment)
                 self._files.unlink(f"{name}.lock")
         except OSError as error:
-            self._say_set_aside(f"{name}.*", f"{_why(error)}; what is left of it was left as it is")
+            self._say_set_aside(f"{name}.*", error, "what is left of it was left as it is")
 
     def _refuse_if_unsettled(self, file: str, head: Head) -> None:
         segment = _Segment(file, 0, head)
@@ -297,15 +296,16 @@ class DiskStore:
                 return None
             return Head.unpack(begin)
         except (log.NewerFormat, OSError) as error:
-            self._say_set_aside(file, f"{_why(error)}; it was left as it is")
+            self._say_set_aside(file, error, "it was left as it is")
         except log.UnreadableSegment as error:
             self._files.rename(file, f"{file.rpartition('.')[0]}.unreadable")
-            self._say_set_aside(file, f"{error}; it is now called .unreadable")
+            self._say_set_aside(file, error, "it is now called .unreadable")
         return None
 
-    def _say_set_aside(self, file: str, why: str) -> None:
+    def _say_set_aside(self, file: str, error: Exception, done: str) -> None:
         self._set_aside += 1
-        self._messages.append(f"the spool cannot read {self._files.path / file}: {why}")
+        why = (isinstance(error, OSError) and error.strerror) or error
+        self._messages.append(f"the spool cannot read {self._files.path / file}: {why}; {done}")
 
     def _remove_old_files(self) -> None:
         """Remove what was kept aside for too long, and the oldest dead letters if there are too many."""
@@ -333,7 +333,7 @@ class DiskStore:
                     yield from self._scan_segment(segment, file)
                 self._remove_if_settled(segment)
             except OSError as error:
-                self._say_set_aside(segment.file, f"{_why(error)}; it was left as it is")
+                self._say_set_aside(segment.file, error, "it was left as it is")
 
     def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
         marker = segment.head.marker
@@ -523,27 +523,25 @@ class DiskStore:
             return
         complete = [segment for segment in self._segments.values() if segment.is_known and segment.appending is None]
         segment = max(complete, key=lambda segment: segment.nbytes - segment.live_bytes, default=None)
-        if segment is not None and 2 * segment.live_bytes <= segment.nbytes:
-            temporary = f"{self._name}.tmp"
-            try:
-                self._rewrite(segment, temporary)
-            except OSError:
-                with suppress(OSError):
-                    self._files.unlink(temporary)
-
-    def _rewrite(self, segment: _Segment, temporary: str) -> None:
+        if segment is None or 2 * segment.live_bytes > segment.nbytes:
+            return
+        temporary = f"{self._name}.tmp"
         moved: dict[int, tuple[int, int]] = {}
         end = RECORDS_AT
-        self._files.unlink(temporary)
-        with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
-            new.write(old.read(0, RECORDS_AT), 0)
-            for slot, (at, size) in segment.live.items():
-                new.write(old.read(at, size), end)
-                moved[slot] = end, size
-                end += size
-            if self._spool.durability == "power":
-                new.sync()
-            self._files.rename(temporary, segment.file)
+        try:
+            with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
+                new.write(old.read(0, RECORDS_AT), 0)
+                for slot, (at, size) in segment.live.items():
+                    new.write(old.read(at, size), end)
+                    moved[slot] = end, size
+                    end += size
+                if self._spool.durability == "power":
+                    new.sync()
+                self._files.rename(temporary, segment.file)
+        except OSError:
+            with suppress(OSError):
+                self._files.unlink(temporary)
+            return
         segment.live = moved
         self._nbytes -= segment.nbytes - segment.live_bytes
         segment.nbytes = segment.live_bytes
@@ -561,10 +559,6 @@ class DiskStore:
     def _files(self) -> Directory:
         assert self._directory is not None, "the spool is not open"
         return self._directory
-
-
-def _why(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _add(
