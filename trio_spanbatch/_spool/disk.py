@@ -66,11 +66,9 @@ class _Segment:
     """A segment that is known, and the records in it that are not settled.
 
     Attributes:
-        file: The name of its file.
         number: Its number in tokens.
-        appending: Its file, while records are appended.
+        appending: Its file, while records are appended, where ``end`` is.
         slots: How many slots are used.
-        end: Where the next record begins.
         live: Position and size of each record that is not settled, by its slot.
         live_bytes: The sum of these sizes.
         nbytes: Bytes of all records, settled ones included; 0 if there is no other.

@@ -21,10 +21,8 @@ class MemoryDisk:
     """What survives a `MemoryStore`: its committed records, in order, and its dead letters.
 
     Attributes:
-        records: Each committed and unsettled record with its spans, by its token.
         owners: The store that each record belongs to; a record of none can be adopted.
         dead: Location, spans and reason of each call of `MemoryStore.bury`.
-        nbytes: The sum over the records.
         tokens: How many tokens were given out.
     """
 
@@ -36,7 +34,6 @@ class MemoryDisk:
     tokens: int = 0
 
     def remove(self, token: int) -> None:
-        """Remove a record, if it is there."""
         if token in self.records:
             self.nbytes -= self.records.pop(token)[0].nbytes
             del self.owners[token]
