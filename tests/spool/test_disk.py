@@ -344,19 +344,19 @@ async def test_what_a_failed_commit_has_written_is_settled_later_if_not_at_once(
 async def test_a_commit_of_several_pieces_is_undone_if_one_of_them_fails(disk: DiskPlace, watched: WatchedOS) -> None:
     store = await disk.opened()
     await store.commit([first := make_record()])
-    writes = 0
+    writes_left = 0
 
     def pwrite(fd: int, data: Any, at: int) -> int:
-        nonlocal writes
-        writes += 1
-        if writes == 2:
+        nonlocal writes_left
+        writes_left -= 1
+        if writes_left == 0:
             raise OSError(errno.ENOSPC, "full")
         return os.pwrite(fd, data, at)
 
     watched.replaced["pwrite"] = pwrite
-    # Pieces of one job, and several jobs.
-    for count, size in ((5, 70_000), (600, 1)):
-        writes = 0
+    # Pieces of one job; several jobs, the first of which also makes a segment.
+    for count, size, failing in ((5, 70_000, 2), (600, 1, 3)):
+        writes_left = failing
         with pytest.raises(OSError, match="full"):
             await store.commit([make_record(size=size) for _ in range(count)])
         await store.settle([])
