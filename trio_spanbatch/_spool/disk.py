@@ -229,10 +229,11 @@ class DiskStore:
                 if name != self._name:
                     self._take_over(name, found)
             self._remove_old_files()
-        except BaseException as error:
+        except OSError as error:
             self._release()
-            if isinstance(error, OSError):
-                raise cannot_use(self._spool.directory, error) from error
+            raise cannot_use(self._spool.directory, error) from error
+        except BaseException:
+            self._release()
             raise
         found.sort(key=lambda segment: segment.head.created)
         self._segments.update({segment.number: segment for segment in found})

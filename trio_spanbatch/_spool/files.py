@@ -119,10 +119,11 @@ class Directory:
             if made:
                 with closing(File(os.open(given, _READ_DIRECTORY))) as above:
                     above.sync()
-        except BaseException as error:
+        except OSError as error:
             self.close()
-            if isinstance(error, OSError):
-                raise cannot_use(given, error) from error
+            raise cannot_use(given, error) from error
+        except BaseException:
+            self.close()
             raise
 
     def names(self) -> list[str]:

@@ -51,7 +51,7 @@ VERSION: Final = 1
 # Slots of a segment, and so the most records of one.
 SLOTS: Final = 4096
 SLOT: Final = 4
-# The most bytes that are read or written in one call, and between two looks at whether to go on.
+# The most bytes that are read or written in one call.
 PIECE: Final = 256 * 1024
 
 _HEAD_SIZE: Final = 1024
