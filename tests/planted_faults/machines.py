@@ -6,7 +6,8 @@
 - the scheduler: fresh sequences of events of the scheduler alone, until one fails;
 - the interruption sweep: calls of the batcher, each with an exception of a signal handler at each line, until one
   fails;
-- the spool: the tests of a batcher with a spool in memory, until one fails.
+- the spool: the tests of a batcher with a spool in memory, until one fails;
+- the stores of the spool: processes that share one and are killed, files that fail and are damaged, until one fails.
 
 A child that crashes or does not end in time counts as a failure too.
 """
@@ -35,6 +36,7 @@ BOUNDS: dict[Machine, int] = {
     "cancel everywhere": 0,
     "interruption sweep": 0,
     "spool": 0,
+    "stores": 0,
 }
 
 
@@ -87,6 +89,10 @@ def run_tests_of_spool(environ: Mapping[str, str], _bound: int, _scenario: str |
     return _read(_run(["-m", "tests.spool.on_the_clock"], environ))
 
 
+def exercise_stores(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
+    return _read(_run(["-m", "tests.spool"], environ))
+
+
 # The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.
 MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] = {
     "simulation": simulate,
@@ -95,6 +101,7 @@ MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] 
     "cancel everywhere": cancel_everywhere,
     "interruption sweep": sweep_interruptions,
     "spool": run_tests_of_spool,
+    "stores": exercise_stores,
 }
 
 

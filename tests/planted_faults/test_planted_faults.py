@@ -20,6 +20,7 @@ SOUND: dict[Machine, int] = {
     "cancel everywhere": 0,
     "interruption sweep": 0,
     "spool": 0,
+    "stores": 0,
 }
 
 

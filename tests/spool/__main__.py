@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def runs() -> Iterator[Callable[[Path, pytest.MonkeyPatch], Any]]:
                 yield partial(_test, function)
 
 
-_KNOWN = {"disk", "place", "monkeypatch", "watched"}
+_KNOWN = {"disk", "place", "monkeypatch", "watched", "hang"}
 
 
 def _arguments(function: Callable[..., Any]) -> set[str]:
@@ -51,11 +52,15 @@ def _every_operation(fault: test_faults.Fault, first: int, folder: Path, patch: 
 
 def _test(function: Callable[..., Any], folder: Path, patch: pytest.MonkeyPatch) -> None:
     place = DiskPlace(folder / "spool")
-    given = {"disk": place, "place": place, "monkeypatch": patch}
+    hang = test_disk.Hang(os.pwrite)
+    given = {"disk": place, "place": place, "monkeypatch": patch, "hang": hang}
     if "watched" in _arguments(function):
         given["watched"] = watched = test_disk.WatchedOS()
         patch.setattr(files, "os", watched)
-    trio.run(partial(function, **{name: given[name] for name in _arguments(function)}))
+    try:
+        trio.run(partial(function, **{name: given[name] for name in _arguments(function)}))
+    finally:
+        hang.release()
 
 
 def main() -> None:
@@ -68,7 +73,7 @@ def main() -> None:
             count += 1
             with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
                 run(Path(folder), patch)
-    except BaseException:
+    except BaseException:  # noqa: ASYNC103  # it is told as the result
         failure = traceback.format_exc()
     print(json.dumps({"runs": count, "failure": failure}), flush=True)
 

@@ -54,7 +54,8 @@ def content_of(records: Iterable[NewRecord]) -> list[tuple[str, list[EncodedSpan
 def wait_until_released() -> None:
     """Return once the files of abandoned stores are closed."""
     for thread in threading.enumerate():
-        if thread.name == "trio-spanbatch spool":
+        store = getattr(getattr(thread, "_target", None), "__self__", None)
+        if isinstance(store, DiskStore) and not store._is_open:
             thread.join()
 
 

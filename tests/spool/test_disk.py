@@ -26,10 +26,10 @@ from tests.spool.support import (
     wait_until_released,
 )
 from tests.support.long_tests import run_long
-from trio_spanbatch import EncodedSpan, Spool
+from trio_spanbatch import EncodedSpan, Spool, SpoolError
 from trio_spanbatch._spool import files
 from trio_spanbatch._spool.disk import _KEPT, DiskStore
-from trio_spanbatch._spool.log import RECORDS_AT, SLOTS, Header, scan, unpack_spans
+from trio_spanbatch._spool.log import RECORDS_AT, SLOTS, scan, unpack_spans
 from trio_spanbatch._spool.log import Head as SegmentHead
 from trio_spanbatch._spool.store import NewRecord
 
@@ -138,6 +138,7 @@ async def test_a_write_that_hangs_can_be_abandoned(disk: DiskPlace, watched: Wat
     store = await disk.opened()
     await store.commit([committed := make_record()])
     await commit_that_hangs(store, watched, hang, under_way := make_record())
+    await commit_that_hangs(store, watched, hang, make_record("behind it"))
     store.abandon()
     del watched.calls[:]
     hang.release()
@@ -161,6 +162,17 @@ async def test_abandoning_does_not_wait_for_a_write_that_hangs(disk: DiskPlace, 
     hang.release()
     wait_until_released()
     assert not any(file.fd >= 0 for file in files._OPEN)
+
+
+async def test_nothing_is_touched_after_abandoning(disk: DiskPlace, watched: WatchedOS) -> None:
+    store = await disk.opened()
+    (record,) = await store.commit([make_record()])
+    disk.end(store)
+    del watched.calls[:]
+    for call in (store.commit([make_record()]), store.settle([record.token]), store.read(record.token)):
+        with pytest.raises(OSError, match="closed"):
+            await call
+    assert watched.calls == []
 
 
 async def test_a_call_that_waits_for_a_hanging_one_can_be_cancelled(
@@ -192,20 +204,49 @@ async def test_the_program_s_threads_are_not_needed(disk: DiskPlace) -> None:
     await store.close()
 
 
-async def test_where_no_thread_can_be_started_the_disk_has_failed(
+async def test_where_no_thread_can_be_started_the_spool_cannot_be_opened(
     disk: DiskPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await disk.opened()
-
-    def run_sync(*args: Any, **kwargs: Any) -> None:
+    def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    store = disk.store()
     with monkeypatch.context() as patched:
-        patched.setattr(trio.to_thread, "run_sync", run_sync)
-        with pytest.raises(OSError, match="can't start new thread"):
-            await store.commit([make_record()])
-    await store.commit([make_record()])
-    await store.close()
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(SpoolError, match="can't start new thread"):
+            await store.open()
+    with pytest.raises(OSError, match="closed"):
+        await store.commit([make_record()])
+
+
+@pytest.mark.parametrize("end", ["close", "abandon", "no directory", "cancelled", "hangs until the run has ended"])
+def test_the_thread_ends_with_its_store(disk: DiskPlace, watched: WatchedOS, hang: Hang, end: str) -> None:
+    before = set(threading.enumerate())
+
+    async def main() -> None:
+        store = disk.store()
+        with trio.CancelScope() as scope:
+            if end == "no directory":
+                disk.directory.touch()
+                with pytest.raises(SpoolError):
+                    await store.open()
+                return
+            if end == "cancelled":
+                scope.cancel()
+            await store.open()
+            if end.startswith("hangs"):
+                await commit_that_hangs(store, watched, hang, make_record())
+            if end == "close":
+                await store.close()
+            store.abandon()
+
+    trio.run(main)
+    hang.release()
+    for thread in set(threading.enumerate()) - before:
+        if thread.name == "trio-spanbatch spool":
+            thread.join(10)
+            assert not thread.is_alive()
+    assert not any(file.fd >= 0 for file in files._OPEN)
 
 
 # -- what is synced --------------------------------------------------------------------------------------------
@@ -258,11 +299,11 @@ async def test_nothing_is_appended_to_a_segment_after_a_failed_sync(disk: DiskPl
     store = await disk.opened(durability="power")
     await store.commit([first := make_record()])
     (segment,) = disk.files("spans")
-    size = segment.stat().st_size
     watched.fails("fsync", errno.EIO)
     with pytest.raises(OSError, match="Input/output"):
         await store.commit([make_record()])
     watched.replaced.clear()
+    size = segment.stat().st_size
     await store.commit([second := make_record()])
     assert segment.stat().st_size == size
     assert len(disk.files("spans")) == 2
@@ -275,7 +316,10 @@ async def test_nothing_is_appended_to_a_segment_after_a_failed_sync(disk: DiskPl
 # -- full and failing disks ------------------------------------------------------------------------------------
 
 
-async def test_a_torn_tail_that_cannot_be_cut_off_at_once_is_cut_off_later(disk: DiskPlace, watched: WatchedOS) -> None:
+@pytest.mark.parametrize("later", ["commit", "settle", "close"])
+async def test_what_a_failed_commit_has_written_is_settled_later_if_not_at_once(
+    later: str, disk: DiskPlace, watched: WatchedOS
+) -> None:
     store = await disk.opened()
     await store.commit([first := make_record()])
 
@@ -284,17 +328,15 @@ async def test_a_torn_tail_that_cannot_be_cut_off_at_once_is_cut_off_later(disk:
         return os.pwrite(fd, data[: len(data) - 1], at)
 
     watched.replaced["pwrite"] = write_half
-    watched.fails("ftruncate", errno.EIO)
-    with pytest.raises(OSError, match="No space left"):
-        await store.commit([make_record() for _ in range(5)])
-    del watched.replaced["pwrite"]
-    with pytest.raises(OSError, match="Input/output"):
-        await store.commit([make_record()])
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            await store.commit([make_record() for _ in range(5)])
     watched.replaced.clear()
-    await store.commit([second := make_record(count=1)])
+    second = [make_record(count=1)] if later == "commit" else []
+    await (store.commit(second) if later == "commit" else store.settle([]) if later == "settle" else store.close())
     disk.end(store)
     after, found = await disk.next()
-    assert found == content_of([first, second])
+    assert found == content_of([first, *second])
     assert after.statistics().damaged == 0
     await after.close()
 
@@ -302,20 +344,23 @@ async def test_a_torn_tail_that_cannot_be_cut_off_at_once_is_cut_off_later(disk:
 async def test_a_commit_of_several_pieces_is_undone_if_one_of_them_fails(disk: DiskPlace, watched: WatchedOS) -> None:
     store = await disk.opened()
     await store.commit([first := make_record()])
-    writes = 0
+    writes_left = 0
 
     def pwrite(fd: int, data: Any, at: int) -> int:
-        nonlocal writes
-        writes += 1
-        if writes == 2:
+        nonlocal writes_left
+        writes_left -= 1
+        if writes_left == 0:
             raise OSError(errno.ENOSPC, "full")
         return os.pwrite(fd, data, at)
 
     watched.replaced["pwrite"] = pwrite
-    with pytest.raises(OSError, match="full"):
-        await store.commit([make_record(size=70_000) for _ in range(5)])
+    # Pieces of one job; several jobs, the first of which also makes a segment.
+    for count, size, failing in ((5, 70_000, 2), (600, 1, 3)):
+        writes_left = failing
+        with pytest.raises(OSError, match="full"):
+            await store.commit([make_record(size=size) for _ in range(count)])
+        await store.settle([])
     watched.replaced.clear()
-    await store.settle([])
     disk.end(store)
     after, found = await disk.next()
     assert found == content_of([first])
@@ -363,6 +408,15 @@ async def main():
 trio.run(main)
 """
     assert "File too large" in run_long("-c", program)
+
+
+async def test_the_space_for_settlements_is_taken_when_a_segment_is_made(disk: DiskPlace) -> None:
+    """Not a hole in the file, which would take space only when a record is settled."""
+    store = await disk.opened()
+    await store.commit([make_record()])
+    (segment,) = disk.files("spans")
+    assert segment.stat().st_blocks * 512 >= RECORDS_AT
+    await store.close()
 
 
 @pytest.fixture
@@ -605,9 +659,8 @@ def letters(file: Path) -> list[tuple[str, str, Sequence[EncodedSpan]]]:
     data = file.read_bytes()
     found: list[tuple[str, str, Sequence[EncodedSpan]]] = []
     for item in scan(lambda at, size: data[at : at + size], len(data), SegmentHead.unpack(data).marker):
-        assert isinstance(item, tuple)
-        at, header = item
-        assert isinstance(header, Header)
+        at, _, header = item
+        assert header is not None
         spans = unpack_spans(data[at + header.spans_at : at + header.size])
         found.append((header.location, header.reason, spans))
     return found

@@ -206,6 +206,9 @@ async def one_life(disk: DiskPlace, nth: int, fault: Fault, patch: pytest.Monkey
             store.abandon()
             wait_until_released()
     faulty.close_all()
+    # Without a file, the thread of an ended process ends too.
+    store.abandon()
+    wait_until_released()
     await check(disk, life, kept, settled, may_invent=faulty.has_ended)
     for file in disk.files():
         file.unlink()

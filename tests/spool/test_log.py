@@ -11,11 +11,13 @@ from trio_spanbatch._spans.batch import SpanHeaders
 from trio_spanbatch._spool.log import (
     PIECE,
     RECORDS_AT,
-    Damage,
+    SLOT,
+    SLOTS,
     Head,
     Header,
     UnreadableSegment,
     is_intact,
+    mark_of,
     pack_record,
     pack_spans,
     read_header,
@@ -23,6 +25,7 @@ from trio_spanbatch._spool.log import (
     short_enough,
     unpack_spans,
 )
+from trio_spanbatch._spool.store import NewRecord
 
 MARKER = b"\x00marker\xff"
 HEADERS = st.builds(SpanHeaders, st.binary(max_size=30), st.binary(max_size=30))
@@ -36,20 +39,18 @@ def test_spans_are_unpacked_as_they_were_packed(spans: list[EncodedSpan]) -> Non
 
 @given(SPANS, st.text(max_size=50), st.text(max_size=50))
 def test_a_record_is_read_as_it_was_packed(spans: list[EncodedSpan], location: str, reason: str) -> None:
-    packed = pack_spans(spans)
-    data, mark = pack_record(MARKER, 7, location, packed, len(spans), 99, 1.5, reason)
+    data = pack_record(MARKER, 7, NewRecord(location, spans, 99, 1.5), reason)
     header = read_header(lambda at, size: data[at : at + size], 0, MARKER)
     assert isinstance(header, Header)
-    assert (header.slot, header.mark, header.count, header.nbytes, header.oldest) == (7, mark, len(spans), 99, 1.5)
+    assert (header.slot, header.count, header.nbytes, header.oldest) == (7, len(spans), 99, 1.5)
     assert (header.location, header.reason, header.size) == (location, reason, len(data))
     assert is_intact(header, data[header.spans_at :])
-    assert mark != 0
 
 
-def test_spans_whose_checksum_is_zero_are_not_taken_for_settled() -> None:
-    """The checksum of nothing is zero."""
-    _, mark = pack_record(MARKER, 0, "x", b"", 0, 0, 0.0)
-    assert mark != 0
+def test_the_slot_of_a_settled_record_is_like_no_other() -> None:
+    marks = {mark_of(MARKER, slot) for slot in range(SLOTS)}
+    assert bytes(SLOT) not in marks
+    assert len(marks) == SLOTS
 
 
 def test_spans_in_a_row_share_their_resource_and_scope() -> None:
@@ -60,7 +61,7 @@ def test_spans_in_a_row_share_their_resource_and_scope() -> None:
 
 
 def test_a_long_reason_is_cut() -> None:
-    data, _ = pack_record(MARKER, 0, "x", b"", 0, 0, 0.0, "why " * 10_000)
+    data = pack_record(MARKER, 0, NewRecord("x", [], 0, 0.0), "why " * 10_000)
     assert len(data) < 3000
 
 
@@ -81,11 +82,12 @@ def test_what_is_no_head_is_unreadable(begin: bytes) -> None:
 
 @pytest.mark.parametrize("garbage", [1, 63, 64, 65, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE - 30])
 def test_the_record_after_garbage_of_any_size_is_found(garbage: int) -> None:
-    record, _ = pack_record(MARKER, 3, "here", pack_spans([EncodedSpan(b"span")]), 1, 4, 0.0)
+    record = pack_record(MARKER, 3, NewRecord("here", [EncodedSpan(b"span")], 4, 0.0))
     # Garbage with markers in it.
     junk = (MARKER + b"junk" * 11)[: garbage % 52] + (MARKER + b"junk" * 11) * (garbage // 52)
     data = bytes(RECORDS_AT) + junk + record
     found = list(scan(lambda at, size: data[at : at + size], len(data), MARKER))
-    assert found[0] == Damage(RECORDS_AT, garbage)
-    ((at, header),) = [item for item in found[1:] if not isinstance(item, Damage)]
-    assert (at, header.location) == (RECORDS_AT + garbage, "here")
+    assert found[0] == (RECORDS_AT, garbage, None)
+    ((at, size, header),) = [item for item in found[1:] if item[2] is not None]
+    assert header is not None
+    assert (at, size, header.location) == (RECORDS_AT + garbage, len(record), "here")

@@ -26,6 +26,7 @@ BUDGETS = {
     "_spans": 1_880,
     "_settings": 625,
     "_http": 3_590,
+    "_spool": 1_480,
     "destinations": 2_016,
     "opentelemetry": 1_300,
     "testing": 1_225,

@@ -1,12 +1,13 @@
 """The store on disk.
 
-All work is done in a thread, one job after the other (`DiskStore._run`): trio's own would block, and a limiter of its
-own keeps the spool from waiting for the program's threads. A job that hangs cannot be interrupted. So a cancelled call
-leaves its job alone, and `DiskStore.abandon` says that no further one begins. Everything that a job changes is changed
-by jobs only, apart from the tokens to settle, which are handed over in a deque.
+All work is done in a thread of the store's own, one job after the other (`DiskStore._run`), as a disk can block and the
+program's threads may be busy. With `trio.to_thread` each job would cost some 60 us of CPU time, four times what a small
+commit itself takes; with a queue it is about 35, and 10 with ten jobs at a time. A job that hangs cannot be
+interrupted. So a cancelled call leaves its job alone, and after `DiskStore.abandon` no further one begins; the thread
+closes the files and ends. It is a daemon, since it may never end. Everything that a job changes is changed by jobs
+only, apart from the tokens to settle, which are handed over in a deque.
 
-A token is the number of a segment and a slot. Of a record, memory holds its place, its size and its checksum, in arrays
-of its segment.
+A token is the number of a segment and a slot. Of a record, memory holds where it is and its size.
 """
 
 from __future__ import annotations
@@ -15,41 +16,23 @@ import errno
 import itertools
 import os
 import secrets
-import struct
 import threading
 import time
-from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
-from typing import Final, TypeVar, TypeVarTuple
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 import attrs
 import trio
 
 from .._settings.policies import MIB
 from .._spans.batch import EncodedSpan
+from . import log
 from .files import Directory, File, cannot_use, is_ours
-from .log import (
-    FIXED_SIZE,
-    PIECE,
-    RECORDS_AT,
-    SLOT,
-    SLOTS,
-    SLOTS_AT,
-    Damage,
-    Head,
-    Header,
-    NewerFormat,
-    UnreadableSegment,
-    is_intact,
-    pack_record,
-    pack_spans,
-    read_header,
-    scan,
-    short_enough,
-    unpack_spans,
-)
+from .log import RECORDS_AT, SLOT, SLOTS, SLOTS_AT, Head
 from .settings import Spool
 from .store import DamagedRecord, NewRecord, Pieces, Record, SpoolError, SpoolFullError, StoreStatistics
 
@@ -64,11 +47,18 @@ _RECORDS_OF_JOB: Final = 256
 # Seconds for which dead letters and damaged pieces are kept, and the part of ``max_bytes`` that dead letters may take.
 _KEPT: Final = 7 * 24 * 3600.0
 _DEAD_PART: Final = 8
-
 # New random names to try. Another process may take one over before it is locked.
 _NAMES: Final = 10
 
-_SLOT_BITS: Final = (SLOTS - 1).bit_length()
+
+@attrs.define(eq=False)
+class _Call:
+    """A job for the thread, and how it ended."""
+
+    job: Callable[[], object]
+    result: Any = None
+    error: BaseException | None = None
+    done: trio.Event = attrs.Factory(trio.Event)
 
 
 @attrs.define(eq=False)
@@ -76,18 +66,11 @@ class _Segment:
     """A segment that is known, and the records in it that are not settled.
 
     Attributes:
-        file: The name of its file.
         number: Its number in tokens.
-        head: Its head.
-        appending: Its file, while records are appended.
-        end: Where the next record begins.
-        is_torn: Whether there may be something behind ``end``.
+        appending: Its file, while records are appended, where ``end`` is.
         slots: How many slots are used.
-        offsets: Where the record of each slot begins.
-        sizes: The size of each record; 0 for one that is settled.
-        marks: What the slot of each record contains once it is settled.
-        live: The number of records that are not settled.
-        live_bytes: The sum of ``sizes``.
+        live: Position and size of each record that is not settled, by its slot.
+        live_bytes: The sum of these sizes.
         nbytes: Bytes of all records, settled ones included; 0 if there is no other.
         is_known: Whether all of its records are known. If not, its file is kept.
     """
@@ -96,33 +79,12 @@ class _Segment:
     number: int
     head: Head
     appending: File | None = None
-    end: int = RECORDS_AT
-    is_torn: bool = False
     slots: int = 0
-    offsets: array[int] = attrs.Factory(lambda: array("Q"))
-    sizes: array[int] = attrs.Factory(lambda: array("I"))
-    marks: array[int] = attrs.Factory(lambda: array("I"))
-    live: int = 0
+    end: int = RECORDS_AT
+    live: dict[int, tuple[int, int]] = attrs.Factory(dict)
     live_bytes: int = 0
     nbytes: int = 0
     is_known: bool = True
-
-    def add(self, slot: int, at: int, size: int, mark: int) -> None:
-        """Remember a record that is not settled."""
-        for values in (self.offsets, self.sizes, self.marks):
-            values.extend([0] * (slot + 1 - len(values)))
-        self.offsets[slot], self.sizes[slot], self.marks[slot] = at, size, mark
-        self.live += 1
-        self.live_bytes += size
-
-    @property
-    def may_be_rewritten(self) -> bool:
-        """Whether most of its bytes would go if its settled records were left out."""
-        return self.is_known and self.appending is None and 2 * self.live_bytes <= self.nbytes
-
-    def holds(self, slot: int) -> bool:
-        """Return whether there is a record in ``slot`` that is not settled."""
-        return slot < len(self.sizes) and self.sizes[slot] > 0
 
 
 class DiskStore:
@@ -137,11 +99,10 @@ class DiskStore:
 
     def __init__(self, spool: Spool, endpoint: str, *, tell: Callable[[str], object] = lambda _: None) -> None:
         self._spool = spool
-        self._endpoint = short_enough(endpoint)
+        self._endpoint = log.short_enough(endpoint)
         self._tell = tell
-        self._limiter = trio.CapacityLimiter(1)
-        self._abandoned = False
-        self._working = threading.Lock()
+        self._is_open = False
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._messages: deque[str] = deque()
         self._unsettled: deque[int] = deque()
 
@@ -158,27 +119,36 @@ class DiskStore:
     # -- calls from the trio run -------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """See `Store.open`."""
-        await self._run(self._open)
+        thread = threading.Thread(
+            target=self._work, args=[trio.lowlevel.current_trio_token()], name="trio-spanbatch spool", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise SpoolError(f"the spool cannot use {self._spool.directory}: {error}") from error
+        self._is_open = True
+        try:
+            await self._run(self._open)
+        except BaseException:
+            self.abandon()
+            raise
 
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
-        """See `Store.adopted`."""
         return Pieces(self._next_piece)
 
     async def _next_piece(self) -> Sequence[Record] | None:
         try:
             return await self._run(self._scan_piece)
         except OSError:
-            # The store was closed, or there is no thread.
+            # The store was closed.
             return None
 
     async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
-        """See `Store.commit`."""
         self._unsettled.extend(settled)
         committed: list[Record] = []
         try:
-            for piece in _pieces(records):
-                committed += await self._run(self._commit, piece)
+            for start in range(0, len(records), _RECORDS_OF_JOB):
+                committed += await self._run(self._commit, records[start : start + _RECORDS_OF_JOB])
         except OSError:
             # None of them is committed if one is not.
             self._unsettled.extend(record.token for record in committed)
@@ -186,58 +156,54 @@ class DiskStore:
         return committed
 
     async def settle(self, tokens: Sequence[int]) -> None:
-        """See `Store.settle`."""
         self._unsettled.extend(tokens)
         await self._run(self._settle)
 
     async def read(self, token: int) -> Sequence[EncodedSpan]:
-        """See `Store.read`."""
         return await self._run(self._read, token)
 
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
-        """See `Store.bury`."""
         await self._run(self._bury, location, spans, reason)
 
     async def close(self) -> None:
-        """See `Store.close`."""
         with suppress(OSError):
             await self._run(self._close)
-        self._abandoned = True
+        self.abandon()
 
     def abandon(self) -> None:
-        """See `Store.abandon`. The files are closed, and unlocked, once the job under way has ended."""
-        if self._abandoned:
-            return
-        self._abandoned = True
-        # If there is no thread, the end of the process closes them.
-        with suppress(RuntimeError):
-            threading.Thread(target=self._release_once_idle, name="trio-spanbatch spool", daemon=True).start()
+        self._is_open = False
+        self._calls.put(None)
 
     def statistics(self) -> StoreStatistics:
-        """See `Store.statistics`."""
         return StoreStatistics(self._nbytes, self._damaged, self._set_aside, self._dead)
 
     async def _run(self, job: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Run a job in the thread. If this is cancelled, the job may still begin or go on."""
-        try:
-            return await trio.to_thread.run_sync(self._work, job, *args, abandon_on_cancel=True, limiter=self._limiter)
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, f"the spool has no thread: {error}") from error
-        finally:
-            while self._messages:
-                self._tell(self._messages.popleft())
+        if not self._is_open:
+            raise OSError(errno.EBADF, "the spool is closed")
+        call = _Call(partial(job, *args))
+        self._calls.put(call)
+        await call.done.wait()
+        while self._messages:
+            self._tell(self._messages.popleft())
+        if call.error is not None:
+            raise call.error
+        return cast(_T, call.result)
 
     # -- the thread --------------------------------------------------------------------------------------------
 
-    def _work(self, job: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        with self._working:
-            if self._abandoned:
-                raise OSError(errno.EBADF, "the spool is closed")
-            return job(*args)
-
-    def _release_once_idle(self) -> None:
-        with self._working:
-            self._release()
+    def _work(self, token: trio.lowlevel.TrioToken) -> None:
+        """Do jobs until the store is abandoned or the trio run has ended, and then close all files."""
+        with suppress(trio.RunFinishedError):
+            while (call := self._calls.get()) is not None:
+                try:
+                    if not self._is_open:
+                        raise OSError(errno.EBADF, "the spool is closed")
+                    call.result = call.job()
+                except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
+                    call.error = error
+                token.run_sync_soon(call.done.set)
+        self._release()
 
     def _release(self) -> None:
         """Close all files, and with them the lock."""
@@ -246,10 +212,11 @@ class DiskStore:
         for segment in self._current.values():
             if segment.appending is not None:
                 segment.appending.close()
-        if self._directory is not None and self._lock is not None:
+        if self._lock is not None:
             with suppress(OSError):
-                self._directory.unlink(f"{self._name}.lock")
+                self._files.unlink(f"{self._name}.lock")
             self._lock.close()
+            self._lock = None
         if self._directory is not None:
             self._directory.close()
 
@@ -265,7 +232,7 @@ class DiskStore:
         except OSError as error:
             self._release()
             raise cannot_use(self._spool.directory, error) from error
-        except SpoolError:
+        except BaseException:
             self._release()
             raise
         found.sort(key=lambda segment: segment.head.created)
@@ -303,7 +270,7 @@ class DiskStore:
                         found.append(segment)
                 self._files.unlink(f"{name}.lock")
         except OSError as error:
-            self._say_set_aside(f"{name}.*", f"{_why(error)}; what is left of it was left as it is")
+            self._say_set_aside(f"{name}.*", error, "what is left of it was left as it is")
 
     def _refuse_if_unsettled(self, file: str, head: Head) -> None:
         segment = _Segment(file, 0, head)
@@ -327,16 +294,17 @@ class DiskStore:
                 self._files.unlink(file)
                 return None
             return Head.unpack(begin)
-        except UnreadableSegment as error:
+        except (log.NewerFormat, OSError) as error:
+            self._say_set_aside(file, error, "it was left as it is")
+        except log.UnreadableSegment as error:
             self._files.rename(file, f"{file.rpartition('.')[0]}.unreadable")
-            self._say_set_aside(file, f"{error}; it is now called .unreadable")
-        except (NewerFormat, OSError) as error:
-            self._say_set_aside(file, f"{_why(error)}; it was left as it is")
+            self._say_set_aside(file, error, "it is now called .unreadable")
         return None
 
-    def _say_set_aside(self, file: str, why: str) -> None:
+    def _say_set_aside(self, file: str, error: Exception, done: str) -> None:
         self._set_aside += 1
-        self._messages.append(f"the spool cannot read {self._files.path / file}: {why}")
+        why = (isinstance(error, OSError) and error.strerror) or error
+        self._messages.append(f"the spool cannot read {self._files.path / file}: {why}; {done}")
 
     def _remove_old_files(self) -> None:
         """Remove what was kept aside for too long, and the oldest dead letters if there are too many."""
@@ -361,31 +329,31 @@ class DiskStore:
         for segment in segments:
             try:
                 with closing(self._files.open(segment.file)) as file:
-                    segment.is_known = yield from self._scan_segment(segment, file)
+                    yield from self._scan_segment(segment, file)
                 self._remove_if_settled(segment)
             except OSError as error:
-                self._say_set_aside(segment.file, f"{_why(error)}; it was left as it is")
+                self._say_set_aside(segment.file, error, "it was left as it is")
 
-    def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None, None, bool]:
-        """Yield a segment's records like `_scan`. Return whether nothing would be lost with the file."""
-        nothing_else = True
-        slots = struct.unpack(f"<{SLOTS}I", file.read(SLOTS_AT, SLOT * SLOTS))
-        for found in scan(file.read, file.size(), segment.head.marker):
-            if isinstance(found, Damage):
+    def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
+        marker = segment.head.marker
+        slots = file.read(SLOTS_AT, SLOT * SLOTS)
+        is_known = True
+        for at, size, header in log.scan(file.read, file.size(), marker):
+            if header is None:
                 try:
-                    self._move_aside(file, found.at, found.size)
+                    self._move_aside(file, at, size)
                 except OSError:
-                    nothing_else = False
+                    is_known = False
                 continue
-            at, header = found
-            segment.nbytes += header.size
-            self._nbytes += header.size
-            if header.slot >= SLOTS or slots[header.slot] == header.mark or segment.holds(header.slot):
+            segment.nbytes += size
+            self._nbytes += size
+            slot = header.slot
+            is_settled = slots[SLOT * slot : SLOT * (slot + 1)] == log.mark_of(marker, slot)
+            if slot >= SLOTS or slot in segment.live or is_settled:
                 yield None
-                continue
-            segment.add(header.slot, at, header.size, header.mark)
-            yield _record(segment, header.slot, header.location, header.count, header.nbytes, header.oldest)
-        return nothing_else
+            else:
+                yield _add(segment, slot, at, size, header.location, header.count, header.nbytes, header.oldest)
+        segment.is_known = is_known
 
     def _move_aside(self, file: File, at: int, size: int) -> None:
         """Copy damaged bytes to another file, and overwrite them, so that they are counted once."""
@@ -405,66 +373,46 @@ class DiskStore:
     def _commit(self, records: Sequence[NewRecord]) -> list[Record]:
         with suppress(OSError):
             self._settle()
-        packed = [(record, pack_spans(record.spans)) for record in records]
-        needed = sum(FIXED_SIZE + len(record.location) + len(spans) for record, spans in packed)
-        if self._nbytes + needed > self._spool.max_bytes:
-            raise SpoolFullError(needed, self._nbytes, self._spool.max_bytes)
         segment = self._segment_with_room("spans", len(records))
         self._segments[segment.number] = segment
-        committed = []
-        for (new, _), (slot, at, size, mark) in zip(packed, self._append(segment, packed), strict=True):
-            segment.add(slot, at, size, mark)
-            segment.nbytes += size
-            self._nbytes += size
-            committed.append(_record(segment, slot, new.location, len(new.spans), new.nbytes, new.oldest))
+        marker = segment.head.marker
+        packed = [log.pack_record(marker, slot, new) for slot, new in enumerate(records, segment.slots)]
+        needed = sum(map(len, packed))
+        if self._nbytes + needed > self._spool.max_bytes:
+            raise SpoolFullError(needed, self._nbytes, self._spool.max_bytes)
+        committed: list[Record] = []
+        at = segment.end
+        for slot, (new, data) in enumerate(zip(records, packed, strict=True), segment.slots):
+            committed.append(_add(segment, slot, at, len(data), new.location, len(new.spans), new.nbytes, new.oldest))
+            at += len(data)
+        segment.nbytes += needed
+        self._nbytes += needed
+        try:
+            self._append(segment, packed)
+        except OSError:
+            # Some of them may be complete in the file.
+            self._unsettled.extend(record.token for record in committed)
+            with suppress(OSError):
+                self._settle()
+            raise
         return committed
 
     def _bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
         segment = self._segment_with_room("dead", 1)
-        self._append(segment, [(NewRecord(location, spans, 0, time.time()), pack_spans(spans))], reason)
+        new = NewRecord(location, spans, 0, time.time())
+        self._append(segment, [log.pack_record(segment.head.marker, segment.slots, new, reason)])
         self._dead += len(spans)
 
-    def _append(
-        self, segment: _Segment, packed: Sequence[tuple[NewRecord, bytes]], reason: str = ""
-    ) -> list[tuple[int, int, int, int]]:
-        """Append records, and return the slot, position, size and mark of each; none of them if this raises."""
-        places: list[tuple[int, int, int, int]] = []
-        parts: list[bytes] = []
-        slot, at, marker = segment.slots, segment.end, segment.head.marker
-        for new, spans in packed:
-            count = len(new.spans)
-            record, mark = pack_record(marker, slot, new.location, spans, count, new.nbytes, new.oldest, reason)
-            parts.append(record)
-            places.append((slot, at, len(record), mark))
-            slot, at = slot + 1, at + len(record)
-        self._write(segment, b"".join(parts))
-        segment.slots, segment.end = slot, at
-        return places
-
-    def _write(self, segment: _Segment, data: bytes) -> None:
-        file = segment.appending
-        assert file is not None
-        try:
-            if segment.is_torn:
-                file.truncate(segment.end)
-            segment.is_torn = True
-            file.write(data, segment.end)
-            if self._spool.durability == "power":
-                self._sync(segment, file)
-            segment.is_torn = False
-        except OSError:
-            with suppress(OSError):
-                file.truncate(segment.end)
-                segment.is_torn = False
-            raise
-
-    def _sync(self, segment: _Segment, file: File) -> None:
-        try:
-            file.sync()
-        except OSError:
-            # Nothing that is appended after a failed sync could be trusted.
-            segment.slots = SLOTS
-            raise
+    def _append(self, segment: _Segment, records: Sequence[bytes]) -> None:
+        """Append records. If this fails, nothing can be appended behind what was written of them."""
+        assert segment.appending is not None
+        data = b"".join(records)
+        at, slots = segment.end, segment.slots
+        segment.slots = SLOTS
+        segment.appending.write(data, at)
+        if self._spool.durability == "power":
+            segment.appending.sync()
+        segment.end, segment.slots = at + len(data), slots + len(records)
 
     def _segment_with_room(self, kind: str, records: int) -> _Segment:
         """Return the segment to append to: a new one if the current one is full."""
@@ -472,16 +420,19 @@ class DiskStore:
         size = min(_SEGMENT_SIZE, self._spool.max_bytes // _SEGMENTS_OF_MAX_BYTES)
         if segment is not None and segment.slots + records <= SLOTS and segment.end - RECORDS_AT < size:
             return segment
-        made = self._make_segment(kind)
-        self._current[kind] = made
-        if segment is not None and segment.appending is not None:
+        made = self._current[kind] = self._make_segment(kind)
+        if segment is not None:
+            self._stop_appending(segment)
+        return made
+
+    def _stop_appending(self, segment: _Segment) -> None:
+        if segment.appending is not None:
             segment.appending.close()
             segment.appending = None
-            if kind == "dead":
-                self._remove_old_files()
-            else:
-                self._remove_if_settled(segment)
-        return made
+        if segment.file.endswith(".dead"):
+            self._remove_old_files()
+        else:
+            self._remove_if_settled(segment)
 
     def _make_segment(self, kind: str) -> _Segment:
         # The clock may have been set back, and the order of segments is that of their times.
@@ -506,23 +457,21 @@ class DiskStore:
         self._last_created = max(self._last_created, head.created)
         return _Segment(f"{self._name}.{number}.{kind}", number, head)
 
-    def _find(self, token: int) -> tuple[_Segment | None, int]:
-        return self._segments.get(token >> _SLOT_BITS), token & (SLOTS - 1)
-
     def _read(self, token: int) -> list[EncodedSpan]:
-        segment, slot = self._find(token)
-        if segment is None or not segment.holds(slot):
+        segment, slot = self._segments.get(token // SLOTS), token % SLOTS
+        if segment is None or slot not in segment.live:
             raise DamagedRecord(f"record {token} is not in the spool")
-        at, size = segment.offsets[slot], segment.sizes[slot]
+        at, size = segment.live[slot]
         try:
             with closing(self._files.open(segment.file)) as file:
-                data = file.read(at, size)
-                header = read_header(lambda at, size: data[at : at + size], 0, segment.head.marker)
-                if isinstance(header, Header) and is_intact(header, spans := data[header.spans_at :]):
-                    return unpack_spans(spans)
+                header = log.read_header(file.read, at, segment.head.marker)
+                if isinstance(header, log.Header):
+                    spans = file.read(at + header.spans_at, size - header.spans_at)
+                    if log.is_intact(header, spans):
+                        return log.unpack_spans(spans)
                 try:
-                    self._keep_aside(data)
-                    self._write_slot(file, segment, slot)
+                    self._keep_aside(file.read(at, size))
+                    self._write_slot(segment, slot)
                 except OSError:
                     # The next process may be able to.
                     segment.is_known = False
@@ -533,27 +482,26 @@ class DiskStore:
 
     def _settle(self) -> None:
         """Settle the records whose tokens were handed over."""
-        with ExitStack() as opened:
-            files: dict[_Segment, File] = {}
-            while self._unsettled:
-                segment, slot = self._find(self._unsettled[0])
-                if segment is not None and segment.holds(slot):
-                    with suppress(FileNotFoundError):
-                        file = segment.appending or files.get(segment)
-                        if file is None:
-                            file = files[segment] = opened.enter_context(closing(self._files.open(segment.file)))
-                        self._write_slot(file, segment, slot)
-                    self._settled(segment, slot)
-                self._unsettled.popleft()
+        while self._unsettled:
+            token = self._unsettled[0]
+            segment, slot = self._segments.get(token // SLOTS), token % SLOTS
+            if segment is not None and slot in segment.live:
+                with suppress(FileNotFoundError):
+                    self._write_slot(segment, slot)
+                self._settled(segment, slot)
+            self._unsettled.popleft()
         self._rewrite_sparsest()
 
-    def _write_slot(self, file: File, segment: _Segment, slot: int) -> None:
-        file.write(segment.marks[slot].to_bytes(SLOT, "little"), SLOTS_AT + SLOT * slot)
+    def _write_slot(self, segment: _Segment, slot: int) -> None:
+        file = segment.appending or self._files.open(segment.file)
+        try:
+            file.write(log.mark_of(segment.head.marker, slot), SLOTS_AT + SLOT * slot)
+        finally:
+            if file is not segment.appending:
+                file.close()
 
     def _settled(self, segment: _Segment, slot: int) -> None:
-        segment.live -= 1
-        segment.live_bytes -= segment.sizes[slot]
-        segment.sizes[slot] = 0
+        segment.live_bytes -= segment.live.pop(slot)[1]
         self._remove_if_settled(segment)
 
     def _remove_if_settled(self, segment: _Segment) -> None:
@@ -569,32 +517,31 @@ class DiskStore:
                 self._messages.append(f"the spool cannot remove {self._files.path / segment.file}: {error}")
 
     def _rewrite_sparsest(self) -> None:
-        """If the spool is more than half full, rewrite one segment that mostly consists of settled records."""
+        """If the spool is more than half full, rewrite the segment with the most settled bytes, if most of it is."""
         if self._nbytes <= self._spool.max_bytes // 2:
             return
-        sparse = [segment for segment in self._segments.values() if segment.may_be_rewritten]
-        if sparse:
-            segment = max(sparse, key=lambda segment: segment.nbytes - segment.live_bytes)
-            try:
-                self._rewrite(segment, f"{self._name}.tmp")
-            except OSError:
-                with suppress(OSError):
-                    self._files.unlink(f"{self._name}.tmp")
-
-    def _rewrite(self, segment: _Segment, temporary: str) -> None:
-        offsets = segment.offsets[:]
+        complete = [segment for segment in self._segments.values() if segment.is_known and segment.appending is None]
+        segment = max(complete, key=lambda segment: segment.nbytes - segment.live_bytes, default=None)
+        if segment is None or 2 * segment.live_bytes > segment.nbytes:
+            return
+        temporary = f"{self._name}.tmp"
+        moved: dict[int, tuple[int, int]] = {}
         end = RECORDS_AT
-        self._files.unlink(temporary)
-        with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
-            new.write(old.read(0, RECORDS_AT), 0)
-            for slot, size in enumerate(segment.sizes):
-                if size:
-                    new.write(old.read(segment.offsets[slot], size), end)
-                    offsets[slot], end = end, end + size
-            if self._spool.durability == "power":
-                new.sync()
-            self._files.rename(temporary, segment.file)
-        segment.offsets = offsets
+        try:
+            with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
+                new.write(old.read(0, RECORDS_AT), 0)
+                for slot, (at, size) in segment.live.items():
+                    new.write(old.read(at, size), end)
+                    moved[slot] = end, size
+                    end += size
+                if self._spool.durability == "power":
+                    new.sync()
+                self._files.rename(temporary, segment.file)
+        except OSError:
+            with suppress(OSError):
+                self._files.unlink(temporary)
+            return
+        segment.live = moved
         self._nbytes -= segment.nbytes - segment.live_bytes
         segment.nbytes = segment.live_bytes
 
@@ -603,11 +550,7 @@ class DiskStore:
             with suppress(OSError):
                 self._settle()
             for segment in self._current.values():
-                if segment.appending is not None:
-                    segment.appending.close()
-                    segment.appending = None
-                if segment.file.endswith(".spans"):
-                    self._remove_if_settled(segment)
+                self._stop_appending(segment)
         finally:
             self._release()
 
@@ -617,23 +560,10 @@ class DiskStore:
         return self._directory
 
 
-def _why(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _record(segment: _Segment, slot: int, location: str, count: int, nbytes: int, oldest: float) -> Record:
-    return Record(segment.number << _SLOT_BITS | slot, location, count, nbytes, oldest)
-
-
-def _pieces(records: Sequence[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Yield the records in pieces that one job can write without taking long."""
-    piece: list[NewRecord] = []
-    size = 0
-    for record in records:
-        if piece and (len(piece) == _RECORDS_OF_JOB or size + record.nbytes > PIECE):
-            yield piece
-            piece, size = [], 0
-        piece.append(record)
-        size += record.nbytes
-    if piece:
-        yield piece
+def _add(
+    segment: _Segment, slot: int, at: int, size: int, location: str, count: int, nbytes: int, oldest: float
+) -> Record:
+    """Remember a record that is not settled, and return what is known of it."""
+    segment.live[slot] = at, size
+    segment.live_bytes += size
+    return Record(segment.number * SLOTS + slot, location, count, nbytes, oldest)

@@ -17,8 +17,8 @@ locking it, whoever has locked one compares it with what now has its name. A for
 inherited, as a lock would otherwise be held until the child ends too; it does not unlock them, since that would unlock
 them for the parent.
 
-The functions here block, and are called in the spool's thread. They use only descriptors and names relative to the
-directory's own descriptor, so that nobody can lead them elsewhere by renaming a directory above.
+All this blocks, and is done in the spool's thread. Files are opened relative to the directory's own descriptor, so that
+nobody can lead them elsewhere by renaming a directory above.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
@@ -40,6 +39,8 @@ _OWN_DIRECTORY: Final = "trio-spanbatch"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 # File systems of other machines, whose locks and syncs do not promise what the spool needs.
 _REMOTE: Final = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "lustre", "fuse.ceph", "fuse.gluster", "fuse.sshfs")
+
+_READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 _OPEN: Final[WeakSet[File]] = WeakSet()
 
@@ -67,16 +68,10 @@ class File:
                 raise OSError(errno.EIO, "nothing was written")
             view, at = view[written:], at + written
 
-    def truncate(self, size: int) -> None:
-        """Cut the file off at ``size``."""
-        os.ftruncate(self.fd, size)
-
     def sync(self) -> None:
-        """Return once the file is on the disk."""
         os.fsync(self.fd)
 
     def size(self) -> int:
-        """Return the size of the file."""
         return os.fstat(self.fd).st_size
 
     def close(self) -> None:
@@ -97,10 +92,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Directory:
-    """Our directory inside the given one, open. Made if it is missing.
-
-    Args:
-        given: The given directory; made if only its last part is missing.
+    """Our directory inside the given one, open. Both are made if they are missing, but not what is above them.
 
     Raises:
         SpoolError: It cannot be used.
@@ -108,6 +100,7 @@ class Directory:
 
     def __init__(self, given: Path) -> None:
         self.path = given / _OWN_DIRECTORY
+        self._file = File(-1)
         try:
             with suppress(FileExistsError):
                 given.mkdir(mode=0o700)
@@ -116,11 +109,7 @@ class Directory:
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
             # Not through a symbolic link, which may lead to another directory of the same owner.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-            self._file = File(os.open(self.path, flags))
-        except OSError as error:
-            raise cannot_use(given, error) from error
-        try:
+            self._file.fd = os.open(self.path, _READ_DIRECTORY | os.O_NOFOLLOW)
             found = os.fstat(self._file.fd)
             _check(self.path, found, may_be_roots=False)
             _check_file_system(self.path, found.st_dev)
@@ -128,16 +117,16 @@ class Directory:
                 # Kubernetes gives all files of a volume to a group when it mounts the volume.
                 os.fchmod(self._file.fd, 0o700)
             if made:
-                _sync_directory(given)
+                with closing(File(os.open(given, _READ_DIRECTORY))) as above:
+                    above.sync()
         except OSError as error:
             self.close()
             raise cannot_use(given, error) from error
-        except SpoolError:
+        except BaseException:
             self.close()
             raise
 
     def names(self) -> list[str]:
-        """Return the names of all files."""
         return os.listdir(self._file.fd)  # noqa: PTH208  # pathlib has no descriptors
 
     def files_of(self, name: str, *kinds: str) -> list[str]:
@@ -152,7 +141,6 @@ class Directory:
         return File(opened)
 
     def make(self, file: str) -> File:
-        """Make and open a file."""
         return self.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def unlink(self, file: str) -> None:
@@ -161,7 +149,6 @@ class Directory:
             os.unlink(file, dir_fd=self._file.fd)
 
     def rename(self, file: str, to: str) -> None:
-        """Rename a file, in place of one that may have the new name."""
         os.rename(file, to, src_dir_fd=self._file.fd, dst_dir_fd=self._file.fd)
 
     def size_and_age(self, file: str, now: float) -> tuple[int, float]:
@@ -174,7 +161,6 @@ class Directory:
         self._file.sync()
 
     def close(self) -> None:
-        """Close the directory."""
         self._file.close()
 
     def batchers(self) -> list[str]:
@@ -188,18 +174,14 @@ class Directory:
             OSError: The file system has no locks, or the disk failed.
         """
         lock = self.open(f"{name}.lock", os.O_RDWR | os.O_CREAT)
-        try:
+        with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
+            stack.callback(lock.close)
             fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever had it may have removed the file before this process had locked it.
             now = os.stat(f"{name}.lock", dir_fd=self._file.fd, follow_symlinks=False)
             if os.path.samestat(now, os.fstat(lock.fd)):
+                stack.pop_all()
                 return lock
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except BaseException:
-            lock.close()
-            raise
-        lock.close()
         return None
 
 
@@ -210,15 +192,16 @@ def is_ours(file: File) -> bool:
 
 def cannot_use(directory: Path, error: OSError) -> SpoolError:
     """Return an error that says why a directory cannot be used."""
+    not_allowed = "give a directory in which this user may make files"
+    no_locks = "give a directory on a local file system, which has locks"
     remedies = {
         errno.EROFS: "mount it writable, or give another one",
-        errno.EACCES: "give a directory in which this user may make files",
-        errno.EPERM: "give a directory in which this user may make files",
+        errno.EACCES: not_allowed,
+        errno.EPERM: not_allowed,
         errno.ENOENT: "make the directory above it first",
-        errno.ENOTDIR: "give a directory",
-        errno.ELOOP: f"{directory / _OWN_DIRECTORY} must not be a symbolic link",
-        errno.ENOLCK: "give a directory on a local file system, which has locks",
-        errno.EOPNOTSUPP: "give a directory on a local file system, which has locks",
+        errno.ENOTDIR: f"neither it nor {_OWN_DIRECTORY} in it may be a file or a symbolic link",
+        errno.ENOLCK: no_locks,
+        errno.EOPNOTSUPP: no_locks,
         errno.ENOSPC: "make space on that disk",
     }
     remedy = remedies.get(error.errno or 0)
@@ -245,27 +228,14 @@ def _check(path: Path, found: os.stat_result, *, may_be_roots: bool) -> None:
 
 
 def _check_file_system(path: Path, device: int) -> None:
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for kind in _file_systems(wanted):
-        if kind.startswith(_REMOTE):
-            raise SpoolError(
-                f"the spool cannot use {path}: it is on {kind}, a file system of another machine; give a directory on "
-                "a local one"
-            )
-
-
-def _file_systems(device: str) -> Iterator[str]:
-    """Yield the types of the file systems of a device; none where they are not known."""
+    """Refuse a file system of another machine. Where file systems are not known, none is refused."""
+    mounts = ""
     with suppress(OSError):
-        for line in _MOUNTS.read_text(errors="replace").splitlines():
-            mount, _, system = line.partition(" - ")
-            if mount.split()[2:3] == [device]:
-                yield from system.split()[:1]
-
-
-def _sync_directory(path: Path) -> None:
-    directory = File(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
-    try:
-        directory.sync()
-    finally:
-        directory.close()
+        mounts = _MOUNTS.read_text(errors="replace")
+    for line in mounts.splitlines():
+        mount, _, system = line.partition(" - ")
+        if mount.split()[2:3] == [f"{os.major(device)}:{os.minor(device)}"] and system.startswith(_REMOTE):
+            raise SpoolError(
+                f"the spool cannot use {path}: it is on {system.split()[0]}, a file system of another machine; give a "
+                "directory on a local one"
+            )

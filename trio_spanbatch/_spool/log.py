@@ -13,28 +13,24 @@ be trusted even if the rest is damaged, and a reader that only wants to know wha
 damaged fixed part, the reader searches for the next marker with a valid fixed part. As nobody outside knows the marker,
 no span can contain something that a reader would take for a record of another location.
 
-Each record has a number in its segment, and *slots* has four bytes for each number: zero at first, and the checksum of
-the record's spans once it is settled. Anything else means that it is not settled, so damage to a slot at worst sends
-spans again. The slots are written as zeros when the segment is made. Settling overwrites them and therefore needs no
-space: it works on a disk that others have filled. When all records of a segment are settled, the file is removed.
+Each record has a number in its segment, and *slots* has four bytes for each number: zero at first, and `mark_of` the
+record once it is settled. Anything else means that it is not settled, so damage to a slot at worst sends spans again.
+The slots are written as zeros when the segment is made. Settling overwrites them and therefore needs no space: it works
+on a disk that others have filled. When all records of a segment are settled, the file is removed.
 
 What is on disk if the process ends or the disk fails, at each point:
 
-- *While a segment is made.* No record was committed to it. A file that ends before its first record is removed.
-- *While a commit is written.* A record whose end is missing is ignored. Its commit has not returned. Whole records of
-  that commit are there, and sent by the next process: the outcome of this commit was unknown. If writing failed and
-  the process goes on, the segment is truncated to where the commit began; if that fails too, this is tried again before
-  the next write, which begins at the same place and so overwrites what was left.
+- *While a segment is made.* A file that ends before its first record is removed.
+- *While a commit is written.* A record whose end is missing is ignored. Whole records are there, and sent by the next
+  process: the outcome of this commit was unknown. If writing or syncing failed and the process goes on, its records are
+  settled, now or later, and nothing more is appended to that segment: there may be a part of a record at its end, and
+  after a failed sync the kernel may have dropped what it could not write, and later syncs would not tell.
 - *After a commit.* The records are in the file, which the kernel writes even if the process is killed. With
-  ``durability="power"`` the file was synced, and its directory once, after the segment was made. If a sync fails, the
-  kernel may have dropped what it could not write, and later syncs would not tell; so nothing more is appended to that
-  segment.
-- *After spans were delivered, before their record is settled.* They are sent again: delivery is at least once.
-- *While slots are written.* A slot is old or new, or mixed, which means not settled.
-- *After a record was settled.* Slots are never synced: after a power failure some records are sent again.
-- *While a segment is rewritten without its settled records* (`DiskStore` does so when the spool is more than half
-  full). The new file has another name until it is complete, and then replaces the old one in one step. Numbers and
-  slots stay as they are.
+  ``durability="power"`` the file was synced, and its directory once, after the segment was made.
+- *After spans were delivered, before their record is settled,* and while its slot is written. They are sent again:
+  delivery is at least once. Slots are never synced, so a power failure has the same effect.
+- *While a segment is rewritten without its settled records.* The new file has another name until it is complete, and
+  then replaces the old one in one step. Numbers and slots stay as they are.
 - *While files of an ended process are taken over.* They are renamed one by one, under that process's lock and this
   one's. Each has one name or the other, and both names can be taken over by the next process.
 """
@@ -49,12 +45,13 @@ from zlib import crc32
 import attrs
 
 from .._spans.batch import EncodedSpan, SpanHeaders
+from .store import NewRecord
 
 VERSION: Final = 1
 # Slots of a segment, and so the most records of one.
 SLOTS: Final = 4096
 SLOT: Final = 4
-# The most bytes that are read or written in one call, and between two looks at whether to go on.
+# The most bytes that are read or written in one call.
 PIECE: Final = 256 * 1024
 
 _HEAD_SIZE: Final = 1024
@@ -62,11 +59,10 @@ SLOTS_AT: Final = _HEAD_SIZE
 RECORDS_AT: Final = 2 * _HEAD_SIZE + SLOT * SLOTS
 
 _MAGIC: Final = b"tsbspool"
-# Magic number, version; checksum of what follows in the head, length of the endpoint, marker, time.
-_HEAD_BEGIN = struct.Struct("<8sH")
-_HEAD_CRC = struct.Struct("<I")
+# Magic number, version, checksum of what follows; length of the endpoint, marker, time.
+_HEAD_BEGIN = struct.Struct("<8sHI")
 _HEAD = struct.Struct("<H8sd")
-_HEAD_AT: Final = _HEAD_BEGIN.size + _HEAD_CRC.size
+_HEAD_AT: Final = _HEAD_BEGIN.size
 _MAX_ENDPOINT: Final = _HEAD_SIZE - _HEAD_AT - _HEAD.size
 
 # Marker and checksum; then the slot, the checksums of the names and of the spans, the size of the spans, their number,
@@ -88,11 +84,8 @@ class UnreadableSegment(Exception):
     """Neither head of a segment can be read."""
 
 
-class NewerFormat(Exception):
+class NewerFormat(UnreadableSegment):
     """A newer version of this package has written the segment."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(f"it has format {version}, and this version of trio-spanbatch reads formats up to {VERSION}")
 
 
 @attrs.frozen
@@ -108,7 +101,7 @@ class Head:
         endpoint = self.endpoint.encode(errors="surrogatepass")
         content = _HEAD.pack(len(endpoint), self.marker, self.created) + endpoint
         content = content.ljust(_HEAD_SIZE - _HEAD_AT, b"\0")
-        head = _HEAD_BEGIN.pack(_MAGIC, VERSION) + _HEAD_CRC.pack(crc32(content)) + content
+        head = _HEAD_BEGIN.pack(_MAGIC, VERSION, crc32(content)) + content
         return head + bytes(SLOT * SLOTS) + head
 
     @classmethod
@@ -116,23 +109,23 @@ class Head:
         """Return the head out of what a segment begins with.
 
         Raises:
-            UnreadableSegment: Both heads are damaged.
-            NewerFormat: A newer version has written it.
+            UnreadableSegment: Both heads are damaged, or a newer version has written it (`NewerFormat`).
         """
-        version = 0
-        for head in (begin[:_HEAD_SIZE], begin[RECORDS_AT - _HEAD_SIZE : RECORDS_AT]):
-            if len(head) < _HEAD_AT or not head.startswith(_MAGIC):
-                continue
-            found = _HEAD_BEGIN.unpack_from(head)[1]
-            content = head[_HEAD_AT:]
-            if found > VERSION:
-                version = found
-            elif (crc32(content),) == _HEAD_CRC.unpack_from(head, _HEAD_BEGIN.size):
+        newer = 0
+        begin = begin.ljust(RECORDS_AT, b"\0")
+        for at in (0, RECORDS_AT - _HEAD_SIZE):
+            magic, version, checksum = _HEAD_BEGIN.unpack_from(begin, at)
+            content = begin[at + _HEAD_AT : at + _HEAD_SIZE]
+            if magic == _MAGIC and version > VERSION:
+                newer = version
+            elif magic == _MAGIC and crc32(content) == checksum:
                 size, marker, created = _HEAD.unpack_from(content)
                 endpoint = content[_HEAD.size : _HEAD.size + size]
                 return cls(endpoint.decode(errors="surrogatepass"), marker, created)
-        if version:
-            raise NewerFormat(version)
+        if newer:
+            raise NewerFormat(
+                f"it has format {newer}, and this version of trio-spanbatch reads formats up to {VERSION}"
+            )
         raise UnreadableSegment("it does not begin like a file of a spool")
 
 
@@ -143,36 +136,16 @@ def short_enough(endpoint: str) -> str:
 
 @attrs.frozen
 class Header:
-    """What is known of a record without its spans.
-
-    Attributes:
-        slot: Its number in the segment.
-        mark: What its slot contains once it is settled.
-        count: The number of spans.
-        nbytes: What they count as in the batcher's byte budgets.
-        oldest: When the first one was accepted, in seconds of Unix time.
-        location: Their location.
-        reason: Of dead letters, why they were rejected.
-        size: The size of the whole record.
-        spans_at: Where in the record the spans begin.
-    """
+    """What is known of a record without its spans, which begin at ``spans_at``."""
 
     slot: int
-    mark: int
+    spans_crc: int
     count: int
     nbytes: int
     oldest: float
     location: str
     reason: str
-    size: int
     spans_at: int
-
-
-@attrs.frozen
-class Damage:
-    """Bytes of a segment that belong to no record that can be read."""
-
-    at: int
     size: int
 
 
@@ -209,22 +182,26 @@ def unpack_spans(data: bytes) -> list[EncodedSpan]:
     return spans
 
 
-def pack_record(
-    marker: bytes, slot: int, location: str, spans: bytes, count: int, nbytes: int, oldest: float, reason: str = ""
-) -> tuple[bytes, int]:
-    """Return a record, and what its slot contains once it is settled."""
-    names = location.encode(errors="surrogatepass")
+def pack_record(marker: bytes, slot: int, new: NewRecord, reason: str = "") -> bytes:
+    """Return a record."""
+    spans = pack_spans(new.spans)
+    location = new.location.encode(errors="surrogatepass")
     why = reason[:_MAX_REASON].encode(errors="surrogatepass")
-    names, sizes = names + why, (len(names), len(why))
-    # A slot that is zero is not settled.
-    mark = crc32(spans) or 1
-    fixed = _FIXED.pack(slot, crc32(names), mark, len(spans), count, nbytes, oldest, *sizes)
-    return b"".join((_BEGIN.pack(marker, crc32(fixed)), fixed, names, spans)), mark
+    names = location + why
+    checksums = crc32(names), crc32(spans)
+    sizes = len(location), len(why)
+    fixed = _FIXED.pack(slot, *checksums, len(spans), len(new.spans), new.nbytes, new.oldest, *sizes)
+    return b"".join((_BEGIN.pack(marker, crc32(fixed)), fixed, names, spans))
+
+
+def mark_of(marker: bytes, slot: int) -> bytes:
+    """Return what the slot of a settled record contains: never zeros, and nothing that damage brings about."""
+    return (crc32(marker + slot.to_bytes(SLOT, "little")) | 1).to_bytes(SLOT, "little")
 
 
 def is_intact(header: Header, spans: bytes) -> bool:
     """Return whether the checksum of a record's spans is right."""
-    return (crc32(spans) or 1) == header.mark and len(spans) == header.size - header.spans_at
+    return crc32(spans) == header.spans_crc and len(spans) == header.size - header.spans_at
 
 
 def read_header(read: ReadAt, at: int, marker: bytes) -> Header | int | None:
@@ -232,15 +209,13 @@ def read_header(read: ReadAt, at: int, marker: bytes) -> Header | int | None:
     data = read(at, FIXED_SIZE + _READ_AHEAD)
     if not _is_fixed_part(data, 0, marker):
         return None
-    slot, names_crc, mark, size, count, nbytes, oldest, location_size, reason_size = _FIXED.unpack_from(
-        data, _BEGIN.size
-    )
-    spans_at = FIXED_SIZE + location_size + reason_size
+    slot, names_crc, spans_crc, size, count, nbytes, oldest, *sizes = _FIXED.unpack_from(data, _BEGIN.size)
+    spans_at = FIXED_SIZE + sum(sizes)
     names = data[FIXED_SIZE:spans_at] if spans_at <= len(data) else read(at + FIXED_SIZE, spans_at - FIXED_SIZE)
     if crc32(names) != names_crc:
         return int(spans_at + size)
-    location, reason = (part.decode(errors="surrogatepass") for part in (names[:location_size], names[location_size:]))
-    return Header(slot, mark, count, nbytes, oldest, location, reason, spans_at + size, spans_at)
+    location, reason = (part.decode(errors="surrogatepass") for part in (names[: sizes[0]], names[sizes[0] :]))
+    return Header(slot, spans_crc, count, nbytes, oldest, location, reason, spans_at, spans_at + size)
 
 
 def _is_fixed_part(data: bytes, at: int, marker: bytes) -> bool:
@@ -248,15 +223,10 @@ def _is_fixed_part(data: bytes, at: int, marker: bytes) -> bool:
     return data[at : at + _BEGIN.size] == _BEGIN.pack(marker, crc32(fixed)) and len(fixed) == _FIXED.size
 
 
-def scan(read: ReadAt, size: int, marker: bytes) -> Iterator[tuple[int, Header] | Damage]:
-    """Yield where each record of a segment begins and its header, without a look at its spans, and damage in between.
+def scan(read: ReadAt, size: int, marker: bytes) -> Iterator[tuple[int, int, Header | None]]:
+    """Yield position, size and header of each record, without a look at its spans, and damage in between with None.
 
     The end of a commit that was not written completely is no damage.
-
-    Args:
-        read: Reads bytes of the segment: a position, and how many at most.
-        size: The size of the segment.
-        marker: Its marker.
     """
     at = before = RECORDS_AT
     while size - at >= FIXED_SIZE:
@@ -264,7 +234,7 @@ def scan(read: ReadAt, size: int, marker: bytes) -> Iterator[tuple[int, Header] 
         record_size = header.size if isinstance(header, Header) else header
         is_torn = record_size is not None and at + record_size > size
         if isinstance(header, Header) and not is_torn:
-            yield at, header
+            yield at, header.size, header
             before = at
             at += header.size
             continue
@@ -273,7 +243,7 @@ def scan(read: ReadAt, size: int, marker: bytes) -> Iterator[tuple[int, Header] 
         if following == at:
             following = _next_record(read, at + 1, size, marker)
         if following > at and not (is_torn and following == size):
-            yield Damage(at, following - at)
+            yield at, following - at, None
         at = before = following
 
 

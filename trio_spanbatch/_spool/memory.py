@@ -21,11 +21,8 @@ class MemoryDisk:
     """What survives a `MemoryStore`: its committed records, in order, and its dead letters.
 
     Attributes:
-        endpoint: The endpoint that the records are for.
-        records: Each committed and unsettled record with its spans.
         owners: The store that each record belongs to; a record of none can be adopted.
         dead: Location, spans and reason of each call of `MemoryStore.bury`.
-        nbytes: The sum over the records.
         tokens: How many tokens were given out.
     """
 
@@ -37,7 +34,6 @@ class MemoryDisk:
     tokens: int = 0
 
     def remove(self, token: int) -> None:
-        """Remove a record, if it is there."""
         if token in self.records:
             self.nbytes -= self.records.pop(token)[0].nbytes
             del self.owners[token]
@@ -71,10 +67,10 @@ class MemoryStore:
     _abandoned: bool = attrs.field(init=False, default=False)
     _found: list[Record] = attrs.field(init=False, factory=list)
     _unsettled: list[int] = attrs.field(init=False, factory=list)
-    _counted: StoreStatistics = attrs.field(init=False, factory=StoreStatistics)
+    _damaged: int = attrs.field(init=False, default=0)
+    _dead: int = attrs.field(init=False, default=0)
 
     async def open(self) -> None:
-        """See `Store.open`."""
         try:
             await self._operation("open")
         except OSError as error:
@@ -89,7 +85,6 @@ class MemoryStore:
         self._found = found
 
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
-        """See `Store.adopted`."""
         return Pieces(self._next_piece)
 
     async def _next_piece(self) -> Sequence[Record] | None:
@@ -98,7 +93,6 @@ class MemoryStore:
         return None if self._abandoned or not piece else piece
 
     async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
-        """See `Store.commit`."""
         self._unsettled += settled
         try:
             await self._operation("commit")
@@ -125,7 +119,6 @@ class MemoryStore:
         return committed
 
     async def settle(self, tokens: Sequence[int]) -> None:
-        """See `Store.settle`."""
         self._unsettled += tokens
         await self._operation("settle")
         self._forget()
@@ -136,35 +129,31 @@ class MemoryStore:
         self._unsettled.clear()
 
     async def read(self, token: int) -> Sequence[EncodedSpan]:
-        """See `Store.read`."""
         await self._operation("read")
         if token in self.damaged:
-            self._counted = attrs.evolve(self._counted, damaged=self._counted.damaged + 1)
+            self._damaged += 1
             self.disk.remove(token)
             raise DamagedRecord(f"record {token} is damaged")
         return self.disk.records[token][1]
 
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
-        """See `Store.bury`."""
         await self._operation("bury")
         self.disk.dead.append((location, tuple(spans), reason))
-        self._counted = attrs.evolve(self._counted, dead=self._counted.dead + len(spans))
+        self._dead += len(spans)
 
     async def close(self) -> None:
-        """See `Store.close`."""
         await trio.lowlevel.checkpoint()
         if not self._abandoned:
             self._forget()
             self.abandon()
 
     def abandon(self) -> None:
-        """See `Store.abandon`. What is committed can be adopted from now on, as after the end of the process."""
+        # What is committed can be adopted from now on, as after the end of the process.
         self._abandoned = True
         self.disk.owners.update({token: None for token, owner in self.disk.owners.items() if owner is self})
 
     def statistics(self) -> StoreStatistics:
-        """See `Store.statistics`."""
-        return attrs.evolve(self._counted, nbytes=self.disk.nbytes)
+        return StoreStatistics(self.disk.nbytes, self._damaged, dead=self._dead)
 
     async def _operation(self, name: str) -> None:
         """Take some time, and raise what is scripted."""

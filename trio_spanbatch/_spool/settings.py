@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+from attrs.validators import optional
 
 from .._settings.policies import MIB, _count, _finite, _seconds
 from .._spans.checks import shown
@@ -19,11 +20,6 @@ def _one_of(*allowed: str) -> Any:
             raise ValueError(f"{name} is {shown(value)}; it must be {' or '.join(map(repr, allowed))}")
 
     return check
-
-
-def _seconds_or_none(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        _seconds(instance, attribute, value)
 
 
 def _directory(value: str | os.PathLike[str]) -> Path:
@@ -59,7 +55,7 @@ class Spool:
         default="process", kw_only=True, validator=_one_of("process", "power")
     )
     max_bytes: int = attrs.field(default=1024 * MIB, kw_only=True, validator=_count)
-    max_age: float | None = attrs.field(default=None, kw_only=True, validator=_seconds_or_none)
+    max_age: float | None = attrs.field(default=None, kw_only=True, validator=optional(_seconds))
     commit_interval: float = attrs.field(default=0.2, kw_only=True, validator=_finite)
     when_full: Literal["wait", "drop_oldest"] = attrs.field(
         default="wait", kw_only=True, validator=_one_of("wait", "drop_oldest")
