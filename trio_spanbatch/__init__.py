@@ -47,6 +47,8 @@ from ._spans.records import (
 
 if TYPE_CHECKING:
     from ._http.exporter import OTLPExporter
+    from ._spool.settings import Spool
+    from ._spool.store import SpoolError
 
 __all__ = [
     "Auth",
@@ -81,6 +83,8 @@ __all__ = [
     "SpanKind",
     "SpanLike",
     "SpanLink",
+    "Spool",
+    "SpoolError",
     "Status",
     "StatusCode",
     "TellsEndpoints",
@@ -91,15 +95,21 @@ __all__ = [
 
 
 if not TYPE_CHECKING:
+    # A program with another exporter needs no HTTP client, and one without a spool no store.
+    _IMPORTED_WHEN_USED = {
+        "OTLPExporter": "._http.exporter",
+        "Spool": "._spool.settings",
+        "SpoolError": "._spool.store",
+    }
 
     def __getattr__(name: str) -> object:
-        """Import `OTLPExporter` when it is first used: a program with another exporter needs no HTTP client."""
-        if name != "OTLPExporter":
+        """Import some names when they are first used."""
+        if name not in _IMPORTED_WHEN_USED:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._http.exporter import OTLPExporter
+        from importlib import import_module
 
-        globals()[name] = OTLPExporter
-        return OTLPExporter
+        value = globals()[name] = getattr(import_module(_IMPORTED_WHEN_USED[name], __name__), name)
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -12,7 +12,9 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
+Machine: TypeAlias = Literal[
+    "simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep", "stores"
+]
 
 
 @attrs.frozen
@@ -690,5 +692,122 @@ FAULTS = (
         "_http/responses.py",
         "    return TryLater(response.reason, after=after, status_code=response.status)",
         "    return TryLater(response.reason, after=after and 0, status_code=response.status)",
+    ),
+    # -- the spool's store -----------------------------------------------------------------------------------------
+    PlantedFault(
+        "records are committed though writing them failed",
+        "_spool/disk.py",
+        "                segment.is_torn = False\n            raise\n",
+        "                segment.is_torn = False\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "what a failed commit has written stays in the file",
+        "_spool/disk.py",
+        "            with suppress(OSError):\n                file.truncate(segment.end)\n"
+        "                segment.is_torn = False\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "a commit of several pieces is not undone if one of them fails",
+        "_spool/disk.py",
+        "            self._unsettled.extend(record.token for record in committed)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        'durability="power" does not sync the file',
+        "_spool/disk.py",
+        "                self._sync(segment, file)\n",
+        "                pass\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "records are appended to a segment whose sync failed",
+        "_spool/disk.py",
+        "            segment.slots = SLOTS\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "the checksum of spans is not looked at",
+        "_spool/log.py",
+        "    return (crc32(spans) or 1) == header.mark and ",
+        "    return ",
+        first="stores",
+    ),
+    PlantedFault(
+        "the checksum of a record's header is not looked at",
+        "_spool/log.py",
+        "== _BEGIN.pack(marker, crc32(fixed)) and",
+        "== marker + data[at + 8 : at + _BEGIN.size] and",
+        first="stores",
+    ),
+    PlantedFault(
+        "the lock is not taken",
+        "_spool/files.py",
+        "            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "two processes take over the same files",
+        "_spool/files.py",
+        "fcntl.LOCK_EX | ",
+        "fcntl.LOCK_SH | ",
+        first="stores",
+    ),
+    PlantedFault(
+        "a segment is removed while records in it are not settled",
+        "_spool/disk.py",
+        "        if segment.live or not segment.is_known:\n",
+        "        if not segment.is_known:\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "a segment is removed before all of its records were found",
+        "_spool/disk.py",
+        "                        segment.is_known = False\n                        found",
+        "                        found",
+        first="stores",
+    ),
+    PlantedFault(
+        "the space for settlements is not reserved",
+        "_spool/disk.py",
+        "            file.write(segment.head.pack(), 0)\n",
+        "            begin = segment.head.pack()\n            file.truncate(len(begin))\n"
+        "            file.write(begin[:SLOTS_AT], 0)\n            file.write(begin[SLOTS_AT + SLOT * SLOTS :], "
+        "SLOTS_AT + SLOT * SLOTS)\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "records that several processes have left are not in order",
+        "_spool/disk.py",
+        "        found.sort(key=lambda segment: segment.head.created)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "what could not be settled is forgotten",
+        "_spool/disk.py",
+        "                segment, slot = self._find(self._unsettled[0])\n",
+        "                segment, slot = self._find(self._unsettled.popleft())\n"
+        "                self._unsettled.appendleft(-1)\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "spans for one endpoint are sent to another",
+        "_spool/disk.py",
+        " and head.endpoint != self._endpoint:",
+        " and False:",
+        first="stores",
+    ),
+    PlantedFault(
+        "a file is touched after the store was abandoned",
+        "_spool/disk.py",
+        "            if self._abandoned:\n                raise OSError(errno.EBADF",
+        "            if False:\n                raise OSError(errno.EBADF",
+        first="stores",
     ),
 )

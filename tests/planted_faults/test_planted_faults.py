@@ -19,6 +19,7 @@ SOUND: dict[Machine, int] = {
     "scheduler": 100,
     "cancel everywhere": 0,
     "interruption sweep": 0,
+    "stores": 0,
 }
 
 

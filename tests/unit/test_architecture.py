@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_exporter": {"_spans", "_values"},
     "_settings": {"_errors", "_reporting", "_spans", "_values"},
     "_reporting": {"_errors", "_exceptions", "_spans"},
+    "_spool": {"_settings", "_spans"},
     "_scheduler": {"_errors", "_exporter", "_reporting", "_settings", "_spans", "_values"},
     "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans"},
     "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
@@ -70,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "testing",
     },
     "__main__": {"cli"},
-    "__init__": {"_batcher", "_errors", "_exporter", "_http", "_reporting", "_settings", "_spans"},
+    "__init__": {"_batcher", "_errors", "_exporter", "_http", "_reporting", "_settings", "_spans", "_spool"},
 }
 
 

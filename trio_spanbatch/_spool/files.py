@@ -1,0 +1,271 @@
+"""The spool's directory, its files and its locks.
+
+::
+
+    DIRECTORY/trio-spanbatch/       mode 0700
+        NAME.lock                   locked with flock while the batcher with this random name is open
+        NAME.0.spans  NAME.1.spans  its segments
+        NAME.2.dead                 rejected spans, in the same format
+        NAME.damaged                what was damaged, as it was found
+        NAME.0.unreadable           a segment of which nothing can be read
+        NAME.tmp                    a segment that is being rewritten
+
+A process id would not do as a name: in a container every process has the same. Whoever holds the lock of a name may
+change its files. A lock that is free belongs to a process that has ended, and its files are taken over by renaming
+them. A lock file is removed by its holder only, just before it is unlocked. As it may be removed between opening and
+locking it, whoever has locked one compares it with what now has its name. A forked child closes the files that it has
+inherited, as a lock would otherwise be held until the child ends too; it does not unlock them, since that would unlock
+them for the parent.
+
+The functions here block, and are called in the spool's thread. They use only descriptors and names relative to the
+directory's own descriptor, so that nobody can lead them elsewhere by renaming a directory above.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from weakref import WeakSet
+
+from .log import PIECE
+from .store import SpoolError
+
+_OWN_DIRECTORY: Final = "trio-spanbatch"
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+# File systems of other machines, whose locks and syncs do not promise what the spool needs.
+_REMOTE: Final = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "lustre", "fuse.ceph", "fuse.gluster", "fuse.sshfs")
+
+_OPEN: Final[WeakSet[File]] = WeakSet()
+
+
+class File:
+    """An open file, which is closed in forked children."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        _OPEN.add(self)
+
+    def read(self, at: int, size: int) -> bytes:
+        """Return up to ``size`` bytes from position ``at`` on; fewer only at the end of the file."""
+        data = os.pread(self.fd, size, at)
+        while len(data) < size and (more := os.pread(self.fd, size - len(data), at + len(data))):
+            data += more
+        return data
+
+    def write(self, data: bytes, at: int) -> None:
+        """Write all of ``data`` at position ``at``, or raise `OSError` after a part of it."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.fd, view[:PIECE], at)
+            if written <= 0:
+                raise OSError(errno.EIO, "nothing was written")
+            view, at = view[written:], at + written
+
+    def truncate(self, size: int) -> None:
+        """Cut the file off at ``size``."""
+        os.ftruncate(self.fd, size)
+
+    def sync(self) -> None:
+        """Return once the file is on the disk."""
+        os.fsync(self.fd)
+
+    def size(self) -> int:
+        """Return the size of the file."""
+        return os.fstat(self.fd).st_size
+
+    def close(self) -> None:
+        """Close the file, and with it the lock on it. Closing it again does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            # Linux closes the descriptor even if it reports an error.
+            with suppress(OSError):
+                os.close(fd)
+
+
+def _after_fork_in_child() -> None:
+    for file in tuple(_OPEN):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Directory:
+    """Our directory inside the given one, open. Made if it is missing.
+
+    Args:
+        given: The given directory; made if only its last part is missing.
+
+    Raises:
+        SpoolError: It cannot be used.
+    """
+
+    def __init__(self, given: Path) -> None:
+        self.path = given / _OWN_DIRECTORY
+        try:
+            with suppress(FileExistsError):
+                given.mkdir(mode=0o700)
+            _check(given, given.stat(), may_be_roots=True)
+            made = not self.path.exists()
+            with suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+            # Not through a symbolic link, which may lead to another directory of the same owner.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            self._file = File(os.open(self.path, flags))
+        except OSError as error:
+            raise cannot_use(given, error) from error
+        try:
+            found = os.fstat(self._file.fd)
+            _check(self.path, found, may_be_roots=False)
+            _check_file_system(self.path, found.st_dev)
+            if stat.S_IMODE(found.st_mode) & 0o077:
+                # Kubernetes gives all files of a volume to a group when it mounts the volume.
+                os.fchmod(self._file.fd, 0o700)
+            if made:
+                _sync_directory(given)
+        except OSError as error:
+            self.close()
+            raise cannot_use(given, error) from error
+        except SpoolError:
+            self.close()
+            raise
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return os.listdir(self._file.fd)  # noqa: PTH208  # pathlib has no descriptors
+
+    def files_of(self, name: str, *kinds: str) -> list[str]:
+        """Return the files of a batcher that end in one of ``kinds``, in the order in which they were made."""
+        found = [file.split(".") for file in self.names() if file.startswith(f"{name}.")]
+        parts = [part for part in found if len(part) == 3 and part[1].isdecimal() and part[2] in kinds]
+        return [".".join(part) for part in sorted(parts, key=lambda part: int(part[1]))]
+
+    def open(self, file: str, flags: int = os.O_RDWR) -> File:
+        """Open a file; a new one gets mode 0600."""
+        opened = os.open(file, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._file.fd)
+        return File(opened)
+
+    def make(self, file: str) -> File:
+        """Make and open a file."""
+        return self.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def unlink(self, file: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(file, dir_fd=self._file.fd)
+
+    def rename(self, file: str, to: str) -> None:
+        """Rename a file, in place of one that may have the new name."""
+        os.rename(file, to, src_dir_fd=self._file.fd, dst_dir_fd=self._file.fd)
+
+    def size_and_age(self, file: str, now: float) -> tuple[int, float]:
+        """Return the size of a file, and the seconds since it was last written to."""
+        found = os.stat(file, dir_fd=self._file.fd, follow_symlinks=False)
+        return found.st_size, now - found.st_mtime
+
+    def sync(self) -> None:
+        """Return once the names of all files are on the disk."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the directory."""
+        self._file.close()
+
+    def batchers(self) -> list[str]:
+        """Return the names of the batchers that have files here."""
+        return sorted({file.partition(".")[0] for file in self.names() if file.endswith((".lock", ".spans", ".dead"))})
+
+    def try_lock(self, name: str) -> File | None:
+        """Return the lock of a batcher, or None if another process or another batcher has it.
+
+        Raises:
+            OSError: The file system has no locks, or the disk failed.
+        """
+        lock = self.open(f"{name}.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it may have removed the file before this process had locked it.
+            now = os.stat(f"{name}.lock", dir_fd=self._file.fd, follow_symlinks=False)
+            if os.path.samestat(now, os.fstat(lock.fd)):
+                return lock
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+        return None
+
+
+def is_ours(file: File) -> bool:
+    """Return whether a file belongs to this user."""
+    return os.fstat(file.fd).st_uid == os.geteuid()
+
+
+def cannot_use(directory: Path, error: OSError) -> SpoolError:
+    """Return an error that says why a directory cannot be used."""
+    remedies = {
+        errno.EROFS: "mount it writable, or give another one",
+        errno.EACCES: "give a directory in which this user may make files",
+        errno.EPERM: "give a directory in which this user may make files",
+        errno.ENOENT: "make the directory above it first",
+        errno.ENOTDIR: "give a directory",
+        errno.ELOOP: f"{directory / _OWN_DIRECTORY} must not be a symbolic link",
+        errno.ENOLCK: "give a directory on a local file system, which has locks",
+        errno.EOPNOTSUPP: "give a directory on a local file system, which has locks",
+        errno.ENOSPC: "make space on that disk",
+    }
+    remedy = remedies.get(error.errno or 0)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return SpoolError(f"the spool cannot use {directory}: {reason}{'; ' + remedy if remedy else ''}")
+
+
+def _check(path: Path, found: os.stat_result, *, may_be_roots: bool) -> None:
+    """Refuse a directory in which others could put files, or swap ours."""
+    user = os.geteuid()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    # A volume of a container belongs to root.
+    if found.st_uid != user and not (may_be_roots and found.st_uid == 0):
+        raise SpoolError(
+            f"the spool cannot use {path}: it belongs to user {found.st_uid}, and this process runs as user {user}; "
+            "give a directory that belongs to this user"
+        )
+    if found.st_mode & stat.S_IWOTH:
+        raise SpoolError(
+            f"the spool cannot use {path}: all users may write to it (mode {stat.S_IMODE(found.st_mode):04o}), and "
+            f"could read or replace spans; run chmod o-w {path}, or give a new directory inside it"
+        )
+
+
+def _check_file_system(path: Path, device: int) -> None:
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for kind in _file_systems(wanted):
+        if kind.startswith(_REMOTE):
+            raise SpoolError(
+                f"the spool cannot use {path}: it is on {kind}, a file system of another machine; give a directory on "
+                "a local one"
+            )
+
+
+def _file_systems(device: str) -> Iterator[str]:
+    """Yield the types of the file systems of a device; none where they are not known."""
+    with suppress(OSError):
+        for line in _MOUNTS.read_text(errors="replace").splitlines():
+            mount, _, system = line.partition(" - ")
+            if mount.split()[2:3] == [device]:
+                yield from system.split()[:1]
+
+
+def _sync_directory(path: Path) -> None:
+    directory = File(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        directory.sync()
+    finally:
+        directory.close()
