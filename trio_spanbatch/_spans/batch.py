@@ -181,11 +181,17 @@ class SpanBatch:
         Raises:
             InvalidSpanError: ``data`` is something else. The message has the place of the first bad byte.
         """
-        from .requests import spans_of_request
+        from .requests import scopes_of_request
 
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data is of type {type(data).__name__}; it must be the bytes of a request")
-        return cls(location, spans_of_request(bytes(data)))
+        spans: list[EncodedSpan] = []
+        known: dict[SpanHeaders, SpanHeaders] = {}
+        for resource, scope, payloads in scopes_of_request(bytes(data)):
+            headers = SpanHeaders(resource, scope)
+            headers = known.setdefault(headers, headers)
+            spans += [EncodedSpan(payload, headers) for payload in payloads]
+        return cls(location, spans)
 
     def split(self) -> tuple[SpanBatch, SpanBatch]:
         """Return the first and the second half of the batch, each in order.

@@ -1,4 +1,4 @@
-"""Take encoded requests apart into encoded spans. Each span's bytes stay as they are."""
+"""Take encoded requests apart. The bytes of spans, resources and scopes stay as they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .._errors import InvalidSpanError
-from .batch import EncodedSpan, SpanHeaders
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
@@ -27,22 +26,20 @@ _MAX_DEPTH: Final = 100
 Field: TypeAlias = tuple[int, int, int, int, int]
 
 
-def spans_of_request(data: bytes) -> list[EncodedSpan]:
-    """Return the spans of an encoded ``ExportTraceServiceRequest``.
+def scopes_of_request(data: bytes) -> Iterator[tuple[bytes, bytes, list[bytes]]]:
+    """Yield each ``ScopeSpans`` of an encoded ``ExportTraceServiceRequest``: resource, scope and spans.
+
+    The resource and the scope are all fields of their envelopes except those that contain spans.
 
     Raises:
         InvalidSpanError: ``data`` is something else. The message has the place of the first bad byte.
     """
     _check(data)
-    spans: list[EncodedSpan] = []
-    known: dict[SpanHeaders, SpanHeaders] = {}
     for resource_spans in _inside(data, 0, len(data), _RESOURCE_SPANS):
         resource = _others(data, *resource_spans, _SCOPE_SPANS)
         for scope_spans in _inside(data, *resource_spans, _SCOPE_SPANS):
-            headers = SpanHeaders(resource, _others(data, *scope_spans, _SPANS))
-            headers = known.setdefault(headers, headers)
-            spans += [EncodedSpan(data[at:end], headers) for at, end in _inside(data, *scope_spans, _SPANS)]
-    return spans
+            spans = [data[at:end] for at, end in _inside(data, *scope_spans, _SPANS)]
+            yield resource, _others(data, *scope_spans, _SPANS), spans
 
 
 def _inside(data: bytes, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
@@ -108,7 +105,7 @@ def _check(data: bytes) -> None:
 def _find_bad_byte(data: bytes, at: int, end: int, message: Descriptor, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise _bad(at, "a message that is nested too deeply")
-    for begin, number, kind, value_at, value_end in fields(data, at, end):
+    for _begin, number, kind, value_at, value_end in fields(data, at, end):
         field = message.fields_by_number.get(number)
         if field is None or kind != _DELIMITED:
             continue

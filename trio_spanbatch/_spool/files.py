@@ -36,7 +36,7 @@ from weakref import WeakSet
 from .log import PIECE
 from .store import SpoolError
 
-_OWN_DIRECTORY: Final = "trio-spanbatch"
+OWN_DIRECTORY: Final = "trio-spanbatch"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 # File systems of other machines, whose locks and syncs do not promise what the spool needs.
 _REMOTE: Final = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "lustre", "fuse.ceph", "fuse.gluster", "fuse.sshfs")
@@ -107,7 +107,7 @@ class Directory:
     """
 
     def __init__(self, given: Path) -> None:
-        self.path = given / _OWN_DIRECTORY
+        self.path = given / OWN_DIRECTORY
         try:
             with suppress(FileExistsError):
                 given.mkdir(mode=0o700)
@@ -216,7 +216,7 @@ def cannot_use(directory: Path, error: OSError) -> SpoolError:
         errno.EPERM: "give a directory in which this user may make files",
         errno.ENOENT: "make the directory above it first",
         errno.ENOTDIR: "give a directory",
-        errno.ELOOP: f"{directory / _OWN_DIRECTORY} must not be a symbolic link",
+        errno.ELOOP: f"{directory / OWN_DIRECTORY} must not be a symbolic link",
         errno.ENOLCK: "give a directory on a local file system, which has locks",
         errno.EOPNOTSUPP: "give a directory on a local file system, which has locks",
         errno.ENOSPC: "make space on that disk",
