@@ -235,7 +235,7 @@ def _check(path: Path, found: os.stat_result, *, may_be_roots: bool) -> None:
     if found.st_uid != user and not (may_be_roots and found.st_uid == 0):
         raise SpoolError(
             f"the spool cannot use {path}: it belongs to user {found.st_uid}, and this process runs as user {user}; "
-            "give a directory that belongs to this user"
+            f"run as user {found.st_uid}, or give a directory that belongs to user {user}"
         )
     if found.st_mode & stat.S_IWOTH:
         raise SpoolError(

@@ -230,7 +230,7 @@ def send_command(
         if location_is_not_sent(destination):
             screen.warn(_NOT_SENT)
         result = trio.run(send, settings, exporter, screen)
-    _end_sending(result, screen, as_json)
+    _end_sending(result, screen, as_json, exit_code=result.exit_code)
 
 
 _NOT_SENT = "locations are not sent to the server; name a header for them with --location-header"
@@ -273,7 +273,9 @@ def _settings_and_exporter(
         raise click.ClickException(str(error)) from error
 
 
-def _end_sending(result: SendResult, screen: Screen, as_json: bool, advice: Sequence[str] = ()) -> NoReturn:
+def _end_sending(
+    result: SendResult, screen: Screen, as_json: bool, advice: Sequence[str] = (), *, exit_code: int
+) -> NoReturn:
     """Print the outcome, and exit."""
     if as_json:
         screen.document(_json(result.tally.document(result.statistics)))
@@ -281,7 +283,7 @@ def _end_sending(result: SendResult, screen: Screen, as_json: bool, advice: Sequ
         result.tally.show(screen, result.statistics)
     for line in (*result.explanations(), *advice):
         screen.warn(line)
-    sys.exit(result.exit_code)
+    sys.exit(exit_code)
 
 
 @cli.command("receive")
@@ -416,13 +418,13 @@ def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, *
         settings, exporter = _settings_and_exporter(batch, destination)
         if len(summary.locations) > 1 and location_is_not_sent(attrs.evolve(destination, location_attribute="")):
             screen.warn(_NOT_SENT)
-        result = trio.run(send_spool, directory, summary, settings, exporter, screen)
+        result = trio.run(send_spool, files, summary, settings, exporter, screen)
     advice = []
     if result.statistics.undelivered or not result.read_whole:
         advice.append(f"what was not delivered stays in {directory}")
     if result.statistics.rejected:
         advice.append(f"rejected spans are dead letters now: trio-spanbatch spool export {directory} --dead")
-    _end_sending(result, screen, as_json, advice)
+    _end_sending(result, screen, as_json, advice, exit_code=result.exit_code or int(files.problems > 0))
 
 
 @spool_group.command("export")

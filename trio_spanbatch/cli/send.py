@@ -110,7 +110,7 @@ class SendSettings:
     """How to send."""
 
     files: Sequence[str] = ()  # the names of the files; ``-`` is standard input
-    location_of: LocationOf  # determines the location of each span
+    location_of: LocationOf = LocationOf()  # determines the location of each span
     batch: BatchPolicy  # when a batch is due
     limits: Limits  # what may be pending. Input with more than ``max_locations`` locations is sent in several rounds
     retry: RetryPolicy  # how often and how long requests are retried

@@ -57,7 +57,7 @@ _MAX_ROWS: Final = 25
 # The most locations that are counted separately. The others are counted together.
 _MAX_LOCATIONS: Final = 100_000
 _OTHERS: Final = "other locations"
-_COLUMNS: Final = ("location", "spans", "bytes", "oldest", "dead letters")
+_COLUMNS: Final = ("location", "spans", "bytes", "oldest", "dead")
 
 
 @attrs.frozen
@@ -114,7 +114,7 @@ class SpoolFiles:
             if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
                 self._directory = Directory(path)
         except FileNotFoundError as error:
-            raise SpoolError(f"{path} does not exist; name the directory that Spool has") from error
+            raise SpoolError(f"{path} does not exist; name the one that the program gives to Spool") from error
         except OSError as error:
             raise cannot_use(path, error) from error
 
@@ -372,7 +372,7 @@ def _write_without(directory: Directory, segment: Segment, kept: Sequence[tuple[
 
 
 async def send_spool(
-    path: Path, summary: Summary, settings: SendSettings, exporter: SpanExporter, screen: Screen
+    files: SpoolFiles, summary: Summary, settings: SendSettings, exporter: SpanExporter, screen: Screen
 ) -> SendResult:
     """Send what is in a spool. A record is settled once none of its spans can be lost any more.
 
@@ -383,13 +383,13 @@ async def send_spool(
     others = sorted(summary.endpoints - {short_enough(endpoint)})
     if others:
         raise SpoolError(
-            f"{path} holds spans for {others[0]}, and these options send to {endpoint}; name the same server with --to "
-            "and --endpoint, or export the spans with trio-spanbatch spool export and send that file"
+            f"{files.path} holds spans for {others[0]}, and these options send to {endpoint}; name the same server "
+            "with --to and --endpoint, or export the spans with trio-spanbatch spool export and send that file"
         )
-    store = DiskStore(Spool(path, max_bytes=_UNLIMITED), endpoint, tell=screen.warn)
+    store = DiskStore(Spool(files.path, max_bytes=_UNLIMITED), endpoint, tell=screen.warn)
     await store.open()
     try:
-        source_of = partial(_SpoolSource, store, screen)
+        source_of = partial(_SpoolSource, store, files, screen)
         return await send(settings, exporter, screen, source_of, summary.total().spans)
     finally:
         with trio.move_on_after(SHUTDOWN_TIMEOUT, shield=True):
@@ -411,6 +411,7 @@ class _SpoolSource:
     """
 
     _store: DiskStore
+    _files: SpoolFiles
     _screen: Screen
     _tally: Tally
     _round: list[tuple[Record, Sequence[EncodedSpan]]] = attrs.field(factory=list, init=False)
@@ -471,6 +472,7 @@ class _SpoolSource:
             self._say(f"{len(settled):,} delivered records stay in the spool, and will be sent again: {error}")
 
     def _say(self, problem: str) -> None:
+        self._files.problems += 1
         if problem not in self._reported and len(self._reported) < _MAX_LOCATIONS:
             self._reported.add(problem)
             self._screen.warn(problem)
