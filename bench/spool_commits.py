@@ -41,12 +41,15 @@ async def measure(directory: Path, durability: Literal["process", "power"], span
 
 
 def main(parent: str) -> None:
+    """Measure and print."""
     for durability in ("process", "power"):
         for spans in (5, 512):
             with tempfile.TemporaryDirectory(dir=parent) as name:
                 taken = trio.run(measure, Path(name), durability, spans)
             median, slow = 1000 * statistics.median(taken), 1000 * taken[len(taken) * 99 // 100]
-            print(f"{durability:8}{spans:4} spans of 1,000 bytes: median {median:.2f} ms, 99th percentile {slow:.2f} ms")
+            print(
+                f"{durability:8}{spans:4} spans of 1,000 bytes: median {median:.2f} ms, 99th percentile {slow:.2f} ms"
+            )
 
 
 if __name__ == "__main__":

@@ -387,13 +387,14 @@ def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def spool_list_command(directory: Path, as_json: bool) -> None:
     """List the locations in DIR, with their spans, bytes, oldest age and dead letters."""
-    from .spool import show_summary, summary_document
+    from .spool import summary_of
 
     with _spool_files(directory) as (files, screen):
+        summary = summary_of(files)
         if as_json:
-            screen.document(_json(summary_document(files)))
+            screen.document(_json(summary.document(files.in_use)))
         else:
-            show_summary(files, screen)
+            summary.show(screen)
 
 
 @spool_group.command("send")
@@ -409,8 +410,7 @@ def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, *
 
     with _spool_files(directory) as (files, screen), _log_lines(screen):
         summary = summary_of(files)
-        files.say_what_is_in_use()
-        if not summary.total().spans:
+        if not summary.total.spans:
             screen.warn(f"{directory}: contains no spans to send")
             return
         location = next(name for name, counts in summary.locations.items() if counts.spans)

@@ -158,44 +158,37 @@ def _what_to_do(failure: str, no_server: str) -> str:
 
 
 class Source(Protocol):
-    """Where the spans come from."""
+    """Spans that are not in files."""
 
-    async def send(self, batcher: SpanBatcher, progress: SendProgress) -> None:
+    total: int
+
+    async def send(self, batcher: SpanBatcher, tally: Tally, progress: SendProgress) -> None:
         """Add all spans to ``batcher``."""
+        ...
 
     def add_loss(self, loss: Loss) -> None:
-        """Note a loss. The summary has it anyway."""
+        """Note a loss, which is in the summary already."""
+        ...
 
     async def finish(self) -> None:
-        """Called once the batcher has ended, if that was not cut short."""
+        """Called once the batcher has ended, unless that was cut short."""
+        ...
 
 
 async def send(
-    settings: SendSettings,
-    exporter: SpanExporter,
-    screen: Screen,
-    source_of: Callable[[Tally], Source] | None = None,
-    total: int | None = None,
+    settings: SendSettings, exporter: SpanExporter, screen: Screen, source: Source | None = None
 ) -> SendResult:
-    """Send all files, and return once every span is accounted for. The exporter is closed at the end.
-
-    Args:
-        settings: How to send.
-        exporter: What sends.
-        screen: For messages and progress.
-        source_of: Makes another source of spans in place of the files.
-        total: How much there is to read in that source.
-    """
+    """Send all files, or what is in ``source``, and return once every span is accounted for. Close the exporter."""
     tally = Tally()
-    source = _Files(settings, tally, screen) if source_of is None else source_of(tally)
 
     def add_loss(loss: Loss) -> None:
         tally.add_loss(loss)
-        source.add_loss(loss)
+        if source is not None:
+            source.add_loss(loss)
 
     breaker = CircuitBreaker(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
     interrupt = Interrupt()
-    progress = SendProgress(total_size(settings.files) if source_of is None else total, screen)
+    progress = SendProgress(total_size(settings.files) if source is None else source.total, screen)
     batcher = SpanBatcher(
         breaker,
         batch=settings.batch,
@@ -217,10 +210,15 @@ async def send(
                     nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
                     with interrupt.body(), interrupt.scope:
-                        await source.send(batcher, progress)
+                        if source is not None:
+                            await source.send(batcher, tally, progress)
+                        sender = _Sender(batcher, settings, tally, screen, progress)
+                        for name in settings.files:
+                            await sender.send_file(name)
                         progress.read_whole = True
                         await batcher.flush()
-                await source.finish()
+                if source is not None:
+                    await source.finish()
             nursery.cancel_scope.cancel()
     return SendResult(
         statistics=batcher.statistics(),
@@ -255,24 +253,6 @@ async def _report_failing_locations(breaker: CircuitBreaker, screen: Screen) -> 
         for location in failing:
             location.is_reported = True
         await trio.sleep(_REPORT_INTERVAL)
-
-
-@attrs.frozen
-class _Files:
-    settings: SendSettings
-    tally: Tally
-    screen: Screen
-
-    async def send(self, batcher: SpanBatcher, progress: SendProgress) -> None:
-        sender = _Sender(batcher, self.settings, self.tally, self.screen, progress)
-        for name in self.settings.files:
-            await sender.send_file(name)
-
-    def add_loss(self, loss: Loss) -> None:
-        pass
-
-    async def finish(self) -> None:
-        pass
 
 
 @attrs.frozen

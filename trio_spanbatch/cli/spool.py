@@ -6,13 +6,13 @@ Only files whose lock is free are opened. Each is locked while it is used, as th
 from __future__ import annotations
 
 import base64
+import math
 import os
 import struct
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +57,7 @@ _MAX_ROWS: Final = 25
 # The most locations that are counted separately. The others are counted together.
 _MAX_LOCATIONS: Final = 100_000
 _OTHERS: Final = "other locations"
+_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 _COLUMNS: Final = ("location", "spans", "bytes", "oldest", "dead")
 
 
@@ -190,93 +191,78 @@ class SpoolFiles:
 
 
 @attrs.define
-class _Counts:
+class Counts:
+    """What is in a spool, or of one location."""
+
     spans: int = 0
     bytes: int = 0
-    oldest: float | None = None
+    oldest: float = math.inf  # in seconds of Unix time
     dead: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.spans += other.spans
+        self.bytes += other.bytes
+        self.oldest = min(self.oldest, other.oldest)
+        self.dead += other.dead
+
+    def document(self, now: float) -> dict[str, Any]:
+        age = round(max(now - self.oldest, 0), 3) if self.spans else None
+        return {"spans": self.spans, "bytes": self.bytes, "oldest_seconds": age, "dead": self.dead}
+
+    def cells(self, now: float) -> list[str]:
+        age = _age(max(now - self.oldest, 0)) if self.spans else "-"
+        return [f"{self.spans:,}", f"{self.bytes:,}", age, f"{self.dead:,}"]
 
 
 @attrs.frozen
 class Summary:
-    """What is in a spool, by location."""
+    """What is in a spool."""
 
-    locations: dict[str, _Counts]
-    endpoints: set[str]  # the servers that the spans are for
-    reasons: Counter[tuple[str, str]]  # of dead letters, by location and reason
+    total: Counts = attrs.Factory(Counts)
+    locations: dict[str, Counts] = attrs.Factory(dict)
+    endpoints: set[str] = attrs.Factory(set)  # the servers that the spans are for
+    reasons: Counter[tuple[str, str]] = attrs.Factory(Counter)  # of dead letters, by location and reason
 
-    def total(self) -> _Counts:
-        oldest = [counts.oldest for counts in self.locations.values() if counts.oldest is not None]
-        sums = [sum(getattr(counts, name) for counts in self.locations.values()) for name in ("spans", "bytes", "dead")]
-        return _Counts(sums[0], sums[1], min(oldest, default=None), sums[2])
+    def document(self, batchers_open: int) -> dict[str, Any]:
+        now = time.time()
+        locations = {name: counts.document(now) for name, counts in sorted(self.locations.items())}
+        more = {"endpoints": sorted(self.endpoints), "batchers_open": batchers_open, "locations": locations}
+        return {**self.total.document(now), **more}
+
+    def show(self, screen: Screen) -> None:
+        now = time.time()
+        rows = [[name, *counts.cells(now)] for name, counts in sorted(self.locations.items())]
+        total = [] if len(rows) == 1 else [["total", *self.total.cells(now)]]
+        screen.table(_COLUMNS, rows[:_MAX_ROWS] + total)
+        if len(rows) > _MAX_ROWS:
+            screen.say(f"and {len(rows) - _MAX_ROWS:,} more locations; --json shows them all")
+        for endpoint in sorted(self.endpoints)[:_MAX_ROWS]:
+            screen.say(f"for {endpoint}")
+        for (location, reason), count in self.reasons.most_common():
+            screen.say(f"{location}: {count:,} dead: {reason}")
 
 
 def summary_of(files: SpoolFiles) -> Summary:
     """Return what is in a spool. Only headers are read."""
-    summary = Summary({}, set(), Counter())
+    summary = Summary()
     for segment, _, header in files.records():
-        known = header.location in summary.locations or len(summary.locations) < _MAX_LOCATIONS
-        counts = summary.locations.setdefault(header.location if known else _OTHERS, _Counts())
+        counts = Counts(header.count, header.size, header.oldest)
         if segment.is_dead:
-            counts.dead += header.count
-            reason = (header.location, header.reason)
-            if reason in summary.reasons or len(summary.reasons) < _MAX_ROWS:
-                summary.reasons[reason] += header.count
+            counts = Counts(dead=header.count)
+            if len(summary.reasons) < _MAX_ROWS or (header.location, header.reason) in summary.reasons:
+                summary.reasons[header.location, header.reason] += header.count
         else:
             summary.endpoints.add(segment.head.endpoint)
-            counts.spans += header.count
-            counts.bytes += header.size
-            counts.oldest = header.oldest if counts.oldest is None else min(counts.oldest, header.oldest)
+        known = header.location in summary.locations or len(summary.locations) < _MAX_LOCATIONS
+        summary.locations.setdefault(header.location if known else _OTHERS, Counts()).add(counts)
+        summary.total.add(counts)
+    files.say_what_is_in_use()
     return summary
 
 
-def show_summary(files: SpoolFiles, screen: Screen) -> None:
-    """Print a table of what is in a spool."""
-    summary = summary_of(files)
-    now = time.time()
-    rows = [[name, *_cells(counts, now)] for name, counts in sorted(summary.locations.items())]
-    shown = rows[:_MAX_ROWS]
-    if len(rows) != 1:
-        shown.append(["total", *_cells(summary.total(), now)])
-    screen.table(_COLUMNS, shown)
-    if len(rows) > _MAX_ROWS:
-        screen.say(f"and {len(rows) - _MAX_ROWS:,} more locations; --json shows them all")
-    for endpoint in sorted(summary.endpoints)[:_MAX_ROWS]:
-        screen.say(f"for {endpoint}")
-    for (location, reason), count in summary.reasons.most_common():
-        screen.say(f"{location}: {count:,} dead: {reason}")
-    files.say_what_is_in_use()
-
-
-def summary_document(files: SpoolFiles) -> dict[str, Any]:
-    """Return what `show_summary` prints as a JSON document."""
-    summary = summary_of(files)
-    now = time.time()
-
-    def document(counts: _Counts) -> dict[str, Any]:
-        age = None if counts.oldest is None else round(max(now - counts.oldest, 0), 3)
-        return {"spans": counts.spans, "bytes": counts.bytes, "oldest_seconds": age, "dead": counts.dead}
-
-    locations = {name: document(counts) for name, counts in sorted(summary.locations.items())}
-    files.say_what_is_in_use()
-    return {
-        **document(summary.total()),
-        "endpoints": sorted(summary.endpoints),
-        "batchers_open": files.in_use,
-        "locations": locations,
-    }
-
-
-def _cells(counts: _Counts, now: float) -> list[str]:
-    age = "-" if counts.oldest is None else _age(now - counts.oldest)
-    return [f"{counts.spans:,}", f"{counts.bytes:,}", age, f"{counts.dead:,}"]
-
-
 def _age(seconds: float) -> str:
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size:,.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    size, unit = next((part for part in _UNITS if seconds >= 2 * part[0]), (1, "s"))
+    return f"{seconds // size:,.0f} {unit}"
 
 
 def export(files: SpoolFiles, *, dead: bool, location: str | None) -> Iterator[dict[str, Any]]:
@@ -334,17 +320,17 @@ def delete(files: SpoolFiles, location: str, screen: Screen) -> None:
     deleted = Counter[bool]()
     for segment in files.segments("deleting"):
         items = list(segment.found(settled=True))
+        for item in items:
+            if isinstance(item, Damage):
+                files.report(segment.file, f"{item.size:,} bytes from byte {item.at} on are damaged")
         if any(not isinstance(item, Damage) and item[1].location == location for item in items):
-            kept = [item for item in segment.found() if not isinstance(item, Damage) and item[1].location != location]
-            gone = [item[1] for item in segment.found() if not isinstance(item, Damage)]
+            live = [item for item in segment.found() if not isinstance(item, Damage)]
+            kept = [item for item in live if item[1].location != location]
             try:
                 _write_without(files.directory, segment, kept)
             except OSError as error:
                 raise cannot_use(files.path, error) from error
-            deleted[segment.is_dead] += sum(header.count for header in gone if header.location == location)
-        for item in items:
-            if isinstance(item, Damage):
-                files.report(segment.file, f"{item.size:,} bytes from byte {item.at} on are damaged")
+            deleted[segment.is_dead] += sum(item[1].count for item in live) - sum(item[1].count for item in kept)
     for name in files.kept_aside():
         files.report(name, "it is damaged, and may contain spans of any location; remove it if it must not be kept")
     files.say_what_is_in_use()
@@ -389,8 +375,7 @@ async def send_spool(
     store = DiskStore(Spool(files.path, max_bytes=_UNLIMITED), endpoint, tell=screen.warn)
     await store.open()
     try:
-        source_of = partial(_SpoolSource, store, files, screen)
-        return await send(settings, exporter, screen, source_of, summary.total().spans)
+        return await send(settings, exporter, screen, _SpoolSource(store, files, screen, summary.total.spans))
     finally:
         with trio.move_on_after(SHUTDOWN_TIMEOUT, shield=True):
             await store.close()
@@ -413,30 +398,30 @@ class _SpoolSource:
     _store: DiskStore
     _files: SpoolFiles
     _screen: Screen
-    _tally: Tally
+    total: int
     _round: list[tuple[Record, Sequence[EncodedSpan]]] = attrs.field(factory=list, init=False)
     _bytes: int = attrs.field(default=0, init=False)
     _undelivered: set[tuple[str, bytes]] = attrs.field(factory=set, init=False)
     _rejected: list[Loss] = attrs.field(factory=list, init=False)
     _reported: set[str] = attrs.field(factory=set, init=False)
 
-    async def send(self, batcher: SpanBatcher, progress: SendProgress) -> None:
+    async def send(self, batcher: SpanBatcher, tally: Tally, progress: SendProgress) -> None:
         async for piece in self._store.adopted():
             for record in piece:
-                await self._send_record(batcher, record)
+                await self._send_record(batcher, tally, record)
                 progress.position += record.count
                 if len(self._round) >= _ROUND_RECORDS or self._bytes >= _ROUND_BYTES:
                     await batcher.flush()
                     await self.finish()
 
-    async def _send_record(self, batcher: SpanBatcher, record: Record) -> None:
+    async def _send_record(self, batcher: SpanBatcher, tally: Tally, record: Record) -> None:
         try:
             spans = await self._store.read(record.token)
             await batcher.add_spans(record.location, spans)
         except (DamagedRecord, ValueError, OSError) as error:
             left = record.count - getattr(error, "accepted", 0)
-            self._tally.invalid += left
-            self._tally.invalid_by_location[record.location] += left
+            tally.invalid += left
+            tally.invalid_by_location[record.location] += left
             self._say(f"{record.location}: {left:,} spans were not sent: {error}")
         else:
             self._round.append((record, spans))
