@@ -21,6 +21,7 @@ from tests.cli.support import Ended, command, give_up_after_the_first_failure, r
 from tests.cli.test_cli_send import screen_of_text
 from tests.spool.support import DiskPlace, contents
 from tests.support.processes import reserved_port, run_to_end, wait_until
+from trio_spanbatch._spool import disk
 from trio_spanbatch._spool.disk import DiskStore
 from trio_spanbatch._spool.log import RECORDS_AT, VERSION
 from trio_spanbatch._spool.store import NewRecord
@@ -286,6 +287,24 @@ async def test_a_file_of_a_newer_version_is_named_and_left_alone(arguments: list
     assert segment.read_bytes() == data
 
 
+@pytest.mark.parametrize("name", ["list", "check", "export", "delete", "send"])
+async def test_a_disk_that_cannot_be_read_is_an_error_of_one_line(
+    name: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await leave(directory, ENDPOINT, tenants(3))
+    real = commands.File.read
+
+    def read(file: commands.File, at: int, size: int) -> bytes:
+        if at >= RECORDS_AT:
+            raise OSError(5, os.strerror(5))
+        return real(file, at, size)
+
+    monkeypatch.setattr(commands.File, "read", read)
+    ended = await spool(name, directory, *(["--location", "tenant-0"] if name == "delete" else []))
+    assert (ended.exit_code, ended.out) == (1, "")
+    assert ended.err == f"trio-spanbatch: the spool cannot use {directory}: Input/output error\n"
+
+
 # -- send ------------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +442,17 @@ async def test_a_location_that_cannot_be_sent_stays(directory: Path) -> None:
     assert ended.exit_code == 1
     assert "ü: 2 spans were not sent: " in ended.err
     assert list((await listed(directory))["locations"]) == ["ü"]
+
+
+async def test_send_keeps_the_dead_letters_that_a_batcher_with_more_space_has_kept(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the space of `Spool`'s default, nothing would be left for dead letters.
+    monkeypatch.setattr(disk, "_DEAD_PART", 2**40)
+    async with OTLPReceiver(location_header=HEADER) as receiver:
+        await leave(directory, receiver.url, [record("a", span(1))], [(record("a", span(2)), "why")])
+        assert (await send(directory, receiver)).exit_code == 0
+    assert (await listed(directory))["dead"] == 1
 
 
 async def test_a_damaged_record_is_said_and_costs_no_other(directory: Path) -> None:
@@ -615,6 +645,18 @@ async def test_delete_removes_all_bytes_of_a_location_and_nothing_else(directory
     assert await contents(store) == expected
     assert store.statistics().damaged == 0
     await store.close()
+
+
+async def test_delete_removes_the_bytes_of_a_location_that_has_nothing_left_to_send(directory: Path) -> None:
+    place = DiskPlace(directory)
+    store = await place.opened(ENDPOINT)
+    delivered, _ = await store.commit([record("gone", span(1)), record("here", span(2))])
+    await store.settle([delivered.token])
+    place.end(store)
+    ended = await spool("delete", directory, "--location", "gone")
+    assert (ended.exit_code, ended.out) == (0, "gone: 0 spans and 0 dead letters deleted\n")
+    assert not any(b"gone" in data for data in content_of_files(directory).values())
+    assert list((await listed(directory))["locations"]) == ["here"]
 
 
 async def test_delete_of_the_only_location_removes_its_files(directory: Path) -> None:

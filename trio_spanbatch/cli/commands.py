@@ -369,6 +369,7 @@ _directory = click.argument("directory", metavar="DIR", type=click.Path(path_typ
 @contextmanager
 def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
     """Open a spool, and exit with 1 afterwards if there was a problem."""
+    from .._spool.files import cannot_use
     from .._spool.store import SpoolError
     from .spool import SpoolFiles
 
@@ -378,6 +379,8 @@ def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
         yield files, screen
     except SpoolError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(str(cannot_use(directory, error))) from error
     if files.problems:
         sys.exit(1)
 
