@@ -168,7 +168,7 @@ def test_a_size_without_an_end_ends_the_file() -> None:
 def test_the_pieces_in_which_a_file_is_read_make_no_difference(sizes: list[int], cuts: list[int]) -> None:
     data = b"".join(request(*range(1, size + 1)) for size in sizes)
     parser = RequestParser()
-    found = []
+    found: list[Envelope | Unreadable] = []
     begin = 0
     for end in [*sorted(cuts), len(data)]:
         found += parser.feed(data[begin:end])

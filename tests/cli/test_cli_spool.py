@@ -23,7 +23,8 @@ from tests.spool.support import DiskPlace, contents
 from tests.support.processes import reserved_port, run_to_end, wait_until
 from trio_spanbatch._spool import disk
 from trio_spanbatch._spool.disk import DiskStore
-from trio_spanbatch._spool.log import RECORDS_AT, VERSION
+from trio_spanbatch._spool.files import Directory, File
+from trio_spanbatch._spool.log import RECORDS_AT, VERSION, Head
 from trio_spanbatch._spool.store import NewRecord
 from trio_spanbatch.cli import spool as commands
 from trio_spanbatch.testing import Answer, OTLPReceiver, ReceivedRequest, partial_success
@@ -292,14 +293,14 @@ async def test_a_disk_that_cannot_be_read_is_an_error_of_one_line(
     name: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leave(directory, ENDPOINT, tenants(3))
-    real = commands.File.read
+    real = File.read
 
-    def read(file: commands.File, at: int, size: int) -> bytes:
+    def read(file: File, at: int, size: int) -> bytes:
         if at >= RECORDS_AT:
             raise OSError(5, os.strerror(5))
         return real(file, at, size)
 
-    monkeypatch.setattr(commands.File, "read", read)
+    monkeypatch.setattr(File, "read", read)
     ended = await spool(name, directory, *(["--location", "tenant-0"] if name == "delete" else []))
     assert (ended.exit_code, ended.out) == (1, "")
     assert ended.err == f"trio-spanbatch: the spool cannot use {directory}: Input/output error\n"
@@ -337,8 +338,8 @@ def unsettled(directory: Path) -> int:
     count = 0
     for path in (directory / "trio-spanbatch").glob("*.spans"):
         name = path.name.partition(".")[0]
-        opened = commands.Directory(directory).open(path.name)
-        head = commands.Head.unpack(opened.read(0, RECORDS_AT))
+        opened = Directory(directory).open(path.name)
+        head = Head.unpack(opened.read(0, RECORDS_AT))
         count += len(list(commands.Segment(name, path.name, opened, head).found()))
         opened.close()
     return count
@@ -386,6 +387,7 @@ async def test_rejected_spans_stay_if_dead_letters_cannot_be_kept(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def bury(*_arguments: object) -> None:
+        await trio.lowlevel.checkpoint()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DiskStore, "bury", bury)
@@ -402,6 +404,7 @@ async def test_what_cannot_be_settled_is_said_to_be_sent_again(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def settle(*_arguments: object) -> None:
+        await trio.lowlevel.checkpoint()
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(DiskStore, "settle", settle)
@@ -690,7 +693,7 @@ async def test_a_disk_that_fails_while_deleting_loses_nothing(directory: Path, m
     def sync(_file: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands.File, "sync", sync)
+    monkeypatch.setattr(File, "sync", sync)
     ended = await spool("delete", directory, "--location", "tenant-0")
     assert (ended.exit_code, ended.out) == (1, "")
     assert ended.err == (

@@ -43,7 +43,7 @@ def is_protobuf(data: bytes) -> bool:
 class RequestParser:
     """Turns chunks of bytes into envelopes."""
 
-    line: None = None  # these files have no lines
+    line = 0  # these files have no lines
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -62,18 +62,18 @@ class RequestParser:
                     yield Envelope(self._at, SpanBatch.from_request("", piece).spans)
                 except InvalidSpanError as error:
                     place = re.sub(r"^byte (\d+) of the data", lambda at: f"byte {self._at + int(at[1])}", str(error))
-                    yield Unreadable(None, place)
+                    yield Unreadable(0, place)
                 del self._data[:size]
                 self._at += size
         except ValueError as error:
             # Where the next envelope begins is not known.
             self._is_lost = True
-            yield Unreadable(None, f"{error}; the rest of the file is not read")
+            yield Unreadable(0, f"{error}; the rest of the file is not read")
 
     def finish(self) -> Iterator[Envelope | Unreadable]:
         """Yield an error if the file ends inside an envelope."""
         if self._data and not self._is_lost:
-            yield Unreadable(None, f"the file is cut off: the envelope that begins at byte {self._at} has no end")
+            yield Unreadable(0, f"the file is cut off: the envelope that begins at byte {self._at} has no end")
 
 
 def _size_of_first(data: bytearray, at: int) -> int:

@@ -304,7 +304,7 @@ class _Sender:
                 continue
             if isinstance(item, Envelope):
                 for number, encoded in enumerate(item.spans, 1):
-                    await self._send_span(file, None, f"the envelope at byte {item.at}, span {number}", encoded)
+                    await self._send_span(file, 0, f"the envelope at byte {item.at}, span {number}", encoded)
                     found += 1
                 continue
             for number, span in enumerate(_spans(item), 1):
@@ -317,7 +317,7 @@ class _Sender:
         return found
 
     async def _send_span(
-        self, file: InputFile, line: int | None, place: str, span: Span | EncodedSpan | InvalidSpanError
+        self, file: InputFile, line: int, place: str, span: Span | EncodedSpan | InvalidSpanError
     ) -> None:
         location_of = self.settings.location_of
         if isinstance(span, InvalidSpanError):
@@ -341,8 +341,8 @@ class _Sender:
         await self.batcher.add_span(location, span)
         self._live.add(location)
 
-    def _leave_out(self, file: InputFile, line: int | None, reason: str, location: str | None) -> None:
-        self.screen.warn(f"{file.name}: {reason}" if line is None else f"{file.name}:{line}: {reason}")
+    def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
+        self.screen.warn(f"{file.name}: {reason}" if not line else f"{file.name}:{line}: {reason}")
         self.tally.add_invalid(location)
 
 
