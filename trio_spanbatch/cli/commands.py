@@ -385,7 +385,7 @@ def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
         sys.exit(1)
 
 
-@spool_group.command("list")
+@spool_group.command("list", short_help="List the locations, and what there is of each.")
 @_directory
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def spool_list_command(directory: Path, as_json: bool) -> None:
@@ -400,7 +400,7 @@ def spool_list_command(directory: Path, as_json: bool) -> None:
             summary.show(screen)
 
 
-@spool_group.command("send")
+@spool_group.command("send", short_help="Send the spans to their locations.")
 @_directory
 @_with(*_DESTINATION_OPTIONS)
 @_with(*_REQUEST_OPTIONS)
@@ -430,7 +430,7 @@ def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, *
     _end_sending(result, screen, as_json, advice, exit_code=result.exit_code or int(files.problems > 0))
 
 
-@spool_group.command("export")
+@spool_group.command("export", short_help="Print the spans as OTLP JSON lines.")
 @_directory
 @click.option("--dead", is_flag=True, help="Export the dead letters instead of the spans.")
 @_text_option("--location", "NAME", "Export this location only. The lines do not contain the location.")
@@ -443,7 +443,7 @@ def spool_export_command(directory: Path, dead: bool, location: str | None) -> N
             screen.document(_json(document))
 
 
-@spool_group.command("check")
+@spool_group.command("check", short_help="Read everything and compare the checksums.")
 @_directory
 def spool_check_command(directory: Path) -> None:
     """Read everything in DIR and compare the checksums. The exit code is 1 if something is damaged."""
@@ -453,7 +453,7 @@ def spool_check_command(directory: Path) -> None:
         check(files, screen)
 
 
-@spool_group.command("delete")
+@spool_group.command("delete", short_help="Delete what there is of a location.")
 @_directory
 @click.option("--location", metavar="NAME", required=True, help="The location to delete.")
 def spool_delete_command(directory: Path, location: str) -> None:
