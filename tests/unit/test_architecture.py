@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_reporting",
         "_settings",
         "_spans",
+        "_spool",
         "_values",
         "_version",
         "destinations",

@@ -189,6 +189,27 @@ class SpanBatch:
 
         return ExportTraceServiceRequest.FromString(self.to_request())
 
+    @classmethod
+    def from_request(cls, location: str, data: bytes) -> SpanBatch:
+        """Return a batch of the spans in an encoded ``ExportTraceServiceRequest``, such as `to_request` returns.
+
+        Each span's bytes stay as they are. Several requests in a row are one request, as protobuf has it.
+
+        Raises:
+            InvalidSpanError: ``data`` is something else. The message has the place of the first bad byte.
+        """
+        from .requests import scopes_of_request
+
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data is of type {type(data).__name__}; it must be the bytes of a request")
+        spans: list[EncodedSpan] = []
+        known: dict[SpanHeaders, SpanHeaders] = {}
+        for resource, scope, payloads in scopes_of_request(bytes(data)):
+            headers = SpanHeaders(resource, scope)
+            headers = known.setdefault(headers, headers)
+            spans += [EncodedSpan(payload, headers) for payload in payloads]
+        return cls(location, spans)
+
     def split(self) -> tuple[SpanBatch, SpanBatch]:
         """Return the first and the second half of the batch, each in order.
 

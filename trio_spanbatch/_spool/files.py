@@ -35,7 +35,7 @@ from weakref import WeakSet
 from .log import PIECE
 from .store import SpoolError
 
-_OWN_DIRECTORY: Final = "trio-spanbatch"
+OWN_DIRECTORY: Final = "trio-spanbatch"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 # File systems of other machines, whose locks and syncs do not promise what the spool needs.
 _REMOTE: Final = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "lustre", "fuse.ceph", "fuse.gluster", "fuse.sshfs")
@@ -99,7 +99,7 @@ class Directory:
     """
 
     def __init__(self, given: Path) -> None:
-        self.path = given / _OWN_DIRECTORY
+        self.path = given / OWN_DIRECTORY
         self._file = File(-1)
         try:
             with suppress(FileExistsError):
@@ -199,7 +199,7 @@ def cannot_use(directory: Path, error: OSError) -> SpoolError:
         errno.EACCES: not_allowed,
         errno.EPERM: not_allowed,
         errno.ENOENT: "make the directory above it first",
-        errno.ENOTDIR: f"neither it nor {_OWN_DIRECTORY} in it may be a file or a symbolic link",
+        errno.ENOTDIR: f"neither it nor {OWN_DIRECTORY} in it may be a file or a symbolic link",
         errno.ENOLCK: no_locks,
         errno.EOPNOTSUPP: no_locks,
         errno.ENOSPC: "make space on that disk",
@@ -218,7 +218,7 @@ def _check(path: Path, found: os.stat_result, *, may_be_roots: bool) -> None:
     if found.st_uid != user and not (may_be_roots and found.st_uid == 0):
         raise SpoolError(
             f"the spool cannot use {path}: it belongs to user {found.st_uid}, and this process runs as user {user}; "
-            "give a directory that belongs to this user"
+            f"run as user {found.st_uid}, or give a directory that belongs to user {user}"
         )
     if found.st_mode & stat.S_IWOTH:
         raise SpoolError(

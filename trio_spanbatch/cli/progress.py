@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -41,15 +42,24 @@ def _bars(console: Console, *columns: ProgressColumn) -> _Progress:
     return _Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
 
 
-class SendProgress:
-    """The share of the files that has been read, then the share of the accepted spans that has been delivered."""
+def total_size(files: Sequence[str]) -> int | None:
+    """Return the size of all files; None if one is not a regular file."""
+    sizes = [InputFile(name).size() for name in files]
+    return sum(size for size in sizes if size is not None) if None not in sizes else None
 
-    def __init__(self, files: Sequence[str], screen: Screen) -> None:
+
+class SendProgress:
+    """The share of the source that has been read, then the share of the accepted spans that has been delivered.
+
+    Args:
+        total: The size of the source, None if it is not known.
+        screen: Where it is shown.
+    """
+
+    def __init__(self, total: int | None, screen: Screen) -> None:
         self.position: int = 0  # how many bytes of the current file have been read
         self.read_whole: bool = False  # whether all files have been read
         self._before = 0
-        sizes = [InputFile(name).size() for name in files]
-        total = sum(size for size in sizes if size is not None) if None not in sizes else None
         # The bars, a context manager inside which they are shown.
         description, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
         self.bars = _bars(screen.err, description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
@@ -88,6 +98,30 @@ class SendProgress:
         for count, outcome in ((counts.rejected, "rejected"), (counts.undelivered, "undelivered")):
             words += f", {count:,} {outcome}" if count else ""
         self.bars.update(self._task, counts=words, refresh=True)
+
+
+class WorkProgress:
+    """The share of some work that is done, for code that does not run in trio.
+
+    Args:
+        description: The work in a word.
+        total: How much there is to do.
+        screen: Where it is shown.
+    """
+
+    def __init__(self, description: str, total: int, screen: Screen) -> None:
+        # The bar, a context manager inside which it is shown.
+        self.bars = _bars(screen.err, TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        self._task = self.bars.add_task(description, total=total)
+        self._done = 0
+        self._next = 0.0
+
+    def advance(self, amount: int) -> None:
+        """Note that another part of the work is done."""
+        self._done += amount
+        if not self.bars.disable and time.monotonic() >= self._next:
+            self.bars.update(self._task, completed=self._done, refresh=True)
+            self._next = time.monotonic() + _INTERVAL
 
 
 def _line_of(failing: Sequence[FailingLocation]) -> str:
