@@ -116,7 +116,7 @@ ANYTHING = st.integers(0, 9).flatmap(lambda choice: spoilt_spans() if choice els
 def encoded_or_refused(encoder: SpanEncoder, thing: object) -> EncodedSpan | None:
     """Encode ``thing``; fail on any exception except the documented one, or if its message cannot be printed."""
     try:
-        return encoder.encode(thing)  # type: ignore[arg-type]  # on purpose
+        return encoder.encode(thing)  # type: ignore[arg-type]  # things that are no spans are tried too
     except InvalidSpanError as error:
         assert 0 < len(str(error)) <= MAX_MESSAGE
         return None

@@ -266,14 +266,14 @@ async def is_bad_async(span: SpanMessage) -> bool:
     [
         (lambda: outage(0), ValueError, "seconds is 0; it must be above 0"),
         (lambda: outage(math.nan), ValueError, "seconds is nan; it must be above 0"),
-        (lambda: outage("30"), TypeError, "seconds is '30'; it must be above 0"),  # type: ignore[arg-type]  # a mistake
+        (lambda: outage("30"), TypeError, "seconds is '30'; it must be above 0"),  # type: ignore[arg-type]  # the mistake under test
         (lambda: rate_limited(0), ValueError, "requests is 0; it must be an int of at least 1"),
-        (lambda: rate_limited(1.5), ValueError, "requests is 1.5"),  # type: ignore[arg-type]  # a mistake
+        (lambda: rate_limited(1.5), ValueError, "requests is 1.5"),  # type: ignore[arg-type]  # the mistake under test
         (lambda: rate_limited(True), TypeError, "requests is True"),
         (lambda: rate_limited(1, retry_after=-1), ValueError, "retry_after is -1; it must be"),
-        (lambda: rate_limited(1, retry_after=0.5), ValueError, "retry_after is 0.5"),  # type: ignore[arg-type]  # same
+        (lambda: rate_limited(1, retry_after=0.5), ValueError, "retry_after is 0.5"),  # type: ignore[arg-type]  # the mistake under test
         (lambda: slow(-1), ValueError, "seconds is -1; it must be at least 0"),
-        (lambda: poison("bad"), TypeError, "predicate is 'bad'; it must be a function that is not async"),  # type: ignore[arg-type]  # a mistake
+        (lambda: poison("bad"), TypeError, "predicate is 'bad'; it must be a function that is not async"),  # type: ignore[arg-type]  # the mistake under test
         (
             lambda: poison(is_bad_async),
             TypeError,

@@ -62,7 +62,8 @@ class SendProgress:
         self._before = 0
         # The bars, a context manager inside which they are shown.
         description, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
-        self.bars = _bars(screen.err, description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
+        columns = (description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
+        self.bars: _Progress = _bars(screen.err, *columns)
         self._task = self.bars.add_task("reading", total=total, counts="")
 
     def end_file(self, file: InputFile) -> None:
