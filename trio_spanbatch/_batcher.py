@@ -176,7 +176,6 @@ class SpanBatcher:
 
         assert isinstance(self._scheduler, SpoolingScheduler), "there is a spool"
         self._spooler = self._supervisor.spooler = Spooler(store, self._scheduler, self._runtime)
-        self._spooler.start = self._supervisor.start_in_spool
         self._runtime.spool = self._spooler.carry_out
 
     def __repr__(self) -> str:

@@ -51,6 +51,8 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._spans.batch import cost_of
 from trio_spanbatch._spans.encoder import SpanEncoder
+from trio_spanbatch._scheduler.orders import Lost
+from trio_spanbatch._scheduler.scheduler import Scheduler
 from trio_spanbatch._spool.memory import MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record
 
@@ -189,6 +191,7 @@ class Run:
         if self._store is not None:
             self._store.fill(plan.locations)
             use_store(batcher, self._store)
+            self._store.watch_losses(batcher._scheduler)
         at_rest = AtRest(batcher, plan.limits, self._active)
         rest_watch = RestWatch(at_rest)
         tasks = trio.lowlevel.current_statistics().tasks_living
@@ -482,6 +485,7 @@ class _PlannedStore(MemoryStore):
         self._oracle = oracle
         self._rng = random.Random(f"{plan.seed} disk")
         self.lands = plan.spool.lands
+        self._ids: dict[int, list[int]] = {}
 
     def fill(self, locations: Sequence[str]) -> None:
         """Leave records, as an earlier process does."""
@@ -493,7 +497,20 @@ class _PlannedStore(MemoryStore):
             self.disk.records[record.token] = record, encoded
             self.disk.owners[record.token] = None
             self.disk.nbytes += record.nbytes
+            self._ids[record.token] = span_ids(encoded)
             self._oracle.left_in_spool(location, spans)
+
+    def watch_losses(self, scheduler: Scheduler) -> None:
+        """Tell the oracle which spans are dropped, as a loss of spans that were not read has only their number."""
+        lost = scheduler.lost
+
+        def tell(order: Lost, now: float) -> None:
+            piece = order.piece
+            ids = self._ids[piece.record.token][piece.start : piece.start + piece.count]
+            self._oracle.cannot_be_read(order.name, ids)
+            lost(order, now)
+
+        scheduler.lost = tell  # type: ignore[method-assign]
 
     def _misbehave(self) -> None:
         is_faulty = trio.current_time() < self._plan.heals_at
@@ -504,7 +521,9 @@ class _PlannedStore(MemoryStore):
     async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
         self._misbehave()
         try:
-            return await super().commit(records, settled)
+            committed = await super().commit(records, settled)
+            self._ids.update((one.token, span_ids(new.spans)) for one, new in zip(committed, records, strict=True))
+            return committed
         except trio.Cancelled:
             self._oracle.commit_is_doubtful(span_id for record in records for span_id in span_ids(record.spans))
             raise
@@ -517,9 +536,7 @@ class _PlannedStore(MemoryStore):
         self._misbehave()
         is_damaged = trio.current_time() < self._plan.heals_at and self._rng.random() < self._spool.damage
         if is_damaged and token not in self.damaged:
-            record, spans = self.disk.records[token]
             self.damaged.add(token)
-            self._oracle.cannot_be_read(record.location, span_ids(spans))
         return await super().read(token)
 
     async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:

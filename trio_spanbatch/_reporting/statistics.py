@@ -84,6 +84,8 @@ class SpoolStatistics:
         oldest_age: Seconds since the oldest committed span that is not accounted for was accepted; 0 without one. Some
             servers silently drop old spans.
         uncommitted: Spans that were sent without having been committed, because the disk failed or was full.
+        unsendable: Spans from earlier processes that stay in the spool, because nothing can be sent to their location:
+            the exporter refuses it, or the function that returns its policy has failed.
         damaged: Damaged records, or pieces of a file, that were moved aside.
         set_aside: Files that could not be read, or that a newer version has written.
         dead: Spans that were rejected, and are kept as dead letters.
@@ -92,6 +94,7 @@ class SpoolStatistics:
     nbytes: int = 0
     oldest_age: float = 0.0
     uncommitted: int = 0
+    unsendable: int = 0
     damaged: int = 0
     set_aside: int = 0
     dead: int = 0

@@ -90,10 +90,9 @@ class Runtime:
                 if not is_kept:
                     self.scheduler.settled(order.lease, settlement, now)
                 outbox.popleft()
-                if is_kept:
-                    continue
-                self.tell_observers(methodcaller("handed_back", len(order.lease)))
-                self.report(order.lease, settlement)
+                if not is_kept:
+                    self.tell_observers(methodcaller("handed_back", len(order.lease)))
+                    self.report(order.lease, settlement)
             else:
                 self._carry_out(order)
                 outbox.popleft()
@@ -113,21 +112,26 @@ class Runtime:
             if (done := self.flushes.get(order.flush)) is not None:
                 done.set()
         elif isinstance(order, Lost):
-            name, count = order.location.name, len(order.piece)
             self.scheduler.lost(order, trio.current_time())
-            self.losses.report(Loss(name, SpanBatch(name, ()), "undelivered", order.reason, count=count))
+            self.tell_observers(methodcaller("handed_back", len(order.piece)))
+            lost = SpanBatch(order.name, ())
+            self.losses.report(Loss(order.name, lost, "undelivered", order.reason, count=len(order.piece)))
         elif not isinstance(order, HandBack):
             self.spool(order)
 
     def settle(self, lease: Lease, settlement: Settlement) -> None:
         """Account for the spans of a lease, and report those that were not delivered."""
         now = trio.current_time()
-        if self.scheduler.keep(lease, settlement, now):
-            self.wake()
-            return
-        self.scheduler.settled(lease, settlement, now)
+        is_kept = self.scheduler.keep(lease, settlement, now)
+        if is_kept:
+            self.tell_observers(methodcaller("kept", len(lease)))
+        else:
+            self.scheduler.settled(lease, settlement, now)
+            self.tell_observers(methodcaller("settled", settlement))
         self.wake()
-        self.report(lease, settlement)
+        if not is_kept:
+            # Last, as on_loss may take long.
+            self.report(lease, settlement)
 
     def report(self, lease: Lease, settlement: Settlement) -> None:
         """Report spans that were not delivered. They must be accounted for: ``on_loss`` may use the batcher."""

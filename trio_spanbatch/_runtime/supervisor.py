@@ -97,6 +97,8 @@ class _Spooler(Protocol):
 
     @property
     def store(self) -> _Store: ...
+    def start(self, start: Callable[[Callable[[], Awaitable[None]], str], None]) -> None: ...
+    def finish(self) -> None: ...
     def stop(self) -> None: ...
     def end_recovery(self) -> None: ...
     async def recover(self) -> None: ...
@@ -215,7 +217,7 @@ class Supervisor:
         # In the batcher's context, as `start_soon` would otherwise copy the caller's.
         self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
-    def start_in_spool(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
+    def _start_in_spool(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task that runs until the shutdown deadline at most."""
         self._context.run(lambda: self._spool_nursery.start_soon(self._guarded, async_fn, name=name))
 
@@ -247,19 +249,21 @@ class Supervisor:
                     await self._supervise_work(task_status)
                     await self._close_exporter()
                 else:
-                    await self._supervise_with_spool(task_status)
+                    await self._supervise_with_spool(self.spooler, task_status)
             if self._shield.cancelled_caught and not self._exporter_is_closed:
                 why = "a Ctrl-C" if self._interrupted else "shutdown_timeout"
                 self._trouble(f"closing the exporter was cut short by {why}")
         finally:
             self._done.set()
 
-    async def _supervise_with_spool(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _supervise_with_spool(self, spooler: _Spooler, task_status: trio.TaskStatus[None]) -> None:
         try:
             async with trio.open_nursery() as self._spool_nursery:
+                spooler.start(self._start_in_spool)
                 await self._supervise_work(task_status)
                 # What is not committed yet is committed meanwhile.
                 await self._close_exporter()
+                spooler.finish()
         except BaseException as exc:  # noqa: ASYNC103  # as in `_supervise_work`
             cancelled, failure = split_cancelled(exc)
             if failure is not None:

@@ -154,10 +154,12 @@ class Ledger:
     Attributes:
         kept_ended: The maximum number of accounts of ended locations that are kept.
         total: The sums over all locations, including those whose accounts are no longer kept.
+        leased_bytes: The bytes of the budgets that the spans in flight take.
     """
 
     kept_ended: int
     total: Account = attrs.Factory(Account)
+    leased_bytes: int = 0
     _accounts: dict[str, Account] = attrs.Factory(dict)
     _ended: OrderedDict[str, None] = attrs.Factory(OrderedDict)
 
@@ -173,14 +175,16 @@ class Ledger:
             oldest, _ = self._ended.popitem(last=False)
             del self._accounts[oldest]
 
-    def seal(self, account: Account, count: int) -> None:
-        """Count the oldest ``count`` queued spans as in flight."""
+    def seal(self, account: Account, count: int, cost: int) -> None:
+        """Count the oldest ``count`` queued spans, which take ``cost`` bytes of the budgets, as in flight."""
+        self.leased_bytes += cost
         for columns in (account, self.total):
             columns.queued -= count
             columns.in_flight += count
 
     def settle(self, account: Account, count: int, cost: int, settlement: Settlement) -> None:
         """Account for ``count`` spans in flight, which take ``cost`` bytes of the budgets."""
+        self.leased_bytes -= cost
         for columns in (account, self.total):
             columns.in_flight -= count
             columns.delivered += settlement.delivered
@@ -196,7 +200,8 @@ class Ledger:
             columns.spooled += count
 
     def spool(self, account: Account, count: int, cost: int) -> None:
-        """Count ``count`` spans in flight, of ``cost`` bytes, as on disk only."""
+        """Count ``count`` spans in flight, of ``cost`` bytes, as on disk only; negative ones, as read back."""
+        self.leased_bytes -= cost
         for columns in (account, self.total):
             columns.in_flight -= count
             columns.spooled += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -68,54 +69,80 @@ class LogEndpoint:
 
 @attrs.frozen(eq=False)
 class Lost:
-    """Account for spans as undelivered that were on disk and cannot be read."""
+    """Account for spans of a location as undelivered that are on disk, and are dropped or cannot be read."""
 
-    location: Location
+    name: str
     piece: Piece
     reason: str
 
 
 @attrs.frozen(eq=False)
+class CannotOpen:
+    """Log that a location with recovered spans could not be opened."""
+
+    name: str
+    error: Exception
+
+
+@attrs.define(eq=False)
+class Sync:
+    """The state of one call of ``sync``.
+
+    Attributes:
+        wake: Called when it has ended.
+        error: Why it has failed.
+    """
+
+    wake: Callable[[], None]
+    error: BaseException | None = None
+
+    def end(self, error: BaseException | None) -> None:
+        """End it."""
+        self.error = error
+        self.wake()
+
+
+@attrs.define(eq=False)
 class Commit:
-    """Commit the spans of leases, each as a record."""
+    """Commit the spans of leases, each as a record, and forget the records ``settled``. The syncs wait for this."""
 
     leases: list[Lease]
+    syncs: list[Sync]
+    settled: list[int]
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Settle:
     """Forget records whose spans are all accounted for."""
 
-    tokens: tuple[int, ...]
+    tokens: list[int]
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class PageIn:
-    """Read spans back into memory.
+    """Read spans back into memory, to be sent with a slot that is taken already.
 
     Attributes:
         location: Their location.
         pieces: Where they are.
         is_probe: Whether their export is a probe of an endpoint that is down.
-        reason: Empty if they are to be sent, with a slot that is taken already; otherwise why they are handed back.
     """
 
     location: Location
     pieces: list[Piece]
-    is_probe: bool = False
-    reason: str = ""
+    is_probe: bool
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Bury:
     """Keep rejected spans as dead letters, and then forget the records with these tokens."""
 
     batch: SpanBatch
     reason: str
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
 
 
-# Carried out by `Spooler`, in tasks of their own.
-SpoolOrder: TypeAlias = Commit | Settle | PageIn | Bury
+# Carried out by `Spooler`.
+SpoolOrder: TypeAlias = Commit | Settle | PageIn | Bury | CannotOpen
 
 Order: TypeAlias = Start | Repeat | Admit | Wake | HandBack | LogEndpoint | Lost | SpoolOrder

@@ -1,9 +1,10 @@
-"""Records of the spool as the scheduler sees them: how many of their spans are left, and pieces of them."""
+"""Records of the spool as the scheduler sees them, and a location's shelf: its spans that are on disk only."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+import heapq
+from collections.abc import Iterable
+from typing import TypeAlias
 
 import attrs
 
@@ -18,7 +19,6 @@ class CommittedRecord:
         count: The number of its spans.
         nbytes: What its spans count as in the byte budgets.
         oldest: When the first of them was accepted, in seconds of Unix time.
-        is_damaged: Whether reading it has failed for good.
     """
 
     token: int
@@ -26,10 +26,9 @@ class CommittedRecord:
     count: int
     nbytes: int
     oldest: float
-    is_damaged: bool = False
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Piece:
     """Consecutive spans of a record.
 
@@ -50,6 +49,9 @@ class Piece:
     def __len__(self) -> int:
         return self.count
 
+    def __lt__(self, other: Piece) -> bool:
+        return self.first < other.first
+
     @property
     def nbytes(self) -> int:
         """About what they count as in the byte budgets."""
@@ -57,8 +59,35 @@ class Piece:
 
     def split(self, at: int) -> tuple[Piece, Piece]:
         """Return the first ``at`` spans and the others."""
-        right = attrs.evolve(self, first=self.first + at, start=self.start + at, count=self.count - at)
-        return attrs.evolve(self, count=at), right
+        right = Piece(self.record, self.first + at, self.start + at, self.count - at, self.ambiguous)
+        return Piece(self.record, self.first, self.start, at, self.ambiguous), right
+
+    def goes_with(self, following: Piece) -> bool:
+        """Return whether the piece that follows may be in the same batch."""
+        is_next = following.first == self.first + self.count or following.first < 0
+        return is_next and following.ambiguous == self.ambiguous
+
+
+# A heap, with the oldest piece first. So pieces may come back in any order, and recovered ones be found at any time.
+Shelf: TypeAlias = list[Piece]
+
+
+def take(shelf: Shelf, max_spans: int, max_bytes: int) -> list[Piece]:
+    """Remove and return the oldest spans, as many as one batch may have."""
+    taken: list[Piece] = []
+    spans = nbytes = 0
+    while shelf and spans < max_spans:
+        piece = shelf[0]
+        if taken and not (taken[-1].goes_with(piece) and nbytes + piece.nbytes <= max_bytes):
+            break
+        heapq.heappop(shelf)
+        if spans + len(piece) > max_spans:
+            piece, rest = piece.split(max_spans - spans)
+            heapq.heappush(shelf, rest)
+        taken.append(piece)
+        spans += len(piece)
+        nbytes += piece.nbytes
+    return taken
 
 
 def split(pieces: Iterable[Piece], at: int) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
@@ -66,81 +95,11 @@ def split(pieces: Iterable[Piece], at: int) -> tuple[tuple[Piece, ...], tuple[Pi
     left: list[Piece] = []
     right: list[Piece] = []
     for piece in pieces:
-        if at >= len(piece):
-            left.append(piece)
-        elif at <= 0:
-            right.append(piece)
+        if 0 < at < len(piece):
+            first, rest = piece.split(at)
+            left.append(first)
+            right.append(rest)
         else:
-            for part, side in zip(piece.split(at), (left, right), strict=True):
-                side.append(part)
+            (left if at > 0 else right).append(piece)
         at -= len(piece)
     return tuple(left), tuple(right)
-
-
-class Shelf:
-    """The spans of a location that are on disk and nowhere in memory, oldest first.
-
-    Recovered ones, whose numbers are negative, are apart: while earlier processes' files are still being read, more are
-    found that are older than all that this process has accepted.
-    """
-
-    __slots__ = ("_own", "_recovered")
-
-    def __init__(self) -> None:
-        self._recovered: deque[Piece] = deque()
-        self._own: deque[Piece] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._recovered or self._own)
-
-    def __iter__(self) -> Iterator[Piece]:
-        yield from self._recovered
-        yield from self._own
-
-    @property
-    def first(self) -> Piece:
-        """The oldest piece. There must be one."""
-        return (self._recovered or self._own)[0]
-
-    def put(self, pieces: Iterable[Piece]) -> None:
-        """Put pieces where they belong."""
-        for piece in pieces:
-            queue = self._recovered if piece.first < 0 else self._own
-            if not queue or queue[-1].first < piece.first:
-                queue.append(piece)
-            elif piece.first < queue[0].first:
-                queue.appendleft(piece)
-            else:
-                # Parts of batches that failed at the same time.
-                place = next(number for number, other in enumerate(queue) if piece.first < other.first)
-                queue.insert(place, piece)
-
-    def take(self, max_spans: int, max_bytes: int) -> list[Piece]:
-        """Remove and return the oldest spans, as many as one batch may have, from records that follow each other."""
-        taken: list[Piece] = []
-        queue = self._recovered or self._own
-        spans = nbytes = 0
-        while queue and spans < max_spans:
-            piece = queue[0]
-            if taken and not (_fits(taken[-1], piece) and nbytes + piece.nbytes <= max_bytes):
-                break
-            queue.popleft()
-            if spans + len(piece) > max_spans:
-                piece, rest = piece.split(max_spans - spans)
-                queue.appendleft(rest)
-            taken.append(piece)
-            spans += len(piece)
-            nbytes += piece.nbytes
-        return taken
-
-    def take_damaged(self) -> list[Piece]:
-        """Remove and return the pieces of records that are damaged."""
-        damaged = [piece for piece in self if piece.record.is_damaged]
-        self._recovered = deque(piece for piece in self._recovered if not piece.record.is_damaged)
-        self._own = deque(piece for piece in self._own if not piece.record.is_damaged)
-        return damaged
-
-
-def _fits(piece: Piece, following: Piece) -> bool:
-    """Return whether two pieces may be in one batch."""
-    return following.first == piece.first + len(piece) and following.ambiguous == piece.ambiguous

@@ -93,6 +93,7 @@ class Scheduler:
         outbox: The orders that are not carried out yet, oldest first.
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in seconds of the clock; `math.inf` outside a drain.
+        guests: How many locations are live in addition to ``Limits.max_locations``, to send what a spool had.
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class Scheduler:
         self.locations: dict[str, Location] = {}
         self.draining = False
         self.drain_deadline = math.inf
-        self._location_class: type[Location] = Location
+        self.guests = 0
+        self._location_class: Callable[..., Location] = Location
         self._policy = policy
         self._check_location = check_location
         self._endpoint_of = endpoint_of
@@ -227,7 +229,7 @@ class Scheduler:
     def _evict_one_if_needed(self) -> None:
         """If the limit is reached, evict the location that has been empty for longest; raise if none is empty."""
         limit = self.limits.max_locations
-        if len(self.locations) < limit:
+        if len(self.locations) < limit + self.guests:
             return
         while self._empty:
             # Not `next(iter(...))`: a signal handler may open another location between the two calls.
@@ -383,7 +385,7 @@ class Scheduler:
         return False
 
     def lost(self, lost: Lost, now: float) -> None:
-        """Account for spans that cannot be read from the spool. Without a spool, there are none."""
+        """Account for spans that are dropped from the spool. Without a spool, there are none."""
         raise NotImplementedError
 
     def _note_departure(self, location: Location, now: float) -> None:
@@ -539,7 +541,7 @@ class Scheduler:
 
     def _seal(self, location: Location) -> Lease:
         lease = location.seal()
-        self.ledger.seal(location.account, len(lease))
+        self.ledger.seal(location.account, len(lease), lease.cost)
         self._made_due.discard(location)
         return lease
 

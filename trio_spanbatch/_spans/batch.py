@@ -18,7 +18,7 @@ other, and share them in memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -110,6 +110,22 @@ class EncodedSpan:
 Runs: TypeAlias = list[tuple[SpanHeaders, list[bytes]]]
 
 
+@attrs.frozen(eq=False)
+class SpansInRuns:
+    """A collection of spans, of which a store needs only the bytes."""
+
+    runs: Runs
+
+    def __len__(self) -> int:
+        return sum(len(payloads) for _, payloads in self.runs)
+
+    def __iter__(self) -> Iterator[EncodedSpan]:
+        return (EncodedSpan(payload, headers) for headers, payloads in self.runs for payload in payloads)
+
+    def __contains__(self, span: object) -> bool:
+        return any(span == one for one in self)
+
+
 def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
     return tuple(spans)
 
@@ -145,11 +161,9 @@ class SpanBatch:
             object.__setattr__(batch, name, value)
         return batch
 
-    def copy_of_spans(self) -> list[EncodedSpan]:
-        """Return the spans without keeping them in memory."""
-        if self._runs is None:
-            return list(self.spans)
-        return [EncodedSpan(payload, headers) for headers, payloads in self._runs for payload in payloads]
+    def spans_in_runs(self) -> SpansInRuns:
+        """Return the spans without making an object for each."""
+        return SpansInRuns(runs_of_spans(self.spans) if self._runs is None else self._runs)
 
     @classmethod
     def joined(cls, batches: Sequence[SpanBatch]) -> SpanBatch:
@@ -157,9 +171,13 @@ class SpanBatch:
         runs: Runs = []
         sizer = RequestSizer(sys.maxsize)
         for batch in batches:
-            for headers, payloads in _runs_of(batch.spans) if batch._runs is None else batch._runs:
-                runs.append((headers, payloads))
-                sizer.add_run(headers, payloads)
+            for headers, payloads in batch.spans_in_runs().runs:
+                if runs and runs[-1][0] is headers:
+                    runs[-1][1].extend(payloads)
+                else:
+                    runs.append((headers, payloads.copy()))
+        for headers, payloads in runs:
+            sizer.add_run(headers, payloads)
         return cls.sealed(batches[0].location, runs, sizer.size)
 
     if not TYPE_CHECKING:
@@ -175,8 +193,7 @@ class SpanBatch:
         """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
         # One join at the end rather than one per envelope, each of which would copy the whole request again.
         parts: list[bytes] = []
-        runs = _runs_of(self.spans) if self._runs is None else self._runs
-        for resource, scopes in _by_resource_and_scope(runs).items():
+        for resource, scopes in _by_resource_and_scope(self.spans_in_runs().runs).items():
             content: list[bytes] = []
             for scope, payloads in scopes.items():
                 content += _enveloped(_SCOPE_SPANS_TAG, scope, _framed(payloads))
@@ -225,7 +242,10 @@ class SpanBatch:
         return f"<SpanBatch {self.location!r}: {len(self.spans)} spans, {self.size} bytes>"
 
 
-def _runs_of(spans: Iterable[EncodedSpan]) -> Runs:
+def runs_of_spans(spans: Iterable[EncodedSpan]) -> Runs:
+    """Return the headers of spans, each with the bytes of the consecutive spans that share them."""
+    if isinstance(spans, SpansInRuns):
+        return spans.runs
     runs: Runs = []
     headers = None
     for span in spans:

@@ -44,7 +44,7 @@ from zlib import crc32
 
 import attrs
 
-from .._spans.batch import EncodedSpan, SpanHeaders
+from .._spans.batch import EncodedSpan, SpanHeaders, runs_of_spans
 from .store import NewRecord
 
 VERSION: Final = 1
@@ -151,15 +151,8 @@ class Header:
 
 def pack_spans(spans: Iterable[EncodedSpan]) -> bytes:
     """Return the spans as they are in a record."""
-    runs: list[tuple[SpanHeaders, list[bytes]]] = []
-    headers = None
-    for span in spans:
-        if span.headers is not headers:
-            headers = span.headers
-            runs.append((headers, []))
-        runs[-1][1].append(span.payload)
     parts: list[bytes] = []
-    for headers, payloads in runs:
+    for headers, payloads in runs_of_spans(spans):
         parts.append(_RUN.pack(len(payloads), len(headers.resource), len(headers.scope)))
         parts.append(struct.pack(f"<{len(payloads)}I", *map(len, payloads)))
         parts += headers.resource, headers.scope, *payloads
