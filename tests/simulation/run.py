@@ -49,10 +49,10 @@ from trio_spanbatch import (
     Spool,
     UndeliveredSpansError,
 )
-from trio_spanbatch._spans.batch import cost_of
-from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch._scheduler.orders import Lost
 from trio_spanbatch._scheduler.scheduler import Scheduler
+from trio_spanbatch._spans.batch import cost_of
+from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch._spool.memory import MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record
 

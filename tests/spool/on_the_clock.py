@@ -18,14 +18,14 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
-from tests.spool import test_commits, test_leaving, test_paging, test_recovery
+from tests.spool import test_commits, test_full, test_leaving, test_paging, test_recovery
 
 # Seconds of CPU time after which a test counts as one that does not end.
 _MAX_SECONDS = 30
 
 
 def tests() -> Iterator[tuple[str, Callable[[MockClock], Any]]]:
-    for module in (test_commits, test_leaving, test_paging, test_recovery):
+    for module in (test_commits, test_full, test_leaving, test_paging, test_recovery):
         for name, function in vars(module).items():
             if name.startswith("test_") and list(inspect.signature(function).parameters) == ["autojump_clock"]:
                 yield name, function

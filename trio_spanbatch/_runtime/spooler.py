@@ -153,7 +153,6 @@ class Spooler:
         done = trio.Event()
         sync = Sync(done.set)
         self.scheduler.begin_sync(sync)
-        self.runtime.wake()
         await done.wait()
         if sync.error is not None:
             raise OSError(errno.EIO, f"the spool cannot commit: {_said(sync.error)}") from sync.error
@@ -215,7 +214,8 @@ class Spooler:
     def _give_up(self, order: SpoolOrder) -> None:
         """End an order that is not begun any more."""
         if isinstance(order, Commit):
-            self._commit_failed(order, _NoAnswer(), self.runtime.stop_reason)
+            error = OSError(errno.EINTR, os.strerror(errno.EINTR))
+            self.scheduler.commit_failed(order, error, self.runtime.stop_reason, trio.current_time())
         elif isinstance(order, PageIn):
             self.scheduler.paged_in(order, (), trio.current_time())
 
@@ -299,6 +299,8 @@ class Spooler:
             finally:
                 self._scopes.discard(scope)
             self._is_hanging = False
+            # First, as what follows would wake the driver in a more expensive way.
+            self.runtime.wake()
             return result
         if self._is_stopped:
             raise _NoAnswer(errno.EINTR, os.strerror(errno.EINTR))

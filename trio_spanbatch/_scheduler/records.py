@@ -19,6 +19,7 @@ class CommittedRecord:
         count: The number of its spans.
         nbytes: What its spans count as in the byte budgets.
         oldest: When the first of them was accepted, in seconds of Unix time.
+        is_damaged: Whether reading it has failed for good.
     """
 
     token: int
@@ -26,6 +27,7 @@ class CommittedRecord:
     count: int
     nbytes: int
     oldest: float
+    is_damaged: bool = False
 
 
 @attrs.define(eq=False)

@@ -128,6 +128,7 @@ class Scheduler:
         self._rng = rng
         self._clock = clock
         self._open_queue = open_queue
+        self._wake = wake
         self._agenda = Agenda()
         self._ranking = Ranking()
         self._made_due: set[Location] = set()

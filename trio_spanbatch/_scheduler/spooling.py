@@ -258,7 +258,7 @@ class SpoolingScheduler(Scheduler):
         self._commit: Commit | None = None
         # The syncs that wait for the locations in the inbox.
         self._new_syncs: list[Sync] = []
-        self._is_urgent = self._is_full = self._is_settling = False
+        self._is_urgent = self._is_full = self._is_scarce = self._is_settling = False
         self._error: BaseException | None = None
         self._not_before = -math.inf
         self._settle_at = math.inf
@@ -280,6 +280,7 @@ class SpoolingScheduler(Scheduler):
         """Have a sync end once all that is accepted is committed or settled, or has failed to be committed."""
         self.admission.finish()
         self._new_syncs.append(sync)
+        self._wake()
 
     def _has_spans(self, location: Location) -> bool:
         account = location.account
@@ -325,7 +326,7 @@ class SpoolingScheduler(Scheduler):
             return
         self._line.setdefault(location, now)
         is_flushed = location.account.first_queued < location.flush_watermark
-        if location.full or location.waiting or self.draining or is_flushed or self.admission.byte_queue:
+        if location.full or location.waiting or self.draining or is_flushed:
             self._is_urgent = True
 
     def _is_much(self) -> bool:
@@ -340,7 +341,7 @@ class SpoolingScheduler(Scheduler):
         if isinstance(first, Sync) or self._stop_reason is not None:
             return -math.inf
         # If there are more locations than one commit takes, it is followed by others.
-        self._is_urgent = self._is_urgent or self._is_much()
+        self._is_urgent = self._is_urgent or self._is_much() or bool(self.admission.byte_queue)
         return max(-math.inf if self._is_urgent else since + self._spool.commit_interval, self._not_before)
 
     def _begin_commit(self) -> None:
@@ -349,7 +350,7 @@ class SpoolingScheduler(Scheduler):
         syncs: list[Sync] = []
         spans = nbytes = locations = 0
         while self._line and locations < _LOCATIONS and spans < _SPANS and nbytes < _BYTES:
-            one, _ = self._line.popitem(last=False)
+            one, since = self._line.popitem(last=False)
             if isinstance(one, Sync):
                 syncs.append(one)
                 continue
@@ -361,6 +362,11 @@ class SpoolingScheduler(Scheduler):
                 nbytes += lease.cost
             self.admission.touch(one)
             self.admission.update_byte_queue(one)
+            if one.has_queued:
+                # Syncs behind it wait for that, too.
+                self._line[one] = since
+                self._line.move_to_end(one, last=False)
+                break
         self._is_urgent = self._is_urgent and bool(self._line)
         if leases:
             self._commit = Commit(leases, syncs, self.take_unsettled())
@@ -440,15 +446,22 @@ class SpoolingScheduler(Scheduler):
         for order in tuple(self.outbox):
             if isinstance(order, PageIn):
                 self.outbox.remove(order)
-                self._return_page(order, order.pieces)
+                self._return_page(order)
         super().hand_back_all(reason)
         self._go_on()
 
     def _serve_waiting(self, now: float) -> bool:
-        """Serve the adders that wait for bytes. Spans leave memory as soon as they are committed."""
-        if self.admission.byte_queue:
-            self.admission.serve_byte_queue(self._clock)
-        return bool(self.admission.inbox)
+        """Serve the adders that wait for bytes. If there are any, spans leave memory as soon as they are committed."""
+        admission = self.admission
+        if admission.byte_queue:
+            admission.serve_byte_queue(self._clock)
+        if admission.byte_queue and not self._is_scarce:
+            # Commits do the same for their locations.
+            for location in self.locations.values():
+                assert isinstance(location, SpooledLocation)
+                self._make_room(location, now)
+        self._is_scarce = bool(admission.byte_queue)
+        return bool(admission.inbox)
 
     def _rank(self, location: Location, now: float) -> float:
         # Nothing is made due for adders that wait for bytes.
@@ -587,9 +600,9 @@ class SpoolingScheduler(Scheduler):
         assert isinstance(location, SpooledLocation)
         if not settlement.undelivered:
             return False
-        if lease.pieces:
+        if lease.pieces and not any(piece.record.is_damaged for piece in lease.pieces):
             self._shelve(lease, now)
-        elif self._is_full and not is_leaving:
+        elif not lease.pieces and self._is_full and not is_leaving:
             self._unsafe -= len(lease)
             lease.attempts, lease.may_go = 0, True
             location.held = deque(sorted((lease, *location.held), key=first_span))
@@ -615,10 +628,11 @@ class SpoolingScheduler(Scheduler):
         # Another batch may have failed while these were read.
         may_go = location.pace.retry_at <= now and (location.endpoint.is_up or page.is_probe)
         if not (is_read and may_go) or self._stop_reason is not None or location.is_parked:
-            damaged = [piece for piece, spans in zip(pieces, found, strict=False) if spans is None]
-            for piece in damaged:
-                self._lose(location.name, piece, "the record in the spool is damaged")
-            self._return_page(page, [piece for piece in pieces if piece not in damaged])
+            for piece, spans in zip(pieces, found, strict=False):
+                piece.record.is_damaged = spans is None
+            self._return_page(page)
+            if None in found:
+                self._drop_damaged(location.name)
             if len(found) < len(pieces) and self._stop_reason is None:
                 self.back_off(location, None, now)
             return
@@ -634,11 +648,18 @@ class SpoolingScheduler(Scheduler):
         self.outbox.append(Start(lease))
         self.admission.touch(location)
 
-    def _return_page(self, page: PageIn, pieces: Sequence[Piece]) -> None:
+    def _drop_damaged(self, name: str) -> None:
+        shelf = self.shelves[name]
+        for piece in [piece for piece in shelf if piece.record.is_damaged]:
+            shelf.remove(piece)
+            self._lose(name, piece, "the record in the spool is damaged")
+        heapq.heapify(shelf)
+
+    def _return_page(self, page: PageIn) -> None:
         """Put spans back that were to be read, and give back the slot that was taken for them."""
         location = page.location
         assert isinstance(location, SpooledLocation)
-        self._put_back(location, pieces)
+        self._put_back(location, page.pieces)
         location.is_paging = False
         self.slots.give_back(location)
         location.endpoint.end(is_probe=page.is_probe)
