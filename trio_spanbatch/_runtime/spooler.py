@@ -1,9 +1,8 @@
-"""The spooler: carries out the scheduler's orders to the spool, commits in one task and all others in another one.
+"""The spooler: a task that carries out the scheduler's orders to the spool, one after the other, commits first.
 
-The tasks are in a nursery around that of the driver and the deliveries, inside the same shield. So they go on in the
-time that the drain reserves, in which the last spans are committed, and end with the shield at the latest. The
-scheduler is told how each order ended, however that was: if it is cancelled, nobody knows whether the disk carried it
-out.
+The task is in a nursery around that of the driver and the deliveries, inside the same shield. So it goes on in the time
+that the drain reserves, in which the last spans are committed, and ends with the shield at the latest. The scheduler is
+told how each order ended, however that was: if it is cancelled, nobody knows whether the disk carried it out.
 
 The disk may hang. No order is waited for longer than `_TIMEOUT`: a commit then counts as failed, so its spans are sent
 without being committed.
@@ -24,7 +23,7 @@ import trio
 
 from .._reporting.statistics import SpoolStatistics
 from .._reporting.throttle import Throttle
-from .._scheduler.orders import Bury, CannotOpen, Commit, PageIn, Settle, SpoolOrder, Sync
+from .._scheduler.orders import Bury, Commit, PageIn, Settle, SpoolOrder, Sync
 from .._scheduler.records import CommittedRecord
 from .._scheduler.spooling import SpoolingScheduler
 from .._spans.batch import EncodedSpan
@@ -34,64 +33,13 @@ from .runtime import Runtime
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-# Seconds.
+# Seconds. Once the disk has not answered, it is asked for less long.
 _TIMEOUT = 10.0
-# Once the disk has not answered, it is asked for less long.
 _SHORT_TIMEOUT = 1.0
 
 
 class _NoAnswer(OSError):
     """The disk did not answer in time, or its answer is not waited for any more."""
-
-
-class _Line:
-    """Orders that one task carries out, one after the other.
-
-    Args:
-        carry_out: Carries out an order.
-        give_up: Ends an order that is not begun any more.
-        wake: Called after that.
-    """
-
-    def __init__(
-        self,
-        carry_out: Callable[[SpoolOrder], Awaitable[None]],
-        give_up: Callable[[SpoolOrder], None],
-        wake: Callable[[], None],
-    ) -> None:
-        self._wake = wake
-        self._carry_out = carry_out
-        self._give_up = give_up
-        self._orders: deque[SpoolOrder] = deque()
-        self._idle = trio.lowlevel.ParkingLot()
-        self._is_ending = self._has_ended = False
-
-    def put(self, order: SpoolOrder) -> None:
-        if self._has_ended:
-            self._give_up(order)
-        else:
-            self._orders.append(order)
-            self._idle.unpark()
-
-    def finish(self) -> None:
-        self._is_ending = True
-        self._idle.unpark()
-
-    @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        try:
-            while True:
-                while self._orders:
-                    await self._carry_out(self._orders.popleft())
-                    self._wake()
-                if self._is_ending:
-                    return
-                await self._idle.park()
-        finally:
-            self._has_ended = True
-            while self._orders:
-                self._give_up(self._orders.popleft())
-            self._wake()
 
 
 @attrs.define(eq=False)
@@ -107,42 +55,37 @@ class Spooler:
     store: Store
     scheduler: SpoolingScheduler
     runtime: Runtime
-    _commits: _Line = attrs.field(init=False)
-    _others: _Line = attrs.field(init=False)
-    _scopes: set[trio.CancelScope] = attrs.Factory(set)
+    _orders: deque[SpoolOrder] = attrs.Factory(deque)
+    _idle: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+    _scope: trio.CancelScope | None = None
     _recovery: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    _is_ending: bool = False
+    _has_ended: bool = False
     _is_stopped: bool = False
     _is_hanging: bool = False
     _is_failing: bool = False
     _messages: Throttle = attrs.field(init=False, factory=lambda: Throttle(trio.current_time, max_keys=8))
 
-    def __attrs_post_init__(self) -> None:
-        self._commits, self._others = (_Line(self._carry_out, self._give_up, self.runtime.wake) for _ in range(2))
-
     def carry_out(self, order: SpoolOrder) -> None:
         """Have an order carried out."""
-        if isinstance(order, CannotOpen):
-            if self._messages.allows("open"):
-                message = "SpanBatcher: recovered spans stay in the spool, as nothing can be sent to %r (%s)"
-                self.runtime.logger.error(message, order.name, _said(order.error))
+        if self._has_ended:
+            self._give_up(order)
+        elif isinstance(order, Commit):
+            self._orders.appendleft(order)
         else:
-            (self._commits if isinstance(order, Commit) else self._others).put(order)
-
-    def start(self, start: Callable[[Callable[[], Awaitable[None]], str], None]) -> None:
-        """Start the tasks."""
-        start(self._commits.run, "trio_spanbatch spool: commits")
-        start(self._others.run, "trio_spanbatch spool: other orders")
+            self._orders.append(order)
+        self._idle.unpark()
 
     def finish(self) -> None:
-        """Have the tasks end once all orders are carried out."""
-        self._commits.finish()
-        self._others.finish()
+        """Have the task end once all orders are carried out."""
+        self._is_ending = True
+        self._idle.unpark()
 
     def stop(self) -> None:
         """Wait for no order any more, after a Ctrl-C in the drain."""
         self._is_stopped = True
-        for scope in self._scopes:
-            scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def sync(self) -> None:
         """Wait until all that is accepted is committed or settled.
@@ -160,16 +103,13 @@ class Spooler:
     @trio.lowlevel.enable_ki_protection
     async def recover(self) -> None:
         """Take over what the spools of ended processes have left."""
-        try:
-            with self._recovery:
-                async for piece in self.store.adopted():
-                    for found in piece:
-                        record = CommittedRecord(found.token, found.count, found.count, found.nbytes, found.oldest)
-                        self.scheduler.recovered(found.location, record)
-                    self.runtime.wake()
-                    await trio.lowlevel.checkpoint()
-        except OSError as error:
-            self._tell("read what earlier processes have left", error)
+        with self._recovery, suppress(OSError):
+            async for piece in self.store.adopted():
+                for found in piece:
+                    record = CommittedRecord(found.token, found.count, found.count, found.nbytes, found.oldest)
+                    self.scheduler.recovered(found.location, record)
+                self.runtime.wake()
+                await trio.lowlevel.checkpoint()
 
     def end_recovery(self) -> None:
         """Leave what was not taken over yet to the next process."""
@@ -177,16 +117,12 @@ class Spooler:
 
     def statistics(self) -> SpoolStatistics:
         """Return a snapshot."""
-        known = self.store.statistics()
-        oldest = self.scheduler.oldest()
+        known, oldest = self.store.statistics(), self.scheduler.oldest()
         return SpoolStatistics(
-            nbytes=known.nbytes,
+            **attrs.asdict(known),
             oldest_age=0.0 if oldest == math.inf else max(0.0, self.scheduler.wall() - oldest),
             uncommitted=self.scheduler.uncommitted,
             unsendable=self.scheduler.unsendable(),
-            damaged=known.damaged,
-            set_aside=known.set_aside,
-            dead=known.dead,
         )
 
     async def close(self) -> None:
@@ -201,15 +137,22 @@ class Spooler:
 
     # -- orders ------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, order: SpoolOrder) -> None:
-        if isinstance(order, Commit):
-            await self._commit(order)
-        elif isinstance(order, PageIn):
-            await self._page_in(order)
-        elif isinstance(order, Bury):
-            await self._bury(order)
-        elif isinstance(order, Settle):
-            await self._settle(order)
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Carry out orders until `finish` is called."""
+        try:
+            while True:
+                while self._orders:
+                    await self._carry_out(self._orders.popleft())
+                    self.runtime.wake()
+                if self._is_ending:
+                    return
+                await self._idle.park()
+        finally:
+            self._has_ended = True
+            while self._orders:
+                self._give_up(self._orders.popleft())
+            self.runtime.wake()
 
     def _give_up(self, order: SpoolOrder) -> None:
         """End an order that is not begun any more."""
@@ -219,45 +162,50 @@ class Spooler:
         elif isinstance(order, PageIn):
             self.scheduler.paged_in(order, (), trio.current_time())
 
+    async def _carry_out(self, order: SpoolOrder) -> None:
+        if isinstance(order, Commit):
+            await self._commit(order)
+        elif isinstance(order, PageIn):
+            await self._page_in(order)
+        elif isinstance(order, Bury):
+            batch = order.batch
+            await self._try("write dead letters", self.store.bury, batch.location, batch.spans, order.reason)
+            # If this was cancelled, the records are left, and their spans will be rejected again.
+            self.scheduler.settle(order.tokens)
+        elif isinstance(order, Settle):
+            await self._try("remove what is accounted for", self.store.settle, order.tokens)
+            self.scheduler.forgotten()
+        else:
+            why = f"recovered spans stay in the spool, as nothing can be sent to {order.name!r}"
+            self._tell("open", f"{why} ({_said(order.error)})")
+
     async def _commit(self, commit: Commit) -> None:
-        wall = self.scheduler.accepted_at
+        at = self.scheduler.accepted_at
         records = [
-            NewRecord(lease.location.name, lease.batch.spans_in_runs(), lease.cost, wall(lease))
+            NewRecord(lease.location.name, lease.batch.spans_in_runs(), lease.cost, at(lease))
             for lease in commit.leases
         ]
         try:
             committed = await self._call(self.store.commit, records, commit.settled)
-        except OSError as error:
-            # If there was no answer, it may have begun.
-            self._commit_failed(commit, error, f"the spool cannot commit: {_said(error)}")
-        except BaseException as exc:
-            self._commit_failed(commit, exc, self.runtime.stop_reason)
-            raise
+        except BaseException as error:
+            is_unknown = isinstance(error, _NoAnswer) or not isinstance(error, OSError)
+            is_full = isinstance(error, SpoolFullError)
+            why = f"the spool cannot commit: {_said(error)}"
+            if not is_unknown:
+                # A full spool is not an error: spans wait, or old ones are dropped.
+                self._is_failing = not is_full
+                self._tell("commit", why)
+            reason = why if isinstance(error, OSError) and not self._is_stopped else self.runtime.stop_reason
+            now = trio.current_time()
+            self.scheduler.commit_failed(commit, error, reason, now, full=is_full, ambiguous=is_unknown)
+            if not isinstance(error, OSError):
+                raise
         else:
             if self._is_failing:
                 self._is_failing = False
                 self._messages.clear()
                 self.runtime.logger.warning("SpanBatcher: the spool can commit again")
-            self.scheduler.committed(commit, committed, trio.current_time())
-
-    def _commit_failed(self, commit: Commit, error: BaseException, reason: str) -> None:
-        ambiguous = isinstance(error, _NoAnswer) or not isinstance(error, OSError)
-        full = isinstance(error, SpoolFullError)
-        if self._is_stopped:
-            reason = self.runtime.stop_reason
-        if not ambiguous:
-            # A full spool is not an error: spans wait, or old ones are dropped.
-            self._is_failing = not full
-            self._tell("commit", error)
-        self.scheduler.commit_failed(commit, error, reason, trio.current_time(), full=full, ambiguous=ambiguous)
-
-    async def _settle(self, order: Settle) -> None:
-        try:
-            await self._call(self.store.settle, order.tokens)
-        except OSError as error:
-            self._tell("remove what is accounted for", error)
-        finally:
-            self.scheduler.forgotten()
+            self.scheduler.committed(commit, [record.token for record in committed], trio.current_time())
 
     async def _page_in(self, page: PageIn) -> None:
         found: list[Sequence[EncodedSpan] | None] = []
@@ -270,25 +218,20 @@ class Spooler:
                     found.append(None)
                     self.runtime.logger.error("SpanBatcher: %s", error)
         except OSError as error:
-            self._tell("read", error)
+            self._tell("read", f"the spool cannot read: {_said(error)}")
         finally:
             self.scheduler.paged_in(page, found, trio.current_time())
 
-    async def _bury(self, order: Bury) -> None:
+    async def _try(self, what: str, method: Callable[[*_Ts], Awaitable[object]], *args: *_Ts) -> None:
         try:
-            await self._call(self.store.bury, order.batch.location, order.batch.spans, order.reason)
+            await self._call(method, *args)
         except OSError as error:
-            self._tell("write dead letters", error)
-        # If this is cancelled, the records are left, and their spans will be rejected again.
-        self.scheduler.settle(order.tokens)
+            self._tell(what, f"the spool cannot {what}: {_said(error)}")
 
     async def _call(self, method: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:
         """Call a method of the store. Raise `_NoAnswer` if it takes too long, or after `stop`."""
         timeout = _SHORT_TIMEOUT if self._is_hanging else _TIMEOUT
-        with trio.move_on_after(timeout) as scope:
-            if self._is_stopped:
-                scope.cancel()
-            self._scopes.add(scope)
+        with trio.move_on_after(0 if self._is_stopped else timeout) as self._scope:
             try:
                 result = await method(*args)
             except (OSError, DamagedRecord, trio.Cancelled):
@@ -296,21 +239,18 @@ class Spooler:
             except Exception as exc:
                 self.runtime.logger.caught(exc, "SpanBatcher: the spool has failed")
                 raise OSError(errno.EIO, f"{type(exc).__name__} in the spool") from exc
-            finally:
-                self._scopes.discard(scope)
             self._is_hanging = False
             # First, as what follows would wake the driver in a more expensive way.
             self.runtime.wake()
             return result
-        if self._is_stopped:
-            raise _NoAnswer(errno.EINTR, os.strerror(errno.EINTR))
         self._is_hanging = True
-        self._tell("do anything", error := _NoAnswer(errno.ETIMEDOUT, f"the disk does not answer within {timeout:g} s"))
-        raise error
+        why = os.strerror(errno.EINTR) if self._is_stopped else f"the disk does not answer within {timeout:g} s"
+        self._tell("answer", f"the spool cannot do anything: {why}")
+        raise _NoAnswer(errno.ETIMEDOUT, why)
 
-    def _tell(self, what: str, error: BaseException) -> None:
-        if not self._is_stopped and self._messages.allows(what):
-            self.runtime.logger.error("SpanBatcher: the spool cannot %s: %s", what, _said(error))
+    def _tell(self, kind: str, message: str) -> None:
+        if not self._is_stopped and self._messages.allows(kind):
+            self.runtime.logger.error("SpanBatcher: %s", message)
 
 
 def _said(error: BaseException) -> str:

@@ -97,11 +97,11 @@ class _Spooler(Protocol):
 
     @property
     def store(self) -> _Store: ...
-    def start(self, start: Callable[[Callable[[], Awaitable[None]], str], None]) -> None: ...
     def finish(self) -> None: ...
     def stop(self) -> None: ...
     def end_recovery(self) -> None: ...
     async def recover(self) -> None: ...
+    async def run(self) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -217,10 +217,6 @@ class Supervisor:
         # In the batcher's context, as `start_soon` would otherwise copy the caller's.
         self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
 
-    def _start_in_spool(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
-        """Start a task that runs until the shutdown deadline at most."""
-        self._context.run(lambda: self._spool_nursery.start_soon(self._guarded, async_fn, name=name))
-
     def start_delivery(self, lease: Lease) -> None:
         """Start the delivery of a batch."""
         self.start(Delivery(lease, self.runtime).run, f"trio_spanbatch delivery to {lease.batch.location!r}")
@@ -259,7 +255,9 @@ class Supervisor:
     async def _supervise_with_spool(self, spooler: _Spooler, task_status: trio.TaskStatus[None]) -> None:
         try:
             async with trio.open_nursery() as self._spool_nursery:
-                spooler.start(self._start_in_spool)
+                self._context.run(
+                    lambda: self._spool_nursery.start_soon(self._guarded, spooler.run, name="trio_spanbatch spool")
+                )
                 await self._supervise_work(task_status)
                 # What is not committed yet is committed meanwhile.
                 await self._close_exporter()

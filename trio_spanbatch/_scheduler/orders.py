@@ -78,7 +78,7 @@ class Lost:
 
 @attrs.frozen(eq=False)
 class CannotOpen:
-    """Log that a location with recovered spans could not be opened."""
+    """Tell that a location with recovered spans could not be opened."""
 
     name: str
     error: Exception

@@ -34,28 +34,14 @@ where their numbers belong. So a location's spans are sent in order: the shelf f
 In the ledger they are ``queued``, then ``in_flight`` up to their settlement, or ``spooled`` on the shelf. What is to be
 dropped leaves from the shelf, without being read (`Lost`).
 
-Why an exception or a cancel loses nothing
-------------------------------------------
-All of this happens on the runtime's stack; adding spans is unchanged. The orders are carried out by tasks of `Spooler`,
-and each ends with exactly one event, however it ends. Until then its spans are somewhere else: those of a commit are
-held leases, which count as in flight; those to be read are ``spooled``; a record to be forgotten is only on disk. A
-commit whose end is unknown, because it was cancelled or took too long, may be on disk: its spans are counted as
-ambiguous. A record that is not forgotten in time is sent again by the next process: at least once.
+An exception or a cancel loses nothing: all of this happens on the runtime's stack, and `Spooler` ends each order with
+exactly one event. Until then its spans are somewhere else: those of a commit are held, those to be read are
+``spooled``, a record to be forgotten is only on disk. A commit whose end is unknown may be on disk: its spans count as
+ambiguous.
 
-In the drain the queues are committed at once, and what is delivered until its deadline is delivered as usual. After
-that, `hand_back_all` leaves what is committed on the shelves. What is not is committed in the time that is left; what
-even then is not, is handed back.
-
-If the spool is full of the batcher's own records
--------------------------------------------------
-That is backpressure: queues are not taken until something is settled, a sync waits, and what a commit has taken in vain
-stays in memory, even if its delivery gives up. It may be sent, since sending is what makes space: the spool may be full
-of records that nobody can send.
-
-Recovery
---------
-Locations whose spans were recovered are opened to send them, in addition to ``Limits.max_locations`` and half as many.
-If one cannot be opened, its spans stay on its shelf, unless the program opens it.
+If the spool is full of the batcher's own records, that is backpressure: a sync waits, and what a commit has taken in
+vain stays in memory even if its delivery gives up. It may be sent, since only sending makes space, and the spool may be
+full of records that nobody can send.
 """
 
 from __future__ import annotations
@@ -64,7 +50,7 @@ import heapq
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
@@ -86,26 +72,6 @@ _AGAIN_AFTER = 1.0
 _DROPPED_PART = 16
 
 
-class _Token(Protocol):
-    """A record that the store has committed."""
-
-    @property
-    def token(self) -> int: ...
-
-
-class _Settings(Protocol):
-    """The settings of a spool."""
-
-    @property
-    def max_bytes(self) -> int: ...
-    @property
-    def max_age(self) -> float | None: ...
-    @property
-    def commit_interval(self) -> float: ...
-    @property
-    def when_full(self) -> str: ...
-
-
 class SpooledLocation(Location):
     """A location of a batcher with a spool.
 
@@ -121,19 +87,6 @@ class SpooledLocation(Location):
         is_parked: Whether it sends nothing more in the drain.
         is_guest: Whether it was opened to send recovered spans.
     """
-
-    __slots__ = (
-        "batch_policy",
-        "batch_spans",
-        "held",
-        "is_guest",
-        "is_paging",
-        "is_parked",
-        "ready",
-        "ready_bytes",
-        "ready_spans",
-        "shelf",
-    )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -233,7 +186,7 @@ class SpoolingScheduler(Scheduler):
 
     Args:
         *args: As for `Scheduler`.
-        spool: The settings.
+        spool: The settings, a `Spool`.
         wall: Returns the current time in seconds of Unix time.
 
     Attributes:
@@ -243,7 +196,7 @@ class SpoolingScheduler(Scheduler):
         unsettled: The records to be forgotten.
     """
 
-    def __init__(self, *args: Any, spool: _Settings, wall: Callable[[], float]) -> None:
+    def __init__(self, *args: Any, spool: Any, wall: Callable[[], float]) -> None:
         super().__init__(*args)
         self._location_class = self._opened
         self.wall = wall
@@ -314,34 +267,24 @@ class SpoolingScheduler(Scheduler):
     def _look(self, location: Location, now: float) -> None:
         assert isinstance(location, SpooledLocation)
         if self.locations.get(location.name) is location:
-            self._line_up(location, now)
+            if location.has_queued:
+                self._line.setdefault(location, now)
+                is_flushed = location.account.first_queued < location.flush_watermark
+                self._is_urgent |= bool(location.full or location.waiting or self.draining or is_flushed)
             self._make_room(location, now)
         super()._look(location, now)
         if self._max_age < math.inf and not location.has_ended and not location.is_parked and location.oldest:
             self._agenda.put(location, self._ends_at(location.oldest, now))
-
-    def _line_up(self, location: SpooledLocation, now: float) -> None:
-        """Have the queue of a location committed."""
-        if not location.has_queued:
-            return
-        self._line.setdefault(location, now)
-        is_flushed = location.account.first_queued < location.flush_watermark
-        if location.full or location.waiting or self.draining or is_flushed:
-            self._is_urgent = True
-
-    def _is_much(self) -> bool:
-        total = self.ledger.total
-        return total.queued >= _SPANS or total.pending_bytes - self.ledger.leased_bytes >= _BYTES
 
     def _commit_at(self) -> float:
         """Return when the next commit begins; `math.inf` if there is nothing to commit, or one is under way."""
         if self._commit is not None or not self._line:
             return math.inf
         first, since = next(iter(self._line.items()))
-        if isinstance(first, Sync) or self._stop_reason is not None:
-            return -math.inf
+        total = self.ledger.total
+        is_much = total.queued >= _SPANS or total.pending_bytes - self.ledger.leased_bytes >= _BYTES
         # If there are more locations than one commit takes, it is followed by others.
-        self._is_urgent = self._is_urgent or self._is_much() or bool(self.admission.byte_queue)
+        self._is_urgent |= is_much or bool(self.admission.byte_queue) or isinstance(first, Sync)
         return max(-math.inf if self._is_urgent else since + self._spool.commit_interval, self._not_before)
 
     def _begin_commit(self) -> None:
@@ -364,8 +307,7 @@ class SpoolingScheduler(Scheduler):
             self.admission.update_byte_queue(one)
             if one.has_queued:
                 # Syncs behind it wait for that, too.
-                self._line[one] = since
-                self._line.move_to_end(one, last=False)
+                self._put_first(one, since)
                 break
         self._is_urgent = self._is_urgent and bool(self._line)
         if leases:
@@ -373,6 +315,10 @@ class SpoolingScheduler(Scheduler):
             self.outbox.append(self._commit)
         else:
             self._end_syncs(syncs)
+
+    def _put_first(self, one: Location | Sync, since: float) -> None:
+        self._line[one] = since
+        self._line.move_to_end(one, last=False)
 
     def _to_commit(self, location: SpooledLocation) -> Sequence[Lease]:
         """Return the leases of a location that are not committed, or else those of its queue."""
@@ -473,15 +419,14 @@ class SpoolingScheduler(Scheduler):
         """Return when the first span of a lease was accepted, in seconds of Unix time."""
         return self.wall() - (self._clock() - lease.opened_at)
 
-    def committed(self, commit: Commit, records: Sequence[_Token], now: float) -> None:
-        """Record that the leases of a commit are committed, as ``records``."""
+    def committed(self, commit: Commit, tokens: Sequence[int], now: float) -> None:
+        """Record that the leases of a commit are committed, as records with these ``tokens``."""
         self._commit, self._is_full = None, False
-        for lease, record in zip(commit.leases, records, strict=True):
-            kept = CommittedRecord(record.token, len(lease), len(lease), lease.cost, self.accepted_at(lease))
+        for lease, token in zip(commit.leases, tokens, strict=True):
+            kept = CommittedRecord(token, len(lease), len(lease), lease.cost, self.accepted_at(lease))
             lease.pieces = (Piece(kept, lease.first, 0, len(lease)),)
             lease.may_go = True
-        for location in dict.fromkeys(lease.location for lease in commit.leases):
-            assert isinstance(location, SpooledLocation)
+        for location in _locations_of(commit):
             location.update_ready()
             self._make_room(location, now)
             self.admission.touch(location)
@@ -510,36 +455,31 @@ class SpoolingScheduler(Scheduler):
             full: Whether the spool is full.
             ambiguous: Whether its records may be on disk nevertheless.
         """
-        self._commit, self._error, self._is_full = None, error, full
+        self._commit = None
         is_stopped = self._stop_reason is not None
+        self._is_full = full and not is_stopped
+        self._error = None if self._is_full else error
+        needed = sum(lease.cost for lease in commit.leases)
+        is_dropping = self._is_full and self._spool.when_full == "drop_oldest" and self._drop_oldest(needed, now)
         for lease in commit.leases:
-            lease.may_go = True
+            lease.may_go = not is_dropping
             if ambiguous and not lease.ambiguous:
                 lease.ambiguous = True
                 self.ledger.ambiguous(lease.location.account, len(lease))
-        locations = dict.fromkeys(lease.location for lease in commit.leases)
+        locations = _locations_of(commit)
         for location in locations:
-            assert isinstance(location, SpooledLocation)
             if is_stopped:
-                self.outbox.extend(
-                    HandBack(lease, reason, for_good=True) for lease in location.held if not lease.pieces
-                )
+                uncommitted = [lease for lease in location.held if not lease.pieces]
+                self.outbox.extend(HandBack(lease, reason, for_good=True) for lease in uncommitted)
                 location.held = deque(lease for lease in location.held if lease.pieces)
             location.update_ready(from_scratch=True)
             self._make_room(location, now)
             self.admission.touch(location)
         self._not_before, self._is_urgent = now + _AGAIN_AFTER, False
-        if full and not is_stopped:
-            if self._spool.when_full == "drop_oldest":
-                self._drop_oldest(sum(lease.cost for lease in commit.leases), now)
-            again: list[Location | Sync] = [*locations, *commit.syncs]
-        else:
-            again = [] if is_stopped else list(locations)
-            for sync in commit.syncs:
-                sync.end(error)
-        for one in reversed(again):
-            self._line[one] = now
-            self._line.move_to_end(one, last=False)
+        if not self._is_full:
+            self._end_syncs(commit.syncs, error)
+        for one in reversed([*locations, *(commit.syncs if self._is_full else ())] if not is_stopped else []):
+            self._put_first(one, now)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -547,11 +487,16 @@ class SpoolingScheduler(Scheduler):
         if self._stop_reason is not None and self._commit is None and self._line:
             self._begin_commit()
 
-    def _end_syncs(self, syncs: Sequence[Sync]) -> None:
-        # A span that is being sent without having been committed is neither committed nor settled.
-        is_safe = self._unsafe <= 0 and self._stop_reason is None
+    def _end_syncs(self, syncs: Sequence[Sync], error: BaseException | None = None) -> None:
+        """End syncs for whose spans a commit was tried."""
         for sync in syncs:
-            sync.end(None if is_safe else self._error)
+            if self._unsafe <= 0 or error is not None or self._error is not None or self._stop_reason is not None:
+                is_safe = self._unsafe <= 0 and self._stop_reason is None
+                sync.end(error or (None if is_safe else self._error))
+            else:
+                # Spans are being sent that were not committed, as the spool is full.
+                self._put_first(sync, -math.inf)
+                self._not_before = self._clock() + _AGAIN_AFTER
 
     # -- memory and disk ---------------------------------------------------------------------------------------
 
@@ -607,7 +552,7 @@ class SpoolingScheduler(Scheduler):
             lease.attempts, lease.may_go = 0, True
             location.held = deque(sorted((lease, *location.held), key=first_span))
             location.update_ready(from_scratch=True)
-            self._line.setdefault(location, now)
+            self._put_first(location, now)
         else:
             return False
         if is_leaving:
@@ -777,14 +722,15 @@ class SpoolingScheduler(Scheduler):
             self._note_flushes(live, piece.first, len(piece), Settlement(undelivered=len(piece)))
             self._note_departure(live, now)
 
-    def _drop_oldest(self, needed: int, now: float) -> None:
-        """Drop the oldest records of all locations, as the spool is full."""
+    def _drop_oldest(self, needed: int, now: float) -> bool:
+        """Drop the oldest records of all locations, as the spool is full. Return whether there were any."""
         for location in self.locations.values():
             assert isinstance(location, SpooledLocation)
             while location.ready and location.held[0].pieces:
                 self._shelve(location.unhold(), now)
         oldest = [(shelf[0].record.oldest, name) for name, shelf in self.shelves.items() if shelf]
         heapq.heapify(oldest)
+        is_dropping = bool(oldest)
         needed += self._spool.max_bytes // _DROPPED_PART
         while oldest and needed > 0:
             name = heapq.heappop(oldest)[1]
@@ -794,6 +740,7 @@ class SpoolingScheduler(Scheduler):
             self._lose(name, piece, "the spool is full, and its oldest spans are dropped")
             if shelf:
                 heapq.heappush(oldest, (shelf[0].record.oldest, name))
+        return is_dropping
 
     # -- statistics --------------------------------------------------------------------------------------------
 
@@ -802,3 +749,8 @@ class SpoolingScheduler(Scheduler):
         found = [shelf[0].record.oldest for shelf in self.shelves.values() if shelf]
         leases = (lease for location in self.locations.values() for lease in location.leases if lease.pieces)
         return min([*found, *(lease.pieces[0].record.oldest for lease in leases)], default=math.inf)
+
+
+def _locations_of(commit: Commit) -> list[SpooledLocation]:
+    locations = dict.fromkeys(lease.location for lease in commit.leases)
+    return [location for location in locations if isinstance(location, SpooledLocation)]
