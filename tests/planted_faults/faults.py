@@ -697,43 +697,43 @@ FAULTS = (
     PlantedFault(
         "spans may be sent before they are committed",
         "_scheduler/spooling.py",
-        "            location.held.append(lease)\n            yield lease\n",
-        "            location.held.append(lease)\n            lease.may_go = True\n"
-        "            location.update_ready()\n            yield lease\n",
+        "            leases.append(self._seal(location))\n        location.held.extend(leases)\n",
+        "            leases.append(self._seal(location))\n            leases[-1].may_go = True\n"
+        "        location.held.extend(leases)\n        location.update_ready()\n",
         first="spool",
     ),
     PlantedFault(
         "a record is forgotten when it is read",
         "_scheduler/spooling.py",
-        "        lease.ambiguous = page.pieces[0].ambiguous\n",
-        "        lease.ambiguous = page.pieces[0].ambiguous\n"
-        "        self.settle([piece.record.token for piece in page.pieces])\n",
+        "        self.ledger.spool(location.account, -len(spans), -cost)\n",
+        "        self.ledger.spool(location.account, -len(spans), -cost)\n"
+        "        self.settle([piece.record.token for piece in pieces])\n",
     ),
     PlantedFault(
         "a record is forgotten with the first of its spans",
         "_scheduler/spooling.py",
-        "            if not piece.record.left:\n",
-        "            if piece.record.left < piece.record.count:\n",
+        "for piece in pieces if not piece.record.left]",
+        "for piece in pieces if piece.record.left < piece.record.count]",
     ),
     PlantedFault(
         "a record is forgotten before its dead letters are written",
         "_scheduler/spooling.py",
-        "            self.outbox.append(Bury(lease.batch, reason, tuple(tokens)))\n",
-        "            self.settle(tokens)\n            self.outbox.append(Bury(lease.batch, reason, tuple(tokens)))\n",
+        "        self.outbox.append(Bury(lease.batch, reason, tokens))\n",
+        "        self.settle(tokens)\n        self.outbox.append(Bury(lease.batch, reason, tokens))\n",
         first="spool",
     ),
     PlantedFault(
         "new spans are sent before recovered ones",
         "_scheduler/records.py",
-        "        taken: list[Piece] = []\n        queue = self._recovered or self._own\n",
-        "        taken: list[Piece] = []\n        queue = self._own or self._recovered\n",
+        "        return self.first < other.first\n",
+        "        return abs(self.first) < abs(other.first)\n",
         first="spool",
     ),
     PlantedFault(
         "a batch that comes back to the spool goes to the end",
         "_scheduler/records.py",
-        "                queue.appendleft(piece)\n            else:",
-        "                queue.append(piece)\n            else:",
+        "        return self.first < other.first\n",
+        "        return id(self) < id(other)\n",
         first="spool",
     ),
     PlantedFault(
@@ -746,29 +746,31 @@ FAULTS = (
     PlantedFault(
         "nothing is committed in the drain's reserve",
         "_scheduler/spooling.py",
-        "        super().hand_back_all(reason)\n        self._begin_commit(self._clock())\n",
+        "        super().hand_back_all(reason)\n        self._go_on()\n",
         "        super().hand_back_all(reason)\n",
         first="spool",
     ),
     PlantedFault(
         "queues are not committed when the drain begins",
         "_scheduler/spooling.py",
-        "        if location.full or location.waiting or self.draining or is_flushed",
-        "        if location.full or location.waiting or is_flushed",
+        "bool(location.full or location.waiting or self.draining or is_flushed)",
+        "bool(location.full or location.waiting or is_flushed)",
         first="spool",
     ),
     PlantedFault(
         "a commit that was cancelled is not counted as ambiguous",
         "_runtime/spooler.py",
-        "self.runtime.stop_reason, ambiguous=True)",
-        "self.runtime.stop_reason)",
+        "full=is_full, ambiguous=is_unknown)",
+        "full=is_full, ambiguous=isinstance(error, _NoAnswer))",
         first="spool",
     ),
     PlantedFault(
         "sync waits only for the commit under way",
         "_scheduler/spooling.py",
-        "            self._line.update(dict.fromkeys(self._new_syncs, now))\n",
-        "            self._syncs += self._new_syncs\n",
+        "            self._line.update(dict.fromkeys(self._new_syncs, now))\n            self._new_syncs.clear()\n",
+        "            if self._commit is not None:\n                self._commit.syncs += self._new_syncs\n"
+        "            else:\n                self._line.update(dict.fromkeys(self._new_syncs, now))\n"
+        "            self._new_syncs.clear()\n",
         first="spool",
     ),
     PlantedFault(
@@ -781,21 +783,21 @@ FAULTS = (
     PlantedFault(
         "a disk that fails stops deliveries",
         "_scheduler/spooling.py",
-        "        for lease in commit.leases:\n            lease.may_go = True\n",
-        "        for lease in commit.leases:\n            lease.may_go = ambiguous\n",
+        "            lease.may_go = not is_dropping\n",
+        "            lease.may_go = ambiguous\n",
         first="spool",
     ),
     PlantedFault(
         "what could not be read is not read again",
         "_scheduler/spooling.py",
-        "        self._put_back(location, page.pieces)\n        if any(",
-        "        if any(",
+        "        self._put_back(location, page.pieces)\n",
+        "",
     ),
     PlantedFault(
         "the slot of a batch that could not be read is not given back",
         "_scheduler/spooling.py",
-        "            self.slots.give_back(location)\n            location.endpoint.end",
-        "            location.endpoint.end",
+        "        self.slots.give_back(location)\n        location.endpoint.end",
+        "        location.endpoint.end",
     ),
     PlantedFault(
         "spans that leave memory keep their bytes",
@@ -806,14 +808,14 @@ FAULTS = (
     PlantedFault(
         "spans of a damaged record are not accounted for",
         "_scheduler/spooling.py",
-        "        self.ledger.lose(location.account, len(piece))\n",
+        "        self.ledger.lose(account, len(piece))\n",
         "",
     ),
     PlantedFault(
         "a span is counted as ambiguous again after it was in the spool",
         "_scheduler/spooling.py",
-        "ambiguous=lease.ambiguous) for piece",
-        "ambiguous=False) for piece",
+        "            piece.ambiguous = lease.ambiguous\n",
+        "            piece.ambiguous = False\n",
     ),
     PlantedFault(
         "a flush waits for recovered spans",
@@ -832,9 +834,63 @@ FAULTS = (
     PlantedFault(
         "recovered locations may take all live ones",
         "_scheduler/spooling.py",
-        "len(self._opened) >= max(1, most // 2)",
-        "len(self._opened) >= most",
+        "self.guests < max(1, self.limits.max_locations // 2)",
+        "self.guests < self.limits.max_locations",
         first="spool",
+    ),
+    PlantedFault(
+        "recovered locations take the place of others",
+        "_scheduler/scheduler.py",
+        "limit + self.guests:",
+        "limit:",
+        first="spool",
+    ),
+    PlantedFault(
+        "settled records are never forgotten alone",
+        "_scheduler/spooling.py",
+        "        if self._settle_at <= now and not self._is_settling:\n",
+        "        if self._settle_at < 0:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "what is settled last is not forgotten when the batcher is left",
+        "_runtime/spooler.py",
+        "                    await self.store.settle(tokens)\n",
+        "                    pass\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a sync does not wait for the queue behind a commit that is tried again",
+        "_scheduler/spooling.py",
+        "                self._put_first(one, since)\n                break\n",
+        "                self._line[one] = since\n                break\n",
+    ),
+    PlantedFault(
+        "a sync fails if the spool is full",
+        "_scheduler/spooling.py",
+        "        self._error = None if self._is_full else error\n",
+        "        self._is_full, self._error = False, error\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a full spool loses what it cannot take",
+        "_scheduler/spooling.py",
+        "        elif not lease.pieces and self._is_full and not is_leaving:\n",
+        "        elif False:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "only the queue of one location counts towards 256 KiB",
+        "_scheduler/spooling.py",
+        " or total.pending_bytes - self.ledger.leased_bytes >= _BYTES",
+        "",
+        first="spool",
+    ),
+    PlantedFault(
+        "other spans of a damaged record count as spooled",
+        "_scheduler/spooling.py",
+        "        for piece in [piece for piece in shelf if piece.record.is_damaged]:\n",
+        "        for piece in [piece for piece in shelf if piece.record.is_damaged][:1]:\n",
     ),
     # -- the spool's store -----------------------------------------------------------------------------------------
     PlantedFault(

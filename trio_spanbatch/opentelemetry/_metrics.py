@@ -216,7 +216,8 @@ class BatcherMetrics:
                 yield Observation(count, {**self._processor, ERROR_TYPE: error})
 
     def inflight(self) -> Iterable[Observation]:
-        return [Observation(self._processed - self._kept - self._exported.copy().total(), self._exporter)]
+        exported = self._exported.copy().total()
+        return [Observation(self._processed - self._kept - exported, self._exporter)]
 
     def exported(self) -> Iterable[Observation]:
         """Yield the number of spans whose delivery has settled them, by ``error.type``."""
