@@ -115,11 +115,6 @@ class SpooledLocation(Location):
         """Whether it holds leases that are not committed. They were committed in turn, so one of these is the last."""
         return bool(self.held) and not (self.held[0].pieces and self.held[-1].pieces)
 
-    @property
-    def oldest(self) -> Piece | None:
-        """The oldest piece that waits to be sent."""
-        return self.shelf[0] if self.shelf else self.held[0].pieces[0] if self.held and self.held[0].pieces else None
-
     def export_at(self) -> float:
         """Return when an export may begin, given a free slot; `math.inf` if there is nothing to export."""
         return self.pace.next_at() if self.retries else max(self.due_at(), self.pace.next_at())
@@ -273,8 +268,9 @@ class SpoolingScheduler(Scheduler):
                 self._is_urgent |= bool(location.full or location.waiting or self.draining or is_flushed)
             self._make_room(location, now)
         super()._look(location, now)
-        if self._max_age < math.inf and not location.has_ended and not location.is_parked and location.oldest:
-            self._agenda.put(location, self._ends_at(location.oldest, now))
+        waiting = location.shelf or (location.held and location.held[0].pieces)
+        if waiting and self._max_age < math.inf and not location.has_ended and not location.is_parked:
+            self._agenda.put(location, self._ends_at(waiting[0], now))
 
     def _commit_at(self) -> float:
         """Return when the next commit begins; `math.inf` if there is nothing to commit, or one is under way."""
@@ -303,8 +299,9 @@ class SpoolingScheduler(Scheduler):
                 leases.append(lease)
                 spans += len(lease)
                 nbytes += lease.cost
-            self.admission.touch(one)
-            self.admission.update_byte_queue(one)
+            if one.waiting:
+                self.admission.touch(one)
+                self.admission.update_byte_queue(one)
             if one.has_queued:
                 # Syncs behind it wait for that, too.
                 self._put_first(one, since)
@@ -328,6 +325,7 @@ class SpoolingScheduler(Scheduler):
         for lease in leases:
             lease.may_go = False
         location.update_ready(from_scratch=True)
+        self.admission.touch(location)
         return leases
 
     def _seal_queue(self, location: SpooledLocation) -> list[Lease]:
@@ -389,10 +387,6 @@ class SpoolingScheduler(Scheduler):
         self._line.update(dict.fromkeys(self._new_syncs, self._clock()))
         self._new_syncs.clear()
         self.admission.finish()
-        for order in tuple(self.outbox):
-            if isinstance(order, PageIn):
-                self.outbox.remove(order)
-                self._return_page(order)
         super().hand_back_all(reason)
         self._go_on()
 
@@ -445,15 +439,10 @@ class SpoolingScheduler(Scheduler):
         full: bool = False,
         ambiguous: bool = False,
     ) -> None:
-        """Record that a commit has failed.
+        """Record that a commit has failed with ``error``, which `sync` raises, unless the spool is ``full``.
 
-        Args:
-            commit: The commit.
-            error: What `sync` raises.
-            reason: Why spans are handed back if the batcher is being left.
-            now: The current time.
-            full: Whether the spool is full.
-            ambiguous: Whether its records may be on disk nevertheless.
+        If it is ``ambiguous``, its records may be on disk nevertheless. ``reason`` is why spans are handed back if the
+        batcher is being left.
         """
         self._commit = None
         is_stopped = self._stop_reason is not None
@@ -484,7 +473,7 @@ class SpoolingScheduler(Scheduler):
 
     def _go_on(self) -> None:
         """Begin the next commit, if the driver does not any more."""
-        if self._stop_reason is not None and self._commit is None and self._line:
+        while self._stop_reason is not None and self._commit is None and self._line:
             self._begin_commit()
 
     def _end_syncs(self, syncs: Sequence[Sync], error: BaseException | None = None) -> None:
@@ -519,7 +508,8 @@ class SpoolingScheduler(Scheduler):
                 break
             self._shelve(location.unhold(), now)
         while location.shelf and not location.is_parked and self._ends_at(location.shelf[0], now) <= now:
-            self._lose(location.name, heapq.heappop(location.shelf), f"older than Spool.max_age, {self._max_age:g} s")
+            reason = f"older than Spool.max_age, {self._max_age:g} s"
+            self.outbox.append(Lost(location.name, heapq.heappop(location.shelf), reason))
 
     def _shelve(self, lease: Lease, now: float) -> None:
         location = lease.location
@@ -597,7 +587,7 @@ class SpoolingScheduler(Scheduler):
         shelf = self.shelves[name]
         for piece in [piece for piece in shelf if piece.record.is_damaged]:
             shelf.remove(piece)
-            self._lose(name, piece, "the record in the spool is damaged")
+            self.outbox.append(Lost(name, piece, "the record in the spool is damaged"))
         heapq.heapify(shelf)
 
     def _return_page(self, page: PageIn) -> None:
@@ -710,9 +700,6 @@ class SpoolingScheduler(Scheduler):
         """Return when a piece is too old, in seconds of the clock."""
         return math.inf if self._max_age == math.inf else now + piece.record.oldest + self._max_age - self.wall()
 
-    def _lose(self, name: str, piece: Piece, reason: str) -> None:
-        self.outbox.append(Lost(name, piece, reason))
-
     def lost(self, lost: Lost, now: float) -> None:
         """See `Scheduler.lost`."""
         live, account, piece = self.locations.get(lost.name), self.ledger.open(lost.name), lost.piece
@@ -737,7 +724,7 @@ class SpoolingScheduler(Scheduler):
             shelf = self.shelves[name]
             piece = heapq.heappop(shelf)
             needed -= piece.nbytes
-            self._lose(name, piece, "the spool is full, and its oldest spans are dropped")
+            self.outbox.append(Lost(name, piece, "the spool is full, and its oldest spans are dropped"))
             if shelf:
                 heapq.heappush(oldest, (shelf[0].record.oldest, name))
         return is_dropping
