@@ -510,7 +510,7 @@ class _PlannedStore(MemoryStore):
             self._oracle.cannot_be_read(order.name, ids)
             lost(order, now)
 
-        scheduler.lost = tell  # type: ignore[method-assign]
+        scheduler.lost = tell  # type: ignore[method-assign, assignment]
 
     def _misbehave(self) -> None:
         is_faulty = trio.current_time() < self._plan.heals_at

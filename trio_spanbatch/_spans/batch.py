@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
@@ -111,8 +111,8 @@ Runs: TypeAlias = list[tuple[SpanHeaders, list[bytes]]]
 
 
 @attrs.frozen(eq=False)
-class SpansInRuns:
-    """A collection of spans, of which a store needs only the bytes."""
+class SpansInRuns(Sequence[EncodedSpan]):
+    """Spans of which only the bytes are needed, by a store that knows this class. For others it makes them."""
 
     runs: Runs
 
@@ -122,8 +122,8 @@ class SpansInRuns:
     def __iter__(self) -> Iterator[EncodedSpan]:
         return (EncodedSpan(payload, headers) for headers, payloads in self.runs for payload in payloads)
 
-    def __contains__(self, span: object) -> bool:
-        return any(span == one for one in self)
+    def __getitem__(self, place: Any) -> Any:
+        return list(self)[place]
 
 
 def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:

@@ -8,7 +8,7 @@ and is returned by `Store.adopted` of a later store if this process ends before 
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 import attrs
@@ -44,7 +44,7 @@ class NewRecord:
     """
 
     location: str
-    spans: Collection[EncodedSpan]
+    spans: Sequence[EncodedSpan]
     nbytes: int
     oldest: float
 
