@@ -29,7 +29,8 @@ async def measure(directory: Path, durability: Literal["process", "power"], span
     """Return how many seconds each commit took, in ascending order. What it commits is settled along with the next."""
     store = DiskStore(Spool(directory, durability=durability), "http://collector")
     await store.open()
-    taken, tokens = [], []
+    taken: list[float] = []
+    tokens: list[int] = []
     for _ in range(COMMITS):
         new = NewRecord("main.spans", [SPAN] * spans, 1000 * spans, time.time())
         began = time.perf_counter()

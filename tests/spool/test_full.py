@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -11,8 +12,9 @@ from tests.spool.batchers import stored_ids, watched_spooling_batcher
 from tests.spool.test_paging import ONE_AT_A_TIME, SOON, down_until
 from tests.spool.test_recovery import leave_in_spool
 from tests.support.batchers import ids_of, make_span, make_spans, span_ids
-from trio_spanbatch import BatchPolicy, Delivered, InvalidLocationError, Limits, Loss, RetryPolicy, TryLater
+from trio_spanbatch import BatchPolicy, Delivered, InvalidLocationError, Limits, Loss, Refused, RetryPolicy, TryLater
 from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
+from trio_spanbatch._spool.store import NewRecord, Record
 from trio_spanbatch.testing import InMemoryExporter
 
 
@@ -235,3 +237,33 @@ async def test_recovered_locations_do_not_count_among_those_of_the_program(
         await trio.sleep(500)
         assert batcher.statistics().delivered == 12
         assert batcher._scheduler.guests == 0
+
+
+async def test_no_record_is_forgotten_before_its_dead_letters_are_written(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Although commits, which have settled records forgotten, go before dead letters."""
+
+    class Checks(MemoryStore):
+        def check(self, tokens: Sequence[int]) -> None:
+            written = {span_id for _, spans, _ in self.disk.dead for span_id in span_ids(spans)}
+            settled = {span_id for token in tokens for span_id in span_ids(self.disk.records[token][1])}
+            assert settled <= written
+
+        async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
+            self.check(settled)
+            return await super().commit(records, settled)
+
+        async def settle(self, tokens: Sequence[int]) -> None:
+            self.check(tokens)
+            await super().settle(tokens)
+
+    store = Checks()
+    exporter = InMemoryExporter(lambda batch: Refused("no such table", status_code=404))
+    async with watched_spooling_batcher(exporter, store, batch=BatchPolicy(max_delay=0.001)) as batcher:
+        store.slow = 0.1
+        for number in range(100):
+            await batcher.add_span(f"location {number % 10}", make_span())
+            await trio.sleep(0.05)
+    assert len(store.disk.dead) > 50
+    assert not store.disk.records
