@@ -267,3 +267,21 @@ async def test_no_record_is_forgotten_before_its_dead_letters_are_written(
             await trio.sleep(0.05)
     assert len(store.disk.dead) > 50
     assert not store.disk.records
+
+
+async def test_old_spans_that_cannot_be_sent_are_dropped_when_they_are_recovered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    disk, losses = MemoryDisk(), list[Loss]()
+    await leave_in_spool(disk, bad=make_spans(3), good=make_spans(2))
+    await trio.sleep(100)
+    async with watched_spooling_batcher(
+        Picky(), disk, batch=SOON, spool={"max_age": 50.0}, on_loss=losses.append
+    ) as batcher:
+        await trio.sleep(10)
+        assert batcher.statistics().undelivered == 5
+    assert {(loss.location, loss.reason) for loss in losses} == {
+        (location, "older than Spool.max_age, 50 s") for location in ("bad", "good")
+    }
+    assert sum(loss.count for loss in losses) == 5
+    assert not disk.records

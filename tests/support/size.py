@@ -19,11 +19,11 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_066,
-    "_scheduler": 2_570,
-    "_runtime": 1_190,
-    "_reporting": 590,
-    "_spans": 2_020,
+    "modules": 1_130,
+    "_scheduler": 3_600,
+    "_runtime": 1_540,
+    "_reporting": 625,
+    "_spans": 2_060,
     "_settings": 625,
     "_http": 3_590,
     "_spool": 1_480,
@@ -33,7 +33,7 @@ BUDGETS = {
     "cli": 3_815,
 }
 # The whole package, and what `import trio_spanbatch` loads of it.
-LIMIT = 20_000
+LIMIT = 23_000
 LIMIT_LOADED = 9_000
 
 _LOADED = """

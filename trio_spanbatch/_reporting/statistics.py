@@ -168,7 +168,7 @@ class Loss:
         reason: The reason, in a few words.
         status_code: The HTTP status code, if there was one.
         count: How many spans were lost. Less than ``len(batch.spans)`` only if a server rejected some; more, with an
-            empty batch, if a damaged record of the spool cannot be read.
+            empty batch, if spans in the spool are damaged, or dropped because of their age or as the spool is full.
     """
 
     location: str

@@ -103,13 +103,16 @@ class Spooler:
     @trio.lowlevel.enable_ki_protection
     async def recover(self) -> None:
         """Take over what the spools of ended processes have left."""
-        with self._recovery, suppress(OSError):
-            async for piece in self.store.adopted():
-                for found in piece:
-                    record = CommittedRecord(found.token, found.count, found.count, found.nbytes, found.oldest)
-                    self.scheduler.recovered(found.location, record)
-                self.runtime.wake()
-                await trio.lowlevel.checkpoint()
+        try:
+            with self._recovery:
+                async for piece in self.store.adopted():
+                    for found in piece:
+                        record = CommittedRecord(found.token, found.count, found.count, found.nbytes, found.oldest)
+                        self.scheduler.recovered(found.location, record)
+                    self.runtime.wake()
+                    await trio.lowlevel.checkpoint()
+        except OSError as error:
+            self._tell("recover", f"the spool cannot read what earlier processes have left: {_said(error)}")
 
     def end_recovery(self) -> None:
         """Leave what was not taken over yet to the next process."""

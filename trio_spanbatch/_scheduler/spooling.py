@@ -507,9 +507,14 @@ class SpoolingScheduler(Scheduler):
             if not self._is_short(location) and self._ends_at(pieces[0], now) > now:
                 break
             self._shelve(location.unhold(), now)
-        while location.shelf and not location.is_parked and self._ends_at(location.shelf[0], now) <= now:
+        if not location.is_parked:
+            self._drop_old(location.name, now)
+
+    def _drop_old(self, name: str, now: float) -> None:
+        shelf = self.shelves.get(name)
+        while shelf and self._ends_at(shelf[0], now) <= now:
             reason = f"older than Spool.max_age, {self._max_age:g} s"
-            self.outbox.append(Lost(location.name, heapq.heappop(location.shelf), reason))
+            self.outbox.append(Lost(name, heapq.heappop(shelf), reason))
 
     def _shelve(self, lease: Lease, now: float) -> None:
         location = lease.location
@@ -684,6 +689,7 @@ class SpoolingScheduler(Scheduler):
                 # Nothing can be sent to it, or the policy function has failed.
                 self.guests -= 1
                 self.refused.add(name)
+                self._drop_old(name, self._clock())
                 self.outbox.append(CannotOpen(name, error))
                 continue
             assert isinstance(location, SpooledLocation)
