@@ -190,7 +190,7 @@ class Spooler:
         ]
         try:
             committed = await self._call(self.store.commit, records, commit.settled)
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # an OSError only is not raised again
             is_unknown = isinstance(error, _NoAnswer) or not isinstance(error, OSError)
             is_full = isinstance(error, SpoolFullError)
             why = f"the spool cannot commit: {_said(error)}"

@@ -252,13 +252,13 @@ class Supervisor:
         finally:
             self._done.set()
 
-    async def _supervise_with_spool(self, spooler: _Spooler, task_status: trio.TaskStatus[None]) -> None:
+    async def _supervise_with_spool(self, spooler: _Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128
         try:
             async with trio.open_nursery() as self._spool_nursery:
                 self._context.run(
                     lambda: self._spool_nursery.start_soon(self._guarded, spooler.run, name="trio_spanbatch spool")
                 )
-                await self._supervise_work(task_status)
+                await self._supervise_work(status)
                 # What is not committed yet is committed meanwhile.
                 await self._close_exporter()
                 spooler.finish()
