@@ -151,7 +151,7 @@ async def test_a_missing_directory_is_an_error_of_one_line(kind: str, arguments:
     name, *options = arguments
     ended = await spool(name, directory, *options)
     assert (ended.exit_code, ended.out) == (1, "")
-    words = "does not exist; name the one that" if kind == "missing" else "Not a directory; give a directory"
+    words = "does not exist; name the one that" if kind == "missing" else "Not a directory; neither it nor"
     assert re.fullmatch(rf"trio-spanbatch.*{directory}:? {words}.*\n", ended.err)
 
 
@@ -337,10 +337,9 @@ def unsettled(directory: Path) -> int:
     """Return the records that are not settled, whoever has the lock."""
     count = 0
     for path in (directory / "trio-spanbatch").glob("*.spans"):
-        name = path.name.partition(".")[0]
         opened = Directory(directory).open(path.name)
         head = Head.unpack(opened.read(0, RECORDS_AT))
-        count += len(list(commands.Segment(name, path.name, opened, head).found()))
+        count += len(list(commands.Segment(path.name, opened, head).records()))
         opened.close()
     return count
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import secrets
 import threading
@@ -95,10 +96,19 @@ class DiskStore:
         endpoint: Identifies the server that the spans are for, without credentials. What was kept for another one is
             not taken over.
         tell: Called, in the trio run, with messages about files that were set aside.
+        keep_all_dead: Keep dead letters whatever ``max_bytes`` is, as somebody does who does not know the program's.
     """
 
-    def __init__(self, spool: Spool, endpoint: str, *, tell: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        endpoint: str,
+        *,
+        tell: Callable[[str], object] = lambda _: None,
+        keep_all_dead: bool = False,
+    ) -> None:
         self._spool = spool
+        self._dead_bytes = math.inf if keep_all_dead else spool.max_bytes // _DEAD_PART
         self._endpoint = log.short_enough(endpoint)
         self._tell = tell
         self._is_open = False
@@ -273,11 +283,10 @@ class DiskStore:
             self._say_set_aside(f"{name}.*", error, "what is left of it was left as it is")
 
     def _refuse_if_unsettled(self, file: str, head: Head) -> None:
-        segment = _Segment(file, 0, head)
         with closing(self._files.open(file)) as opened:
-            is_unsettled = any(self._scan_segment(segment, opened))
-            self._nbytes -= segment.nbytes
-            if is_unsettled:
+            settled = log.settled_slots(opened.read, head.marker)
+            records = log.scan(opened.read, opened.size(), head.marker)
+            if any(header is not None and header.slot not in settled for _, _, header in records):
                 raise SpoolError(
                     f"the spool in {self._spool.directory} holds spans for {head.endpoint}, and this batcher sends to "
                     f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give another directory"
@@ -311,7 +320,7 @@ class DiskStore:
         now = time.time()
         aside = (".damaged", ".unreadable")
         old = [file for file in self._files.names() if file.endswith(aside)] + self._files.files_of(self._name, "dead")
-        allowed = self._spool.max_bytes // _DEAD_PART
+        allowed = self._dead_bytes
         for file in reversed(old):
             with suppress(OSError):
                 size, age = self._files.size_and_age(file, now)
@@ -335,10 +344,9 @@ class DiskStore:
                 self._say_set_aside(segment.file, error, "it was left as it is")
 
     def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
-        marker = segment.head.marker
-        slots = file.read(SLOTS_AT, SLOT * SLOTS)
+        settled = log.settled_slots(file.read, segment.head.marker)
         is_known = True
-        for at, size, header in log.scan(file.read, file.size(), marker):
+        for at, size, header in log.scan(file.read, file.size(), segment.head.marker):
             if header is None:
                 try:
                     self._move_aside(file, at, size)
@@ -348,8 +356,7 @@ class DiskStore:
             segment.nbytes += size
             self._nbytes += size
             slot = header.slot
-            is_settled = slots[SLOT * slot : SLOT * (slot + 1)] == log.mark_of(marker, slot)
-            if slot >= SLOTS or slot in segment.live or is_settled:
+            if slot >= SLOTS or slot in segment.live or slot in settled:
                 yield None
             else:
                 yield _add(segment, slot, at, size, header.location, header.count, header.nbytes, header.oldest)
@@ -524,26 +531,12 @@ class DiskStore:
         segment = max(complete, key=lambda segment: segment.nbytes - segment.live_bytes, default=None)
         if segment is None or 2 * segment.live_bytes > segment.nbytes:
             return
-        temporary = f"{self._name}.tmp"
-        moved: dict[int, tuple[int, int]] = {}
-        end = RECORDS_AT
-        try:
-            with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
-                new.write(old.read(0, RECORDS_AT), 0)
-                for slot, (at, size) in segment.live.items():
-                    new.write(old.read(at, size), end)
-                    moved[slot] = end, size
-                    end += size
-                if self._spool.durability == "power":
-                    new.sync()
-                self._files.rename(temporary, segment.file)
-        except OSError:
-            with suppress(OSError):
-                self._files.unlink(temporary)
-            return
-        segment.live = moved
-        self._nbytes -= segment.nbytes - segment.live_bytes
-        segment.nbytes = segment.live_bytes
+        with suppress(OSError), closing(self._files.open(segment.file)) as old:
+            is_synced = self._spool.durability == "power"
+            moved = self._files.rewrite(segment.file, old, segment.live.values(), sync=is_synced)
+            segment.live = dict(zip(segment.live, moved, strict=True))
+            self._nbytes -= segment.nbytes - segment.live_bytes
+            segment.nbytes = segment.live_bytes
 
     def _close(self) -> None:
         try:
@@ -558,6 +551,12 @@ class DiskStore:
     def _files(self) -> Directory:
         assert self._directory is not None, "the spool is not open"
         return self._directory
+
+
+def endpoint_of(exporter: object) -> str:
+    """Return how a spool names the server that ``exporter`` sends to: spans for one are not to be sent to another."""
+    endpoint = getattr(exporter, "endpoint", None)
+    return endpoint if isinstance(endpoint, str) else f"{type(exporter).__module__}.{type(exporter).__qualname__}"
 
 
 def _add(

@@ -27,12 +27,13 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
-from .log import PIECE
+from .log import PIECE, RECORDS_AT
 from .store import SpoolError
 
 OWN_DIRECTORY: Final = "trio-spanbatch"
@@ -150,6 +151,33 @@ class Directory:
 
     def rename(self, file: str, to: str) -> None:
         os.rename(file, to, src_dir_fd=self._file.fd, dst_dir_fd=self._file.fd)
+
+    def rewrite(self, file: str, old: File, records: Iterable[tuple[int, int]], *, sync: bool) -> list[tuple[int, int]]:
+        """Replace a segment by one with only the records at these positions and of these sizes.
+
+        Returns:
+            Their new positions, with their sizes.
+
+        Raises:
+            OSError: The segment is as it was.
+        """
+        temporary, moved, end = f"{file.partition('.')[0]}.tmp", [], RECORDS_AT
+        self.unlink(temporary)
+        try:
+            with closing(self.make(temporary)) as new:
+                new.write(old.read(0, RECORDS_AT), 0)
+                for at, size in records:
+                    new.write(old.read(at, size), end)
+                    moved.append((end, size))
+                    end += size
+                if sync:
+                    new.sync()
+            self.rename(temporary, file)
+        except OSError:
+            with suppress(OSError):
+                self.unlink(temporary)
+            raise
+        return moved
 
     def size_and_age(self, file: str, now: float) -> tuple[int, float]:
         """Return the size of a file, and the seconds since it was last written to."""
