@@ -193,8 +193,8 @@ async def test_a_directory_that_others_can_write_is_refused(arguments: list[str]
         open_to_all.chmod(before)
         assert (ended.exit_code, ended.out) == (1, "")
         assert ended.err == (
-            f"trio-spanbatch: the spool cannot use {open_to_all}: all users may write to it (mode 0777), and could "
-            f"read or replace spans; run chmod o-w {open_to_all}, or give a new directory inside it\n"
+            f"trio-spanbatch: the spool cannot use {open_to_all}: other users may write to it (mode 0777), and could "
+            f"add or replace spans; run chmod go-w {open_to_all}, or give a new directory inside it\n"
         )
 
 
@@ -221,6 +221,7 @@ async def test_a_directory_that_this_user_cannot_write_is_refused(arguments: lis
     for path in (directory / "trio-spanbatch", directory, *(directory / "trio-spanbatch").iterdir()):
         os.chown(path, NOBODY, NOBODY)
     (directory / "trio-spanbatch").chmod(0o500)
+    directory.parent.chmod(0o755)
     program = f"""
 import os
 import trio_spanbatch.cli.commands, trio_spanbatch.cli.spool

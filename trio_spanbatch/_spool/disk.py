@@ -5,7 +5,8 @@ program's threads may be busy. With `trio.to_thread` each job would cost some 60
 commit itself takes; with a queue it is about 35, and 10 with ten jobs at a time. A job that hangs cannot be
 interrupted. So a cancelled call leaves its job alone, and after `DiskStore.abandon` no further one begins; the thread
 closes the files and ends. It is a daemon, since it may never end. Everything that a job changes is changed by jobs
-only, apart from the tokens to settle, which are handed over in a deque.
+only, apart from the tokens to settle, which are handed over in a deque. A mock clock that jumps does not wait for
+threads, so with one, jobs are done in the trio run.
 
 A token is the number of a segment and a slot. Of a record, memory holds where it is and its size.
 """
@@ -17,6 +18,7 @@ import itertools
 import math
 import os
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -112,6 +114,7 @@ class DiskStore:
         self._endpoint = log.short_enough(endpoint)
         self._tell = tell
         self._is_open = False
+        self._has_thread = True
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._messages: deque[str] = deque()
         self._unsettled: deque[int] = deque()
@@ -129,13 +132,16 @@ class DiskStore:
     # -- calls from the trio run -------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        thread = threading.Thread(
-            target=self._work, args=[trio.lowlevel.current_trio_token()], name="trio-spanbatch spool", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise SpoolError(f"the spool cannot use {self._spool.directory}: {error}") from error
+        testing = sys.modules.get("trio.testing")
+        if testing is not None and isinstance(trio.lowlevel.current_clock(), testing.MockClock):
+            self._has_thread = False
+        else:
+            token = trio.lowlevel.current_trio_token()
+            thread = threading.Thread(target=self._work, args=[token], name="trio-spanbatch spool", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise SpoolError(f"the spool cannot use {self._spool.directory}: {error}") from error
         self._is_open = True
         try:
             await self._run(self._open)
@@ -182,7 +188,10 @@ class DiskStore:
 
     def abandon(self) -> None:
         self._is_open = False
-        self._calls.put(None)
+        if self._has_thread:
+            self._calls.put(None)
+        else:
+            self._release()
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(self._nbytes, self._damaged, self._set_aside, self._dead)
@@ -192,7 +201,11 @@ class DiskStore:
         if not self._is_open:
             raise OSError(errno.EBADF, "the spool is closed")
         call = _Call(partial(job, *args))
-        self._calls.put(call)
+        if self._has_thread:
+            self._calls.put(call)
+        else:
+            self._do(call)
+            call.done.set()
         await call.done.wait()
         while self._messages:
             self._tell(self._messages.popleft())
@@ -206,14 +219,17 @@ class DiskStore:
         """Do jobs until the store is abandoned or the trio run has ended, and then close all files."""
         with suppress(trio.RunFinishedError):
             while (call := self._calls.get()) is not None:
-                try:
-                    if not self._is_open:
-                        raise OSError(errno.EBADF, "the spool is closed")
-                    call.result = call.job()
-                except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
-                    call.error = error
+                self._do(call)
                 token.run_sync_soon(call.done.set)
         self._release()
+
+    def _do(self, call: _Call) -> None:
+        try:
+            if not self._is_open:
+                raise OSError(errno.EBADF, "the spool is closed")
+            call.result = call.job()
+        except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
+            call.error = error
 
     def _release(self) -> None:
         """Close all files, and with them the lock."""

@@ -99,8 +99,10 @@ class SpoolFiles:
         self.in_use = 0
         self._screen = screen
         self._directory: Directory | None = None
-        if not os.path.lexists(path):
-            raise SpoolError(f"{path} does not exist; name the one that the program gives to Spool")
+        try:
+            path.stat()
+        except FileNotFoundError as error:
+            raise SpoolError(f"{path} does not exist; name the one that the program gives to Spool") from error
         # If no batcher has used it yet, it stays as it is.
         if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
             self._directory = Directory(path)
