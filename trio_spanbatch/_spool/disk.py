@@ -256,11 +256,7 @@ class DiskStore:
                     self._take_over(name, found)
             self._remove_old_files()
         except OSError as error:
-            self._release()
             raise cannot_use(self._spool.directory, error) from error
-        except BaseException:
-            self._release()
-            raise
         found.sort(key=lambda segment: segment.head.created)
         self._segments.update({segment.number: segment for segment in found})
         self._scanner = self._scan(found)
