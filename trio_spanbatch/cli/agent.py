@@ -198,4 +198,4 @@ async def _print_committed(batcher: SpanBatcher, tracers: Sequence[Tracer], *, o
 
 
 if __name__ == "__main__":
-    trio.run(_run_with_spool, *sys.argv[1:])
+    trio.run(_run_with_spool, sys.argv[1], sys.argv[2])
