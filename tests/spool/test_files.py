@@ -106,6 +106,13 @@ trio.run(main)
     assert stat.S_IMODE((directory / "trio-spanbatch").stat().st_mode) == 0o700
 
 
+async def test_our_own_directory_is_made_private_if_others_can_read_it(disk: DiskPlace) -> None:
+    await (await disk.opened()).close()
+    disk.own.chmod(0o755)
+    await (await disk.opened()).close()
+    assert stat.S_IMODE(disk.own.stat().st_mode) == 0o700
+
+
 async def test_a_directory_that_a_volume_gave_to_a_group_is_taken_back(disk: DiskPlace) -> None:
     store = await disk.opened()
     await store.commit([new := make_record()])
