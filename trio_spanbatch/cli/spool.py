@@ -72,11 +72,6 @@ class Segment:
             if header is None or header.slot not in omitted:
                 yield at, size, header
 
-    def spans(self, at: int, header: Header) -> list[EncodedSpan] | None:
-        """Return the spans of a record, None if they are damaged."""
-        data = self.opened.read(at + header.spans_at, header.size - header.spans_at)
-        return unpack_spans(data) if is_intact(header, data) else None
-
 
 class SpoolFiles:
     """The files in a spool.
@@ -86,6 +81,7 @@ class SpoolFiles:
         screen: For messages and progress.
 
     Attributes:
+        directory: The open directory; None if no batcher has used it yet.
         problems: How many parts could not be read. Each was reported.
         in_use: How many batchers have the spool open.
 
@@ -98,20 +94,14 @@ class SpoolFiles:
         self.problems = 0
         self.in_use = 0
         self._screen = screen
-        self._directory: Directory | None = None
+        self.directory: Directory | None = None
         try:
             path.stat()
         except FileNotFoundError as error:
             raise SpoolError(f"{path} does not exist; name the one that the program gives to Spool") from error
         # If no batcher has used it yet, it stays as it is.
         if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
-            self._directory = Directory(path)
-
-    @property
-    def directory(self) -> Directory:
-        """The open directory."""
-        assert self._directory is not None, "there are no files"
-        return self._directory
+            self.directory = Directory(path)
 
     def report(self, file: str, problem: str) -> None:
         self.problems += 1
@@ -120,35 +110,34 @@ class SpoolFiles:
     def report_damage(self, file: str, at: int, size: int) -> None:
         self.report(file, f"{size:,} bytes from byte {at} on are damaged")
 
-    def say_what_is_in_use(self) -> None:
-        if self.in_use:
-            batchers = "a batcher has" if self.in_use == 1 else f"{self.in_use:,} batchers have"
-            self._screen.warn(f"{self.path}: {batchers} it open; the files that are in use were left alone")
-
     def segments(self, work: str = "reading") -> Iterator[Segment]:
         """Yield all segments that are not in use, the oldest of each batcher first, with a progress bar."""
-        if self._directory is None:
+        directory = self.directory
+        if directory is None:
             return
         sizes = 0
-        for file in self._directory.names():
+        for file in directory.names():
             with suppress(OSError):
-                sizes += self._directory.size_and_age(file, 0)[0]
+                sizes += directory.size_and_age(file, 0)[0]
         progress = WorkProgress(work, sizes, self._screen)
         with progress.bars:
-            for name in self._directory.batchers():
-                lock = self._directory.try_lock(name)
+            for name in directory.batchers():
+                lock = directory.try_lock(name)
                 if lock is None:
                     self.in_use += 1
                     continue
                 with closing(lock):
-                    yield from self._segments_of(name, progress)
+                    yield from self._segments_of(name, directory, progress)
                     # Removed by its holder only.
-                    self._directory.unlink(f"{name}.lock")
+                    directory.unlink(f"{name}.lock")
+        if self.in_use:
+            batchers = "a batcher has" if self.in_use == 1 else f"{self.in_use:,} batchers have"
+            self._screen.warn(f"{self.path}: {batchers} it open; the files that are in use were left alone")
 
-    def _segments_of(self, name: str, progress: WorkProgress) -> Iterator[Segment]:
-        for file in self.directory.files_of(name, "spans", "dead"):
+    def _segments_of(self, name: str, directory: Directory, progress: WorkProgress) -> Iterator[Segment]:
+        for file in directory.files_of(name, "spans", "dead"):
             try:
-                with closing(self.directory.open(file)) as opened:
+                with closing(directory.open(file)) as opened:
                     size = opened.size()
                     if not is_ours(opened):
                         self.report(file, "it belongs to another user; it was left alone")
@@ -171,11 +160,21 @@ class SpoolFiles:
                         self.report_damage(segment.file, at, size)
                     elif location is None or header.location == location:
                         yield segment, at, header
-        self.say_what_is_in_use()
+
+    def contents(
+        self, *, dead: bool | None = None, location: str | None = None
+    ) -> Iterator[tuple[Segment, int, Header, list[EncodedSpan]]]:
+        """Yield the same with their spans."""
+        for segment, at, header in self.records(dead=dead, location=location):
+            data = segment.opened.read(at + header.spans_at, header.size - header.spans_at)
+            if is_intact(header, data):
+                yield segment, at, header, unpack_spans(data)
+            else:
+                self.report(segment.file, f"the record at byte {at}, with {header.count:,} spans, is damaged")
 
     def report_kept_aside(self, problem: str) -> None:
         """Report the files with what was damaged when a batcher took it over."""
-        for name in sorted(self._directory.names() if self._directory else ()):
+        for name in sorted(self.directory.names() if self.directory else ()):
             if name.endswith((".damaged", ".unreadable")):
                 self.report(name, problem)
 
@@ -260,11 +259,8 @@ def export(files: SpoolFiles, *, dead: bool, location: str | None) -> Iterator[d
     from google.protobuf.json_format import MessageToDict
     from google.protobuf.message import DecodeError
 
-    for segment, at, header in files.records(dead=dead, location=location):
-        spans = segment.spans(at, header)
+    for segment, at, header, spans in files.contents(dead=dead, location=location):
         try:
-            if spans is None:
-                raise ValueError("its checksum is wrong")
             message = SpanBatch(header.location, spans).to_message()
             document = MessageToDict(message, use_integers_for_enums=True)
         except (DecodeError, ValueError, RecursionError) as error:
@@ -288,12 +284,9 @@ def _make_ids_hex(part: dict[str, Any]) -> None:
 def check(files: SpoolFiles, screen: Screen) -> None:
     """Read everything and compare the checksums. Each problem is reported and counted."""
     records, spans = Counter[bool](), Counter[bool]()
-    for segment, at, header in files.records():
-        if segment.spans(at, header) is None:
-            files.report(segment.file, f"the record at byte {at}, with {header.count:,} spans, is damaged")
-        else:
-            records[segment.is_dead] += 1
-            spans[segment.is_dead] += header.count
+    for segment, _, header, _ in files.contents():
+        records[segment.is_dead] += 1
+        spans[segment.is_dead] += header.count
     files.report_kept_aside("a batcher has moved this aside, as it was damaged; it is removed after a week")
     screen.say(f"intact: {spans[False]:,} spans in {records[False]:,} records, and {spans[True]:,} dead letters")
 
@@ -316,7 +309,7 @@ def delete(files: SpoolFiles, location: str, screen: Screen) -> None:
             else:
                 gone += 1
                 deleted[segment.is_dead] += 0 if header.slot in settled else header.count
-        if gone:
+        if gone and files.directory is not None:
             live = [(at, size) for at, size, slot in kept if slot not in settled]
             if live:
                 files.directory.rewrite(segment.file, segment.opened, live, sync=True)
@@ -324,7 +317,6 @@ def delete(files: SpoolFiles, location: str, screen: Screen) -> None:
                 files.directory.unlink(segment.file)
             files.directory.sync()
     files.report_kept_aside("it is damaged, and may contain spans of any location; remove it if it must not be kept")
-    files.say_what_is_in_use()
     screen.say(f"{location}: {deleted[False]:,} spans and {deleted[True]:,} dead letters deleted")
 
 
