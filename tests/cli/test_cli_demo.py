@@ -83,7 +83,9 @@ def _check_second_act(lines: list[str]) -> None:
     assert stored_when_killed < killed
     # These were on the disk of the killed program only.
     assert rows["main.finance.agent_spans"][0] > rows["main.finance.agent_spans"][1] == 0
-    assert committed == stored == killed + PLANNED_WITH_SPOOL
+    assert committed == stored
+    # It is started until nothing is left on disk, which once is enough for.
+    assert (committed - killed) % PLANNED_WITH_SPOOL == 0 < committed - killed
     assert lines[-1] == f"nothing was lost: all {committed:,} committed spans are in the store, one row each"
 
 

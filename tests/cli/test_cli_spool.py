@@ -21,6 +21,7 @@ from tests.cli.support import Ended, command, give_up_after_the_first_failure, r
 from tests.cli.test_cli_send import screen_of_text
 from tests.spool.support import DiskPlace, contents
 from tests.support.processes import reserved_port, run_to_end, wait_until
+from trio_spanbatch import OTLPExporter, SpanBatcher, Spool
 from trio_spanbatch._spool import disk
 from trio_spanbatch._spool.disk import DiskStore
 from trio_spanbatch._spool.files import Directory, File
@@ -321,6 +322,17 @@ async def test_send_delivers_each_span_once_to_its_location_in_order_and_leaves_
     assert ended.document["delivered"] == 60
     assert (await listed(directory))["spans"] == 0
     assert list((directory / "trio-spanbatch").iterdir()) == []
+
+
+async def test_what_a_batcher_could_not_deliver_is_sent_to_its_server(directory: Path) -> None:
+    answers = [Answer(503, headers=[("Retry-After", "1000")])]
+    async with OTLPReceiver(answers=answers, location_header=HEADER) as receiver:
+        exporter = OTLPExporter(receiver.url, location_header=HEADER)
+        async with SpanBatcher(exporter, spool=Spool(directory)) as batcher:
+            await batcher.add_spans("a", [span(1), span(2)])
+        assert batcher.statistics().spooled == 2
+        assert (await send(directory, receiver)).exit_code == 0
+        assert ids(receiver) == {"a": [1, 2]}
 
 
 async def test_send_in_small_rounds_delivers_everything(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

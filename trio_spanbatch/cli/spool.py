@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ from .._spool.log import (
 )
 from .._spool.settings import Spool
 from .._spool.store import DamagedRecord, Record, SpoolError
-from .progress import SendProgress, WorkProgress
+from .progress import SendProgress, work_bar
 from .screen import Screen
 from .send import SHUTDOWN_TIMEOUT, SendResult, SendSettings, send
 from .tally import Tally
@@ -119,22 +119,22 @@ class SpoolFiles:
         for file in directory.names():
             with suppress(OSError):
                 sizes += directory.size_and_age(file, 0)[0]
-        progress = WorkProgress(work, sizes, self._screen)
-        with progress.bars:
+        bar, advance = work_bar(work, sizes, self._screen)
+        with bar:
             for name in directory.batchers():
                 lock = directory.try_lock(name)
                 if lock is None:
                     self.in_use += 1
                     continue
                 with closing(lock):
-                    yield from self._segments_of(name, directory, progress)
+                    yield from self._segments_of(name, directory, advance)
                     # Removed by its holder only.
                     directory.unlink(f"{name}.lock")
         if self.in_use:
             batchers = "a batcher has" if self.in_use == 1 else f"{self.in_use:,} batchers have"
             self._screen.warn(f"{self.path}: {batchers} it open; the files that are in use were left alone")
 
-    def _segments_of(self, name: str, directory: Directory, progress: WorkProgress) -> Iterator[Segment]:
+    def _segments_of(self, name: str, directory: Directory, advance: Callable[[int], None]) -> Iterator[Segment]:
         for file in directory.files_of(name, "spans", "dead"):
             try:
                 with closing(directory.open(file)) as opened:
@@ -143,7 +143,7 @@ class SpoolFiles:
                         self.report(file, "it belongs to another user; it was left alone")
                     elif size >= RECORDS_AT:  # else no record was ever committed to it
                         yield Segment(file, opened, Head.unpack(opened.read(0, RECORDS_AT)))
-                    progress.advance(size)
+                    advance(size)
             except UnreadableSegment as error:
                 self.report(file, f"{error}; it was left alone")
             except OSError as error:
