@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 .PHONY: help demo test test-all test-long test-matrix about-test about-test-all about-environment cancel-everywhere kill-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
-	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
+	@echo "make demo    an agent program is cancelled while its server fails, and one with a spool is killed: nothing is lost"
 	@echo "make test    all tests except the long ones, in about four minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
 	@echo "make test-long   the long tests only; adds to the coverage of make test ARGS=--cov"

@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from tests.spool.batchers import stored_ids, use_store
+from tests.spool.memory import MemoryStore
 from tests.support.batchers import span_ids
 from tests.support.deliveries import LOCATION_HEADER, exporter_to, ids_of_messages
 from tests.support.oracle import Oracle
@@ -35,7 +36,6 @@ from trio_spanbatch import (
     Spool,
     TryLater,
 )
-from trio_spanbatch._spool.memory import MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record
 from trio_spanbatch.testing import (
     Answer,

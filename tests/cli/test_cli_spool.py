@@ -21,6 +21,7 @@ from tests.cli.support import Ended, command, give_up_after_the_first_failure, r
 from tests.cli.test_cli_send import screen_of_text
 from tests.spool.support import DiskPlace, contents
 from tests.support.processes import reserved_port, run_to_end, wait_until
+from trio_spanbatch import OTLPExporter, SpanBatcher, Spool
 from trio_spanbatch._spool import disk
 from trio_spanbatch._spool.disk import DiskStore
 from trio_spanbatch._spool.files import Directory, File
@@ -151,7 +152,7 @@ async def test_a_missing_directory_is_an_error_of_one_line(kind: str, arguments:
     name, *options = arguments
     ended = await spool(name, directory, *options)
     assert (ended.exit_code, ended.out) == (1, "")
-    words = "does not exist; name the one that" if kind == "missing" else "Not a directory; give a directory"
+    words = "does not exist; name the one that" if kind == "missing" else "Not a directory; neither it nor"
     assert re.fullmatch(rf"trio-spanbatch.*{directory}:? {words}.*\n", ended.err)
 
 
@@ -193,8 +194,8 @@ async def test_a_directory_that_others_can_write_is_refused(arguments: list[str]
         open_to_all.chmod(before)
         assert (ended.exit_code, ended.out) == (1, "")
         assert ended.err == (
-            f"trio-spanbatch: the spool cannot use {open_to_all}: all users may write to it (mode 0777), and could "
-            f"read or replace spans; run chmod o-w {open_to_all}, or give a new directory inside it\n"
+            f"trio-spanbatch: the spool cannot use {open_to_all}: other users may write to it (mode 0777), and could "
+            f"add or replace spans; run chmod go-w {open_to_all}, or give a new directory inside it\n"
         )
 
 
@@ -221,6 +222,7 @@ async def test_a_directory_that_this_user_cannot_write_is_refused(arguments: lis
     for path in (directory / "trio-spanbatch", directory, *(directory / "trio-spanbatch").iterdir()):
         os.chown(path, NOBODY, NOBODY)
     (directory / "trio-spanbatch").chmod(0o500)
+    directory.parent.chmod(0o755)
     program = f"""
 import os
 import trio_spanbatch.cli.commands, trio_spanbatch.cli.spool
@@ -322,6 +324,17 @@ async def test_send_delivers_each_span_once_to_its_location_in_order_and_leaves_
     assert list((directory / "trio-spanbatch").iterdir()) == []
 
 
+async def test_what_a_batcher_could_not_deliver_is_sent_to_its_server(directory: Path) -> None:
+    answers = [Answer(503, headers=[("Retry-After", "1000")])]
+    async with OTLPReceiver(answers=answers, location_header=HEADER) as receiver:
+        exporter = OTLPExporter(receiver.url, location_header=HEADER)
+        async with SpanBatcher(exporter, spool=Spool(directory)) as batcher:
+            await batcher.add_spans("a", [span(1), span(2)])
+        assert batcher.statistics().spooled == 2
+        assert (await send(directory, receiver)).exit_code == 0
+        assert ids(receiver) == {"a": [1, 2]}
+
+
 async def test_send_in_small_rounds_delivers_everything(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_ROUND_RECORDS", 3)
     records = tenants(20)
@@ -337,10 +350,9 @@ def unsettled(directory: Path) -> int:
     """Return the records that are not settled, whoever has the lock."""
     count = 0
     for path in (directory / "trio-spanbatch").glob("*.spans"):
-        name = path.name.partition(".")[0]
         opened = Directory(directory).open(path.name)
         head = Head.unpack(opened.read(0, RECORDS_AT))
-        count += len(list(commands.Segment(name, path.name, opened, head).found()))
+        count += len(list(commands.Segment(path.name, opened, head).records()))
         opened.close()
     return count
 
@@ -560,7 +572,7 @@ async def test_a_span_that_cannot_be_read_is_reported_and_the_rest_exported(dire
     assert len(ended.out.splitlines()) == 1
     first, second = ended.err.splitlines()
     assert "with 1 spans, cannot be read: " in first
-    assert second.endswith("cannot be read: its checksum is wrong")
+    assert second.endswith("with 1 spans, is damaged")
 
 
 async def test_export_to_a_full_disk_is_an_error_of_one_line(directory: Path) -> None:

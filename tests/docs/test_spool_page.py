@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 import shlex
 import sys
 from pathlib import Path
 
 import attrs
-import pytest
 
 from tests.cli.spool_support import leave, record, span
 from tests.cli.support import run_command, run_in_process
@@ -24,7 +22,6 @@ COMMANDS = re.findall(r"^\$ trio-spanbatch (.*)$", PAGE, re.MULTILINE)
 EXAMPLE = PROJECT / "docs" / "examples" / "keep_undelivered.py"
 
 
-@pytest.mark.skipif("spool" not in inspect.signature(SpanBatcher).parameters, reason="the batcher has no spool yet")
 async def test_the_example_runs() -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     ended = await run_command(program=[sys.executable, "-W", "error", "-c", example])

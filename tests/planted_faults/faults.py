@@ -1005,8 +1005,8 @@ FAULTS = (
     PlantedFault(
         "a file is touched after the store was abandoned",
         "_spool/disk.py",
-        "                    if not self._is_open:\n",
-        "                    if False:\n",
+        "            if not self._is_open:\n",
+        "            if False:\n",
         first="stores",
     ),
 )

@@ -33,6 +33,7 @@ import attrs
 import trio
 
 from tests.spool.batchers import use_store
+from tests.spool.memory import MemoryStore
 from tests.support.at_rest import AtRest, RestWatch
 from tests.support.batchers import span_ids
 from tests.support.oracle import ObservedExporter, Oracle, OracleWatch
@@ -53,7 +54,6 @@ from trio_spanbatch._scheduler.orders import Lost
 from trio_spanbatch._scheduler.scheduler import Scheduler
 from trio_spanbatch._spans.batch import cost_of
 from trio_spanbatch._spans.encoder import SpanEncoder
-from trio_spanbatch._spool.memory import MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record
 
 from .plan import MIB, Plan, draw_plan

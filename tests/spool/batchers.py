@@ -6,10 +6,10 @@ from typing import Any
 
 import trio
 
+from tests.spool.memory import MemoryDisk, MemoryStore
 from tests.support.batchers import NoSpread, Watched, span_ids
 from trio_spanbatch import SpanBatcher, SpanExporter, Spool
 from trio_spanbatch._scheduler.spooling import SpoolingScheduler
-from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
 
 
 def spooling_batcher(

@@ -47,9 +47,10 @@ def main() -> int:
             trio.run(partial(test, clock), clock=clock)
         except BaseException:  # noqa: ASYNC103, ASYNC104  # nothing here runs in trio
             failure = f"{traceback.format_exc()}\n{name}"
-            break
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        if failure:
+            break
     print(json.dumps({"runs": runs, "failure": failure}))
     return 1 if failure else 0
 

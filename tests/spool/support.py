@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
+from tests.spool.memory import MemoryDisk, MemoryStore
 from trio_spanbatch import EncodedSpan, Spool
 from trio_spanbatch._spans.batch import SpanHeaders, cost_of
 from trio_spanbatch._spool.disk import DiskStore
-from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record, Store
 
 ENDPOINT = "http://collector.test/v1/traces"

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.spool.batchers import spooling_batcher, stored_ids, watched_spooling_batcher
+from tests.spool.memory import MemoryDisk, MemoryStore
 from tests.support.batchers import ids_of, make_span, make_spans, span_ids
 from trio_spanbatch import (
     BatchPolicy,
@@ -20,7 +21,6 @@ from trio_spanbatch import (
     SpanBatcher,
     TryLater,
 )
-from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
 from trio_spanbatch._spool.store import NewRecord, Record
 from trio_spanbatch.testing import InMemoryExporter
 

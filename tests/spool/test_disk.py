@@ -221,7 +221,7 @@ async def test_where_no_thread_can_be_started_the_spool_cannot_be_opened(
 
 @pytest.mark.parametrize("end", ["close", "abandon", "no directory", "cancelled", "hangs until the run has ended"])
 def test_the_thread_ends_with_its_store(disk: DiskPlace, watched: WatchedOS, hang: Hang, end: str) -> None:
-    before = set(threading.enumerate())
+    before, open_before = set(threading.enumerate()), {file for file in files._OPEN if file.fd >= 0}
 
     async def main() -> None:
         store = disk.store()
@@ -246,7 +246,7 @@ def test_the_thread_ends_with_its_store(disk: DiskPlace, watched: WatchedOS, han
         if thread.name == "trio-spanbatch spool":
             thread.join(10)
             assert not thread.is_alive()
-    assert not any(file.fd >= 0 for file in files._OPEN)
+    assert {file for file in files._OPEN if file.fd >= 0} <= open_before
 
 
 # -- what is synced --------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ async def test_everything_is_for_this_user_alone(disk: DiskPlace) -> None:
 async def test_a_directory_that_all_may_write_is_refused(tmp_path: Path) -> None:
     for mode in (0o777, 0o1777, 0o702):
         tmp_path.chmod(mode)
-        assert "all users may write" in await refusal(tmp_path)
+        assert f"other users may write to it (mode {mode:04o})" in await refusal(tmp_path)
     assert list(tmp_path.iterdir()) == []
     # The remedy that the message gives.
     tmp_path.chmod(0o777)
@@ -65,7 +65,52 @@ async def test_a_directory_that_all_may_write_is_refused(tmp_path: Path) -> None
 async def test_our_own_directory_is_refused_if_all_may_write_to_it(disk: DiskPlace) -> None:
     disk.own.mkdir(parents=True)
     disk.own.chmod(0o777)
-    assert "all users may write" in await refusal(disk.directory)
+    assert "other users may write" in await refusal(disk.directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("given", "own"), [(0o770, 0o700), (0o2775, 0o700), (0o700, 0o770), (0o755, 0o730)])
+def test_what_a_group_may_write_is_refused_unless_it_is_on_a_volume_of_roots(
+    given: int, own: int, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    directory = tmp_path / "given"
+    for path, mode in ((directory, given), (directory / "trio-spanbatch", own)):
+        path.mkdir()
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(mode)
+    program = f"""
+import os, trio
+from trio_spanbatch import Spool, SpoolError
+from trio_spanbatch._spool import disk
+os.chdir({str(tmp_path)!r})
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+async def main():
+    store = disk.DiskStore(Spool("given"), "http://x")
+    try:
+        await store.open()
+    except SpoolError as error:
+        print(error)
+    else:
+        await store.close()
+        print("opened")
+trio.run(main)
+"""
+    refused, mode = ("given", given) if given & 0o20 else ("given/trio-spanbatch", own)
+    done = run_to_end([sys.executable, "-c", program], together=True)
+    assert f"the spool cannot use {refused}: other users may write to it (mode {mode:04o})" in done.stdout
+    os.chown(directory, 0, NOBODY)
+    directory.chmod(0o2770)
+    assert run_to_end([sys.executable, "-c", program], together=True).stdout == "opened\n"
+    assert stat.S_IMODE((directory / "trio-spanbatch").stat().st_mode) == 0o700
+
+
+async def test_our_own_directory_is_made_private_if_others_can_read_it(disk: DiskPlace) -> None:
+    await (await disk.opened()).close()
+    disk.own.chmod(0o755)
+    await (await disk.opened()).close()
+    assert stat.S_IMODE(disk.own.stat().st_mode) == 0o700
 
 
 async def test_a_directory_that_a_volume_gave_to_a_group_is_taken_back(disk: DiskPlace) -> None:
@@ -96,7 +141,7 @@ def test_only_the_given_directory_may_be_roots(owner: int, tmp_path: Path, monke
     for may_be_roots in (True, False):
         refused = owner == 1001 or (owner == 0 and not may_be_roots)
         try:
-            files._check(tmp_path, os.stat_result(found), may_be_roots=may_be_roots)
+            files._check(tmp_path, os.stat_result(found), may_be_roots=may_be_roots, may_be_groups=False)
         except SpoolError as error:
             assert refused, error
         else:
@@ -144,6 +189,7 @@ async def test_a_directory_without_working_locks_is_refused(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("mode", [0o755, 0o555])
 def test_a_directory_in_which_this_user_may_not_write_is_refused(mode: int, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
     program = f"""
 import os, trio
 from pathlib import Path

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from tests.spool.batchers import stored_ids, watched_spooling_batcher
+from tests.spool.memory import MemoryDisk, MemoryStore
 from tests.support.batchers import ids_of, make_span, make_spans, span_ids
 from trio_spanbatch import BatchPolicy, InvalidLocationError, Limits, TryLater
-from trio_spanbatch._spool.memory import MemoryDisk, MemoryStore
 from trio_spanbatch.testing import InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)

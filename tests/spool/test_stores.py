@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
+from tests.spool.memory import MemoryStore
 from tests.spool.support import Place, adopted, content_of, contents, is_of, make_record, make_spans
-from trio_spanbatch._spool.memory import MemoryStore
 from trio_spanbatch._spool.store import DamagedRecord, SpoolError, SpoolFullError
 
 

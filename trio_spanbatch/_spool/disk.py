@@ -5,7 +5,8 @@ program's threads may be busy. With `trio.to_thread` each job would cost some 60
 commit itself takes; with a queue it is about 35, and 10 with ten jobs at a time. A job that hangs cannot be
 interrupted. So a cancelled call leaves its job alone, and after `DiskStore.abandon` no further one begins; the thread
 closes the files and ends. It is a daemon, since it may never end. Everything that a job changes is changed by jobs
-only, apart from the tokens to settle, which are handed over in a deque.
+only, apart from the tokens to settle, which are handed over in a deque. A mock clock that jumps does not wait for
+threads, so with one, jobs are done in the trio run.
 
 A token is the number of a segment and a slot. Of a record, memory holds where it is and its size.
 """
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -95,13 +98,23 @@ class DiskStore:
         endpoint: Identifies the server that the spans are for, without credentials. What was kept for another one is
             not taken over.
         tell: Called, in the trio run, with messages about files that were set aside.
+        keep_all_dead: Keep dead letters whatever ``max_bytes`` is, as somebody does who does not know the program's.
     """
 
-    def __init__(self, spool: Spool, endpoint: str, *, tell: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        endpoint: str,
+        *,
+        tell: Callable[[str], object] = lambda _: None,
+        keep_all_dead: bool = False,
+    ) -> None:
         self._spool = spool
+        self._dead_bytes = math.inf if keep_all_dead else spool.max_bytes // _DEAD_PART
         self._endpoint = log.short_enough(endpoint)
         self._tell = tell
         self._is_open = False
+        self._has_thread = True
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._messages: deque[str] = deque()
         self._unsettled: deque[int] = deque()
@@ -119,13 +132,16 @@ class DiskStore:
     # -- calls from the trio run -------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        thread = threading.Thread(
-            target=self._work, args=[trio.lowlevel.current_trio_token()], name="trio-spanbatch spool", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise SpoolError(f"the spool cannot use {self._spool.directory}: {error}") from error
+        testing = sys.modules.get("trio.testing")
+        if testing is not None and isinstance(trio.lowlevel.current_clock(), testing.MockClock):
+            self._has_thread = False
+        else:
+            token = trio.lowlevel.current_trio_token()
+            thread = threading.Thread(target=self._work, args=[token], name="trio-spanbatch spool", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise SpoolError(f"the spool cannot use {self._spool.directory}: {error}") from error
         self._is_open = True
         try:
             await self._run(self._open)
@@ -172,7 +188,10 @@ class DiskStore:
 
     def abandon(self) -> None:
         self._is_open = False
-        self._calls.put(None)
+        if self._has_thread:
+            self._calls.put(None)
+        else:
+            self._release()
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(self._nbytes, self._damaged, self._set_aside, self._dead)
@@ -182,7 +201,11 @@ class DiskStore:
         if not self._is_open:
             raise OSError(errno.EBADF, "the spool is closed")
         call = _Call(partial(job, *args))
-        self._calls.put(call)
+        if self._has_thread:
+            self._calls.put(call)
+        else:
+            self._do(call)
+            call.done.set()
         await call.done.wait()
         while self._messages:
             self._tell(self._messages.popleft())
@@ -196,14 +219,17 @@ class DiskStore:
         """Do jobs until the store is abandoned or the trio run has ended, and then close all files."""
         with suppress(trio.RunFinishedError):
             while (call := self._calls.get()) is not None:
-                try:
-                    if not self._is_open:
-                        raise OSError(errno.EBADF, "the spool is closed")
-                    call.result = call.job()
-                except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
-                    call.error = error
+                self._do(call)
                 token.run_sync_soon(call.done.set)
         self._release()
+
+    def _do(self, call: _Call) -> None:
+        try:
+            if not self._is_open:
+                raise OSError(errno.EBADF, "the spool is closed")
+            call.result = call.job()
+        except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
+            call.error = error
 
     def _release(self) -> None:
         """Close all files, and with them the lock."""
@@ -230,11 +256,7 @@ class DiskStore:
                     self._take_over(name, found)
             self._remove_old_files()
         except OSError as error:
-            self._release()
             raise cannot_use(self._spool.directory, error) from error
-        except BaseException:
-            self._release()
-            raise
         found.sort(key=lambda segment: segment.head.created)
         self._segments.update({segment.number: segment for segment in found})
         self._scanner = self._scan(found)
@@ -273,11 +295,10 @@ class DiskStore:
             self._say_set_aside(f"{name}.*", error, "what is left of it was left as it is")
 
     def _refuse_if_unsettled(self, file: str, head: Head) -> None:
-        segment = _Segment(file, 0, head)
         with closing(self._files.open(file)) as opened:
-            is_unsettled = any(self._scan_segment(segment, opened))
-            self._nbytes -= segment.nbytes
-            if is_unsettled:
+            settled = log.settled_slots(opened.read, head.marker)
+            records = log.scan(opened.read, opened.size(), head.marker)
+            if any(header is not None and header.slot not in settled for _, _, header in records):
                 raise SpoolError(
                     f"the spool in {self._spool.directory} holds spans for {head.endpoint}, and this batcher sends to "
                     f"{self._endpoint}; send or delete them with trio-spanbatch spool, or give another directory"
@@ -311,7 +332,7 @@ class DiskStore:
         now = time.time()
         aside = (".damaged", ".unreadable")
         old = [file for file in self._files.names() if file.endswith(aside)] + self._files.files_of(self._name, "dead")
-        allowed = self._spool.max_bytes // _DEAD_PART
+        allowed = self._dead_bytes
         for file in reversed(old):
             with suppress(OSError):
                 size, age = self._files.size_and_age(file, now)
@@ -335,10 +356,9 @@ class DiskStore:
                 self._say_set_aside(segment.file, error, "it was left as it is")
 
     def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
-        marker = segment.head.marker
-        slots = file.read(SLOTS_AT, SLOT * SLOTS)
+        settled = log.settled_slots(file.read, segment.head.marker)
         is_known = True
-        for at, size, header in log.scan(file.read, file.size(), marker):
+        for at, size, header in log.scan(file.read, file.size(), segment.head.marker):
             if header is None:
                 try:
                     self._move_aside(file, at, size)
@@ -348,8 +368,7 @@ class DiskStore:
             segment.nbytes += size
             self._nbytes += size
             slot = header.slot
-            is_settled = slots[SLOT * slot : SLOT * (slot + 1)] == log.mark_of(marker, slot)
-            if slot >= SLOTS or slot in segment.live or is_settled:
+            if slot >= SLOTS or slot in segment.live or slot in settled:
                 yield None
             else:
                 yield _add(segment, slot, at, size, header.location, header.count, header.nbytes, header.oldest)
@@ -524,26 +543,12 @@ class DiskStore:
         segment = max(complete, key=lambda segment: segment.nbytes - segment.live_bytes, default=None)
         if segment is None or 2 * segment.live_bytes > segment.nbytes:
             return
-        temporary = f"{self._name}.tmp"
-        moved: dict[int, tuple[int, int]] = {}
-        end = RECORDS_AT
-        try:
-            with closing(self._files.open(segment.file)) as old, closing(self._files.make(temporary)) as new:
-                new.write(old.read(0, RECORDS_AT), 0)
-                for slot, (at, size) in segment.live.items():
-                    new.write(old.read(at, size), end)
-                    moved[slot] = end, size
-                    end += size
-                if self._spool.durability == "power":
-                    new.sync()
-                self._files.rename(temporary, segment.file)
-        except OSError:
-            with suppress(OSError):
-                self._files.unlink(temporary)
-            return
-        segment.live = moved
-        self._nbytes -= segment.nbytes - segment.live_bytes
-        segment.nbytes = segment.live_bytes
+        with suppress(OSError), closing(self._files.open(segment.file)) as old:
+            is_synced = self._spool.durability == "power"
+            moved = self._files.rewrite(segment.file, old, segment.live.values(), sync=is_synced)
+            segment.live = dict(zip(segment.live, moved, strict=True))
+            self._nbytes -= segment.nbytes - segment.live_bytes
+            segment.nbytes = segment.live_bytes
 
     def _close(self) -> None:
         try:
@@ -558,6 +563,12 @@ class DiskStore:
     def _files(self) -> Directory:
         assert self._directory is not None, "the spool is not open"
         return self._directory
+
+
+def endpoint_of(exporter: object) -> str:
+    """Return how a spool names the server that ``exporter`` sends to: spans for one are not to be sent to another."""
+    endpoint = getattr(exporter, "endpoint", None)
+    return endpoint if isinstance(endpoint, str) else f"{type(exporter).__module__}.{type(exporter).__qualname__}"
 
 
 def _add(

@@ -27,12 +27,13 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
-from .log import PIECE
+from .log import PIECE, RECORDS_AT
 from .store import SpoolError
 
 OWN_DIRECTORY: Final = "trio-spanbatch"
@@ -104,17 +105,18 @@ class Directory:
         try:
             with suppress(FileExistsError):
                 given.mkdir(mode=0o700)
-            _check(given, given.stat(), may_be_roots=True)
+            # A volume of a container belongs to root, and Kubernetes lets a group write to all that is in it.
+            is_volume = (outer := given.stat()).st_uid == 0
+            _check(given, outer, may_be_roots=True, may_be_groups=is_volume)
             made = not self.path.exists()
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
             # Not through a symbolic link, which may lead to another directory of the same owner.
             self._file.fd = os.open(self.path, _READ_DIRECTORY | os.O_NOFOLLOW)
             found = os.fstat(self._file.fd)
-            _check(self.path, found, may_be_roots=False)
+            _check(self.path, found, may_be_roots=False, may_be_groups=is_volume)
             _check_file_system(self.path, found.st_dev)
             if stat.S_IMODE(found.st_mode) & 0o077:
-                # Kubernetes gives all files of a volume to a group when it mounts the volume.
                 os.fchmod(self._file.fd, 0o700)
             if made:
                 with closing(File(os.open(given, _READ_DIRECTORY))) as above:
@@ -150,6 +152,33 @@ class Directory:
 
     def rename(self, file: str, to: str) -> None:
         os.rename(file, to, src_dir_fd=self._file.fd, dst_dir_fd=self._file.fd)
+
+    def rewrite(self, file: str, old: File, records: Iterable[tuple[int, int]], *, sync: bool) -> list[tuple[int, int]]:
+        """Replace a segment by one with only the records at these positions and of these sizes.
+
+        Returns:
+            Their new positions, with their sizes.
+
+        Raises:
+            OSError: The segment is as it was.
+        """
+        temporary, moved, end = f"{file.partition('.')[0]}.tmp", [], RECORDS_AT
+        self.unlink(temporary)
+        try:
+            with closing(self.make(temporary)) as new:
+                new.write(old.read(0, RECORDS_AT), 0)
+                for at, size in records:
+                    new.write(old.read(at, size), end)
+                    moved.append((end, size))
+                    end += size
+                if sync:
+                    new.sync()
+            self.rename(temporary, file)
+        except OSError:
+            with suppress(OSError):
+                self.unlink(temporary)
+            raise
+        return moved
 
     def size_and_age(self, file: str, now: float) -> tuple[int, float]:
         """Return the size of a file, and the seconds since it was last written to."""
@@ -209,21 +238,20 @@ def cannot_use(directory: Path, error: OSError) -> SpoolError:
     return SpoolError(f"the spool cannot use {directory}: {reason}{'; ' + remedy if remedy else ''}")
 
 
-def _check(path: Path, found: os.stat_result, *, may_be_roots: bool) -> None:
+def _check(path: Path, found: os.stat_result, *, may_be_roots: bool, may_be_groups: bool) -> None:
     """Refuse a directory in which others could put files, or swap ours."""
     user = os.geteuid()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    # A volume of a container belongs to root.
     if found.st_uid != user and not (may_be_roots and found.st_uid == 0):
         raise SpoolError(
             f"the spool cannot use {path}: it belongs to user {found.st_uid}, and this process runs as user {user}; "
             f"run as user {found.st_uid}, or give a directory that belongs to user {user}"
         )
-    if found.st_mode & stat.S_IWOTH:
+    if found.st_mode & (stat.S_IWOTH if may_be_groups else stat.S_IWOTH | stat.S_IWGRP):
         raise SpoolError(
-            f"the spool cannot use {path}: all users may write to it (mode {stat.S_IMODE(found.st_mode):04o}), and "
-            f"could read or replace spans; run chmod o-w {path}, or give a new directory inside it"
+            f"the spool cannot use {path}: other users may write to it (mode {stat.S_IMODE(found.st_mode):04o}), and "
+            f"could add or replace spans; run chmod go-w {path}, or give a new directory inside it"
         )
 
 

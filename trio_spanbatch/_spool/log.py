@@ -192,6 +192,12 @@ def mark_of(marker: bytes, slot: int) -> bytes:
     return (crc32(marker + slot.to_bytes(SLOT, "little")) | 1).to_bytes(SLOT, "little")
 
 
+def settled_slots(read: ReadAt, marker: bytes) -> set[int]:
+    """Return the slots of a segment whose records are settled."""
+    slots = enumerate(struct.iter_unpack(f"{SLOT}s", read(SLOTS_AT, SLOT * SLOTS)))
+    return {slot for slot, (mark,) in slots if any(mark) and mark == mark_of(marker, slot)}
+
+
 def is_intact(header: Header, spans: bytes) -> bool:
     """Return whether the checksum of a record's spans is right."""
     return crc32(spans) == header.spans_crc and len(spans) == header.size - header.spans_at

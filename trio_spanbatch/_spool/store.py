@@ -1,4 +1,4 @@
-"""The interface between the batcher and the place where it keeps spans: `DiskStore`, or `MemoryStore` in tests.
+"""The interface between the batcher and the place where it keeps spans: `DiskStore`, or one in memory in our tests.
 
 A store keeps *records*. A record holds consecutive spans of one location, and is identified by its ``token`` as long as
 the store is open. It is *committed* when `Store.commit` returns it, stays until its token is given to `Store.settle`,

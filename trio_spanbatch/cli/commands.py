@@ -326,11 +326,16 @@ def _cannot_listen(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}; {advice}"
 
 
-@cli.command("demo", short_help="Show that no span is lost when a server fails.")
+@cli.command("demo", short_help="Show that no span is lost when a server fails or a program is killed.")
 @_store_option("The file to store spans in; it must not exist. [default: a new temporary file]")
 def demo_command(store: Path | None) -> None:
-    """Show that no span is lost: an agent program is cancelled half-way, while its server fails for a time."""
+    """Show that no span is lost, in two acts.
+
+    An agent program is cancelled half-way, while its server fails for a time. Another one, with a spool, is killed
+    half-way and started again.
+    """
     from .demo import demo
+    from .kill import kill_and_restart
 
     if store is not None and store.exists():
         raise click.ClickException(f"{store} already exists; name a new file with --store")
@@ -339,12 +344,19 @@ def demo_command(store: Path | None) -> None:
     screen = Screen()
     with _log_lines(screen):
         try:
+            screen.say("act 1: a program is cancelled half-way")
             result = trio.run(demo, store, screen)
+            screen.say(f"spans are stored in {store}")
+            screen.say(result.verdict)
+            if result.exit_code:
+                sys.exit(result.exit_code)
+            screen.say("")
+            screen.say("act 2: a program with a spool is killed half-way, and started again")
+            killed = trio.run(kill_and_restart, store, screen)
+            screen.say(killed.verdict)
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
-    screen.say(f"spans are stored in {store}")
-    screen.say(result.verdict)
-    sys.exit(result.exit_code)
+    sys.exit(killed.exit_code)
 
 
 def _new_folder() -> Path:

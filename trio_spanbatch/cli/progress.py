@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -101,28 +100,11 @@ class SendProgress:
         self.bars.update(self._task, counts=words, refresh=True)
 
 
-class WorkProgress:
-    """The share of some work that is done, for code that does not run in trio.
-
-    Args:
-        description: The work in a word.
-        total: How much there is to do.
-        screen: Where it is shown.
-    """
-
-    def __init__(self, description: str, total: int, screen: Screen) -> None:
-        # The bar, a context manager inside which it is shown.
-        self.bars = _bars(screen.err, TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-        self._task = self.bars.add_task(description, total=total)
-        self._done = 0
-        self._next = 0.0
-
-    def advance(self, amount: int) -> None:
-        """Note that another part of the work is done."""
-        self._done += amount
-        if not self.bars.disable and time.monotonic() >= self._next:
-            self.bars.update(self._task, completed=self._done, refresh=True)
-            self._next = time.monotonic() + _INTERVAL
+def work_bar(work: str, total: int, screen: Screen) -> tuple[Progress, Callable[[int], None]]:
+    """Return a bar, a context manager inside which it is shown, and a function that notes that more is done."""
+    bar = _bars(screen.err, TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    task = bar.add_task(work, total=total)
+    return bar, lambda amount: bar.update(task, advance=amount, refresh=True)
 
 
 def _line_of(failing: Sequence[FailingLocation]) -> str:

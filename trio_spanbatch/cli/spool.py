@@ -8,10 +8,9 @@ from __future__ import annotations
 import base64
 import math
 import os
-import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,33 +22,26 @@ from .._batcher import SpanBatcher
 from .._exporter import SpanExporter
 from .._reporting.statistics import Loss
 from .._spans.batch import EncodedSpan, SpanBatch
-from .._spool.disk import DiskStore
-from .._spool.files import OWN_DIRECTORY, Directory, File, cannot_use, is_ours
+from .._spool.disk import DiskStore, endpoint_of
+from .._spool.files import OWN_DIRECTORY, Directory, File, is_ours
 from .._spool.log import (
-    PIECE,
     RECORDS_AT,
-    SLOT,
-    SLOTS,
-    SLOTS_AT,
-    Damage,
     Head,
     Header,
-    NewerFormat,
     UnreadableSegment,
     is_intact,
     scan,
+    settled_slots,
     short_enough,
     unpack_spans,
 )
 from .._spool.settings import Spool
 from .._spool.store import DamagedRecord, Record, SpoolError
-from .progress import SendProgress, WorkProgress
+from .progress import SendProgress, work_bar
 from .screen import Screen
 from .send import SHUTDOWN_TIMEOUT, SendResult, SendSettings, send
 from .tally import Tally
 
-# A batcher drops old dead letters beyond a part of ``max_bytes``. That of its own settings is not known here.
-_UNLIMITED: Final = 1 << 62
 # Records and bytes that are sent before the next ones are read. They are settled together.
 _ROUND_RECORDS: Final = 4096
 _ROUND_BYTES: Final = 16 * 1024 * 1024
@@ -58,14 +50,12 @@ _MAX_ROWS: Final = 25
 _MAX_LOCATIONS: Final = 100_000
 _OTHERS: Final = "other locations"
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
-_COLUMNS: Final = ("location", "spans", "bytes", "oldest", "dead")
 
 
 @attrs.frozen
 class Segment:
     """An open segment of a batcher that has ended."""
 
-    name: str
     file: str
     opened: File
     head: Head
@@ -75,17 +65,12 @@ class Segment:
         """Whether it has dead letters."""
         return self.file.endswith(".dead")
 
-    def found(self, *, settled: bool = False) -> Iterator[tuple[int, Header] | Damage]:
-        """Yield the positions and headers of the records that are not settled, or of all, and damage."""
-        slots = struct.unpack(f"<{SLOTS}I", self.opened.read(SLOTS_AT, SLOT * SLOTS))
-        for item in scan(self.opened.read, self.opened.size(), self.head.marker):
-            if isinstance(item, Damage) or settled or slots[item[1].slot % SLOTS] != item[1].mark:
-                yield item
-
-    def spans(self, at: int, header: Header) -> list[EncodedSpan] | None:
-        """Return the spans of a record, None if they are damaged."""
-        data = self.opened.read(at + header.spans_at, header.size - header.spans_at)
-        return unpack_spans(data) if is_intact(header, data) else None
+    def records(self, *, settled: bool = False) -> Iterator[tuple[int, int, Header | None]]:
+        """Yield position, size and header of the records that are not settled, or of all, and None for damage."""
+        omitted = set() if settled else settled_slots(self.opened.read, self.head.marker)
+        for at, size, header in scan(self.opened.read, self.opened.size(), self.head.marker):
+            if header is None or header.slot not in omitted:
+                yield at, size, header
 
 
 class SpoolFiles:
@@ -96,6 +81,7 @@ class SpoolFiles:
         screen: For messages and progress.
 
     Attributes:
+        directory: The open directory; None if no batcher has used it yet.
         problems: How many parts could not be read. Each was reported.
         in_use: How many batchers have the spool open.
 
@@ -108,69 +94,60 @@ class SpoolFiles:
         self.problems = 0
         self.in_use = 0
         self._screen = screen
-        self._directory: Directory | None = None
+        self.directory: Directory | None = None
         try:
             path.stat()
-            # If no batcher has used it yet, it stays as it is.
-            if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
-                self._directory = Directory(path)
         except FileNotFoundError as error:
             raise SpoolError(f"{path} does not exist; name the one that the program gives to Spool") from error
-        except OSError as error:
-            raise cannot_use(path, error) from error
-
-    @property
-    def directory(self) -> Directory:
-        """The open directory."""
-        assert self._directory is not None, "there are no files"
-        return self._directory
+        # If no batcher has used it yet, it stays as it is.
+        if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
+            self.directory = Directory(path)
 
     def report(self, file: str, problem: str) -> None:
         self.problems += 1
         self._screen.warn(f"{self.path / OWN_DIRECTORY / file}: {problem}")
 
-    def say_what_is_in_use(self) -> None:
+    def report_damage(self, file: str, at: int, size: int) -> None:
+        self.report(file, f"{size:,} bytes from byte {at} on are damaged")
+
+    def segments(self, work: str = "reading") -> Iterator[Segment]:
+        """Yield all segments that are not in use, the oldest of each batcher first, with a progress bar."""
+        directory = self.directory
+        if directory is None:
+            return
+        sizes = 0
+        for file in directory.names():
+            with suppress(OSError):
+                sizes += directory.size_and_age(file, 0)[0]
+        bar, advance = work_bar(work, sizes, self._screen)
+        with bar:
+            for name in directory.batchers():
+                lock = directory.try_lock(name)
+                if lock is None:
+                    self.in_use += 1
+                    continue
+                with closing(lock):
+                    yield from self._segments_of(name, directory, advance)
+                    # Removed by its holder only.
+                    directory.unlink(f"{name}.lock")
         if self.in_use:
             batchers = "a batcher has" if self.in_use == 1 else f"{self.in_use:,} batchers have"
             self._screen.warn(f"{self.path}: {batchers} it open; the files that are in use were left alone")
 
-    def segments(self, work: str = "reading") -> Iterator[Segment]:
-        """Yield all segments that are not in use, the oldest of each batcher first, with a progress bar."""
-        if self._directory is None:
-            return
-        sizes = 0
-        for file in self._directory.names():
-            with suppress(OSError):
-                sizes += self._directory.size_and_age(file, 0)[0]
-        progress = WorkProgress(work, sizes, self._screen)
-        with progress.bars:
-            for name in self._directory.batchers():
-                yield from self._segments_of(name, progress)
-
-    def _segments_of(self, name: str, progress: WorkProgress) -> Iterator[Segment]:
-        try:
-            lock = self.directory.try_lock(name)
-        except OSError as error:
-            raise cannot_use(self.path, error) from error
-        if lock is None:
-            self.in_use += 1
-            return
-        with closing(lock):
-            for file in self.directory.files_of(name, "spans", "dead"):
-                try:
-                    with closing(self.directory.open(file, os.O_RDWR)) as opened:
-                        size = opened.size()
-                        if not is_ours(opened):
-                            self.report(file, "it belongs to another user; it was left alone")
-                        elif size >= RECORDS_AT:  # else no record was ever committed to it
-                            yield Segment(name, file, opened, Head.unpack(opened.read(0, RECORDS_AT)))
-                        progress.advance(size)
-                except (UnreadableSegment, NewerFormat) as error:
-                    self.report(file, f"{error}; it was left alone")
-                except OSError as error:
-                    self.report(file, error.strerror or str(error))
-            # Removed by its holder only.
-            self.directory.unlink(f"{name}.lock")
+    def _segments_of(self, name: str, directory: Directory, advance: Callable[[int], None]) -> Iterator[Segment]:
+        for file in directory.files_of(name, "spans", "dead"):
+            try:
+                with closing(directory.open(file)) as opened:
+                    size = opened.size()
+                    if not is_ours(opened):
+                        self.report(file, "it belongs to another user; it was left alone")
+                    elif size >= RECORDS_AT:  # else no record was ever committed to it
+                        yield Segment(file, opened, Head.unpack(opened.read(0, RECORDS_AT)))
+                    advance(size)
+            except UnreadableSegment as error:
+                self.report(file, f"{error}; it was left alone")
+            except OSError as error:
+                self.report(file, error.strerror or str(error))
 
     def records(
         self, *, dead: bool | None = None, location: str | None = None
@@ -178,16 +155,28 @@ class SpoolFiles:
         """Yield the records that are not settled, of all kinds and locations or of some. Report damage."""
         for segment in self.segments():
             if dead is None or segment.is_dead == dead:
-                for item in segment.found():
-                    if isinstance(item, Damage):
-                        self.report(segment.file, f"{item.size:,} bytes from byte {item.at} on are damaged")
-                    elif location is None or item[1].location == location:
-                        yield segment, *item
+                for at, size, header in segment.records():
+                    if header is None:
+                        self.report_damage(segment.file, at, size)
+                    elif location is None or header.location == location:
+                        yield segment, at, header
 
-    def kept_aside(self) -> list[str]:
-        """Return the files with what was damaged when a batcher took it over."""
-        names = [] if self._directory is None else self._directory.names()
-        return sorted(name for name in names if name.endswith((".damaged", ".unreadable")))
+    def contents(
+        self, *, dead: bool | None = None, location: str | None = None
+    ) -> Iterator[tuple[Segment, int, Header, list[EncodedSpan]]]:
+        """Yield the same with their spans."""
+        for segment, at, header in self.records(dead=dead, location=location):
+            data = segment.opened.read(at + header.spans_at, header.size - header.spans_at)
+            if is_intact(header, data):
+                yield segment, at, header, unpack_spans(data)
+            else:
+                self.report(segment.file, f"the record at byte {at}, with {header.count:,} spans, is damaged")
+
+    def report_kept_aside(self, problem: str) -> None:
+        """Report the files with what was damaged when a batcher took it over."""
+        for name in sorted(self.directory.names() if self.directory else ()):
+            if name.endswith((".damaged", ".unreadable")):
+                self.report(name, problem)
 
 
 @attrs.define
@@ -199,19 +188,26 @@ class Counts:
     oldest: float = math.inf  # in seconds of Unix time
     dead: int = 0
 
-    def add(self, other: Counts) -> None:
-        self.spans += other.spans
-        self.bytes += other.bytes
-        self.oldest = min(self.oldest, other.oldest)
-        self.dead += other.dead
+    def add(self, segment: Segment, header: Header) -> None:
+        if segment.is_dead:
+            self.dead += header.count
+        else:
+            self.spans += header.count
+            self.bytes += header.size
+            self.oldest = min(self.oldest, header.oldest)
 
-    def document(self, now: float) -> dict[str, Any]:
-        age = round(max(now - self.oldest, 0), 3) if self.spans else None
+    def document(self) -> dict[str, Any]:
+        age = round(max(time.time() - self.oldest, 0), 3) if self.spans else None
         return {"spans": self.spans, "bytes": self.bytes, "oldest_seconds": age, "dead": self.dead}
 
-    def cells(self, now: float) -> list[str]:
-        age = _age(max(now - self.oldest, 0)) if self.spans else "-"
+    def cells(self) -> list[str]:
+        age = _age(max(time.time() - self.oldest, 0)) if self.spans else "-"
         return [f"{self.spans:,}", f"{self.bytes:,}", age, f"{self.dead:,}"]
+
+
+def _age(seconds: float) -> str:
+    size, unit = next((part for part in _UNITS if seconds >= 2 * part[0]), (1, "s"))
+    return f"{seconds // size:,.0f} {unit}"
 
 
 @attrs.frozen
@@ -223,17 +219,25 @@ class Summary:
     endpoints: set[str] = attrs.Factory(set)  # the servers that the spans are for
     reasons: Counter[tuple[str, str]] = attrs.Factory(Counter)  # of dead letters, by location and reason
 
+    def add(self, segment: Segment, header: Header) -> None:
+        known = header.location in self.locations or len(self.locations) < _MAX_LOCATIONS
+        location = header.location if known else _OTHERS
+        for counts in (self.total, self.locations.setdefault(location, Counts())):
+            counts.add(segment, header)
+        if not segment.is_dead:
+            self.endpoints.add(segment.head.endpoint)
+        elif len(self.reasons) < _MAX_ROWS or (location, header.reason) in self.reasons:
+            self.reasons[location, header.reason] += header.count
+
     def document(self, batchers_open: int) -> dict[str, Any]:
-        now = time.time()
-        locations = {name: counts.document(now) for name, counts in sorted(self.locations.items())}
+        locations = {name: counts.document() for name, counts in sorted(self.locations.items())}
         more = {"endpoints": sorted(self.endpoints), "batchers_open": batchers_open, "locations": locations}
-        return {**self.total.document(now), **more}
+        return {**self.total.document(), **more}
 
     def show(self, screen: Screen) -> None:
-        now = time.time()
-        rows = [[name, *counts.cells(now)] for name, counts in sorted(self.locations.items())]
-        total = [] if len(rows) == 1 else [["total", *self.total.cells(now)]]
-        screen.table(_COLUMNS, rows[:_MAX_ROWS] + total)
+        rows = [[name, *counts.cells()] for name, counts in sorted(self.locations.items())]
+        total = [] if len(rows) == 1 else [["total", *self.total.cells()]]
+        screen.table(("location", "spans", "bytes", "oldest", "dead"), rows[:_MAX_ROWS] + total)
         if len(rows) > _MAX_ROWS:
             screen.say(f"and {len(rows) - _MAX_ROWS:,} more locations; --json shows them all")
         for endpoint in sorted(self.endpoints)[:_MAX_ROWS]:
@@ -246,23 +250,8 @@ def summary_of(files: SpoolFiles) -> Summary:
     """Return what is in a spool. Only headers are read."""
     summary = Summary()
     for segment, _, header in files.records():
-        counts = Counts(header.count, header.size, header.oldest)
-        if segment.is_dead:
-            counts = Counts(dead=header.count)
-            if len(summary.reasons) < _MAX_ROWS or (header.location, header.reason) in summary.reasons:
-                summary.reasons[header.location, header.reason] += header.count
-        else:
-            summary.endpoints.add(segment.head.endpoint)
-        known = header.location in summary.locations or len(summary.locations) < _MAX_LOCATIONS
-        summary.locations.setdefault(header.location if known else _OTHERS, Counts()).add(counts)
-        summary.total.add(counts)
-    files.say_what_is_in_use()
+        summary.add(segment, header)
     return summary
-
-
-def _age(seconds: float) -> str:
-    size, unit = next((part for part in _UNITS if seconds >= 2 * part[0]), (1, "s"))
-    return f"{seconds // size:,.0f} {unit}"
 
 
 def export(files: SpoolFiles, *, dead: bool, location: str | None) -> Iterator[dict[str, Any]]:
@@ -270,11 +259,8 @@ def export(files: SpoolFiles, *, dead: bool, location: str | None) -> Iterator[d
     from google.protobuf.json_format import MessageToDict
     from google.protobuf.message import DecodeError
 
-    for segment, at, header in files.records(dead=dead, location=location):
-        spans = segment.spans(at, header)
+    for segment, at, header, spans in files.contents(dead=dead, location=location):
         try:
-            if spans is None:
-                raise ValueError("its checksum is wrong")
             message = SpanBatch(header.location, spans).to_message()
             document = MessageToDict(message, use_integers_for_enums=True)
         except (DecodeError, ValueError, RecursionError) as error:
@@ -286,7 +272,6 @@ def export(files: SpoolFiles, *, dead: bool, location: str | None) -> Iterator[d
                     for part in (span, *span.get("links", ())):
                         _make_ids_hex(part)
         yield document
-    files.say_what_is_in_use()
 
 
 def _make_ids_hex(part: dict[str, Any]) -> None:
@@ -299,15 +284,10 @@ def _make_ids_hex(part: dict[str, Any]) -> None:
 def check(files: SpoolFiles, screen: Screen) -> None:
     """Read everything and compare the checksums. Each problem is reported and counted."""
     records, spans = Counter[bool](), Counter[bool]()
-    for segment, at, header in files.records():
-        if segment.spans(at, header) is None:
-            files.report(segment.file, f"the record at byte {at}, with {header.count:,} spans, is damaged")
-        else:
-            records[segment.is_dead] += 1
-            spans[segment.is_dead] += header.count
-    for name in files.kept_aside():
-        files.report(name, "a batcher has moved this aside, as it was damaged; it is removed after a week")
-    files.say_what_is_in_use()
+    for segment, _, header, _ in files.contents():
+        records[segment.is_dead] += 1
+        spans[segment.is_dead] += header.count
+    files.report_kept_aside("a batcher has moved this aside, as it was damaged; it is removed after a week")
     screen.say(f"intact: {spans[False]:,} spans in {records[False]:,} records, and {spans[True]:,} dead letters")
 
 
@@ -315,46 +295,29 @@ def delete(files: SpoolFiles, location: str, screen: Screen) -> None:
     """Remove the spans and dead letters of a location, also those that are settled. Each file is replaced in one step.
 
     Raises:
-        SpoolError: The disk failed.
+        OSError: The disk failed.
     """
     deleted = Counter[bool]()
     for segment in files.segments("deleting"):
-        items = list(segment.found(settled=True))
-        for item in items:
-            if isinstance(item, Damage):
-                files.report(segment.file, f"{item.size:,} bytes from byte {item.at} on are damaged")
-        if any(not isinstance(item, Damage) and item[1].location == location for item in items):
-            live = [item for item in segment.found() if not isinstance(item, Damage)]
-            kept = [item for item in live if item[1].location != location]
-            try:
-                _write_without(files.directory, segment, kept)
-            except OSError as error:
-                raise cannot_use(files.path, error) from error
-            deleted[segment.is_dead] += sum(item[1].count for item in live) - sum(item[1].count for item in kept)
-    for name in files.kept_aside():
-        files.report(name, "it is damaged, and may contain spans of any location; remove it if it must not be kept")
-    files.say_what_is_in_use()
+        kept, gone = [], 0
+        settled = settled_slots(segment.opened.read, segment.head.marker)
+        for at, size, header in segment.records(settled=True):
+            if header is None:
+                files.report_damage(segment.file, at, size)
+            elif header.location != location:
+                kept.append((at, size, header.slot))
+            else:
+                gone += 1
+                deleted[segment.is_dead] += 0 if header.slot in settled else header.count
+        if gone and files.directory is not None:
+            live = [(at, size) for at, size, slot in kept if slot not in settled]
+            if live:
+                files.directory.rewrite(segment.file, segment.opened, live, sync=True)
+            else:
+                files.directory.unlink(segment.file)
+            files.directory.sync()
+    files.report_kept_aside("it is damaged, and may contain spans of any location; remove it if it must not be kept")
     screen.say(f"{location}: {deleted[False]:,} spans and {deleted[True]:,} dead letters deleted")
-
-
-def _write_without(directory: Directory, segment: Segment, kept: Sequence[tuple[int, Header]]) -> None:
-    """Replace a segment by one with the ``kept`` records only."""
-    if kept:
-        temporary = f"{segment.name}.tmp"
-        directory.unlink(temporary)
-        with closing(directory.make(temporary)) as new:
-            new.write(segment.opened.read(0, RECORDS_AT), 0)
-            end = RECORDS_AT
-            for at, header in kept:
-                for begin in range(0, header.size, PIECE):
-                    data = segment.opened.read(at + begin, min(PIECE, header.size - begin))
-                    new.write(data, end)
-                    end += len(data)
-            new.sync()
-        directory.rename(temporary, segment.file)
-    else:
-        directory.unlink(segment.file)
-    directory.sync()
 
 
 async def send_spool(
@@ -372,7 +335,7 @@ async def send_spool(
             f"{files.path} holds spans for {others[0]}, and these options send to {endpoint}; name the same server "
             "with --to and --endpoint, or export the spans with trio-spanbatch spool export and send that file"
         )
-    store = DiskStore(Spool(files.path, max_bytes=_UNLIMITED), endpoint, tell=screen.warn)
+    store = DiskStore(Spool(files.path), endpoint, tell=screen.warn, keep_all_dead=True)
     await store.open()
     try:
         return await send(settings, exporter, screen, _SpoolSource(store, files, screen, summary.total.spans))
@@ -380,12 +343,6 @@ async def send_spool(
         with trio.move_on_after(SHUTDOWN_TIMEOUT, shield=True):
             await store.close()
         store.abandon()
-
-
-def endpoint_of(exporter: SpanExporter) -> str:
-    """Return how a spool names the server that ``exporter`` sends to."""
-    endpoint = getattr(exporter, "endpoint", None)
-    return endpoint if isinstance(endpoint, str) else f"{type(exporter).__module__}.{type(exporter).__qualname__}"
 
 
 @attrs.define
@@ -400,17 +357,19 @@ class _SpoolSource:
     _screen: Screen
     total: int
     _round: list[tuple[Record, Sequence[EncodedSpan]]] = attrs.field(factory=list, init=False)
-    _bytes: int = attrs.field(default=0, init=False)
     _undelivered: set[tuple[str, bytes]] = attrs.field(factory=set, init=False)
     _rejected: list[Loss] = attrs.field(factory=list, init=False)
     _reported: set[str] = attrs.field(factory=set, init=False)
 
     async def send(self, batcher: SpanBatcher, tally: Tally, progress: SendProgress) -> None:
+        nbytes = 0
         async for piece in self._store.adopted():
             for record in piece:
                 await self._send_record(batcher, tally, record)
                 progress.position += record.count
-                if len(self._round) >= _ROUND_RECORDS or self._bytes >= _ROUND_BYTES:
+                nbytes += record.nbytes
+                if len(self._round) >= _ROUND_RECORDS or nbytes >= _ROUND_BYTES:
+                    nbytes = 0
                     await batcher.flush()
                     await self.finish()
 
@@ -425,18 +384,19 @@ class _SpoolSource:
             self._say(f"{record.location}: {left:,} spans were not sent: {error}")
         else:
             self._round.append((record, spans))
-            self._bytes += record.nbytes
 
     def add_loss(self, loss: Loss) -> None:
         """Note a loss."""
         if loss.outcome == "rejected":
             self._rejected.append(loss)
         else:
-            self._undelivered.update((loss.location, span.payload) for span in loss.batch.spans)
+            self._keep(loss)
+
+    def _keep(self, loss: Loss) -> None:
+        self._undelivered.update((loss.location, span.payload) for span in loss.batch.spans)
 
     async def finish(self) -> None:
         """Settle the records of this round, and keep its rejected spans as dead letters."""
-        kept = self._undelivered
         for loss in self._rejected:
             all_of_them = loss.count == len(loss.batch.spans)
             reason = loss.reason if all_of_them else f"{loss.count} of {len(loss.batch.spans)} spans: {loss.reason}"
@@ -444,13 +404,14 @@ class _SpoolSource:
                 await self._store.bury(loss.location, loss.batch.spans, reason)
             except OSError as error:
                 self._say(f"{loss.location}: rejected spans stay in the spool, as dead letters cannot be kept: {error}")
-                kept.update((loss.location, span.payload) for span in loss.batch.spans)
+                self._keep(loss)
+        kept = self._undelivered
         settled = [
             record.token
             for record, spans in self._round
-            if not any((record.location, span.payload) in kept for span in spans)
+            if not kept or not any((record.location, span.payload) in kept for span in spans)
         ]
-        self._round, self._bytes, self._undelivered, self._rejected = [], 0, set(), []
+        self._round, self._undelivered, self._rejected = [], set(), []
         try:
             await self._store.settle(settled)
         except OSError as error:

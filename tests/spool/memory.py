@@ -9,8 +9,16 @@ from collections.abc import AsyncIterator, Sequence
 import attrs
 import trio
 
-from .._spans.batch import EncodedSpan
-from .store import DamagedRecord, NewRecord, Pieces, Record, SpoolError, SpoolFullError, StoreStatistics
+from trio_spanbatch._spans.batch import EncodedSpan
+from trio_spanbatch._spool.store import (
+    DamagedRecord,
+    NewRecord,
+    Pieces,
+    Record,
+    SpoolError,
+    SpoolFullError,
+    StoreStatistics,
+)
 
 # Records in one piece of `MemoryStore.adopted`.
 _PIECE = 256
