@@ -27,16 +27,17 @@ ASYNC_STARTABLE := _supervise,_supervise_work,watch
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-long test-kit test-matrix about-test about-test-all cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-long test-kit test-matrix about-test about-test-all cancel-everywhere kill-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
-	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
+	@echo "make demo    an agent program is cancelled while its server fails, and one with a spool is killed: nothing is lost"
 	@echo "make test    all tests except the long ones, in about four minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
 	@echo "make test-long   the long tests only; adds to the coverage of make test ARGS=--cov"
 	@echo "make test-kit   the page about testing and its example, from the built wheel in a fresh environment"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
+	@echo "make kill-everywhere KILLS=1000   programs with a spool are killed at random moments and started again"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make simulate-herd CLIENTS=10000   a model of many clients whose server fails and comes back; SVG=... draws it"
 	@echo "make state-machine SEQUENCES=200   random sequences of rules against a model; SEED=... repeats them"
@@ -112,6 +113,10 @@ test-matrix:
 
 cancel-everywhere: $(READY)
 	@$(BIN)/python -m tests.cancellation --http $(ARGS)
+
+KILLS ?= 1000
+kill-everywhere: $(READY)
+	@$(BIN)/python -m tests.spool.kill_everywhere --kills $(KILLS) $(ARGS)
 
 # Run SEEDS fresh seeds on all cores, or replay one SEED with a trace of its events.
 SEEDS ?= 2000

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         LocationStatistics,
         Loss,
         SpanBatcherStatistics,
+        SpoolStatistics,
     )
     from ._settings.policies import BatchPolicy, Limits, RetryPolicy
     from ._signals import exit_on_sigterm
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
         StatusCode,
     )
     from ._spans.scrubbing import scrub
+    from ._spool.settings import Spool
+    from ._spool.store import SpoolError
     from .opentelemetry import background_batcher as background_batcher
 
 __all__ = [
@@ -89,6 +92,9 @@ __all__ = [
     "SpanKind",
     "SpanLike",
     "SpanLink",
+    "Spool",
+    "SpoolError",
+    "SpoolStatistics",
     "Status",
     "StatusCode",
     "TellsEndpoints",
@@ -115,7 +121,7 @@ if not TYPE_CHECKING:
             "_local.console": "ConsoleExporter",
             "_local.json_file": "JSONFileExporter",
             "_reporting.statistics": "EndpointStatistics FlushCounts FlushReport "
-            "LocationStatistics Loss SpanBatcherStatistics",
+            "LocationStatistics Loss SpanBatcherStatistics SpoolStatistics",
             "_settings.policies": "BatchPolicy Limits RetryPolicy",
             "_signals": "exit_on_sigterm",
             "_spans.attributes": "DROP",
@@ -123,6 +129,8 @@ if not TYPE_CHECKING:
             "_spans.records": "EntityRef InstrumentationScope Resource Span SpanContext "
             "SpanEvent SpanKind SpanLike SpanLink Status StatusCode",
             "_spans.scrubbing": "scrub",
+            "_spool.settings": "Spool",
+            "_spool.store": "SpoolError",
             # Not in `__all__`, as it needs the extra "opentelemetry".
             "opentelemetry": "background_batcher",
         }.items()

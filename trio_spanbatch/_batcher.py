@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sized
 from threading import get_ident
 from types import TracebackType
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._exporter import SpanExporter
+    from ._runtime.spooler import Spooler
     from ._spans.records import SpanLike
+    from ._spool.settings import Spool
+    from ._spool.store import Store
 
 __all__ = ["SpanBatcher"]
 
@@ -79,7 +83,8 @@ class SpanBatcher:
             batcher.add_span_nowait("main.agents.spans", span)
 
     When the ``async with`` ends, for any reason and within ``shutdown_timeout``, each accepted span has been delivered,
-    rejected by the server, or handed back undelivered, the latter two with a reason. Spans can be added inside the
+    rejected by the server, or handed back undelivered, the latter two with a reason; or it is on disk, if there is a
+    spool. Spans can be added inside the
     ``async with``, in the trio run in which it was entered. Adding spans or flushing before it is entered, in another
     run or in a forked child raises `RuntimeError`. The batcher must be left by the task that entered it.
 
@@ -105,6 +110,8 @@ class SpanBatcher:
         max_attribute_bytes: The size in UTF-8 to which each of these values is cut, after ``redact``. A value that was
             cut ends with ``... [cut, 1,234,567 bytes]``, which has its size before. Values in lists and mappings
             are cut so that the whole is not larger. None: no limit.
+        spool: A directory in which spans are kept until they are accounted for, so that they outlive the process. Each
+            span is committed to it before it is sent.
         rng: The source of the jitter of backoffs, to make a run repeatable.
         logger: The logger for messages; by default the logger ``trio_spanbatch``.
         log_level: The level of messages about failing and recovering locations. Lost spans and bugs are logged at
@@ -127,6 +134,7 @@ class SpanBatcher:
         on_loss: Callable[[Loss], object] | None = None,
         redact: Callable[[str, Any], Any] | None = None,
         max_attribute_bytes: int | None = None,
+        spool: Spool | None = None,
         rng: random.Random | None = None,
         logger: logging.Logger | None = None,
         log_level: int = logging.WARNING,
@@ -137,7 +145,7 @@ class SpanBatcher:
         on_loss = checked_function("on_loss", on_loss)
         self._driver = Driver()
         self._supervisor = Supervisor(checked_timeout(shutdown_timeout), checked_bool("strict", strict), self._driver)
-        self._scheduler = Scheduler(
+        arguments = (
             limits,
             retry_or_default(retry, exporter),
             policy_function(batch),
@@ -149,6 +157,7 @@ class SpanBatcher:
             trio.open_memory_channel[bytes],
             self._driver.wake_from_anywhere,
         )
+        self._scheduler = Scheduler(*arguments) if spool is None else self._spooling_scheduler(spool, *arguments)
         self._runtime = self._supervisor.runtime = self._driver.runtime = Runtime(
             exporter=exporter,
             scheduler=self._scheduler,
@@ -158,10 +167,31 @@ class SpanBatcher:
             start_delivery=self._supervisor.start_delivery,
             wake=self._driver.wake,
         )
+        self._spooler: Spooler | None = None
+        if spool is not None:
+            self._use_store(_disk_store(spool, exporter, log))
         self._live = self._scheduler.locations
         self._admission = self._scheduler.admission
         self._encoder = encoder_for(redact, max_attribute_bytes, log)
         self._entered = False
+
+    @staticmethod
+    def _spooling_scheduler(spool: Spool, *arguments: Any) -> Scheduler:
+        # Imported only if it is used, like the other parts of the spool.
+        from ._scheduler.spooling import SpoolingScheduler
+        from ._spool.settings import Spool
+
+        checked("spool", spool, Spool)
+        return SpoolingScheduler(*arguments, spool=spool, wall=time.time)
+
+    def _use_store(self, store: Store) -> None:
+        """Keep spans in ``store``. Tests replace the one on disk."""
+        from ._runtime.spooler import Spooler
+        from ._scheduler.spooling import SpoolingScheduler
+
+        assert isinstance(self._scheduler, SpoolingScheduler), "there is a spool"
+        self._spooler = self._supervisor.spooler = Spooler(store, self._scheduler, self._runtime)
+        self._runtime.spool = self._spooler.carry_out
 
     def __repr__(self) -> str:
         state = "open" if self._runtime.thread_id is not None else "closed" if self._entered else "not entered"
@@ -379,6 +409,23 @@ class SpanBatcher:
             flush.forget()
         return flush.report()
 
+    async def sync(self) -> None:
+        """Wait until every span accepted before this call is committed to the spool, or accounted for.
+
+        This is always a checkpoint. If it is cancelled, the spans are committed as usual.
+
+        Raises:
+            OSError: The spool cannot commit. The spans are sent nevertheless, and committed as soon as it can.
+            RuntimeError: The batcher has no spool.
+            trio.ClosedResourceError: The batcher is closed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        if self._spooler is None:
+            raise RuntimeError("the batcher has no spool: use SpanBatcher(..., spool=Spool(directory))")
+        self._runtime.feed()
+        await self._spooler.sync()
+
     def statistics(self) -> SpanBatcherStatistics:
         """Return a snapshot of all counts. Takes time proportional to the number of locations.
 
@@ -394,7 +441,9 @@ class SpanBatcher:
             )
         locations = self._scheduler.counts(trio.current_time() if self._supervisor.is_here() else 0.0)
         totals, endpoints = self._scheduler.ledger.total.counts(), self._scheduler.endpoints()
-        return SpanBatcherStatistics(**totals, cut=self._encoder.cut, locations=locations, endpoints=endpoints)
+        spool = None if self._spooler is None else self._spooler.statistics()
+        cut = self._encoder.cut
+        return SpanBatcherStatistics(**totals, cut=cut, locations=locations, endpoints=endpoints, spool=spool)
 
     @property
     def undelivered(self) -> tuple[Loss, ...]:
@@ -429,3 +478,9 @@ class SpanBatcher:
             raise RuntimeError(_NOT_ENTERED)
         self._supervisor.check_may_close()
         await self._supervisor.close(exc)  # noqa: ASYNC102  # shielded inside, with the drain's deadline
+
+
+def _disk_store(spool: Spool, exporter: SpanExporter, log: Log) -> Store:
+    from ._spool.disk import DiskStore, endpoint_of
+
+    return DiskStore(spool, endpoint_of(exporter), tell=lambda message: log.error("%s", message))

@@ -21,6 +21,7 @@ CASES = (
     "full_batches",
     "memory",
     "throughput",
+    "spool",
     "noisy_neighbour",
     "outage",
     "background",

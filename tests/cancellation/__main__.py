@@ -2,6 +2,7 @@
 
     python -m tests.cancellation                  # with an exporter in memory
     python -m tests.cancellation --http           # through the whole HTTP path, without sockets
+    python -m tests.cancellation --spool          # with a spool in memory
     python -m tests.cancellation --scenario backoff --scope body --step 57 --trace
 
 ``run.py`` has the scopes to cancel, ``scenarios.py`` the programs. Some small scenarios also get a second cancel: the
@@ -93,7 +94,15 @@ class Report:
 
 def command(plan: Plan) -> str:
     """Return the command that repeats ``plan``."""
-    words = ["python", "-m", "tests.cancellation", *["--http"] * plan.http, "--scenario", plan.scenario]
+    words = [
+        "python",
+        "-m",
+        "tests.cancellation",
+        *["--http"] * plan.http,
+        *["--spool"] * plan.spool,
+        "--scenario",
+        plan.scenario,
+    ]
     if plan.step is not None:
         words += ["--scope", plan.scope, "--step", str(plan.step)]
     if plan.then is not None:
@@ -105,15 +114,17 @@ def units(options: argparse.Namespace, report: Report) -> list[Unit]:
     """Return all units, and add a row for each of their scopes to the report."""
     found: list[Unit] = []
     for scenario in options.scenario or SCENARIOS:
-        model = model_of(Plan(scenario, options.http), report)
+        model = model_of(Plan(scenario, options.http, spool=options.spool), report)
         if model is None:
             return []
         steps = range(model.steps + 1)
         for scope in model.scopes:
             # Before the first step, a Ctrl-C has nothing to interrupt.
-            found += _units_of(Unit(scenario, options.http, scope, steps[scope == "ctrl-c" :]), options)
+            found += _units_of(
+                Unit(scenario, options.http, scope, steps[scope == "ctrl-c" :], spool=options.spool), options
+            )
         if scenario in TWICE and not options.quick:
-            found += _units_of(Unit(scenario, options.http, "body", steps, TWICE[scenario]), options)
+            found += _units_of(Unit(scenario, options.http, "body", steps, TWICE[scenario], options.spool), options)
         for unit in found:
             report.rows.setdefault(unit.row, Row(*unit.row, model.steps))
     return found
@@ -124,7 +135,7 @@ def model_of(plan: Plan, report: Report) -> Model | None:
     model = None
     try:
         model = run_in_time(plan)
-        assert plan.http or model.steps <= MAX_STEPS, f"{plan.scenario} has {model.steps} steps"
+        assert plan.http or plan.spool or model.steps <= MAX_STEPS, f"{plan.scenario} has {model.steps} steps"
     except BaseException:  # noqa: ASYNC103  # nothing here runs in trio
         report.failed, report.failure = plan, traceback.format_exc()
     return model
@@ -173,17 +184,18 @@ def run_once(options: argparse.Namespace) -> int:
     tell = print if options.trace else None
     scenario = options.scenario[0]
     if options.step is None:
-        run_in_time(Plan(scenario, options.http), tell=tell)
+        run_in_time(Plan(scenario, options.http, spool=options.spool), tell=tell)
     else:
         scope = (options.scope or ["everything"])[0]
-        plan = Plan(scenario, options.http, scope, options.step, options.then, options.second)
-        run_in_time(plan, run_in_time(Plan(scenario, options.http)), tell=tell)
+        plan = Plan(scenario, options.http, scope, options.step, options.then, options.second, options.spool)
+        run_in_time(plan, run_in_time(Plan(scenario, options.http, spool=options.spool)), tell=tell)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Cancel at every scheduling step of every scenario.")
     parser.add_argument("--http", action="store_true", help="use the whole HTTP path, not an exporter in memory")
+    parser.add_argument("--spool", action="store_true", help="with a spool in memory")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="run only this scenario (repeatable)")
     parser.add_argument("--scope", action="append", choices=COLUMNS, help="cancel only this scope (repeatable)")
     parser.add_argument("--quick", action="store_true", help="no second cancels")

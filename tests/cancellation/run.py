@@ -55,6 +55,7 @@ class Plan:
         step: The step after which to cancel it; 0 is before the first step, None is never.
         then: The step after which to cancel ``second`` too, or None.
         second: The scope of the second cancel.
+        spool: Whether there is a spool in memory.
     """
 
     scenario: str
@@ -63,6 +64,7 @@ class Plan:
     step: int | None = None
     then: int | None = None
     second: str = "everything"
+    spool: bool = False
 
 
 @attrs.frozen
@@ -111,7 +113,8 @@ def run(plan: Plan, model: Model | None = None, *, tell: Callable[[str], None] |
 
 def _outcomes(facts: Facts) -> dict[int, str]:
     rejected = facts.left_out | set(facts.rejected)
-    outcomes = dict.fromkeys(facts.accepted, "delivered")
+    # How long a program runs decides whether a span that nobody takes is handed back or left in the spool.
+    outcomes = dict.fromkeys(facts.accepted, "delivered") | dict.fromkeys(facts.spooled, "undelivered")
     return outcomes | dict.fromkeys(rejected, "rejected") | dict.fromkeys(facts.undelivered, "undelivered")
 
 
@@ -132,7 +135,7 @@ class _Run(trio.abc.Instrument):
         self._plan = plan
         self._tell = tell
         self._scenario = SCENARIOS[plan.scenario]
-        self.world = (HTTPWorld if plan.http else MemoryWorld)(self._scenario.settings)
+        self.world = (HTTPWorld if plan.http else MemoryWorld)(self._scenario.settings, spool=plan.spool)
         self._watch = OracleWatch(self.world.oracle)
         self._at_rest = AtRest(self.world.batcher, self.world.limits, self.world.active)
         self._rest_watch = RestWatch(self._at_rest)
@@ -249,6 +252,7 @@ class _Run(trio.abc.Instrument):
             self.world.batcher.statistics(),
             self.world.stored(),
             by_location=not self._scenario.forgets_locations,
+            on_disk=self.world.on_disk(),
         )
 
     def _check_times(self) -> None:

@@ -55,6 +55,12 @@ def test_a_cancel_after_any_step_is_survived_by_the_whole_http_path_too() -> Non
 
 
 @pytest.mark.long
+def test_a_cancel_after_any_step_is_survived_with_a_spool_too() -> None:
+    report = json.loads(run_long(*MACHINE, "--spool", "--quick", "--json", "--jobs", 1))
+    assert len({row["scenario"] for row in report["rows"]}) >= 20
+
+
+@pytest.mark.long
 def test_a_failure_is_shown_with_the_command_that_repeats_it(tmp_path: Path) -> None:
     environ = plant(
         tmp_path,

@@ -29,6 +29,7 @@ class Unit:
     Attributes:
         steps: The steps after which to cancel the scope.
         second: The scope of a second cancel, which comes after each later step; none if empty.
+        spool: Whether there is a spool in memory.
     """
 
     scenario: str
@@ -36,6 +37,7 @@ class Unit:
     scope: str
     steps: range
     second: str = ""
+    spool: bool = False
 
     @property
     def row(self) -> tuple[str, str]:
@@ -43,7 +45,7 @@ class Unit:
 
     def plans(self, model: Model) -> Iterator[Plan]:
         for step in self.steps:
-            plan = Plan(self.scenario, self.http, self.scope, step)
+            plan = Plan(self.scenario, self.http, self.scope, step, spool=self.spool)
             if not self.second:
                 yield plan
                 continue
@@ -92,7 +94,7 @@ def _complain(signum: int, frame: FrameType | None) -> None:
 def work(unit: Unit) -> Done:
     runs = 0
     failure = ""
-    plan = Plan(unit.scenario, unit.http)
+    plan = Plan(unit.scenario, unit.http, spool=unit.spool)
     try:
         model = run_in_time(plan)
         for plan in unit.plans(model):

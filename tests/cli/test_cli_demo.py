@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -26,10 +27,11 @@ from trio_spanbatch import (
     SpanContext,
 )
 from trio_spanbatch._spans.encoder import SpanEncoder
-from trio_spanbatch.cli import commands
+from trio_spanbatch.cli import commands, kill
 from trio_spanbatch.cli import demo as demo_module
-from trio_spanbatch.cli.agent import SPANS_OF_THREE_ANSWERS, Agent, RecordingTracer
+from trio_spanbatch.cli.agent import PLANNED_WITH_SPOOL, SPANS_OF_THREE_ANSWERS, Agent, RecordingTracer
 from trio_spanbatch.cli.demo import DemoResult, MeasuringExporter, handed_back, show
+from trio_spanbatch.cli.kill import KillResult, kill_and_restart
 from trio_spanbatch.cli.progress import DemoProgress
 from trio_spanbatch.cli.screen import Screen
 from trio_spanbatch.testing import Hang, InMemoryExporter
@@ -44,7 +46,11 @@ async def test_the_demo_loses_nothing_and_shows_it_without_a_terminal(tmp_path: 
     ended = await run_command("demo", "--store", store)
     assert (ended.exit_code, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert lines[0].startswith("receiver on http://127.0.0.1:")
+    assert lines[0] == "act 1: a program is cancelled half-way"
+    assert lines[1].startswith("receiver on http://127.0.0.1:")
+    second_act = lines.index("act 2: a program with a spool is killed half-way, and started again")
+    _check_second_act(lines[second_act + 1 :])
+    lines = lines[: second_act - 1]
     assert "the server answers 503 for main.finance.agent_spans from now on" in lines
     assert any(re.fullmatch(r"  [\d,]+ of [\d,]+ delivered", line) for line in lines)
     assert any(line.startswith("cancelling the whole program: ") for line in lines)
@@ -59,9 +65,80 @@ async def test_the_demo_loses_nothing_and_shows_it_without_a_terminal(tmp_path: 
     connection = sqlite3.connect(store)
     ((rows, locations),) = connection.execute("SELECT count(*), count(DISTINCT location) FROM spans")
     connection.close()
-    assert rows >= 2000
+    spans_of_first_act = sum(int(row[1]) for row in table)
+    assert spans_of_first_act >= 2000
+    assert rows >= spans_of_first_act + PLANNED_WITH_SPOOL + PLANNED_WITH_SPOOL // 2
     assert locations == 4
-    assert lines[-1] == f"nothing was lost: all {rows:,} accepted spans are in the store, one row each"
+    assert lines[-1] == f"nothing was lost: all {spans_of_first_act:,} accepted spans are in the store, one row each"
+
+
+def _check_second_act(lines: list[str]) -> None:
+    assert lines[0] == "the server answers 503 for main.finance.agent_spans"
+    assert re.fullmatch(r"killed with SIGKILL: [\d,]+ spans are committed, [\d,]+ of them are in the store", lines[1])
+    cells = [line.split() for line in lines if line.startswith("main.")]
+    rows = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in cells}
+    assert len(rows) == 4
+    killed, stored_when_killed, committed, stored = map(sum, zip(*rows.values(), strict=True))
+    assert PLANNED_WITH_SPOOL // 2 <= killed < PLANNED_WITH_SPOOL
+    assert stored_when_killed < killed
+    # These were on the disk of the killed program only.
+    assert rows["main.finance.agent_spans"][0] > rows["main.finance.agent_spans"][1] == 0
+    assert committed == stored
+    # It is started until nothing is left on disk, which once is enough for.
+    assert (committed - killed) % PLANNED_WITH_SPOOL == 0 < committed - killed
+    assert lines[-1] == f"nothing was lost: all {committed:,} committed spans are in the store, one row each"
+
+
+async def test_a_ctrl_c_in_the_second_act_ends_the_demo_and_its_program(tmp_path: Path) -> None:
+    screen = Screen(Console(file=io.StringIO()), Console(file=io.StringIO()))
+    programs: list[trio.Process] = []
+    real = trio.lowlevel.open_process
+
+    async def open_process(*arguments: Any, **options: Any) -> trio.Process:
+        programs.append(await real(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return programs[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.lowlevel, "open_process", open_process)
+        result = await kill_and_restart(tmp_path / "demo.db", screen)
+    assert (result.verdict, result.exit_code) == ("interrupted", 128 + signal.SIGINT)
+    assert [program.returncode for program in programs] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize(("kills", "words"), [(0, "before it was killed"), (1, "when it was started again")])
+async def test_a_program_of_the_second_act_that_fails_is_no_success(
+    kills: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = 0
+
+    async def run(_url: str, spool: str, _committed: list[Any], *, enough: float) -> int:
+        nonlocal lives
+        await trio.lowlevel.checkpoint()
+        (Path(spool) / "a.0.spans").touch()
+        lives += 1
+        return -signal.SIGKILL if lives <= kills else 7
+
+    monkeypatch.setattr(kill, "_run", run)
+    screen = Screen(Console(file=io.StringIO()), Console(file=io.StringIO()))
+    result = await kill_and_restart(tmp_path / "demo.db", screen)
+    assert (result.verdict, result.exit_code) == (f"the agent program ended with 7 {words}", 1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "verdict"),
+    [
+        ([ONE, TWO, ("a", "01", "04")], "nothing was lost: all 2 committed spans are in the store, one row each"),
+        ([ONE], "committed spans were LOST or duplicated: 1 of 2 are not in the store"),
+        ([ONE, TWO, TWO], "committed spans were LOST or duplicated: 0 of 2 are not in the store"),
+    ],
+    ids=["all and one more", "a span is missing", "a row twice"],
+)
+def test_the_verdict_of_the_second_act_is_good_only_if_all_committed_ids_are_stored_once(
+    stored: list[tuple[str, str, str]], verdict: str
+) -> None:
+    result = KillResult(committed=[ONE, TWO], stored=stored)
+    assert (result.verdict, result.exit_code) == (verdict, int("LOST" in verdict))
 
 
 async def test_a_second_ctrl_c_ends_the_demo_with_its_table_and_what_was_handed_back(tmp_path: Path) -> None:
@@ -109,7 +186,12 @@ def test_without_a_file_the_store_is_a_new_temporary_one(monkeypatch: pytest.Mon
         stores.append(path)
         return DemoResult(accepted=[ONE], stored=[ONE], interrupted=0)
 
+    async def second(_path: Path, _screen: Screen) -> KillResult:
+        await trio.lowlevel.checkpoint()
+        return KillResult(committed=[ONE], stored=[ONE])
+
     monkeypatch.setattr(demo_module, "demo", stub)
+    monkeypatch.setattr(kill, "kill_and_restart", second)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for _ in range(2):
         assert CliRunner().invoke(commands.cli, ["demo"]).exit_code == 0

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.support import run_command
 from tests.support.paths import PROJECT
-from trio_spanbatch.cli.commands import cli
+from trio_spanbatch.cli.commands import cli, spool_group
 from trio_spanbatch.testing import OTLPReceiver
 
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
@@ -93,15 +93,17 @@ def test_the_documented_counts_add_up() -> None:
 
 def test_exactly_the_existing_commands_and_options_are_documented() -> None:
     page = (PROJECT / "docs" / "command-line.md").read_text()
+    commands = [*cli.commands.values(), *spool_group.commands.values()]
     options = {
         option
-        for command in cli.commands.values()
+        for command in commands
         for parameter in command.params
         if isinstance(parameter, click.Option)
         for option in parameter.opts
     }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) == options
     assert {heading.strip() for heading in re.findall(r"^## (.*)$", page, re.MULTILINE)} == cli.commands.keys()
+    assert set(re.findall(r"^\$ trio-spanbatch spool (\w+) DIR", page, re.MULTILINE)) == spool_group.commands.keys()
 
 
 def test_every_make_target_that_is_named_exists() -> None:

@@ -1,6 +1,6 @@
 """docs/supported-otlp.md is true: its tests and variables exist, and its table of responses is that of the code.
 
-The tests that docs/delivery-guarantees.md names exist too.
+The tests that docs/delivery-guarantees.md and docs/spool.md name exist too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from trio_spanbatch.destinations import mlflow
 
 PROJECT = PAGE.parent.parent
 GUARANTEES = PAGE.parent / "delivery-guarantees.md"
+SPOOL = PAGE.parent / "spool.md"
 NAME_OF_A_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -78,7 +79,7 @@ def test_each_row_names_tests(title: str) -> None:
         assert NAME_OF_A_TEST.search(row[-1]), f"no test shows {row[0]!r}"
 
 
-@pytest.mark.parametrize("page", [PAGE, GUARANTEES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [PAGE, GUARANTEES, SPOOL], ids=lambda page: page.stem)
 def test_every_test_named_in_the_pages_exists(page: Path) -> None:
     named = NAME_OF_A_TEST.findall(page.read_text())
     missing = [f"{path}::{name}" for path, name in named if name not in names_of_tests(PROJECT / path)]
@@ -90,6 +91,13 @@ def test_each_guarantee_names_a_test() -> None:
     numbered = re.findall(r"^\| \d+ \|.*$", GUARANTEES.read_text(), re.MULTILINE)
     assert len(numbered) > 10
     assert all(NAME_OF_A_TEST.search(row) for row in numbered)
+
+
+def test_each_failure_of_the_spool_names_a_test() -> None:
+    section = SPOOL.read_text().partition("\n## What happens when something fails\n")[2].partition("\n## ")[0]
+    _, _, *failures = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(failures) > 15
+    assert all(NAME_OF_A_TEST.search(row) for row in failures)
 
 
 def test_the_table_of_responses_is_the_one_in_the_code() -> None:

@@ -25,6 +25,7 @@ from opentelemetry.semconv._incubating.attributes import otel_attributes
 from opentelemetry.semconv._incubating.metrics import otel_metrics
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
 from tests.opentelemetry.support import end_spans, in_thread, tracer_of
+from tests.spool.batchers import spooling_batcher
 from tests.support.batchers import make_span, make_spans, watched_batcher
 from trio_spanbatch import (
     BatchPolicy,
@@ -498,6 +499,27 @@ async def test_exporters_cause_at_most_a_hundred_error_types(autojump_clock: Moc
     assert found["_OTHER"] > 100
     assert sum(found.values()) == 200
     assert max(len(str(error)) for error in found) <= 100
+
+
+async def test_spans_that_go_back_to_the_spool_are_not_undelivered(autojump_clock: MockClock) -> None:
+    """They are in flight again with the next delivery, and processed once."""
+    metrics = Metrics()
+    exporter = InMemoryExporter(
+        lambda batch: TryLater("busy", status_code=429) if trio.current_time() < 60 else Delivered()
+    )
+    batcher = spooling_batcher(exporter, batch=BatchPolicy(max_delay=0.1), retry=RetryPolicy(max_elapsed=5, maximum=1))
+    async with batcher:
+        processor = BatcherSpanProcessor(batcher, location="default", meter_provider=metrics.provider)
+        end_spans(tracer_of(processor), 4)
+        await trio.sleep(15)
+        assert batcher.statistics().delivered == 0
+        assert metrics.by_error(EXPORTED) == {}
+        assert metrics.by_error(PROCESSED) == {None: 4}
+        assert metrics.total(INFLIGHT) in (0, 4)
+        await trio.sleep(100)
+        assert batcher.statistics().delivered == 4
+        assert metrics.by_error(EXPORTED) == metrics.by_error(PROCESSED) == {None: 4}
+        metrics.assert_conserved(4)
 
 
 async def test_durations_have_no_buckets_unless_a_view_adds_them(autojump_clock: MockClock) -> None:

@@ -12,7 +12,15 @@ import attrs
 
 __all__ = ["FAULTS", "Machine", "PlantedFault"]
 
-Machine: TypeAlias = Literal["simulation", "cancel everywhere", "state machine", "scheduler", "interruption sweep"]
+Machine: TypeAlias = Literal[
+    "simulation",
+    "cancel everywhere",
+    "state machine",
+    "scheduler",
+    "interruption sweep",
+    "spool",
+    "stores",
+]
 
 
 @attrs.frozen
@@ -53,8 +61,9 @@ FAULTS = (
     PlantedFault(
         "the byte budget leaks what is rejected",
         "_scheduler/ledger.py",
-        "columns.pending_bytes -= cost",
-        "columns.pending_bytes -= 0 if settlement.rejected else cost",
+        "columns.undelivered += settlement.undelivered\n            columns.pending_bytes -= cost",
+        "columns.undelivered += settlement.undelivered\n"
+        "            columns.pending_bytes -= 0 if settlement.rejected else cost",
     ),
     PlantedFault(
         "both halves of a batch take the bytes of the whole",
@@ -170,8 +179,8 @@ FAULTS = (
     PlantedFault(
         "a location ends by idleness with a span in it",
         "_scheduler/location.py",
-        "return not (self.account.queued or self.account.in_flight or self.waiting)",
-        "return not (self.account.in_flight or self.waiting)",
+        "return not (account.queued or account.in_flight or account.spooled or self.waiting)",
+        "return not (account.in_flight or account.spooled or self.waiting)",
     ),
     PlantedFault(
         "a location that is evicted for another one does not end",
@@ -434,9 +443,8 @@ FAULTS = (
     PlantedFault(
         "an order is dropped: a flush of one location is not woken",
         "_runtime/runtime.py",
-        "        elif (done := self.flushes.get(order.flush)) is not None:\n            done.set()\n",
-        "        elif len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n"
-        "            done.set()\n",
+        "            if (done := self.flushes.get(order.flush)) is not None:\n",
+        "            if len(self.flushes) > 1 and (done := self.flushes.get(order.flush)) is not None:\n",
         first="state machine",
     ),
     PlantedFault(
@@ -507,8 +515,8 @@ FAULTS = (
     PlantedFault(
         "a flush ends too early: it does not wait for spans in flight",
         "_scheduler/flush.py",
-        "parts, account.accepted, account.queued + account.in_flight)",
-        "parts, account.accepted, account.queued)",
+        "remaining = account.queued + account.in_flight + account.spooled",
+        "remaining = account.queued + account.spooled",
         first="state machine",
     ),
     PlantedFault(
@@ -552,8 +560,9 @@ FAULTS = (
     PlantedFault(
         "the exporter is not closed",
         "_runtime/supervisor.py",
-        "                await self._supervise_work(task_status)\n                await self._close_exporter()\n",
-        "                await self._supervise_work(task_status)\n",
+        "                    await self._supervise_work(task_status)\n"
+        "                    await self._close_exporter()\n",
+        "                    await self._supervise_work(task_status)\n",
         first="cancel everywhere",
         scenario="quiet",
     ),
@@ -683,5 +692,321 @@ FAULTS = (
         "_http/responses.py",
         "    return TryLater(response.reason, after=after, status_code=response.status)",
         "    return TryLater(response.reason, after=after and 0, status_code=response.status)",
+    ),
+    # -- the spool ------------------------------------------------------------------------------------------------
+    PlantedFault(
+        "spans may be sent before they are committed",
+        "_scheduler/spooling.py",
+        "            leases.append(self._seal(location))\n        location.held.extend(leases)\n",
+        "            leases.append(self._seal(location))\n            leases[-1].may_go = True\n"
+        "        location.held.extend(leases)\n        location.update_ready()\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a record is forgotten when it is read",
+        "_scheduler/spooling.py",
+        "        self.ledger.spool(location.account, -len(spans), -cost)\n",
+        "        self.ledger.spool(location.account, -len(spans), -cost)\n"
+        "        self.settle([piece.record.token for piece in pieces])\n",
+    ),
+    PlantedFault(
+        "a record is forgotten with the first of its spans",
+        "_scheduler/spooling.py",
+        "for piece in pieces if not piece.record.left]",
+        "for piece in pieces if piece.record.left < piece.record.count]",
+    ),
+    PlantedFault(
+        "a record is forgotten before its dead letters are written",
+        "_scheduler/spooling.py",
+        "        self.outbox.append(Bury(lease.batch, reason, tokens))\n",
+        "        self.settle(tokens)\n        self.outbox.append(Bury(lease.batch, reason, tokens))\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "new spans are sent before recovered ones",
+        "_scheduler/records.py",
+        "        return self.first < other.first\n",
+        "        return abs(self.first) < abs(other.first)\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a batch that comes back to the spool goes to the end",
+        "_scheduler/records.py",
+        "        return self.first < other.first\n",
+        "        return id(self) < id(other)\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "what is in memory is sent before what is on disk",
+        "_scheduler/spooling.py",
+        "        if location.retries or not location.shelf:\n",
+        "        if location.retries or location.ready or not location.shelf:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "nothing is committed in the drain's reserve",
+        "_scheduler/spooling.py",
+        "        super().hand_back_all(reason)\n        self._go_on()\n",
+        "        super().hand_back_all(reason)\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "queues are not committed when the drain begins",
+        "_scheduler/spooling.py",
+        "bool(location.full or location.waiting or self.draining or is_flushed)",
+        "bool(location.full or location.waiting or is_flushed)",
+        first="spool",
+    ),
+    PlantedFault(
+        "a commit that was cancelled is not counted as ambiguous",
+        "_runtime/spooler.py",
+        "full=is_full, ambiguous=is_unknown)",
+        "full=is_full, ambiguous=isinstance(error, _NoAnswer))",
+        first="spool",
+    ),
+    PlantedFault(
+        "sync waits only for the commit under way",
+        "_scheduler/spooling.py",
+        "            self._line.update(dict.fromkeys(self._new_syncs, now))\n            self._new_syncs.clear()\n",
+        "            if self._commit is not None:\n                self._commit.syncs += self._new_syncs\n"
+        "            else:\n                self._line.update(dict.fromkeys(self._new_syncs, now))\n"
+        "            self._new_syncs.clear()\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "two commits are under way",
+        "_scheduler/spooling.py",
+        "        if self._commit is not None or not self._line:\n",
+        "        if not self._line:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a disk that fails stops deliveries",
+        "_scheduler/spooling.py",
+        "            lease.may_go = not is_dropping\n",
+        "            lease.may_go = ambiguous\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "what could not be read is not read again",
+        "_scheduler/spooling.py",
+        "        self._put_back(location, page.pieces)\n",
+        "",
+    ),
+    PlantedFault(
+        "the slot of a batch that could not be read is not given back",
+        "_scheduler/spooling.py",
+        "        self.slots.give_back(location)\n        location.endpoint.end",
+        "        location.endpoint.end",
+    ),
+    PlantedFault(
+        "spans that leave memory keep their bytes",
+        "_scheduler/ledger.py",
+        "            columns.spooled += count\n            columns.pending_bytes -= cost\n",
+        "            columns.spooled += count\n",
+    ),
+    PlantedFault(
+        "spans of a damaged record are not accounted for",
+        "_scheduler/spooling.py",
+        "        self.ledger.lose(account, len(piece))\n",
+        "",
+    ),
+    PlantedFault(
+        "a span is counted as ambiguous again after it was in the spool",
+        "_scheduler/spooling.py",
+        "            piece.ambiguous = lease.ambiguous\n",
+        "            piece.ambiguous = False\n",
+    ),
+    PlantedFault(
+        "a flush waits for recovered spans",
+        "_scheduler/spooling.py",
+        "        own = account.pending + account.spooled - account.recovered_left\n",
+        "        own = account.pending + account.spooled\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a second Ctrl-C waits for the disk",
+        "_runtime/supervisor.py",
+        "            self.spooler.stop()\n",
+        "            self.spooler.end_recovery()\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "recovered locations may take all live ones",
+        "_scheduler/spooling.py",
+        "self.guests < max(1, self.limits.max_locations // 2)",
+        "self.guests < self.limits.max_locations",
+        first="spool",
+    ),
+    PlantedFault(
+        "recovered locations take the place of others",
+        "_scheduler/scheduler.py",
+        "limit + self.guests:",
+        "limit:",
+        first="spool",
+    ),
+    PlantedFault(
+        "settled records are never forgotten alone",
+        "_scheduler/spooling.py",
+        "        if self._settle_at <= now and not self._is_settling:\n",
+        "        if self._settle_at < 0:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "what is settled last is not forgotten when the batcher is left",
+        "_runtime/spooler.py",
+        "                    await self.store.settle(tokens)\n",
+        "                    pass\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a sync does not wait for the queue behind a commit that is tried again",
+        "_scheduler/spooling.py",
+        "                self._put_first(one, since)\n                break\n",
+        "                self._line[one] = since\n                break\n",
+    ),
+    PlantedFault(
+        "a sync fails if the spool is full",
+        "_scheduler/spooling.py",
+        "        self._error = None if self._is_full else error\n",
+        "        self._is_full, self._error = False, error\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "a full spool loses what it cannot take",
+        "_scheduler/spooling.py",
+        "        elif not lease.pieces and self._is_full and not is_leaving:\n",
+        "        elif False:\n",
+        first="spool",
+    ),
+    PlantedFault(
+        "only the queue of one location counts towards 256 KiB",
+        "_scheduler/spooling.py",
+        " or total.pending_bytes - self.ledger.leased_bytes >= _BYTES",
+        "",
+        first="spool",
+    ),
+    PlantedFault(
+        "other spans of a damaged record count as spooled",
+        "_scheduler/spooling.py",
+        "        for piece in [piece for piece in shelf if piece.record.is_damaged]:\n",
+        "        for piece in [piece for piece in shelf if piece.record.is_damaged][:1]:\n",
+    ),
+    # -- the spool's store -----------------------------------------------------------------------------------------
+    PlantedFault(
+        "records are committed though writing them failed",
+        "_spool/disk.py",
+        "                self._settle()\n            raise\n        return committed",
+        "                self._settle()\n        return committed",
+        first="stores",
+    ),
+    PlantedFault(
+        "what a failed commit has written stays in the file",
+        "_spool/disk.py",
+        "            # Some of them may be complete in the file.\n"
+        "            self._unsettled.extend(record.token for record in committed)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "a commit of several pieces is not undone if one of them fails",
+        "_spool/disk.py",
+        "            # None of them is committed if one is not.\n"
+        "            self._unsettled.extend(record.token for record in committed)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        'durability="power" does not sync the file',
+        "_spool/disk.py",
+        "            segment.appending.sync()\n",
+        "            pass\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "records are appended to a segment whose sync failed",
+        "_spool/disk.py",
+        "        segment.slots = SLOTS\n        segment.appending",
+        "        segment.appending",
+        first="stores",
+    ),
+    PlantedFault(
+        "the checksum of spans is not looked at",
+        "_spool/log.py",
+        "    return crc32(spans) == header.spans_crc and ",
+        "    return ",
+        first="stores",
+    ),
+    PlantedFault(
+        "the checksum of a record's header is not looked at",
+        "_spool/log.py",
+        "== _BEGIN.pack(marker, crc32(fixed)) and",
+        "== marker + data[at + 8 : at + _BEGIN.size] and",
+        first="stores",
+    ),
+    PlantedFault(
+        "the lock is not taken",
+        "_spool/files.py",
+        "            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "two processes take over the same files",
+        "_spool/files.py",
+        "fcntl.LOCK_EX | ",
+        "fcntl.LOCK_SH | ",
+        first="stores",
+    ),
+    PlantedFault(
+        "a segment is removed while records in it are not settled",
+        "_spool/disk.py",
+        "        if segment.live or not segment.is_known:\n",
+        "        if not segment.is_known:\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "a segment is removed before all of its records were found",
+        "_spool/disk.py",
+        "                        segment.is_known = False\n                        found",
+        "                        found",
+        first="stores",
+    ),
+    PlantedFault(
+        "the space for settlements is not reserved",
+        "_spool/disk.py",
+        "            file.write(segment.head.pack(), 0)\n",
+        "            begin = segment.head.pack()\n            file.truncate(len(begin))\n"
+        "            file.write(begin[:SLOTS_AT], 0)\n            file.write(begin[SLOTS_AT + SLOT * SLOTS :], "
+        "SLOTS_AT + SLOT * SLOTS)\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "records that several processes have left are not in order",
+        "_spool/disk.py",
+        "        found.sort(key=lambda segment: segment.head.created)\n",
+        "",
+        first="stores",
+    ),
+    PlantedFault(
+        "what could not be settled is forgotten",
+        "_spool/disk.py",
+        "            token = self._unsettled[0]\n",
+        "            token = self._unsettled.popleft()\n            self._unsettled.appendleft(-1)\n",
+        first="stores",
+    ),
+    PlantedFault(
+        "spans for one endpoint are sent to another",
+        "_spool/disk.py",
+        " and head.endpoint != self._endpoint:",
+        " and False:",
+        first="stores",
+    ),
+    PlantedFault(
+        "a file is touched after the store was abandoned",
+        "_spool/disk.py",
+        "            if not self._is_open:\n",
+        "            if False:\n",
+        first="stores",
     ),
 )

@@ -1,11 +1,13 @@
-"""The five machines that look for faults, each run in a child process against a copy of the package.
+"""The six machines that look for faults, each run in a child process against a copy of the package.
 
 - the simulation: fresh seeds, until one fails;
 - cancelling everywhere: the same runs each time, with a cancel after each step, until one fails;
 - the state machine: fresh sequences of rules, until one fails;
 - the scheduler: fresh sequences of events of the scheduler alone, until one fails;
 - the interruption sweep: calls of the batcher, each with an exception of a signal handler at each line, until one
-  fails.
+  fails;
+- the spool: the tests of a batcher with a spool in memory, until one fails;
+- the stores of the spool: processes that share one and are killed, files that fail and are damaged, until one fails.
 
 A child that crashes or does not end in time counts as a failure too.
 """
@@ -33,6 +35,8 @@ BOUNDS: dict[Machine, int] = {
     "scheduler": 25_000,
     "cancel everywhere": 0,
     "interruption sweep": 0,
+    "spool": 0,
+    "stores": 0,
 }
 
 
@@ -81,6 +85,14 @@ def sweep_interruptions(environ: Mapping[str, str], _bound: int, scenario: str |
     return _read(_run(["-m", "tests.planted_faults.sweep", *only], environ))
 
 
+def run_tests_of_spool(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
+    return _read(_run(["-m", "tests.spool.on_the_clock"], environ))
+
+
+def exercise_stores(environ: Mapping[str, str], _bound: int, _scenario: str | None) -> Search:
+    return _read(_run(["-m", "tests.spool"], environ))
+
+
 # The arguments are the environment with the copy, the maximum number of runs, and the scenario to run, if only one.
 MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] = {
     "simulation": simulate,
@@ -88,6 +100,8 @@ MACHINES: dict[Machine, Callable[[Mapping[str, str], int, str | None], Search]] 
     "scheduler": drive_scheduler,
     "cancel everywhere": cancel_everywhere,
     "interruption sweep": sweep_interruptions,
+    "spool": run_tests_of_spool,
+    "stores": exercise_stores,
 }
 
 

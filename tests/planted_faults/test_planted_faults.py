@@ -19,6 +19,8 @@ SOUND: dict[Machine, int] = {
     "scheduler": 100,
     "cancel everywhere": 0,
     "interruption sweep": 0,
+    "spool": 0,
+    "stores": 0,
 }
 
 

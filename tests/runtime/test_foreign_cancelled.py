@@ -286,6 +286,9 @@ class RaisingObserver:
     def settled(self, settlement: object) -> None:
         raise self._failure
 
+    def kept(self, spans: int) -> None:
+        raise self._failure
+
     def ended(self, seconds: float, status_code: int | None, loss: object) -> None:
         raise self._failure
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -46,6 +46,29 @@ End: TypeAlias = Literal["end", "raise", "cancel the body", "cancel in the drain
 
 
 @attrs.frozen
+class SpoolPlan:
+    """A spool in memory, and how its disk misbehaves until the plan's faults end.
+
+    Attributes:
+        settings: Arguments of `Spool`.
+        slow: The seconds that an operation takes, one of which is drawn for each.
+        failing: The probability that an operation fails.
+        damage: The probability that a record cannot be read.
+        lands: Whether a commit that is cancelled takes effect.
+        syncers: The number of tasks that call ``sync``.
+        left: The number of records that an earlier process has left, each of up to three spans.
+    """
+
+    settings: dict[str, Any]
+    slow: tuple[float, ...]
+    failing: float
+    damage: float
+    lands: bool
+    syncers: int
+    left: int
+
+
+@attrs.frozen
 class Plan:
     """Everything about a run that is drawn before it begins; the rest is drawn during the run.
 
@@ -70,6 +93,7 @@ class Plan:
         ends_at: When it is told to end, if its tasks have not ended before.
         adders: The numbers of tasks that add spans, inside and outside of the body.
         flushers: The numbers of tasks that flush, inside and outside of the body.
+        spool: The batcher's spool; None for none, as in half of the plans.
         outages: The outages of the whole server: when each begins and ends, in seconds of the mock clock, and its kind.
         cancel_at_step: The scheduling step after which one of the scopes is cancelled, or None.
     """
@@ -96,6 +120,7 @@ class Plan:
     flushers: tuple[int, int]
     cancel_at_step: int | None
     outages: tuple[tuple[float, float, Outage], ...]
+    spool: SpoolPlan | None
 
 
 def draw_plan(seed: int) -> Plan:
@@ -132,6 +157,27 @@ def draw_plan(seed: int) -> Plan:
         flushers=(rng.randint(0, 1), rng.randint(0, 1)),
         cancel_at_step=rng.randint(1, rng.choice([60, 300, 1500])) if rng.random() < 0.5 else None,
         outages=_outages(rng),
+        spool=_spool(random.Random(f"{seed} spool")),
+    )
+
+
+def _spool(rng: random.Random) -> SpoolPlan | None:
+    # Drawn by another generator, so that plans without a spool are what they were before there was one.
+    if rng.random() < 0.5:
+        return None
+    return SpoolPlan(
+        settings={
+            "max_bytes": rng.choice([20 * SPAN_BYTES, MIB, 1024 * MIB, 1024 * MIB]),
+            "max_age": rng.choice([None, None, None, 30, 500]),
+            "commit_interval": rng.choice([0.01, 0.2, 3]),
+            "when_full": rng.choice(["wait", "drop_oldest"]),
+        },
+        slow=rng.choice([(0,), (0,), (0, 0.1), (0, 0, 0.5, 3, 15)]),
+        failing=rng.choice([0, 0, 0, 0.1, 0.7]),
+        damage=rng.choice([0, 0, 0, 0.1]),
+        lands=rng.random() < 0.5,
+        syncers=rng.randint(0, 2),
+        left=rng.choice([0, 0, 1, 5, 20]),
     )
 
 

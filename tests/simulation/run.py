@@ -26,25 +26,35 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 import attrs
 import trio
 
+from tests.spool.batchers import use_store
+from tests.spool.memory import MemoryStore
 from tests.support.at_rest import AtRest, RestWatch
+from tests.support.batchers import span_ids
 from tests.support.oracle import ObservedExporter, Oracle, OracleWatch
 from tests.support.seeded_trio import run_seeded
 from trio_spanbatch import (
     Delivered,
+    EncodedSpan,
     ExportResult,
     Loss,
     OTLPExporter,
     Span,
     SpanBatch,
     SpanBatcher,
+    Spool,
     UndeliveredSpansError,
 )
+from trio_spanbatch._scheduler.orders import Lost
+from trio_spanbatch._scheduler.scheduler import Scheduler
+from trio_spanbatch._spans.batch import cost_of
+from trio_spanbatch._spans.encoder import SpanEncoder
+from trio_spanbatch._spool.store import NewRecord, Record
 
 from .plan import MIB, Plan, draw_plan
 from .server import LOCATION_HEADER, Server
@@ -136,6 +146,7 @@ class Run:
         self._ended = 0.0
         # The running exports that began while the endpoint was down.
         self._probes = 0
+        self._store = None if plan.spool is None else _PlannedStore(plan, self._oracle)
 
     def outcome(self, failures: list[str]) -> Outcome:
         return Outcome(
@@ -175,7 +186,12 @@ class Run:
             on_loss=self._on_loss,
             rng=random.Random(f"{plan.seed} jitter"),
             logger=self._logger(),
+            spool=None if plan.spool is None else Spool("/nowhere", **plan.spool.settings),
         )
+        if self._store is not None:
+            self._store.fill(plan.locations)
+            use_store(batcher, self._store)
+            self._store.watch_losses(batcher._scheduler)
         at_rest = AtRest(batcher, plan.limits, self._active)
         rest_watch = RestWatch(at_rest)
         tasks = trio.lowlevel.current_statistics().tasks_living
@@ -194,7 +210,9 @@ class Run:
         self._expect(rest_watch.failure is None, f"at rest: {rest_watch.failure}")
         for fault in at_rest.faults_at_the_end():
             self._expect(False, f"at the end: {fault}")
-        self._oracle.check_end(batcher.statistics(), self._server.stored(), by_location=self._remembers)
+        self._oracle.check_end(
+            batcher.statistics(), self._server.stored(), by_location=self._remembers, on_disk=self._on_disk()
+        )
 
     # -- the program -------------------------------------------------------------------------------------------
 
@@ -242,6 +260,8 @@ class Run:
                     nurseries.start_soon(self._adder, f"adder {workers}{number}")
                 for number in range(plan.flushers[workers]):
                     nurseries.start_soon(self._flusher, f"flusher {workers}{number}")
+            for number in range(0 if plan.spool is None else plan.spool.syncers):
+                nursery.start_soon(self._syncer, f"syncer {number}")
             if plan.end == "cancel the body":
                 await trio.sleep(plan.ends_at)
                 nursery.cancel_scope.cancel()
@@ -294,6 +314,29 @@ class Run:
         size = self._rng.choice(self._plan.span_sizes)
         return self._oracle.make_spans(min(count, 3) if size >= MIB else count, size=size)
 
+    async def _syncer(self, name: str) -> None:
+        rng = random.Random(f"{self._plan.seed} {name}")
+        with trio.CancelScope() as self._scopes[name]:
+            for _ in range(rng.randint(1, 3)):
+                await trio.sleep(rng.uniform(0, 6))
+                before = self._oracle.pending(None)
+                with trio.move_on_after(rng.choice([0, 0.5, 5, math.inf])):
+                    try:
+                        await self._oracle.batcher.sync()
+                    except trio.ClosedResourceError:
+                        return
+                    except OSError as error:
+                        self._tell(f"{name}: {error}")
+                        continue
+                    left = before & self._oracle.pending(None) - self._on_disk()
+                    self._expect(not left, f"sync returned before spans {sorted(left)} were committed")
+                    self._tell(f"{name}: {len(before)} spans are committed or settled")
+
+    def _on_disk(self) -> set[int]:
+        if self._store is None:
+            return set()
+        return {span_id for _, spans in self._store.disk.records.values() for span_id in span_ids(spans)}
+
     async def _flusher(self, name: str) -> None:
         rng = self._rng
         with trio.CancelScope() as self._scopes[name]:
@@ -309,10 +352,12 @@ class Run:
         before = self._oracle.pending(location)
         self._tell(f"{name}: flush {location}")
         report = await self._oracle.batcher.flush(location)
-        told = report.delivered + report.rejected + report.undelivered
+        told = report.delivered + report.rejected + report.undelivered + report.spooled
         self._tell(f"{name}: flushed {told}, {len(before)} were pending")
         self._expect(told >= len(before), f"a flush reported {told} spans, {len(before)} were pending")
         left = before & self._oracle.pending(location)
+        if self._drain_began < math.inf:
+            left -= self._on_disk()
         self._expect(not left, f"a flush returned before spans {sorted(left)} were accounted for")
 
     def _on_loss(self, loss: Loss) -> None:
@@ -364,13 +409,24 @@ class Run:
         """Expect that there is a reason for a loss."""
         if loss.outcome == "undelivered":
             had_to_be = self._drain_began < math.inf or loss.reason.startswith(
-                ("retries exhausted", "isolation budget", "the exporter raised Cancelled")
+                ("retries exhausted", "isolation budget", "the exporter raised Cancelled", *self._spool_reasons())
             )
             self._expect(had_to_be, f"handed back before the drain: {loss.reason}")
         elif loss.status_code is not None and loss.status_code >= HTTPStatus.BAD_REQUEST:
             unjust = self._server.without_fault(loss.batch)
             self._expect(not unjust or self._refused[loss.location] > 0, f"good spans {unjust} were rejected")
             self._refused[loss.location] += len(loss.batch.spans)
+
+    def _spool_reasons(self) -> list[str]:
+        """Return the reasons for which committed spans may be handed back."""
+        if self._plan.spool is None:
+            return []
+        reasons = {"damage": "the record in the spool is damaged"}
+        if self._plan.spool.settings["max_age"]:
+            reasons["max_age"] = "older than Spool.max_age"
+        if self._plan.spool.settings["when_full"] == "drop_oldest":
+            reasons["when_full"] = "the spool is full"
+        return list(reasons.values())
 
     def _end_a_standstill(self) -> None:
         self._expect(False, "all tasks wait, and nothing will ever wake one")
@@ -416,6 +472,76 @@ async def _kept_cancelled() -> trio.Cancelled:
             kept.append(cancelled)
             raise
     return kept[0]
+
+
+class _PlannedStore(MemoryStore):
+    """A spool in memory that fails as planned, and tells the oracle of commits whose end is unknown."""
+
+    def __init__(self, plan: Plan, oracle: Oracle) -> None:
+        assert plan.spool is not None
+        super().__init__(max_bytes=plan.spool.settings["max_bytes"])
+        self._plan = plan
+        self._spool = plan.spool
+        self._oracle = oracle
+        self._rng = random.Random(f"{plan.seed} disk")
+        self.lands = plan.spool.lands
+        self._ids: dict[int, list[int]] = {}
+
+    def fill(self, locations: Sequence[str]) -> None:
+        """Leave records, as an earlier process does."""
+        for _ in range(self._spool.left):
+            location, spans = self._rng.choice(locations), self._oracle.make_spans(self._rng.randint(1, 3))
+            encoded = tuple(map(SpanEncoder().encode, spans))
+            self.disk.tokens += 1
+            record = Record(self.disk.tokens, location, len(spans), cost_of(encoded), self._rng.choice([-1e4, -1.0]))
+            self.disk.records[record.token] = record, encoded
+            self.disk.owners[record.token] = None
+            self.disk.nbytes += record.nbytes
+            self._ids[record.token] = span_ids(encoded)
+            self._oracle.left_in_spool(location, spans)
+
+    def watch_losses(self, scheduler: Scheduler) -> None:
+        """Tell the oracle which spans are dropped, as a loss of spans that were not read has only their number."""
+        lost = scheduler.lost
+
+        def tell(order: Lost, now: float) -> None:
+            piece = order.piece
+            ids = self._ids[piece.record.token][piece.start : piece.start + piece.count]
+            self._oracle.cannot_be_read(order.name, ids)
+            lost(order, now)
+
+        scheduler.lost = tell  # type: ignore[method-assign, assignment]
+
+    def _misbehave(self) -> None:
+        is_faulty = trio.current_time() < self._plan.heals_at
+        self.slow = self._rng.choice(self._spool.slow) if is_faulty else 0
+        is_failing = is_faulty and self._rng.random() < self._spool.failing
+        self.failing = {"commit", "settle", "read", "bury"} if is_failing else set()
+
+    async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
+        self._misbehave()
+        try:
+            committed = await super().commit(records, settled)
+            self._ids.update((one.token, span_ids(new.spans)) for one, new in zip(committed, records, strict=True))
+            return committed
+        except trio.Cancelled:
+            self._oracle.commit_is_doubtful(span_id for record in records for span_id in span_ids(record.spans))
+            raise
+
+    async def settle(self, settled: Sequence[int]) -> None:
+        self._misbehave()
+        await super().settle(settled)
+
+    async def read(self, token: int) -> Sequence[EncodedSpan]:
+        self._misbehave()
+        is_damaged = trio.current_time() < self._plan.heals_at and self._rng.random() < self._spool.damage
+        if is_damaged and token not in self.damaged:
+            self.damaged.add(token)
+        return await super().read(token)
+
+    async def bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
+        self._misbehave()
+        await super().bury(location, spans, reason)
 
 
 class _Keeps:

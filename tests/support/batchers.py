@@ -57,7 +57,7 @@ def batch_lengths(batches: Iterable[SpanBatch]) -> list[int]:
 def assert_conserved(statistics: SpanBatcherStatistics) -> None:
     everything: list[SpanBatcherStatistics | LocationStatistics] = [statistics, *statistics.locations.values()]
     for counts in everything:
-        assert counts.accepted == (
+        assert counts.accepted + counts.recovered == (
             counts.queued + counts.in_flight + counts.delivered + counts.rejected + counts.spooled + counts.undelivered
         ), counts
         assert min(counts.queued, counts.in_flight, counts.pending_bytes) >= 0, counts

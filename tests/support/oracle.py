@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -49,6 +49,7 @@ class Facts:
         rejected: The ids of spans of batches that were refused.
         undelivered: The ids of spans that were handed back.
         doubtful: The ids of spans that had an attempt of unknown outcome.
+        spooled: The ids of spans that are left in the spool, and not accounted for otherwise.
     """
 
     accepted: Mapping[int, str]
@@ -57,6 +58,7 @@ class Facts:
     rejected: Sequence[int] = ()
     undelivered: Sequence[int] = ()
     doubtful: AbstractSet[int] = frozenset()
+    spooled: AbstractSet[int] = frozenset()
 
 
 def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics, *, by_location: bool = True) -> None:
@@ -75,7 +77,7 @@ def assert_accounted_for(facts: Facts, statistics: SpanBatcherStatistics, *, by_
     assert not facts.left_out & set(facts.rejected), "left out of a partial success, and refused"
     rejected = facts.left_out | set(facts.rejected)
     assert not rejected & undelivered, f"rejected and undelivered: {_some(rejected & undelivered)}"
-    delivered = facts.accepted.keys() - rejected - undelivered
+    delivered = facts.accepted.keys() - rejected - undelivered - facts.spooled
     everything = rejected | undelivered | stored.keys()
     assert everything <= facts.accepted.keys(), f"invented: {_some(everything - facts.accepted.keys())}"
     assert delivered <= stored.keys(), f"lost silently: {_some(delivered - stored.keys())}"
@@ -99,12 +101,14 @@ def _assert_counts(
     assert_conserved(statistics)
     assert (statistics.queued, statistics.in_flight, statistics.pending_bytes) == (0, 0, 0), statistics
     outcomes = {
-        "accepted": facts.accepted.keys(),
         "delivered": delivered,
         "rejected": rejected,
         "undelivered": undelivered,
+        "spooled": facts.spooled,
         "ambiguous": facts.doubtful,
     }
+    accepted = statistics.accepted + statistics.recovered
+    assert accepted == len(facts.accepted), f"{accepted} counted as accepted or recovered, {len(facts.accepted)} seen"
     for name, ids in outcomes.items():
         assert getattr(statistics, name) == len(ids), f"{name}: {getattr(statistics, name)} counted, {len(ids)} seen"
         seen = Counter(facts.accepted[span_id] for span_id in ids)
@@ -138,6 +142,10 @@ class Oracle:
         self.failures: list[str] = []
         self._span_ids = itertools.count(1)
         self._accepted: dict[int, str] = {}
+        # By location, those of damaged records that were not reported yet.
+        self._damaged: defaultdict[str, list[int]] = defaultdict(list)
+        # Those that an earlier process has left in the spool.
+        self._left_before: dict[int, str] = {}
         # Lists whose adder has not returned or was cancelled: a prefix of each was accepted.
         self._in_doubt: dict[int, tuple[str, list[int]]] = {}
         self._doubts = itertools.count()
@@ -157,6 +165,11 @@ class Oracle:
         # By location: the time of the last Retry-After, and the time that it named.
         self._left_alone: dict[str, tuple[float, float]] = {}
         self._forgets_locations = forgets_locations
+
+    def left_in_spool(self, location: str, spans: Sequence[Span]) -> None:
+        """Record spans that an earlier process has left in the spool."""
+        self._left_before |= dict.fromkeys(_ids(spans), location)
+        self._accept(location, _ids(spans))
 
     # -- the program's side ------------------------------------------------------------------------------------
 
@@ -209,13 +222,20 @@ class Oracle:
 
     def pending(self, location: str | None) -> set[int]:
         """Return the ids of the accepted spans of ``location`` (None: all locations) that are not accounted for."""
-        return {
-            span_id for span_id, at in self._accepted.items() if location in (None, at) and span_id not in self._settled
-        }
+        accepted = self._accepted.items()
+        found = {span_id for span_id, at in accepted if location in (None, at) and span_id not in self._settled}
+        return found - self._left_before.keys()
 
     def on_loss(self, loss: Loss) -> None:
         """Record spans that were not delivered; the batcher's ``on_loss``."""
-        if loss.outcome == "undelivered":
+        if loss.outcome == "undelivered" and not loss.batch.spans:
+            damaged = self._damaged[loss.location]
+            # The first spans of a record may be in a batch that was read before.
+            lost, damaged[:] = damaged[-loss.count :], damaged[: -loss.count]
+            self._expect(len(lost) == loss.count, f"{loss.count} spans cannot be read, though {len(lost)} are damaged")
+            self._settled.update(lost)
+            self._undelivered += lost
+        elif loss.outcome == "undelivered":
             self._undelivered += self._settle(loss.batch)
         elif self._answered.issuperset(span_ids(loss.batch.spans)):
             self._told_left_out += loss.count
@@ -305,24 +325,51 @@ class Oracle:
         assert statistics.requests == self.attempts
         assert statistics.in_flight >= len(self._running)
         doubted = sum(len(ids) for _, ids in self._in_doubt.values())
-        assert len(self._accepted) <= statistics.accepted <= len(self._accepted) + doubted
+        accepted = len(self._accepted) - len(self._left_before)
+        assert accepted <= statistics.accepted <= accepted + doubted
+        assert statistics.recovered in (0, len(self._left_before))
+
+    def cannot_be_read(self, location: str, ids: Iterable[int]) -> None:
+        """Record that a record of the spool is damaged."""
+        self._damaged[location] += [span_id for span_id in ids if span_id not in self._settled]
+
+    def commit_is_doubtful(self, ids: Iterable[int]) -> None:
+        """Record that nobody knows whether spans were committed."""
+        self._doubtful.update(ids)
 
     def check_end(
-        self, statistics: SpanBatcherStatistics, stored: Iterable[tuple[str, int]], *, by_location: bool = True
+        self,
+        statistics: SpanBatcherStatistics,
+        stored: Iterable[tuple[str, int]],
+        *,
+        by_location: bool = True,
+        on_disk: Iterable[int] = (),
     ) -> Facts:
-        """Check that everything is accounted for after the batcher was left. Return the facts."""
+        """Check that everything is accounted for after the batcher was left. Return the facts.
+
+        Args:
+            statistics: The batcher's statistics.
+            stored: The location and id of each span that the server stored.
+            by_location: See `assert_accounted_for`.
+            on_disk: The ids of all spans that are in the spool.
+        """
         assert not self.failures, self.failures
-        facts = self.facts(stored)
+        if not statistics.recovered:
+            # The batcher was left before it had looked for them.
+            self._accepted = {span_id: at for span_id, at in self._accepted.items() if span_id not in self._left_before}
+            on_disk = set(on_disk) - self._left_before.keys()
+        facts = self.facts(stored, on_disk)
         assert not self._running, f"still exported: {_some(self._running)}"
         assert_accounted_for(facts, statistics, by_location=by_location)
         assert statistics.requests == self.attempts
         return facts
 
-    def facts(self, stored: Iterable[tuple[str, int]]) -> Facts:
+    def facts(self, stored: Iterable[tuple[str, int]], on_disk: Iterable[int] = ()) -> Facts:
         """Return the facts, given the location and id of each span that the server stored."""
-        stored = list(stored)
+        stored, on_disk = list(stored), set(on_disk)
         return Facts(
-            accepted=self._accepted | self._accepted_in_doubt(stored),
+            accepted=self._accepted | self._accepted_in_doubt(stored, on_disk),
+            spooled=on_disk - self._settled,
             stored=stored,
             left_out=self._left_out,
             rejected=self._rejected,
@@ -330,9 +377,9 @@ class Oracle:
             doubtful=self._doubtful,
         )
 
-    def _accepted_in_doubt(self, stored: Iterable[tuple[str, int]]) -> dict[int, str]:
+    def _accepted_in_doubt(self, stored: Iterable[tuple[str, int]], on_disk: set[int]) -> dict[int, str]:
         """Return the spans that must have been accepted of lists whose adders were cancelled: a prefix of each."""
-        seen = self._settled | {span_id for _, span_id in stored}
+        seen = self._settled | on_disk | {span_id for _, span_id in stored}
         accepted: dict[int, str] = {}
         for location, ids in self._in_doubt.values():
             was_seen = [span_id in seen for span_id in ids]

@@ -20,8 +20,8 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 # The modules next to the folders count as one part.
 BUDGETS = {
     "modules": 1_259,
-    "_scheduler": 2_570,
-    "_runtime": 1_195,
+    "_scheduler": 3_600,
+    "_runtime": 1_540,
     "_reporting": 645,
     "_spans": 2_385,
     "_settings": 625,
@@ -31,10 +31,11 @@ BUDGETS = {
     "opentelemetry": 1_475,
     "tracing": 625,
     "testing": 1_745,
-    "cli": 3_005,
+    "cli": 3_985,
+    "_spool": 1_360,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
-LIMIT = 20_000
+LIMIT = 26_000
 LIMIT_LOADED = 9_000
 
 _LOADED = """

@@ -31,7 +31,14 @@ class DeliveryObserver(Protocol):
         ...
 
     def settled(self, settlement: Settlement) -> None:
-        """Called when spans of a delivery are accounted for. For each delivery, their sum is what `began` was told."""
+        """Called when spans of a delivery are accounted for.
+
+        For each delivery, the sum of these spans and of those that `kept` was told is what `began` was told.
+        """
+        ...
+
+    def kept(self, spans: int) -> None:
+        """Called with the number of spans of a delivery that go back to the spool. Another delivery begins later."""
         ...
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:

@@ -22,6 +22,7 @@ _MAX_NAME_LENGTH = 60
 @attrs.frozen(kw_only=True)
 class _Counts:
     accepted: int = 0
+    recovered: int = 0
     queued: int = 0
     in_flight: int = 0
     delivered: int = 0
@@ -43,12 +44,14 @@ class LocationStatistics(_Counts):
     """A snapshot of one location's counts. The last two fields are not counts.
 
     Attributes:
-        accepted: Spans accepted. Always the sum of the next six.
+        accepted: Spans accepted. Together with ``recovered`` always the sum of the next six.
+        recovered: Spans taken over from the spool of a process that has ended.
         queued: Spans in the location's queue.
-        in_flight: Spans in batches that are being delivered.
+        in_flight: Spans in batches that are being delivered. With a spool also those that left the queue to be
+            committed, or are committed and in memory.
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
-        spooled: Always 0: no span is stored on disk.
+        spooled: Spans that are in the spool and nowhere in memory. Always 0 without a spool.
         undelivered: Spans handed back.
         ambiguous: Spans that had an attempt of unknown outcome, each counted once, regardless of its final outcome.
         pending_bytes: Bytes of the spans queued or in flight, as `Limits.max_pending_bytes` counts them.
@@ -84,10 +87,35 @@ class EndpointStatistics:
 
 
 @attrs.frozen(kw_only=True)
+class SpoolStatistics:
+    """A snapshot of a batcher's spool.
+
+    Attributes:
+        nbytes: Bytes of the records that are not removed yet, which ``Spool.max_bytes`` limits.
+        oldest_age: Seconds since the oldest committed span that is not accounted for was accepted; 0 without one. Some
+            servers silently drop old spans.
+        uncommitted: Spans that were sent without having been committed, because the disk failed or was full.
+        unsendable: Spans from earlier processes that stay in the spool, because nothing can be sent to their location:
+            the exporter refuses it, or the function that returns its policy has failed.
+        damaged: Damaged records, or pieces of a file, that were moved aside.
+        set_aside: Files that could not be read, or that a newer version has written.
+        dead: Spans that were rejected, and are kept as dead letters.
+    """
+
+    nbytes: int = 0
+    oldest_age: float = 0.0
+    uncommitted: int = 0
+    unsendable: int = 0
+    damaged: int = 0
+    set_aside: int = 0
+    dead: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class SpanBatcherStatistics(_Counts):
     """A snapshot of a batcher's counts: the sums of those of `LocationStatistics`, and the counts of each location.
 
-    At every instant ``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``.
+    At every instant ``accepted + recovered == queued + in_flight + delivered + rejected + spooled + undelivered``.
 
     Attributes:
         cut: Values that were cut to ``max_attribute_bytes``, also those of spans that were not accepted. An attribute
@@ -96,11 +124,13 @@ class SpanBatcherStatistics(_Counts):
             ``Limits.max_locations`` have ended; the counts above keep them.
         endpoints: The servers to which the live locations belong, by name. One, unless the exporter tells several
             apart.
+        spool: The spool; None without one.
     """
 
     cut: int = 0
     locations: Mapping[str, LocationStatistics] = attrs.field(factory=dict)
     endpoints: Mapping[str, EndpointStatistics] = attrs.field(factory=dict)
+    spool: SpoolStatistics | None = None
 
     __hash__ = hash_of_record
 
@@ -134,6 +164,7 @@ class FlushCounts:
     delivered: int = 0
     rejected: int = 0
     undelivered: int = 0
+    spooled: int = 0
 
     def __str__(self) -> str:
         return ", ".join(f"{value:,} {name}" for name, value in _nonzero(self)) or "no spans"
@@ -150,6 +181,7 @@ class FlushReport(FlushCounts):
         delivered: Spans that a server acknowledged.
         rejected: Spans that a server rejected.
         undelivered: Spans handed back.
+        spooled: Spans that the spool keeps for the next process, as the batcher was left meanwhile.
         locations: The same for each location that had pending spans.
     """
 
@@ -175,7 +207,8 @@ class Loss:
         outcome: ``"rejected"`` by the server, or handed back ``"undelivered"``.
         reason: The reason, in a few words.
         status_code: The HTTP status code, if there was one.
-        count: How many spans were lost. Less than ``len(batch.spans)`` only if a server rejected some.
+        count: How many spans were lost. Less than ``len(batch.spans)`` only if a server rejected some; more, with an
+            empty batch, if spans in the spool are damaged, or dropped because of their age or as the spool is full.
     """
 
     location: str

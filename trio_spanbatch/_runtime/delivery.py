@@ -86,8 +86,6 @@ class Delivery:
         del self._open[lease]
         if settlement.delivered < len(lease):
             self._last_loss = settlement
-        # Called before on_loss, which may take long.
-        self._runtime.tell_observers("settled", settlement)
         self._runtime.settle(lease, settlement)
 
     def _tell_observers(self) -> None:

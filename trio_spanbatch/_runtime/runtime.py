@@ -21,9 +21,9 @@ from .._reporting.losses import Losses
 from .._reporting.statistics import Loss, Settlement
 from .._scheduler.flush import Flush
 from .._scheduler.location import Lease, Location, Waiter
-from .._scheduler.orders import Admit, HandBack, LogEndpoint, Repeat, Start, Wake
+from .._scheduler.orders import Admit, HandBack, LogEndpoint, Lost, Order, Repeat, SpoolOrder, Start, Wake
 from .._scheduler.scheduler import Scheduler
-from .._spans.batch import EncodedSpan
+from .._spans.batch import EncodedSpan, SpanBatch
 
 _Listener = TypeVar("_Listener")
 
@@ -49,6 +49,7 @@ class Runtime:
         adders: The tasks of waiting adders.
         flushes: The flushes that wait.
         retries: The leases whose deliveries wait for their next attempt.
+        spool: Begins to carry out an order to the spool.
         reason_to_hand_back: The exporter's method, if it has one (see `HandsBack`).
     """
 
@@ -68,6 +69,7 @@ class Runtime:
     adders: dict[Waiter, trio.lowlevel.Task] = attrs.Factory(dict)
     flushes: WeakKeyDictionary[Flush, trio.Event] = attrs.Factory(WeakKeyDictionary)
     retries: dict[Lease, trio.Event] = attrs.Factory(dict)
+    spool: Callable[[SpoolOrder], None] = attrs.field(init=False)
     # Looked up once, as an isinstance check against a protocol takes 10 us, and this is needed for each attempt.
     reason_to_hand_back: Callable[[str], str | None] | None = attrs.field(init=False)
 
@@ -84,15 +86,19 @@ class Runtime:
             order = outbox[0]
             if isinstance(order, HandBack):
                 settlement = Settlement(undelivered=len(order.lease), reason=order.reason)
-                self.scheduler.settled(order.lease, settlement, trio.current_time())
+                now = trio.current_time()
+                is_kept = not order.for_good and self.scheduler.keep(order.lease, settlement, now)
+                if not is_kept:
+                    self.scheduler.settled(order.lease, settlement, now)
                 outbox.popleft()
-                self.tell_observers("handed_back", len(order.lease))
-                self.report(order.lease, settlement)
+                if not is_kept:
+                    self.tell_observers("handed_back", len(order.lease))
+                    self.report(order.lease, settlement)
             else:
                 self._carry_out(order)
                 outbox.popleft()
 
-    def _carry_out(self, order: Start | Admit | Repeat | Wake | LogEndpoint) -> None:
+    def _carry_out(self, order: Order) -> None:
         if isinstance(order, Start):
             self.start_delivery(order.lease)
         elif isinstance(order, Admit):
@@ -103,14 +109,30 @@ class Runtime:
                 retry.set()
         elif isinstance(order, LogEndpoint):
             self.health.endpoint_changed(order.name, order.reason, order.attempts, order.seconds, is_up=order.is_up)
-        elif (done := self.flushes.get(order.flush)) is not None:
-            done.set()
+        elif isinstance(order, Wake):
+            if (done := self.flushes.get(order.flush)) is not None:
+                done.set()
+        elif isinstance(order, Lost):
+            self.scheduler.lost(order, trio.current_time())
+            self.tell_observers("handed_back", len(order.piece))
+            lost = SpanBatch(order.name, ())
+            self.losses.report(Loss(order.name, lost, "undelivered", order.reason, count=len(order.piece)))
+        elif not isinstance(order, HandBack):
+            self.spool(order)
 
     def settle(self, lease: Lease, settlement: Settlement) -> None:
         """Account for the spans of a lease, and report those that were not delivered."""
-        self.scheduler.settled(lease, settlement, trio.current_time())
+        now = trio.current_time()
+        is_kept = self.scheduler.keep(lease, settlement, now)
+        if is_kept:
+            self.tell_observers("kept", len(lease))
+        else:
+            self.scheduler.settled(lease, settlement, now)
+            self.tell_observers("settled", settlement)
         self.wake()
-        self.report(lease, settlement)
+        if not is_kept:
+            # Last, as on_loss may take long.
+            self.report(lease, settlement)
 
     def report(self, lease: Lease, settlement: Settlement) -> None:
         """Report spans that were not delivered. They must be accounted for: ``on_loss`` may use the batcher."""
@@ -192,6 +214,13 @@ class Runtime:
         if flush.is_done:
             done.set()
         await done.wait()
+
+    def end_flushes(self) -> None:
+        """End the flushes that wait for spans in the spool, as the batcher is left."""
+        for flush, done in tuple(self.flushes.items()):
+            flush.end()
+            if flush.is_done:
+                done.set()
 
     # -- listeners ---------------------------------------------------------------------------------------------
 

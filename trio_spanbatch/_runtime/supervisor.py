@@ -12,6 +12,9 @@ of the batcher (the driver, and one for each delivery) run in an inner nursery o
               |     +-- driver, deliveries
               +-- the exporter's aclose()             # in the remaining time
 
+With a spool, its tasks (`Spooler`) are in another nursery around that of the work, so that they go on in the remaining
+time, in which the last spans are committed.
+
 A cancel from outside therefore ends only the body. ``__aexit__``, which is called however the body ends, then begins
 the drain, which gives the shield its deadline. A shield around the wait in ``__aexit__`` alone would be too late: the
 cancel would end the driver before ``__aexit__`` runs.
@@ -43,7 +46,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context, copy_context
 from threading import get_ident
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import attrs
 import trio
@@ -85,6 +88,23 @@ class _EndOfRun(trio.abc.Instrument):
         self._callback()
 
 
+class _Store(Protocol):
+    async def open(self) -> None: ...
+
+
+class _Spooler(Protocol):
+    """A `Spooler`, which is imported only if it is used."""
+
+    @property
+    def store(self) -> _Store: ...
+    def finish(self) -> None: ...
+    def stop(self) -> None: ...
+    def end_recovery(self) -> None: ...
+    async def recover(self) -> None: ...
+    async def run(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 @attrs.define(eq=False)
 class Supervisor:
     """Runs the tasks of one batcher, from `open` to `close`.
@@ -96,6 +116,7 @@ class Supervisor:
         runtime: The state that the tasks share.
         token: The token of the trio run in which it was opened; None before that.
         is_forked: Whether this is a copy in a forked child.
+        spooler: Carries out orders to the spool; None without one.
     """
 
     shutdown_timeout: float
@@ -104,6 +125,7 @@ class Supervisor:
     runtime: Runtime = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
     is_forked: bool = attrs.field(init=False, default=False)
+    spooler: _Spooler | None = attrs.field(init=False, default=None)
     # Identifies the trio run until that ends, as a thread has one run at a time. No other identifier is compared
     # faster.
     _thread_id: int | None = attrs.field(init=False, default=None)
@@ -115,9 +137,11 @@ class Supervisor:
     _shield: trio.CancelScope = attrs.field(init=False, factory=lambda: trio.CancelScope(shield=True))
     _failure: BaseException | None = attrs.field(init=False, default=None)
     _troubles: list[str] = attrs.field(init=False, factory=list)
+    _exporter_is_closed: bool = attrs.field(init=False, default=False)
     _interrupted: bool = attrs.field(init=False, default=False)
     _manager: AbstractAsyncContextManager[trio.Nursery] = attrs.field(init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
+    _spool_nursery: trio.Nursery = attrs.field(init=False)
     _context: Context = attrs.field(init=False)
 
     @property
@@ -163,12 +187,15 @@ class Supervisor:
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
         try:
+            if self.spooler is not None:
+                await self.spooler.store.open()
             await nursery.start(self._supervise)
         except BaseException:
             await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102  # nothing is in the nursery
             self._shield.deadline = trio.current_time() + self.shutdown_timeout
             with self._shield:
                 await self._close_exporter()  # noqa: ASYNC102  # the shield has a deadline, set above
+                await self._close_spool()  # noqa: ASYNC102  # the same
             self.runtime.end_feeding()
             self._end()
             if (fatal := self.runtime.logger.fatal) is not None:
@@ -214,19 +241,48 @@ class Supervisor:
         # No checkpoint from here to `started`: a cancelled `start` would wait for a shielded task that never ends.
         try:
             with self._shield:
-                await self._supervise_work(task_status)
-                await self._close_exporter()
-            if self._shield.cancelled_caught:
+                if self.spooler is None:
+                    await self._supervise_work(task_status)
+                    await self._close_exporter()
+                else:
+                    await self._supervise_with_spool(self.spooler, task_status)
+            if self._shield.cancelled_caught and not self._exporter_is_closed:
                 why = "a Ctrl-C" if self._interrupted else "shutdown_timeout"
                 self._trouble(f"closing the exporter was cut short by {why}")
         finally:
             self._done.set()
+
+    async def _supervise_with_spool(self, spooler: _Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128
+        try:
+            async with trio.open_nursery() as self._spool_nursery:
+                self._context.run(
+                    lambda: self._spool_nursery.start_soon(self._guarded, spooler.run, name="trio_spanbatch spool")
+                )
+                await self._supervise_work(status)
+                # What is not committed yet is committed meanwhile.
+                await self._close_exporter()
+                spooler.finish()
+        except BaseException as exc:  # noqa: ASYNC103  # as in `_supervise_work`
+            cancelled, failure = split_cancelled(exc)
+            if failure is not None:
+                self._note_failure("a task of its spool failed", failure, is_bug=True)
+            if cancelled is not None:
+                raise cancelled from None  # noqa: ASYNC104  # this raises it again
+        finally:
+            self.runtime.end_flushes()
+            await self._close_spool()  # noqa: ASYNC102  # inside the shield
+
+    async def _close_spool(self) -> None:
+        if self.spooler is not None:
+            await self.spooler.close()
 
     async def _supervise_work(self, task_status: trio.TaskStatus[None]) -> None:
         try:
             with self._work:
                 async with trio.open_nursery() as self._nursery:
                     self.start(self.driver.run, "trio_spanbatch driver")
+                    if self.spooler is not None:
+                        self.start(self.spooler.recover, "trio_spanbatch spool: recover")
                     task_status.started()
                     await self._wait_for_drain()
         except BaseException as exc:  # noqa: ASYNC103  # if the shield is cancelled, the next checkpoint says so again
@@ -250,6 +306,7 @@ class Supervisor:
             # In a separate task, so that trio raises at the end of that one if it leaves a nursery open.
             async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # see above
                 nursery.start_soon(self._call_aclose, name="trio_spanbatch closing the exporter")
+            self._exporter_is_closed = True
         except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
             cancelled, failure = split_cancelled(exc)
             if failure is not None:
@@ -329,6 +386,8 @@ class Supervisor:
         self.runtime.scheduler.begin_drain(self._work.deadline)
         if not self.runtime.stopped:
             self.runtime.stop_reason, self.runtime.stop_cause = "the shutdown deadline passed", "timeout"
+        if self.spooler is not None:
+            self.spooler.end_recovery()
         if self._waits_for_drain is not None:
             trio.lowlevel.reschedule(self._waits_for_drain)
             self._waits_for_drain = None
@@ -350,6 +409,8 @@ class Supervisor:
             return
         self.runtime.stop_reason, self.runtime.stop_cause = "Ctrl-C during the drain", "KeyboardInterrupt"
         self._work.cancel()
+        if self.spooler is not None:
+            self.spooler.stop()
         self._shield.deadline = min(self._shield.deadline, trio.current_time() + self._reserve)
 
     def _conclude(self, exc: BaseException | None) -> None:
@@ -365,6 +426,10 @@ class Supervisor:
             reasons = self.runtime.losses.summary("undelivered")
             message = f"{_part(total.undelivered, total.accepted)} handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
+        if total.spooled:
+            self.runtime.logger.info(
+                "SpanBatcher: %d spans are in the spool, to be sent by the next one", total.spooled
+            )
         if exc is not None:
             self.add_notes(exc)
         if self._interrupted and not isinstance(exc, KeyboardInterrupt):

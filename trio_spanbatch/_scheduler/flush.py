@@ -32,6 +32,7 @@ class LocationFlush:
     delivered: int = 0
     rejected: int = 0
     undelivered: int = 0
+    spooled: int = 0
 
     def note(self, first: int, count: int, settlement: Settlement) -> None:
         """Count the outcome of spans below the watermark, among ``count`` spans from number ``first`` on."""
@@ -55,7 +56,7 @@ class Flush:
         self.watches_all = False
         self._open: dict[LocationFlush, None] = {}
         self._finished: dict[str, FlushCounts] = {}
-        self._delivered = self._rejected = self._undelivered = 0
+        self._delivered = self._rejected = self._undelivered = self._spooled = 0
 
     @property
     def is_done(self) -> bool:
@@ -65,7 +66,8 @@ class Flush:
     def watch(self, location: str, account: Account, parts: dict[LocationFlush, None]) -> int:
         """Also wait for a location's pending spans. ``parts`` has its parts of all flushes. Return the watermark."""
         # No call between reading these counts, so no span can be added in between.
-        part = LocationFlush(self, location, parts, account.accepted, account.queued + account.in_flight)
+        remaining = account.queued + account.in_flight + account.spooled - account.recovered_left
+        part = LocationFlush(self, location, parts, account.accepted, remaining)
         self._open[part] = None
         parts[part] = None
         return part.watermark
@@ -74,11 +76,18 @@ class Flush:
         """Record that no span below the watermark is pending at a location any more."""
         del self._open[part], part.parts[part]
         self._finished[part.location] = FlushCounts(
-            delivered=part.delivered, rejected=part.rejected, undelivered=part.undelivered
+            delivered=part.delivered, rejected=part.rejected, undelivered=part.undelivered, spooled=part.spooled
         )
         self._delivered += part.delivered
         self._rejected += part.rejected
         self._undelivered += part.undelivered
+        self._spooled += part.spooled
+
+    def end(self) -> None:
+        """Wait no longer, as the batcher is left: what it still waits for is in the spool."""
+        for part in tuple(self._open):
+            part.spooled, part.remaining = part.remaining, 0
+            self.finished(part)
 
     def forget(self) -> None:
         """Stop waiting. Takes time in proportion to the number of unfinished locations."""
@@ -92,5 +101,6 @@ class Flush:
             delivered=self._delivered,
             rejected=self._rejected,
             undelivered=self._undelivered,
+            spooled=self._spooled,
             locations=self._finished,
         )

@@ -1,10 +1,10 @@
 """The ledger: counts the spans in each state, conserved at every instant.
 
 Every accepted span is in exactly one column of its location's account: ``queued`` or ``in_flight`` while it is pending,
-then ``delivered``, ``rejected``, ``spooled`` or ``undelivered``. ``accepted`` is counted separately when a span is
-queued, so tests can check that
-``accepted == queued + in_flight + delivered + rejected + spooled + undelivered``. The totals over all locations are
-kept as running sums.
+then ``delivered``, ``rejected`` or ``undelivered``; or ``spooled`` while it is on disk and nowhere in memory.
+``accepted`` is counted separately when a span is queued, and ``recovered`` when one is found on disk, so tests can
+check that ``accepted + recovered == queued + in_flight + delivered + rejected + spooled + undelivered``. The totals
+over all locations are kept as running sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .._reporting.statistics import LocationStatistics, Settlement
 class Account:
     """One location's columns, named as in `LocationStatistics`, or the totals.
 
-    The last five attributes are kept here because the account outlives the live location.
+    The last six attributes are kept here because the account outlives the live location.
 
     Attributes:
         opened_at: When the oldest batch with a pending span was opened, in seconds of the clock; `math.inf` if no span
@@ -35,9 +35,11 @@ class Account:
         not_before: The end of the wait that the server asked for, in seconds of the clock.
         refuses_everything: Whether the server refused all parts of a batch and has accepted nothing since.
         failed_after: The endpoint's ``answers`` at its last failure that may concern the endpoint; -1 without one.
+        recovered_left: How many of the recovered spans are not accounted for yet.
     """
 
     accepted: int = 0
+    recovered: int = 0
     queued: int = 0
     in_flight: int = 0
     delivered: int = 0
@@ -54,6 +56,7 @@ class Account:
     not_before: float = -math.inf
     refuses_everything: bool = False
     failed_after: int = -1
+    recovered_left: int = 0
 
     @property
     def pending(self) -> int:
@@ -70,7 +73,14 @@ class Account:
         return dict(zip(_COUNTS, _counts_of(self), strict=True))
 
 
-_NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything", "failed_after")
+_NO_COUNTS = (
+    "opened_at",
+    "consecutive_failures",
+    "not_before",
+    "refuses_everything",
+    "failed_after",
+    "recovered_left",
+)
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
 # One call for all columns, as statistics are read often and for many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)
@@ -144,10 +154,12 @@ class Ledger:
     Attributes:
         kept_ended: The maximum number of accounts of ended locations that are kept.
         total: The sums over all locations, including those whose accounts are no longer kept.
+        leased_bytes: The bytes of the budgets that the spans in flight take.
     """
 
     kept_ended: int
     total: Account = attrs.Factory(Account)
+    leased_bytes: int = 0
     _accounts: dict[str, Account] = attrs.Factory(dict)
     _ended: OrderedDict[str, None] = attrs.Factory(OrderedDict)
 
@@ -163,20 +175,43 @@ class Ledger:
             oldest, _ = self._ended.popitem(last=False)
             del self._accounts[oldest]
 
-    def seal(self, account: Account, count: int) -> None:
-        """Count the oldest ``count`` queued spans as in flight."""
+    def seal(self, account: Account, count: int, cost: int) -> None:
+        """Count the oldest ``count`` queued spans, which take ``cost`` bytes of the budgets, as in flight."""
+        self.leased_bytes += cost
         for columns in (account, self.total):
             columns.queued -= count
             columns.in_flight += count
 
     def settle(self, account: Account, count: int, cost: int, settlement: Settlement) -> None:
         """Account for ``count`` spans in flight, which take ``cost`` bytes of the budgets."""
+        self.leased_bytes -= cost
         for columns in (account, self.total):
             columns.in_flight -= count
             columns.delivered += settlement.delivered
             columns.rejected += settlement.rejected
             columns.undelivered += settlement.undelivered
             columns.pending_bytes -= cost
+
+    def recover(self, account: Account, count: int) -> None:
+        """Count spans that were found on disk."""
+        account.recovered_left += count
+        for columns in (account, self.total):
+            columns.recovered += count
+            columns.spooled += count
+
+    def spool(self, account: Account, count: int, cost: int) -> None:
+        """Count ``count`` spans in flight, of ``cost`` bytes, as on disk only; negative ones, as read back."""
+        self.leased_bytes -= cost
+        for columns in (account, self.total):
+            columns.in_flight -= count
+            columns.spooled += count
+            columns.pending_bytes -= cost
+
+    def lose(self, account: Account, count: int) -> None:
+        """Count spans on disk, which cannot be read, as undelivered."""
+        for columns in (account, self.total):
+            columns.spooled -= count
+            columns.undelivered += count
 
     def attempt(self, account: Account, *, is_retry: bool) -> None:
         """Count an attempt."""

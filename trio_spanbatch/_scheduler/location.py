@@ -20,6 +20,7 @@ from .endpoint import Endpoint
 from .flush import LocationFlush
 from .ledger import Account
 from .pace import Pace
+from .records import Piece
 from .splitter import NO_BATCH, OpenBatch, QueuedBatch, runs_of
 
 # More bytes than any location has.
@@ -76,6 +77,8 @@ class Lease:
         is_probe: Whether its attempt is a probe of an endpoint that is down.
         began_after: The endpoint's ``answers`` when its last attempt began.
         may_repeat: Whether its next attempt may begin: it has an export slot.
+        pieces: With a spool, the committed records of its spans; empty if they are not committed.
+        may_go: With a spool, whether it may be sent: it is committed, or that was tried and has failed.
     """
 
     location: Location
@@ -90,6 +93,8 @@ class Lease:
     may_repeat: bool = False
     is_probe: bool = False
     began_after: int = 0
+    pieces: tuple[Piece, ...] = ()
+    may_go: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -238,8 +243,14 @@ class Location:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no span is pending and no adder waits."""
-        return not (self.account.queued or self.account.in_flight or self.waiting)
+        """Whether no span is pending or spooled, and no adder waits."""
+        account = self.account
+        return not (account.queued or account.in_flight or account.spooled or self.waiting)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether spans wait for an export."""
+        return bool(self.retries or self.account.queued)
 
     def export_at(self) -> float:
         """Return when an export may begin, given a free slot; `math.inf` if there is nothing to export."""

@@ -18,8 +18,8 @@ other, and share them in memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
@@ -111,6 +111,22 @@ class EncodedSpan:
 Runs: TypeAlias = list[tuple[SpanHeaders, list[bytes]]]
 
 
+@attrs.frozen(eq=False)
+class SpansInRuns(Sequence[EncodedSpan]):
+    """Spans of which only the bytes are needed, by a store that knows this class. For others it makes them."""
+
+    runs: Runs
+
+    def __len__(self) -> int:
+        return sum(len(payloads) for _, payloads in self.runs)
+
+    def __iter__(self) -> Iterator[EncodedSpan]:
+        return (EncodedSpan(payload, headers) for headers, payloads in self.runs for payload in payloads)
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self)[place]
+
+
 def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
     return tuple(spans)
 
@@ -146,6 +162,25 @@ class SpanBatch:
             object.__setattr__(batch, name, value)
         return batch
 
+    def spans_in_runs(self) -> SpansInRuns:
+        """Return the spans without making an object for each."""
+        return SpansInRuns(runs_of_spans(self.spans) if self._runs is None else self._runs)
+
+    @classmethod
+    def joined(cls, batches: Sequence[SpanBatch]) -> SpanBatch:
+        """Return the spans of several batches of a location as one."""
+        runs: Runs = []
+        sizer = RequestSizer(sys.maxsize)
+        for batch in batches:
+            for headers, payloads in batch.spans_in_runs().runs:
+                if runs and runs[-1][0] is headers:
+                    runs[-1][1].extend(payloads)
+                else:
+                    runs.append((headers, payloads.copy()))
+        for headers, payloads in runs:
+            sizer.add_run(headers, payloads)
+        return cls.sealed(batches[0].location, runs, sizer.size)
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
@@ -159,8 +194,7 @@ class SpanBatch:
         """Return the body of the request: an ``ExportTraceServiceRequest``, encoded."""
         # One join at the end rather than one per envelope, each of which would copy the whole request again.
         parts: list[bytes] = []
-        runs = _runs_of(self.spans) if self._runs is None else self._runs
-        for resource, scopes in _by_resource_and_scope(runs).items():
+        for resource, scopes in _by_resource_and_scope(self.spans_in_runs().runs).items():
             content: list[bytes] = []
             for scope, payloads in scopes.items():
                 content += _enveloped(_SCOPE_SPANS_TAG, scope, _framed(payloads))
@@ -172,6 +206,27 @@ class SpanBatch:
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
         return ExportTraceServiceRequest.FromString(self.to_request())
+
+    @classmethod
+    def from_request(cls, location: str, data: bytes) -> SpanBatch:
+        """Return a batch of the spans in an encoded ``ExportTraceServiceRequest``, such as `to_request` returns.
+
+        Each span's bytes stay as they are. Several requests in a row are one request, as protobuf has it.
+
+        Raises:
+            InvalidSpanError: ``data`` is something else. The message has the place of the first bad byte.
+        """
+        from .requests import scopes_of_request
+
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data is of type {type(data).__name__}; it must be the bytes of a request")
+        spans: list[EncodedSpan] = []
+        known: dict[SpanHeaders, SpanHeaders] = {}
+        for resource, scope, payloads in scopes_of_request(bytes(data)):
+            headers = SpanHeaders(resource, scope)
+            headers = known.setdefault(headers, headers)
+            spans += [EncodedSpan(payload, headers) for payload in payloads]
+        return cls(location, spans)
 
     def split(self) -> tuple[SpanBatch, SpanBatch]:
         """Return the first and the second half of the batch, each in order.
@@ -188,7 +243,10 @@ class SpanBatch:
         return f"<SpanBatch {self.location!r}: {len(self.spans)} spans, {self.size} bytes>"
 
 
-def _runs_of(spans: Iterable[EncodedSpan]) -> Runs:
+def runs_of_spans(spans: Iterable[EncodedSpan]) -> Runs:
+    """Return the headers of spans, each with the bytes of the consecutive spans that share them."""
+    if isinstance(spans, SpansInRuns):
+        return spans.runs
     runs: Runs = []
     headers = None
     for span in spans:
@@ -282,6 +340,10 @@ class RequestSizer:
     def add_first(self, span: EncodedSpan) -> None:
         """Add the first span, of any size."""
         self._try_add_with_envelopes(span.headers, framed_size(span.payload), sys.maxsize)
+
+    def add_run(self, headers: SpanHeaders, payloads: list[bytes]) -> None:
+        """Add consecutive spans with the same headers, of any size."""
+        self._try_add_with_envelopes(headers, sum(map(framed_size, payloads)), sys.maxsize)
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
         self._bring_up_to_date()

@@ -2,27 +2,51 @@
 
 It shows how a program uses a `SpanBatcher`. Its spans follow OpenTelemetry's conventions for generative AI. The program
 itself does not deal with batches, retries or shutdown.
+
+``python -m trio_spanbatch.cli.agent URL DIRECTORY`` runs it with a spool. It prints the location and the ids of each
+span that is committed.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import random
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import trio
 
-from .. import InstrumentationScope, Resource, SpanBatcher, SpanKind
+from .. import BatchPolicy, InstrumentationScope, OTLPExporter, Resource, RetryPolicy, SpanBatcher, SpanKind, Spool
 from ..tracing import ActiveSpan, Tracer
 
 _TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
 _QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")
+
+LOCATION_HEADER = "X-Databricks-UC-Table-Name"
+LOCATIONS = ("main.support.agent_spans", "main.sales.agent_spans", "main.finance.agent_spans", "main.ops.agent_spans")
+BATCH = BatchPolicy(max_spans=128, max_delay=0.5)
+RETRY = RetryPolicy(initial=0.2, maximum=1.0)
+
+_AGENTS_PER_LOCATION = 6
+# How many questions each agent of the program with a spool answers.
+_ANSWERS_WITH_SPOOL = 12
 
 # The number of spans in three consecutive answers.
 SPANS_OF_THREE_ANSWERS = 5 + 7 + 9
 
 # The longest duration of a step, in seconds.
 _LONGEST_STEP = 0.12
+
+
+def planned_spans(questions: int) -> int:
+    """Return how many spans all agents record if each answers that many questions, a multiple of three."""
+    return len(LOCATIONS) * _AGENTS_PER_LOCATION * questions // 3 * SPANS_OF_THREE_ANSWERS
+
+
+PLANNED_WITH_SPOOL = planned_spans(_ANSWERS_WITH_SPOOL)
 
 
 class RecordingTracer(Tracer):
@@ -33,6 +57,8 @@ class RecordingTracer(Tracer):
         scope = InstrumentationScope("trio_spanbatch.demo", "1")
         super().__init__(batcher, location=location, resource=resource, scope=scope)
         self.accepted: list[tuple[int, int]] = []
+        # How many of these were printed, as they are committed.
+        self.printed = 0
 
     def _take(self, span: ActiveSpan) -> None:
         dropped = self.dropped
@@ -76,3 +102,46 @@ class Agent:
 
     async def _work(self) -> None:
         await trio.sleep(self.chance.uniform(0, _LONGEST_STEP))
+
+
+async def run_agents(tracers: Sequence[RecordingTracer], questions: int) -> None:
+    """Run all agents of all locations."""
+    async with trio.open_nursery() as nursery:
+        for number, tracer in enumerate(tracers):
+            for agent in range(_AGENTS_PER_LOCATION):
+                chance = random.Random(number * _AGENTS_PER_LOCATION + agent)
+                nursery.start_soon(Agent(tracer, chance).run, questions)
+
+
+async def _run_with_spool(url: str, directory: str) -> None:
+    exporter = OTLPExporter(url, location_header=LOCATION_HEADER)
+    spool = Spool(directory, commit_interval=0.05)
+    # However slow the server is: it is that of the demo.
+    batcher = SpanBatcher(
+        exporter, spool=spool, batch=BATCH, retry=RETRY, shutdown_timeout=math.inf, log_level=logging.INFO
+    )
+    async with batcher:
+        tracers = [RecordingTracer(batcher, location) for location in LOCATIONS]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_print_committed, batcher, tracers)
+            await run_agents(tracers, _ANSWERS_WITH_SPOOL)
+            nursery.cancel_scope.cancel()
+        await _print_committed(batcher, tracers, once=True)
+
+
+async def _print_committed(batcher: SpanBatcher, tracers: Sequence[RecordingTracer], *, once: bool = False) -> None:
+    while True:
+        accepted = [(tracer, len(tracer.accepted)) for tracer in tracers]
+        await batcher.sync()
+        for tracer, count in accepted:
+            for trace_id, span_id in tracer.accepted[tracer.printed : count]:
+                sys.stdout.write(f"{tracer.location} {trace_id:032x} {span_id:016x}\n")
+            tracer.printed = count
+        sys.stdout.flush()
+        if once:
+            return
+        await trio.sleep(0.05)
+
+
+if __name__ == "__main__":
+    trio.run(_run_with_spool, sys.argv[1], sys.argv[2])

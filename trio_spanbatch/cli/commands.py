@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import attrs
 import click
 import trio
 
+from .._exporter import SpanExporter
 from .._settings.environment import batch_options, queue_options
 from .._settings.header_checks import check_header_name
 from .._settings.policies import MIB, BatchPolicy, Limits, RetryPolicy
@@ -36,6 +37,10 @@ from .destinations import (
     server_of,
 )
 from .screen import LogLines, OutputError, Screen, check_output, output_errors
+
+if TYPE_CHECKING:
+    from .send import SendResult, SendSettings
+    from .spool import SpoolFiles
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -134,19 +139,64 @@ def cli() -> None:
     """Send trace spans in batches over OTLP/HTTP, and receive them for development."""
 
 
-@cli.command("send", short_help="Send the spans in files of OTLP JSON.")
+_DESTINATION_OPTIONS = (
+    click.option(
+        "--to", type=click.Choice(DESTINATIONS), default="otlp", show_default=True, help="The kind of server."
+    ),
+    _text_option(
+        "--endpoint",
+        "URL",
+        "The URL to send to; no path is added. [default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or "
+        "OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318/v1/traces] For mlflow: the tracking URI, by default "
+        "MLFLOW_TRACKING_URI. For unity-catalog: the workspace, by default DATABRICKS_HOST. For zerobus: its endpoint, "
+        "by default that of the workspace in DATABRICKS_HOST.",
+    ),
+)
+_REQUEST_OPTIONS = (
+    _text_option("--location-header", "HEADER", "The header that carries the location, e.g. X-Scope-OrgID."),
+    click.option(
+        "--header", "headers", metavar="K=V", multiple=True, help="A header for all requests. May be repeated."
+    ),
+    click.option(
+        "--compression",
+        type=click.Choice(["gzip", "none"]),
+        help="The compression of requests. [default: gzip for mlflow, else none]",
+    ),
+    click.option(
+        "--max-spans", type=click.IntRange(min=1), metavar="N", help="The most spans in a batch. [default: 512]"
+    ),
+    click.option(
+        "--max-bytes", type=click.IntRange(min=1), metavar="N", help="The most bytes in a request. [default: 4 MiB]"
+    ),
+    click.option(
+        "--max-delay", type=_SECONDS, metavar="S", help="Seconds that a batch waits for more spans. [default: 5]"
+    ),
+    click.option(
+        "--timeout",
+        type=_SECONDS,
+        metavar="S",
+        help="Seconds that an attempt may take. [default: 10; mlflow: 60; unity-catalog, zerobus: 20]",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document."),
+)
+
+
+def _with(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options, the first one on top."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@cli.command("send", short_help="Send the spans in files of OTLP JSON or protobuf.")
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True, dir_okay=False)
 )
-@click.option("--to", type=click.Choice(DESTINATIONS), default="otlp", show_default=True, help="The kind of server.")
-@_text_option(
-    "--endpoint",
-    "URL",
-    "The URL to send to; no path is added. [default: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or "
-    "OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318/v1/traces] For mlflow: the tracking URI, by default "
-    "MLFLOW_TRACKING_URI. For unity-catalog: the workspace, by default DATABRICKS_HOST. For zerobus: its endpoint, by "
-    "default that of the workspace in DATABRICKS_HOST.",
-)
+@_with(*_DESTINATION_OPTIONS)
 @_text_option(
     "--location",
     "NAME",
@@ -156,79 +206,91 @@ def cli() -> None:
 @_text_option(
     "--location-attribute", "KEY", "Take each span's location from this attribute of the span, or else of its resource."
 )
-@_text_option("--location-header", "HEADER", "The header that carries the location, e.g. X-Scope-OrgID.")
-@click.option("--header", "headers", metavar="K=V", multiple=True, help="A header for all requests. May be repeated.")
-@click.option(
-    "--compression",
-    type=click.Choice(["gzip", "none"]),
-    help="The compression of requests. [default: gzip for mlflow, else none]",
-)
-@click.option("--max-spans", type=click.IntRange(min=1), metavar="N", help="The most spans in a batch. [default: 512]")
-@click.option(
-    "--max-bytes", type=click.IntRange(min=1), metavar="N", help="The most bytes in a request. [default: 4 MiB]"
-)
-@click.option("--max-delay", type=_SECONDS, metavar="S", help="Seconds that a batch waits for more spans. [default: 5]")
-@click.option(
-    "--timeout",
-    type=_SECONDS,
-    metavar="S",
-    help="Seconds that an attempt may take. [default: 10; mlflow: 60; unity-catalog, zerobus: 20]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
+@_with(*_REQUEST_OPTIONS)
 def send_command(
     files: Sequence[str],
-    to: str,
     location: str | None,
     location_attribute: str | None,
     headers: Sequence[str],
-    max_spans: int | None,
-    max_bytes: int | None,
-    max_delay: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Send the spans in FILEs: OTLP as JSON lines or JSON documents, plain or gzip; - is standard input.
+    """Send the spans in FILEs: OTLP as JSON lines, JSON documents or protobuf, plain or gzip; - is standard input.
 
     The exit code is 1 if a span was invalid, rejected or not delivered.
     """
-    from .send import MAX_ELAPSED, LocationOf, SendSettings, send
+    from .send import LocationOf, send
 
-    destination = Destination(
-        to=to, location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
-    )
+    batch, destination = _batch_and_destination(options, headers, location, location_attribute)
     screen = Screen()
     with _log_lines(screen):
-        try:
-            exporter = make_exporter(destination)
-            batch = _batch_policy(max_spans=max_spans, max_bytes=max_bytes, max_delay=max_delay)
-            settings = SendSettings(
-                files=files,
-                location_of=LocationOf(
-                    location or "default",
-                    location_attribute,
-                    from_lines=to == "otlp" and location is None and location_attribute is None,
-                ),
+        settings, exporter = _settings_and_exporter(
+            batch,
+            destination,
+            files=files,
+            location_of=LocationOf(
+                location or "default",
+                location_attribute,
+                from_lines=destination.to == "otlp" and location is None and location_attribute is None,
+            ),
+        )
+        if location_is_not_sent(destination):
+            screen.warn(_NOT_SENT)
+        result = trio.run(send, settings, exporter, screen)
+    _end_sending(result, screen, as_json, exit_code=result.exit_code)
+
+
+_NOT_SENT = "locations are not sent to the server; name a header for them with --location-header"
+
+
+def _batch_and_destination(
+    options: dict[str, Any], headers: Sequence[str], location: str | None, location_attribute: str | None
+) -> tuple[dict[str, Any], Destination]:
+    """Return the options of the batches, and the destination."""
+    batch = {name: options.pop(name) for name in ("max_spans", "max_bytes", "max_delay")}
+    return batch, Destination(
+        location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
+    )
+
+
+def _settings_and_exporter(
+    batch_options: dict[str, Any], destination: Destination, **settings: Any
+) -> tuple[SendSettings, SpanExporter]:
+    """Return how to send, and what sends."""
+    from .send import MAX_ELAPSED, SendSettings
+
+    try:
+        exporter = make_exporter(destination)
+        batch = _batch_policy(**batch_options)
+        return (
+            SendSettings(
                 batch=batch,
                 limits=_limits(batch),
                 retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),
                 server=server_of(exporter),
-                no_server=NO_SERVER_ADVICE[to],
+                no_server=NO_SERVER_ADVICE[destination.to],
                 words=in_words_of_options,
-            )
-        except (TypeError, ValueError) as error:
-            raise click.UsageError(in_words_of_options(str(error))) from error
-        except ModuleNotFoundError as error:
-            raise click.ClickException(str(error)) from error
-        if location_is_not_sent(destination):
-            screen.warn("locations are not sent to the server; name a header for them with --location-header")
-        result = trio.run(send, settings, exporter, screen)
+                **settings,
+            ),
+            exporter,
+        )
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(in_words_of_options(str(error))) from error
+    except ModuleNotFoundError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _end_sending(
+    result: SendResult, screen: Screen, as_json: bool, advice: Sequence[str] = (), *, exit_code: int
+) -> NoReturn:
+    """Print the outcome, and exit."""
     if as_json:
         screen.document(_json(result.tally.document(result.statistics)))
     else:
         result.tally.show(screen, result.statistics)
-    for line in result.explanations():
+    for line in (*result.explanations(), *advice):
         screen.warn(line)
-    sys.exit(result.exit_code)
+    sys.exit(exit_code)
 
 
 @cli.command("receive")
@@ -271,11 +333,16 @@ def _cannot_listen(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}; {advice}"
 
 
-@cli.command("demo", short_help="Show that no span is lost when a server fails.")
+@cli.command("demo", short_help="Show that no span is lost when a server fails or a program is killed.")
 @_store_option("The file to store spans in; it must not exist. [default: a new temporary file]")
 def demo_command(store: Path | None) -> None:
-    """Show that no span is lost: an agent program is cancelled half-way, while its server fails for a time."""
+    """Show that no span is lost, in two acts.
+
+    An agent program is cancelled half-way, while its server fails for a time. Another one, with a spool, is killed
+    half-way and started again.
+    """
     from .demo import demo
+    from .kill import kill_and_restart
 
     if store is not None and store.exists():
         raise click.ClickException(f"{store} already exists; name a new file with --store")
@@ -284,12 +351,19 @@ def demo_command(store: Path | None) -> None:
     screen = Screen()
     with _log_lines(screen):
         try:
+            screen.say("act 1: a program is cancelled half-way")
             result = trio.run(demo, store, screen)
+            screen.say(f"spans are stored in {store}")
+            screen.say(result.verdict)
+            if result.exit_code:
+                sys.exit(result.exit_code)
+            screen.say("")
+            screen.say("act 2: a program with a spool is killed half-way, and started again")
+            killed = trio.run(kill_and_restart, store, screen)
+            screen.say(killed.verdict)
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
-    screen.say(f"spans are stored in {store}")
-    screen.say(result.verdict)
-    sys.exit(result.exit_code)
+    sys.exit(killed.exit_code)
 
 
 def _new_folder() -> Path:
@@ -298,6 +372,119 @@ def _new_folder() -> Path:
     except OSError as error:
         reason = f"cannot create a temporary directory: {error.strerror}"
         raise click.ClickException(f"{reason}; name a file with --store") from error
+
+
+@cli.group("spool", short_help="List, send, export, check or delete what a spool holds.")
+def spool_group() -> None:
+    """Look after the spans that batchers have left in a spool.
+
+    DIR is the directory that the program gives to Spool. Files of a batcher that is open are left alone.
+    """
+
+
+_directory = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+
+
+@contextmanager
+def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
+    """Open a spool, and exit with 1 afterwards if there was a problem."""
+    from .._spool.files import cannot_use
+    from .._spool.store import SpoolError
+    from .spool import SpoolFiles
+
+    screen = Screen()
+    try:
+        files = SpoolFiles(directory, screen)
+        yield files, screen
+    except SpoolError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(str(cannot_use(directory, error))) from error
+    if files.problems:
+        sys.exit(1)
+
+
+@spool_group.command("list", short_help="List the locations, and what there is of each.")
+@_directory
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def spool_list_command(directory: Path, as_json: bool) -> None:
+    """List the locations in DIR, with their spans, bytes, oldest age and dead letters."""
+    from .spool import summary_of
+
+    with _spool_files(directory) as (files, screen):
+        summary = summary_of(files)
+        if as_json:
+            screen.document(_json(summary.document(files.in_use)))
+        else:
+            summary.show(screen)
+
+
+@spool_group.command("send", short_help="Send the spans to their locations.")
+@_directory
+@_with(*_DESTINATION_OPTIONS)
+@_with(*_REQUEST_OPTIONS)
+def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, **options: Any) -> None:
+    """Send the spans in DIR, each to its location. What a server has accepted is removed from DIR, and only that.
+
+    Rejected spans become dead letters. The exit code is 1 if a span was rejected or not delivered.
+    """
+    from .spool import send_spool, summary_of
+
+    with _spool_files(directory) as (files, screen), _log_lines(screen):
+        summary = summary_of(files)
+        if not summary.total.spans:
+            screen.warn(f"{directory}: contains no spans to send")
+            return
+        location = next(name for name, counts in summary.locations.items() if counts.spans)
+        batch, destination = _batch_and_destination(options, headers, location, None)
+        settings, exporter = _settings_and_exporter(batch, destination)
+        if len(summary.locations) > 1 and location_is_not_sent(attrs.evolve(destination, location_attribute="")):
+            screen.warn(_NOT_SENT)
+        result = trio.run(send_spool, files, summary, settings, exporter, screen)
+    advice = []
+    if result.statistics.undelivered or not result.read_whole:
+        advice.append(f"what was not delivered stays in {directory}")
+    if result.statistics.rejected:
+        advice.append(f"rejected spans are dead letters now: trio-spanbatch spool export {directory} --dead")
+    _end_sending(result, screen, as_json, advice, exit_code=result.exit_code or int(files.problems > 0))
+
+
+@spool_group.command("export", short_help="Print the spans as OTLP JSON lines.")
+@_directory
+@click.option("--dead", is_flag=True, help="Export the dead letters instead of the spans.")
+@_text_option("--location", "NAME", "Export this location only. The lines do not contain the location.")
+def spool_export_command(directory: Path, dead: bool, location: str | None) -> None:
+    """Print the spans in DIR as OTLP JSON lines, which the command send reads. They stay in DIR."""
+    from .spool import export
+
+    with _spool_files(directory) as (files, screen):
+        for document in export(files, dead=dead, location=location):
+            screen.document(_json(document))
+
+
+@spool_group.command("check", short_help="Read everything and compare the checksums.")
+@_directory
+def spool_check_command(directory: Path) -> None:
+    """Read everything in DIR and compare the checksums. The exit code is 1 if something is damaged."""
+    from .spool import check
+
+    with _spool_files(directory) as (files, screen):
+        check(files, screen)
+
+
+@spool_group.command("delete", short_help="Delete what there is of a location.")
+@_directory
+@click.option("--location", metavar="NAME", required=True, help="The location to delete.")
+def spool_delete_command(directory: Path, location: str) -> None:
+    """Delete the spans and dead letters of a location in DIR.
+
+    The exit code is 1 if some may be left, in files that are in use or damaged.
+    """
+    from .spool import delete
+
+    with _spool_files(directory) as (files, screen):
+        delete(files, location, screen)
+        files.problems += files.in_use
 
 
 def _json(document: object) -> str:

@@ -7,7 +7,6 @@ compared with those in the file.
 from __future__ import annotations
 
 import logging
-import random
 import signal
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -20,18 +19,16 @@ import attrs
 import trio
 
 from .. import (
-    BatchPolicy,
     Delivered,
     ExportResult,
     LocationStatistics,
     Loss,
     OTLPExporter,
-    RetryPolicy,
     SpanBatch,
     SpanBatcher,
 )
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
-from .agent import SPANS_OF_THREE_ANSWERS, Agent, RecordingTracer
+from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, RecordingTracer, planned_spans, run_agents
 from .progress import DemoProgress
 from .receive import Collector
 from .screen import Screen
@@ -41,20 +38,15 @@ from .store import SpanStore
 # Location, trace id and span id, the ids as hex.
 Key: TypeAlias = tuple[str, str, str]
 
-LOCATION_HEADER = "X-Databricks-UC-Table-Name"
-LOCATIONS = ("main.support.agent_spans", "main.sales.agent_spans", "main.finance.agent_spans", "main.ops.agent_spans")
 FAILING = "main.finance.agent_spans"
 
-_AGENTS_PER_LOCATION = 6
 _QUESTIONS_PER_AGENT = 30
-PLANNED_SPANS = len(LOCATIONS) * _AGENTS_PER_LOCATION * _QUESTIONS_PER_AGENT // 3 * SPANS_OF_THREE_ANSWERS
+PLANNED_SPANS = planned_spans(_QUESTIONS_PER_AGENT)
 
 # Seconds until the server begins to answer 503 for one location, and until it stops after the cancellation.
 _FAILS_AFTER = 1.0
 _FAILS_BEYOND_CANCEL = 1.0
 
-_BATCH = BatchPolicy(max_spans=128, max_delay=0.5)
-_RETRY = RetryPolicy(initial=0.2, maximum=1.0)
 _SHUTDOWN_TIMEOUT = 15.0
 
 
@@ -182,8 +174,8 @@ async def _run_program(
     exporter = MeasuringExporter(OTLPExporter(url, location_header=LOCATION_HEADER))
     batcher = SpanBatcher(
         exporter,
-        batch=_BATCH,
-        retry=_RETRY,
+        batch=BATCH,
+        retry=RETRY,
         shutdown_timeout=_SHUTDOWN_TIMEOUT,
         on_loss=losses.append,
         log_level=logging.INFO,
@@ -197,18 +189,10 @@ async def _run_program(
             with interrupt.absorb(), interrupt.scope:
                 async with batcher:
                     with interrupt.body():
-                        await _run_agents(tracers)
+                        await run_agents(tracers, _QUESTIONS_PER_AGENT)
             observers.cancel_scope.cancel()
         progress.say(f"left the batcher {trio.current_time() - (server.cancelled or server.began):.1f} s later")
     show(batcher, exporter, tracers, screen)
-
-
-async def _run_agents(tracers: Sequence[RecordingTracer]) -> None:
-    async with trio.open_nursery() as nursery:
-        for number, tracer in enumerate(tracers):
-            for agent in range(_AGENTS_PER_LOCATION):
-                chance = random.Random(number * _AGENTS_PER_LOCATION + agent)
-                nursery.start_soon(Agent(tracer, chance).run, _QUESTIONS_PER_AGENT)
 
 
 async def _cancel_half_way(

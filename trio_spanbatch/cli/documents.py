@@ -45,7 +45,7 @@ class Document:
 class Unreadable:
     """A line that cannot be read."""
 
-    line: int  # the number of the line, from 1
+    line: int  # the number of the line, from 1; 0 in a file without lines
     reason: str
     # The data, if it may be the beginning of a JSON value that continues in the next line.
     unfinished: bytes = attrs.field(default=b"", eq=False, repr=False)

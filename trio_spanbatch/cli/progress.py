@@ -41,15 +41,24 @@ def _bars(console: Console, *columns: ProgressColumn) -> _Progress:
     return _Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
 
 
-class SendProgress:
-    """The share of the files that has been read, then the share of the accepted spans that has been delivered."""
+def total_size(files: Sequence[str]) -> int | None:
+    """Return the size of all files; None if one is not a regular file."""
+    sizes = [InputFile(name).size() for name in files]
+    return sum(size for size in sizes if size is not None) if None not in sizes else None
 
-    def __init__(self, files: Sequence[str], screen: Screen) -> None:
+
+class SendProgress:
+    """The share of the source that has been read, then the share of the accepted spans that has been delivered.
+
+    Args:
+        total: The size of the source, None if it is not known.
+        screen: Where it is shown.
+    """
+
+    def __init__(self, total: int | None, screen: Screen) -> None:
         self.position: int = 0  # how many bytes of the current file have been read
         self.read_whole: bool = False  # whether all files have been read
         self._before = 0
-        sizes = [InputFile(name).size() for name in files]
-        total = sum(size for size in sizes if size is not None) if None not in sizes else None
         # The bars, a context manager inside which they are shown.
         description, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
         columns = (description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
@@ -89,6 +98,13 @@ class SendProgress:
         for count, outcome in ((counts.rejected, "rejected"), (counts.undelivered, "undelivered")):
             words += f", {count:,} {outcome}" if count else ""
         self.bars.update(self._task, counts=words, refresh=True)
+
+
+def work_bar(work: str, total: int, screen: Screen) -> tuple[Progress, Callable[[int], None]]:
+    """Return a bar, a context manager inside which it is shown, and a function that notes that more is done."""
+    bar = _bars(screen.err, TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    task = bar.add_task(work, total=total)
+    return bar, lambda amount: bar.update(task, advance=amount, refresh=True)
 
 
 def _line_of(failing: Sequence[FailingLocation]) -> str:

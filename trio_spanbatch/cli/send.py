@@ -1,4 +1,4 @@
-"""``trio-spanbatch send``: send the spans in OTLP JSON files to a server, through a `SpanBatcher`."""
+"""``trio-spanbatch send``: send the spans in files of OTLP JSON or protobuf to a server, through a `SpanBatcher`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import attrs
 import trio
@@ -13,8 +14,9 @@ import trio
 from .._batcher import SpanBatcher
 from .._errors import InvalidLocationError, InvalidSpanError
 from .._exporter import SpanExporter
-from .._reporting.statistics import SpanBatcherStatistics
+from .._reporting.statistics import Loss, SpanBatcherStatistics
 from .._settings.policies import BatchPolicy, Limits, RetryPolicy
+from .._spans.batch import EncodedSpan
 from .._spans.checks import shown
 from .._spans.records import Span
 from .._values import checked_location
@@ -22,7 +24,8 @@ from .circuit_breaker import CircuitBreaker
 from .documents import Document, DocumentParser, Unreadable
 from .input import InputFile, InputFileError
 from .otlp_json import has_old_spans, read_request
-from .progress import SendProgress
+from .progress import SendProgress, total_size
+from .protobuf import Envelope, RequestParser, is_protobuf, is_undecided
 from .screen import Screen
 from .signals import Interrupt
 from .tally import Tally
@@ -77,13 +80,17 @@ class LocationOf:
         location = document.get("location") if self.from_lines and isinstance(document, dict) else None
         return LocationOf(location) if isinstance(location, str) and location else self
 
-    def __call__(self, span: Span) -> str:
+    def __call__(self, span: Span | EncodedSpan) -> str:
         """Return the location of ``span``; raise `NoLocation` or `InvalidLocationError` if it has none."""
         if self.attribute is None:
             return self.name
-        value = span.attributes.get(self.attribute)
-        if value is None and span.resource is not None:
-            value = span.resource.attributes.get(self.attribute)
+        value: object
+        if isinstance(span, EncodedSpan):
+            value = _attribute_of_encoded(span, self.attribute)
+        else:
+            value = span.attributes.get(self.attribute)
+            if value is None and span.resource is not None:
+                value = span.resource.attributes.get(self.attribute)
         if isinstance(value, str) and value:
             return checked_location(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -94,12 +101,24 @@ class LocationOf:
         raise NoLocation(f"no location: the attribute {self.attribute!r} is {shown(value)}; {must}")
 
 
+def _attribute_of_encoded(span: EncodedSpan, key: str) -> object:
+    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+    resource = ResourceSpans.FromString(span.headers.resource).resource
+    # The last one counts.
+    for pair in (*reversed(span.to_message().attributes), *reversed(resource.attributes)):
+        kind = pair.value.WhichOneof("value")
+        if pair.key == key and kind is not None:
+            return getattr(pair.value, kind)
+    return None
+
+
 @attrs.frozen(kw_only=True)
 class SendSettings:
     """How to send."""
 
-    files: Sequence[str]  # the names of the files; ``-`` is standard input
-    location_of: LocationOf  # determines the location of each span
+    files: Sequence[str] = ()  # the names of the files; ``-`` is standard input
+    location_of: LocationOf = LocationOf()  # determines the location of each span
     batch: BatchPolicy  # when a batch is due
     limits: Limits  # what may be pending. Input with more than ``max_locations`` locations is sent in several rounds
     retry: RetryPolicy  # how often and how long requests are retried
@@ -146,19 +165,45 @@ def _what_to_do(failure: str, no_server: str) -> str:
     return NO_ANSWER if _SIGNS_OF_SILENCE.search(failure) else ""
 
 
-async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -> SendResult:
-    """Send all files, and return once every span is accounted for. The exporter is closed at the end."""
+class Source(Protocol):
+    """Spans that are not in files."""
+
+    total: int
+
+    async def send(self, batcher: SpanBatcher, tally: Tally, progress: SendProgress) -> None:
+        """Add all spans to ``batcher``."""
+        ...
+
+    def add_loss(self, loss: Loss) -> None:
+        """Note a loss, which is in the summary already."""
+        ...
+
+    async def finish(self) -> None:
+        """Called once the batcher has ended, unless that was cut short."""
+        ...
+
+
+async def send(
+    settings: SendSettings, exporter: SpanExporter, screen: Screen, source: Source | None = None
+) -> SendResult:
+    """Send all files, or what is in ``source``, and return once every span is accounted for. Close the exporter."""
     tally = Tally()
+
+    def add_loss(loss: Loss) -> None:
+        tally.add_loss(loss)
+        if source is not None:
+            source.add_loss(loss)
+
     breaker = CircuitBreaker(exporter, settings.patience, settings.server, settings.retry.max_elapsed)
     interrupt = Interrupt()
-    progress = SendProgress(settings.files, screen)
+    progress = SendProgress(total_size(settings.files) if source is None else source.total, screen)
     batcher = SpanBatcher(
         breaker,
         batch=settings.batch,
         limits=attrs.evolve(settings.limits, max_locations=_ANY_NUMBER, location_idle_timeout=_IDLE_TIMEOUT),
         retry=settings.retry,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
-        on_loss=tally.add_loss,
+        on_loss=add_loss,
         # Failing locations are shown below the progress bar, or reported here, and in the summary.
         log_level=logging.INFO,
     )
@@ -173,11 +218,15 @@ async def send(settings: SendSettings, exporter: SpanExporter, screen: Screen) -
                     nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
                     with interrupt.body(), interrupt.scope:
+                        if source is not None:
+                            await source.send(batcher, tally, progress)
                         sender = _Sender(batcher, settings, tally, screen, progress)
                         for name in settings.files:
                             await sender.send_file(name)
                         progress.read_whole = True
                         await batcher.flush()
+                if source is not None:
+                    await source.finish()
             nursery.cancel_scope.cancel()
     return SendResult(
         statistics=batcher.statistics(),
@@ -228,12 +277,18 @@ class _Sender:
 
     async def send_file(self, name: str) -> None:
         file = InputFile(name)
-        parser = DocumentParser()
+        parser: DocumentParser | RequestParser = DocumentParser()
         found = 0
         try:
-            while data := await file.read():
+            data = await file.read()
+            while is_undecided(data) and (more := await file.read()):
+                data += more
+            if is_protobuf(data):
+                parser = RequestParser()
+            while data:
                 found += await self._send_parsed(file, parser.feed(data))
                 self.progress.position = file.position
+                data = await file.read()
             found += await self._send_parsed(file, parser.finish())
         except InputFileError as error:
             line = parser.line
@@ -247,17 +302,24 @@ class _Sender:
             file.close()
         self.progress.end_file(file)
 
-    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Unreadable]) -> int:
-        """Send the spans of ``parsed``, and return the number of spans and unreadable lines."""
+    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Envelope | Unreadable]) -> int:
+        """Send the spans of ``parsed``, and return the number of spans and unreadable parts."""
         found = 0
         for item in parsed:
             if isinstance(item, Unreadable):
                 self._leave_out(file, item.line, item.reason, self.settings.location_of.only)
                 found += 1
                 continue
-            location_of = self.settings.location_of.in_line(item.value)
+            location_of = self.settings.location_of
+            if isinstance(item, Envelope):
+                for number, encoded in enumerate(item.spans, 1):
+                    place = f"the envelope at byte {item.at}, span {number}"
+                    await self._send_span(file, 0, place, encoded, location_of)
+                    found += 1
+                continue
+            location_of = location_of.in_line(item.value)
             for number, span in enumerate(_spans(item), 1):
-                await self._send_span(file, item.line, number, span, location_of)
+                await self._send_span(file, item.line, f"span {number}", span, location_of)
                 found += 1
             if file not in self._reported_old and has_old_spans(item.value):
                 self._reported_old.add(file)
@@ -266,7 +328,12 @@ class _Sender:
         return found
 
     async def _send_span(
-        self, file: InputFile, line: int, number: int, span: Span | InvalidSpanError, location_of: LocationOf
+        self,
+        file: InputFile,
+        line: int,
+        place: str,
+        span: Span | EncodedSpan | InvalidSpanError,
+        location_of: LocationOf,
     ) -> None:
         if isinstance(span, InvalidSpanError):
             self._leave_out(file, line, str(span), location_of.only)
@@ -279,9 +346,9 @@ class _Sender:
             reason = self.settings.words(str(error))
             if isinstance(error, InvalidLocationError) and location_of.attribute is not None:
                 reason += f"; it is the value of the attribute {location_of.attribute!r}"
-            self._leave_out(file, line, f"span {number}: {reason}", location)
+            self._leave_out(file, line, f"{place}: {reason}", location)
 
-    async def _add(self, location: str, span: Span) -> None:
+    async def _add(self, location: str, span: Span | EncodedSpan) -> None:
         if location not in self._live and len(self._live) >= self.settings.limits.max_locations:
             # After a flush, no location holds spans.
             await self.batcher.flush()
@@ -290,11 +357,11 @@ class _Sender:
         self._live.add(location)
 
     def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
-        self.screen.warn(f"{file.name}:{line}: {reason}")
+        self.screen.warn(f"{file.name}: {reason}" if not line else f"{file.name}:{line}: {reason}")
         self.tally.add_invalid(location)
 
 
-def _may_be_request(item: Document | Unreadable) -> bool:
+def _may_be_request(item: Document | Envelope | Unreadable) -> bool:
     # A number that was cut off may still be a number, but an object that was cut off is not JSON.
     return isinstance(item, Document) and isinstance(item.value, dict)
 

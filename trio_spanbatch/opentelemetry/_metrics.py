@@ -139,6 +139,8 @@ class BatcherMetrics:
         # The clock of the batcher's run, which other threads can read; None before the first delivery.
         self._clock: trio.abc.Clock | None = None
         self._processed = 0
+        # Spans that went back to the spool after a delivery, and are processed already when the next one begins.
+        self._kept = 0
         self._handed_back = 0
         # By error.type; None for delivered spans.
         self._exported: Counter[str | None] = Counter()
@@ -155,7 +157,13 @@ class BatcherMetrics:
 
     def began(self, spans: int) -> None:
         self._clock = trio.lowlevel.current_clock()
-        self._processed += spans
+        again = min(spans, self._kept)
+        self._kept -= again
+        self._processed += spans - again
+
+    def kept(self, spans: int) -> None:
+        """Count spans that go back to the spool, so that another delivery begins with them later."""
+        self._kept += spans
 
     def settled(self, settlement: Settlement) -> None:
         self._exported[None] += settlement.delivered
@@ -209,7 +217,7 @@ class BatcherMetrics:
 
     def inflight(self) -> Iterable[Observation]:
         exported = self._exported.copy().total()
-        return [Observation(self._processed - exported, self._exporter)]
+        return [Observation(self._processed - self._kept - exported, self._exporter)]
 
     def exported(self) -> Iterable[Observation]:
         """Yield the number of spans whose delivery has settled them, by ``error.type``."""

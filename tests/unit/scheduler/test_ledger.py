@@ -36,11 +36,12 @@ def test_spans_are_conserved_from_the_queue_to_their_outcome(settlement: Settlem
     account = ledger.open("a")
     _accept(ledger, account, 5, 50)
     assert account.first_queued == 0
-    ledger.seal(account, 3)
+    ledger.seal(account, 3, 30)
     assert (account.queued, account.in_flight, account.pending, account.first_queued) == (2, 3, 5, 3)
+    assert ledger.leased_bytes == 30
     assert _is_conserved(account)
     ledger.settle(account, 3, 30, settlement)
-    assert (account.pending, account.pending_bytes) == (2, 20)
+    assert (account.pending, account.pending_bytes, ledger.leased_bytes) == (2, 20, 0)
     assert (account.delivered, account.rejected, account.undelivered) == (
         settlement.delivered,
         settlement.rejected,
@@ -55,8 +56,8 @@ def test_totals_are_the_sums_over_all_locations() -> None:
     a, b = ledger.open("a"), ledger.open("b")
     _accept(ledger, a, 4, 40)
     _accept(ledger, b, 2, 20)
-    ledger.seal(a, 4)
-    ledger.seal(b, 1)
+    ledger.seal(a, 4, 40)
+    ledger.seal(b, 1, 10)
     ledger.attempt(a, is_retry=False)
     ledger.attempt(b, is_retry=True)
     ledger.split(a)
