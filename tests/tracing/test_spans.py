@@ -384,7 +384,7 @@ async def test_tasks_that_each_start_the_next_one_inside_a_span_do_not_keep_each
                     alive = [each for each in gc.get_objects() if isinstance(each, ActiveSpan)]
                     assert len(alive) <= 3
 
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # a task inherits the context
             nursery.start_soon(next_one, 50, trio.Event())
 
 
