@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The package and its command line, which is all that the demo needs.
+DEMO_READY := $(VENV)/.demo-ready
 # Packages that only the benchmark needs.
 BENCH_READY := $(VENV)/.bench-ready
 # MLflow's server, which tests start. It has eighty dependencies, so it gets a separate environment.
@@ -20,9 +22,10 @@ ASYNC_DISABLED := ASYNC127,ASYNC9
 # Functions that are started with nursery.start and call task_status.started().
 ASYNC_STARTABLE := _supervise,_supervise_work,watch
 
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-all test-long test-matrix about-test about-test-all about-environment cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
+.PHONY: help demo test test-all test-long test-matrix about-test about-test-all cancel-everywhere simulate simulate-herd state-machine small-worlds soak planted-faults bench check size docs format clean
 
 help:
 	@echo "make demo    an agent program, a server that fails for a while, a cancel halfway through: nothing is lost"
@@ -44,17 +47,24 @@ help:
 	@echo "make format  format with ruff and apply its fixes"
 	@echo "make clean   remove all files that make created"
 
-$(READY): pyproject.toml constraints.txt
-	@echo "creating $(VENV) (once, and again when pyproject.toml or constraints.txt changes)"
+$(DEMO_READY): pyproject.toml constraints.txt
+	@echo "creating $(VENV), with a Python environment (once, and again when pyproject.toml or constraints.txt changes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[cli,databricks,opentelemetry]' --group dev
+	@echo "installing trio-spanbatch and its command line: trio, httpx, attrs, protobuf, click, rich and what they need,"
+	@echo "about 20 packages, a few seconds"
+	@$(INSTALL) --editable '.[cli]'
+	@touch $@
+
+$(READY): $(DEMO_READY)
+	@echo "installing what the tests and checks need: pytest, hypothesis, mypy, ruff, sphinx, OpenTelemetry's SDK,"
+	@echo "databricks-sdk and what they need, about 100 packages: a minute or two"
+	@$(INSTALL) --editable '.[cli,databricks,opentelemetry]' --group dev
 	@touch $@
 
 $(BENCH_READY): $(READY)
 	@echo "adding the benchmark's packages to $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	@$(INSTALL) --group bench
 	@touch $@
 
 $(MLFLOW_READY): constraints-mlflow.txt
@@ -64,17 +74,14 @@ $(MLFLOW_READY): constraints-mlflow.txt
 	@$(MLFLOW_VENV)/bin/python -m pip install --quiet --constraint $< mlflow
 	@touch $@
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	@$(BIN)/trio-spanbatch demo
 
-about-environment:
-	@test -e $(READY) || echo "first: installing trio-spanbatch and its tests' dependencies in $(VENV), about 100 packages: a minute or two"
-
-about-test: about-environment
+about-test:
 	@echo "make test: about 7,300 tests in one process for each core, in about four minutes on two idle cores; tests that start"
 	@echo "programs and servers, other long tests, and more examples for property tests are in make test-all"
 
-about-test-all: about-environment
+about-test-all:
 	@test -e $(MLFLOW_READY) || echo "first: installing MLflow's server in $(MLFLOW_VENV), about 80 packages: a minute or two"
 	@echo "make test-all: all tests, about 7,700, with branch coverage, in one process for each core; about twenty minutes on"
 	@echo "two idle cores"

@@ -28,21 +28,27 @@ _PLACES = 100
 
 def checked(name: str, value: _T | None, kind: type[_T]) -> _T | None:
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+        raise TypeError(f"{name} is {shown(value)}; it must be of type {kind.__name__}")
     return value
 
 
 def checked_function(name: str, value: _T | None) -> _T | None:
     if value is not None and not callable(value):
-        raise TypeError(f"{name} is {value!r}; it must be a function")
+        raise TypeError(f"{name} is {shown(value)}; it must be a function")
     if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{name} is {value!r}, which is async; it must be a synchronous function")
+        raise TypeError(f"{name} is {shown(value)}, which is async; it must be a synchronous function")
+    return value
+
+
+def checked_bool(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {shown(value)}; it must be True or False")
     return value
 
 
 def checked_level(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"log_level is {value!r}; it must be an int, for instance logging.INFO")
+        raise TypeError(f"log_level is {shown(value)}; it must be an int, for instance logging.INFO")
     return value
 
 
@@ -64,11 +70,23 @@ def exporter_or_default(exporter: SpanExporter | None) -> SpanExporter:
     if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("export", "aclose")):
         # The value is not shown, as it may be a URL with a password in it.
         kind = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+        is_of_the_sdk = all(hasattr(given, name) for name in ("export", "shutdown", "force_flush"))
         raise TypeError(
-            f"exporter is {kind}; it must be a SpanExporter, for instance "
-            "OTLPExporter('http://localhost:4318/v1/traces')"
+            f"exporter is {kind}{', an exporter of OpenTelemetry, which blocks' if is_of_the_sdk else ''}; it must be "
+            "a SpanExporter, for instance OTLPExporter('http://localhost:4318/v1/traces')"
         )
+    for name in ("export", "aclose"):
+        if _is_synchronous(getattr(exporter, name)):
+            raise TypeError(
+                f"exporter.{name} of {type(exporter).__name__} is a synchronous function; it must be async, as in "
+                f"`async def {name}`: call code that blocks with trio.to_thread.run_sync"
+            )
     return exporter
+
+
+def _is_synchronous(method: object) -> bool:
+    """Return whether ``method`` is a plain function, which cannot be awaited; a wrapper may return an awaitable."""
+    return inspect.isroutine(method) and not inspect.iscoroutinefunction(method) and not hasattr(method, "__wrapped__")
 
 
 def policy_function(batch: BatchPolicy | Callable[[str], BatchPolicy] | None) -> Callable[[str], BatchPolicy]:
@@ -95,7 +113,12 @@ def retry_or_default(retry: RetryPolicy | None, exporter: SpanExporter) -> Retry
     return RetryPolicy(attempt_timeout=environment.export_timeout(os.environ, default))
 
 
-def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: int | None, log: Log) -> SpanEncoder:
+def encoder_for(
+    redact: Callable[[str, Any], Any] | None,
+    max_attribute_bytes: int | None,
+    log: Log,
+    on_wrong_unit: Callable[[str, str], object] | None = None,
+) -> SpanEncoder:
     """Return an encoder that applies ``redact`` and ``max_attribute_bytes``, if there are any."""
     if checked_function("redact", redact) is not None:
         _check_takes_two(redact)
@@ -110,7 +133,7 @@ def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: i
             )
     resource = environment.default_resource(os.environ)
     if redact is None and max_attribute_bytes is None:
-        return SpanEncoder(resource)
+        return SpanEncoder(resource, on_wrong_unit)
     from ._spans.redaction import RedactingEncoder
 
     throttle = Throttle(time.monotonic, max_keys=_PLACES)
@@ -119,7 +142,7 @@ def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: i
         if throttle.allows(place):
             log.error(message, *args)
 
-    return RedactingEncoder(resource, redact, max_attribute_bytes, log_error)
+    return RedactingEncoder(resource, on_wrong_unit, redact, max_attribute_bytes, log_error)
 
 
 def _check_takes_two(redact: Any) -> None:
@@ -128,4 +151,6 @@ def _check_takes_two(redact: Any) -> None:
     except ValueError:
         pass  # some builtin functions have no signature
     except TypeError:
-        raise TypeError(f"redact is {redact!r}; it must be a function of two arguments, a key and a value") from None
+        raise TypeError(
+            f"redact is {shown(redact)}; it must be a function of two arguments, a key and a value"
+        ) from None

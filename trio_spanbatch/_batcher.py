@@ -14,6 +14,7 @@ import trio
 
 from ._arguments import (
     checked,
+    checked_bool,
     checked_function,
     checked_level,
     checked_timeout,
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
 __all__ = ["SpanBatcher"]
 
 _NOT_ENTERED = "the batcher is not entered: use `async with SpanBatcher(...) as batcher:`"
+
+_NEEDS_TRIO = (
+    "SpanBatcher needs trio: run the program with trio.run, or use "
+    "trio_spanbatch.opentelemetry.background_batcher, which runs trio in a thread, in a program on asyncio"
+)
 
 # ``add_spans`` executes a checkpoint after this many spans: encoding one takes 10 to 20 us.
 _SPANS_PER_CHECKPOINT = 64
@@ -130,7 +136,7 @@ class SpanBatcher:
         exporter = exporter_or_default(exporter)
         on_loss = checked_function("on_loss", on_loss)
         self._driver = Driver()
-        self._supervisor = Supervisor(checked_timeout(shutdown_timeout), strict, self._driver)
+        self._supervisor = Supervisor(checked_timeout(shutdown_timeout), checked_bool("strict", strict), self._driver)
         self._scheduler = Scheduler(
             limits,
             retry_or_default(retry, exporter),
@@ -154,13 +160,20 @@ class SpanBatcher:
         )
         self._live = self._scheduler.locations
         self._admission = self._scheduler.admission
-        self._encoder = encoder_for(redact, max_attribute_bytes, log)
+        self._encoder = encoder_for(redact, max_attribute_bytes, log, self._warn_of_unit)
+        self._has_warned_of_unit = False
         self._entered = False
 
     def __repr__(self) -> str:
         state = "open" if self._runtime.thread_id is not None else "closed" if self._entered else "not entered"
         total = self._scheduler.ledger.total
         return f"<SpanBatcher, {state}: {total.accepted} accepted, {total.pending} pending>"
+
+    def _warn_of_unit(self, problem: str, unit: str) -> None:
+        if not self._has_warned_of_unit:
+            self._has_warned_of_unit = True
+            message = "%s: times are in nanoseconds, as time.time_ns() returns them; is this in %s?"
+            self._runtime.logger.warning(message, problem, unit)
 
     # -- adding ------------------------------------------------------------------------------------------------
 
@@ -402,6 +415,8 @@ class SpanBatcher:
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
+        if not trio.lowlevel.in_trio_run():
+            raise RuntimeError(_NEEDS_TRIO)
         if self._entered:
             raise trio.BusyResourceError("a SpanBatcher can be entered only once; create another one")
         if is_closed(exporter := self._runtime.exporter):

@@ -36,6 +36,16 @@ def checked_location(location: object) -> str:
     return plain
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``number`` with ``noun``, in the plural unless it is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def were(number: int) -> str:
+    """Return the verb after `counted`."""
+    return "was" if number == 1 else "were"
+
+
 def is_number(value: object) -> TypeGuard[int | float]:
     """Return whether ``value`` is a float, or an int that fits in a float. A bool is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):

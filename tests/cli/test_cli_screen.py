@@ -119,7 +119,7 @@ def test_the_batchers_summary_is_not_shown_twice_and_a_servers_words_are_never_f
     handler = LogLines(Screen(Console(file=io.StringIO()), Console(file=err, width=500)))
     logger = logging.getLogger("test_cli_screen")
     logger.addHandler(handler)
-    logger.error("SpanBatcher: 1 of 1 spans were rejected", extra={"summary": True})
+    logger.error("SpanBatcher: 1 of 1 span was rejected", extra={"summary": True})
     logger.warning("a: 500: all spans were rejected and spans were handed back undelivered")
     logger.removeHandler(handler)
     assert err.getvalue() == "a: 500: all spans were rejected and spans were handed back undelivered\n"

@@ -170,8 +170,8 @@ FAULTS = (
     PlantedFault(
         "a location ends by idleness with a span in it",
         "_scheduler/location.py",
-        "return not self.account.pending and not self.waiting",
-        "return not self.account.in_flight and not self.waiting",
+        "return not (self.account.queued or self.account.in_flight or self.waiting)",
+        "return not (self.account.in_flight or self.waiting)",
     ),
     PlantedFault(
         "a location that is evicted for another one does not end",
@@ -214,7 +214,8 @@ FAULTS = (
     PlantedFault(
         "the space that sealing a batch frees is not given to waiting adders",
         "_scheduler/scheduler.py",
-        "        while True:\n            self.admission.serve(location, self._clock)\n",
+        "        while True:\n            if location.waiting or self.admission.byte_queue:\n"
+        "                self.admission.serve(location, self._clock)\n",
         "        self.admission.serve(location, self._clock)\n        while True:\n",
         first="state machine",
     ),
@@ -448,9 +449,8 @@ FAULTS = (
     PlantedFault(
         "a location that changed while nobody waited is not ranked again",
         "_scheduler/scheduler.py",
-        "            for location in admission.unranked:\n                admission.touch(location)\n"
-        "            admission.unranked.clear()\n            return True\n",
-        "            admission.unranked.clear()\n",
+        "                self._agenda.put(location, self._rank(location, now))\n            return True\n",
+        "                pass\n            return True\n",
         first="state machine",
     ),
     PlantedFault(

@@ -376,11 +376,9 @@ async def test_between_the_first_failure_and_the_recovery_a_summary_comes_at_mos
     finally:
         logger.removeFilter(watch)
     messages = [record.getMessage() for record in caplog.records if record.name == "mine"]
-    assert messages[0] == "exports to 'down' fail: 503 Service Unavailable"
-    assert messages[-2].startswith("exports to 'down' succeed again")
-    summaries = [
-        at for at, message in zip(logged_at, messages, strict=True) if message.startswith("1 locations are failing")
-    ]
+    assert messages[0] == "SpanBatcher: exports to 'down' fail: 503 Service Unavailable"
+    assert messages[-2].startswith("SpanBatcher: exports to 'down' succeed again")
+    summaries = [at for at, message in zip(logged_at, messages, strict=True) if "1 location is failing" in message]
     assert 3 <= len(summaries) <= 5
     assert all(later - earlier >= 30 for earlier, later in itertools.pairwise([0, *summaries]))
     # Only the first failure, summaries, the recovery, and the lost spans at the end.

@@ -131,7 +131,7 @@ async def test_a_message_with_zero_rejected_spans_is_a_warning(caplog: pytest.Lo
         report = await batcher.flush()
     assert (report.delivered, len(receiver.requests)) == (5, 1)
     assert [(record.levelno, record.getMessage()) for record in caplog.records if "trio_spanbatch" in record.name] == [
-        (logging.WARNING, "the server for 'a' accepted a batch with a warning: v1 ends in May")
+        (logging.WARNING, "SpanBatcher: the server for 'a' accepted a batch with a warning: v1 ends in May")
     ]
 
 
@@ -347,8 +347,8 @@ async def test_the_first_failure_of_a_location_and_its_recovery_are_logged_with_
     mine = [record for record in caplog.records if record.name == "mine"]
     assert {record.levelno for record in mine} == {logging.INFO}
     first, last = (record.getMessage() for record in mine)
-    assert first == "exports to 'a' fail: 503 Service Unavailable: overloaded"
-    assert last.startswith("exports to 'a' succeed again: 20 attempts failed in ")
+    assert first == "SpanBatcher: exports to 'a' fail: 503 Service Unavailable: overloaded"
+    assert last.startswith("SpanBatcher: exports to 'a' succeed again: 20 attempts failed in ")
 
 
 # Secrets and locations.

@@ -31,7 +31,7 @@ from trio_spanbatch.testing import OTLPReceiver
 
 UNREACHED = TryLater("cannot connect to collector.test:4318: Connection refused", endpoint=True)
 OVERLOADED = TryLater("503 Service Unavailable", status_code=503)
-DOWN = "the endpoint is down"
+DOWN = "SpanBatcher: the endpoint is down"
 
 
 class Server:
@@ -300,10 +300,10 @@ async def test_an_outage_and_its_end_are_one_message_each(
         server.answer = delivered
         await batcher.flush()
     messages = [record.getMessage() for record in caplog.records]
-    about_endpoint = [message for message in messages if message.startswith("the endpoint")]
-    assert [message.split(":")[0] for message in about_endpoint[:1]] == [DOWN]
+    about_endpoint = [message for message in messages if message.startswith("SpanBatcher: the endpoint")]
+    assert about_endpoint[0].startswith(DOWN)
     assert "Connection refused" in about_endpoint[0]
-    assert about_endpoint[1].startswith("the endpoint is up again after ")
+    assert about_endpoint[1].startswith("SpanBatcher: the endpoint is up again after ")
     assert len(about_endpoint) == 2
     assert len(messages) <= 2 + 2 * 2 + 3
 
@@ -405,7 +405,7 @@ async def test_the_name_of_an_endpoint_is_a_plain_str_in_statistics_and_log_mess
         await trio.sleep(60)
         assert [type(name) for name in batcher.statistics().endpoints] == [str]
     messages = [record.getMessage() for record in caplog.records]
-    assert [message for message in messages if message.startswith(r"the endpoint 'eu\n%s' is down: ")]
+    assert [message for message in messages if message.startswith(r"SpanBatcher: the endpoint 'eu\n%s' is down: ")]
 
 
 async def test_endpoints_that_are_not_used_any_more_are_forgotten_even_if_they_are_down(
@@ -447,7 +447,7 @@ async def test_two_batchers_for_one_endpoint_do_not_know_of_each_other(
             assert (batcher.statistics().endpoint.is_up, batcher.statistics().delivered) == (True, 50)
     messages = [record.getMessage() for record in caplog.records]
     assert len([message for message in messages if message.startswith(DOWN)]) == 2
-    assert len([message for message in messages if message.startswith("the endpoint is up again")]) == 2
+    assert len([message for message in messages if message.startswith("SpanBatcher: the endpoint is up again")]) == 2
 
 
 async def test_a_byte_budget_that_is_used_up_in_an_outage_is_freed_after_it(autojump_clock: MockClock) -> None:

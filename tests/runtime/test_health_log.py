@@ -60,7 +60,7 @@ def test_a_summary_comes_at_most_every_30_seconds(
         clock.now = float(second)
         log.failed("a", "reset")
         log.failed("b", "hung")
-    summaries = [message for message in caplog.messages if "locations are failing" in message]
+    summaries = [message for message in caplog.messages if " failing: " in message]
     text = (
         "2 locations are failing: %d attempts failed in the last 30 s, 0 spans were rejected, 0 handed back; "
         "the last: 'a': reset"
@@ -95,7 +95,7 @@ def test_the_number_of_remembered_locations_is_bounded(log: HealthLog, caplog: p
     log.succeeded("99")
     recovered = [message for message in caplog.messages if "again" in message]
     assert recovered == [
-        "exports to '99' succeed again: 1 attempts failed in 0.0 s, 0 spans were rejected, 0 handed back"
+        "exports to '99' succeed again: 1 attempt failed in 0.0 s, 0 spans were rejected, 0 handed back"
     ]
 
 
@@ -114,8 +114,8 @@ async def test_a_batcher_logs_to_the_logger_and_at_the_level_that_it_was_given(
         batcher.add_span_nowait("a", make_span())
         await batcher.flush()
     assert {(record.name, record.levelno) for record in caplog.records} == {("mine", logging.DEBUG)}
-    assert caplog.messages[0] == "exports to 'a' fail: 503 busy"
-    assert caplog.messages[1].startswith("exports to 'a' succeed again: 3 attempts failed in")
+    assert caplog.messages[0] == "SpanBatcher: exports to 'a' fail: 503 busy"
+    assert caplog.messages[1].startswith("SpanBatcher: exports to 'a' succeed again: 3 attempts failed in")
 
 
 async def test_rejected_spans_reach_the_log_with_a_summary_at_the_end(
@@ -128,8 +128,8 @@ async def test_rejected_spans_reach_the_log_with_a_summary_at_the_end(
         batcher.add_spans_nowait("a", make_spans(6))
         batcher.add_spans_nowait("b", make_spans(3))
         await trio.sleep(1)
-    assert "exports to 'a' fail: 404 Not Found: no such table" in caplog.messages
-    assert "spans for 'b' are rejected: too old" in caplog.messages
+    assert "SpanBatcher: exports to 'a' fail: 404 Not Found: no such table" in caplog.messages
+    assert "SpanBatcher: spans for 'b' are rejected: too old" in caplog.messages
     last = caplog.records[-1]
     assert (last.levelno, last.getMessage()) == (
         logging.ERROR,
@@ -158,7 +158,7 @@ def test_a_location_that_failed_long_ago_and_was_not_used_since_does_not_count_a
     for second in range(100):
         clock.now = float(second)
         log.failed("a", "reset")
-    summaries = [message for message in caplog.messages if "locations are failing" in message]
+    summaries = [message for message in caplog.messages if " failing: " in message]
     assert [summary.split()[0] for summary in summaries] == ["2", "1", "1"]
 
 

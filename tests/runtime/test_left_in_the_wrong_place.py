@@ -68,7 +68,7 @@ async def test_leaving_inside_a_scope_that_was_entered_later_accounts_for_all_sp
     statistics = batcher.statistics()
     assert_conserved(statistics)
     assert statistics.rejected == 1
-    assert "1 of 1 spans were rejected" in caplog.text
+    assert "1 of 1 span was rejected" in caplog.text
     with pytest.raises(RuntimeError, match="left already"):
         await batcher.__aexit__(None, None, None)
 

@@ -283,7 +283,7 @@ async def test_a_message_with_no_rejected_span_is_a_warning(
     async with watched_batcher(InMemoryExporter([Delivered(message="use v2")])) as batcher:
         batcher.add_span_nowait("a", make_span())
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, "the server for 'a' accepted a batch with a warning: use v2")
+        (logging.WARNING, "SpanBatcher: the server for 'a' accepted a batch with a warning: use v2")
     ]
 
 

@@ -52,7 +52,7 @@ from .server import LOCATION_HEADER, Server
 # Far more than any run takes: a run that reaches this number would not end.
 _MAX_STEPS = 300_000
 # Seconds of CPU time after which the process is killed, in case a single step does not end.
-_MAX_SECONDS = 5
+_MAX_SECONDS = 60
 # Seconds; longer than any wait for a healthy server.
 _CALM = 2000.0
 

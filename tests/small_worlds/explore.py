@@ -57,16 +57,17 @@ def explore(config: WorldConfig, depth: int) -> Explored:
         BadWorldError: A rule was broken.
     """
     found, began = Explored(), time.process_time()
-    numbers: dict[Hashable, int] = {key_of(replayed(config, ())): 0}
+    first = replayed(config, ())
+    numbers: dict[Hashable, int] = {key_of(first): 0}
     # For each state, the states to which its events lead.
     following: dict[int, list[int]] = {}
-    # The states at the current depth, and the events that lead to each.
-    edge: list[tuple[int, tuple[Event, ...]]] = [(0, ())]
-    for _ in range(depth):
-        beyond: list[tuple[int, tuple[Event, ...]]] = []
-        for number, path in edge:
+    # The states at the current depth, the events that led to each, and those that may come next.
+    edge: list[tuple[int, tuple[Event, ...], list[Event]]] = [(0, (), first.enabled())]
+    for left in reversed(range(depth)):
+        beyond: list[tuple[int, tuple[Event, ...], list[Event]]] = []
+        for number, path, events in edge:
             following[number] = []
-            for event in replayed(config, path).enabled():
+            for event in events:
                 world = replayed(config, path)
                 found.repeated += len(path)
                 found.events += 1
@@ -74,12 +75,12 @@ def explore(config: WorldConfig, depth: int) -> Explored:
                 key = key_of(world)
                 if key not in numbers:
                     numbers[key] = len(numbers)
-                    beyond.append((numbers[key], (*path, event)))
+                    beyond.append((numbers[key], (*path, event), world.enabled()))
+                    if not left:
+                        _drain(world, (*path, event))
                 following[number].append(numbers[key])
         edge = beyond
         found.by_depth.append(len(edge))
-    for _, path in edge:
-        _drain(config, path)
     _count_orders(found, following, depth)
     found.seconds = time.process_time() - began
     return found
@@ -99,9 +100,9 @@ def _count_orders(found: Explored, following: dict[int, list[int]], depth: int) 
         ways = longer
 
 
-def _drain(config: WorldConfig, path: tuple[Event, ...]) -> None:
+def _drain(world: World, path: tuple[Event, ...]) -> None:
     try:
-        replayed(config, path).finish()
+        world.finish()
     except Exception as failure:
         raise BadWorldError(_describe([*path, ("finish", 0, 0)])) from failure
 

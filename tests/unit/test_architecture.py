@@ -27,9 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_spans": {"_errors", "_values"},
     "_exporter": {"_spans", "_values"},
     "_settings": {"_errors", "_reporting", "_spans", "_values"},
-    "_reporting": {"_errors", "_exceptions", "_spans"},
+    "_reporting": {"_errors", "_exceptions", "_spans", "_values"},
     "_scheduler": {"_errors", "_exporter", "_reporting", "_settings", "_spans", "_values"},
-    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans"},
+    "_runtime": {"_errors", "_exceptions", "_exporter", "_reporting", "_scheduler", "_spans", "_values"},
     "_http": {"_exceptions", "_exporter", "_settings", "_spans", "_version"},
     "_arguments": {"_exporter", "_http", "_reporting", "_settings", "_spans", "_values"},
     "_batcher": {
@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_settings",
         "_spans",
     },
-    "destinations": {"_errors", "_exporter", "_http", "_settings", "_spans"},
+    "destinations": {"_arguments", "_errors", "_exporter", "_http", "_settings", "_spans"},
     "testing": {"_exporter", "_http", "_spans", "_values"},
     "opentelemetry": {
+        "_arguments",
         "_batcher",
         "_errors",
         "_exceptions",

@@ -24,7 +24,10 @@ from .._settings.header_checks import (
     check_endpoint,
     check_header_location,
     check_header_name,
+    checked_environ,
     checked_headers,
+    checked_path,
+    checked_str,
     encoded_headers,
 )
 from .._settings.policies import MIB
@@ -142,6 +145,8 @@ class OTLPExporter:
         self._max_request_bytes = _checked_size("max_request_bytes", max_request_bytes)
         self._max_response_bytes = _checked_size("max_response_bytes", max_response_bytes)
         files = certificate, client_certificate, client_key
+        for name, path in zip((*TLS_FILES, "uds"), (*files, uds), strict=True):
+            checked_path(path, name)
         own_tls = client is None and transport is None
         has_files = files != (None, None, None) or not self._verify
         if [client is not None, transport is not None, has_files].count(True) > 1:
@@ -212,10 +217,11 @@ class OTLPExporter:
             ValueError: A variable has a value that cannot be used: a URL with an ``@`` that may end a password, a
                 header with a line break, a file that cannot be read.
         """
-        environ = os.environ if environ is None else environ
+        environ = checked_environ(environ)
         if sdk_disabled(environ):
             return DisabledExporter()
         headers = checked_headers(headers)
+        endpoint = None if endpoint is None else checked_str(endpoint, "endpoint")
         options = exporter_options(environ, endpoint=endpoint)
         files = options if client is None and transport is None else {}
         own_headers = {name.lower() for name in headers}
@@ -368,10 +374,20 @@ class OTLPExporter:
             )
         except classes("RequestError", "InvalidURL") as error:
             return attempt.known_failure() or attempt.failure(error, self._url, self._tls_advice)
-        result = attempt.result()
+        result = self._advised(attempt.result())
         if result == Delivered() and (answer := attempt.progress.answer) is not None:
             self._usual = answer, result
         return result
+
+    def _advised(self, result: ExportResult) -> ExportResult:
+        """Name the usual mistake if the server does not know the endpoint's path."""
+        if not isinstance(result, Refused) or result.status_code != HTTPStatus.NOT_FOUND:
+            return result
+        if self._url.path.rstrip("/").endswith("/v1/traces"):
+            return result
+        # The path is not shown: it may contain a token.
+        advice = "the endpoint's path does not end with /v1/traces, as that of most servers does"
+        return attrs.evolve(result, reason=f"{result.reason}; {advice}")
 
     def _head(
         self, own: HTTPTransport, headers: Mapping[bytes, bytes], credential_headers: Mapping[bytes, bytes], size: int
@@ -433,7 +449,7 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:
     if name is None:
         return None
-    check_header_name(name, "location_header")
+    check_header_name(checked_str(name, "location_header"), "location_header")
     encoded = name.lower().encode("ascii")
     if encoded in headers or encoded == b"user-agent":
         raise ValueError(f"location_header {name!r} is also among headers")

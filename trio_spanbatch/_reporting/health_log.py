@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import attrs
 
+from .._values import counted, were
 from .log import AnyLogger
 from .throttle import WARNING_INTERVAL, Throttle
 
@@ -78,7 +79,9 @@ class HealthLog:
         """Record that an endpoint has gone down, or up after so many attempts and seconds."""
         which = f"the endpoint {name!r}" if name else "the endpoint"
         if is_up:
-            self._logger.log(self._level, "%s is up again after %d attempts in %.1f s", which, attempts, seconds)
+            self._logger.log(
+                self._level, "%s is up again after %s in %.1f s", which, counted(attempts, "attempt"), seconds
+            )
         else:
             message = "%s is down: its locations wait while one at a time makes an attempt: %s"
             self._logger.log(self._level, message, which, _one_line(reason))
@@ -99,11 +102,12 @@ class HealthLog:
         if trouble is not None and trouble.is_logged:
             self._logger.log(
                 self._level,
-                "exports to %r succeed again: %d attempts failed in %.1f s, %d spans were rejected, %d handed back",
+                "exports to %r succeed again: %s failed in %.1f s, %s %s rejected, %d handed back",
                 location,
-                trouble.failures,
+                counted(trouble.failures, "attempt"),
                 self._clock() - trouble.since,
-                trouble.rejected,
+                counted(trouble.rejected, "span"),
+                were(trouble.rejected),
                 trouble.undelivered,
             )
 
@@ -147,12 +151,13 @@ class HealthLog:
         counts, self._unreported = self._unreported, _Counts(since=now)
         self._logger.log(
             self._level,
-            "%d locations are failing: %d attempts failed in the last %.0f s, %d spans were rejected, %d handed back; "
-            "the last: %r: %s",
-            counts.locations,
-            counts.failures,
+            "%s %s failing: %s failed in the last %.0f s, %s %s rejected, %d handed back; the last: %r: %s",
+            counted(counts.locations, "location"),
+            "is" if counts.locations == 1 else "are",
+            counted(counts.failures, "attempt"),
             now - counts.since,
-            counts.rejected,
+            counted(counts.rejected, "span"),
+            were(counts.rejected),
             counts.undelivered,
             location,
             _one_line(reason),

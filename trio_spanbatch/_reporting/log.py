@@ -62,5 +62,5 @@ class Log(logging.LoggerAdapter[logging.Logger]):
         return fatal is not None
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Return the message and ``extra`` unchanged."""
-        return msg, kwargs
+        """Say who speaks: a program's log may show no logger's name."""
+        return f"SpanBatcher: {msg}", kwargs

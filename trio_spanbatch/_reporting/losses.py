@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .._errors import OTHER_REASONS
 from .._spans.batch import SpanHeaders
+from .._values import counted
 from .log import Log
 from .statistics import Loss
 from .throttle import Throttle
@@ -75,10 +76,11 @@ class Losses:
             self._not_kept += loss.count
             if self._warnings.allows():
                 self._logger.error(
-                    "%d undelivered spans of %r are not kept, %d in all: SpanBatcher.undelivered holds "
+                    "%s of %r %s not kept, %d in all: SpanBatcher.undelivered holds "
                     "max_pending_bytes already; give on_loss= to receive all of them",
-                    loss.count,
+                    counted(loss.count, "undelivered span"),
                     loss.location,
+                    "is" if loss.count == 1 else "are",
                     self._not_kept,
                 )
             return

@@ -50,7 +50,7 @@ class Delivery:
         self._last_result: ExportResult | None = None
         self._last_loss: Settlement | None = None
         self._seconds = 0.0
-        runtime.tell_observers(lambda observer: observer.began(len(lease)))
+        runtime.tell_observers("began", len(lease))
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -87,12 +87,12 @@ class Delivery:
         if settlement.delivered < len(lease):
             self._last_loss = settlement
         # Called before on_loss, which may take long.
-        self._runtime.tell_observers(lambda observer: observer.settled(settlement))
+        self._runtime.tell_observers("settled", settlement)
         self._runtime.settle(lease, settlement)
 
     def _tell_observers(self) -> None:
         status_code = None if self._last_result is None else self._last_result.status_code
-        self._runtime.tell_observers(lambda observer: observer.ended(self._seconds, status_code, self._last_loss))
+        self._runtime.tell_observers("ended", self._seconds, status_code, self._last_loss)
 
     def _cause(self) -> str:
         """Return the kind of the last attempt's failure, in one word; empty if there is none."""

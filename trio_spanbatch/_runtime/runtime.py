@@ -85,7 +85,7 @@ class Runtime:
                 settlement = Settlement(undelivered=len(order.lease), reason=order.reason)
                 self.scheduler.settled(order.lease, settlement, trio.current_time())
                 outbox.popleft()
-                self.tell_observers(methodcaller("handed_back", len(order.lease)))
+                self.tell_observers("handed_back", len(order.lease))
                 self.report(order.lease, settlement)
             else:
                 self._carry_out(order)
@@ -185,17 +185,16 @@ class Runtime:
 
     def feed(self) -> None:
         """Have the feeders add the spans that they hold."""
-        self._call_each(self.feeders, lambda feeder: feeder.feed(), "SpanBatcher: a feeder failed to add its spans")
+        self._call_each(self.feeders, lambda feeder: feeder.feed(), "a feeder failed to add its spans")
 
     def end_feeding(self) -> None:
         """Tell the feeders that every span is accounted for."""
-        self._call_each(
-            self.feeders, lambda feeder: feeder.ended(), "SpanBatcher: a feeder failed when the batcher ended"
-        )
+        self._call_each(self.feeders, lambda feeder: feeder.ended(), "a feeder failed when the batcher ended")
 
-    def tell_observers(self, tell: Callable[[DeliveryObserver], None]) -> None:
-        """Call ``tell`` with each observer."""
-        self._call_each(self.observers, tell, "SpanBatcher: an observer of deliveries failed")
+    def tell_observers(self, event: str, *args: object) -> None:
+        """Call a method of each observer."""
+        if self.observers:
+            self._call_each(self.observers, methodcaller(event, *args), "an observer of deliveries failed")
 
     def _call_each(self, listeners: list[_Listener], call: Callable[[_Listener], None], message: str) -> None:
         for listener in listeners:

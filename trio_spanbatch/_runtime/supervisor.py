@@ -51,6 +51,7 @@ import trio
 from .._errors import UndeliveredSpansError
 from .._exceptions import is_cancelled_here, leaves, split_cancelled
 from .._scheduler.location import Lease
+from .._values import counted, were
 from . import forks as _forks
 from .delivery import Delivery
 from .driver import Driver
@@ -352,11 +353,13 @@ class Supervisor:
         total = self.runtime.scheduler.ledger.total
         if total.rejected:
             reasons = self.runtime.losses.summary("rejected")
-            message = f"{total.rejected} of {total.accepted} spans were rejected ({reasons})"
-            self.runtime.logger.error("SpanBatcher: %s", message, extra={"summary": True})
+            message = (
+                f"{total.rejected} of {counted(total.accepted, 'span')} {were(total.rejected)} rejected ({reasons})"
+            )
+            self.runtime.logger.error("%s", message, extra={"summary": True})
         if total.undelivered:
             reasons = self.runtime.losses.summary("undelivered")
-            message = f"{total.undelivered} of {total.accepted} spans were handed back undelivered ({reasons})"
+            message = f"{_part(total.undelivered, total.accepted)} handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
         if exc is not None:
             self._add_notes(exc)
@@ -366,7 +369,7 @@ class Supervisor:
             if exc is not None and not isinstance(exc, GeneratorExit) and split_cancelled(exc)[1] is not None:
                 # Python does not print the context of a SystemExit.
                 self.runtime.logger.error(
-                    "SpanBatcher: %s is raised in place of the body's exception", type(fatal).__name__, exc_info=exc
+                    "%s is raised in place of the body's exception", type(fatal).__name__, exc_info=exc
                 )
             raise fatal
 
@@ -393,7 +396,7 @@ class Supervisor:
     def _trouble(self, message: str, exc: BaseException | None = None, *, is_summary: bool = False) -> None:
         self._troubles.append(message)
         # The record is marked if it counts lost spans: a program that shows the counts itself can filter it out.
-        self.runtime.logger.error("SpanBatcher: %s", message, exc_info=exc, extra={"summary": is_summary})
+        self.runtime.logger.error("%s", message, exc_info=exc, extra={"summary": is_summary})
 
 
 def _raise_for_open_nurseries() -> NoReturn:
@@ -405,3 +408,7 @@ def _raise_for_open_nurseries() -> NoReturn:
     for nursery in task.child_nurseries:
         nursery.cancel_scope.cancel()
     raise RuntimeError(f"Nursery stack corrupted: {task.name} ended and left a nursery open")
+
+
+def _part(number: int, total: int) -> str:
+    return f"{number} of {counted(total, 'span')} {were(number)}"

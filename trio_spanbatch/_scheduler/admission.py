@@ -96,7 +96,7 @@ class Admission:
         self._bulk: _Bulk | None = None
         self.inbox: deque[Location] = deque()
         self.byte_queue: OrderedDict[Location, None] = OrderedDict()
-        self.unranked: dict[Location, None] = {}
+        self.unranked: OrderedDict[Location, None] = OrderedDict()
 
     # -- on the caller's stack ---------------------------------------------------------------------------------
 

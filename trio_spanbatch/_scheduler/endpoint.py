@@ -150,6 +150,8 @@ class Endpoint(Generic[_Location]):
 
     def leave(self, location: _Location) -> bool:
         """Stop the wait of a location. Return whether it was the first that waited."""
+        if not (self._well or self._failed):
+            return False
         was_first = self.first is location
         self._well.pop(location, None)
         self._failed.pop(location, None)

@@ -239,7 +239,7 @@ class Location:
     @property
     def is_empty(self) -> bool:
         """Whether no span is pending and no adder waits."""
-        return not self.account.pending and not self.waiting
+        return not (self.account.queued or self.account.in_flight or self.waiting)
 
     def export_at(self) -> float:
         """Return when an export may begin, given a free slot; `math.inf` if there is nothing to export."""

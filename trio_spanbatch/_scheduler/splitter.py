@@ -105,8 +105,7 @@ def grow(batch: OpenBatch, span: EncodedSpan, number: int, max_spans: int, max_b
         now: The current time in seconds.
     """
     full: tuple[QueuedBatch, ...] = ()
-    sizer = batch.sizer.copy()
-    if batch is NO_BATCH or not sizer.try_add(span):
+    if batch is NO_BATCH or not (sizer := batch.sizer.copy()).try_add(span):
         if batch is not NO_BATCH:
             full = (batch.closed(number),)
         sizer = RequestSizer(max_bytes)

@@ -5,6 +5,7 @@ They are stricter than HTTP, to prevent request smuggling. Their messages never 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 
@@ -79,6 +80,22 @@ def checked_str(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str")
     return value
+
+
+def checked_path(value: object, name: str) -> None:
+    """Raise `TypeError` unless ``value`` is None, a str or a path of str. The value is not shown: it may be a key."""
+    if value is None or isinstance(os.fspath(value) if isinstance(value, os.PathLike) else value, str):
+        return
+    raise TypeError(f"{name} is of type {type(value).__name__}; it must be a str or a pathlib.Path")
+
+
+def checked_environ(environ: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return ``environ``, or that of the process."""
+    if environ is None:
+        return os.environ
+    if not isinstance(environ, Mapping):
+        raise TypeError(f"environ is of type {type(environ).__name__}; it must be a mapping, such as os.environ")
+    return environ
 
 
 def has_userinfo(url: str) -> bool:

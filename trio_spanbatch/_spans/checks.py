@@ -84,6 +84,17 @@ def failed(field: str, error: Exception) -> InvalidSpanError:
     return InvalidSpanError(f"{field} cannot be read: {shown(error)}")
 
 
+def lacks(value: object, attribute: str) -> bool:
+    """Return whether ``value`` has no such attribute, so that it is of a wrong type."""
+    try:
+        operator.attrgetter(attribute)(value)
+    except AttributeError:
+        return True
+    except Exception as error:
+        pass_on(error)
+    return False
+
+
 def within(path: str, error: InvalidSpanError) -> InvalidSpanError:
     """Return ``error`` with ``path`` in front of its field."""
     outer = InvalidSpanError(f"{path}.{error}")

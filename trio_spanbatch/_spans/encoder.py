@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import attrs
+
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder, snapshot
 from .batch import EncodedSpan
@@ -25,6 +27,7 @@ from .checks import (
     checked_number,
     failed,
     invalid,
+    lacks,
     pass_on,
     shown,
     within,
@@ -84,6 +87,10 @@ _EVENT_TIME: Final = 0x09
 _SPAN_FLAGS: Final = b"\x85\x01"
 _LINK_FLAGS: Final = 0x35
 
+# Nanoseconds. An earlier time is before 1973, and was probably not meant in nanoseconds.
+_PLAUSIBLE: Final = 10**17
+_UNITS: Final = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000}
+
 # SpanFlags of trace.proto.
 _TRACE_FLAGS_MASK: Final = 0xFF
 _HAS_IS_REMOTE: Final = 0x100
@@ -95,16 +102,43 @@ _LOCAL_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | own) f
 _REMOTE_LINK: Final = {own: _pack_link_flags(_LINK_FLAGS, _HAS_IS_REMOTE | _IS_REMOTE | own) for own in range(256)}
 
 
+@attrs.frozen
+class _Parts:
+    """A field with parts of a span.
+
+    Attributes:
+        name: The name of the field.
+        kind: The type of its items.
+        attribute: An attribute that these have, unlike what is given by mistake.
+    """
+
+    name: str
+    kind: str
+    attribute: str
+
+
+_EVENT_PARTS: Final = _Parts("events", "SpanEvent", "timestamp")
+_LINK_PARTS: Final = _Parts("links", "SpanLink", "context")
+_A_CONTEXT: Final = "it must be a SpanContext, such as the `context` of a span"
+
+
 class SpanEncoder:
     """Encodes spans. Those without a resource get ``default_resource``.
+
+    ``on_wrong_unit`` is called for a time that was probably not meant in nanoseconds, with a message and the unit.
 
     It caches attribute keys, resources and scopes, within bounds, as the spans of a program share them. It reads the
     attributes of `Span`, which are those of OpenTelemetry's ``ReadableSpan``, and does not check the span's type.
     """
 
-    __slots__ = ("_attributes", "_default_resource", "_event_names", "_headers", "_messages", "_names")
+    __slots__ = (
+        *("_attributes", "_default_resource", "_event_names", "_headers", "_messages", "_names", "_on_wrong_unit"),
+    )
 
-    def __init__(self, default_resource: object | None = None) -> None:
+    def __init__(
+        self, default_resource: object | None = None, on_wrong_unit: Callable[[str, str], object] | None = None
+    ) -> None:
+        self._on_wrong_unit = on_wrong_unit
         self._default_resource = default_resource
         self._attributes = AttributeEncoder()
         self._headers = HeaderEncoder(self._attributes)
@@ -137,20 +171,20 @@ class SpanEncoder:
         fields = _context(context)
         if parent is not None:
             fields += (_PARENT_SPAN_ID, _parent_span_id(parent.span_id))
-        fields += (self._names.field(span.name), _kind(span.kind), _times(span.start_time, span.end_time))
+        fields += (self._names.field(span.name), _kind(span.kind), self._times(span))
         lost = self._attributes.append_fields(fields, _ATTRIBUTES, span.attributes, "attributes")
         dropped = span.dropped_attributes
         if lost or dropped is not _ZERO:
             fields.append(count_field(_DROPPED_ATTRIBUTES, dropped, "dropped_attributes", lost))
         events = span.events
         if events is not _NOTHING:
-            _append_each(fields, _EVENTS, "events", self._event, events)
+            _append_each(fields, _EVENTS, _EVENT_PARTS, self._event, events)
         dropped = span.dropped_events
         if dropped is not _ZERO:
             fields.append(count_field(_DROPPED_EVENTS, dropped, "dropped_events"))
         links = span.links
         if links is not _NOTHING:
-            _append_each(fields, _LINKS, "links", self._link, links)
+            _append_each(fields, _LINKS, _LINK_PARTS, self._link, links)
         dropped = span.dropped_links
         if dropped is not _ZERO:
             fields.append(count_field(_DROPPED_LINKS, dropped, "dropped_links"))
@@ -173,6 +207,17 @@ class SpanEncoder:
             self._headers.headers(self._default_resource if resource is None else resource, span.instrumentation_scope),
         )
 
+    def _times(self, span: Any) -> bytes:
+        start, end = span.start_time, span.end_time
+        if end is None:
+            raise InvalidSpanError("end_time is None: the span has not ended")
+        if type(start) is int and type(end) is int and _PLAUSIBLE < start < TIME_END and _PLAUSIBLE < end < TIME_END:
+            return _pack_times(_START_TIME, start, _END_TIME, end)
+        fields = _time(_START_TIME, start, "start_time") + _time(_END_TIME, end, "end_time")
+        if self._on_wrong_unit is not None and type(start) is int and (unit := _unit_of(start)):
+            self._on_wrong_unit(f"start_time is {start}, which is in 1970", unit)
+        return fields
+
     def _event(self, event: Any) -> list[bytes]:
         fields = [_time(_EVENT_TIME, event.timestamp, "timestamp"), self._event_names.field(event.name)]
         lost = self._attributes.append_fields(fields, _EVENT_ATTRIBUTES, event.attributes, "attributes")
@@ -193,16 +238,24 @@ class SpanEncoder:
 
 
 def _append_each(
-    fields: list[bytes], tag: bytes, name: str, encode: Callable[[Any], list[bytes]], items: Iterable[Any]
+    fields: list[bytes], tag: bytes, parts: _Parts, encode: Callable[[Any], list[bytes]], items: Iterable[Any]
 ) -> None:
     for index, item in enumerate(items):
         try:
             fields.append(delimited(tag, b"".join(encode(item))))
         except InvalidSpanError as error:
-            raise within(f"{name}[{index}]", error) from error.__cause__
+            raise within(f"{parts.name}[{index}]", error) from error.__cause__
         except Exception as error:
             pass_on(error)
-            raise failed(f"{name}[{index}]", error) from error
+            raise _failed_item(f"{parts.name}[{index}]", item, parts, error) from error
+
+
+def _failed_item(path: str, item: Any, parts: _Parts, error: Exception) -> InvalidSpanError:
+    if lacks(item, parts.attribute):
+        return invalid(path, item, f"it must be a {parts.kind}")
+    if parts is _LINK_PARTS and lacks(item, "context.trace_id"):
+        return invalid(f"{path}.context", item.context, _A_CONTEXT)
+    return failed(path, error)
 
 
 def _first_id(link: Any) -> int:
@@ -260,12 +313,9 @@ def _kind(kind: Any) -> bytes:
     return field
 
 
-def _times(start: Any, end: Any) -> bytes:
-    if end is None:
-        raise InvalidSpanError("end_time is None: the span has not ended")
-    if type(start) is int and type(end) is int and 0 < start < TIME_END and 0 < end < TIME_END:
-        return _pack_times(_START_TIME, start, _END_TIME, end)
-    return _time(_START_TIME, start, "start_time") + _time(_END_TIME, end, "end_time")
+def _unit_of(time: int) -> str:
+    """Return the unit in which ``time`` would be between 2001 and 2096; empty if that is not a wrong one."""
+    return next((unit for unit, second in _UNITS.items() if second <= time // 10**9 < 4 * second), "")
 
 
 def _time(tag: int, time: Any, field: str) -> bytes:
@@ -308,12 +358,22 @@ def _trace_flags(context: Any) -> int:
 
 def _failed_span(span: object, error: Exception) -> InvalidSpanError:
     """Return the error for a span that raised ``error``, with the name of the field if it can be found."""
+    if issubclass(type(span), type):
+        return InvalidSpanError(f"{shown(span)} is not a span: it is a class")
     for field in (name for name in vars(SpanLike) if not name.startswith("_")):
         try:
             getattr(span, field)
         except AttributeError:
-            return InvalidSpanError(f"{shown(span)} is not a span: it has no attribute {field!r}")
+            swapped = "; the location is the first argument, and the span the second" if type(span) is str else ""
+            return InvalidSpanError(f"{shown(span)} is not a span: it has no attribute {field!r}{swapped}")
         except Exception as second:
             pass_on(second)
             return failed(field, error)
+    for field, attribute in (("parent", "span_id"), ("context", "trace_id")):
+        value = getattr(span, field)
+        if value is not None and lacks(value, attribute):
+            return invalid(field, value, _A_CONTEXT)
+    for parts in (_EVENT_PARTS, _LINK_PARTS):
+        if lacks(value := getattr(span, parts.name), "__iter__"):
+            return invalid(parts.name, value, f"it must be a sequence of {parts.kind}")
     return failed("the span", error)

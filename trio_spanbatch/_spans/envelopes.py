@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from .._errors import InvalidSpanError
 from .attributes import AttributeEncoder
 from .batch import SpanHeaders
-from .checks import failed, pass_on, text_of
+from .checks import failed, invalid, lacks, pass_on, text_of
 from .wire import count_field, delimited, text_field
 
 _MAX_REMEMBERED: Final = 1024  # in each table
@@ -52,6 +52,13 @@ _SCOPE_NAME: Final = b"\x0a"
 _SCOPE_VERSION: Final = b"\x12"
 _SCOPE_ATTRIBUTES: Final = b"\x1a"
 _SCOPE_DROPPED_ATTRIBUTES: Final = b"\x20"
+
+
+# By the field of a span.
+_MUST_BE: Final = {
+    "resource": "it must be a Resource, such as Resource({'service.name': 'agents'})",
+    "instrumentation_scope": "it must be an InstrumentationScope, such as InstrumentationScope('agents')",
+}
 
 
 class HeaderEncoder:
@@ -120,6 +127,8 @@ class HeaderEncoder:
             raise
         except Exception as error:
             pass_on(error)
+            if lacks(owner, "attributes"):
+                raise invalid(field, owner, _MUST_BE[field]) from error
             raise failed(field, error) from error
         if _cannot_change(attributes) and self._objects.reserve(len(header)):
             table[id(owner)] = owner, header
@@ -130,7 +139,10 @@ class HeaderEncoder:
         lost = self._attributes.append_fields(fields, _RESOURCE_ATTRIBUTES, attributes, "resource.attributes")
         fields.append(_dropped(_RESOURCE_DROPPED_ATTRIBUTES, resource, "resource.dropped_attributes", lost))
         # OpenTelemetry's resources have no entity references.
-        fields += map(_entity_ref, getattr(resource, "entity_refs", None) or ())
+        refs = getattr(resource, "entity_refs", None) or ()
+        if lacks(refs, "__iter__"):
+            raise invalid("resource.entity_refs", refs, "it must be a sequence of EntityRef")
+        fields += map(_entity_ref, refs)
         return _header(fields, resource.schema_url)
 
     def _scope(self, scope: Any, attributes: Mapping[str, Any]) -> bytes:
@@ -192,6 +204,8 @@ def _is_constant(value: Any) -> bool:
 
 
 def _entity_ref(entity: Any) -> bytes:
+    if lacks(entity, "id_keys"):
+        raise invalid("resource.entity_refs", entity, "it must be an EntityRef")
     fields = [text_field(_ENTITY_SCHEMA_URL, entity.schema_url), text_field(_ENTITY_TYPE, entity.type)]
     # Unlike a singular field, an item of a repeated field is sent even if it is empty.
     fields += [delimited(_ENTITY_ID_KEYS, text_of(key)) for key in entity.id_keys]

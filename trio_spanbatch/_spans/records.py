@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import attrs
 
 from .hashing import hash_of_record
+
+_T = TypeVar("_T")
 
 
 class SpanKind(Enum):
@@ -49,6 +51,11 @@ def _read_only(mapping: Mapping[str, Any] | None) -> Mapping[str, Any]:
         return MappingProxyType(dict(mapping)) if isinstance(cast(object, mapping), Mapping) else mapping
     except Exception:
         return mapping
+
+
+def _tuple(items: Iterable[_T]) -> tuple[_T, ...]:
+    # What is not iterable is kept unchanged: the encoder reports it, with the field's name.
+    return tuple(items) if hasattr(type(items), "__iter__") else cast(Any, items)
 
 
 def _read_only_trace_state(trace_state: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
@@ -152,11 +159,15 @@ class SpanLink:
 
 
 def _texts(texts: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(texts, str | bytes) or not hasattr(type(texts), "__iter__"):
+        raise TypeError(
+            f"id_keys or description_keys is {texts!r}; it must be a sequence of str, as in ('service.name',)"
+        )
     return tuple(texts)
 
 
 def _entity_refs(refs: Iterable[EntityRef]) -> tuple[EntityRef, ...]:
-    return tuple(refs)
+    return _tuple(refs)
 
 
 @attrs.frozen
@@ -225,11 +236,11 @@ class InstrumentationScope:
 
 # A generic converter, such as ``tuple`` itself, leaves type checkers without the type of the items.
 def _events(events: Iterable[SpanEvent]) -> tuple[SpanEvent, ...]:
-    return tuple(events)
+    return _tuple(events)
 
 
 def _links(links: Iterable[SpanLink]) -> tuple[SpanLink, ...]:
-    return tuple(links)
+    return _tuple(links)
 
 
 @attrs.frozen

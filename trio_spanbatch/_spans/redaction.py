@@ -80,7 +80,7 @@ class Redactor:
             traceback = traceback.tb_next
         self._log_error(
             place,
-            "SpanBatcher: redact raised %s for the key %.100r (%s): the attribute is left out, or the name or message "
+            "redact raised %s for the key %.100r (%s): the attribute is left out, or the name or message "
             "sent empty. Logged at most every 30 s",
             type(error).__name__,
             key,
@@ -188,11 +188,12 @@ class RedactingEncoder(SpanEncoder):
     def __init__(
         self,
         default_resource: object | None,
+        on_wrong_unit: Callable[[str, str], object] | None,
         redact: Callable[[str, Any], Any] | None,
         max_bytes: int | None,
         log_error: Callable[..., None],
     ) -> None:
-        super().__init__(default_resource)
+        super().__init__(default_resource, on_wrong_unit)
         self._is_redacting = redact is not None
         self._redactor = redactor = Redactor(redact, max_bytes, log_error)
         self._attributes = _Attributes(redactor)

@@ -17,7 +17,7 @@ from .._exporter import ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import File, TLSSettings
-from .._settings.header_checks import checked_headers, checked_str, has_userinfo
+from .._settings.header_checks import checked_environ, checked_headers, checked_str, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
@@ -100,7 +100,7 @@ def mlflow(
             credentials.
         TypeError: An argument is of the wrong type.
     """
-    environ = os.environ if environ is None else environ
+    environ = checked_environ(environ)
     if experiments not in ("id", "name"):
         raise ValueError(f"experiments is {experiments!r}; it must be 'id' or 'name'")
     if experiments == "name" and experiment_id is not None:
@@ -226,7 +226,7 @@ def _tracking_root(argument: str | None, environ: Mapping[str, str]) -> str:
 
 def _default_experiment(argument: str | None, environ: Mapping[str, str]) -> str | None:
     if argument is not None:
-        if not is_experiment_id(argument):
+        if not is_experiment_id(checked_str(argument, "experiment_id")):
             raise ValueError(f"experiment_id is {argument!r}; it must be a whole number as a str, such as '3'")
         return argument
     variable = environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
@@ -255,7 +255,7 @@ def _all_headers(
         )
     others = {} if authorized else _authorization(username, password, token, environ)
     if run_id is not None:
-        others[RUN_HEADER] = run_id
+        others[RUN_HEADER] = checked_str(run_id, "run_id")
     name = None if _has(headers, WORKSPACE_HEADER) else workspace(environ)
     if name is not None:
         others[WORKSPACE_HEADER] = name

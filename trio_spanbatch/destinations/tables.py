@@ -11,12 +11,13 @@ from typing import ClassVar, TypedDict
 import attrs
 import trio
 
+from .._arguments import checked_bool, checked_function
 from .._errors import InvalidLocationError
 from .._exporter import Delivered, ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import TLSSettings
-from .._settings.header_checks import check_endpoint, checked_str, has_userinfo
+from .._settings.header_checks import check_endpoint, checked_headers, checked_str, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
@@ -115,7 +116,7 @@ class UnityCatalogExporter(TableExporter):
 
     def __init__(self, workspace: str, auth: DatabricksAuth, decodes: bool, options: Options) -> None:
         super().__init__(workspace + TRACES_PATH, location_header=LOCATION_HEADER, auth=auth, **options)
-        self._decodes = decodes
+        self._decodes = checked_bool("decode_json_attributes", decodes)
 
 
 def check_table_name(location: str) -> None:
@@ -148,7 +149,7 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
         has_sdk = False
     if not has_sdk:
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
-    if any(str(name).lower() == "authorization" for name in headers or ()):
+    if any(str(name).lower() == "authorization" for name in checked_headers(headers)):
         raise ValueError(
             "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
             "make_config=, or use OTLPExporter"
@@ -197,3 +198,9 @@ def default_config(workspace: str) -> MakeConfig:
         )
 
     return make_config
+
+
+def databricks_auth(make_config: MakeConfig | None, workspace: str, *, names_workspace: bool = True) -> DatabricksAuth:
+    """Return what authenticates with ``make_config``, by default with databricks-sdk's ``Config``."""
+    make_config = checked_function("make_config", make_config) or default_config(workspace)
+    return DatabricksAuth(make_config, workspace, names_workspace=names_workspace)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .._arguments import checked_bool
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
-from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
-from .tables import Options, UnityCatalogExporter, checked_workspace, default_config
+from .databricks_auth import WORKSPACE_HEADER, MakeConfig
+from .tables import Options, UnityCatalogExporter, checked_workspace, databricks_auth
 from .zerobus_fallback import ZerobusFirst
 
 # Headers that name the workspace; the second is the older name of the first.
@@ -62,10 +63,8 @@ def unity_catalog(
     """
     workspace = checked_workspace(host, headers)
     names = {str(name).lower() for name in headers or ()}
-    auth = DatabricksAuth(
-        make_config or default_config(workspace), workspace, names_workspace=names.isdisjoint(_WORKSPACE_HEADERS)
-    )
+    auth = databricks_auth(make_config, workspace, names_workspace=names.isdisjoint(_WORKSPACE_HEADERS))
     options = Options(headers=headers, timeout=timeout, compression=compression, client=client, transport=transport)
-    if not prefer_zerobus:
+    if not checked_bool("prefer_zerobus", prefer_zerobus):
         return UnityCatalogExporter(workspace, auth, decode_json_attributes, options)
     return ZerobusFirst(workspace, auth, decode_json_attributes, options)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import trio
 
+from .._arguments import checked_bool
 from .._exporter import ExportResult, Refused, TryLater
 from .._http.attempt import Attempt
 from .._http.auth import AuthError
@@ -26,7 +27,7 @@ from .._settings.header_checks import check_endpoint, has_userinfo
 from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .shared_fetch import SharedFetch
-from .tables import Options, TableExporter, argument_or_variable, checked_workspace, default_config
+from .tables import Options, TableExporter, argument_or_variable, checked_workspace, databricks_auth
 from .zerobus_auth import Answer, TableTokens, Workspace
 
 LOCATION_HEADER = "x-databricks-zerobus-table-name"
@@ -80,7 +81,7 @@ def zerobus(
             or as for `OTLPExporter`.
     """
     workspace = checked_workspace(host, headers)
-    auth = DatabricksAuth(make_config or default_config(workspace), workspace)
+    auth = databricks_auth(make_config, workspace)
     options = Options(headers=headers, timeout=timeout, compression=compression, client=client, transport=transport)
     return ZerobusExporter(workspace, auth, endpoint, decode_json_attributes, options)
 
@@ -95,7 +96,7 @@ class ZerobusExporter(TableExporter):
         self, workspace: str, auth: DatabricksAuth, endpoint: str | None, decodes: bool, options: Options
     ) -> None:
         super().__init__(workspace, **options)
-        self._decodes = decodes
+        self._decodes = checked_bool("decode_json_attributes", decodes)
         self._zerobus = Zerobus(workspace, self, auth, endpoint, options)
 
     @property

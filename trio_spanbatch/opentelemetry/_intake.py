@@ -131,7 +131,7 @@ class Intake:
                 # A SystemExit from a policy function, for instance, is raised again when the batcher is left.
                 drop = Drop("invalid", shown(error))
                 if not isinstance(error, Exception):
-                    self._batcher._runtime.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
+                    self._batcher._runtime.logger.caught(error, "a span of another thread was not taken")
             self.account(drop)
 
     def ended(self) -> None:

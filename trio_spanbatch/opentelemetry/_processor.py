@@ -20,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from .._arguments import checked_function
 from .._batcher import SpanBatcher
 from .._reporting.log import AnyLogger
 from .._spans.checks import shown
@@ -70,6 +71,9 @@ class BatcherSpanProcessor(SpanProcessor):
         meter_provider: MeterProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if meter_provider is not None and not isinstance(meter_provider, MeterProvider):
+            raise TypeError(f"meter_provider is {shown(meter_provider)}; it must be a MeterProvider of OpenTelemetry")
+        checked_function("clock", clock)
         if not isinstance(batcher, SpanBatcher):
             raise TypeError(f"batcher is {shown(batcher)}; it must be a SpanBatcher")
         self._batcher = batcher
@@ -116,7 +120,7 @@ class BatcherSpanProcessor(SpanProcessor):
             self._locations.start(span, parent_context)
         except Exception:
             # The span will be dropped when it ends.
-            self._logger.exception("SpanBatcher: determining the location of a span failed")
+            self._logger.exception("determining the location of a span failed")
 
     def on_end(self, span: ReadableSpan) -> None:
         """Put ``span`` into the batcher, or drop it, if it is sampled. Never blocks or raises."""
@@ -190,7 +194,7 @@ class BatcherSpanProcessor(SpanProcessor):
             if not self._has_warned_to_await:
                 self._has_warned_to_await = True
                 self._logger.warning(
-                    "SpanBatcher: force_flush cannot wait in the thread that trio runs in and returns False there: "
+                    "force_flush cannot wait in the thread that trio runs in and returns False there: "
                     "use `await batcher.flush()`"
                 )
             return False

@@ -106,7 +106,7 @@ class Tally:
             is_new = len(self._pairs) < MAX_PAIRS and self._pairs.setdefault(pair, pair) is pair
         if is_new:
             self._logger.warning(
-                "SpanBatcher: a span that started in use_location(%.300r) goes to %.300r, the location of its parent, "
+                "a span that started in use_location(%.300r) goes to %.300r, the location of its parent, "
                 "which has not ended: start the span with context=Context() to begin a new trace; if a generator that "
                 "was left early started the parent, close that generator first (logged once for these two locations)",
                 wanted,
@@ -130,7 +130,7 @@ class Tally:
         number = sum(counts.values())
         with suppress(Exception):
             self._logger.warning(
-                "SpanBatcher: %d %s that had ended %s dropped (%s)",
+                "%d %s that had ended %s dropped (%s)",
                 number,
                 "span" if number == 1 else "spans",
                 "was" if number == 1 else "were",

@@ -9,12 +9,18 @@ were entered: tasks that were started inside have a copy of the context and keep
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from threading import get_ident
-from typing import Final
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from .._values import checked_location
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
 # Only its tokens are used: each belongs to the context in which it was made.
@@ -25,7 +31,7 @@ _here: Final[ContextVar[None]] = ContextVar("trio_spanbatch.opentelemetry.here",
 _changing: Final[set[int]] = set()
 
 
-def use_location(location: str) -> AbstractContextManager[None]:
+def use_location(location: str) -> LocationContext:
     """Set the location of spans that start inside the ``with``, unless they have a live local parent.
 
     It is a context variable: tasks that trio or anyio starts inside inherit it, and so do the threads of
@@ -34,6 +40,8 @@ def use_location(location: str) -> AbstractContextManager[None]:
         with use_location("main.agents.spans"):
             nursery.start_soon(agent)
 
+    It is also a decorator, of functions and async functions.
+
     Do not ``yield`` inside it, except in a function decorated with ``contextlib.asynccontextmanager`` or
     ``contextmanager``: it would also apply to the code that iterates over the generator.
 
@@ -41,7 +49,7 @@ def use_location(location: str) -> AbstractContextManager[None]:
         InvalidLocationError: ``location`` is not a string, is empty or has more than 1,024 characters. If only the
             exporter rejects it, the spans that end there are counted as ``invalid``.
     """
-    return _UsedLocation(checked_location(location))
+    return LocationContext(checked_location(location))
 
 
 def used_location() -> str | None:
@@ -65,7 +73,7 @@ class _Use:
 
     __slots__ = ("_asked_by", "_entered_here", "_round", "is_left", "location", "outer", "owner")
 
-    def __init__(self, owner: _UsedLocation, location: str, in_round: int, outer: _Use | None) -> None:
+    def __init__(self, owner: LocationContext, location: str, in_round: int, outer: _Use | None) -> None:
         self.owner = owner
         self.location = location
         self.outer = outer
@@ -107,7 +115,7 @@ class _Use:
         self._entered_here = self.outer = None
 
 
-class _UsedLocation(AbstractContextManager[None]):
+class LocationContext(AbstractContextManager[None]):
     """The result of `use_location`. It can be entered repeatedly, also by several tasks at once."""
 
     def __init__(self, location: str) -> None:
@@ -159,6 +167,30 @@ class _UsedLocation(AbstractContextManager[None]):
         if use is innermost:
             _innermost.set(_skip_left(use.outer))
             use.forget_where()
+
+    def __call__(self, function: Callable[_P, _T]) -> Callable[_P, _T]:
+        """Decorate a function or an async function, so that the location is set while it runs.
+
+        Raises:
+            TypeError: ``function`` is a generator, which would set the location of the code that iterates over it.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function.__qualname__} is a generator; use `with {self!r}:` inside it, around no yield")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return cast(Callable[_P, _T], run)
+
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            with self:
+                return function(*args, **kwargs)
+
+        return call
 
     def __repr__(self) -> str:
         return f"use_location({self._location!r})"

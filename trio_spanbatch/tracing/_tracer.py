@@ -383,7 +383,7 @@ class Tracer:
                 self._add(*self._queue.popleft())
             except BaseException as error:  # noqa: ASYNC103  # adding is synchronous: no Cancelled comes out of it
                 # A SystemExit from a policy function, for instance, is raised again when the batcher is left.
-                self._runtime.logger.caught(error, "SpanBatcher: a span of another thread was not taken")
+                self._runtime.logger.caught(error, "a span of another thread was not taken")
                 self._drop(shown(error))
 
     def _drop(self, why: str) -> None:
@@ -391,7 +391,7 @@ class Tracer:
             self._dropped += 1
         if self._warnings.allows():
             self._runtime.logger.warning(
-                "SpanBatcher: a Tracer dropped a span, %d so far: %s; logged at most every 30 s", self._dropped, why
+                "a Tracer dropped a span, %d so far: %s; logged at most every 30 s", self._dropped, why
             )
 
     def __repr__(self) -> str:
