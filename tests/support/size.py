@@ -19,16 +19,16 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_135,
+    "modules": 1_185,
     "_scheduler": 2_570,
     "_runtime": 1_190,
-    "_reporting": 590,
-    "_spans": 2_385,
-    "_settings": 625,
-    "_http": 3_590,
+    "_reporting": 595,
+    "_spans": 2_475,
+    "_settings": 635,
+    "_http": 3_600,
     "destinations": 2_016,
-    "opentelemetry": 1_425,
-    "tracing": 625,
+    "opentelemetry": 1_485,
+    "tracing": 635,
     "testing": 1_225,
     "cli": 3_000,
 }
