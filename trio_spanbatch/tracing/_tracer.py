@@ -81,9 +81,9 @@ class ActiveSpan:
     end_time: int | None = attrs.field(default=None, init=False)
     _outer: ActiveSpan | None = attrs.field(default=None, init=False)
 
-    dropped_attributes: ClassVar = 0
-    dropped_events: ClassVar = 0
-    dropped_links: ClassVar = 0
+    dropped_attributes: ClassVar[int] = 0
+    dropped_events: ClassVar[int] = 0
+    dropped_links: ClassVar[int] = 0
 
     @property
     def resource(self) -> Resource | None:
