@@ -165,4 +165,6 @@ def _check_takes_two(redact: Any) -> None:
     except ValueError:
         pass  # some builtin functions have no signature
     except TypeError:
-        raise TypeError(f"redact is {redact!r}; it must be a function of two arguments, a key and a value") from None
+        raise TypeError(
+            f"redact is {shown(redact)}; it must be a function of two arguments, a key and a value"
+        ) from None

@@ -384,7 +384,7 @@ async def test_tasks_that_each_start_the_next_one_inside_a_span_do_not_keep_each
                     alive = [each for each in gc.get_objects() if isinstance(each, ActiveSpan)]
                     assert len(alive) <= 3
 
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # a task inherits the context
             nursery.start_soon(next_one, 50, trio.Event())
 
 
@@ -395,11 +395,11 @@ TRACER_MISTAKES: list[tuple[Callable[[SpanBatcher], object], type[Exception], st
     (lambda b: Tracer(b, location=""), InvalidLocationError, "location must be a non-empty str"),
     (lambda b: Tracer(b, resource={"a": "b"}), TypeError, "resource is {'a': 'b'}; it must be a Resource"),  # type: ignore[arg-type]
     (lambda b: Tracer(b, scope="shop"), TypeError, "scope is 'shop'; it must be an InstrumentationScope"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b, rng=5), TypeError, "rng is 5; it must be a random.Random"),  # type: ignore[arg-type]
+    (lambda b: Tracer(b, rng=5), TypeError, "rng is 5; it must be a Random"),  # type: ignore[arg-type]
     (lambda b: Tracer(b).span(5), TypeError, "name is 5; it must be a str"),  # type: ignore[arg-type]
     (lambda b: Tracer(b).span("a", location=5), InvalidLocationError, "location must be a str"),  # type: ignore[arg-type]
     (lambda b: Tracer(b).span("a", kind="client"), TypeError, "kind is 'client'; it must be a SpanKind"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b).span("a", attributes=["b"]), TypeError, "attributes is ['b']; it must be a mapping"),  # type: ignore[arg-type]
+    (lambda b: Tracer(b).span("a", attributes=["b"]), TypeError, "attributes is ['b']; it must be a Mapping"),  # type: ignore[arg-type]
     (
         lambda b: Tracer(b).span("a", parent=Tracer(b).span("b")),  # type: ignore[arg-type]
         TypeError,

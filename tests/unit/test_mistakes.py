@@ -39,13 +39,17 @@ from trio_spanbatch import (
     SpanEvent,
     SpanLink,
     Status,
+    StatusCode,
     TryLater,
+    opentelemetry,
+    scrub,
 )
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.destinations import mlflow, unity_catalog, zerobus
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
 from trio_spanbatch.opentelemetry._use_location import used_location
 from trio_spanbatch.testing import Answer, InMemoryExporter, OTLPReceiver
+from trio_spanbatch.tracing import Tracer
 
 NOW = 1_800_000_000_000_000_000
 CONTEXT = SpanContext(1, 1)
@@ -58,6 +62,8 @@ class Odd:
     def __repr__(self) -> str:
         return "<Odd>"
 
+
+TRACER = Tracer(SpanBatcher(InMemoryExporter()))
 
 WRONG: tuple[object, ...] = (5, -1, 1.5, float("nan"), "text", b"bytes", True, [1], {"a": 1}, ("x",), Odd())
 
@@ -94,6 +100,17 @@ CALLABLES: dict[Callable[..., Any], dict[str, Any]] = {
     zerobus: {"host": "https://a.cloud.databricks.com"},
     use_location: {"location": "a"},
     BatcherSpanProcessor: {"batcher": SpanBatcher(InMemoryExporter())},
+    opentelemetry.span: {"name": "a span"},
+    opentelemetry.traced: {},
+    Tracer: {"batcher": SpanBatcher(InMemoryExporter())},
+    TRACER.span: {"name": "a span"},
+    TRACER.traced: {},
+    TRACER.span("a span").set_attribute: {"key": "a", "value": 1},
+    TRACER.span("a span").set_attributes: {"attributes": {}},
+    TRACER.span("a span").add_event: {"name": "an event"},
+    TRACER.span("a span").record_exception: {"error": ValueError()},
+    TRACER.span("a span").set_status: {"status": StatusCode.OK},
+    scrub: {},
 }
 RECORDS: dict[Callable[..., Any], dict[str, Any]] = {
     Span: {"name": "a span", "context": CONTEXT, "start_time": NOW, "end_time": NOW},
@@ -116,8 +133,10 @@ def parameters() -> Iterator[Any]:
     for function, needed in (*CALLABLES.items(), *RECORDS.items()):
         made = getattr(function, "__init__", function) if inspect.isclass(function) else function
         hints = typing.get_type_hints(made, localns={**vars(trio_spanbatch), "Self": object})
-        for name in inspect.signature(function).parameters:
-            if function not in RECORDS or name not in ANY_TYPE | ANY_FLAG:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is not parameter.POSITIONAL_ONLY and not (
+                function in RECORDS and name in ANY_TYPE | ANY_FLAG
+            ):
                 yield pytest.param(function, needed, name, hints[name], id=f"{function.__qualname__}-{name}")
 
 

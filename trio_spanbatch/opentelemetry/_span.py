@@ -9,14 +9,15 @@ from typing import Any, overload
 from opentelemetry import trace
 
 from .._exceptions import error_part, is_cancellation
+from .._spans.checks import shown
 from .._spans.records import SpanKind
+from .._values import checked_location
 from .._version import __version__
 from ..tracing._traced import Function, decorator
 from ._location import locations_of
 from ._use_location import use_location
 
 
-@contextmanager
 def span(
     name: str,
     *,
@@ -24,7 +25,7 @@ def span(
     kind: trace.SpanKind | SpanKind = trace.SpanKind.INTERNAL,
     attributes: Mapping[str, Any] | None = None,
     tracer: trace.Tracer | None = None,
-) -> Iterator[trace.Span]:
+) -> AbstractContextManager[trace.Span]:
     """Start a span of OpenTelemetry that lasts as long as the ``with`` block and is the current span inside.
 
     It differs from ``start_as_current_span`` in the following. If the block is cancelled, the attribute
@@ -43,6 +44,28 @@ def span(
     Raises:
         InvalidLocationError: ``location`` is not a string of 1 to 1,024 characters.
     """
+    checks: list[tuple[str, Any, Any, str]] = [
+        ("name", name, str, "a str"),
+        ("kind", kind, trace.SpanKind | SpanKind, "a SpanKind"),
+    ]
+    checks += [("attributes", {} if attributes is None else attributes, Mapping, "a mapping")]
+    checks += [] if tracer is None else [("tracer", tracer, trace.Tracer, "a Tracer of OpenTelemetry")]
+    for parameter, value, types, meaning in checks:
+        if not isinstance(value, types):
+            raise TypeError(f"{parameter} is {shown(value)}; it must be {meaning}")
+    if location is not None:
+        location = checked_location(location)
+    return _span(name, location, trace.SpanKind[kind.name], attributes, tracer)
+
+
+@contextmanager
+def _span(
+    name: str,
+    location: str | None,
+    kind: trace.SpanKind,
+    attributes: Mapping[str, Any] | None,
+    tracer: trace.Tracer | None,
+) -> Iterator[trace.Span]:
     if tracer is None:
         tracer = trace.get_tracer("trio_spanbatch", __version__)
     where: AbstractContextManager[None] = nullcontext() if location is None else use_location(location)
@@ -53,7 +76,7 @@ def span(
     started: AbstractContextManager[trace.Span] = tracer.start_as_current_span(
         name,
         context=trace.set_span_in_context(trace.INVALID_SPAN) if begins_trace else None,
-        kind=trace.SpanKind[kind.name],
+        kind=kind,
         attributes=attributes,
         record_exception=False,
         set_status_on_exception=False,
@@ -122,4 +145,5 @@ def traced(
     def open_span(name: str, attributes: Mapping[str, Any]) -> AbstractContextManager[trace.Span]:
         return span(name, location=location, kind=kind, attributes=attributes, tracer=tracer)
 
+    open_span("", {} if attributes is None else attributes)  # only to check the arguments
     return decorator(given, open_span, attributes, arguments)

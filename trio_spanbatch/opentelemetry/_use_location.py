@@ -122,7 +122,7 @@ class LocationContext(AbstractContextManager[None]):
         self._location = location
         self._inside = 0
         # Incremented when the last one exits: elements of earlier rounds were all left.
-        self.round = 0
+        self.round: int = 0
 
     def __enter__(self) -> None:
         thread = get_ident()

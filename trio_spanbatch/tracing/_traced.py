@@ -35,6 +35,9 @@ def decorator(
         attributes: Attributes of all spans.
         arguments: Whether to record the arguments as attributes; or the names of those to record.
     """
+    given_arguments: object = arguments
+    if not isinstance(given_arguments, bool | Iterable) or isinstance(given_arguments, bytes | Mapping):
+        raise TypeError(f"arguments is {arguments!r}; it must be True, or a list of names")
     if given is not None and not isinstance(given, str):
         return _wrapped(given, None, open_span, attributes, arguments)
     return lambda function: _wrapped(function, given, open_span, attributes, arguments)

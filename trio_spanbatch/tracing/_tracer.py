@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from threading import get_ident
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, overload
 
 import attrs
 import trio
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _current: Final[ContextVar[ActiveSpan | None]] = ContextVar("trio_spanbatch.tracing.current_span", default=None)
 
 _SAMPLED: Final = 1
+
+_T = TypeVar("_T")
 
 
 def current_span() -> ActiveSpan | None:
@@ -79,9 +81,9 @@ class ActiveSpan:
     end_time: int | None = attrs.field(default=None, init=False)
     _outer: ActiveSpan | None = attrs.field(default=None, init=False)
 
-    dropped_attributes: ClassVar = 0
-    dropped_events: ClassVar = 0
-    dropped_links: ClassVar = 0
+    dropped_attributes: ClassVar[int] = 0
+    dropped_events: ClassVar[int] = 0
+    dropped_links: ClassVar[int] = 0
 
     @property
     def resource(self) -> Resource | None:
@@ -95,31 +97,32 @@ class ActiveSpan:
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Set an attribute. See `Span` for the types of values."""
-        self.attributes[key] = value
+        self.attributes[_checked("key", key, str)] = value
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set several attributes."""
-        self.attributes.update(attributes)
+        self.attributes.update(_checked("attributes", attributes, Mapping))
 
     def add_event(self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None) -> None:
         """Add an event; ``timestamp`` is in nanoseconds since the Unix epoch, by default now."""
-        self.events.append(SpanEvent(name, time.time_ns() if timestamp is None else timestamp, attributes or {}))
+        name, attributes = _checked("name", name, str), _checked("attributes", attributes or {}, Mapping)
+        timestamp = time.time_ns() if timestamp is None else _checked("timestamp", timestamp, int)
+        self.events.append(SpanEvent(name, timestamp, attributes))
 
     def record_exception(self, error: BaseException, attributes: Mapping[str, Any] | None = None) -> None:
         """Add the event ``exception`` with the type, message and traceback of ``error``. The status does not change."""
         details = {
-            "exception.type": _name_of(error),
+            "exception.type": _name_of(_checked("error", error, BaseException)),
             "exception.message": _message_of(error),
             "exception.stacktrace": "".join(traceback.format_exception(error)),
         }
-        self.add_event("exception", {**details, **(attributes or {})})
+        self.add_event("exception", {**details, **_checked("attributes", attributes or {}, Mapping)})
 
     def set_status(self, status: StatusCode | Status, description: str | None = None) -> None:
         """Set the status. An exception that leaves the span's block sets it too, unless it is ``StatusCode.OK``."""
         if not isinstance(status, Status):
-            if not isinstance(status, StatusCode):
-                raise TypeError(f"status is {shown(status)}; it must be a StatusCode, for instance StatusCode.ERROR")
-            status = Status(status, description)
+            description = None if description is None else _checked("description", description, str)
+            status = Status(_checked("status", status, StatusCode, ", for instance StatusCode.ERROR"), description)
         self.status = status
 
     @trio.lowlevel.enable_ki_protection
@@ -164,6 +167,13 @@ class ActiveSpan:
         return f"<ActiveSpan {shown(self.name)} at {self.location!r}, {state}>"
 
 
+def _checked(name: str, value: _T, kind: Any, remedy: str = "") -> _T:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        article = "an" if kind.__name__[0] in "AEIOUaeiou" else "a"
+        raise TypeError(f"{name} is {shown(value)}; it must be {article} {kind.__name__}{remedy}")
+    return value
+
+
 def _name_of(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -206,19 +216,15 @@ class Tracer:
         scope: InstrumentationScope | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        if not isinstance(batcher, SpanBatcher):
-            raise TypeError(f"batcher is {shown(batcher)}; it must be a SpanBatcher")
-        if resource is not None and not isinstance(resource, Resource):
-            raise TypeError(f"resource is {shown(resource)}; it must be a Resource, for instance Resource({{...}})")
-        if scope is not None and not isinstance(scope, InstrumentationScope):
-            raise TypeError(f"scope is {shown(scope)}; it must be an InstrumentationScope('name', 'version')")
-        if rng is not None and not isinstance(rng, random.Random):
-            raise TypeError(f"rng is {shown(rng)}; it must be a random.Random")
-        self.batcher = batcher
+        self.batcher: SpanBatcher = _checked("batcher", batcher, SpanBatcher)
         self.location: str = checked_location(location)
-        self.resource = resource
-        self.scope = scope
-        self._ids = rng or random.SystemRandom()
+        self.resource: Resource | None = resource
+        if resource is not None:
+            _checked("resource", resource, Resource, ", for instance Resource({'service.name': 'shop'})")
+        self.scope: InstrumentationScope | None = scope
+        if scope is not None:
+            _checked("scope", scope, InstrumentationScope, ", for instance InstrumentationScope('shop', '1.0')")
+        self._ids = random.SystemRandom() if rng is None else _checked("rng", rng, random.Random)
         self._runtime = batcher._runtime
         # Spans that ended in other threads.
         self._queue: deque[tuple[str, EncodedSpan]] = deque()
@@ -263,16 +269,11 @@ class Tracer:
             TypeError: An argument is of the wrong type.
             InvalidLocationError: ``location`` is not a string of 1 to 1,024 characters.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"name is {shown(name)}; it must be a str")
-        if not isinstance(kind, SpanKind):
-            raise TypeError(f"kind is {shown(kind)}; it must be a SpanKind, for instance SpanKind.CLIENT")
-        if attributes is not None and not isinstance(attributes, Mapping):
-            raise TypeError(f"attributes is {shown(attributes)}; it must be a mapping")
-        if parent is not None and not isinstance(parent, SpanContext):
-            raise TypeError(
-                f"parent is {shown(parent)}; it must be a SpanContext; the context of a span is span.context"
-            )
+        name, kind = _checked("name", name, str), _checked("kind", kind, SpanKind, ", for instance SpanKind.CLIENT")
+        attributes = _checked("attributes", {} if attributes is None else attributes, Mapping)
+        links = [_checked("an item of links", link, SpanLink) for link in _checked("links", links, Iterable)]
+        if parent is not None:
+            _checked("parent", parent, SpanContext, "; the context of a span is span.context")
         above = current_span() if parent is None else None
         while above is not None and above._tracer.batcher is not self.batcher:
             above = _first_live(above._outer)
@@ -288,7 +289,7 @@ class Tracer:
             trace_flags=_SAMPLED if parent is None else parent.trace_flags | _SAMPLED,
             trace_state="" if parent is None else parent.trace_state,
         )
-        return ActiveSpan(self, name, context, parent, location, kind, dict(attributes or {}), tuple(links))
+        return ActiveSpan(self, name, context, parent, location, kind, dict(attributes), tuple(links))
 
     @overload
     def traced(self, function: Function, /) -> Function: ...
@@ -340,6 +341,7 @@ class Tracer:
         def open_span(name: str, attributes: Mapping[str, Any]) -> ActiveSpan:
             return self.span(name, location=location, kind=kind, attributes=attributes)
 
+        open_span("", {} if attributes is None else attributes)  # only to check the arguments
         return decorator(given, open_span, attributes, arguments)
 
     def _new_id(self, bits: int) -> int:
