@@ -427,8 +427,8 @@ def test_dropped_is_an_immutable_snapshot() -> None:
     )
 
 
-def test_the_public_names_are_a_span_processor_and_use_location() -> None:
-    assert set(bridge.__all__) == {"BatcherSpanProcessor", "use_location"}
+def test_the_public_names_include_a_span_processor_background_batcher_and_use_location() -> None:
+    assert set(bridge.__all__) >= {"BatcherSpanProcessor", "background_batcher", "use_location"}
     assert issubclass(BatcherSpanProcessor, SpanProcessor)
 
 
