@@ -427,8 +427,8 @@ def test_dropped_is_an_immutable_snapshot() -> None:
     )
 
 
-def test_the_public_names_are_a_span_processor_and_the_words_for_spans_and_locations() -> None:
-    assert set(bridge.__all__) == {"BatcherSpanProcessor", "span", "traced", "use_location"}
+def test_the_public_names_are_the_processor_a_batcher_in_a_thread_and_the_words_for_spans_and_locations() -> None:
+    assert set(bridge.__all__) == {"BatcherSpanProcessor", "background_batcher", "span", "traced", "use_location"}
     assert issubclass(BatcherSpanProcessor, SpanProcessor)
 
 

@@ -92,7 +92,9 @@ async def test_a_cancel_from_outside_passes_through() -> None:
     assert scope.cancelled_caught
 
 
-async def test_a_handler_that_python_cannot_restore_becomes_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_handler_that_python_cannot_restore_becomes_the_default(  # noqa: ASYNC124  # it must be in a trio task
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     installed: list[object] = []
     monkeypatch.setattr(signal, "signal", lambda _, handler: installed.append(handler))
     with exit_on_sigterm():
@@ -106,7 +108,7 @@ def test_outside_of_trio_it_is_an_error() -> None:
 
 
 def test_in_another_thread_it_is_an_error_there() -> None:
-    async def main() -> None:
+    async def main() -> None:  # noqa: ASYNC124  # it must be in a trio task
         with pytest.raises(RuntimeError, match="can be used only in a trio task of the main thread"), exit_on_sigterm():
             raise AssertionError("it was entered")
 

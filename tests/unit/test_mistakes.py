@@ -23,10 +23,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import trio_spanbatch
 from trio_spanbatch import (
     BatchPolicy,
+    ConsoleExporter,
     Delivered,
     EntityRef,
     InstrumentationScope,
     InvalidSpanError,
+    JSONFileExporter,
     Limits,
     OTLPExporter,
     Refused,
@@ -46,7 +48,7 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.destinations import mlflow, unity_catalog, zerobus
-from trio_spanbatch.opentelemetry import BatcherSpanProcessor, use_location
+from trio_spanbatch.opentelemetry import BatcherSpanProcessor, background_batcher, use_location
 from trio_spanbatch.opentelemetry._use_location import used_location
 from trio_spanbatch.testing import Answer, InMemoryExporter, OTLPReceiver
 from trio_spanbatch.tracing import Tracer
@@ -99,6 +101,9 @@ CALLABLES: dict[Callable[..., Any], dict[str, Any]] = {
     unity_catalog: {"host": "https://a.cloud.databricks.com"},
     zerobus: {"host": "https://a.cloud.databricks.com"},
     use_location: {"location": "a"},
+    background_batcher: {"exporter": InMemoryExporter()},
+    ConsoleExporter: {},
+    JSONFileExporter: {"path": "/missing/spans.jsonl"},
     BatcherSpanProcessor: {"batcher": SpanBatcher(InMemoryExporter())},
     opentelemetry.span: {"name": "a span"},
     opentelemetry.traced: {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -18,10 +18,9 @@ from ._location import LocationFunction
 from ._processor import BatcherSpanProcessor
 
 
-@contextmanager
 def background_batcher(
     exporter: SpanExporter | None = None, *, location: str | LocationFunction = "default", **options: Any
-) -> Iterator[BatcherSpanProcessor]:
+) -> AbstractContextManager[BatcherSpanProcessor]:
     """Run a `SpanBatcher` in a thread, for programs on asyncio or without an event loop.
 
     Use it around everything else, for instance around ``asyncio.run``::
@@ -51,8 +50,12 @@ def background_batcher(
     """
     if trio.lowlevel.in_trio_run():
         raise RuntimeError("background_batcher() blocks its thread; in a trio program use `async with SpanBatcher()`")
-    background = _Background(SpanBatcher(exporter, **options))
-    processor = BatcherSpanProcessor(background.batcher, location)
+    batcher = SpanBatcher(exporter, **options)
+    return _running(_Background(batcher), BatcherSpanProcessor(batcher, location))
+
+
+@contextmanager
+def _running(background: _Background, processor: BatcherSpanProcessor) -> Iterator[BatcherSpanProcessor]:
     # For a `with` that is never left, because an ExitStack is never closed or a Ctrl-C comes between two lines below.
     atexit.register(background.end)
     try:
