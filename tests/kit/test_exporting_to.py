@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from tests.support.batchers import make_span
+from tests.support.processes import DEADLINE
 from trio_spanbatch import OTLPExporter, Refused, SpanBatch, SpanBatcher
 from trio_spanbatch.testing import ExportedSpans, InMemoryExporter, OTLPReceiver, exporting_to
 
@@ -172,7 +173,8 @@ async def test_leaving_a_receiver_closes_its_connections() -> None:
         stream = await receiver.network.connect_tcp("receiver.test", 80)
         await trio.testing.wait_all_tasks_blocked()
         assert receiver.open_connections == 1
-    assert await stream.recv(10) == b""
+    with trio.fail_after(DEADLINE):
+        assert await stream.recv(10) == b""
     await trio.testing.wait_all_tasks_blocked()
     assert receiver.open_connections == 0
 
