@@ -19,19 +19,19 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_259,
+    "modules": 1_465,
     "_scheduler": 3_600,
-    "_runtime": 1_540,
-    "_reporting": 645,
-    "_spans": 2_475,
+    "_runtime": 1_550,
+    "_reporting": 690,
+    "_spans": 2_670,
     "_settings": 635,
     "_http": 3_600,
     "_local": 390,
     "destinations": 2_016,
-    "opentelemetry": 1_485,
+    "opentelemetry": 1_640,
     "tracing": 635,
     "testing": 1_745,
-    "cli": 3_985,
+    "cli": 3_960,
     "_spool": 1_360,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
