@@ -584,9 +584,9 @@ FAULTS = (
     ),
     PlantedFault(
         "strict ignores rejected spans",
-        "_runtime/supervisor.py",
-        "if self.strict and (total.rejected or total.undelivered):",
-        "if self.strict and total.undelivered:",
+        "_runtime/runtime.py",
+        "if not total.rejected and not total.undelivered:",
+        "if not total.undelivered:",
     ),
     # -- the endpoint ----------------------------------------------------------------------------------------------
     PlantedFault(
