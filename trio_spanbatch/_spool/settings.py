@@ -44,7 +44,7 @@ class Spool:
         durability: What committed spans survive: ``"process"`` is the end of the process, ``kill -9`` included;
             ``"power"`` also a power failure, at the price of a sync for each commit.
         max_bytes: The most bytes of records.
-        max_age: Seconds after which a span is handed back instead of being kept; None for no limit.
+        max_age: Seconds after which a span is dropped, and reported as a loss; None for no limit.
         commit_interval: Seconds from the first span that is not committed until a commit begins.
         when_full: ``"wait"``: adding spans waits for space, or raises `trio.WouldBlock`. ``"drop_oldest"``: the oldest
             records are dropped, and reported as losses.
