@@ -40,6 +40,7 @@ from trio_spanbatch import (
     SpanContext,
     SpanEvent,
     SpanLink,
+    Spool,
     Status,
     StatusCode,
     TryLater,
@@ -92,6 +93,8 @@ CALLABLES: dict[Callable[..., Any], dict[str, Any]] = {
     BatchPolicy: {},
     Limits: {},
     RetryPolicy: {},
+    Spool: {"directory": "/missing"},
+    SpanBatch.from_request: {"location": "a", "data": b""},
     OTLPExporter: {"endpoint": "http://localhost:4318/v1/traces"},
     OTLPExporter.from_env: {"environ": {}},
     Delivered: {},
@@ -131,13 +134,15 @@ RECORDS: dict[Callable[..., Any], dict[str, Any]] = {
 # one: nobody reads these but the exporter that made them.
 ANY_TYPE = {"name", "description", "schema_url", "version", "type", "trace_state"}
 ANY_FLAG = {"is_remote", "trace_flags"}
+# Public names are imported when they are first used, so they may not be among `vars` of the package yet.
+PUBLIC = {name: getattr(trio_spanbatch, name) for name in trio_spanbatch.__all__}
 
 
 def parameters() -> Iterator[Any]:
     """Yield each parameter, with how it is called."""
     for function, needed in (*CALLABLES.items(), *RECORDS.items()):
         made = getattr(function, "__init__", function) if inspect.isclass(function) else function
-        hints = typing.get_type_hints(made, localns={**vars(trio_spanbatch), "Self": object})
+        hints = typing.get_type_hints(made, localns={**PUBLIC, "Self": object})
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is not parameter.POSITIONAL_ONLY and not (
                 function in RECORDS and name in ANY_TYPE | ANY_FLAG
