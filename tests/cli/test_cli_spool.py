@@ -199,6 +199,18 @@ async def test_a_directory_that_others_can_write_is_refused(arguments: list[str]
         )
 
 
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+async def test_a_directory_that_others_can_write_is_refused_before_a_batcher_has_used_it(
+    arguments: list[str], directory: Path
+) -> None:
+    directory.mkdir()
+    directory.chmod(0o777)
+    name, *options = arguments
+    ended = await spool(name, directory, *options)
+    assert (ended.exit_code, ended.out, list(directory.iterdir())) == (1, "", [])
+    assert ended.err.startswith(f"trio-spanbatch: the spool cannot use {directory}: other users may write to it ")
+
+
 @pytest.mark.parametrize("name", ["list", "send"])
 async def test_the_spool_of_another_user_is_refused(
     name: str, directory: Path, monkeypatch: pytest.MonkeyPatch

@@ -105,9 +105,7 @@ class Directory:
         try:
             with suppress(FileExistsError):
                 given.mkdir(mode=0o700)
-            # A volume of a container belongs to root, and Kubernetes lets a group write to all that is in it.
-            is_volume = (outer := given.stat()).st_uid == 0
-            _check(given, outer, may_be_roots=True, may_be_groups=is_volume)
+            is_volume = check_given(given)
             made = not self.path.exists()
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
@@ -236,6 +234,14 @@ def cannot_use(directory: Path, error: OSError) -> SpoolError:
     remedy = remedies.get(error.errno or 0)
     reason = os.strerror(error.errno) if error.errno else str(error)
     return SpoolError(f"the spool cannot use {directory}: {reason}{'; ' + remedy if remedy else ''}")
+
+
+def check_given(given: Path) -> bool:
+    """Refuse the directory that is given if others could put files into it. Return whether it is a volume of root's."""
+    # A volume of a container belongs to root, and Kubernetes lets a group write to all that is in it.
+    is_volume = (found := given.stat()).st_uid == 0
+    _check(given, found, may_be_roots=True, may_be_groups=is_volume)
+    return is_volume
 
 
 def _check(path: Path, found: os.stat_result, *, may_be_roots: bool, may_be_groups: bool) -> None:

@@ -23,7 +23,7 @@ from .._exporter import SpanExporter
 from .._reporting.statistics import Loss
 from .._spans.batch import EncodedSpan, SpanBatch
 from .._spool.disk import DiskStore, endpoint_of
-from .._spool.files import OWN_DIRECTORY, Directory, File, is_ours
+from .._spool.files import OWN_DIRECTORY, Directory, File, check_given, is_ours
 from .._spool.log import (
     RECORDS_AT,
     Head,
@@ -102,6 +102,8 @@ class SpoolFiles:
         # If no batcher has used it yet, it stays as it is.
         if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
             self.directory = Directory(path)
+        else:
+            check_given(path)
 
     def report(self, file: str, problem: str) -> None:
         self.problems += 1
