@@ -39,6 +39,7 @@ from ._scheduler.location import Location
 from ._scheduler.scheduler import Scheduler
 from ._settings.policies import BatchPolicy, Limits, RetryPolicy
 from ._spans.batch import EncodedSpan, cost_after, cost_of
+from ._spans.checks import check_spans
 
 if TYPE_CHECKING:
     from typing import Self
@@ -240,6 +241,7 @@ class SpanBatcher:
 
     def _encoded_if_they_fit(self, spans: Iterable[SpanLike | EncodedSpan]) -> list[EncodedSpan]:
         """Encode the spans. Raise `ValueError` as soon as they are more than may ever be pending at once."""
+        check_spans(spans)
         if isinstance(spans, Sized):
             self._admission.check_can_ever_fit(len(spans), 0)
         encoded: list[EncodedSpan] = []
@@ -297,6 +299,7 @@ class SpanBatcher:
     async def _add_spans(self, location: str, spans: Iterable[SpanLike | EncodedSpan], progress: _Progress) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        check_spans(spans)
         waited = False
         for span in spans:
             if progress.accepted and progress.accepted % _SPANS_PER_CHECKPOINT == 0:

@@ -38,6 +38,7 @@ from trio_spanbatch.testing import Hang, InMemoryExporter
 
 pytestmark = pytest.mark.long
 
+YELLOW = "\x1b[33m"
 ONE, TWO = ("a", "01", "02"), ("a", "01", "03")
 
 
@@ -54,6 +55,8 @@ async def test_the_demo_loses_nothing_and_shows_it_without_a_terminal(tmp_path: 
     assert "the server answers 503 for main.finance.agent_spans from now on" in lines
     assert any(re.fullmatch(r"  [\d,]+ of [\d,]+ delivered", line) for line in lines)
     assert any(line.startswith("cancelling the whole program: ") for line in lines)
+    assert any(re.fullmatch(r"[\d,]+ spans were accepted after the cancel: .*", line) for line in lines)
+    assert "\x1b" not in ended.out
     assert f"spans are stored in {store}" in lines
     table = [line.split() for line in lines if line.startswith("main.")]
     assert len(table) == 4
@@ -330,3 +333,62 @@ def test_rejected_spans_were_not_handed_back() -> None:
         Loss("b", SpanBatch("b", [span]), "undelivered", "no time"),
     ]
     assert list(handed_back(losses)) == [("b", f"{1:032x}", f"{2:016x}")]
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_a_failing_location_looks_different_and_its_mark_does_without_colours(
+    colours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if not colours:
+        monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, highlight=False, markup=False)
+    screen = Screen(console, Console(file=io.StringIO()))
+    progress = DemoProgress(SpanBatcher(InMemoryExporter()), 4000, screen)
+    progress.failing = demo_module.FAILING
+    locations = {name: LocationStatistics() for name in ("main.sales.agent_spans", demo_module.FAILING)}
+    progress._draw(SpanBatcherStatistics(locations=locations))
+    console.print(progress._progress)
+    healthy, failing = (next(line for line in out.getvalue().splitlines() if name in line) for name in locations)
+    assert ("! main.finance" in failing, "! main.sales" in healthy) == (True, False)
+    assert (f"{YELLOW}! main.finance" in failing, f"{YELLOW}  main.sales" in healthy) == (colours, False)
+    out.seek(0)
+    out.truncate()
+    screen.table(["location", "accepted"], [[name, "1"] for name in locations], failing=demo_module.FAILING)
+    assert [YELLOW in line for line in out.getvalue().splitlines()] == [False, False, colours]
+    assert max(map(len, re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("lost", "colour"), [(False, "\x1b[32m"), (True, "\x1b[1;31m")])
+def test_the_verdict_is_green_or_red(lost: bool, colour: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stored = [] if lost else [ONE]
+
+    async def first(_path: Path, _screen: Screen) -> DemoResult:
+        await trio.lowlevel.checkpoint()
+        return DemoResult(accepted=[ONE], stored=[ONE], interrupted=0)
+
+    async def second(_path: Path, _screen: Screen) -> KillResult:
+        await trio.lowlevel.checkpoint()
+        return KillResult(committed=[ONE], stored=stored)
+
+    monkeypatch.setattr(demo_module, "demo", first)
+    monkeypatch.setattr(kill, "kill_and_restart", second)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system="standard", width=100, no_color=False)
+    monkeypatch.setattr(commands, "Screen", lambda: Screen(console, Console(file=io.StringIO())))
+    CliRunner().invoke(commands.cli, ["demo"])
+    verdicts = [line for line in out.getvalue().splitlines() if "LOST" in line or "nothing was lost" in line]
+    assert [line.startswith(each) for line, each in zip(verdicts, ["\x1b[32m", colour], strict=True)] == [True, True]
+
+
+def test_the_numbers_say_which_requests_are_repetitions() -> None:
+    out = io.StringIO()
+    batcher = SpanBatcher(InMemoryExporter())
+    exporter = MeasuringExporter(OTLPExporter("http://localhost:4318/v1/traces"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batcher, "statistics", lambda: SpanBatcherStatistics(requests=17, retries=9))
+        show(batcher, exporter, [], Screen(Console(file=out, width=200), Console(file=io.StringIO())))
+    assert "9 of the 17 requests are repetitions: the server had not accepted their spans" in out.getvalue()

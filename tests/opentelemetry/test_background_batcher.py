@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -45,6 +46,16 @@ def test_without_an_event_loop_everything_accepted_is_delivered_at_the_end() -> 
     assert exporter.closed
     assert_all_counted(processor, processor.batcher)
     assert background_threads() == []
+
+
+def test_functions_of_the_batcher_see_the_context_variables_of_the_caller() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="nothing")
+    variable.set("the caller's")
+    seen: list[tuple[str, str]] = []
+    exporter = InMemoryExporter([Refused("no")])
+    with background_batcher(exporter, on_loss=lambda loss: seen.append((variable.get(), loss.outcome))) as processor:
+        end_spans(tracer_of(processor), 1)
+    assert seen == [("the caller's", "rejected")]
 
 
 def test_around_asyncio_run_everything_accepted_is_delivered_at_the_end() -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from .._values import plain_location
+from .checks import check_spans
 from .wire import TABLE_SIZE, VARINTS, varint, varint_size
 
 if TYPE_CHECKING:
@@ -128,7 +129,12 @@ class SpansInRuns(Sequence[EncodedSpan]):
 
 
 def _as_tuple(spans: Iterable[EncodedSpan]) -> tuple[EncodedSpan, ...]:
-    return tuple(spans)
+    check_spans(spans)
+    spans = tuple(spans)
+    for place, span in enumerate(spans):
+        if not isinstance(span, EncodedSpan):
+            raise TypeError(f"spans[{place}] is of type {type(span).__name__}; it must be an EncodedSpan")
+    return spans
 
 
 @attrs.frozen(eq=False, repr=False)

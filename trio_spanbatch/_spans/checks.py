@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import deque
+from collections.abc import Mapping
 from inspect import CO_VARARGS
 from reprlib import Repr
 from types import FrameType, MappingProxyType
@@ -72,6 +73,13 @@ def shown(value: object) -> str:
         # For example an int with more digits than Python converts.
         text = object.__repr__(value)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
+
+
+def check_spans(spans: object) -> None:
+    """Raise `TypeError` if ``spans`` is not an iterable of spans: a span itself, or a text."""
+    is_iterable = hasattr(type(spans), "__iter__") or hasattr(type(spans), "__getitem__")
+    if not is_iterable or isinstance(spans, str | bytes | Mapping):
+        raise TypeError(f"spans is of type {type(spans).__name__}; it must be an iterable of spans, such as a list")
 
 
 def invalid(field: str, value: object, problem: str) -> InvalidSpanError:

@@ -50,7 +50,7 @@ class File:
     """An open file, which is closed in forked children."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
         _OPEN.add(self)
 
     def read(self, at: int, size: int) -> bytes:
@@ -100,7 +100,7 @@ class Directory:
     """
 
     def __init__(self, given: Path) -> None:
-        self.path = given / OWN_DIRECTORY
+        self.path: Path = given / OWN_DIRECTORY
         self._file = File(-1)
         try:
             with suppress(FileExistsError):

@@ -36,7 +36,7 @@ from .destinations import (
     make_exporter,
     server_of,
 )
-from .screen import LogLines, OutputError, Screen, check_output, output_errors
+from .screen import BAD, GOOD, LogLines, OutputError, Screen, check_output, output_errors
 
 if TYPE_CHECKING:
     from .send import SendResult, SendSettings
@@ -354,13 +354,13 @@ def demo_command(store: Path | None) -> None:
             screen.say("act 1: a program is cancelled half-way")
             result = trio.run(demo, store, screen)
             screen.say(f"spans are stored in {store}")
-            screen.say(result.verdict)
+            screen.say(result.verdict, GOOD if result.holds else BAD)
             if result.exit_code:
                 sys.exit(result.exit_code)
             screen.say("")
             screen.say("act 2: a program with a spool is killed half-way, and started again")
             killed = trio.run(kill_and_restart, store, screen)
-            screen.say(killed.verdict)
+            screen.say(killed.verdict, GOOD if killed.holds else BAD)
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
     sys.exit(killed.exit_code)

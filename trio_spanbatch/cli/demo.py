@@ -31,7 +31,7 @@ from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
 from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, RecordingTracer, planned_spans, run_agents
 from .progress import DemoProgress
 from .receive import Collector
-from .screen import Screen
+from .screen import FAILS, GOOD, Screen
 from .signals import Interrupt
 from .store import SpanStore
 
@@ -79,6 +79,7 @@ class FailingServer:
     collector: Collector  # answers all other requests
     began: float  # when the server was started, in trio's time
     cancelled: float | None = None  # when the program was cancelled
+    accepted: int = 0  # how many spans had been accepted then
 
     @property
     def fails(self) -> bool:
@@ -192,6 +193,9 @@ async def _run_program(
                         await run_agents(tracers, _QUESTIONS_PER_AGENT)
             observers.cancel_scope.cancel()
         progress.say(f"left the batcher {trio.current_time() - (server.cancelled or server.began):.1f} s later")
+        if server.cancelled is not None:
+            late = batcher.statistics().accepted - server.accepted
+            progress.say(f"{late:,} spans were accepted after the cancel: those of the work that it ended")
     show(batcher, exporter, tracers, screen)
 
 
@@ -201,19 +205,21 @@ async def _cancel_half_way(
     failed = False
     while batcher.statistics().accepted < PLANNED_SPANS // 2 and not scope.cancel_called:
         if server.fails and not failed:
-            failed = True
-            progress.say(f"the server answers 503 for {FAILING} from now on")
+            failed, progress.failing = True, FAILING
+            progress.say(f"the server answers 503 for {FAILING} from now on", FAILS)
         await trio.sleep(0.02)
     server.cancelled = trio.current_time()
     progress.end_plan()
     statistics = batcher.statistics()
+    server.accepted = statistics.accepted
     progress.say(
         f"cancelling the whole program: {statistics.accepted:,} of {PLANNED_SPANS:,} planned spans accepted, "
         f"{statistics.queued + statistics.in_flight:,} of them pending"
     )
     scope.cancel()
     await trio.sleep(_FAILS_BEYOND_CANCEL)
-    progress.say(f"the server accepts spans for {FAILING} again")
+    progress.failing = None
+    progress.say(f"the server accepts spans for {FAILING} again", GOOD)
 
 
 def _accepted(tracers: Sequence[RecordingTracer]) -> Iterator[Key]:
@@ -248,7 +254,9 @@ def show(batcher: SpanBatcher, exporter: MeasuringExporter, tracers: Sequence[Re
             + [f"{percentiles[rank - 1]:.2f} s" if ages else "-" for rank in (50, 99)]
         )
     screen.say("")
-    screen.table([*columns, "age p50", "age p99"], rows, optional={"rejected", "undelivered"})
+    screen.table([*columns, "age p50", "age p99"], rows, optional={"rejected", "undelivered"}, failing=FAILING)
+    counted = f"{statistics.retries:,} of the {statistics.requests:,} requests"
+    screen.say(f"{counted} are repetitions: the server had not accepted their spans")
     screen.say("age: from the end of a batch's first span to the batch's acknowledgement")
     not_accepted = sum(tracer.dropped for tracer in tracers)
     if not_accepted:

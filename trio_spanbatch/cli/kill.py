@@ -25,7 +25,7 @@ from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
 from .agent import LOCATION_HEADER, LOCATIONS, PLANNED_WITH_SPOOL
 from .demo import FAILING, Key
 from .receive import Collector
-from .screen import Screen
+from .screen import FAILS, Screen
 from .signals import Interrupt
 from .store import SpanStore
 
@@ -55,9 +55,14 @@ class KillResult:
         return f"nothing was lost: all {len(self.committed):,} committed spans are in the store, one row each"
 
     @property
+    def holds(self) -> bool:
+        """Whether each committed span is stored exactly once."""
+        return self.verdict.startswith("nothing was lost")
+
+    @property
     def exit_code(self) -> int:
         """0 if nothing was lost or duplicated, else 1 or ``interrupted``."""
-        return self.interrupted or int(not self.verdict.startswith("nothing was lost"))
+        return self.interrupted or int(not self.holds)
 
 
 async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
@@ -84,7 +89,7 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
         ):
             await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
             with interrupt.scope:
-                screen.say(f"the server answers 503 for {FAILING}")
+                screen.say(f"the server answers 503 for {FAILING}", FAILS)
                 ended = await _run(receiver.url, spool, committed, enough=PLANNED_WITH_SPOOL // 2)
                 at_kill = [*committed], stored()
                 if ended == -signal.SIGKILL:
@@ -147,7 +152,8 @@ def _show(
             row += [f"{len(keys):,}", f"{len(keys & set(stored)):,}"]
         rows.append(row)
     screen.say("")
-    screen.table(["location", "committed when killed", "stored when killed", "committed in all", "stored in all"], rows)
+    columns = ["location", "committed when killed", "stored when killed", "committed in all", "stored in all"]
+    screen.table(columns, rows, failing=FAILING)
     more = len(set(in_the_end[1]) - set(in_the_end[0]))
     if more:
         screen.say(f"and {more:,} more, which the program had no time to print before it was killed")

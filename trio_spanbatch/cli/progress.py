@@ -15,7 +15,7 @@ from .._batcher import SpanBatcher
 from .._reporting.statistics import SpanBatcherStatistics
 from .circuit_breaker import FailingLocation
 from .input import InputFile
-from .screen import Screen, one_line
+from .screen import FAILS, Screen, one_line
 
 # Seconds between two redraws. With very many locations, counting is slow: it may take a twentieth of the time.
 _INTERVAL = 0.1
@@ -24,6 +24,7 @@ _REST = 20
 _LINE_INTERVAL = 1.0
 # On a narrower terminal, the demo's bars do not fit beside the numbers.
 _WIDE = 80
+_UNMARKED = {"mark": " ", "style": "none"}
 
 
 class _Progress(Progress):
@@ -119,14 +120,17 @@ class DemoProgress:
     """Shows how many spans were accepted and delivered, by location."""
 
     def __init__(self, batcher: SpanBatcher, planned: int, screen: Screen) -> None:
+        self.failing: str | None = None  # the location that fails now: it has a mark and another colour
         self._batcher = batcher
         self._planned = planned
         self._screen = screen
         self._moves = screen.out.is_terminal
-        description, counts = TextColumn("{task.description:<26}"), TextColumn("{task.fields[counts]}")
-        bar = [BarColumn()] if screen.out.width >= _WIDE else []
+        description = TextColumn("[{task.fields[style]}]{task.fields[mark]} {task.description:<24}[/]")
+        counts = TextColumn("{task.fields[counts]}")
+        # Not rich's own colour, which is a kind of red.
+        bar = [BarColumn(complete_style="cyan")] if screen.out.width >= _WIDE else []
         self._progress = _bars(screen.out, description, *bar, counts, TimeElapsedColumn())
-        self._tasks = {"total": self._progress.add_task("total", total=planned, counts="")}
+        self._tasks = {"total": self._progress.add_task("total", total=planned, counts="", **_UNMARKED)}
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
@@ -141,8 +145,8 @@ class DemoProgress:
         """Make the number of accepted spans the total: no more are planned."""
         self._planned = 0
 
-    def say(self, line: str) -> None:
-        self._screen.say(line)
+    def say(self, line: str, style: str | None = None) -> None:
+        self._screen.say(line, style)
 
     async def run(self) -> None:
         """Show progress until cancelled."""
@@ -156,7 +160,7 @@ class DemoProgress:
             return
         for location, counts in statistics.locations.items():
             if location not in self._tasks:
-                self._tasks[location] = self._progress.add_task(location, counts="")
+                self._tasks[location] = self._progress.add_task(location, counts="", **_UNMARKED)
             self._update(location, self._planned // 4, counts.accepted, counts.delivered)
         self._update("total", self._planned, statistics.accepted, statistics.delivered)
         self._progress.refresh()
@@ -167,4 +171,5 @@ class DemoProgress:
             completed=delivered,
             total=max(planned, accepted, 1),
             counts=f"{delivered:>5,} of {accepted:>5,} delivered",
+            **({"mark": "!", "style": FAILS} if name == self.failing else _UNMARKED),
         )

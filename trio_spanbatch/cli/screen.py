@@ -98,6 +98,9 @@ def _joined(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
 
 # Results go to stdout; errors and progress go to stderr.
 
+# Colours, which rich leaves out where there is no terminal and where NO_COLOR is set: words must say the same.
+GOOD, BAD, FAILS = "green", "bold red", "yellow"
+
 # Wide enough for any table, so that output to a pipe is never wrapped.
 _PIPE_WIDTH = 1_000_000
 
@@ -122,10 +125,10 @@ class Screen:
     out: Console = attrs.field(factory=lambda: _console(stderr=False))
     err: Console = attrs.field(factory=lambda: _console(stderr=True))
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, style: str | None = None) -> None:
         """Print a line of results."""
         with output_errors():
-            _print(self.out, one_line(line))
+            _print(self.out, one_line(line), style)
 
     def warn(self, line: str) -> None:
         """Print a warning or an error. Nothing happens if standard error cannot be written to."""
@@ -138,16 +141,25 @@ class Screen:
             self.out.file.write(f"{text}\n")
             self.out.file.flush()
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Collection[str] = ()) -> None:
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        optional: Collection[str] = (),
+        *,
+        failing: str | None = None,
+    ) -> None:
+        """Print a table. The row whose name is ``failing`` has another colour."""
         lines = table_lines(columns, [[*map(one_line, row)] for row in rows], self.out.width, optional)
         for line in lines:
+            style = FAILS if line.text.split(" ")[0] == failing else None
             with output_errors():
-                self.out.print(line.text, style="bold" if line.heading else None, soft_wrap=True)
+                self.out.print(line.text, style="bold" if line.heading else style, soft_wrap=True)
 
 
-def _print(console: Console, line: str) -> None:
+def _print(console: Console, line: str, style: str | None = None) -> None:
     # Rich wraps between words for a terminal; in a pipe, a line must stay one line.
-    console.print(line, soft_wrap=not console.is_terminal)
+    console.print(line, style=style, soft_wrap=not console.is_terminal)
 
 
 class LogLines(logging.Handler):

@@ -91,8 +91,8 @@ class SpoolFiles:
 
     def __init__(self, path: Path, screen: Screen) -> None:
         self.path = path
-        self.problems = 0
-        self.in_use = 0
+        self.problems: int = 0
+        self.in_use: int = 0
         self._screen = screen
         self.directory: Directory | None = None
         try:

@@ -6,6 +6,7 @@ import atexit
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import copy_context
 from typing import Any
 
 import attrs
@@ -85,7 +86,10 @@ class _Background:
     @_thread.default
     def _make_thread(self) -> threading.Thread:
         # A daemon, as Python waits for other threads before it calls the functions of atexit.
-        return threading.Thread(target=self._run, name="trio_spanbatch background", daemon=True)
+        # The context is the caller's, so that functions such as `on_loss` see its context variables.
+        return threading.Thread(
+            target=copy_context().run, args=(self._run,), name="trio_spanbatch background", daemon=True
+        )
 
     def _run(self) -> None:
         self._result = outcome.capture(trio.run, self._main)

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import trio
-from tracing import Tracer
 
 from trio_spanbatch import Loss, OTLPExporter, SpanBatcher, SpanExporter
+from trio_spanbatch.tracing import Tracer
 
 
 @attrs.frozen
