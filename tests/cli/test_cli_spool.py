@@ -157,6 +157,14 @@ async def test_a_missing_directory_is_an_error_of_one_line(kind: str, arguments:
 
 
 @pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+async def test_an_empty_name_is_not_the_current_directory(arguments: list[str]) -> None:
+    name, *options = arguments
+    ended = await spool(name, "", *options)
+    assert (ended.exit_code, ended.out) == (2, "")
+    assert re.fullmatch(r"trio-spanbatch spool .*'DIR': it is empty; give the directory that .*\n", ended.err)
+
+
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
 async def test_files_of_an_open_batcher_are_left_alone_and_one_line_says_so(
     arguments: list[str], directory: Path
 ) -> None:

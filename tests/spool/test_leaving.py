@@ -153,6 +153,28 @@ async def test_a_second_ctrl_c_ends_the_wait_for_the_disk(autojump_clock: trio.t
     assert {loss.reason for loss in batcher.undelivered} == {"Ctrl-C during the drain"}
 
 
+async def test_after_a_second_ctrl_c_a_disk_that_hangs_is_not_waited_for_in_order_to_close_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Hangs(MemoryStore):
+        async def commit(self, records: Sequence[NewRecord], settled: Sequence[int] = ()) -> Sequence[Record]:
+            if self.slow == math.inf:
+                signal.raise_signal(signal.SIGINT)
+            return await super().commit(records, settled)
+
+        async def close(self) -> None:
+            await trio.sleep(self.slow)
+
+    store = Hangs()
+    batcher = spooling_batcher(InMemoryExporter(delay=math.inf), store, batch=NEVER, spool={"commit_interval": 1e6})
+    with pytest.raises(KeyboardInterrupt):
+        async with batcher:
+            store.slow = math.inf
+            await batcher.add_spans("a", make_spans(4))
+    assert trio.current_time() <= 0.1
+    assert (batcher.statistics().spooled, batcher.statistics().undelivered) == (0, 4)
+
+
 async def test_a_cancelled_body_leaves_its_spans_in_the_spool(autojump_clock: trio.testing.MockClock) -> None:
     disk = MemoryDisk()
     with trio.move_on_after(1) as scope:

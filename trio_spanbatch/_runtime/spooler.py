@@ -36,6 +36,8 @@ _Ts = TypeVarTuple("_Ts")
 # Seconds. Once the disk has not answered, it is asked for less long.
 _TIMEOUT = 10.0
 _SHORT_TIMEOUT = 1.0
+# The time to settle and close after a second Ctrl-C, which a disk that works does not need.
+_STOPPED_TIMEOUT = 0.1
 
 
 class _NoAnswer(OSError):
@@ -131,10 +133,11 @@ class Spooler:
     async def close(self) -> None:
         """Close the store, as far as there is time. Nothing is touched after that."""
         try:
-            if tokens := self.scheduler.take_unsettled():
-                with suppress(OSError):
-                    await self.store.settle(tokens)
-            await self.store.close()
+            with trio.move_on_after(_STOPPED_TIMEOUT if self._is_stopped else math.inf):
+                if tokens := self.scheduler.take_unsettled():
+                    with suppress(OSError):
+                        await self.store.settle(tokens)
+                await self.store.close()
         finally:
             self.store.abandon()
 

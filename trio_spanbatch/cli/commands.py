@@ -382,7 +382,13 @@ def spool_group() -> None:
     """
 
 
-_directory = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def _spool_directory(_context: click.Context, _argument: click.Parameter, value: str) -> Path:
+    if not value:
+        raise click.BadParameter("it is empty; give the directory that the program gives to Spool")
+    return Path(value)
+
+
+_directory = click.argument("directory", metavar="DIR", type=click.Path(), callback=_spool_directory)
 
 
 @contextmanager
