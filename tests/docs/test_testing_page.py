@@ -33,6 +33,97 @@ def test_the_travel_desk_runs_by_itself_and_says_what_it_needs() -> None:
     )
 
 
+USERS_PROGRAM_OF_SPANS = """
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+from opentelemetry.sdk.trace import TracerProvider
+
+from trio_spanbatch import (
+    DROP, BatchPolicy, ConsoleExporter, FlushReport, InstrumentationScope, JSONFileExporter, Limits, Loss,
+    OTLPExporter, Resource, RetryPolicy, SpanBatcher, SpanBatcherStatistics, SpanExporter, SpanKind, Spool, StatusCode,
+    exit_on_sigterm, scrub,
+)
+from trio_spanbatch.destinations import mlflow
+from trio_spanbatch.opentelemetry import BatcherSpanProcessor, background_batcher, span, traced, use_location
+from trio_spanbatch.tracing import ActiveSpan, Tracer, current_span
+
+hide = scrub(keys=["prompt"], patterns=["[0-9]{16}"], replacement="***")
+
+
+def redact(key: str, value: Any) -> Any:
+    return DROP if key == "photo" else hide(key, value)
+
+
+def tell(loss: Loss) -> None:
+    print(f"{loss.count} {loss.outcome}: {loss}")
+
+
+async def main(folder: Path) -> None:
+    exporter = JSONFileExporter(folder / "spans.jsonl", max_bytes=1_000_000, keep=3)
+    spool = Spool(folder / "spool")
+    with exit_on_sigterm():
+        async with SpanBatcher(
+            exporter, batch=BatchPolicy(max_delay=1), limits=Limits(max_exports=4), retry=RetryPolicy(initial=0.5),
+            spool=spool, redact=redact, max_attribute_bytes=1000, on_loss=tell,
+        ) as batcher:
+            scope = InstrumentationScope("agents", version="1")
+            tracer = Tracer(batcher, location="acme", resource=Resource({"service.name": "desk"}), scope=scope)
+
+            @tracer.traced
+            def work(number: int) -> str:
+                return str(number)
+
+            @tracer.traced("stream", kind=SpanKind.CLIENT, location="globex")
+            async def stream(prompt: str) -> AsyncIterator[str]:
+                yield prompt
+
+            @tracer.traced
+            def parts() -> Iterator[int]:
+                yield 1
+
+            with tracer.span("chat", kind=SpanKind.CLIENT, attributes={"model": "small"}) as chat:
+                chat.set_attribute("tokens", 120)
+                chat.set_attributes({"tools": ["a", "b"]})
+                chat.add_event("first token", {"after": 0.5})
+                chat.set_status(StatusCode.OK)
+                current: ActiveSpan | None = current_span()
+                text: str = work(3)
+                answers: list[str] = [answer async for answer in stream("hello")]
+                print(text, answers, list(parts()), chat.context.trace_id, current, tracer.dropped)
+            report: FlushReport = await batcher.flush()
+            statistics: SpanBatcherStatistics = batcher.statistics()
+            print(report, statistics)
+
+
+@traced
+async def agent(name: str) -> int:
+    with use_location("acme"), span("chat", attributes={"agent": name}) as chat:
+        chat.set_attribute("tokens", 12)
+    return 1
+
+
+def on_asyncio() -> None:
+    provider = TracerProvider()
+    with background_batcher(ConsoleExporter(color=False), location="acme", strict=True) as processor:
+        kept: BatcherSpanProcessor = processor
+        provider.add_span_processor(kept)
+        number: int = asyncio.run(agent("a"))
+        print(number, kept.dropped, kept.batcher.statistics())
+
+
+def made() -> tuple[SpanExporter, SpanExporter]:
+    return mlflow("http://localhost:5000"), OTLPExporter.from_env(location_header="X-Scope-OrgID")
+
+
+if __name__ == "__main__":
+    trio.run(main, Path("."))
+    on_asyncio()
+"""
+
 USERS_PROGRAM = """
 from collections.abc import Iterator
 
@@ -98,8 +189,9 @@ def test_without_pytest() -> None:
 
 
 @pytest.mark.long
-def test_mypy_and_pyright_find_nothing_in_a_users_program_that_uses_all_of_the_kit(tmp_path: Path) -> None:
+def test_mypy_and_pyright_find_nothing_in_a_users_program_that_uses_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "test_users_program.py").write_text(USERS_PROGRAM)
+    (tmp_path / "users_program.py").write_text(USERS_PROGRAM_OF_SPANS)
     for name in ("travel_desk.py", "test_travel_desk.py"):
         (tmp_path / name).write_text((EXAMPLE / name).read_text())
     binaries = Path(sys.executable).parent

@@ -21,15 +21,28 @@ import trio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import trio_spanbatch
+from tests.kit import test_kit_arguments
 from trio_spanbatch import (
+    Auth,
+    AuthError,
     BatchPolicy,
     ConsoleExporter,
     Delivered,
+    EncodedSpan,
+    EndpointStatistics,
     EntityRef,
+    ExportResult,
+    FlushCounts,
+    FlushReport,
     InstrumentationScope,
+    InvalidLocationError,
     InvalidSpanError,
     JSONFileExporter,
     Limits,
+    LimitsItsAttempts,
+    LocationChecker,
+    LocationStatistics,
+    Loss,
     OTLPExporter,
     Refused,
     Resource,
@@ -37,22 +50,35 @@ from trio_spanbatch import (
     Span,
     SpanBatch,
     SpanBatcher,
+    SpanBatcherStatistics,
     SpanContext,
     SpanEvent,
+    SpanExporter,
+    SpanKind,
+    SpanLike,
     SpanLink,
     Spool,
+    SpoolError,
+    SpoolStatistics,
     Status,
     StatusCode,
+    TellsEndpoints,
+    TooManyLocationsError,
     TryLater,
+    UndeliveredSpansError,
+    destinations,
+    exit_on_sigterm,
     opentelemetry,
     scrub,
+    testing,
+    tracing,
 )
 from trio_spanbatch._spans.encoder import SpanEncoder
 from trio_spanbatch.destinations import mlflow, unity_catalog, zerobus
 from trio_spanbatch.opentelemetry import BatcherSpanProcessor, background_batcher, use_location
 from trio_spanbatch.opentelemetry._use_location import used_location
-from trio_spanbatch.testing import Answer, InMemoryExporter, OTLPReceiver
-from trio_spanbatch.tracing import Tracer
+from trio_spanbatch.testing import Answer, InMemoryExporter, OTLPReceiver, SpanDicts
+from trio_spanbatch.tracing import ActiveSpan, Tracer, current_span
 
 NOW = 1_800_000_000_000_000_000
 CONTEXT = SpanContext(1, 1)
@@ -310,3 +336,32 @@ def test_use_location_does_not_decorate_generators() -> None:
 
     with pytest.raises(TypeError, match=r"generator is a generator; use `with use_location\('acme'\):` inside it"):
         use_location("acme")(generator)
+
+
+# -- no public callable is missing ---------------------------------------------------------------------------------
+
+# Each has a reason why nobody's mistake is in a call of it.
+NOT_CALLED_BY_USERS = {
+    # Types to write down, not to call.
+    *(Auth, ExportResult, LimitsItsAttempts, LocationChecker, SpanExporter, SpanLike, TellsEndpoints),
+    # Exceptions that the library raises.
+    *(AuthError, InvalidLocationError, InvalidSpanError, SpoolError, TooManyLocationsError, UndeliveredSpansError),
+    # Records that the library makes, and the spans of a tracer and of a batch.
+    *(EndpointStatistics, FlushCounts, FlushReport, LocationStatistics, Loss, SpanBatcherStatistics, SpoolStatistics),
+    *(ActiveSpan, EncodedSpan, SpanDicts),
+    # Enumerations, whose message is Python's own.
+    *(SpanKind, StatusCode),
+    # They take nothing.
+    *(current_span, exit_on_sigterm),
+    # In tables of their own: tests/unit/test_mistakes_of_spans.py and tests/spool.
+    *(SpanBatch, Spool),
+}
+
+
+def test_no_public_callable_is_missing_from_the_tables_of_mistakes() -> None:
+    tried = {*CALLABLES, *RECORDS, *(function for function, *_ in test_kit_arguments.TABLE)}
+    for module in (trio_spanbatch, opentelemetry, destinations, testing, tracing):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if callable(value) and value not in NOT_CALLED_BY_USERS:
+                assert value in tried, f"{module.__name__}.{name}"

@@ -24,7 +24,6 @@ _REST = 20
 _LINE_INTERVAL = 1.0
 # On a narrower terminal, the demo's bars do not fit beside the numbers.
 _WIDE = 80
-_UNMARKED = {"mark": " ", "style": "none"}
 
 
 class _Progress(Progress):
@@ -130,7 +129,7 @@ class DemoProgress:
         # Not rich's own colour, which is a kind of red.
         bar = [BarColumn(complete_style="cyan")] if screen.out.width >= _WIDE else []
         self._progress = _bars(screen.out, description, *bar, counts, TimeElapsedColumn())
-        self._tasks = {"total": self._progress.add_task("total", total=planned, counts="", **_UNMARKED)}
+        self._tasks = {"total": self._progress.add_task("total", total=planned, counts="", mark=" ", style="none")}
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
@@ -160,7 +159,7 @@ class DemoProgress:
             return
         for location, counts in statistics.locations.items():
             if location not in self._tasks:
-                self._tasks[location] = self._progress.add_task(location, counts="", **_UNMARKED)
+                self._tasks[location] = self._progress.add_task(location, counts="", mark=" ", style="none")
             self._update(location, self._planned // 4, counts.accepted, counts.delivered)
         self._update("total", self._planned, statistics.accepted, statistics.delivered)
         self._progress.refresh()
@@ -171,5 +170,6 @@ class DemoProgress:
             completed=delivered,
             total=max(planned, accepted, 1),
             counts=f"{delivered:>5,} of {accepted:>5,} delivered",
-            **({"mark": "!", "style": FAILS} if name == self.failing else _UNMARKED),
+            mark="!" if name == self.failing else " ",
+            style=FAILS if name == self.failing else "none",
         )
