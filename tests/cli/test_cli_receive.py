@@ -74,18 +74,19 @@ async def test_spans_from_send_are_stored_and_a_signal_ends_receive_cleanly(
     assert Counter(row[0] for row in rows) == expected
 
 
-async def test_the_readmes_receive_command_keeps_the_location_of_its_first_example() -> None:
+async def test_the_readmes_receive_command_keeps_the_location_that_its_exporter_sends() -> None:
     readme = (PROJECT / "README.md").read_text()
-    (receive,) = re.findall(r"^\$ trio-spanbatch receive (.*)$", readme, re.MULTILINE)
+    (header,) = re.findall(r"^\$ \.venv/bin/trio-spanbatch receive --location-header (.*)$", readme, re.MULTILINE)
+    (exporter,) = re.findall(r"`SpanBatcher\((OTLPExporter\.from_env\(.*\))\)`", readme)
     (example, *_) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    header = receive.split("--location-header ")[1]
+    example = example.replace("ConsoleExporter()", exporter).replace("ConsoleExporter", "OTLPExporter")
     async with OTLPReceiver(location_header=header) as receiver:
         base = receiver.url.removesuffix("/v1/traces")
         ended = await run_command(
             program=[sys.executable, "-c", example], environ={"OTEL_EXPORTER_OTLP_ENDPOINT": base}
         )
     assert (ended.exit_code, ended.err) == (0, "")
-    assert list(receiver.stored) == ["main.agents.spans"]
+    assert list(receiver.stored) == ["acme"]
 
 
 async def test_without_a_store_spans_are_counted(tmp_path: Path) -> None:

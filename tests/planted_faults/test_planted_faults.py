@@ -51,7 +51,7 @@ def test_a_copy_without_a_fault_passes(tmp_path: Path, machine: Machine) -> None
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_each_machine_tests_the_copy(tmp_path: Path, machine: Machine) -> None:
-    environ = plant(tmp_path, "_scheduler/scheduler.py", "from __future__ import annotations", "raise RuntimeError")
+    environ = plant(tmp_path, "_spans/batch.py", "from __future__ import annotations", "raise RuntimeError")
     assert MACHINES[machine](environ, 1, None).failure is not None
 
 
