@@ -336,7 +336,7 @@ class TrackedBatcher:
             self._oracle.report(f"{len(pending)} spans are pending after the end, the first is {pending[0]}")
         statistics = self.compare()
         if statistics.queued or statistics.in_flight or statistics.pending_bytes:
-            self._oracle.report(f"after the end: {attrs.evolve(statistics, locations={})}")
+            self._oracle.report(f"after the end: {attrs.evolve(statistics, locations={})!r}")
         return statistics
 
     def _decide(self, ids: Sequence[int], accepted: int) -> None:
