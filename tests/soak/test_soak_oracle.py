@@ -315,7 +315,7 @@ async def test_the_oracle_reports_spans_pending_when_it_is_closed(autojump_clock
         watched.tracked.close()
     first, second = watched.oracle.violations
     assert first == "1 spans are pending after the end, the first is 1"
-    assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, queued=1, ")
+    assert second.startswith("after the end: SpanBatcherStatistics(accepted=1, recovered=0, queued=1, ")
 
 
 async def test_the_oracle_reports_statistics_that_are_not_conserved(monkeypatch: pytest.MonkeyPatch) -> None:
