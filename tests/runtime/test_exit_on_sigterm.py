@@ -96,9 +96,11 @@ async def test_a_handler_that_python_cannot_restore_becomes_the_default(  # noqa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     installed: list[object] = []
-    monkeypatch.setattr(signal, "signal", lambda _, handler: installed.append(handler))
-    with exit_on_sigterm():
-        pass
+    # Undone before trio restores the handler of SIGINT.
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", lambda _, handler: installed.append(handler))
+        with exit_on_sigterm():
+            pass
     assert installed[1] == signal.SIG_DFL
 
 
