@@ -36,6 +36,7 @@ from trio_spanbatch import (
     Spool,
     TryLater,
 )
+from trio_spanbatch._scheduler.orders import Lost
 from trio_spanbatch._spool.store import NewRecord, Record
 from trio_spanbatch.testing import (
     Answer,
@@ -126,6 +127,19 @@ class World(ABC):
         if spool:
             self.store = _Store(self.oracle)
             use_store(self.batcher, self.store)
+            self._watch_losses(self.store, self.batcher._scheduler)
+
+    def _watch_losses(self, store: _Store, scheduler: Any) -> None:
+        """Tell the oracle which spans are dropped, as a loss of spans that were not read has only their number."""
+        lost = scheduler.lost
+
+        def tell(order: Lost, now: float) -> None:
+            piece = order.piece
+            _, encoded = store.disk.records[piece.record.token]
+            self.oracle.cannot_be_read(order.name, span_ids(encoded)[piece.start : piece.start + piece.count])
+            lost(order, now)
+
+        scheduler.lost = tell
 
     # -- what programs do --------------------------------------------------------------------------------------
 
