@@ -33,7 +33,7 @@ help:
 	@echo "make demo    an agent program is cancelled while its server fails, and one with a spool is killed: nothing is lost"
 	@echo "make test    all tests except the long ones, in about four minutes; ARGS=... is passed to pytest"
 	@echo "make test-all   all tests, with branch coverage"
-	@echo "make test-long   the long tests only; adds to the coverage of make test ARGS=--cov"
+	@echo "make test-long   the long tests only"
 	@echo "make test-kit   the page about testing and its example, from the built wheel in a fresh environment"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
 	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
@@ -97,7 +97,7 @@ test-all: about-test-all $(READY) $(MLFLOW_READY)
 	$(PYTEST) --cov --cov-report=term-missing $(ARGS)
 
 test-long: $(READY) $(MLFLOW_READY)
-	$(PYTEST) -m long --cov --cov-append --cov-report=term-missing $(ARGS)
+	$(PYTEST) -m long $(ARGS)
 
 test-kit: $(DEMO_READY)
 	@echo "building the wheel, and installing it with its extra pytest in $(KIT_VENV)"
