@@ -88,6 +88,9 @@ async def test_recovery_needs_no_room_in_the_queue(autojump_clock: trio.testing.
     new = make_spans(50)
     async with watched_spooling_batcher(exporter, disk, limits=limits, batch=BatchPolicy(max_spans=4)) as batcher:
         with trio.fail_after(60):
+            # Spans that are added before the old ones are found may be sent before them.
+            await trio.sleep(0.05)
+            assert batcher.statistics().recovered == len(old)
             await batcher.add_spans("a", new)
             await batcher.flush()
     assert span_ids(exporter.delivered["a"]) == ids_of(old + new)
@@ -160,6 +163,28 @@ async def test_a_location_that_the_exporter_cannot_send_to_stays_on_disk(
         statistics = batcher.statistics()
         assert (statistics.delivered, statistics.spooled) == (3, 3)
     assert len(stored_ids(disk)) == 3
+
+
+async def test_a_flush_waits_for_new_spans_where_recovered_ones_were_dropped_before_their_location_was_opened(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class RefusesOnce(InMemoryExporter):
+        has_refused = False
+
+        def check_location(self, location: str) -> None:
+            if not self.has_refused:
+                self.has_refused = True
+                raise InvalidLocationError(location)
+
+    disk = MemoryDisk()
+    await leave_in_spool(disk, a=make_spans(5))
+    await trio.sleep(100)
+    async with watched_spooling_batcher(RefusesOnce(), disk, batch=NEVER, spool={"max_age": 50.0}) as batcher:
+        await trio.sleep(10)
+        assert batcher.statistics().undelivered == 5
+        await batcher.add_spans("a", make_spans(3))
+        assert (await batcher.flush("a")).delivered == 3
+    assert "5 of 8 spans were handed back undelivered" in caplog.text
 
 
 async def test_each_process_delivers_what_the_one_before_has_left(autojump_clock: trio.testing.MockClock) -> None:

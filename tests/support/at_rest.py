@@ -15,7 +15,8 @@ import trio
 
 from trio_spanbatch import Limits, SpanBatcher
 from trio_spanbatch._scheduler.ledger import Account
-from trio_spanbatch._scheduler.location import Location
+from trio_spanbatch._scheduler.location import Lease, Location
+from trio_spanbatch._scheduler.records import Piece
 from trio_spanbatch._scheduler.splitter import NO_BATCH
 from trio_spanbatch._scheduler.spooling import SpooledLocation, SpoolingScheduler
 from trio_spanbatch._spans.batch import cost_after
@@ -335,10 +336,24 @@ class AtRest:
             ):
                 yield f"spans are missing in {account}"
         yield from self._settled_faults(total, accounts)
+        yield from self._recovered_faults()
         for location in self._locations:
             leased = sum(lease.cost for lease in location.leases)
             if location.leased_bytes != leased:
                 yield f"{location} counts {location.leased_bytes} bytes in flight, {leased} are"
+
+    def _recovered_faults(self) -> Iterator[str]:
+        """Yield locations that count more or fewer recovered spans as left than there are."""
+        scheduler = self._scheduler
+        if not isinstance(scheduler, SpoolingScheduler):
+            return
+        for name, account in scheduler.ledger.accounts().items():
+            live = scheduler.locations.get(name)
+            if live is not None and _pages_of(live):
+                continue
+            parts: list[Piece | Lease] = [*scheduler.shelves.get(name, ()), *(live.leases if live else ())]
+            if account.recovered_left != (left := sum(len(part) for part in parts if part.first < 0)):
+                yield f"{name} counts {account.recovered_left} recovered spans that are left, {left} are"
 
     def _settled_faults(self, total: Account, accounts: list[Account]) -> Iterator[str]:
         """Yield totals that are less than the sums. They may be more, as not all accounts of the ended are kept."""

@@ -416,15 +416,14 @@ class Supervisor:
     def _conclude(self, exc: BaseException | None) -> None:
         """Log lost spans. Raise an exception if it takes precedence over the body's."""
         total = self.runtime.scheduler.ledger.total
+        taken = total.accepted + total.recovered
         if total.rejected:
             reasons = self.runtime.losses.summary("rejected")
-            message = (
-                f"{total.rejected} of {counted(total.accepted, 'span')} {were(total.rejected)} rejected ({reasons})"
-            )
+            message = f"{total.rejected} of {counted(taken, 'span')} {were(total.rejected)} rejected ({reasons})"
             self.runtime.logger.error("%s", message, extra={"summary": True})
         if total.undelivered:
             reasons = self.runtime.losses.summary("undelivered")
-            message = f"{_part(total.undelivered, total.accepted)} handed back undelivered ({reasons})"
+            message = f"{_part(total.undelivered, taken)} handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
         if total.spooled:
             self.runtime.logger.info(

@@ -714,6 +714,8 @@ class SpoolingScheduler(Scheduler):
         if live is not None:
             self._note_flushes(live, piece.first, len(piece), Settlement(undelivered=len(piece)))
             self._note_departure(live, now)
+        elif piece.first < 0:
+            account.recovered_left -= len(piece)
 
     def _drop_oldest(self, needed: int, now: float) -> bool:
         """Drop the oldest records of all locations, as the spool is full. Return whether there were any."""
