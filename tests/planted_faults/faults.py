@@ -466,7 +466,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "            backs_off_until = location.pace.next_at()\n",
         "",
-        first="scheduler",
+        first="state machine",
     ),
     PlantedFault(
         "the emptiest locations are made due for adders that wait for bytes",
@@ -825,6 +825,13 @@ FAULTS = (
         first="spool",
     ),
     PlantedFault(
+        "a flush does not wait for spans that come after dropped ones",
+        "_scheduler/spooling.py",
+        "            account.recovered_left -= len(piece)\n",
+        "            pass\n",
+        first="spool",
+    ),
+    PlantedFault(
         "a second Ctrl-C waits for the disk",
         "_runtime/supervisor.py",
         "            self.spooler.stop()\n",
@@ -864,6 +871,7 @@ FAULTS = (
         "_scheduler/spooling.py",
         "                self._put_first(one, since)\n                break\n",
         "                self._line[one] = since\n                break\n",
+        first="spool",
     ),
     PlantedFault(
         "a sync fails if the spool is full",

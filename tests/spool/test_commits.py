@@ -267,6 +267,32 @@ async def test_what_could_not_be_committed_is_committed_when_the_disk_works_agai
         assert set(ids_of(more)) <= stored_ids(store.disk)
 
 
+async def test_a_sync_waits_for_the_queue_behind_a_commit_that_is_tried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store, limits = MemoryStore(), Limits(max_exports=1)
+    exporter = InMemoryExporter(delay=math.inf)
+    async with watched_spooling_batcher(exporter, store, batch=SOON, limits=limits, shutdown_timeout=0) as batcher:
+        # It takes the only slot, so nothing else is sent.
+        await batcher.add_span("x", make_span())
+        await trio.sleep(1)
+        store.failing = {"commit"}
+        spans = make_spans(10)
+        for location in ("b", "a"):
+            await batcher.add_spans(location, spans[:5])
+        with pytest.raises(OSError, match="Input/output error"):
+            await batcher.sync()
+        store.failing, store.slow = set(), 1.0
+        # As many as one commit takes. So the queue of "a" is still behind its first spans when the others are there.
+        await batcher.add_spans("b", make_spans(512))
+        await batcher.add_spans("a", spans[5:])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batcher.sync)
+            await trio.sleep(0.5)
+            await batcher.add_spans("c", make_spans(512))
+        assert set(ids_of(spans)) <= stored_ids(store.disk)
+
+
 async def test_a_disk_that_hangs_does_not_stop_sending(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

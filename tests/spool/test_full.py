@@ -90,6 +90,29 @@ async def test_a_spool_full_of_what_cannot_be_sent_does_not_stop_sending(
     assert span_ids(exporter.delivered["a"]) == ids_of(spans)
 
 
+async def test_what_a_full_spool_cannot_take_waits_for_the_end_of_an_outage(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is sent uncommitted, and its delivery does not give up as one does without a spool."""
+    disk, losses = MemoryDisk(), list[Loss]()
+    await leave_in_spool(disk, bad=make_spans(20))
+    exporter = Picky(lambda batch: TryLater("down") if trio.current_time() < 1000 else Delivered())
+    async with watched_spooling_batcher(
+        exporter,
+        disk,
+        batch=SOON,
+        retry=RetryPolicy(max_elapsed=20),
+        spool={"max_bytes": disk.nbytes},
+        on_loss=losses.append,
+    ) as batcher:
+        spans = make_spans(20)
+        await batcher.add_spans("a", spans)
+        await batcher.flush()
+        assert trio.current_time() > 1000
+        assert losses == []
+    assert span_ids(exporter.delivered["a"]) == ids_of(spans)
+
+
 async def test_a_batch_larger_than_the_spool_is_sent(autojump_clock: trio.testing.MockClock) -> None:
     async with watched_spooling_batcher(InMemoryExporter(), batch=SOON, spool={"max_bytes": 100}) as batcher:
         await batcher.add_span("a", make_span(size=10_000))
@@ -128,7 +151,8 @@ async def test_the_oldest_records_are_dropped_even_if_their_location_is_not_live
     ) as batcher:
         await trio.sleep(5)
         assert "old1" not in batcher._scheduler.locations
-        with trio.fail_after(500):
+        # Until the end of the outage, if the last ones are sent without being committed.
+        with trio.fail_after(1500):
             await batcher.add_spans("new", make_spans(200))
             await batcher.sync()
         assert {loss.location for loss in losses} >= {"bad", "old1"}

@@ -166,7 +166,7 @@ async def test_a_location_that_the_exporter_cannot_send_to_stays_on_disk(
 
 
 async def test_a_flush_waits_for_new_spans_where_recovered_ones_were_dropped_before_their_location_was_opened(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     class RefusesOnce(InMemoryExporter):
         has_refused = False
@@ -184,6 +184,17 @@ async def test_a_flush_waits_for_new_spans_where_recovered_ones_were_dropped_bef
         assert batcher.statistics().undelivered == 5
         await batcher.add_spans("a", make_spans(3))
         assert (await batcher.flush("a")).delivered == 3
+
+
+async def test_the_log_counts_lost_spans_among_all_that_were_taken(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = MemoryDisk()
+    await leave_in_spool(disk, a=make_spans(5))
+    await trio.sleep(100)
+    async with watched_spooling_batcher(InMemoryExporter(), disk, spool={"max_age": 50.0}) as batcher:
+        await trio.sleep(10)
+        await batcher.add_spans("a", make_spans(3))
     assert "5 of 8 spans were handed back undelivered" in caplog.text
 
 
