@@ -92,10 +92,12 @@ async def test_compressed_requests_are_decompressed(
 ) -> None:
     async with OTLPReceiver(listen=not memory) as receiver, client_for(receiver, memory=memory) as client:
         body = body_of("x" * 300)
-        response = await post(client, receiver, compress(body), **{"content-encoding": encoding})
+        # Compressed once, as gzip writes the current second.
+        compressed = compress(body)
+        response = await post(client, receiver, compressed, **{"content-encoding": encoding})
         assert response.status_code == 200
         assert receiver.requests[0].content == body
-        assert receiver.requests[0].body == compress(body)
+        assert receiver.requests[0].body == compressed
 
 
 @networks
