@@ -21,6 +21,18 @@ def end_a_span(tracer: Tracer, name: str = "work") -> None:
         pass
 
 
+def end_spans_in_a_thread(tracer: Tracer, number: int, name: str = "work") -> None:
+    """Have another thread end spans, while trio's thread is busy."""
+
+    def work() -> None:
+        for _ in range(number):
+            end_a_span(tracer, name)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
 async def test_a_span_for_a_full_queue_is_counted_and_logged_once(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,16 +112,35 @@ async def test_spans_of_a_thread_are_bounded_while_the_trio_thread_is_busy() -> 
     async with SpanBatcher(InMemoryExporter(), limits=Limits(max_queued_spans=5)) as batcher:
         tracer = Tracer(batcher)
 
-        def end_spans() -> None:
-            for _ in range(20):
-                end_a_span(tracer)
-
-        thread = threading.Thread(target=end_spans)
-        thread.start()
-        thread.join()
+        end_spans_in_a_thread(tracer, 20)
         assert tracer.dropped == 15
         await trio.testing.wait_all_tasks_blocked()
         assert batcher.statistics().accepted == 5
+
+
+async def test_spans_of_a_thread_are_bounded_in_bytes_too() -> None:
+    limits = Limits(max_pending_bytes=100_000, max_pending_bytes_per_location=100_000)
+    async with SpanBatcher(InMemoryExporter(), limits=limits) as batcher:
+        tracer = Tracer(batcher)
+        end_spans_in_a_thread(tracer, 20, "x" * 30_000)
+        assert tracer.dropped == 17
+
+
+async def test_a_flush_and_the_end_include_spans_that_ended_in_threads_before() -> None:
+    async with SpanBatcher(InMemoryExporter()) as batcher:
+        tracer = Tracer(batcher)
+        end_spans_in_a_thread(tracer, 1)
+        assert (await batcher.flush()).delivered == 1
+        end_spans_in_a_thread(tracer, 1)
+    assert (batcher.statistics().delivered, tracer.dropped) == (2, 0)
+
+
+async def test_only_a_tracer_that_threads_have_used_is_known_to_the_batcher() -> None:
+    """Else a program that makes one for each request would need ever more memory."""
+    async with SpanBatcher(InMemoryExporter()) as batcher:
+        for _ in range(3):
+            end_a_span(Tracer(batcher))
+        assert batcher._runtime.feeders == []
 
 
 async def test_spans_that_a_thread_ends_after_the_run_are_counted() -> None:

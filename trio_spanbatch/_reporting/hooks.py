@@ -1,4 +1,4 @@
-"""The interfaces through which the OpenTelemetry bridge brings in spans and watches deliveries.
+"""The interfaces through which `Intake` and the OpenTelemetry bridge bring in spans and watch deliveries.
 
 All methods are synchronous and are called in the trio thread. An exception from them is logged and has no other effect,
 except that one that has to end the program is raised when the batcher is left.

@@ -22,12 +22,13 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from .._arguments import checked_function
 from .._batcher import SpanBatcher
+from .._intake import Drop, Intake
 from .._reporting.log import AnyLogger
 from .._spans.checks import shown
-from ._intake import Intake
+from ._interruption import InterruptionCheck
 from ._location import LocationFunction, Locations, NoLocation
 from ._metrics import BatcherMetrics
-from ._tally import Drop, SpanProcessorStatistics, Tally
+from ._tally import SpanProcessorStatistics, Tally
 
 
 class BatcherSpanProcessor(SpanProcessor):
@@ -83,13 +84,14 @@ class BatcherSpanProcessor(SpanProcessor):
         supervisor, overruled = batcher._supervisor, self._tally.overruled
         # Not after the batcher was left: providers keep their processors.
         self._locations = Locations(location, lambda *pair: None if supervisor.has_ended else overruled(*pair))
-        self._intake = Intake(batcher, self._tally)
+        self._intake = Intake(batcher, self._tally.account, self._tally.log_rest)
+        self._intake.register()
+        self._interruption = InterruptionCheck(batcher)
         self._is_shut_down = self._is_in_child = False
         self._has_warned_to_await = False
         # How many losses force_flush has reported.
         self._reported = 0
         self._reported_lock = threading.Lock()
-        batcher._runtime.feeders.append(self._intake)
         if meter_provider is not None:
             batcher._runtime.observers.append(BatcherMetrics(meter_provider, batcher._runtime, self._tally))
         if hasattr(os, "register_at_fork"):
@@ -133,7 +135,7 @@ class BatcherSpanProcessor(SpanProcessor):
         if context is None:
             return
         if context.trace_flags.sampled:
-            self._take(span, directly=self._intake.may_add_here())
+            self._take(span, directly=self._interruption.may_add_here())
         else:
             # Its end is noted too, as it may have sampled children.
             with suppress(Exception):
@@ -150,7 +152,7 @@ class BatcherSpanProcessor(SpanProcessor):
         finally:
             # Also if an attribute of the span raised a SystemExit, which is not caught here.
             if drop is not None or directly:
-                self._intake.account(drop)
+                self._tally.account(drop)
 
     def _put(self, span: ReadableSpan, *, directly: bool) -> Drop | None:
         location = self._locations.end(span)

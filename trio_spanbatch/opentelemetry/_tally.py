@@ -15,25 +15,19 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import attrs
 
+from .._intake import Drop, Reason
 from .._reporting.log import AnyLogger
 from .._reporting.throttle import Throttle
 from .._spans.hashing import hash_of_record
 
-Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
 REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid")
 
 # The number of pairs of locations that are warned about.
 MAX_PAIRS: Final = 10_000
-
-
-@attrs.frozen
-class Drop:
-    reason: Reason  # the count to which it is added
-    detail: str = ""  # an explanation for the log
 
 
 @attrs.frozen(kw_only=True)
@@ -78,19 +72,18 @@ class Tally:
         self._lock = threading.RLock()
 
     def ended(self) -> None:
-        """Count a span that ended; `accepted` or `dropped` must follow."""
+        """Count a span that ended; `account` must follow."""
         with self._lock:
             self._ended += 1
             self._on_their_way += 1
 
-    def accepted(self) -> None:
+    def account(self, drop: Drop | None) -> None:
+        """Count a span as accepted, or as dropped."""
         with self._lock:
             self._on_their_way -= 1
-            self._accepted += 1
-
-    def dropped(self, drop: Drop) -> None:
-        with self._lock:
-            self._on_their_way -= 1
+            if drop is None:
+                self._accepted += 1
+                return
             self._dropped[drop.reason] += 1
             if drop.detail:
                 self._details[drop.reason] = drop.detail

@@ -11,7 +11,6 @@ import random
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from threading import get_ident
@@ -23,8 +22,8 @@ import trio
 
 from .._batcher import SpanBatcher
 from .._exceptions import error_part, is_cancellation
+from .._intake import Drop, Intake
 from .._reporting.throttle import Throttle
-from .._spans.batch import EncodedSpan
 from .._spans.checks import shown
 from .._spans.records import (
     InstrumentationScope,
@@ -226,8 +225,7 @@ class Tracer:
             _checked("scope", scope, InstrumentationScope, ", for instance InstrumentationScope('shop', '1.0')")
         self._ids = random.SystemRandom() if rng is None else _checked("rng", rng, random.Random)
         self._runtime = batcher._runtime
-        # Spans that ended in other threads.
-        self._queue: deque[tuple[str, EncodedSpan]] = deque()
+        self._intake = Intake(batcher, self._account)
         self._dropped = 0
         # Reentrant, as a finalizer may end a span while its thread holds it.
         self._lock = threading.RLock()
@@ -348,52 +346,21 @@ class Tracer:
         return self._ids.getrandbits(bits) or 1
 
     def _take(self, span: ActiveSpan) -> None:
-        thread = self._runtime.thread_id
-        if thread == get_ident():
-            self._add(span.location, span)
-        elif thread is None:
-            self._drop("the batcher is not open")
-        elif len(self._queue) >= self.batcher._scheduler.limits.max_queued_spans:
-            self._drop("the trio thread has not yet taken earlier spans of other threads")
-        else:
-            self._hand_over(span)
+        if not self._intake.is_open():
+            self._account(Drop("already_shutdown", "the batcher is not open"))
+        elif self._runtime.thread_id == get_ident():
+            self._account(self._intake.add(span.location, span))
+        elif (drop := self._intake.hand_over(span.location, span)) is not None:
+            self._account(drop)
 
-    def _add(self, location: str, span: ActiveSpan | EncodedSpan) -> None:
-        try:
-            self.batcher.add_span_nowait(location, span)
-        except trio.WouldBlock:
-            self._drop(f"no space for {location!r}")
-        except Exception as error:
-            self._drop(shown(error))
-
-    def _hand_over(self, span: ActiveSpan) -> None:
-        token = self.batcher._supervisor.token
-        assert token is not None, "it is open"
-        try:
-            self._queue.append((span.location, self.batcher._encoder.encode(span)))
-            token.run_sync_soon(self._feed, idempotent=True)
-        except trio.RunFinishedError:
-            self._feed()
-        except Exception as error:
-            self._drop(shown(error))
-
-    @trio.lowlevel.enable_ki_protection
-    def _feed(self) -> None:
-        """Add the spans of other threads. Never raises: that would crash the trio run."""
-        while self._queue:
-            try:
-                self._add(*self._queue.popleft())
-            except BaseException as error:  # noqa: ASYNC103  # adding is synchronous: no Cancelled comes out of it
-                # A SystemExit from a policy function, for instance, is raised again when the batcher is left.
-                self._runtime.logger.caught(error, "a span of another thread was not taken")
-                self._drop(shown(error))
-
-    def _drop(self, why: str) -> None:
+    def _account(self, drop: Drop | None) -> None:
+        if drop is None:
+            return
         with self._lock:
             self._dropped += 1
         if self._warnings.allows():
             self._runtime.logger.warning(
-                "a Tracer dropped a span, %d so far: %s; logged at most every 30 s", self._dropped, why
+                "a Tracer dropped a span, %d so far: %s; logged at most every 30 s", self._dropped, drop.detail
             )
 
     def __repr__(self) -> str:

@@ -1,10 +1,5 @@
 """Pass spans that have ended to the batcher: directly in its trio thread, through a queue from elsewhere.
 
-In the trio thread a span is added immediately, unless the calling code interrupted something: a finalizer or a signal
-handler may run between any two instructions of the batcher or of trio, and must not change their state. If the stack
-of the current task has a frame of either, the span is handed over like one of another thread. (Trio's
-``currently_ki_protected`` would answer nearly the same, but takes five times as long per frame.)
-
 Another thread encodes its span itself, which is the expensive part, and puts the bytes into a queue bounded in spans
 and bytes. `trio.lowlevel.TrioToken.run_sync_soon` schedules one call in the trio thread that takes everything from it.
 Flushing and closing the batcher empty the queue first, so that they include every span that ended before. When a run
@@ -13,35 +8,58 @@ ends, trio still makes all scheduled calls; later ones fail with ``RunFinishedEr
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
-from types import FrameType
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
+import attrs
 import trio
 
-from .._batcher import SpanBatcher
-from .._spans.batch import EncodedSpan
-from .._spans.checks import shown
-from .._spans.records import SpanLike
-from ._tally import Drop, Tally
+from ._batcher import SpanBatcher
+from ._spans.batch import EncodedSpan
+from ._spans.checks import shown
+from ._spans.records import SpanLike
+
+Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
+
+
+@attrs.frozen
+class Drop:
+    reason: Reason  # the count to which it is added
+    detail: str = ""  # an explanation for the log
 
 
 class Intake:
-    """Adds spans to a batcher from any thread. A `Feeder` of the batcher."""
+    """Adds spans to a batcher from any thread. A `Feeder` of the batcher once it is registered.
 
-    def __init__(self, batcher: SpanBatcher, tally: Tally) -> None:
+    Args:
+        batcher: The batcher.
+        account: Called for each span that was handed over, with None once it is accepted, and otherwise with why it was
+            dropped. It may be called in any thread, and must not raise.
+        at_end: Called when the batcher has ended.
+    """
+
+    def __init__(
+        self, batcher: SpanBatcher, account: Callable[[Drop | None], None], at_end: Callable[[], None] | None = None
+    ) -> None:
         self._batcher = batcher
         self._supervisor = batcher._supervisor
         self._runtime = batcher._runtime
-        self._tally = tally
+        self._account = account
+        self._at_end = at_end
         limits = batcher._scheduler.limits
         self._max_spans = limits.max_queued_spans
         self._max_bytes = limits.max_pending_bytes
-        self._modules = 0
-        # The ids of the globals of trio's modules and of the batcher's.
-        self._core_globals: frozenset[int] = frozenset()
+        self._is_registered = False
         self.reset()
+
+    def register(self) -> None:
+        """Become a feeder of the batcher. Handing over a span does so, too."""
+        with self._lock:
+            if not self._is_registered:
+                self._is_registered = True
+                self._runtime.feeders.append(self)
 
     def reset(self) -> None:
         """Forget all spans without counting them: in a forked process they are copies."""
@@ -51,27 +69,8 @@ class Intake:
         self._bytes = 0
 
     def is_open(self) -> bool:
+        """Return whether the batcher accepts spans."""
         return self._runtime.thread_id is not None
-
-    def may_add_here(self) -> bool:
-        """Return whether the caller runs in a task of the batcher's trio run and does not interrupt the batcher."""
-        try:
-            bottom = trio.lowlevel.current_task().coro.cr_frame
-        except RuntimeError:
-            return False
-        if trio.lowlevel.current_trio_token() is not self._supervisor.token:
-            return False
-        if len(sys.modules) != self._modules:
-            # Some of the package's modules are imported when they are first used.
-            self._modules, modules = len(sys.modules), sys.modules.copy()
-            # Modules are never deleted.
-            self._core_globals = frozenset(id(vars(module)) for name, module in modules.items() if _is_core(name))
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not bottom:
-            if frame is None or id(frame.f_globals) in self._core_globals:
-                return False
-            frame = frame.f_back
-        return True
 
     def add(self, location: str, span: SpanLike | EncodedSpan) -> Drop | None:
         """Add a span in the trio thread. Return why it was dropped, if it was."""
@@ -84,6 +83,8 @@ class Intake:
         except ValueError as error:
             # An invalid span or location, or too many locations.
             return Drop("invalid", shown_message(error))
+        except Exception as error:
+            return Drop("invalid", shown(error))
         return None
 
     def hand_over(self, location: str, span: SpanLike) -> Drop | None:
@@ -94,6 +95,8 @@ class Intake:
             encoded = self._batcher._encoder.encode(span)
         except ValueError as error:
             return Drop("invalid", shown_message(error))
+        except Exception as error:
+            return Drop("invalid", shown(error))
         if not self._enqueue(location, encoded):
             return Drop("queue_full", "the trio thread has not yet taken earlier spans of other threads")
         try:
@@ -103,6 +106,7 @@ class Intake:
         return None
 
     def _enqueue(self, location: str, span: EncodedSpan) -> bool:
+        self.register()
         with self._lock:
             if len(self._queue) >= self._max_spans or self._bytes + span.size > self._max_bytes:
                 return False
@@ -132,29 +136,19 @@ class Intake:
                 drop = Drop("invalid", shown(error))
                 if not isinstance(error, Exception):
                     self._batcher._runtime.logger.caught(error, "a span of another thread was not taken")
-            self.account(drop)
+            self._account(drop)
 
     def ended(self) -> None:
-        """Drop the spans that are still there, as the batcher is closed, and log all counts not yet logged."""
+        """Drop the spans that are still there, as the batcher is closed."""
         self.abandon()
-        self._tally.log_rest()
+        if self._at_end is not None:
+            self._at_end()
 
     @trio.lowlevel.enable_ki_protection
     def abandon(self) -> None:
         """Drop and count the spans that were handed over and will never be taken. Thread-safe."""
         while self._dequeue() is not None:
-            self.account(Drop("already_shutdown", "the batcher is closed"))
-
-    def account(self, drop: Drop | None) -> None:
-        if drop is None:
-            self._tally.accepted()
-        else:
-            self._tally.dropped(drop)
-
-
-def _is_core(module: str) -> bool:
-    package, _, rest = module.partition(".")
-    return package == "trio" or (package == "trio_spanbatch" and rest.startswith(("_", "destinations")))
+            self._account(Drop("already_shutdown", "the batcher is closed"))
 
 
 def shown_message(error: Exception) -> str:
