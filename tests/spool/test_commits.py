@@ -200,7 +200,9 @@ async def test_records_of_several_commits_are_sent_in_one_batch(autojump_clock: 
 async def test_a_batch_of_several_records_keeps_to_the_policy(autojump_clock: trio.testing.MockClock) -> None:
     exporter = InMemoryExporter(delay=1.0)
     policy = BatchPolicy(max_spans=7, max_bytes=2000, max_delay=3.0)
-    async with watched_spooling_batcher(exporter, batch=policy) as batcher:
+    # So short that each record has one span.
+    spool = {"commit_interval": 0.05}
+    async with watched_spooling_batcher(exporter, batch=policy, spool=spool) as batcher:
         for number in range(100):
             await batcher.add_span("a", make_span(size=200 if 50 < number < 70 else 0))
             await trio.sleep(0.1)
