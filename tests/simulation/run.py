@@ -328,9 +328,14 @@ class Run:
                     except OSError as error:
                         self._tell(f"{name}: {error}")
                         continue
-                    left = before & self._oracle.pending(None) - self._on_disk()
+                    left = before & self._oracle.pending(None) - self._committed()
                     self._expect(not left, f"sync returned before spans {sorted(left)} were committed")
                     self._tell(f"{name}: {len(before)} spans are committed or settled")
+
+    def _committed(self) -> set[int]:
+        """Return the spans of records on disk, and of those that were found to be damaged."""
+        damaged = set() if self._store is None else self._store.damaged_spans()
+        return self._on_disk() | damaged
 
     def _on_disk(self) -> set[int]:
         if self._store is None:
@@ -511,6 +516,9 @@ class _PlannedStore(MemoryStore):
             lost(order, now)
 
         scheduler.lost = tell  # type: ignore[method-assign, assignment]
+
+    def damaged_spans(self) -> set[int]:
+        return {span_id for token in self.damaged for span_id in self._ids[token]}
 
     def _misbehave(self) -> None:
         is_faulty = trio.current_time() < self._plan.heals_at

@@ -426,8 +426,9 @@ class Supervisor:
             message = f"{_part(total.undelivered, taken)} handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
         if total.spooled:
+            are = "is" if total.spooled == 1 else "are"
             self.runtime.logger.info(
-                "SpanBatcher: %d spans are in the spool, to be sent by the next one", total.spooled
+                "%s %s in the spool, to be sent by the next one", counted(total.spooled, "span"), are
             )
         if exc is not None:
             self.add_notes(exc)
