@@ -27,7 +27,7 @@ Reason: TypeAlias = Literal["queue_full", "already_shutdown", "invalid"]
 @attrs.frozen
 class Drop:
     reason: Reason  # the count to which it is added
-    detail: str = ""  # an explanation for the log
+    detail: str = ""  # for the log
 
 
 class Intake:
@@ -41,10 +41,9 @@ class Intake:
     """
 
     def __init__(
-        self, batcher: SpanBatcher, account: Callable[[Drop | None], None], at_end: Callable[[], None] | None = None
+        self, batcher: SpanBatcher, account: Callable[[Drop | None], None], at_end: Callable[[], None]
     ) -> None:
         self._batcher = batcher
-        self._supervisor = batcher._supervisor
         self._runtime = batcher._runtime
         self._account = account
         self._at_end = at_end
@@ -69,7 +68,6 @@ class Intake:
         self._bytes = 0
 
     def is_open(self) -> bool:
-        """Return whether the batcher accepts spans."""
         return self._runtime.thread_id is not None
 
     def add(self, location: str, span: SpanLike | EncodedSpan) -> Drop | None:
@@ -80,23 +78,18 @@ class Intake:
             return Drop("queue_full", f"no space for {location!r}")
         except trio.ClosedResourceError:
             return Drop("already_shutdown", "the batcher is closed")
-        except ValueError as error:
-            # An invalid span or location, or too many locations.
-            return Drop("invalid", shown_message(error))
         except Exception as error:
-            return Drop("invalid", shown(error))
+            return _invalid(error)
         return None
 
     def hand_over(self, location: str, span: SpanLike) -> Drop | None:
         """Encode a span and let the trio thread add it. Return why it was dropped, if it was."""
-        token = self._supervisor.token
+        token = self._batcher._supervisor.token
         assert token is not None, "it is open"
         try:
             encoded = self._batcher._encoder.encode(span)
-        except ValueError as error:
-            return Drop("invalid", shown_message(error))
         except Exception as error:
-            return Drop("invalid", shown(error))
+            return _invalid(error)
         if not self._enqueue(location, encoded):
             return Drop("queue_full", "the trio thread has not yet taken earlier spans of other threads")
         try:
@@ -141,8 +134,7 @@ class Intake:
     def ended(self) -> None:
         """Drop the spans that are still there, as the batcher is closed."""
         self.abandon()
-        if self._at_end is not None:
-            self._at_end()
+        self._at_end()
 
     @trio.lowlevel.enable_ki_protection
     def abandon(self) -> None:
@@ -151,6 +143,7 @@ class Intake:
             self._account(Drop("already_shutdown", "the batcher is closed"))
 
 
-def shown_message(error: Exception) -> str:
-    message = str(error)
-    return message if len(message) <= 200 else f"{message[:200]}..."
+def _invalid(error: Exception) -> Drop:
+    # A ValueError is about an invalid span or location, or too many locations.
+    message = str(error) if isinstance(error, ValueError) else shown(error)
+    return Drop("invalid", message if len(message) <= 200 else f"{message[:200]}...")

@@ -463,3 +463,10 @@ def test_a_path_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ValueError, match="fifo is not a regular file; give the path of a file"):
         JSONFileExporter(tmp_path / "fifo")
+
+
+async def test_a_location_with_a_lone_surrogate_is_written_as_an_escape(tmp_path: Path) -> None:
+    async with SpanBatcher(JSONFileExporter(tmp_path / "spans.jsonl")) as batcher:
+        batcher.add_span_nowait("\ud800", make_span())
+    assert batcher.statistics().delivered == 1
+    assert json.loads((tmp_path / "spans.jsonl").read_text())["location"] == "\ud800"

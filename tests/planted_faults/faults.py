@@ -832,6 +832,13 @@ FAULTS = (
         first="spool",
     ),
     PlantedFault(
+        "a sync does not wait for spans whose delivery gives up during its commit",
+        "_scheduler/spooling.py",
+        "            while syncs:\n                self._put_first(syncs.pop(), now)\n",
+        "",
+        first="spool",
+    ),
+    PlantedFault(
         "a second Ctrl-C waits for the disk",
         "_runtime/supervisor.py",
         "            self.spooler.stop()\n",

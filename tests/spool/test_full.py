@@ -113,6 +113,31 @@ async def test_what_a_full_spool_cannot_take_waits_for_the_end_of_an_outage(
     assert span_ids(exporter.delivered["a"]) == ids_of(spans)
 
 
+async def test_a_sync_waits_for_spans_whose_delivery_gives_up_during_its_commit(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    disk = MemoryDisk()
+    await leave_in_spool(disk, bad=make_spans(20))
+    store = MemoryStore(disk)
+    exporter = Picky(lambda batch: TryLater("down"))
+    async with watched_spooling_batcher(
+        exporter,
+        store,
+        batch=SOON,
+        retry=RetryPolicy(max_elapsed=3),
+        spool={"max_bytes": disk.nbytes},
+        shutdown_timeout=0,
+    ) as batcher:
+        spans = make_spans(5)
+        await batcher.add_spans("a", spans)
+        await trio.sleep(1)
+        # They are being sent, as the spool is full. Now it is not any more, but slow.
+        store.max_bytes, store.slow = 1 << 30, 8.0
+        await batcher.add_span("b", make_span())
+        await batcher.sync()
+        assert set(ids_of(spans)) <= stored_ids(disk)
+
+
 async def test_a_batch_larger_than_the_spool_is_sent(autojump_clock: trio.testing.MockClock) -> None:
     async with watched_spooling_batcher(InMemoryExporter(), batch=SOON, spool={"max_bytes": 100}) as batcher:
         await batcher.add_span("a", make_span(size=10_000))

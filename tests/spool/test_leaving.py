@@ -211,7 +211,7 @@ async def test_strict_is_content_with_spans_in_the_spool(
     caplog.set_level(logging.INFO)
     async with spooling_batcher(InMemoryExporter(delay=math.inf), strict=True, shutdown_timeout=1) as batcher:
         await batcher.add_spans("a", make_spans(3))
-    assert caplog.messages == ["SpanBatcher: 3 spans are in the spool, to be sent by the next one"]
+    assert caplog.messages == ["SpanBatcher: 3 spans in the spool, to be sent by the next one"]
 
 
 async def test_a_flush_ends_with_the_batcher_and_reports_what_is_spooled(

@@ -85,7 +85,8 @@ class JSONFileExporter:
         for number, piece in enumerate(_pieces(batch.location, batch.to_message())):
             if number % _PIECES_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
-            parts.append(piece.encode())
+            # A lone surrogate, as a location may have, becomes an escape of JSON.
+            parts.append(piece.encode(errors="backslashreplace"))
         if self.closed:
             raise trio.ClosedResourceError("the exporter was closed")
         try:

@@ -426,10 +426,7 @@ class Supervisor:
             message = f"{_part(total.undelivered, taken)} handed back undelivered ({reasons})"
             self._trouble(message, is_summary=True)
         if total.spooled:
-            are = "is" if total.spooled == 1 else "are"
-            self.runtime.logger.info(
-                "%s %s in the spool, to be sent by the next one", counted(total.spooled, "span"), are
-            )
+            self.runtime.logger.info("%s in the spool, to be sent by the next one", counted(total.spooled, "span"))
         if exc is not None:
             self.add_notes(exc)
         if self._interrupted and not isinstance(exc, KeyboardInterrupt):

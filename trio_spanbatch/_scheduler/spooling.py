@@ -547,6 +547,10 @@ class SpoolingScheduler(Scheduler):
             lease.attempts, lease.may_go = 0, True
             location.held = deque(sorted((lease, *location.held), key=first_span))
             location.update_ready(from_scratch=True)
+            # The syncs of the commit that is under way wait for these spans, too.
+            syncs = [] if self._commit is None else self._commit.syncs
+            while syncs:
+                self._put_first(syncs.pop(), now)
             self._put_first(location, now)
         else:
             return False

@@ -28,17 +28,23 @@ _TOKENS: Final = (
     *((head, r"[\w=+/-]{16,}") for head in ("dop_v1_", "glsa_", "glc_", "sntrys_")),
     # Code and services: GitHub, GitLab, npm, PyPI, Slack, Stripe, SendGrid, Shopify.
     *((head, _LONG_WORD) for head in ("gh[pousr]_", "github_pat_", "npm_", "shpat_")),
-    *((head, r"[\w-]{16,}") for head in ("glpat-", "pypi-")),
-    *((head, _WORD) for head in ("xox[abeps]-", "xapp-", "sk_(?:live|test)_", "rk_(?:live|test)_", "whsec_")),
+    *((head, r"[\w-]{16,}") for head in ("glpat-", "gldt-", "glrt-", "glptt-", "glft-", "glcbt-", "pypi-")),
+    *((head, _WORD) for head in ("xox[a-z]-", "xapp-", "sk_(?:live|test)_", "rk_(?:live|test)_", "whsec_")),
     (r"SG\.", r"[\w-]{12,}\.[\w-]{12,}"),
-    # JSON Web Tokens.
-    ("eyJ", r"[\w-]{5,}\.[\w-]{5,}(?:\.[\w.-]*)?"),
 )
+# What may be before a word, besides all but letters and digits: an escape, of a quoted text, a URL, or a color.
+_ESCAPES: Final = (r"\\[nrtbf]", r"\\u[0-9A-Fa-f]{4}", r"\\x[0-9A-Fa-f]{2}", "%[0-9A-Fa-f]{2}", r"[0-9;\[]m")
+
+
+def _begins(head: str) -> str:
+    """Return an expression for ``head``, which must not be the rest of a longer word."""
+    return rf"{head}(?:(?<![0-9A-Za-z]{head})|{'|'.join(f'(?<={escape}{head})' for escape in _ESCAPES)})"
+
 
 _BEFORE_KEY: Final = "api access private secret signing encryption account subscription master auth"
 # The endings of secret names: the part that has to be in the text, and an expression that begins with it.
 _NAMES: Final = {
-    "pass": r"pass(?:word|wd|phrase)s?",
+    "pass": r"pass(?:(?:word|wd|phrase)s?|(?<=[\"'_-]pass))",
     "pwd": r"pwd",
     "secret": r"secrets?(?:[_-]?(?:access[_-]?)?key)?",
     "credential": r"credentials?",
@@ -46,34 +52,45 @@ _NAMES: Final = {
     "token": r"token",
 }
 _MARKS: Final = r"[\"'\\]{0,4}\s{0,8}"
+# Where a list, mapping or tuple begins that is not empty; all up to its end is replaced.
+_BRACKET: Final = r"(?P<bracket>[\[({])(?!\s{0,8}[\])}])"
 _VALUE: Final = (
-    rf"{_MARKS}(?::=?|=>?)\s{{0,8}}(?:\[(?=[\"']))?"
+    rf"{_MARKS}(?::=?|=>?)\s{{0,8}}(?:{_BRACKET}|"
+    # A text of Python may be bytes, or the argument of a class.
+    r"(?:[a-z_.]{1,32}\()?[rbuf]{0,2}(?:"
     # Between escaped quotation marks, between others, or up to the end of the word.
-    r"(?:\\{1,4}([\"'])((?:(?!\\{1,4}\1).)*)|([\"'])((?:\\.|(?!\3)[^\\])*)|(?!=)([^\s\"'\\,;&<>()\[\]{}]+))"
+    r"\\{1,4}([\"'])((?:(?!\\{1,4}\2).)*)|(\"{3}|'{3}|[\"'])((?:\\.|(?!\4)[^\\])*))|(?!=)([^\s\"'\\,;&<>()\[\]{}]+))"
 )
-_LINE: Final = rf"{_MARKS}[:=]\s{{0,8}}(?:\[(?=[\"']))?[\"'\\]{{0,4}}([^\r\n\"'\\]+)"
+# Up to the end of the line or of the quoted text, but not that of a parameter: ``Digest username="u", response="r"``.
+_LINE: Final = (
+    rf"{_MARKS}[:=]\s{{0,8}}(?:{_BRACKET}|(?:[rbuf]{{0,2}}(?=[\"']))?[\"'\\]{{0,4}}"
+    r"((?:=\\{0,4}[\"'][^\"'\r\n]*[\"']?|[^\r\n\"'\\])+))"
+)
 
-# What has to be in the text, and the expression; its last group is the secret. Expressions that begin with a literal
-# are found fast; what may not stand before that is checked after it.
+# What has to be in the text, and the expression; its last group is the secret, if it takes part. Expressions that begin
+# with a literal are found fast; what may not stand before that is checked after it.
 _Expression: TypeAlias = tuple[str, re.Pattern[str]]
 _EXACT: Final[tuple[_Expression, ...]] = (
     # A private key, to the end of the text if it was cut.
     ("PRIVATE KEY", re.compile(r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?s:.*?)(?:-----END [A-Z0-9 ]{0,40}-----|\Z))")),
     # The password in a URL.
-    ("://", re.compile(r"://[^\s/?#:@\"'<>]*:([^\s/?#\"'<>]+)@")),
+    *((mark, re.compile(re.escape(mark) + r"[^\s/?#:@\"'<>]*:([^\s/?#\"'<>]+)@")) for mark in ("://", r":\/\/")),
     ("Basic ", re.compile(r"Basic {1,8}(?=[\w+/]{0,512}?(?:[0-9=]|[a-z][A-Z]))([A-Za-z0-9+/_-]{4,}={0,2})")),
-    *((re.split(r"[^\w-]", head)[0], re.compile(rf"({head}(?<![0-9A-Za-z]{head}){rest})")) for head, rest in _TOKENS),
+    *((re.split(r"[^\w-]", head)[0], re.compile(f"({_begins(head)}{rest})")) for head, rest in _TOKENS),
+    # JSON Web Tokens. A word that is none is passed over as a whole, as others may seem to begin in it.
+    ("eyJ", re.compile(rf"({_begins('eyJ')}[\w-]{{5,}}+\.[\w-]{{5,}}(?:\.[\w.-]*)?)|{_begins('eyJ')}[\w-]*+")),
 )
 _IN_LOWER_CASE: Final[tuple[_Expression, ...]] = (
     ("authorization", re.compile(f"authorization{_LINE}")),
     ("cookie", re.compile(f"cookie{_LINE}")),
-    ("bearer", re.compile(rf"bearer(?<!\wbearer)(?=[\s\"']){_MARKS}(?!tokens\b|auth)([\w.~+/=-]{{6,}})")),
+    ("bearer", re.compile(rf"{_begins('bearer')}(?:%20|(?=[\s\"']){_MARKS})(?!tokens\b|auth)([\w.~+/=-]{{6,}})")),
     *((stem, re.compile(name + _VALUE, re.DOTALL)) for stem, name in _NAMES.items()),
     # A part of a query.
     ("=", re.compile(r"[?&](?:key|sig|signature|x-amz-(?:signature|credential))=([^&\s\"'<>#]+)")),
 )
 
-_SECRET_KEY: Final = re.compile(rf"(?:^|_)(?:(?:{'|'.join(_NAMES.values())})|pass|authorization|cookies?|signature)$")
+_SECRET_KEY: Final = re.compile(rf"(?:{'|'.join(_NAMES.values())}|(?:^|_)(?:pass|authorization|cookies?|signature))$")
+_QUOTED_OR_BRACKET: Final = re.compile(r"\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'|([\[({])|([\])}])", re.DOTALL)
 # Where a key has a word boundary that is not a punctuation mark: ``apiKey``, ``APIKey``.
 _WORD_BOUNDARY: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _PUNCTUATION: Final = re.compile(r"[^0-9a-z]+")
@@ -98,19 +115,21 @@ def scrub(
         SpanBatcher(redact=scrub(keys=["email"], patterns=[r"\b\d{3}-\d{2}-\d{4}\b"]))
 
     Args:
-        keys: Names of values to replace completely, besides those that are always secret. A name also applies at the
-            end of a longer key: ``"email"`` to ``user.email``, ``user_email`` and ``userEmail``. Upper and lower case
-            are the same.
+        keys: Keys of attributes and items whose value is replaced completely, besides those that are always secret. A
+            name also applies at the end of a longer key: ``"email"`` to ``user.email``, ``user_email`` and
+            ``userEmail``. Upper and lower case are the same.
         patterns: Regular expressions; each match is replaced. They should take time in proportion to the text.
         replacement: The text to put in place of what is replaced.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: A pattern is not a regular expression.
+        ValueError: A pattern is not a regular expression or matches an empty text, or a key has no letter or digit.
     """
     if not isinstance(replacement, str):
         raise TypeError(f"replacement is {replacement!r}; it must be a str")
     names = tuple(_normalized(name) for name in _texts("keys", keys, str))
+    if "" in names:
+        raise ValueError(f"keys is {keys!r}; each must contain a letter or digit")
     compiled = [_compiled(pattern) for pattern in _texts("patterns", patterns, str, re.Pattern)]
     return _Scrubber(names, compiled, replacement).redact
 
@@ -127,9 +146,12 @@ def _texts(name: str, values: Iterable[Any], *kinds: type) -> list[Any]:
 
 def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
     try:
-        return re.compile(pattern)
+        compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"patterns contains {pattern!r}, which is not a regular expression: {error}") from error
+    if compiled.match("") is not None:
+        raise ValueError(f"patterns contains {pattern!r}, which matches an empty text; it must match a character")
+    return compiled
 
 
 def _normalized(key: str) -> str:
@@ -166,6 +188,9 @@ class _Scrubber:
         if isinstance(value, bytes):
             return self._text(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")
         if isinstance(value, list):
+            if all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], str | bytes) for item in value):
+                # Pairs of a name and a value, as headers often are.
+                return [[self._value(name), self._item(repr(name), item)] for name, item in value]
             return [self._value(item) for item in value]
         if isinstance(value, dict):
             return {self._plain_text(key): self._item(key, item) for key, item in value.items()}
@@ -199,12 +224,27 @@ class _Scrubber:
     def _spliced(self, text: str, source: str, expression: re.Pattern[str]) -> str:
         """Return ``text`` without the secrets that ``expression`` finds in ``source``, a form of it of equal length."""
         parts: list[str] = []
-        at = 0
-        for match in expression.finditer(source):
-            start, end = match.span(match.lastindex or 0)
+        at = searched = 0
+        while (match := expression.search(source, searched)) is not None:
+            searched = match.end()
+            if match.lastindex is None:
+                continue
+            start, end = match.span(match.lastindex)
+            if match.lastgroup == "bracket":
+                end = searched = _end_of_brackets(source, start)
             parts += (text[at:start], self._replacement)
             at = end
         return "".join((*parts, text[at:])) if parts else text
+
+
+def _end_of_brackets(text: str, start: int) -> int:
+    """Return where the bracket at ``start`` is closed; the end of the text if it is not."""
+    depth = 0
+    for match in _QUOTED_OR_BRACKET.finditer(text, start):
+        depth += (match[1] is not None) - (match[2] is not None)
+        if not depth:
+            return match.end()
+    return len(text)
 
 
 def _lower(text: str) -> str:

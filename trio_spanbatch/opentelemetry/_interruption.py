@@ -7,12 +7,15 @@ their state. If the stack of the current task has a frame of either, a span is h
 
 from __future__ import annotations
 
+import re
 import sys
 from types import FrameType
 
 import trio
 
 from .._batcher import SpanBatcher
+
+_CORE = re.compile(r"trio(?:\.|$)|trio_spanbatch\.(?:_|destinations)")
 
 
 class InterruptionCheck:
@@ -36,15 +39,10 @@ class InterruptionCheck:
             # Some of the package's modules are imported when they are first used.
             self._modules, modules = len(sys.modules), sys.modules.copy()
             # Modules are never deleted.
-            self._core_globals = frozenset(id(vars(module)) for name, module in modules.items() if _is_core(name))
+            self._core_globals = frozenset(id(vars(module)) for name, module in modules.items() if _CORE.match(name))
         frame: FrameType | None = sys._getframe(1)
         while frame is not bottom:
             if frame is None or id(frame.f_globals) in self._core_globals:
                 return False
             frame = frame.f_back
         return True
-
-
-def _is_core(module: str) -> bool:
-    package, _, rest = module.partition(".")
-    return package == "trio" or (package == "trio_spanbatch" and rest.startswith(("_", "destinations")))

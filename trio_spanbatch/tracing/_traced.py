@@ -129,23 +129,8 @@ def _wrapped_generator(function: Callable[..., Any], span: Callable[..., Abstrac
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         context = copy_context()
-        run = context.run
-        with _Inside(context, run(span, *args, **kwargs)):
-            generator = run(function, *args, **kwargs)
-            try:
-                item = run(next, generator)
-                while True:
-                    try:
-                        sent = yield item
-                    except GeneratorExit:
-                        run(generator.close)
-                        raise
-                    except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
-                        item = run(generator.throw, error)
-                    else:
-                        item = run(generator.send, sent)
-            except StopIteration as stop:
-                return stop.value
+        with _Inside(context, context.run(span, *args, **kwargs)):
+            return (yield from _Steps(context, context.run(function, *args, **kwargs)).__await__())
 
     return wrapper
 
@@ -193,7 +178,7 @@ def _leave_open(_generator: object) -> None:
 
 
 class _Steps(Awaitable[Any]):
-    """Awaits a coroutine in another context."""
+    """Runs a coroutine or a generator in another context."""
 
     __slots__ = ("_context", "_coroutine")
 

@@ -73,8 +73,8 @@ def test_a_token_of_a_known_vendor_is_replaced_in_the_middle_of_a_text(token: st
     ("text", "scrubbed"),
     [
         (f"Authorization: Bearer {SECRET}", "Authorization: [redacted]"),
-        ("{'authorization': ['abc']}", "{'authorization': ['[redacted]']}"),
-        ("'secret': ['abc']", "'secret': ['[redacted]']"),
+        ("{'authorization': ['abc']}", "{'authorization': [redacted]}"),
+        ("'secret': ['abc']", "'secret': [redacted]"),
         ("authorization: Token abc", "authorization: [redacted]"),
         ("-H 'Proxy-Authorization: Basic dXNlcjpwYXNz' https://x", "-H 'Proxy-Authorization: [redacted]' https://x"),
         (f"use bearer {SECRET} here", "use bearer [redacted] here"),
@@ -103,6 +103,31 @@ def test_a_token_of_a_known_vendor_is_replaced_in_the_middle_of_a_text(token: st
         (r'log {"password": "a\"b", "user": "x"}', r'log {"password": "[redacted]", "user": "x"}'),
         ('cut off {"password": "a b', 'cut off {"password": "[redacted]'),
         ("İ password=secret", "İ password=[redacted]"),
+        # As Python shows bytes, and objects.
+        ("{'password': b'hunter2', 'a': 1}", "{'password': b'[redacted]', 'a': 1}"),
+        ("{b'authorization': b'Token hunter2'}", "{b'authorization': b'[redacted]'}"),
+        ("password=SecretStr('hunter2')", "password=SecretStr('[redacted]')"),
+        ("password = '''hunter2'''", "password = '''[redacted]'''"),
+        ("{'passwords': ['a', 'hunter2'], 'b': 1}", "{'passwords': [redacted], 'b': 1}"),
+        ("secrets=('a', b'it)', [{'hunter2'}]) next", "secrets=[redacted] next"),
+        ("{'credentials': {'user': 'u', 'pw': 'hunter2'}, 'a': {}}", "{'credentials': [redacted], 'a': {}}"),
+        ('data: {"credentials": {"a": "hunter2"', 'data: {"credentials": [redacted]'),
+        ("password='[' and more", "password='[redacted]' and more"),
+        # Headers have quoted parameters.
+        ('Authorization: Digest username="u", response="hunter2"', "Authorization: [redacted]"),
+        ('Cookie: a="b"; s=hunter2\nHost: x', "Cookie: [redacted]\nHost: x"),
+        ("{'authorization': 'Digest a=\"u\", r=\"hunter2\"', 'x': 1}", "{'authorization': '[redacted]', 'x': 1}"),
+        ("{'cookie': ['a=1', 'b=hunter2']}", "{'cookie': [redacted]}"),
+        # After an escape.
+        (r"'key:\nsk-abcdefgh12345678'", r"'key:\n[redacted]'"),
+        (r"'\tghp_0123456789abcdef0123' \u0022AKIAIOSFODNN7EXAMPLE", r"'\t[redacted]' \u0022[redacted]"),
+        ("key%3Dsk-abcdefgh12345678%20", "key%3D[redacted]%20"),
+        ("\x1b[32msk-abcdefgh12345678\x1b[0m", "\x1b[32m[redacted]\x1b[0m"),
+        (r"'\nBearer abc123def456'", r"'\nBearer [redacted]'"),
+        ("Bearer%20abc123def456", "Bearer%20[redacted]"),
+        (r"https:\/\/u:hunter2@h", r"https:\/\/u:[redacted]@h"),
+        ("DB_PASS=hunter2 {'pass': 'hunter2'}", "DB_PASS=[redacted] {'pass': '[redacted]'}"),
+        ("-eyJa -eyJaaaaa-eyJbbbbb.cccccc", "-eyJa -[redacted]"),
     ],
 )
 def test_a_credential_in_a_text_is_replaced_and_the_rest_is_kept(text: str, scrubbed: str) -> None:
@@ -165,6 +190,14 @@ def test_a_text_without_a_credential_is_kept_to_the_letter(text: str) -> None:
         ("key", False),
         ("http.request.method", False),
         ("author", False),
+        ("apikey", True),
+        ("PGPASSWORD", True),
+        ("OPENAI_APIKEY", True),
+        ("accesstoken", True),
+        ("privatekey", True),
+        ("db.pass", True),
+        ("bypass", False),
+        ("monkey", False),
     ],
 )
 def test_a_value_with_a_secret_key_is_replaced_completely(key: str, is_secret: bool) -> None:
@@ -186,6 +219,26 @@ def test_lists_mappings_bytes_and_json_texts_are_searched() -> None:
     assert json.loads(json.loads(function("a", json.dumps([json.dumps(value)])))[0]) == scrubbed
     assert function("a", b"\xffpassword=secret") == b"\xffpassword=[redacted]"
     assert function("a", {f"sk-{WORD}": 1}) == {"[redacted]": 1}
+
+
+@pytest.mark.parametrize("name", ["password", "PGPASSWORD", "apikey", "accesstoken", "db_pass", "client_secret"])
+def test_a_secret_name_is_one_as_attribute_item_json_and_text(name: str) -> None:
+    function = scrub()
+    assert function(name, SECRET) == "[redacted]"
+    assert function("a", {name: SECRET}) == {name: "[redacted]"}
+    for text in (json.dumps({name: SECRET}), f"{name}={SECRET}", f"{name}: {SECRET}", f"x {{'{name}': '{SECRET}'"):
+        assert SECRET not in function("a", text)
+
+
+def test_headers_as_pairs_are_searched() -> None:
+    headers = [["authorization", "Token hunter2"], [b"X-Api-Key", b"hunter2"], ["accept", "text/html"]]
+    scrubbed = [["authorization", "[redacted]"], [b"X-Api-Key", "[redacted]"], ["accept", "text/html"]]
+    assert scrub()("a", headers) == scrubbed
+    assert scrub()("a", {"headers": headers}) == {"headers": scrubbed}
+    assert json.loads(scrub()("a", '[["cookie", "hunter2"]]')) == [["cookie", "[redacted]"]]
+    # Not pairs, but words.
+    for words in (["password", "user"], [["a", "b"], ["token", "word", "c"]], []):
+        assert scrub()("a", words) == words
 
 
 def test_json_stays_json_whatever_a_secret_value_is() -> None:
@@ -241,6 +294,8 @@ async def test_scrub_is_a_function_for_redact() -> None:
         ({"patterns": "a"}, TypeError, "patterns is 'a'; it must be a list of strings"),
         ({"patterns": [re.compile(b"a")]}, TypeError, "it must contain only strings"),
         ({"patterns": ["("]}, ValueError, "patterns contains '(', which is not a regular expression"),
+        ({"patterns": ["a*"]}, ValueError, "patterns contains 'a*', which matches an empty text; it must match a char"),
+        ({"keys": ["email", "."]}, ValueError, "keys is ['email', '.']; each must contain a letter or digit"),
         ({"replacement": None}, TypeError, "replacement is None; it must be a str"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -271,6 +326,8 @@ HOSTILE = [
         "access_key",
     ),
     *("key_id=", "x-amz-credential=", "İ", "\ud800", "aB", "_a", '{"a":', "[[1],"),
+    *("-eyJ", "_eyJ", "éeyJ", "-eyJaaaaa", "password=[", "password=({", "password=[']", "password=b'", "password='''"),
+    *('authorization: ="', "cookie=='", 'a="', "bearer%20", "\\nsk-", "%20eyJ", "secret=a(", "passpass", r":\/\/a:"),
 ]
 
 
