@@ -316,8 +316,8 @@ class SpanBatcher:
         if self._runtime.thread_id is not None:
             if not self._supervisor.is_here():
                 raise RuntimeError(
-                    "a batcher can be used only in the trio run in which it was entered; in a thread of that run use "
-                    "trio.from_thread.run_sync, with the trio_token of that run if the thread has another run"
+                    "a batcher can be used only in the trio run in which it was entered; in another thread use "
+                    "trio.from_thread.run_sync, with the trio_token of that run if the run has not started the thread"
                 )
             return
         if self._supervisor.is_forked:
