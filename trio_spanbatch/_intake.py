@@ -41,7 +41,7 @@ class Intake:
     """
 
     def __init__(
-        self, batcher: SpanBatcher, account: Callable[[Drop | None], None], at_end: Callable[[], None]
+        self, batcher: SpanBatcher, account: Callable[[Drop | None], None], at_end: Callable[[], None] | None = None
     ) -> None:
         self._batcher = batcher
         self._runtime = batcher._runtime
@@ -54,7 +54,10 @@ class Intake:
         self.reset()
 
     def register(self) -> None:
-        """Become a feeder of the batcher. Handing over a span does so, too."""
+        """Become a feeder of the batcher, as handing over a span does, too.
+
+        Without ``at_end`` it remains one only while it holds spans: a program may make many.
+        """
         with self._lock:
             if not self._is_registered:
                 self._is_registered = True
@@ -99,11 +102,12 @@ class Intake:
         return None
 
     def _enqueue(self, location: str, span: EncodedSpan) -> bool:
-        self.register()
+        size = span.size
         with self._lock:
-            if len(self._queue) >= self._max_spans or self._bytes + span.size > self._max_bytes:
+            self.register()
+            if len(self._queue) >= self._max_spans or self._bytes + size > self._max_bytes:
                 return False
-            self._bytes += span.size
+            self._bytes += size
             self._queue.append((location, span))
         return True
 
@@ -112,7 +116,8 @@ class Intake:
             if not self._queue:
                 return None
             location, span = self._queue.popleft()
-            self._bytes -= span.size
+            size = span.size
+            self._bytes -= size
         return location, span
 
     @trio.lowlevel.enable_ki_protection
@@ -130,11 +135,16 @@ class Intake:
                 if not isinstance(error, Exception):
                     self._batcher._runtime.logger.caught(error, "a span of another thread was not taken")
             self._account(drop)
+        with self._lock:
+            if self._at_end is None and self._is_registered and not self._queue:
+                self._is_registered = False
+                self._runtime.feeders.remove(self)
 
     def ended(self) -> None:
         """Drop the spans that are still there, as the batcher is closed."""
         self.abandon()
-        self._at_end()
+        if self._at_end is not None:
+            self._at_end()
 
     @trio.lowlevel.enable_ki_protection
     def abandon(self) -> None:

@@ -12,6 +12,8 @@ from tests.spool.batchers import stored_ids, watched_spooling_batcher
 from tests.spool.memory import MemoryDisk, MemoryStore
 from tests.support.batchers import ids_of, make_span, make_spans, span_ids
 from trio_spanbatch import BatchPolicy, InvalidLocationError, Limits, TryLater
+from trio_spanbatch._scheduler.records import CommittedRecord
+from trio_spanbatch._scheduler.spooling import SpoolingScheduler
 from trio_spanbatch.testing import InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
@@ -196,6 +198,50 @@ async def test_the_log_counts_lost_spans_among_all_that_were_taken(
         await trio.sleep(10)
         await batcher.add_spans("a", make_spans(3))
     assert "5 of 8 spans were handed back undelivered" in caplog.text
+
+
+async def test_spans_that_are_found_when_their_location_was_just_evicted_are_sent_and_keep_their_account(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    disk, left, limits = MemoryDisk(), MemoryDisk(), Limits(max_locations=1, location_idle_timeout=1)
+    await leave_in_spool(left, a=make_spans(3))
+    exporter = InMemoryExporter(lambda batch: TryLater("no", after=1000) if batch.location == "a" else None)
+    async with watched_spooling_batcher(exporter, disk, limits=limits, batch=NEVER, shutdown_timeout=0) as batcher:
+        await trio.sleep(1)
+        scheduler = batcher._scheduler
+        assert isinstance(scheduler, SpoolingScheduler)
+        # In one step: the driver has not looked at the evicted location yet.
+        for location in ("a", "b"):
+            scheduler.open(location)
+        disk.records |= {100 + token: found for token, found in left.records.items()}
+        for token, (record, _) in disk.records.items():
+            scheduler.recovered("a", CommittedRecord(token, record.count, record.count, record.nbytes, record.oldest))
+        for location in ("c", "d", "e"):
+            await trio.sleep(10)
+            await batcher.add_span(location, make_span())
+            await batcher.flush()
+        account = scheduler.ledger.accounts()["a"]
+        assert (account.recovered, account.recovered_left) == (3, 3)
+        assert account.requests > 0
+
+
+async def test_the_account_of_a_location_that_was_never_live_ends_when_its_spans_are_dropped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    disk, limits = MemoryDisk(), Limits(max_locations=2)
+    await leave_in_spool(disk, **{f"bad{number}": make_spans(1) for number in range(10)})
+
+    class RefusesAll(InMemoryExporter):
+        def check_location(self, location: str) -> None:
+            raise InvalidLocationError(location)
+
+    async with watched_spooling_batcher(RefusesAll(), disk, limits=limits, spool={"max_age": 50.0}) as batcher:
+        await trio.sleep(1)
+        assert len(batcher.statistics().locations) == 10
+    async with watched_spooling_batcher(RefusesAll(), disk, limits=limits, spool={"max_age": 0.5}) as batcher:
+        await trio.sleep(1)
+        assert batcher.statistics().undelivered == 10
+        assert len(batcher.statistics().locations) == 2
 
 
 async def test_each_process_delivers_what_the_one_before_has_left(autojump_clock: trio.testing.MockClock) -> None:

@@ -19,11 +19,11 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 
 # The modules next to the folders count as one part.
 BUDGETS = {
-    "modules": 1_615,
-    "_scheduler": 3_600,
+    "modules": 1_625,
+    "_scheduler": 3_605,
     "_runtime": 1_560,
     "_reporting": 690,
-    "_spans": 2_720,
+    "_spans": 2_745,
     "_settings": 635,
     "_http": 3_600,
     "_local": 390,
@@ -35,7 +35,7 @@ BUDGETS = {
     "_spool": 1_360,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
-LIMIT = 26_000
+LIMIT = 26_050
 LIMIT_LOADED = 9_000
 
 _LOADED = """

@@ -238,7 +238,7 @@ class Runtime:
             self._call_each(self.observers, methodcaller(event, *args), "an observer of deliveries failed")
 
     def _call_each(self, listeners: list[_Listener], call: Callable[[_Listener], None], message: str) -> None:
-        for listener in listeners:
+        for listener in tuple(listeners):
             try:
                 call(listener)
             except BaseException as exc:  # noqa: ASYNC103  # a synchronous call raises no Cancelled of this task

@@ -557,7 +557,8 @@ class Scheduler:
         self.admission.unranked.pop(location, None)
         if self.locations.get(location.name) is location:
             del self.locations[location.name]
-        if location.name not in self.locations:
+        # With a spool, spans for it may have been found after it was evicted.
+        if location.name not in self.locations and not location.account.spooled:
             self.ledger.end(location.name)
         location.queue_in.close()
         location.queue_out.close()

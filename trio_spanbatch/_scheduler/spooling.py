@@ -667,12 +667,12 @@ class SpoolingScheduler(Scheduler):
     def recovered(self, name: str, record: CommittedRecord) -> None:
         """Take over a record of an earlier process."""
         self.ledger.recover(self.ledger.open(name), record.count)
-        if name not in self.shelves:
+        live, shelf = self.locations.get(name), self.shelves.setdefault(name, [])
+        if live is None and not shelf:
             self._to_open.append(name)
-        shelf = self.shelves.setdefault(name, [])
         heapq.heappush(shelf, Piece(record, self._last_recovered, 0, record.count))
         self._last_recovered += record.count
-        if (live := self.locations.get(name)) is not None:
+        if live is not None:
             self.admission.touch(live)
 
     def _may_open(self) -> bool:
@@ -715,11 +715,14 @@ class SpoolingScheduler(Scheduler):
         live, account, piece = self.locations.get(lost.name), self.ledger.open(lost.name), lost.piece
         self.ledger.lose(account, len(piece))
         self.settle(self._account_for([piece]))
-        if live is not None:
-            self._note_flushes(live, piece.first, len(piece), Settlement(undelivered=len(piece)))
-            self._note_departure(live, now)
-        elif piece.first < 0:
+        if piece.first < 0:
             account.recovered_left -= len(piece)
+        elif live is not None:
+            self._note_flushes(live, piece.first, len(piece), Settlement(undelivered=len(piece)))
+        if live is not None:
+            self._note_departure(live, now)
+        elif not account.spooled:
+            self.ledger.end(lost.name)
 
     def _drop_oldest(self, needed: int, now: float) -> bool:
         """Drop the oldest records of all locations, as the spool is full. Return whether there were any."""

@@ -28,7 +28,7 @@ _TOKENS: Final = (
     *((head, r"[\w=+/-]{16,}") for head in ("dop_v1_", "glsa_", "glc_", "sntrys_")),
     # Code and services: GitHub, GitLab, npm, PyPI, Slack, Stripe, SendGrid, Shopify.
     *((head, _LONG_WORD) for head in ("gh[pousr]_", "github_pat_", "npm_", "shpat_")),
-    *((head, r"[\w-]{16,}") for head in ("glpat-", "gldt-", "glrt-", "glptt-", "glft-", "glcbt-", "pypi-")),
+    *((head, r"[\w.-]{16,}") for head in ("glpat-", "gldt-", "glrt-", "glptt-", "glft-", "glcbt-", "pypi-")),
     *((head, _WORD) for head in ("xox[a-z]-", "xapp-", "sk_(?:live|test)_", "rk_(?:live|test)_", "whsec_")),
     (r"SG\.", r"[\w-]{12,}\.[\w-]{12,}"),
 )
@@ -48,22 +48,27 @@ _NAMES: Final = {
     "pwd": r"pwd",
     "secret": r"secrets?(?:[_-]?(?:access[_-]?)?key)?",
     "credential": r"credentials?",
-    "key": rf"key(?:{'|'.join(f'(?<={word}key)|(?<={word}[_-]key)' for word in _BEFORE_KEY.split())})s?(?:[_-]?id)?",
+    "key": rf"key(?:{'|'.join(f'(?<={word}key)|(?<={word}[_ -]key)' for word in _BEFORE_KEY.split())})s?(?:[_-]?id)?",
     "token": r"token",
 }
-_MARKS: Final = r"[\"'\\]{0,4}\s{0,8}"
-# Where a list, mapping or tuple begins that is not empty; all up to its end is replaced.
-_BRACKET: Final = r"(?P<bracket>[\[({])(?!\s{0,8}[\])}])"
+# After a name: marks of a quotation, of Markdown or of a subscript.
+_MARKS: Final = r"[\"'\\*`]{0,4}\]?\s{0,8}"
+# Where a list, mapping or tuple of data begins; all up to its end is replaced.
+_BRACKET: Final = r"(?P<bracket>[\[({])(?=\s{0,8}[rbuf]{0,2}\\{0,4}[\"'\d\[({])"
+# The type of a variable in Python.
+_TYPE: Final = r":\s{0,8}(?:optional\[)?(?:str|bytes|secretstr|secretbytes)\]?(?:\s?\|\s?none)?\s{0,8}=(?!=)"
 _VALUE: Final = (
-    rf"{_MARKS}(?::=?|=>?)\s{{0,8}}(?:{_BRACKET}|"
+    rf"{_MARKS}(?:{_TYPE}|:=?|=>?)[*`]{{0,3}}+\s{{0,8}}+(?:{_BRACKET}|"
     # A text of Python may be bytes, or the argument of a class.
     r"(?:[a-z_.]{1,32}\()?[rbuf]{0,2}(?:"
-    # Between escaped quotation marks, between others, or up to the end of the word.
-    r"\\{1,4}([\"'])((?:(?!\\{1,4}\2).)*)|(\"{3}|'{3}|[\"'])((?:\\.|(?!\4)[^\\])*))|(?!=)([^\s\"'\\,;&<>()\[\]{}]+))"
+    # Between escaped quotation marks, between others, or up to the end of the word. A quotation mark may also be the
+    # one that ends a text with the name, so what follows it ends with the line.
+    r"\\{1,4}([\"'])((?:(?!\\{1,4}\2).)*)|(\"{3}|'{3})((?:\\.|(?!\4)[^\\])*)|"
+    r"([\"'])((?:\\.|(?!\6)[^\\\r\n])*))|(?!=)([^\s\"'\\,;&<>()\[\]{}]+))"
 )
 # Up to the end of the line or of the quoted text, but not that of a parameter: ``Digest username="u", response="r"``.
 _LINE: Final = (
-    rf"{_MARKS}[:=]\s{{0,8}}(?:{_BRACKET}|(?:[rbuf]{{0,2}}(?=[\"']))?[\"'\\]{{0,4}}"
+    rf"{_MARKS}[:=]>?+[*`]{{0,3}}+\s{{0,8}}+(?:{_BRACKET}|(?:[rbuf]{{0,2}}(?=[\"']))?+[\"'\\]{{0,4}}+(?![\[({{])"
     r"((?:=\\{0,4}[\"'][^\"'\r\n]*[\"']?|[^\r\n\"'\\])+))"
 )
 
@@ -83,19 +88,31 @@ _EXACT: Final[tuple[_Expression, ...]] = (
 _IN_LOWER_CASE: Final[tuple[_Expression, ...]] = (
     ("authorization", re.compile(f"authorization{_LINE}")),
     ("cookie", re.compile(f"cookie{_LINE}")),
-    ("bearer", re.compile(rf"{_begins('bearer')}(?:%20|(?=[\s\"']){_MARKS})(?!tokens\b|auth)([\w.~+/=-]{{6,}})")),
+    (
+        "bearer",
+        re.compile(
+            rf"{_begins('bearer')}(?:%20|(?=[\s\"']){_MARKS})(?!tokens\b|auth(?:entication|orization)?\b)([\w.~+/=-]{{6,}})"
+        ),
+    ),
     *((stem, re.compile(name + _VALUE, re.DOTALL)) for stem, name in _NAMES.items()),
     # A part of a query.
-    ("=", re.compile(r"[?&](?:key|sig|signature|x-amz-(?:signature|credential))=([^&\s\"'<>#]+)")),
+    (
+        "=",
+        re.compile(
+            r"(?:[?&]|&amp;|\\u0026)(?:key|sig|signature|x-(?:amz|goog)-(?:signature|credential))=([^&\s\"'<>#]+)"
+        ),
+    ),
 )
 
 _SECRET_KEY: Final = re.compile(rf"(?:{'|'.join(_NAMES.values())}|(?:^|_)(?:pass|authorization|cookies?|signature))$")
-_QUOTED_OR_BRACKET: Final = re.compile(r"\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'|([\[({])|([\])}])", re.DOTALL)
+_QUOTED_OR_BRACKET: Final = re.compile(r"\\.|\"(?:\\.|[^\"\\])*+\"|'(?:\\.|[^'\\])*+'|([\[({])|([\])}])", re.DOTALL)
 # Where a key has a word boundary that is not a punctuation mark: ``apiKey``, ``APIKey``.
 _WORD_BOUNDARY: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _PUNCTUATION: Final = re.compile(r"[^0-9a-z]+")
 # A key that is longer is not a name.
 _LONGEST_KEY: Final = 256
+# A key with more is a sentence.
+_MOST_SPACES: Final = 2
 
 
 def scrub(
@@ -174,19 +191,26 @@ class _Scrubber:
 
     def _item(self, key: str, value: Any) -> Any:
         # True, False and None tell nothing.
-        if value is None or isinstance(value, bool) or not self._is_secret(key):
+        if value is None or isinstance(value, bool) or not self._is_secret(key[-_LONGEST_KEY:]):
             return self._value(value)
         return self._replacement
 
     def _is_secret_key(self, key: str) -> bool:
         name = _normalized(key)
+        if key.count(" ") > _MOST_SPACES:
+            return False
         return _SECRET_KEY.search(name) is not None or name in self._names or name.endswith(self._endings)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, bytes):
-            return self._text(value.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+            text = self._text(value.decode(errors="surrogateescape"))
+            try:
+                return text.encode(errors="surrogateescape")
+            except UnicodeEncodeError:
+                # A lone surrogate was an escape of JSON.
+                return text.encode(errors="backslashreplace")
         if isinstance(value, list):
             if all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], str | bytes) for item in value):
                 # Pairs of a name and a value, as headers often are.
@@ -242,7 +266,7 @@ def _end_of_brackets(text: str, start: int) -> int:
     depth = 0
     for match in _QUOTED_OR_BRACKET.finditer(text, start):
         depth += (match[1] is not None) - (match[2] is not None)
-        if not depth:
+        if match[2] and not depth:
             return match.end()
     return len(text)
 

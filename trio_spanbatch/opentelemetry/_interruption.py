@@ -39,7 +39,9 @@ class InterruptionCheck:
             # Some of the package's modules are imported when they are first used.
             self._modules, modules = len(sys.modules), sys.modules.copy()
             # Modules are never deleted.
-            self._core_globals = frozenset(id(vars(module)) for name, module in modules.items() if _CORE.match(name))
+            self._core_globals = frozenset(
+                id(getattr(module, "__dict__", None)) for name, module in modules.items() if _CORE.match(name)
+            )
         frame: FrameType | None = sys._getframe(1)
         while frame is not bottom:
             if frame is None or id(frame.f_globals) in self._core_globals:

@@ -166,15 +166,11 @@ def _first_step(generator: AsyncGenerator[Any, Any]) -> Any:
     Otherwise trio would close it too if the garbage collector finds both, perhaps while the wrapper closes it.
     """
     hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_open)
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=lambda _: None)
     try:
         return generator.asend(None)
     finally:
         sys.set_asyncgen_hooks(*hooks)
-
-
-def _leave_open(_generator: object) -> None:
-    pass
 
 
 class _Steps(Awaitable[Any]):

@@ -225,7 +225,7 @@ class Tracer:
             _checked("scope", scope, InstrumentationScope, ", for instance InstrumentationScope('shop', '1.0')")
         self._ids = random.SystemRandom() if rng is None else _checked("rng", rng, random.Random)
         self._runtime = batcher._runtime
-        self._intake = Intake(batcher, self._account, lambda: None)
+        self._intake = Intake(batcher, self._account)
         self._dropped = 0
         # Reentrant, as a finalizer may end a span while its thread holds it.
         self._lock = threading.RLock()

@@ -128,6 +128,17 @@ def test_a_token_of_a_known_vendor_is_replaced_in_the_middle_of_a_text(token: st
         (r"https:\/\/u:hunter2@h", r"https:\/\/u:[redacted]@h"),
         ("DB_PASS=hunter2 {'pass': 'hunter2'}", "DB_PASS=[redacted] {'pass': '[redacted]'}"),
         ("-eyJa -eyJaaaaa-eyJbbbbb.cccccc", "-eyJa -[redacted]"),
+        # In source code and in Markdown.
+        ("password: str = 'hunter2'", "password: str = '[redacted]'"),
+        ("token: Optional[str] = 'hunter2'", "token: Optional[str] = '[redacted]'"),
+        ('os.environ["API_KEY"] = "hunter2"', 'os.environ["API_KEY"] = "[redacted]"'),
+        ("headers['Authorization'] = 'hunter2'", "headers['Authorization'] = '[redacted]'"),
+        ("'Authorization' => 'hunter2',", "'Authorization' => '[redacted]',"),
+        ("**Password**: hunter2", "**Password**: [redacted]"),
+        ("**API key:** hunter2", "**API key:** [redacted]"),
+        ("https://x/?a=1&amp;sig=hunter2&amp;b=1", "https://x/?a=1&amp;sig=[redacted]&amp;b=1"),
+        ("Bearer auth_7f8e7f8e", "Bearer [redacted]"),
+        ('pw = input("Password: ")\nconnect(pw)', 'pw = input("Password: "[redacted]\nconnect(pw)'),
     ],
 )
 def test_a_credential_in_a_text_is_replaced_and_the_rest_is_kept(text: str, scrubbed: str) -> None:
@@ -155,6 +166,8 @@ def test_a_private_key_is_replaced_up_to_its_end_or_that_of_the_text(kind: str) 
         "-----BEGIN CERTIFICATE-----\nMIIabc\n-----END CERTIFICATE-----",
         "12:30:45 a.b@c.de http://host:8080/a@b",
         "the author: me, authors = you",
+        "xs.filter(token => {\n return 1;\n})",
+        "My password: (I forgot it. Please write a poem",
         '{"model": "gpt", "usage": {"input_tokens": 5}, "stop": null, "ok": true}',
         "[1,2,   3]",
         "",
@@ -217,6 +230,7 @@ def test_lists_mappings_bytes_and_json_texts_are_searched() -> None:
     assert json.loads(function("a", json.dumps(value))) == scrubbed
     # Also a text in a text in a text.
     assert json.loads(json.loads(function("a", json.dumps([json.dumps(value)])))[0]) == scrubbed
+    assert function("a", b'{"a": "\\ud800", "pwd": "x"}') == b'{"a": "\\ud800", "pwd": "[redacted]"}'
     assert function("a", b"\xffpassword=secret") == b"\xffpassword=[redacted]"
     assert function("a", {f"sk-{WORD}": 1}) == {"[redacted]": 1}
 
@@ -236,8 +250,8 @@ def test_headers_as_pairs_are_searched() -> None:
     assert scrub()("a", headers) == scrubbed
     assert scrub()("a", {"headers": headers}) == {"headers": scrubbed}
     assert json.loads(scrub()("a", '[["cookie", "hunter2"]]')) == [["cookie", "[redacted]"]]
-    # Not pairs, but words.
-    for words in (["password", "user"], [["a", "b"], ["token", "word", "c"]], []):
+    # Not pairs, but words; and sentences.
+    for words in ([["What is an API key?", "A key"]], ["password", "user"], [["a", "b"], ["token", "word", "c"]], []):
         assert scrub()("a", words) == words
 
 
@@ -327,6 +341,7 @@ HOSTILE = [
     ),
     *("key_id=", "x-amz-credential=", "İ", "\ud800", "aB", "_a", '{"a":', "[[1],"),
     *("-eyJ", "_eyJ", "éeyJ", "-eyJaaaaa", "password=[", "password=({", "password=[']", "password=b'", "password='''"),
+    *('password=[\\"', "password: (a\n", "password: str", "**password**", "password=[[1", "token: '\n"),
     *('authorization: ="', "cookie=='", 'a="', "bearer%20", "\\nsk-", "%20eyJ", "secret=a(", "passpass", r":\/\/a:"),
 ]
 
