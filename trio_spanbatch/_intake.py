@@ -102,6 +102,7 @@ class Intake:
         return None
 
     def _enqueue(self, location: str, span: EncodedSpan) -> bool:
+        # Not within the addition: it is a call, in which a signal handler may add to the count.
         size = span.size
         with self._lock:
             self.register()
