@@ -89,6 +89,43 @@ async def test_logs_that_raise_lose_no_span_and_disturb_neither_the_body_nor_the
     assert "OSError: the log server is gone" in capsys.readouterr().err
 
 
+class _CancellingHandler(logging.Handler):
+    """Cancels a scope when the endpoint is up again, which is logged in the step that admits the next waiting span."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        super().__init__()
+        self._scope = scope
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "is up again" in record.getMessage():
+            self._scope.cancel()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_an_adder_that_a_log_handler_cancels_after_its_span_was_admitted_is_told_that_it_was(
+    count: int, autojump_clock: MockClock
+) -> None:
+    scope, logger = trio.CancelScope(), logging.Logger("cancelling")  # noqa: LOG001  # see above
+    logger.addHandler(_CancellingHandler(scope))
+    exporter = InMemoryExporter(iter([*[TryLater("down", endpoint=True)] * 3, *[Delivered()] * 20]))
+    added = 0
+    async with watched_batcher(
+        exporter, BatchPolicy(max_spans=1), limits=Limits(max_queued_spans=1), logger=logger
+    ) as batcher:
+        # One is tried in vain, one is queued, and the next one waits.
+        await batcher.add_spans("a", make_spans(2))
+        with scope:
+            try:
+                await batcher.add_spans("a", make_spans(count))
+            except trio.Cancelled as cancelled:
+                added = cancelled.accepted  # type: ignore[attr-defined]  # see add_spans
+                raise
+            added = count
+        assert scope.cancel_called
+        await batcher.flush()
+        assert batcher.statistics().accepted == 2 + added == 3
+
+
 async def test_log_handlers_that_raise_print_nothing_if_raise_exceptions_is_false(
     autojump_clock: MockClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

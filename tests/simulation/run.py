@@ -378,7 +378,7 @@ class Run:
                 self._tell(f"on_loss: {error}")
         elif chance < 0.15:
             raise PlannedError("on_loss raises")
-        elif chance < 0.16:
+        elif chance < 0.2:
             self._cancel_something()
 
     # -- checks ------------------------------------------------------------------------------------------------
@@ -464,6 +464,8 @@ class Run:
         error = record.exc_info[1] if record.exc_info else None
         is_planned = isinstance(error, PlannedError | trio.Cancelled)
         self._expect(error is None or is_planned, f"logged: {record.getMessage()}: {error!r}")
+        if self._rng.random() < 0.02:
+            self._cancel_something()
 
 
 async def _kept_cancelled() -> trio.Cancelled:

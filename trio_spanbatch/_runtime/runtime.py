@@ -167,6 +167,9 @@ class Runtime:
         """
 
         def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            if waiter not in (location.waiting or ()):
+                # Admitted, and cancelled by what is called before the order to wake this task, such as ``on_loss``.
+                return trio.lowlevel.Abort.FAILED
             self._withdraw(waiter)
             return trio.lowlevel.Abort.SUCCEEDED
 
