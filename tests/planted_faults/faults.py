@@ -1006,8 +1006,8 @@ FAULTS = (
     PlantedFault(
         "what could not be settled is forgotten",
         "_spool/disk.py",
-        "            token = self._unsettled[0]\n",
-        "            token = self._unsettled.popleft()\n            self._unsettled.appendleft(-1)\n",
+        "        for number, slots in tuple(self._to_settle.items()):\n",
+        "        for number, slots in tuple(self._to_settle.items()):\n            self._to_settle[number] = set()\n",
         first="stores",
     ),
     PlantedFault(

@@ -490,6 +490,19 @@ async def test_a_segment_ends_when_its_slots_are_used(disk: DiskPlace) -> None:
     await after.close()
 
 
+async def test_records_next_to_each_other_are_settled_with_one_write(disk: DiskPlace, watched: WatchedOS) -> None:
+    store = await disk.opened()
+    new = [make_record(count=1) for _ in range(SLOTS + 10)]
+    tokens = [record.token for record in await store.commit(new)]
+    watched.calls.clear()
+    await store.settle([*tokens[9:3:-1], *tokens[20:700], tokens[-1]])
+    assert [name for name, _ in watched.calls] == ["open", "pwrite", "pwrite", "close", "pwrite"]
+    disk.end(store)
+    after, found = await disk.next()
+    assert found == content_of([*new[:4], *new[10:20], *new[700:-1]])
+    await after.close()
+
+
 async def test_segments_are_in_order_though_the_clock_was_set_back(
     disk: DiskPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,8 @@ class DiskStore:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._messages: deque[str] = deque()
         self._unsettled: deque[int] = deque()
+        # By segment, the slots of those tokens that are to be settled.
+        self._to_settle: dict[int, set[int]] = {}
 
         self._directory: Directory | None = None
         self._lock: File | None = None
@@ -490,7 +492,7 @@ class DiskStore:
                         return log.unpack_spans(spans)
                 try:
                     self._keep_aside(file.read(at, size))
-                    self._write_slot(segment, slot)
+                    self._write_slots(segment, [slot])
                 except OSError:
                     # The next process may be able to.
                     segment.is_known = False
@@ -502,19 +504,26 @@ class DiskStore:
     def _settle(self) -> None:
         """Settle the records whose tokens were handed over."""
         while self._unsettled:
-            token = self._unsettled[0]
-            segment, slot = self._segments.get(token // SLOTS), token % SLOTS
-            if segment is not None and slot in segment.live:
+            number, slot = divmod(self._unsettled.popleft(), SLOTS)
+            self._to_settle.setdefault(number, set()).add(slot)
+        for number, slots in tuple(self._to_settle.items()):
+            segment = self._segments.get(number)
+            if segment is not None and (known := sorted(slots & segment.live.keys())):
                 with suppress(FileNotFoundError):
-                    self._write_slot(segment, slot)
-                self._settled(segment, slot)
-            self._unsettled.popleft()
+                    self._write_slots(segment, known)
+                for slot in known:
+                    self._settled(segment, slot)
+            del self._to_settle[number]
         self._rewrite_sparsest()
 
-    def _write_slot(self, segment: _Segment, slot: int) -> None:
+    def _write_slots(self, segment: _Segment, slots: Sequence[int]) -> None:
+        """Mark records as settled. Those whose slots are next to each other cost one operation."""
         file = segment.appending or self._files.open(segment.file)
         try:
-            file.write(log.mark_of(segment.head.marker, slot), SLOTS_AT + SLOT * slot)
+            for _, run in itertools.groupby(enumerate(slots), lambda place: place[1] - place[0]):
+                adjacent = [slot for _, slot in run]
+                marks = b"".join(log.mark_of(segment.head.marker, slot) for slot in adjacent)
+                file.write(marks, SLOTS_AT + SLOT * adjacent[0])
         finally:
             if file is not segment.appending:
                 file.close()
