@@ -107,7 +107,7 @@ async def test_an_adder_that_a_log_handler_cancels_after_its_span_was_admitted_i
 ) -> None:
     scope, logger = trio.CancelScope(), logging.Logger("cancelling")  # noqa: LOG001  # see above
     logger.addHandler(_CancellingHandler(scope))
-    exporter = InMemoryExporter(iter([*[TryLater("down", endpoint=True)] * 3, *[Delivered()] * 20]))
+    exporter = InMemoryExporter([*[TryLater("down", endpoint=True)] * 3, *[None] * 20])
     added = 0
     async with watched_batcher(
         exporter, BatchPolicy(max_spans=1), limits=Limits(max_queued_spans=1), logger=logger

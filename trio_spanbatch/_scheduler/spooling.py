@@ -421,9 +421,12 @@ class SpoolingScheduler(Scheduler):
             lease.pieces = (Piece(kept, lease.first, 0, len(lease)),)
             lease.may_go = True
         for location in _locations_of(commit):
+            was_due_at = location.due_at()
             location.update_ready()
             self._make_room(location, now)
-            self.admission.touch(location)
+            # Otherwise nothing is to be done: it is on the agenda, for the first of its leases.
+            if was_due_at == math.inf or location.due_at() != was_due_at or location.waiting or self.draining:
+                self.admission.touch(location)
         if self._unsafe <= 0:
             self._error = None
         self._end_syncs(commit.syncs)

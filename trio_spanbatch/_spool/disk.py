@@ -124,8 +124,7 @@ class DiskStore:
         self._directory: Directory | None = None
         self._lock: File | None = None
         self._name = ""
-        self._files_made = 0
-        self._last_created = 0.0
+        self._files_made, self._last_created = 0, 0.0
         self._segments: dict[int, _Segment] = {}
         self._current: dict[str, _Segment] = {}
         self._scanner: Generator[Record | None] | None = None
@@ -498,7 +497,7 @@ class DiskStore:
                     segment.is_known = False
         except FileNotFoundError:
             self._damaged += 1
-        self._settled(segment, slot)
+        self._settled(segment, [slot])
         raise DamagedRecord(f"a record of {self._files.path / segment.file} is damaged")
 
     def _settle(self) -> None:
@@ -511,8 +510,7 @@ class DiskStore:
             if segment is not None and (known := sorted(slots & segment.live.keys())):
                 with suppress(FileNotFoundError):
                     self._write_slots(segment, known)
-                for slot in known:
-                    self._settled(segment, slot)
+                self._settled(segment, known)
             del self._to_settle[number]
         self._rewrite_sparsest()
 
@@ -528,8 +526,8 @@ class DiskStore:
             if file is not segment.appending:
                 file.close()
 
-    def _settled(self, segment: _Segment, slot: int) -> None:
-        segment.live_bytes -= segment.live.pop(slot)[1]
+    def _settled(self, segment: _Segment, slots: Sequence[int]) -> None:
+        segment.live_bytes -= sum(segment.live.pop(slot)[1] for slot in slots)
         self._remove_if_settled(segment)
 
     def _remove_if_settled(self, segment: _Segment) -> None:
