@@ -13,7 +13,7 @@ from trio_spanbatch import EncodedSpan
 from trio_spanbatch._spool.log import RECORDS_AT, SLOT, SLOTS, SLOTS_AT, VERSION, Head
 from trio_spanbatch._spool.store import DamagedRecord, NewRecord, Record
 
-# Seeded flips and torn tails for each kind of place; `make test-all` goes through far more in `test_kills`.
+# Seeded flips and torn tails for each kind of place.
 FLIPS = 300
 
 
@@ -188,10 +188,14 @@ async def test_damage_is_moved_aside_and_counted_once(disk: DiskPlace) -> None:
     assert store.statistics().damaged == 1
     (aside,) = disk.files("damaged")
     assert aside.read_bytes() == data[place.start : place.stop]
+    (message,) = disk.messages
+    assert message.startswith(f"spans are lost: {len(place)} damaged bytes were found in {disk.own}")
+    assert aside.name in message
     disk.end(store)
     again = await disk.opened()
     assert len(await adopted(again)) == 5
     assert again.statistics().damaged == 0
+    assert len(disk.messages) == 1
     assert aside.read_bytes() == data[place.start : place.stop]
     await again.close()
 

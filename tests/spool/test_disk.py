@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -164,6 +166,27 @@ async def test_abandoning_does_not_wait_for_a_write_that_hangs(disk: DiskPlace, 
     assert not any(file.fd >= 0 for file in files._OPEN)
 
 
+async def test_once_a_disk_answers_again_it_keeps_nothing_of_commits_that_nobody_waits_for(
+    disk: DiskPlace, watched: WatchedOS, hang: Hang
+) -> None:
+    store = await disk.opened()
+    await commit_that_hangs(store, watched, hang, make_record("under way"))
+    await commit_that_hangs(store, watched, hang, make_record("behind it"))
+    hang.release()
+    await store.commit([later := make_record()])
+    assert b"behind it" not in disk.files("spans")[0].read_bytes()
+    # It may be cancelled before it is carried out, or just afterwards.
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await store.commit([make_record("cancelled")])
+    await store.settle([])
+    await store.settle([])
+    disk.end(store)
+    after, found = await disk.next()
+    assert found == content_of([later])
+    await after.close()
+
+
 async def test_nothing_is_touched_after_abandoning(disk: DiskPlace, watched: WatchedOS) -> None:
     store = await disk.opened()
     (record,) = await store.commit([make_record()])
@@ -256,8 +279,8 @@ async def test_power_syncs_the_file_in_each_commit_and_the_directory_once(disk: 
     synced: list[str] = []
     watched.replaced["fsync"] = lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
     store = await disk.opened(durability="power")
-    # Our directory's own name.
-    assert synced == [str(disk.directory)]
+    # Our directory's own name, and that of the one that was given, which is new, too.
+    assert synced == [str(disk.directory), str(disk.directory.parent)]
     del synced[:]
     (record,) = await store.commit([make_record()])
     (segment,) = disk.files("spans")
@@ -577,6 +600,21 @@ async def test_nothing_is_written_twice_in_a_spool_that_is_not_half_full(
     await store.close()
 
 
+async def test_power_syncs_a_rewritten_segment_before_it_replaces_the_old_one(
+    disk: DiskPlace, watched: WatchedOS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_small_segments(monkeypatch, 2000)
+    store = await disk.opened(max_bytes=20_000, durability="power")
+    for _ in range(100):
+        _, other = await store.commit([make_record("stuck", 1, 10), make_record("others", 10, 100)])
+        await store.settle([other.token])
+    names = [name for name in watched.names() if name in ("pwrite", "fsync", "rename")]
+    before_rename = [before for before, name in itertools.pairwise(names) if name == "rename"]
+    assert before_rename
+    assert set(before_rename) == {"fsync"}
+    await store.close()
+
+
 async def test_what_a_rewrite_has_left_unfinished_is_removed(disk: DiskPlace) -> None:
     store = await disk.opened()
     await store.commit([new := make_record()])
@@ -708,6 +746,24 @@ async def test_dead_letters_are_removed_after_a_week(disk: DiskPlace) -> None:
             os.utime(path, (then + age, then + age))
         await (await disk.opened()).close()
         assert len(disk.files()) == left
+
+
+async def test_dead_letters_are_removed_after_a_week_while_the_spool_is_open(
+    disk: DiskPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = 24 * 3600.0
+    days = 0.0
+    monkeypatch.setattr("trio_spanbatch._spool.disk.time.time", lambda real=time.time: real() + days * day)
+    store = await disk.opened()
+    for days in (0.0, 0.5, 1.1):
+        await store.bury(f"{days}", make_spans(1), "why")
+    first, second = disk.files("dead")
+    assert [len(letters(file)) for file in (first, second)] == [2, 1]
+    os.utime(second, (time.time(), time.time()))
+    for days, left in ((6.9, [first, second]), (7.1, [second]), (8.2, [])):  # noqa: B007  # the clock reads it
+        await store.settle([])
+        assert disk.files("dead") == left
+    await store.close()
 
 
 async def test_dead_letters_take_an_eighth_of_the_spool_at_most(disk: DiskPlace) -> None:

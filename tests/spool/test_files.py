@@ -19,8 +19,9 @@ from tests.spool.support import ENDPOINT, DiskPlace, adopted, content_of, conten
 from tests.support.processes import run_to_end
 from trio_spanbatch import Spool, SpoolError
 from trio_spanbatch._spool import files
-from trio_spanbatch._spool.disk import DiskStore
+from trio_spanbatch._spool.disk import DiskStore, endpoint_of
 from trio_spanbatch._spool.files import Directory, File
+from trio_spanbatch.testing import InMemoryExporter
 
 NOBODY = 65534
 
@@ -253,6 +254,14 @@ async def test_an_error_shows_no_query_or_password(disk: DiskPlace) -> None:
     assert segment.read_bytes().count(b"https://a.test") == 2
 
 
+@pytest.mark.parametrize("endpoint", ["https://a.test/v1", "https://user:password@a.test/v1?token=secret"])
+def test_an_exporter_s_own_endpoint_is_kept_without_credentials(endpoint: str) -> None:
+    exporter = InMemoryExporter()
+    assert endpoint_of(exporter).endswith(".InMemoryExporter")
+    exporter.endpoint = endpoint  # type: ignore[attr-defined]
+    assert endpoint_of(exporter) == "https://a.test/v1"
+
+
 # -- locks -----------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +386,7 @@ async def test_segments_without_a_lock_file_are_taken_over(disk: DiskPlace) -> N
 FORKING = """
 import os, sys, time, trio
 from trio_spanbatch import Spool, EncodedSpan
-from trio_spanbatch._spool.disk import DiskStore
+from trio_spanbatch._spool.disk import DiskStore, endpoint_of
 from trio_spanbatch._spool.store import NewRecord
 
 async def main():

@@ -20,7 +20,7 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 # The modules next to the folders count as one part.
 BUDGETS = {
     "modules": 1_625,
-    "_scheduler": 3_605,
+    "_scheduler": 3_610,
     "_runtime": 1_560,
     "_reporting": 690,
     "_spans": 2_745,
@@ -32,10 +32,10 @@ BUDGETS = {
     "tracing": 585,
     "testing": 1_745,
     "cli": 3_995,
-    "_spool": 1_365,
+    "_spool": 1_425,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
-LIMIT = 26_050
+LIMIT = 26_150
 LIMIT_LOADED = 9_000
 
 _LOADED = """

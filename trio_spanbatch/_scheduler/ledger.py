@@ -169,8 +169,9 @@ class Ledger:
         return self._accounts.setdefault(location, Account())
 
     def end(self, location: str) -> None:
-        """Record that a location is no longer live."""
-        self._ended[location] = None
+        """Record that a location is no longer live. It may have been evicted and opened several times in one step."""
+        if location in self._accounts:
+            self._ended[location] = None
         if len(self._ended) > self.kept_ended:
             oldest, _ = self._ended.popitem(last=False)
             del self._accounts[oldest]

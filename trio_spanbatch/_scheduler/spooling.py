@@ -66,6 +66,7 @@ _SPANS = 512
 _BYTES = 256 * 1024
 # The most locations of a commit, and the most locations that one step opens.
 _LOCATIONS = 64
+_OPENED = 16
 # Seconds until a failed commit is tried again.
 _AGAIN_AFTER = 1.0
 # The part of ``max_bytes`` that is dropped in addition to what is needed.
@@ -193,6 +194,8 @@ class SpoolingScheduler(Scheduler):
 
     def __init__(self, *args: Any, spool: Any, wall: Callable[[], float]) -> None:
         super().__init__(*args)
+        # So that a commit fits in a small spool once some of it is settled.
+        self._commit_bytes = min(_BYTES, spool.max_bytes // 4)
         self._location_class = self._opened
         self.wall = wall
         self.shelves: dict[str, Shelf] = {}
@@ -288,7 +291,7 @@ class SpoolingScheduler(Scheduler):
         leases: list[Lease] = []
         syncs: list[Sync] = []
         spans = nbytes = locations = 0
-        while self._line and locations < _LOCATIONS and spans < _SPANS and nbytes < _BYTES:
+        while self._line and locations < _LOCATIONS and spans < _SPANS and nbytes < self._commit_bytes:
             one, since = self._line.popitem(last=False)
             if isinstance(one, Sync):
                 syncs.append(one)
@@ -683,7 +686,7 @@ class SpoolingScheduler(Scheduler):
 
     def _open_recovered(self) -> None:
         """Open locations that have recovered spans, as many as may be live."""
-        for _ in range(_LOCATIONS):
+        for _ in range(_OPENED):
             if not self._may_open():
                 return
             name = self._to_open.popleft()

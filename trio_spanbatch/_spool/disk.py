@@ -3,10 +3,11 @@
 All work is done in a thread of the store's own, one job after the other (`DiskStore._run`), as a disk can block and the
 program's threads may be busy. With `trio.to_thread` each job would cost some 60 us of CPU time, four times what a small
 commit itself takes; with a queue it is about 35, and 10 with ten jobs at a time. A job that hangs cannot be
-interrupted. So a cancelled call leaves its job alone, and after `DiskStore.abandon` no further one begins; the thread
-closes the files and ends. It is a daemon, since it may never end. Everything that a job changes is changed by jobs
-only, apart from the tokens to settle, which are handed over in a deque. A mock clock that jumps does not wait for
-threads, so with one, jobs are done in the trio run.
+interrupted. So a cancelled call leaves its job alone, and what that commits is settled afterwards; one that has not
+begun does not begin any more. After `DiskStore.abandon` no further one begins, and the thread closes the files and
+ends. It is a daemon, since it may never end. Everything that a job changes is changed by jobs only, apart from the
+tokens to settle, which are handed over in a deque. A mock clock that jumps does not wait for threads, so with one, jobs
+are done in the trio run.
 
 A token is the number of a segment and a slot. Of a record, memory holds where it is and its size.
 """
@@ -17,6 +18,7 @@ import errno
 import itertools
 import math
 import os
+import re
 import secrets
 import sys
 import threading
@@ -47,8 +49,11 @@ _SEGMENT_SIZE: Final = 8 * MIB
 _SEGMENTS_OF_MAX_BYTES: Final = 16
 # Records of one job, so that none takes long.
 _RECORDS_OF_JOB: Final = 256
-# Seconds for which dead letters and damaged pieces are kept, and the part of ``max_bytes`` that dead letters may take.
+# Seconds for which dead letters and damaged pieces are kept, after which they are looked for again, and after which
+# dead letters go to a new file; and the part of ``max_bytes`` that dead letters may take.
 _KEPT: Final = 7 * 24 * 3600.0
+_LOOKED_FOR_AFTER: Final = 3600.0
+_DEAD_TOGETHER: Final = 24 * 3600.0
 _DEAD_PART: Final = 8
 # New random names to try. Another process may take one over before it is locked.
 _NAMES: Final = 10
@@ -56,9 +61,15 @@ _NAMES: Final = 10
 
 @attrs.define(eq=False)
 class _Call:
-    """A job for the thread, and how it ended."""
+    """A job for the thread, and how it ended.
 
-    job: Callable[[], object]
+    Attributes:
+        job: None if nobody waits for it any more.
+        undo: Called in the trio run with the result if it comes after that.
+    """
+
+    job: Callable[[], object] | None
+    undo: Callable[[Any], object]
     result: Any = None
     error: BaseException | None = None
     done: trio.Event = attrs.Factory(trio.Event)
@@ -124,7 +135,7 @@ class DiskStore:
         self._directory: Directory | None = None
         self._lock: File | None = None
         self._name = ""
-        self._files_made, self._last_created = 0, 0.0
+        self._files_made, self._last_created, self._look_for_old_at = 0, 0.0, 0.0
         self._segments: dict[int, _Segment] = {}
         self._current: dict[str, _Segment] = {}
         self._scanner: Generator[Record | None] | None = None
@@ -165,12 +176,16 @@ class DiskStore:
         committed: list[Record] = []
         try:
             for start in range(0, len(records), _RECORDS_OF_JOB):
-                committed += await self._run(self._commit, records[start : start + _RECORDS_OF_JOB])
-        except OSError:
+                part = partial(self._commit, records[start : start + _RECORDS_OF_JOB])
+                committed += await self._run(part, undo=self._undo)
+        except BaseException:
             # None of them is committed if one is not.
-            self._unsettled.extend(record.token for record in committed)
+            self._undo(committed)
             raise
         return committed
+
+    def _undo(self, committed: Sequence[Record]) -> None:
+        self._unsettled.extend(record.token for record in committed)
 
     async def settle(self, tokens: Sequence[int]) -> None:
         self._unsettled.extend(tokens)
@@ -197,17 +212,23 @@ class DiskStore:
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(self._nbytes, self._damaged, self._set_aside, self._dead)
 
-    async def _run(self, job: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        """Run a job in the thread. If this is cancelled, the job may still begin or go on."""
+    async def _run(self, job: Callable[[*_Ts], _T], *args: *_Ts, undo: Callable[[Any], object] = lambda _: None) -> _T:
+        """Run a job in the thread. If this is cancelled, a job that has begun goes on, and is undone afterwards."""
         if not self._is_open:
             raise OSError(errno.EBADF, "the spool is closed")
-        call = _Call(partial(job, *args))
+        call = _Call(partial(job, *args), undo)
         if self._has_thread:
             self._calls.put(call)
         else:
             self._do(call)
             call.done.set()
-        await call.done.wait()
+        try:
+            await call.done.wait()
+        except BaseException:
+            call.job = None
+            if call.done.is_set():
+                self._finish(call)
+            raise
         while self._messages:
             self._tell(self._messages.popleft())
         if call.error is not None:
@@ -221,14 +242,21 @@ class DiskStore:
         with suppress(trio.RunFinishedError):
             while (call := self._calls.get()) is not None:
                 self._do(call)
-                token.run_sync_soon(call.done.set)
+                token.run_sync_soon(self._finish, call)
         self._release()
+
+    @staticmethod
+    def _finish(call: _Call) -> None:
+        call.done.set()
+        if call.job is None and call.error is None:
+            call.undo(call.result)
 
     def _do(self, call: _Call) -> None:
         try:
-            if not self._is_open:
+            job = call.job
+            if job is None or not self._is_open:
                 raise OSError(errno.EBADF, "the spool is closed")
-            call.result = call.job()
+            call.result = job()
         except BaseException as error:  # noqa: ASYNC103  # raised where the job is waited for
             call.error = error
 
@@ -331,6 +359,7 @@ class DiskStore:
     def _remove_old_files(self) -> None:
         """Remove what was kept aside for too long, and the oldest dead letters if there are too many."""
         now = time.time()
+        self._look_for_old_at = now + _LOOKED_FOR_AFTER
         aside = (".damaged", ".unreadable")
         old = [file for file in self._files.names() if file.endswith(aside)] + self._files.files_of(self._name, "dead")
         allowed = self._dead_bytes
@@ -358,11 +387,11 @@ class DiskStore:
 
     def _scan_segment(self, segment: _Segment, file: File) -> Generator[Record | None]:
         settled = log.settled_slots(file.read, segment.head.marker)
-        is_known = True
+        is_known, damaged = True, 0
         for at, size, header in log.scan(file.read, file.size(), segment.head.marker):
             if header is None:
                 try:
-                    self._move_aside(file, at, size)
+                    damaged += self._move_aside(file, at, size)
                 except OSError:
                     is_known = False
                 continue
@@ -374,14 +403,19 @@ class DiskStore:
             else:
                 yield _add(segment, slot, at, size, header.location, header.count, header.nbytes, header.oldest)
         segment.is_known = is_known
+        if damaged:
+            where = f"{self._files.path / segment.file}; they were moved to {self._name}.damaged"
+            self._messages.append(f"spans are lost: {damaged:,} damaged bytes were found in {where}")
 
-    def _move_aside(self, file: File, at: int, size: int) -> None:
-        """Copy damaged bytes to another file, and overwrite them, so that they are counted once."""
+    def _move_aside(self, file: File, at: int, size: int) -> int:
+        """Copy damaged bytes to another file, and overwrite them, so that they are counted once. Return how many."""
         data = file.read(at, size)
         # A power failure can leave zeros in place of what was not synced: there is nothing to keep.
-        if data.strip(b"\0"):
-            self._keep_aside(data)
-            file.write(bytes(len(data)), at)
+        if not data.strip(b"\0"):
+            return 0
+        self._keep_aside(data)
+        file.write(bytes(len(data)), at)
+        return len(data)
 
     def _keep_aside(self, data: bytes) -> None:
         self._damaged += 1
@@ -418,7 +452,7 @@ class DiskStore:
         return committed
 
     def _bury(self, location: str, spans: Sequence[EncodedSpan], reason: str) -> None:
-        segment = self._segment_with_room("dead", 1)
+        segment = self._segment_with_room("dead", 1, _DEAD_TOGETHER)
         new = NewRecord(location, spans, 0, time.time())
         self._append(segment, [log.pack_record(segment.head.marker, segment.slots, new, reason)])
         self._dead += len(spans)
@@ -434,12 +468,14 @@ class DiskStore:
             segment.appending.sync()
         segment.end, segment.slots = at + len(data), slots + len(records)
 
-    def _segment_with_room(self, kind: str, records: int) -> _Segment:
-        """Return the segment to append to: a new one if the current one is full."""
+    def _segment_with_room(self, kind: str, records: int, max_age: float = math.inf) -> _Segment:
+        """Return the segment to append to: a new one if the current one is full or too old."""
         segment = self._current.get(kind)
         size = min(_SEGMENT_SIZE, self._spool.max_bytes // _SEGMENTS_OF_MAX_BYTES)
         if segment is not None and segment.slots + records <= SLOTS and segment.end - RECORDS_AT < size:
-            return segment
+            is_too_old = time.time() >= segment.head.created + max_age
+            if not is_too_old:
+                return segment
         made = self._current[kind] = self._make_segment(kind)
         if segment is not None:
             self._stop_appending(segment)
@@ -513,6 +549,9 @@ class DiskStore:
                 self._settled(segment, known)
             del self._to_settle[number]
         self._rewrite_sparsest()
+        if time.time() >= self._look_for_old_at:
+            with suppress(OSError):
+                self._remove_old_files()
 
     def _write_slots(self, segment: _Segment, slots: Sequence[int]) -> None:
         """Mark records as settled. Those whose slots are next to each other cost one operation."""
@@ -575,7 +614,10 @@ class DiskStore:
 def endpoint_of(exporter: object) -> str:
     """Return how a spool names the server that ``exporter`` sends to: spans for one are not to be sent to another."""
     endpoint = getattr(exporter, "endpoint", None)
-    return endpoint if isinstance(endpoint, str) else f"{type(exporter).__module__}.{type(exporter).__qualname__}"
+    if isinstance(endpoint, str):
+        # The exporters of this package refuse URLs with credentials. Another one may not.
+        return re.sub(r"(?<=//)[^/]*@", "", endpoint.partition("?")[0])
+    return f"{type(exporter).__module__}.{type(exporter).__qualname__}"
 
 
 def _add(

@@ -103,12 +103,9 @@ class Directory:
         self.path: Path = given / OWN_DIRECTORY
         self._file = File(-1)
         try:
-            with suppress(FileExistsError):
-                given.mkdir(mode=0o700)
+            is_new = _is_made(given)
             is_volume = check_given(given)
-            made = not self.path.exists()
-            with suppress(FileExistsError):
-                self.path.mkdir(mode=0o700)
+            is_empty = _is_made(self.path)
             # Not through a symbolic link, which may lead to another directory of the same owner.
             self._file.fd = os.open(self.path, _READ_DIRECTORY | os.O_NOFOLLOW)
             found = os.fstat(self._file.fd)
@@ -116,9 +113,12 @@ class Directory:
             _check_file_system(self.path, found.st_dev)
             if stat.S_IMODE(found.st_mode) & 0o077:
                 os.fchmod(self._file.fd, 0o700)
-            if made:
-                with closing(File(os.open(given, _READ_DIRECTORY))) as above:
-                    above.sync()
+            if is_empty:
+                _sync(given)
+            if is_new:
+                with suppress(PermissionError):
+                    # It may be a directory in which this user may make files, but not see which there are.
+                    _sync(given.parent)
         except OSError as error:
             self.close()
             raise cannot_use(given, error) from error
@@ -210,6 +210,21 @@ class Directory:
                 stack.pop_all()
                 return lock
         return None
+
+
+def _is_made(directory: Path) -> bool:
+    """Make a directory, and return whether it was not there."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sync(directory: Path) -> None:
+    """Return once the names in a directory are on the disk."""
+    with closing(File(os.open(directory, _READ_DIRECTORY))) as opened:
+        opened.sync()
 
 
 def is_ours(file: File) -> bool:

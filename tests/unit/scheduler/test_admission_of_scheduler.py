@@ -109,6 +109,18 @@ def test_an_adder_that_withdraws_has_added_nothing() -> None:
     assert not _admitted(scheduler)
 
 
+def test_locations_may_be_evicted_and_opened_again_several_times_before_the_next_step() -> None:
+    scheduler = make_scheduler(Limits(max_locations=1))
+    for name in ("a", "b", "a", "c", "d"):
+        scheduler.open(name)
+    while scheduler.step(9.0):
+        pass
+    # Those of as many ended locations as may be live are kept.
+    assert set(scheduler.ledger.accounts()) <= {"a", "b", "c", "d"}
+    assert {"d"} == scheduler.locations.keys() < scheduler.ledger.accounts().keys()
+    assert len(scheduler.ledger.accounts()) == 2
+
+
 def test_a_span_that_can_never_fit_is_refused_with_the_limits() -> None:
     admission = make_scheduler(Limits(max_queued_spans=2, max_pending_bytes=50)).admission
     admission.check_can_ever_fit(2, 50)
