@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sized
+from itertools import islice
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -360,12 +361,12 @@ class SpanBatcher:
     @trio.lowlevel.enable_ki_protection
     async def _admit(self, location: str, span: EncodedSpan) -> bool:
         """Admit a span, waiting if necessary. Return whether this was a checkpoint."""
-        if self._try_admit(location, span):
-            return False
-        live = self._scheduler.get(location)
-        assert live is not None, "the location is live or was opened just now"
-        await self._runtime.wait_until_admitted(live, span)
-        return True
+        while not self._try_admit(location, span):
+            live = self._scheduler.get(location)
+            # A finalizer or signal handler may have added to another location, and so had this one evicted.
+            if live is not None and await self._runtime.wait_until_admitted(live, span):
+                return True
+        return False
 
     @trio.lowlevel.enable_ki_protection
     async def _admit_next(self, location: str, span: EncodedSpan, progress: _Progress) -> bool:
@@ -398,17 +399,20 @@ class SpanBatcher:
         if location is not None:
             self._scheduler.check(location)
         self._runtime.feed()
-        flush = Flush()
         live = tuple(self._live.values()) if location is None else (self._scheduler.get(location),)
+        flush = Flush(one for one in live if one is not None)
+        self._scheduler.beginning[flush] = None
         try:
-            for number, one in enumerate(live, 1):
-                if one is not None:
+            while flush.unwatched:
+                for one in list(islice(flush.unwatched, _LOCATIONS_PER_CHECKPOINT)):
                     self._scheduler.watch(one, flush)
-                if number % _LOCATIONS_PER_CHECKPOINT == 0:
+                if flush.unwatched:
                     await trio.lowlevel.checkpoint()
+            del self._scheduler.beginning[flush]
             flush.watches_all = True
             await self._runtime.wait_until_flushed(flush)
         finally:
+            self._scheduler.beginning.pop(flush, None)
             flush.forget()
         return flush.report()
 

@@ -280,8 +280,8 @@ FAULTS = (
     PlantedFault(
         "an adder joins the queue for bytes only in the scheduler's next step",
         "_scheduler/admission.py",
-        "        location.waiting[waiter] = None\n        self.update_byte_queue(location)\n",
-        "        location.waiting[waiter] = None\n",
+        "            return False\n        self.update_byte_queue(location)\n        return True\n",
+        "            return False\n        return True\n",
         first="state machine",
     ),
     PlantedFault(
@@ -309,8 +309,8 @@ FAULTS = (
     PlantedFault(
         "the location of an adder that joins is not looked at",
         "_scheduler/admission.py",
-        "        self.touch(location)\n        location.waiting[waiter] = None\n",
-        "        location.waiting[waiter] = None\n",
+        "        self.touch(location)\n        # The commit: a location at which an adder waits is not evicted.\n",
+        "        # The commit: a location at which an adder waits is not evicted.\n",
         first="state machine",
     ),
     PlantedFault(
@@ -926,8 +926,7 @@ FAULTS = (
     PlantedFault(
         "a commit of several pieces is not undone if one of them fails",
         "_spool/disk.py",
-        "            # None of them is committed if one is not.\n"
-        "            self._unsettled.extend(record.token for record in committed)\n",
+        "            # None of them is committed if one is not.\n            self._undo(committed)\n",
         "",
         first="stores",
     ),
@@ -1020,8 +1019,8 @@ FAULTS = (
     PlantedFault(
         "a file is touched after the store was abandoned",
         "_spool/disk.py",
-        "            if not self._is_open:\n",
-        "            if False:\n",
+        "            if job is None or not self._is_open:\n",
+        "            if job is None:\n",
         first="stores",
     ),
 )

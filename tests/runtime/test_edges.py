@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.batchers import make_span, make_spans, span_ids, watched_batcher
+from tests.support.exporters import encoded_span
 from trio_spanbatch import (
     BatchPolicy,
     Delivered,
@@ -26,6 +28,9 @@ from trio_spanbatch import (
     TooManyLocationsError,
     TryLater,
 )
+from trio_spanbatch._scheduler.admission import Admission
+from trio_spanbatch._scheduler.location import Waiter
+from trio_spanbatch._spans.batch import cost_of
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
 NEVER = BatchPolicy(max_delay=math.inf)
@@ -488,3 +493,28 @@ async def test_a_list_that_can_never_fit_is_refused_before_encoding_and_an_endle
         with pytest.raises(ValueError, match=r"the 3 spans have 1... bytes with resource and scope, and can never fit"):
             batcher.add_spans_nowait("a", itertools.repeat(make_span(size=400)))
         assert batcher.statistics().accepted == 0
+
+
+async def test_an_adder_whose_new_location_is_evicted_before_it_waits_opens_it_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    span = encoded_span(1, "x" * 200)
+    room = cost_of([span]) + 20
+    limits = Limits(max_locations=2, max_pending_bytes=room, max_pending_bytes_per_location=room)
+    exporter = InMemoryExporter(delay=5)
+    join, others = Admission.join, iter(["other"])
+
+    def join_late(admission: Admission, waiter: Waiter) -> bool:
+        for other in others:
+            # As a finalizer or a signal handler may do at any place.
+            with suppress(trio.WouldBlock):
+                batcher.add_span_nowait(other, span)
+        return join(admission, waiter)
+
+    monkeypatch.setattr(Admission, "join", join_late)
+    async with watched_batcher(exporter, BatchPolicy(max_spans=1), limits=limits) as batcher:
+        batcher.add_span_nowait("full", span)
+        await batcher.add_span("new", span)
+        await batcher.flush()
+        assert batcher.statistics().accepted == 2
+    assert {location: len(spans) for location, spans in exporter.delivered.items()} == {"full": 1, "new": 1}

@@ -18,7 +18,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.batchers import assert_conserved
+from tests.support.batchers import assert_conserved, make_spans
 from tests.support.interruptions import (
     FOLLOW_UPS,
     PACKAGE,
@@ -33,7 +33,8 @@ from tests.support.interruptions import (
     called,
     sweep,
 )
-from trio_spanbatch import Limits, TooManyLocationsError
+from trio_spanbatch import Limits, SpanBatch, SpanBatcher, TooManyLocationsError
+from trio_spanbatch.testing import InMemoryExporter
 
 # The number of real signals in each test.
 SIGNALS = 50
@@ -180,10 +181,7 @@ def test_real_signals_at_random_moments_leave_the_counts_right(seed: int, does: 
 
 
 def test_the_drivers_steps_run_at_a_constant_stack_depth() -> None:
-    """So recursion in the program does not affect them.
-
-    An exception of a signal handler in them ends the trio run, as one in trio's own steps does, and is not tested.
-    """
+    """So recursion in the program does not affect them."""
     depths: set[int] = set()
     program = Program()
     step = program.batcher._scheduler.step
@@ -213,3 +211,24 @@ def test_the_drivers_steps_run_at_a_constant_stack_depth() -> None:
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert len(depths) == 1, depths
+
+
+async def test_an_exception_in_a_step_of_the_driver_ends_the_batcher_and_all_flushes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one in trio's own steps ends the run. What was taken out of a queue in this step may be lost."""
+
+    def exit_by_signal(*args: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(SpanBatch, "sealed", exit_by_signal)
+    with pytest.raises(SystemExit):
+        async with SpanBatcher(InMemoryExporter(), shutdown_timeout=5) as batcher:
+            batcher.add_spans_nowait("a", make_spans(3))
+            with (
+                trio.move_on_after(10) as scope,
+                pytest.raises(trio.ClosedResourceError, match="the batcher has failed"),
+            ):
+                await batcher.flush()
+            has_ended = not scope.cancelled_caught
+    assert has_ended

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.batchers import make_span, watched_batcher
-from trio_spanbatch import BatchPolicy, Limits
+from trio_spanbatch import BatchPolicy, Limits, Refused, SpanBatcher
 from trio_spanbatch.testing import InMemoryExporter
 
 MANY = 300
@@ -64,3 +64,20 @@ async def test_a_cancelled_flush_leaves_the_others_of_its_locations(autojump_clo
             for scope in scopes[1:3]:
                 scope.cancel()
     assert ended == [5, 5]
+
+
+async def test_a_flush_over_many_locations_reports_all_spans_that_were_pending_when_it_was_called(
+    autojump_clock: MockClock,
+) -> None:
+    policy, limits = BatchPolicy(max_spans=2, max_delay=1000), Limits(max_locations=2000)
+    names = [f"{number}" for number in range(2000)]
+    exporter = InMemoryExporter(lambda batch: Refused("no"))
+    async with SpanBatcher(exporter, batch=policy, limits=limits, on_loss=lambda loss: None) as batcher:
+        for name in names:
+            batcher.add_span_nowait(name, make_span())
+        await trio.sleep(1)
+        # The last locations are exported while the flush has come to the first ones.
+        for name in reversed(names):
+            batcher.add_span_nowait(name, make_span())
+        report = await batcher.flush()
+        assert (report.rejected, len(report.locations)) == (4000, 2000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ import trio
 from tests.spool.batchers import spooling_batcher, stored_ids, watched_spooling_batcher
 from tests.spool.memory import MemoryDisk, MemoryStore
 from tests.support.batchers import ids_of, make_span, make_spans, span_ids
+from tests.support.interruptions import AtCall, Interrupted
 from trio_spanbatch import (
     BatchPolicy,
     Delivered,
@@ -362,3 +364,46 @@ async def test_a_damaged_record_is_accounted_for_even_if_another_one_cannot_be_r
     assert (statistics.recovered, statistics.spooled, statistics.undelivered) == (12, 8, 4)
     assert [loss.count for loss in losses] == [4]
     assert set(disk.records) == {first, third}
+
+
+async def test_an_add_that_is_interrupted_while_a_batch_returns_to_the_spool_is_counted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    places = 0
+    while await _add_interrupted_at(places + 1):
+        places += 1
+    assert places > 20
+
+
+async def _add_interrupted_at(place: int) -> bool:
+    """Interrupt an add at a call, while a batch is in flight that then returns to the spool. Return if it has that."""
+    reached = False
+
+    def interrupt() -> None:
+        nonlocal reached
+        reached = True
+        raise Interrupted
+
+    async def export(batch: SpanBatch) -> ExportResult:
+        await trio.sleep(1)
+        if batch.location != "a" or reached or asked:
+            return Delivered()
+        asked.append(True)
+        with suppress(Interrupted), AtCall(place, interrupt):
+            batcher.add_span_nowait("b", make_span())
+        return TryLater("busy", status_code=429, after=60)
+
+    asked: list[bool] = []
+    exporter = InMemoryExporter()
+    exporter.export = export  # type: ignore[method-assign]
+    batch, retry = BatchPolicy(max_delay=2), RetryPolicy(max_elapsed=20)
+    async with spooling_batcher(exporter, batch=batch, retry=retry) as batcher:
+        batcher.add_spans_nowait("b", make_spans(2))
+        await trio.sleep(0.5)
+        batcher.add_spans_nowait("a", make_spans(3))
+        await trio.sleep(100)
+        statistics = batcher.statistics()
+        assert statistics.accepted == statistics.delivered, place
+        assert statistics.pending_bytes == 0, place
+        assert all(counts.pending_bytes == 0 for counts in statistics.locations.values())
+    return reached

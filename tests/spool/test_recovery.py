@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -278,3 +279,26 @@ async def test_statistics_have_the_bytes_and_the_age_of_the_spool(autojump_clock
         assert spool is not None
         assert spool.nbytes == disk.nbytes > 0
         assert spool.oldest_age == pytest.approx(101, abs=0.1)
+
+
+@pytest.mark.parametrize("error", [ValueError("no policy"), SystemExit(3)])
+async def test_whatever_the_policy_function_raises_for_recovered_spans_ends_nothing_else(
+    error: BaseException, autojump_clock: trio.testing.MockClock
+) -> None:
+    disk = MemoryDisk()
+    await leave_in_spool(disk, old=make_spans(2))
+
+    def policy(location: str) -> BatchPolicy:
+        if location == "old":
+            raise error
+        return BatchPolicy()
+
+    exporter = InMemoryExporter()
+    # A SystemExit ends the program, once everything is accounted for.
+    with pytest.raises(SystemExit) if isinstance(error, SystemExit) else nullcontext():
+        async with watched_spooling_batcher(exporter, disk, batch=policy) as batcher:
+            await trio.sleep(1)
+            batcher.add_span_nowait("new", make_span())
+            assert (await batcher.flush("new")).delivered == 1
+    # The program's exception is raised instead of another one, so this is looked at afterwards.
+    assert (batcher.statistics().delivered, batcher.statistics().spooled) == (1, 2)

@@ -76,6 +76,9 @@ class Driver:
                 await self._sleep()
         except BaseException as exc:
             self.runtime.task_failed(exc)
+            if not isinstance(exc, trio.Cancelled):
+                # It may have come in the middle of a step, and then not all spans are accounted for.
+                self.runtime.abandon_flushes()
             raise
         finally:
             self.has_ended = self.is_awake = True

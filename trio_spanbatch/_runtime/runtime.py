@@ -42,6 +42,7 @@ class Runtime:
         wake: Wakes the driver. Must not be called on the program's stack.
         thread_id: The id of the thread whose trio run may add spans; None while admission is closed.
         stopped: Whether the tasks end without a drain.
+        is_torn: Whether the driver has failed, so that flushes do not end by themselves.
         stop_reason: The reason for spans that are handed back because deliveries are stopped.
         stop_cause: The same in one word, for metrics.
         feeders: Bring in spans from outside.
@@ -62,6 +63,7 @@ class Runtime:
     wake: Callable[[], None]
     thread_id: int | None = None
     stopped: bool = False
+    is_torn: bool = False
     stop_reason: str = "the batcher was stopped"
     stop_cause: str = "Cancelled"
     feeders: list[Feeder] = attrs.Factory(list)
@@ -159,8 +161,11 @@ class Runtime:
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    async def wait_until_admitted(self, location: Location, span: EncodedSpan) -> None:
+    async def wait_until_admitted(self, location: Location, span: EncodedSpan) -> bool:
         """Wait until a span is admitted. If this is cancelled, the span was not admitted.
+
+        Returns:
+            False if the location was evicted before this could wait. This was then no checkpoint.
 
         Raises:
             trio.ClosedResourceError: The batcher was closed while this waited.
@@ -176,12 +181,15 @@ class Runtime:
         waiter = Waiter(location, span)
         try:
             self.adders[waiter] = trio.lowlevel.current_task()
-            self.scheduler.admission.join(waiter)
+            if not self.scheduler.admission.join(waiter):
+                self._withdraw(waiter)
+                return False
             await trio.lowlevel.wait_task_rescheduled(abort)
         except BaseException:
             # The waiter has not been withdrawn yet if an exception prevented the wait.
             self._withdraw(waiter)
             raise
+        return True
 
     def _withdraw(self, waiter: Waiter) -> None:
         self.adders.pop(waiter, None)
@@ -214,9 +222,17 @@ class Runtime:
     async def wait_until_flushed(self, flush: Flush) -> None:
         """Wait until all spans of a flush are accounted for. This is always a checkpoint."""
         done = self.flushes[flush] = trio.Event()
-        if flush.is_done:
+        if flush.is_done or self.is_torn:
             done.set()
         await done.wait()
+        if not flush.is_done:
+            raise trio.ClosedResourceError("the batcher has failed: see its log")
+
+    def abandon_flushes(self) -> None:
+        """Have the flushes raise an error, as the driver has failed."""
+        self.is_torn = True
+        for done in self.flushes.values():
+            done.set()
 
     def end_flushes(self) -> None:
         """End the flushes that wait for spans in the spool, as the batcher is left."""

@@ -183,7 +183,10 @@ class Spooler:
             self.scheduler.forgotten()
         else:
             why = f"recovered spans stay in the spool, as nothing can be sent to {order.name!r}"
-            self._tell("open", f"{why} ({_said(order.error)})")
+            if isinstance(order.error, Exception):
+                self._tell("open", f"{why} ({_said(order.error)})")
+            else:
+                self.runtime.logger.caught(order.error, why)
 
     async def _commit(self, commit: Commit) -> None:
         at = self.scheduler.accepted_at

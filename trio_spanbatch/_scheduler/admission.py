@@ -175,14 +175,19 @@ class Admission:
                 "use add_spans, which waits, or a shorter list"
             )
 
-    def join(self, waiter: Waiter) -> None:
-        """Add an adder to those that wait at its location."""
+    def join(self, waiter: Waiter) -> bool:
+        """Add an adder to those that wait at its location. Return False if that was evicted."""
         location = waiter.location
         if location.waiting is None:
             location.waiting = OrderedDict()
         self.touch(location)
+        # The commit: a location at which an adder waits is not evicted.
         location.waiting[waiter] = None
+        if location.is_evicted:
+            # By a finalizer or signal handler that has opened another one, since it was opened for this adder.
+            return False
         self.update_byte_queue(location)
+        return True
 
     def withdraw(self, waiter: Waiter) -> None:
         """Remove a waiting adder. Its span was not admitted."""
@@ -381,7 +386,8 @@ class Admission:
             self.byte_queue.setdefault(location)
             return False
         # Removed only afterwards, so that a signal handler's span cannot overtake it.
-        self._accept(location, waiter.span, clock)
+        is_accepted = self._accept(location, waiter.span, clock)
+        assert is_accepted, "a location at which an adder waits is not evicted"
         del location.waiting[waiter]
         self._outbox.append(Admit(waiter))
         return True

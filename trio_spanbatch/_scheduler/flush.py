@@ -6,6 +6,9 @@ are counted as they are accounted for. Later spans delay it only if they share a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import attrs
 
 from .._reporting.statistics import FlushCounts, FlushReport, Settlement
@@ -49,10 +52,12 @@ class Flush:
     """The state of one call of ``flush``.
 
     Attributes:
-        watches_all: Whether `watch` was called for every location.
+        unwatched: The locations for which `Scheduler.watch` was not called yet.
+        watches_all: Whether it was called for all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, locations: Iterable[Any] = ()) -> None:
+        self.unwatched: dict[Any, None] = dict.fromkeys(locations)
         self.watches_all = False
         self._open: dict[LocationFlush, None] = {}
         self._finished: dict[str, FlushCounts] = {}
@@ -91,6 +96,7 @@ class Flush:
 
     def forget(self) -> None:
         """Stop waiting. Takes time in proportion to the number of unfinished locations."""
+        self.unwatched.clear()
         for part in self._open:
             part.parts.pop(part, None)
         self._open.clear()

@@ -81,7 +81,7 @@ class CannotOpen:
     """Tell that a location with recovered spans could not be opened."""
 
     name: str
-    error: Exception
+    error: BaseException
 
 
 @attrs.define(eq=False)

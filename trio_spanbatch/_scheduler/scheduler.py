@@ -95,6 +95,7 @@ class Scheduler:
         draining: Whether the drain has begun.
         drain_deadline: When the drain stops deliveries, in seconds of the clock; `math.inf` outside a drain.
         guests: How many locations are live in addition to ``Limits.max_locations``, to send what a spool had.
+        beginning: The flushes that have not come to all locations yet.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Scheduler:
         self.draining = False
         self.drain_deadline = math.inf
         self.guests = 0
+        self.beginning: dict[Flush, None] = {}
         self._location_class: Callable[..., Location] = Location
         self._policy = policy
         self._check_location = check_location
@@ -181,6 +183,7 @@ class Scheduler:
     def watch(self, location: Location, flush: Flush) -> None:
         """Make all queued spans of a location due, and have ``flush`` wait for its pending spans."""
         self.admission.finish()
+        flush.unwatched.pop(location, None)
         # Not `account.pending`: if the location has ended and was opened again, its account has the new one's spans.
         if not self._has_spans(location):
             return
@@ -377,6 +380,7 @@ class Scheduler:
         """Account for all spans of a lease."""
         self.admission.finish()
         location = lease.location
+        self._watch_first(location)
         location.drop_lease(lease)
         self.ledger.settle(location.account, len(lease), lease.cost, settlement)
         self._note_flushes(location, lease.first, len(lease), settlement)
@@ -400,6 +404,12 @@ class Scheduler:
         self.admission.touch(location)
         if location.waiting:
             self.admission.update_byte_queue(location)
+
+    def _watch_first(self, location: Location) -> None:
+        """Have the flushes that begin in pieces wait for a location now, as its spans are about to be accounted for."""
+        for flush in tuple(self.beginning):
+            if location in flush.unwatched:
+                self.watch(location, flush)
 
     def _note_flushes(self, location: Location, first: int, count: int, settlement: Settlement) -> None:
         for part in tuple(location.flushes or ()):

@@ -525,6 +525,8 @@ class SpoolingScheduler(Scheduler):
     def _shelve(self, lease: Lease, now: float) -> None:
         location = lease.location
         assert isinstance(location, SpooledLocation)
+        # An addition that was interrupted keeps the sums that it will store.
+        self.admission.finish()
         location.drop_lease(lease)
         self.ledger.spool(location.account, len(lease), lease.cost)
         for piece in lease.pieces:
@@ -591,6 +593,7 @@ class SpoolingScheduler(Scheduler):
         opened_at = now - max(0.0, self.wall() - pieces[0].record.oldest)
         lease = Lease(location, SpanBatch(location.name, spans), len(spans), pieces[0].first, opened_at, None, cost)
         lease.pieces, lease.is_probe, lease.ambiguous = tuple(pieces), page.is_probe, pieces[0].ambiguous
+        self.admission.finish()
         self.ledger.spool(location.account, -len(spans), -cost)
         location.add_lease(lease)
         location.update_opened_at()
@@ -695,7 +698,7 @@ class SpoolingScheduler(Scheduler):
             self.guests += 1
             try:
                 location = self.open(name)
-            except Exception as error:
+            except BaseException as error:  # noqa: ASYNC103  # raised at the end by the log, if it ends the program
                 # Nothing can be sent to it, or the policy function has failed.
                 self.guests -= 1
                 self.refused.add(name)
@@ -719,6 +722,8 @@ class SpoolingScheduler(Scheduler):
     def lost(self, lost: Lost, now: float) -> None:
         """See `Scheduler.lost`."""
         live, account, piece = self.locations.get(lost.name), self.ledger.open(lost.name), lost.piece
+        if live is not None:
+            self._watch_first(live)
         self.ledger.lose(account, len(piece))
         self.settle(self._account_for([piece]))
         if piece.first < 0:
