@@ -95,7 +95,7 @@ def _read_envelopes(envelopes: list[Any]) -> Iterator[Span | InvalidSpanError]:
         if isinstance(scopes, InvalidSpanError):
             yield scopes
             continue
-        resource = _tried(path, _resource, envelope)
+        resource = _tried(path, _part_of_envelope, envelope, "resource", _resource)
         for scope_index, scope in enumerate(scopes):
             yield from _read_scope(f"{path}.scopeSpans[{scope_index}]", scope, resource)
 
@@ -107,7 +107,7 @@ def _read_scope(
     if isinstance(spans, InvalidSpanError):
         yield spans
         return
-    scope = _tried(path, _scope, envelope)
+    scope = _tried(path, _part_of_envelope, envelope, "scope", _scope)
     for index, span in enumerate(spans):
         place = f"{path}.spans[{index}]"
         if isinstance(resource, InvalidSpanError):
@@ -141,7 +141,7 @@ def _span(message: _JSONObject, resource: Resource | None, scope: Instrumentatio
     flags = _int_field(message, "flags", COUNT_END)
     context = _context(message, flags=flags & _TRACE_FLAGS_MASK)
     # Some producers write an all-zero parent id for a root span.
-    parent_id = _id_field(message, "parentSpanId", 8, may_be_zero=True)
+    parent_id = _id_field(message, "parentSpanId", 8, is_optional=True)
     events: list[SpanEvent] = _items(message, "events", _event)
     links: list[SpanLink] = _items(message, "links", _link)
     return Span(
@@ -154,7 +154,7 @@ def _span(message: _JSONObject, resource: Resource | None, scope: Instrumentatio
         attributes=_attributes(message),
         events=events,
         links=links,
-        status=_status(message),
+        status=_part(message, "status", _status),
         resource=resource,
         instrumentation_scope=scope,
         dropped_attributes=_int_field(message, "droppedAttributesCount", COUNT_END),
@@ -165,14 +165,9 @@ def _span(message: _JSONObject, resource: Resource | None, scope: Instrumentatio
 
 
 def _context(message: _JSONObject, flags: int) -> SpanContext:
-    trace_id, span_id = _id_field(message, "traceId", 16), _id_field(message, "spanId", 8)
-    if not trace_id:
-        raise InvalidSpanError("traceId is missing")
-    if not span_id:
-        raise InvalidSpanError("spanId is missing")
     return SpanContext(
-        trace_id,
-        span_id,
+        _id_field(message, "traceId", 16),
+        _id_field(message, "spanId", 8),
         is_remote=bool(flags & _IS_REMOTE),
         trace_flags=flags & _TRACE_FLAGS_MASK,
         trace_state=_typed_field(message, "traceState", str),
@@ -195,25 +190,29 @@ def _link(message: _JSONObject) -> SpanLink:
     )
 
 
-def _status(message: _JSONObject) -> Status | None:
-    def given(message: _JSONObject) -> Status:
-        code = _enum_field(message, "code", _STATUS_CODES, "STATUS_CODE_")
-        return Status(code, _typed_field(message, "message", str))
-
-    status = _field_of(message, "status")
-    return None if status is None else _inside("status", given, status)
+def _status(message: _JSONObject) -> Status:
+    code = _enum_field(message, "code", _STATUS_CODES, "STATUS_CODE_")
+    return Status(code, _typed_field(message, "message", str))
 
 
-def _resource(envelope: _JSONObject) -> Resource | None:
-    def given(message: _JSONObject) -> Resource:
-        entity_refs: list[EntityRef] = _items(message, "entityRefs", _entity_ref)
-        dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
-        return Resource(_attributes(message), schema_url, dropped, entity_refs)
+def _part_of_envelope(envelope: _JSONObject, name: str, read: Callable[[_JSONObject, str], _Part]) -> _Part | None:
+    """Return the resource or the scope of an envelope with its schema URL; None if both are missing."""
+    schema_url, part = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, name)
+    if part is None and not schema_url:
+        return None
+    return _inside(name, read, {} if part is None else part, schema_url)
 
-    schema_url, resource = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, "resource")
-    if resource is None:
-        return Resource(schema_url=schema_url) if schema_url else None
-    return _inside("resource", given, resource)
+
+def _resource(message: _JSONObject, schema_url: str) -> Resource:
+    entity_refs: list[EntityRef] = _items(message, "entityRefs", _entity_ref)
+    dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
+    return Resource(_attributes(message), schema_url, dropped, entity_refs)
+
+
+def _scope(message: _JSONObject, schema_url: str) -> InstrumentationScope:
+    name, version = _typed_field(message, "name", str), _typed_field(message, "version", str)
+    dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
+    return InstrumentationScope(name, version, schema_url, _attributes(message), dropped)
 
 
 def _entity_ref(message: _JSONObject) -> EntityRef:
@@ -229,21 +228,15 @@ def _texts(message: _JSONObject, name: str) -> list[str]:
     return [_as_type(text, f"{name}[{index}]", str) for index, text in enumerate(_typed_field(message, name, list))]
 
 
-def _scope(envelope: _JSONObject) -> InstrumentationScope | None:
-    def given(message: _JSONObject) -> InstrumentationScope:
-        name, version = _typed_field(message, "name", str), _typed_field(message, "version", str)
-        dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
-        return InstrumentationScope(name, version, schema_url, _attributes(message), dropped)
-
-    schema_url, scope = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, "scope")
-    if scope is None and not schema_url:
-        return None
-    return _inside("scope", given, {} if scope is None else scope)
-
-
 def _items(message: _JSONObject, name: str, read: Callable[[_JSONObject], _Part]) -> list[_Part]:
     items = enumerate(_typed_field(message, name, list))
     return [_inside(f"{name}[{index}]", read, item) for index, item in items]
+
+
+def _part(message: _JSONObject, name: str, read: Callable[..., _Part], *args: object) -> _Part | None:
+    """Read a field that is a message; None if it is missing."""
+    value = _field_of(message, name)
+    return None if value is None else _inside(name, read, value, *args)
 
 
 def _attributes(message: _JSONObject) -> dict[str, Any]:
@@ -251,8 +244,7 @@ def _attributes(message: _JSONObject) -> dict[str, Any]:
 
 
 def _key_value(message: _JSONObject, depth: int = 0) -> tuple[str, Any]:
-    key, value = _typed_field(message, "key", str), _field_of(message, "value")
-    return key, None if value is None else _inside("value", _any_value, value, depth)
+    return _typed_field(message, "key", str), _part(message, "value", _any_value, depth)
 
 
 def _any_value(message: _JSONObject, depth: int) -> Any:
@@ -335,11 +327,14 @@ def _int_field(message: _JSONObject, name: str, end: int) -> int:
     return 0 if value is None else _as_int(value, 0, end, name)
 
 
-def _id_field(message: _JSONObject, name: str, size: int, *, may_be_zero: bool = False) -> int:
-    """Return an id of ``size`` bytes as an int; 0 if it is missing or empty, or all zero with ``may_be_zero``."""
+def _id_field(message: _JSONObject, name: str, size: int, *, is_optional: bool = False) -> int:
+    """Return an id of ``size`` bytes as an int. One that ``is_optional`` is 0 if it is missing, empty or all zero."""
     value = _field_of(message, name)
-    if value is None or value == "" or (may_be_zero and value == "0" * (2 * size)):
+    is_missing = value is None or value == ""
+    if is_optional and (is_missing or value == "0" * (2 * size)):
         return 0
+    if is_missing:
+        raise InvalidSpanError(f"{name} is missing")
     is_hex = isinstance(value, str) and re.fullmatch(f"[0-9A-Fa-f]{{{2 * size}}}", value)
     number = int(value, 16) if is_hex else 0
     if not number:
