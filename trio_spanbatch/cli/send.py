@@ -66,9 +66,8 @@ class LocationOf:
 
     name: str = "default"  # the location of all spans, unless there is an ``attribute``
     attribute: str | None = None  # the key of an attribute of the span, or else of its resource
-    from_lines: bool = (
-        False  # whether the field ``location`` of a line, which `JSONFileExporter` writes, takes precedence
-    )
+    # Whether the field ``location`` of a line, which `JSONFileExporter` writes, takes precedence.
+    from_lines: bool = False
 
     @property
     def only(self) -> str | None:
@@ -220,9 +219,10 @@ async def send(
                     with interrupt.body(), interrupt.scope:
                         if source is not None:
                             await source.send(batcher, tally, progress)
-                        sender = _Sender(batcher, settings, tally, screen, progress)
+                        live: set[str] = set()
                         for name in settings.files:
-                            await sender.send_file(name)
+                            file = InputFile(name)
+                            await _FileSender(file, batcher, settings, tally, screen, progress, live).send()
                         progress.read_whole = True
                         await batcher.flush()
                 if source is not None:
@@ -263,101 +263,81 @@ async def _report_failing_locations(breaker: CircuitBreaker, screen: Screen) -> 
         await trio.sleep(_REPORT_INTERVAL)
 
 
-@attrs.frozen
-class _Sender:
+@attrs.define
+class _FileSender:
+    """Sends the spans of one file, and reports what of it cannot be sent."""
+
+    file: InputFile
     batcher: SpanBatcher
     settings: SendSettings
     tally: Tally
     screen: Screen
     progress: SendProgress
-    # Locations that may hold spans: those that got one since the last flush.
-    _live: set[str] = attrs.field(factory=set, init=False)
-    # Files whose spans of old versions of OTLP were reported.
-    _reported_old: set[InputFile] = attrs.field(factory=set, init=False)
+    live: set[str]  # locations that may hold spans: those that got one since the last flush, from any file
+    found: int = 0  # spans, and parts that cannot be read
+    is_old: bool = False  # whether spans of old versions of OTLP were reported
 
-    async def send_file(self, name: str) -> None:
-        file = InputFile(name)
+    async def send(self) -> None:
         parser: DocumentParser | RequestParser = DocumentParser()
-        found = 0
         try:
-            data = await file.read()
-            while is_undecided(data) and (more := await file.read()):
+            data = await self.file.read()
+            while is_undecided(data) and (more := await self.file.read()):
                 data += more
             if is_protobuf(data):
                 parser = RequestParser()
             while data:
-                found += await self._send_parsed(file, parser.feed(data))
-                self.progress.position = file.position
-                data = await file.read()
-            found += await self._send_parsed(file, parser.finish())
+                await self._send_parsed(parser.feed(data))
+                self.progress.position = self.file.position
+                data = await self.file.read()
+            await self._send_parsed(parser.finish())
         except InputFileError as error:
             line = parser.line
             # Requests that were read completely before the damage are sent; the rest of the data is not reported.
-            await self._send_parsed(file, filter(_may_be_request, parser.finish()))
-            self._leave_out(file, line, str(error), self.settings.location_of.only)
+            await self._send_parsed(filter(_may_be_request, parser.finish()))
+            self._leave_out(line, str(error), self.settings.location_of.only)
         else:
-            if not found:
-                self.screen.warn(f"{file.name}: contains no spans")
+            if not self.found:
+                self.screen.warn(f"{self.file.name}: contains no spans")
         finally:
-            file.close()
-        self.progress.end_file(file)
+            self.file.close()
+        self.progress.end_file(self.file)
 
-    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Envelope | Unreadable]) -> int:
-        """Send the spans of ``parsed``, and return the number of spans and unreadable parts."""
-        found = 0
+    async def _send_parsed(self, parsed: Iterator[Document | Envelope | Unreadable]) -> None:
         for item in parsed:
-            if isinstance(item, Unreadable):
-                self._leave_out(file, item.line, item.reason, self.settings.location_of.only)
-                found += 1
-                continue
             location_of = self.settings.location_of
-            if isinstance(item, Envelope):
-                for number, encoded in enumerate(item.spans, 1):
-                    place = f"the envelope at byte {item.at}, span {number}"
-                    await self._send_span(file, 0, place, encoded, location_of)
-                    found += 1
-                continue
-            location_of = location_of.in_line(item.value)
-            for number, span in enumerate(_spans(item), 1):
-                await self._send_span(file, item.line, f"span {number}", span, location_of)
-                found += 1
-            if file not in self._reported_old and has_old_spans(item.value):
-                self._reported_old.add(file)
-                self._leave_out(file, item.line, _OLD, self.settings.location_of.only)
-                found += 1
-        return found
+            if isinstance(item, Document):
+                location_of = location_of.in_line(item.value)
+            for place, span in _spans_in(item):
+                self.found += 1
+                await self._send_span(item.line, place, span, location_of)
+            if isinstance(item, Document) and not self.is_old and has_old_spans(item.value):
+                self.is_old = True
+                self.found += 1
+                self._leave_out(item.line, _OLD, self.settings.location_of.only)
 
     async def _send_span(
-        self,
-        file: InputFile,
-        line: int,
-        place: str,
-        span: Span | EncodedSpan | InvalidSpanError,
-        location_of: LocationOf,
+        self, line: int, place: str, span: Span | EncodedSpan | InvalidSpanError, location_of: LocationOf
     ) -> None:
-        if isinstance(span, InvalidSpanError):
-            self._leave_out(file, line, str(span), location_of.only)
-            return
         location = location_of.only
+        if isinstance(span, InvalidSpanError):
+            self._leave_out(line, str(span), location)
+            return
         try:
             location = location_of(span)
-            await self._add(location, span)
+            if location not in self.live and len(self.live) >= self.settings.limits.max_locations:
+                # After a flush, no location holds spans.
+                await self.batcher.flush()
+                self.live.clear()
+            await self.batcher.add_span(location, span)
+            self.live.add(location)
         except ValueError as error:
             reason = self.settings.words(str(error))
             if isinstance(error, InvalidLocationError) and location_of.attribute is not None:
                 reason += f"; it is the value of the attribute {location_of.attribute!r}"
-            self._leave_out(file, line, f"{place}: {reason}", location)
+            self._leave_out(line, f"{place}: {reason}", location)
 
-    async def _add(self, location: str, span: Span | EncodedSpan) -> None:
-        if location not in self._live and len(self._live) >= self.settings.limits.max_locations:
-            # After a flush, no location holds spans.
-            await self.batcher.flush()
-            self._live.clear()
-        await self.batcher.add_span(location, span)
-        self._live.add(location)
-
-    def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
-        self.screen.warn(f"{file.name}: {reason}" if not line else f"{file.name}:{line}: {reason}")
+    def _leave_out(self, line: int, reason: str, location: str | None) -> None:
+        self.screen.warn(f"{self.file.name}:{line}: {reason}" if line else f"{self.file.name}: {reason}")
         self.tally.add_invalid(location)
 
 
@@ -366,8 +346,16 @@ def _may_be_request(item: Document | Envelope | Unreadable) -> bool:
     return isinstance(item, Document) and isinstance(item.value, dict)
 
 
-def _spans(document: Document) -> Iterator[Span | InvalidSpanError]:
-    try:
-        yield from read_request(document.value)
-    except ValueError as error:
-        yield InvalidSpanError(str(error))
+def _spans_in(item: Document | Envelope | Unreadable) -> Iterator[tuple[str, Span | EncodedSpan | InvalidSpanError]]:
+    """Yield the spans of a part of a file with their places in it, and errors, which contain the place."""
+    if isinstance(item, Unreadable):
+        yield "", InvalidSpanError(item.reason)
+    elif isinstance(item, Envelope):
+        for number, encoded in enumerate(item.spans, 1):
+            yield f"the envelope at byte {item.at}, span {number}", encoded
+    else:
+        try:
+            for number, span in enumerate(read_request(item.value), 1):
+                yield f"span {number}", span
+        except ValueError as error:
+            yield "", InvalidSpanError(str(error))
