@@ -123,24 +123,21 @@ async def _run_with_spool(url: str, directory: str) -> None:
     async with batcher:
         tracers = [RecordingTracer(batcher, location) for location in LOCATIONS]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_print_committed, batcher, tracers)
-            await run_agents(tracers, _ANSWERS_WITH_SPOOL)
-            nursery.cancel_scope.cancel()
-        await _print_committed(batcher, tracers, once=True)
+            nursery.start_soon(run_agents, tracers, _ANSWERS_WITH_SPOOL)
+            while nursery.child_tasks:
+                await _print_committed(batcher, tracers)
+                await trio.sleep(0.05)
+        await _print_committed(batcher, tracers)
 
 
-async def _print_committed(batcher: SpanBatcher, tracers: Sequence[RecordingTracer], *, once: bool = False) -> None:
-    while True:
-        accepted = [(tracer, len(tracer.accepted)) for tracer in tracers]
-        await batcher.sync()
-        for tracer, count in accepted:
-            for trace_id, span_id in tracer.accepted[tracer.printed : count]:
-                sys.stdout.write(f"{tracer.location} {trace_id:032x} {span_id:016x}\n")
-            tracer.printed = count
-        sys.stdout.flush()
-        if once:
-            return
-        await trio.sleep(0.05)
+async def _print_committed(batcher: SpanBatcher, tracers: Sequence[RecordingTracer]) -> None:
+    accepted = [(tracer, len(tracer.accepted)) for tracer in tracers]
+    await batcher.sync()
+    for tracer, count in accepted:
+        for trace_id, span_id in tracer.accepted[tracer.printed : count]:
+            sys.stdout.write(f"{tracer.location} {trace_id:032x} {span_id:016x}\n")
+        tracer.printed = count
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

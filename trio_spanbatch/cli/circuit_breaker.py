@@ -22,9 +22,9 @@ class FailingLocation:
 
     location: str
     since: float  # when the first attempt that failed began, in trio's time
+    give_up_at: float  # when its batches begin to be handed back without an attempt
     reason: str = ""  # why the last attempt failed
     is_reported: bool = False  # whether it was reported to the user
-    is_given_up: bool = False  # whether its batches are handed back without an attempt
 
 
 class CircuitBreaker:
@@ -62,7 +62,7 @@ class CircuitBreaker:
         if self.gave_up:
             return self.failure
         failing = self._failing.get(location)
-        if failing is None or not self._is_given_up(failing, trio.current_time()):
+        if failing is None or trio.current_time() < failing.give_up_at:
             return None
         # Worded like the batcher's own reason, so that all losses of a location have the same.
         return f"retries exhausted: {failing.reason}"
@@ -107,10 +107,9 @@ class CircuitBreaker:
             self.failure = result.reason
         else:
             self.answered = True
-        failing = self._failing.setdefault(location, FailingLocation(location, began))
+        new = FailingLocation(location, began, began + self._max_elapsed)
+        failing = self._failing.setdefault(location, new)
         failing.reason = result.reason
-        self._is_given_up(failing, trio.current_time() + (result.after or 0))
-
-    def _is_given_up(self, failing: FailingLocation, next_attempt_at: float) -> bool:
-        failing.is_given_up = failing.is_given_up or next_attempt_at >= failing.since + self._max_elapsed
-        return failing.is_given_up
+        now = trio.current_time()
+        if now + (result.after or 0) >= failing.give_up_at:
+            failing.give_up_at = now
