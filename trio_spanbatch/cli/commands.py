@@ -32,7 +32,6 @@ from .destinations import (
     Destination,
     attempt_timeout,
     in_words_of_options,
-    location_is_not_sent,
     make_exporter,
     server_of,
 )
@@ -56,9 +55,6 @@ class _Seconds(click.FloatRange):
 
     name = "number of seconds"
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
@@ -66,7 +62,7 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
-_SECONDS = _Seconds()
+_SECONDS = _Seconds(min=0, min_open=True)
 
 
 def _file_for_store(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
@@ -93,6 +89,17 @@ def _not_empty(_context: click.Context, _option: click.Parameter, value: str | N
     if value == "":
         raise click.BadParameter("it is empty")
     return value
+
+
+def _parsed_headers(_context: click.Context, _option: click.Parameter, headers: Sequence[str]) -> dict[str, str]:
+    """Return the headers by name. Error messages never show a header, as it may be a credential."""
+    parsed = {}
+    for number, header in enumerate(headers, 1):
+        name, equals, value = header.partition("=")
+        if not name or not equals:
+            raise click.UsageError(f"--header number {number} is not of the form NAME=VALUE (it is not shown)")
+        parsed[name.strip()] = value.strip()
+    return parsed
 
 
 class _OneLineErrors(click.Group):
@@ -155,7 +162,12 @@ _DESTINATION_OPTIONS = (
 _REQUEST_OPTIONS = (
     _text_option("--location-header", "HEADER", "The header that carries the location, e.g. X-Scope-OrgID."),
     click.option(
-        "--header", "headers", metavar="K=V", multiple=True, help="A header for all requests. May be repeated."
+        "--header",
+        "headers",
+        metavar="K=V",
+        multiple=True,
+        callback=_parsed_headers,
+        help="A header for all requests. May be repeated.",
     ),
     click.option(
         "--compression",
@@ -207,77 +219,55 @@ def _with(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Com
     "--location-attribute", "KEY", "Take each span's location from this attribute of the span, or else of its resource."
 )
 @_with(*_REQUEST_OPTIONS)
-def send_command(
-    files: Sequence[str],
-    location: str | None,
-    location_attribute: str | None,
-    headers: Sequence[str],
-    as_json: bool,
-    **options: Any,
-) -> None:
+def send_command(files: Sequence[str], as_json: bool, **options: Any) -> None:
     """Send the spans in FILEs: OTLP as JSON lines, JSON documents or protobuf, plain or gzip; - is standard input.
 
     The exit code is 1 if a span was invalid, rejected or not delivered.
     """
     from .send import LocationOf, send
 
-    batch, destination = _batch_and_destination(options, headers, location, location_attribute)
+    location, attribute = options["location"], options["location_attribute"]
+    from_lines = options["to"] == "otlp" and location is None and attribute is None
+    location_of = LocationOf(location or "default", attribute, from_lines)
     screen = Screen()
     with _log_lines(screen):
-        settings, exporter = _settings_and_exporter(
-            batch,
-            destination,
-            files=files,
-            location_of=LocationOf(
-                location or "default",
-                location_attribute,
-                from_lines=destination.to == "otlp" and location is None and location_attribute is None,
-            ),
-        )
-        if location_is_not_sent(destination):
-            screen.warn(_NOT_SENT)
+        settings, exporter = _settings_and_exporter(options, files=files, location_of=location_of)
+        if attribute is not None:
+            _warn_if_not_sent(options, screen)
         result = trio.run(send, settings, exporter, screen)
     _end_sending(result, screen, as_json, exit_code=result.exit_code)
 
 
-_NOT_SENT = "locations are not sent to the server; name a header for them with --location-header"
+def _warn_if_not_sent(options: dict[str, Any], screen: Screen) -> None:
+    """Warn that locations, which differ between spans, are not sent to the server."""
+    if options["to"] == "otlp" and options["location_header"] is None:
+        screen.warn("locations are not sent to the server; name a header for them with --location-header")
 
 
-def _batch_and_destination(
-    options: dict[str, Any], headers: Sequence[str], location: str | None, location_attribute: str | None
-) -> tuple[dict[str, Any], Destination]:
-    """Return the options of the batches, and the destination."""
-    batch = {name: options.pop(name) for name in ("max_spans", "max_bytes", "max_delay")}
-    return batch, Destination(
-        location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
-    )
-
-
-def _settings_and_exporter(
-    batch_options: dict[str, Any], destination: Destination, **settings: Any
-) -> tuple[SendSettings, SpanExporter]:
+def _settings_and_exporter(options: dict[str, Any], **settings: Any) -> tuple[SendSettings, SpanExporter]:
     """Return how to send, and what sends."""
     from .send import MAX_ELAPSED, SendSettings
 
+    of_batches = {name: options[name] for name in ("max_spans", "max_bytes", "max_delay")}
+    destination = Destination(**{name: value for name, value in options.items() if name not in of_batches})
     try:
         exporter = make_exporter(destination)
-        batch = _batch_policy(**batch_options)
-        return (
-            SendSettings(
-                batch=batch,
-                limits=_limits(batch),
-                retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),
-                server=server_of(exporter),
-                no_server=NO_SERVER_ADVICE[destination.to],
-                words=in_words_of_options,
-                **settings,
-            ),
-            exporter,
+        given = {name: value for name, value in of_batches.items() if value is not None}
+        batch = BatchPolicy(**{**batch_options(os.environ), **given})
+        sending = SendSettings(
+            batch=batch,
+            limits=_limits(batch),
+            retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),
+            server=server_of(exporter),
+            no_server=NO_SERVER_ADVICE[destination.to],
+            words=in_words_of_options,
+            **settings,
         )
     except (TypeError, ValueError) as error:
         raise click.UsageError(in_words_of_options(str(error))) from error
     except ModuleNotFoundError as error:
         raise click.ClickException(str(error)) from error
+    return sending, exporter
 
 
 def _end_sending(
@@ -429,7 +419,7 @@ def spool_list_command(directory: Path, as_json: bool) -> None:
 @_directory
 @_with(*_DESTINATION_OPTIONS)
 @_with(*_REQUEST_OPTIONS)
-def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, **options: Any) -> None:
+def spool_send_command(directory: Path, as_json: bool, **options: Any) -> None:
     """Send the spans in DIR, each to its location. What a server has accepted is removed from DIR, and only that.
 
     Rejected spans become dead letters. The exit code is 1 if a span was rejected or not delivered.
@@ -442,10 +432,9 @@ def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, *
             screen.warn(f"{directory}: contains no spans to send")
             return
         location = next(name for name, counts in summary.locations.items() if counts.spans)
-        batch, destination = _batch_and_destination(options, headers, location, None)
-        settings, exporter = _settings_and_exporter(batch, destination)
-        if len(summary.locations) > 1 and location_is_not_sent(attrs.evolve(destination, location_attribute="")):
-            screen.warn(_NOT_SENT)
+        settings, exporter = _settings_and_exporter({**options, "location": location, "location_attribute": None})
+        if len(summary.locations) > 1:
+            _warn_if_not_sent(options, screen)
         result = trio.run(send_spool, files, summary, settings, exporter, screen)
     advice = []
     if result.statistics.undelivered or not result.read_whole:
@@ -501,22 +490,6 @@ def _json(document: object) -> str:
     except UnicodeEncodeError:
         return json.dumps(document)
     return text
-
-
-def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
-    """Return the headers by name. Error messages never show a header, as it may be a credential."""
-    parsed = {}
-    for number, header in enumerate(headers, 1):
-        name, equals, value = header.partition("=")
-        if not name or not equals:
-            raise click.UsageError(f"--header number {number} is not of the form NAME=VALUE (it is not shown)")
-        parsed[name.strip()] = value.strip()
-    return parsed
-
-
-def _batch_policy(**options: float | None) -> BatchPolicy:
-    given = {name: value for name, value in options.items() if value is not None}
-    return BatchPolicy(**{**batch_options(os.environ), **given})
 
 
 def _limits(batch: BatchPolicy) -> Limits:

@@ -113,12 +113,6 @@ def attempt_timeout(destination: Destination) -> float:
     return export_timeout(os.environ, max(30.0, timeout + 1.0))
 
 
-def location_is_not_sent(destination: Destination) -> bool:
-    """Whether locations differ between spans, but are not sent to the server."""
-    by_span = destination.location_attribute is not None
-    return by_span and destination.to == "otlp" and destination.location_header is None
-
-
 def server_of(exporter: SpanExporter) -> str:
     """Return host and port of the server that ``exporter`` sends to."""
     url = urlsplit(str(getattr(exporter, "endpoint", "")))
