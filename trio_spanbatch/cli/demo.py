@@ -134,20 +134,13 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
         interrupt = Interrupt()
         tracers: list[RecordingTracer] = []
         losses: list[Loss] = []
-        with interrupt.absorb():
-            async with (
-                trio.open_nursery() as nursery,
-                OTLPReceiver(
-                    location_header=LOCATION_HEADER,
-                    answers=server.answer,
-                    on_request=server.collector.count,
-                    keep=False,
-                ) as receiver,
-            ):
-                await nursery.start(interrupt.watch, signal.SIGTERM)
+        receiver = OTLPReceiver(
+            location_header=LOCATION_HEADER, answers=server.answer, on_request=server.collector.count, keep=False
+        )
+        with interrupt.absorb(), interrupt.on(signal.SIGTERM):
+            async with receiver:
                 screen.say(f"receiver on {receiver.url}, {len(LOCATIONS)} locations")
                 await _run_program(receiver.url, server, interrupt, tracers, losses, screen)
-                nursery.cancel_scope.cancel()
         return DemoResult(
             accepted=list(_accepted(tracers)),
             stored=list(store.keys()),
@@ -184,7 +177,7 @@ async def _run_program(
             # After a second Ctrl-C has ended the drain, the results are printed too.
             with interrupt.absorb(), interrupt.scope:
                 async with batcher:
-                    with interrupt.body():
+                    with interrupt.on(signal.SIGINT):
                         await run_agents(tracers, _QUESTIONS_PER_AGENT)
             observers.cancel_scope.cancel()
         progress.say(f"left the batcher {trio.current_time() - (server.cancelled or began):.1f} s later")

@@ -75,12 +75,8 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
         def stored() -> list[Key]:
             return [key for key in store.keys() if key not in before]
 
-        async with (
-            trio.open_nursery() as nursery,
-            OTLPReceiver(location_header=LOCATION_HEADER, answers=server.answer, keep=False) as receiver,
-        ):
-            await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
-            with interrupt.scope:
+        async with OTLPReceiver(location_header=LOCATION_HEADER, answers=server.answer, keep=False) as receiver:
+            with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope:
                 screen.say(f"the server answers 503 for {FAILING}", FAILS)
                 ended = await _run(receiver.url, spool, committed, enough=PLANNED_WITH_SPOOL // 2)
                 at_kill = [*committed], stored()
@@ -99,7 +95,6 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
                 if not failure:
                     screen.say(f"it has ended: {_counts(committed, stored())}")
                     _show(at_kill, (committed, stored()), screen)
-            nursery.cancel_scope.cancel()
         return KillResult(committed=committed, stored=stored(), failure=failure, interrupted=interrupt.exit_code)
 
 

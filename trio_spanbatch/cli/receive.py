@@ -96,7 +96,6 @@ class Collector:
 async def receive(host: str, port: int, store: Path | None, location_header: str | None, screen: Screen) -> None:
     """Serve until a signal arrives. Without a ``store``, spans are only counted."""
     interrupt = Interrupt()
-    failure: OSError | sqlite3.Error | None = None
     collector = Collector(None, screen.warn)
     receiver = OTLPReceiver(
         host=host,
@@ -106,17 +105,8 @@ async def receive(host: str, port: int, store: Path | None, location_header: str
         on_request=collector.count,
         keep=False,
     )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
-        with interrupt.scope:
-            try:
-                await _serve(receiver, store, collector, screen)
-            except (OSError, sqlite3.Error) as error:
-                # Raised outside of the nursery, which would wrap it in an exception group.
-                failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope:
+        await _serve(receiver, store, collector, screen)
     screen.say(f"ended: {collector.counts}")
 
 

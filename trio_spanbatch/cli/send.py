@@ -206,9 +206,8 @@ async def send(
         # Failing locations are shown below the progress bar, or reported here, and in the summary.
         log_level=logging.INFO,
     )
-    with interrupt.absorb():
+    with interrupt.absorb(), interrupt.on(signal.SIGTERM):
         async with trio.open_nursery() as nursery:
-            await nursery.start(interrupt.watch, signal.SIGTERM)
             nursery.start_soon(_stop_if_no_server_answers, breaker, interrupt.scope)
             with progress.bars:
                 if progress.is_shown:
@@ -216,7 +215,7 @@ async def send(
                 else:
                     nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
-                    with interrupt.body(), interrupt.scope:
+                    with interrupt.on(signal.SIGINT), interrupt.scope:
                         if source is not None:
                             await source.send(batcher, tally, progress)
                         live: set[str] = set()
