@@ -278,6 +278,7 @@ class _FileSender:
 
     async def send(self) -> None:
         parser: DocumentParser | RequestParser = DocumentParser()
+        before = self.progress.position
         try:
             data = await self.file.read()
             while is_undecided(data) and (more := await self.file.read()):
@@ -286,7 +287,7 @@ class _FileSender:
                 parser = RequestParser()
             while data:
                 await self._send_parsed(parser.feed(data))
-                self.progress.position = self.file.position
+                self.progress.position = before + self.file.position
                 data = await self.file.read()
             await self._send_parsed(parser.finish())
         except InputFileError as error:
@@ -299,7 +300,7 @@ class _FileSender:
                 self.screen.warn(f"{self.file.name}: contains no spans")
         finally:
             self.file.close()
-        self.progress.end_file(self.file)
+        self.progress.position = before + (self.file.size() or 0)
 
     async def _send_parsed(self, parsed: Iterator[Document | Envelope | Unreadable]) -> None:
         for item in parsed:

@@ -121,8 +121,7 @@ class SpoolFiles:
         for file in directory.names():
             with suppress(OSError):
                 sizes += directory.size_and_age(file, 0)[0]
-        bar, advance = work_bar(work, sizes, self._screen)
-        with bar:
+        with work_bar(work, sizes, self._screen) as advance:
             for name in directory.batchers():
                 lock = directory.try_lock(name)
                 if lock is None:
@@ -381,8 +380,7 @@ class _SpoolSource:
             await batcher.add_spans(record.location, spans)
         except (DamagedRecord, ValueError, OSError) as error:
             left = record.count - getattr(error, "accepted", 0)
-            tally.invalid += left
-            tally.invalid_by_location[record.location] += left
+            tally.add_invalid(record.location, left)
             self._say(f"{record.location}: {left:,} spans were not sent: {error}")
         else:
             self._round.append((record, spans))

@@ -28,10 +28,10 @@ class Tally:
     invalid_by_location: Counter[str] = attrs.Factory(Counter)  # those of them whose location is known
     _reasons: Counter[tuple[str, str, str]] = attrs.Factory(Counter)
 
-    def add_invalid(self, location: str | None) -> None:
-        self.invalid += 1
+    def add_invalid(self, location: str | None, count: int = 1) -> None:
+        self.invalid += count
         if location is not None:
-            self.invalid_by_location[location] += 1
+            self.invalid_by_location[location] += count
 
     def add_loss(self, loss: Loss) -> None:
         """Count spans that were rejected or undelivered, by reason."""
