@@ -153,19 +153,16 @@ class DemoProgress:
         if not self._moves:
             self.say(f"  {statistics.delivered:,} of {statistics.accepted:,} delivered")
             return
-        for location, counts in statistics.locations.items():
-            if location not in self._tasks:
-                self._tasks[location] = self._progress.add_task(location, counts="", mark=" ", style="none")
-            self._update(location, self._planned // 4, counts.accepted, counts.delivered)
-        self._update("total", self._planned, statistics.accepted, statistics.delivered)
+        for name, counts in {"total": statistics, **statistics.locations}.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, counts="", mark=" ", style="none")
+            planned = self._planned if name == "total" else self._planned // 4
+            self._progress.update(
+                self._tasks[name],
+                completed=counts.delivered,
+                total=max(planned, counts.accepted, 1),
+                counts=f"{counts.delivered:>5,} of {counts.accepted:>5,} delivered",
+                mark="!" if name == self.failing else " ",
+                style=FAILS if name == self.failing else "none",
+            )
         self._progress.refresh()
-
-    def _update(self, name: str, planned: int, accepted: int, delivered: int) -> None:
-        self._progress.update(
-            self._tasks[name],
-            completed=delivered,
-            total=max(planned, accepted, 1),
-            counts=f"{delivered:>5,} of {accepted:>5,} delivered",
-            mark="!" if name == self.failing else " ",
-            style=FAILS if name == self.failing else "none",
-        )

@@ -300,18 +300,17 @@ def delete(files: SpoolFiles, location: str, screen: Screen) -> None:
     """
     deleted = Counter[bool]()
     for segment in files.segments("deleting"):
-        kept, gone = [], 0
+        live, is_gone = [], False
         settled = settled_slots(segment.opened.read, segment.head.marker)
         for at, size, header in segment.records(settled=True):
             if header is None:
                 files.report_damage(segment.file, at, size)
-            elif header.location != location:
-                kept.append((at, size, header.slot))
-            else:
-                gone += 1
+            elif header.location == location:
+                is_gone = True
                 deleted[segment.is_dead] += 0 if header.slot in settled else header.count
-        if gone and files.directory is not None:
-            live = [(at, size) for at, size, slot in kept if slot not in settled]
+            elif header.slot not in settled:
+                live.append((at, size))
+        if is_gone and files.directory is not None:
             if live:
                 files.directory.rewrite(segment.file, segment.opened, live, sync=True)
             else:
