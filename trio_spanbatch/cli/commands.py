@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 import os
@@ -229,8 +228,7 @@ def send_command(files: Sequence[str], as_json: bool, **options: Any) -> None:
     location, attribute = options["location"], options["location_attribute"]
     from_lines = options["to"] == "otlp" and location is None and attribute is None
     location_of = LocationOf(location or "default", attribute, from_lines)
-    screen = Screen()
-    with _log_lines(screen):
+    with _screen() as screen:
         settings, exporter = _settings_and_exporter(options, files=files, location_of=location_of)
         if attribute is not None:
             _warn_if_not_sent(options, screen)
@@ -275,7 +273,7 @@ def _end_sending(
 ) -> NoReturn:
     """Print the outcome, and exit."""
     if as_json:
-        screen.document(_json(result.tally.document(result.statistics)))
+        screen.document(result.tally.document(result.statistics))
     else:
         result.tally.show(screen, result.statistics)
     for line in (*result.explanations(), *advice):
@@ -304,8 +302,7 @@ def receive_command(host: str, port: int, store: Path | None, location_header: s
             check_header_name(location_header, "--location-header")
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-    screen = Screen()
-    with _log_lines(screen):
+    with _screen() as screen:
         try:
             trio.run(receive, host, port, store, location_header, screen)
         except sqlite3.Error as error:
@@ -338,8 +335,7 @@ def demo_command(store: Path | None) -> None:
         raise click.ClickException(f"{store} already exists; name a new file with --store")
     if store is None:
         store = _new_folder() / "demo.db"
-    screen = Screen()
-    with _log_lines(screen):
+    with _screen() as screen:
         try:
             screen.say("act 1: a program is cancelled half-way")
             result = trio.run(demo, store, screen)
@@ -388,10 +384,10 @@ def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
     from .._spool.store import SpoolError
     from .spool import SpoolFiles
 
-    screen = Screen()
     try:
-        files = SpoolFiles(directory, screen)
-        yield files, screen
+        with _screen() as screen:
+            files = SpoolFiles(directory, screen)
+            yield files, screen
     except SpoolError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -410,7 +406,7 @@ def spool_list_command(directory: Path, as_json: bool) -> None:
     with _spool_files(directory) as (files, screen):
         summary = summary_of(files)
         if as_json:
-            screen.document(_json(summary.document(files.in_use)))
+            screen.document(summary.document(files.in_use))
         else:
             summary.show(screen)
 
@@ -426,7 +422,7 @@ def spool_send_command(directory: Path, as_json: bool, **options: Any) -> None:
     """
     from .spool import send_spool, summary_of
 
-    with _spool_files(directory) as (files, screen), _log_lines(screen):
+    with _spool_files(directory) as (files, screen):
         summary = summary_of(files)
         if not summary.total.spans:
             screen.warn(f"{directory}: contains no spans to send")
@@ -454,7 +450,7 @@ def spool_export_command(directory: Path, dead: bool, location: str | None) -> N
 
     with _spool_files(directory) as (files, screen):
         for document in export(files, dead=dead, location=location):
-            screen.document(_json(document))
+            screen.document(document)
 
 
 @spool_group.command("check", short_help="Read everything and compare the checksums.")
@@ -482,16 +478,6 @@ def spool_delete_command(directory: Path, location: str) -> None:
         files.problems += files.in_use
 
 
-def _json(document: object) -> str:
-    """Return ``document`` in one line, with escapes only if standard output cannot encode its characters."""
-    text = json.dumps(document, ensure_ascii=False)
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(document)
-    return text
-
-
 def _limits(batch: BatchPolicy) -> Limits:
     """Return limits that hold several batches of each location."""
     limits = Limits(**queue_options(os.environ))
@@ -504,13 +490,14 @@ def _limits(batch: BatchPolicy) -> Limits:
 
 
 @contextmanager
-def _log_lines(screen: Screen) -> Iterator[None]:
-    """Print the library's log messages on stderr, one line each."""
+def _screen() -> Iterator[Screen]:
+    """Yield a screen. Inside the body, it shows the library's log messages, one line each."""
+    screen = Screen()
     handler = LogLines(screen)
     _LOGGER.addHandler(handler)
     # Its warnings are repeated in the reasons of losses. Without a handler, Python would print them.
     logging.getLogger("databricks").addHandler(logging.NullHandler())
     try:
-        yield
+        yield screen
     finally:
         _LOGGER.removeHandler(handler)

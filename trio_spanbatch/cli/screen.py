@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import sys
@@ -130,8 +131,13 @@ class Screen:
         with suppress(OSError):
             _print(self.err, one_line(line))
 
-    def document(self, text: str) -> None:
-        """Print a result for programs, without any formatting."""
+    def document(self, document: object) -> None:
+        """Print a JSON document in one line, with escapes only if the stream cannot encode its characters."""
+        text = json.dumps(document, ensure_ascii=False)
+        try:
+            text.encode(getattr(self.out.file, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            text = json.dumps(document)
         with output_errors():
             self.out.file.write(f"{text}\n")
             self.out.file.flush()
