@@ -56,10 +56,6 @@ _ANY_NUMBER = 2**62
 _IDLE_TIMEOUT = 5.0
 
 
-class NoLocation(ValueError):
-    """The location of a span is missing or invalid."""
-
-
 @attrs.frozen
 class LocationOf:
     """Determines the location of a span: the same for all, or the value of an attribute."""
@@ -80,7 +76,7 @@ class LocationOf:
         return LocationOf(location) if isinstance(location, str) and location else self
 
     def __call__(self, span: Span | EncodedSpan) -> str:
-        """Return the location of ``span``; raise `NoLocation` or `InvalidLocationError` if it has none."""
+        """Return the location of ``span``; raise `ValueError` if it has none, or an invalid one."""
         if self.attribute is None:
             return self.name
         value: object
@@ -95,9 +91,9 @@ class LocationOf:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)  # for example one of MLflow's experiment ids
         if value is None:
-            raise NoLocation(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
+            raise ValueError(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
         must = "it must not be empty" if value == "" else "it must be a string"
-        raise NoLocation(f"no location: the attribute {self.attribute!r} is {shown(value)}; {must}")
+        raise ValueError(f"no location: the attribute {self.attribute!r} is {shown(value)}; {must}")
 
 
 def _attribute_of_encoded(span: EncodedSpan, key: str) -> object:
@@ -149,19 +145,17 @@ class SendResult:
     def explanations(self) -> Iterator[str]:
         """Yield lines that say why spans were not delivered, and what to do."""
         if self.failure is not None:
-            advice = _what_to_do(self.failure, self.no_server)
-            yield f"no request was ever answered: {self.failure}{advice and f'; {advice}'}"
+            # Failures of TLS, proxies and credentials contain their own advice.
+            advice = ""
+            if _SIGNS_OF_NO_SERVER.search(self.failure):
+                advice = f"; {self.no_server}"
+            elif _SIGNS_OF_SILENCE.search(self.failure):
+                advice = f"; {NO_ANSWER}"
+            yield f"no request was ever answered: {self.failure}{advice}"
         else:
             yield from self.tally.losses()
         if not self.read_whole:
             yield f"{'interrupted' if self.interrupted else 'gave up'}: the rest of the input was not read"
-
-
-def _what_to_do(failure: str, no_server: str) -> str:
-    """Return advice if no request was ever answered. Failures of TLS, proxies and credentials contain their own."""
-    if _SIGNS_OF_NO_SERVER.search(failure):
-        return no_server
-    return NO_ANSWER if _SIGNS_OF_SILENCE.search(failure) else ""
 
 
 class Source(Protocol):
