@@ -308,16 +308,13 @@ def receive_command(host: str, port: int, store: Path | None, location_header: s
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
         except OSError as error:
-            raise click.ClickException(_cannot_listen(host, port, error)) from error
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
-    """Return an error message. Another port does not help if the host is not an address of this machine."""
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        advice = "name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all"
-    else:
-        advice = "name another port with --port; 0 selects a free one"
-    return f"cannot listen on {host}:{port}: {error.strerror or error}; {advice}"
+            # Another port does not help if the host is not an address of this machine.
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                advice = "name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all"
+            else:
+                advice = "name another port with --port; 0 selects a free one"
+            reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
+            raise click.ClickException(f"{reason}; {advice}") from error
 
 
 @cli.command("demo", short_help="Show that no span is lost when a server fails or a program is killed.")

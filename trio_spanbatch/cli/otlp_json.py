@@ -38,8 +38,7 @@ from .._spans.records import (
 
 _JSONObject: TypeAlias = dict[str, Any]
 _Enum = TypeVar("_Enum", bound=Enum)
-_Type = TypeVar("_Type")
-_Part = TypeVar("_Part")
+_T = TypeVar("_T")
 
 _CAPITAL: Final = re.compile("[A-Z]")
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
@@ -118,7 +117,7 @@ def _read_scope(
             yield _tried(place, _span, span, resource, scope)
 
 
-def _tried(path: str, read: Callable[..., _Part], value: object, *args: object) -> _Part | InvalidSpanError:
+def _tried(path: str, read: Callable[..., _T], value: object, *args: object) -> _T | InvalidSpanError:
     """Return the result of `_inside`, or its error."""
     try:
         return _inside(path, read, value, *args)
@@ -126,7 +125,7 @@ def _tried(path: str, read: Callable[..., _Part], value: object, *args: object) 
         return error
 
 
-def _inside(path: str, read: Callable[..., _Part], value: object, *args: object) -> _Part:
+def _inside(path: str, read: Callable[..., _T], value: object, *args: object) -> _T:
     """Call ``read`` with the object ``value`` at ``path``, and put ``path`` in front of the fields in its errors."""
     message = _as_type(value, path, dict)
     try:
@@ -195,7 +194,7 @@ def _status(message: _JSONObject) -> Status:
     return Status(code, _typed_field(message, "message", str))
 
 
-def _part_of_envelope(envelope: _JSONObject, name: str, read: Callable[[_JSONObject, str], _Part]) -> _Part | None:
+def _part_of_envelope(envelope: _JSONObject, name: str, read: Callable[[_JSONObject, str], _T]) -> _T | None:
     """Return the resource or the scope of an envelope with its schema URL; None if both are missing."""
     schema_url, part = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, name)
     if part is None and not schema_url:
@@ -228,12 +227,12 @@ def _texts(message: _JSONObject, name: str) -> list[str]:
     return [_as_type(text, f"{name}[{index}]", str) for index, text in enumerate(_typed_field(message, name, list))]
 
 
-def _items(message: _JSONObject, name: str, read: Callable[[_JSONObject], _Part]) -> list[_Part]:
+def _items(message: _JSONObject, name: str, read: Callable[[_JSONObject], _T]) -> list[_T]:
     items = enumerate(_typed_field(message, name, list))
     return [_inside(f"{name}[{index}]", read, item) for index, item in items]
 
 
-def _part(message: _JSONObject, name: str, read: Callable[..., _Part], *args: object) -> _Part | None:
+def _part(message: _JSONObject, name: str, read: Callable[..., _T], *args: object) -> _T | None:
     """Read a field that is a message; None if it is missing."""
     value = _field_of(message, name)
     return None if value is None else _inside(name, read, value, *args)
@@ -254,7 +253,7 @@ def _any_value(message: _JSONObject, depth: int) -> Any:
     return _VALUES[present[0]](message[present[0]], present[0], depth) if present else None
 
 
-def _values(value: object, name: str, depth: int, read: Callable[[_JSONObject, int], _Part]) -> list[_Part]:
+def _values(value: object, name: str, depth: int, read: Callable[[_JSONObject, int], _T]) -> list[_T]:
     if depth == _MAX_DEPTH:
         return []
     return _inside(name, _items, value, "values", lambda item: read(item, depth + 1))
@@ -271,13 +270,13 @@ def _snake_case(name: str) -> str:
     return _CAPITAL.sub(lambda capital: f"_{capital.group().lower()}", name)
 
 
-def _as_type(value: object, name: str, kind: type[_Type]) -> _Type:
+def _as_type(value: object, name: str, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise invalid(name, value, f"it must be {_TYPES[kind]}")
     return value
 
 
-def _typed_field(message: _JSONObject, name: str, kind: type[_Type]) -> _Type:
+def _typed_field(message: _JSONObject, name: str, kind: type[_T]) -> _T:
     """Return a field of the type ``kind``, which is empty if it is missing."""
     value = _field_of(message, name)
     return kind() if value is None else _as_type(value, name, kind)

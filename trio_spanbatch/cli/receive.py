@@ -105,14 +105,8 @@ async def receive(host: str, port: int, store: Path | None, location_header: str
         on_request=collector.count,
         keep=False,
     )
-    with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope:
-        await _serve(receiver, store, collector, screen)
-    screen.say(f"ended: {collector.counts}")
-
-
-async def _serve(receiver: OTLPReceiver, store: Path | None, collector: Collector, screen: Screen) -> None:
     # The store is closed after the receiver, which may store spans until then.
-    with ExitStack() as stack:
+    with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope, ExitStack() as stack:
         async with receiver:
             if store is not None:
                 # Opened after listening has succeeded, so that a failure leaves no file behind. No request can have
@@ -121,11 +115,8 @@ async def _serve(receiver: OTLPReceiver, store: Path | None, collector: Collecto
             screen.say(f"listening on {receiver.url}")
             if store is not None:
                 screen.say(f"storing in {store}")
-            await _show_counts(collector, screen)
-
-
-async def _show_counts(collector: Collector, screen: Screen) -> None:
-    while True:
-        await collector.wait_for_change()
-        screen.say(str(collector.counts))
-        await trio.sleep(_INTERVAL)
+            while True:
+                await collector.wait_for_change()
+                screen.say(str(collector.counts))
+                await trio.sleep(_INTERVAL)
+    screen.say(f"ended: {collector.counts}")
