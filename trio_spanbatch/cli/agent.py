@@ -14,13 +14,16 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from .. import BatchPolicy, InstrumentationScope, OTLPExporter, Resource, RetryPolicy, SpanBatcher, SpanKind, Spool
 from ..tracing import ActiveSpan, Tracer
+
+# Location, trace id and span id, the ids as hex.
+Key: TypeAlias = tuple[str, str, str]
 
 _TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
 _QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")
@@ -50,13 +53,13 @@ PLANNED_WITH_SPOOL = planned_spans(_ANSWERS_WITH_SPOOL)
 
 
 class RecordingTracer(Tracer):
-    """A tracer of one location that remembers the ids of the spans that the batcher accepted."""
+    """A tracer of one location that remembers the spans that the batcher accepted."""
 
     def __init__(self, batcher: SpanBatcher, location: str) -> None:
         resource = Resource({"service.name": "demo-agent", "tenant": location})
         scope = InstrumentationScope("trio_spanbatch.demo", "1")
         super().__init__(batcher, location=location, resource=resource, scope=scope)
-        self.accepted: list[tuple[int, int]] = []
+        self.accepted: list[Key] = []
         # How many of these were printed, as they are committed.
         self.printed = 0
 
@@ -64,7 +67,7 @@ class RecordingTracer(Tracer):
         dropped = self.dropped
         super()._take(span)
         if self.dropped == dropped:
-            self.accepted.append((span.context.trace_id, span.context.span_id))
+            self.accepted.append((self.location, f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"))
 
 
 @attrs.frozen
@@ -134,8 +137,7 @@ async def _print_committed(batcher: SpanBatcher, tracers: Sequence[RecordingTrac
     accepted = [(tracer, len(tracer.accepted)) for tracer in tracers]
     await batcher.sync()
     for tracer, count in accepted:
-        for trace_id, span_id in tracer.accepted[tracer.printed : count]:
-            sys.stdout.write(f"{tracer.location} {trace_id:032x} {span_id:016x}\n")
+        sys.stdout.writelines(f"{' '.join(key)}\n" for key in tracer.accepted[tracer.printed : count])
         tracer.printed = count
     sys.stdout.flush()
 

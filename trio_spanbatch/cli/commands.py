@@ -331,7 +331,11 @@ def demo_command(store: Path | None) -> None:
     if store is not None and store.exists():
         raise click.ClickException(f"{store} already exists; name a new file with --store")
     if store is None:
-        store = _new_folder() / "demo.db"
+        try:
+            store = Path(tempfile.mkdtemp(prefix="trio-spanbatch-")) / "demo.db"
+        except OSError as error:
+            reason = f"cannot create a temporary directory: {error.strerror}"
+            raise click.ClickException(f"{reason}; name a file with --store") from error
     with _screen() as screen:
         try:
             screen.say("act 1: a program is cancelled half-way")
@@ -347,14 +351,6 @@ def demo_command(store: Path | None) -> None:
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
     sys.exit(killed.exit_code)
-
-
-def _new_folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="trio-spanbatch-"))
-    except OSError as error:
-        reason = f"cannot create a temporary directory: {error.strerror}"
-        raise click.ClickException(f"{reason}; name a file with --store") from error
 
 
 @cli.group("spool", short_help="List, send, export, check or delete what a spool holds.")

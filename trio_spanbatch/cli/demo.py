@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import quantiles
-from typing import TypeAlias
 
 import attrs
 import trio
@@ -28,15 +27,12 @@ from .. import (
     SpanBatcher,
 )
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
-from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, RecordingTracer, planned_spans, run_agents
+from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, Key, RecordingTracer, planned_spans, run_agents
 from .progress import DemoProgress
 from .receive import Collector
 from .screen import FAILS, GOOD, Screen
 from .signals import Interrupt
 from .store import SpanStore
-
-# Location, trace id and span id, the ids as hex.
-Key: TypeAlias = tuple[str, str, str]
 
 FAILING = "main.finance.agent_spans"
 
@@ -142,7 +138,7 @@ async def demo(path: Path, screen: Screen) -> DemoResult:
                 screen.say(f"receiver on {receiver.url}, {len(LOCATIONS)} locations")
                 await _run_program(receiver.url, server, interrupt, tracers, losses, screen)
         return DemoResult(
-            accepted=list(_accepted(tracers)),
+            accepted=[key for tracer in tracers for key in tracer.accepted],
             stored=list(store.keys()),
             handed_back=list(handed_back(losses)),
             reason="; ".join(dict.fromkeys(loss.reason for loss in losses)),
@@ -208,12 +204,6 @@ async def _cancel_half_way(
     await trio.sleep(_FAILS_BEYOND_CANCEL)
     server.is_failing, progress.failing = False, None
     progress.say(f"the server accepts spans for {FAILING} again", GOOD)
-
-
-def _accepted(tracers: Sequence[RecordingTracer]) -> Iterator[Key]:
-    for tracer in tracers:
-        for trace_id, span_id in tracer.accepted:
-            yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
 
 
 def handed_back(losses: Sequence[Loss]) -> Iterator[Key]:

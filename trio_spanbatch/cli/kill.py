@@ -20,8 +20,8 @@ import attrs
 import trio
 
 from ..testing import OTLPReceiver
-from .agent import LOCATION_HEADER, LOCATIONS, PLANNED_WITH_SPOOL
-from .demo import FAILING, FailingServer, Key
+from .agent import LOCATION_HEADER, LOCATIONS, PLANNED_WITH_SPOOL, Key
+from .demo import FAILING, FailingServer
 from .receive import Collector
 from .screen import FAILS, Screen
 from .signals import Interrupt

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import attrs
 import trio
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest, partial_success
 from .screen import Screen
@@ -66,11 +65,16 @@ class Collector:
         if request.message is None or request.default_answer.status != 200:
             return None
         rejected = [span for span in request.spans if not has_ids(span)]
+        counts = StoredCounts(len(request.spans) - len(rejected), 0)
         try:
-            self._store_spans(request.location, request.message, len(request.spans) - len(rejected))
+            if self.store is not None:
+                counts = self.store.add(request.location, request.message)
         except sqlite3.Error as error:
             self._warn(f"cannot store spans: {error}; answered 503, so that clients retry")
             return Answer(503, headers=[("retry-after", "1")], body=b"cannot write to the store")
+        self.counts.spans += counts.stored
+        self.counts.repeated += counts.repeated
+        self.counts.locations[request.location] += counts.stored
         self.counts.rejected += len(rejected)
         return partial_success(len(rejected), _BAD_IDS, rejected_spans=rejected) if rejected else None
 
@@ -85,12 +89,6 @@ class Collector:
         """Wait until another request has been counted since the last call."""
         await self._changed.wait()
         self._changed = trio.Event()
-
-    def _store_spans(self, location: str, message: ExportTraceServiceRequest, good: int) -> None:
-        stored = StoredCounts(good, 0) if self.store is None else self.store.add(location, message)
-        self.counts.spans += stored.stored
-        self.counts.repeated += stored.repeated
-        self.counts.locations[location] += stored.stored
 
 
 async def receive(host: str, port: int, store: Path | None, location_header: str | None, screen: Screen) -> None:

@@ -209,17 +209,14 @@ def output_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, OutputError, BaseExceptionGroup) as error:
-        failure = next(filter(None, map(_output_error, leaves(error))), None)
-        if failure is None:
-            raise
-        _close_stdout()
-        raise failure from error
-
-
-def _output_error(error: BaseException) -> OutputError | None:
-    if isinstance(error, OSError) and error.errno in _ERRNOS:
-        return OutputError(os.strerror(error.errno))
-    return error if isinstance(error, OutputError) else None
+        for leaf in leaves(error):
+            failure = leaf
+            if isinstance(leaf, OSError) and leaf.errno in _ERRNOS:
+                failure = OutputError(os.strerror(leaf.errno))
+            if isinstance(failure, OutputError):
+                _close_stdout()
+                raise failure from error
+        raise
 
 
 def _close_stdout() -> None:
