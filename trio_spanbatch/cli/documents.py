@@ -92,8 +92,7 @@ class DocumentParser:
 
     def __init__(self) -> None:
         self.line: int = 1  # the number of the next line
-        self._parts: list[bytes] = []  # the beginning of that line
-        self._parts_size = 0
+        self._data = bytearray()  # the beginning of that line
         self._skip_line = False
         self._held: _Held | None = None
 
@@ -107,25 +106,25 @@ class DocumentParser:
 
     def finish(self) -> Iterator[Document | Unreadable]:
         """Yield what remains at the end of the input."""
-        if self._parts:
+        if self._data:
             yield from self._end_line()
         held, self._held = self._held, None
         if held is not None:
             yield from _values(held.data(), held.line)
 
     def _extend_line(self, piece: bytes) -> Iterator[Unreadable]:
-        if self._skip_line or not piece:
+        if self._skip_line:
             return
-        self._parts.append(piece)
-        self._parts_size += len(piece)
-        if self._parts_size > MAX_DOCUMENT_BYTES:
+        self._data += piece
+        if len(self._data) > MAX_DOCUMENT_BYTES:
             self._skip_line = True
-            self._parts, self._parts_size = [], 0
+            self._data.clear()
             yield Unreadable(self.line, _TOO_LARGE)
 
     def _end_line(self) -> Iterator[Document | Unreadable]:
-        line, number = b"".join(self._parts), self.line
-        self._parts, self._parts_size, self._skip_line = [], 0, False
+        line, number = bytes(self._data), self.line
+        self._data.clear()
+        self._skip_line = False
         self.line += 1
         if self._held is None:
             yield from self._take(line, number)

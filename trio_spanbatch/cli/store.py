@@ -87,15 +87,10 @@ class SpanStore:
         """Store and commit the spans of one request that `has_ids`; all or, with a `sqlite3.Error`, none of them."""
         rows = list(_rows(location, request))
         before = self._connection.total_changes
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        # Commits at the end, or rolls back.
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(_INSERT, rows)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            # After some errors, such as a full disk, SQLite has rolled back by itself.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
         stored = self._connection.total_changes - before
         return StoredCounts(stored, len(rows) - stored)
 
