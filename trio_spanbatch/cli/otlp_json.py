@@ -16,6 +16,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -137,7 +138,7 @@ def _inside(path: str, read: Callable[..., _T], value: object, *args: object) ->
 
 
 def _span(message: _JSONObject, resource: Resource | None, scope: InstrumentationScope | None) -> Span:
-    flags = _int_field(message, "flags", COUNT_END)
+    flags = _int_field(message, "flags")
     context = _context(message, flags=flags & _TRACE_FLAGS_MASK)
     # Some producers write an all-zero parent id for a root span.
     parent_id = _id_field(message, "parentSpanId", 8, is_optional=True)
@@ -156,9 +157,9 @@ def _span(message: _JSONObject, resource: Resource | None, scope: Instrumentatio
         status=_part(message, "status", _status),
         resource=resource,
         instrumentation_scope=scope,
-        dropped_attributes=_int_field(message, "droppedAttributesCount", COUNT_END),
-        dropped_events=_int_field(message, "droppedEventsCount", COUNT_END),
-        dropped_links=_int_field(message, "droppedLinksCount", COUNT_END),
+        dropped_attributes=_int_field(message, "droppedAttributesCount"),
+        dropped_events=_int_field(message, "droppedEventsCount"),
+        dropped_links=_int_field(message, "droppedLinksCount"),
         flags=flags,
     )
 
@@ -178,15 +179,14 @@ def _event(message: _JSONObject) -> SpanEvent:
         _typed_field(message, "name", str),
         _int_field(message, "timeUnixNano", TIME_END),
         _attributes(message),
-        _int_field(message, "droppedAttributesCount", COUNT_END),
+        _int_field(message, "droppedAttributesCount"),
     )
 
 
 def _link(message: _JSONObject) -> SpanLink:
-    flags = _int_field(message, "flags", COUNT_END)
-    return SpanLink(
-        _context(message, flags), _attributes(message), _int_field(message, "droppedAttributesCount", COUNT_END), flags
-    )
+    flags = _int_field(message, "flags")
+    dropped = _int_field(message, "droppedAttributesCount")
+    return SpanLink(_context(message, flags), _attributes(message), dropped, flags)
 
 
 def _status(message: _JSONObject) -> Status:
@@ -204,13 +204,13 @@ def _part_of_envelope(envelope: _JSONObject, name: str, read: Callable[[_JSONObj
 
 def _resource(message: _JSONObject, schema_url: str) -> Resource:
     entity_refs: list[EntityRef] = _items(message, "entityRefs", _entity_ref)
-    dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
+    dropped = _int_field(message, "droppedAttributesCount")
     return Resource(_attributes(message), schema_url, dropped, entity_refs)
 
 
 def _scope(message: _JSONObject, schema_url: str) -> InstrumentationScope:
     name, version = _typed_field(message, "name", str), _typed_field(message, "version", str)
-    dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
+    dropped = _int_field(message, "droppedAttributesCount")
     return InstrumentationScope(name, version, schema_url, _attributes(message), dropped)
 
 
@@ -294,11 +294,9 @@ def _as_int(value: object, first: int, end: int, name: str) -> int:
 
 def _as_float(value: object, name: str) -> float:
     number = _number(value)
-    try:
-        if number is not None:
+    if number is not None:
+        with suppress(OverflowError):
             return float(number)
-    except OverflowError:
-        pass
     raise invalid(name, value, "it must be a number, or 'NaN', 'Infinity' or '-Infinity'")
 
 
@@ -320,7 +318,7 @@ def _as_bytes(value: object, name: str) -> bytes:
         raise invalid(name, value, f"it is not base64 ({error})") from error
 
 
-def _int_field(message: _JSONObject, name: str, end: int) -> int:
+def _int_field(message: _JSONObject, name: str, end: int = COUNT_END) -> int:
     """Return an unsigned integer field, which must be below ``end``."""
     value = _field_of(message, name)
     return 0 if value is None else _as_int(value, 0, end, name)
@@ -335,10 +333,9 @@ def _id_field(message: _JSONObject, name: str, size: int, *, is_optional: bool =
     if is_missing:
         raise InvalidSpanError(f"{name} is missing")
     is_hex = isinstance(value, str) and re.fullmatch(f"[0-9A-Fa-f]{{{2 * size}}}", value)
-    number = int(value, 16) if is_hex else 0
-    if not number:
-        raise invalid(name, value, f"it must be {2 * size} hex digits, not all zero")
-    return number
+    if is_hex and (number := int(value, 16)):
+        return number
+    raise invalid(name, value, f"it must be {2 * size} hex digits, not all zero")
 
 
 def _enum_field(message: _JSONObject, name: str, numbers: Mapping[int, _Enum], prefix: str) -> _Enum:

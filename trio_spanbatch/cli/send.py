@@ -165,15 +165,12 @@ class Source(Protocol):
 
     async def send(self, batcher: SpanBatcher, tally: Tally, progress: SendProgress) -> None:
         """Add all spans to ``batcher``."""
-        ...
 
     def add_loss(self, loss: Loss) -> None:
         """Note a loss, which is in the summary already."""
-        ...
 
     async def finish(self) -> None:
         """Called once the batcher has ended, unless that was cut short."""
-        ...
 
 
 async def send(
