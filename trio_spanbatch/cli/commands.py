@@ -90,17 +90,6 @@ def _not_empty(_context: click.Context, _option: click.Parameter, value: str | N
     return value
 
 
-def _parsed_headers(_context: click.Context, _option: click.Parameter, headers: Sequence[str]) -> dict[str, str]:
-    """Return the headers by name. Error messages never show a header, as it may be a credential."""
-    parsed = {}
-    for number, header in enumerate(headers, 1):
-        name, equals, value = header.partition("=")
-        if not name or not equals:
-            raise click.UsageError(f"--header number {number} is not of the form NAME=VALUE (it is not shown)")
-        parsed[name.strip()] = value.strip()
-    return parsed
-
-
 class _OneLineErrors(click.Group):
     """A group that prints errors in one line, without click's usage lines."""
 
@@ -161,12 +150,7 @@ _DESTINATION_OPTIONS = (
 _REQUEST_OPTIONS = (
     _text_option("--location-header", "HEADER", "The header that carries the location, e.g. X-Scope-OrgID."),
     click.option(
-        "--header",
-        "headers",
-        metavar="K=V",
-        multiple=True,
-        callback=_parsed_headers,
-        help="A header for all requests. May be repeated.",
+        "--header", "headers", metavar="K=V", multiple=True, help="A header for all requests. May be repeated."
     ),
     click.option(
         "--compression",
@@ -247,7 +231,8 @@ def _settings_and_exporter(options: dict[str, Any], **settings: Any) -> tuple[Se
     from .send import MAX_ELAPSED, SendSettings
 
     of_batches = {name: options[name] for name in ("max_spans", "max_bytes", "max_delay")}
-    destination = Destination(**{name: value for name, value in options.items() if name not in of_batches})
+    others = {name: value for name, value in options.items() if name not in of_batches}
+    destination = Destination(**{**others, "headers": _parsed_headers(options["headers"])})
     try:
         exporter = make_exporter(destination)
         given = {name: value for name, value in of_batches.items() if value is not None}
@@ -469,6 +454,17 @@ def spool_delete_command(directory: Path, location: str) -> None:
     with _spool_files(directory) as (files, screen):
         delete(files, location, screen)
         files.problems += files.in_use
+
+
+def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
+    """Return the headers by name. Error messages never show a header, as it may be a credential."""
+    parsed = {}
+    for number, header in enumerate(headers, 1):
+        name, equals, value = header.partition("=")
+        if not name or not equals:
+            raise click.UsageError(f"--header number {number} is not of the form NAME=VALUE (it is not shown)")
+        parsed[name.strip()] = value.strip()
+    return parsed
 
 
 def _limits(batch: BatchPolicy) -> Limits:
