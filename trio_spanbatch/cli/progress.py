@@ -64,11 +64,6 @@ class SendProgress:
         self.bars: _Progress = _bars(screen.err, *columns)
         self._task = self.bars.add_task("reading", total=total, counts="")
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether standard error is a terminal."""
-        return not self.bars.disable
-
     async def run(
         self, statistics: Callable[[], SpanBatcherStatistics], failing: Callable[[], Iterable[FailingLocation]]
     ) -> None:

@@ -201,7 +201,7 @@ async def send(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_if_no_server_answers, breaker, interrupt.scope)
             with progress.bars:
-                if progress.is_shown:
+                if screen.err.is_terminal:
                     nursery.start_soon(progress.run, batcher.statistics, breaker.failing)
                 else:
                     nursery.start_soon(_report_failing_locations, breaker, screen)
