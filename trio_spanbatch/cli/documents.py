@@ -78,7 +78,6 @@ class _Held:
         return lowest <= 0
 
     def data(self) -> bytes:
-        """Return the lines."""
         return b"\n".join(self._lines)
 
     def by_line(self) -> Iterator[Document | Unreadable]:

@@ -385,7 +385,6 @@ class _SpoolSource:
             self._round.append((record, spans))
 
     def add_loss(self, loss: Loss) -> None:
-        """Note a loss."""
         if loss.outcome == "rejected":
             self._rejected.append(loss)
         else:
