@@ -58,7 +58,7 @@ class _Held:
         self.line = line  # the number of the first line
         self._depth = 0
         self._lines: list[bytes] = []
-        self._size = 0
+        self._size = -1  # with a line break between two lines
 
     @property
     def is_too_large(self) -> bool:
