@@ -14,13 +14,16 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from .. import BatchPolicy, InstrumentationScope, OTLPExporter, Resource, RetryPolicy, SpanBatcher, SpanKind, Spool
 from ..tracing import ActiveSpan, Tracer
+
+# Location, trace id and span id, the ids as hex.
+Key: TypeAlias = tuple[str, str, str]
 
 _TOOLS = ("search_documents", "query_database", "send_mail", "read_calendar")
 _QUESTIONS = ("Where is my parcel?", "¿Cuándo llega mi pedido?", "注文はいつ届きますか?", "Wann kommt mein Paket?")
@@ -50,13 +53,13 @@ PLANNED_WITH_SPOOL = planned_spans(_ANSWERS_WITH_SPOOL)
 
 
 class RecordingTracer(Tracer):
-    """A tracer of one location that remembers the ids of the spans that the batcher accepted."""
+    """A tracer of one location that remembers the spans that the batcher accepted."""
 
     def __init__(self, batcher: SpanBatcher, location: str) -> None:
         resource = Resource({"service.name": "demo-agent", "tenant": location})
         scope = InstrumentationScope("trio_spanbatch.demo", "1")
         super().__init__(batcher, location=location, resource=resource, scope=scope)
-        self.accepted: list[tuple[int, int]] = []
+        self.accepted: list[Key] = []
         # How many of these were printed, as they are committed.
         self.printed = 0
 
@@ -64,7 +67,7 @@ class RecordingTracer(Tracer):
         dropped = self.dropped
         super()._take(span)
         if self.dropped == dropped:
-            self.accepted.append((span.context.trace_id, span.context.span_id))
+            self.accepted.append((self.location, f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"))
 
 
 @attrs.frozen
@@ -123,24 +126,20 @@ async def _run_with_spool(url: str, directory: str) -> None:
     async with batcher:
         tracers = [RecordingTracer(batcher, location) for location in LOCATIONS]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_print_committed, batcher, tracers)
-            await run_agents(tracers, _ANSWERS_WITH_SPOOL)
-            nursery.cancel_scope.cancel()
-        await _print_committed(batcher, tracers, once=True)
+            nursery.start_soon(run_agents, tracers, _ANSWERS_WITH_SPOOL)
+            while nursery.child_tasks:
+                await _print_committed(batcher, tracers)
+                await trio.sleep(0.05)
+        await _print_committed(batcher, tracers)
 
 
-async def _print_committed(batcher: SpanBatcher, tracers: Sequence[RecordingTracer], *, once: bool = False) -> None:
-    while True:
-        accepted = [(tracer, len(tracer.accepted)) for tracer in tracers]
-        await batcher.sync()
-        for tracer, count in accepted:
-            for trace_id, span_id in tracer.accepted[tracer.printed : count]:
-                sys.stdout.write(f"{tracer.location} {trace_id:032x} {span_id:016x}\n")
-            tracer.printed = count
-        sys.stdout.flush()
-        if once:
-            return
-        await trio.sleep(0.05)
+async def _print_committed(batcher: SpanBatcher, tracers: Sequence[RecordingTracer]) -> None:
+    accepted = [(tracer, len(tracer.accepted)) for tracer in tracers]
+    await batcher.sync()
+    for tracer, count in accepted:
+        sys.stdout.writelines(f"{' '.join(key)}\n" for key in tracer.accepted[tracer.printed : count])
+        tracer.printed = count
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

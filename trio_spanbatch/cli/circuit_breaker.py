@@ -22,11 +22,12 @@ class FailingLocation:
 
     location: str
     since: float  # when the first attempt that failed began, in trio's time
+    give_up_at: float  # when its batches begin to be handed back without an attempt
     reason: str = ""  # why the last attempt failed
     is_reported: bool = False  # whether it was reported to the user
-    is_given_up: bool = False  # whether its batches are handed back without an attempt
 
 
+@attrs.define(eq=False)
 class CircuitBreaker:
     """A `SpanExporter` that wraps another one and stops sending to locations that keep failing.
 
@@ -35,19 +36,16 @@ class CircuitBreaker:
     longer than that. From then on it has the batcher hand batches back without an attempt.
     """
 
-    def __init__(
-        self, exporter: SpanExporter, patience: float, server: str = "the server", max_elapsed: float = math.inf
-    ) -> None:
-        self.answered: bool = False  # whether any request was answered, with any status
-        self.failure: str = ""  # why the last attempt without an answer failed
-        self.gave_up: bool = False  # whether it gave up altogether
-        self._exporter = exporter
-        self._patience = patience
-        self._max_elapsed = max_elapsed
-        self._no_answer = f"no answer from {server} within {patience:g} s"
-        self._attempted = trio.Event()
-        self._attempts: set[trio.CancelScope] = set()
-        self._failing: dict[str, FailingLocation] = {}
+    _exporter: SpanExporter
+    _patience: float
+    _server: str = "the server"
+    _max_elapsed: float = math.inf
+    answered: bool = attrs.field(default=False, init=False)  # whether any request was answered, with any status
+    failure: str = attrs.field(default="", init=False)  # why the last attempt without an answer failed
+    gave_up: bool = attrs.field(default=False, init=False)  # whether it gave up altogether
+    _attempted: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _attempts: set[trio.CancelScope] = attrs.field(factory=set, init=False)
+    _failing: dict[str, FailingLocation] = attrs.field(factory=dict, init=False)
 
     def check_location(self, location: str) -> None:
         if isinstance(self._exporter, LocationChecker):
@@ -62,7 +60,7 @@ class CircuitBreaker:
         if self.gave_up:
             return self.failure
         failing = self._failing.get(location)
-        if failing is None or not self._is_given_up(failing, trio.current_time()):
+        if failing is None or trio.current_time() < failing.give_up_at:
             return None
         # Worded like the batcher's own reason, so that all losses of a location have the same.
         return f"retries exhausted: {failing.reason}"
@@ -94,7 +92,7 @@ class CircuitBreaker:
     def give_up(self) -> None:
         """Cancel the attempts under way, and have all batches handed back from now on."""
         self.gave_up = True
-        self.failure = self.failure or self._no_answer
+        self.failure = self.failure or f"no answer from {self._server} within {self._patience:g} s"
         for attempt in self._attempts:
             attempt.cancel()
 
@@ -107,10 +105,9 @@ class CircuitBreaker:
             self.failure = result.reason
         else:
             self.answered = True
-        failing = self._failing.setdefault(location, FailingLocation(location, began))
+        new = FailingLocation(location, began, began + self._max_elapsed)
+        failing = self._failing.setdefault(location, new)
         failing.reason = result.reason
-        self._is_given_up(failing, trio.current_time() + (result.after or 0))
-
-    def _is_given_up(self, failing: FailingLocation, next_attempt_at: float) -> bool:
-        failing.is_given_up = failing.is_given_up or next_attempt_at >= failing.since + self._max_elapsed
-        return failing.is_given_up
+        now = trio.current_time()
+        if now + (result.after or 0) >= failing.give_up_at:
+            failing.give_up_at = now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 import os
@@ -32,7 +31,6 @@ from .destinations import (
     Destination,
     attempt_timeout,
     in_words_of_options,
-    location_is_not_sent,
     make_exporter,
     server_of,
 )
@@ -56,9 +54,6 @@ class _Seconds(click.FloatRange):
 
     name = "number of seconds"
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
@@ -66,7 +61,7 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
-_SECONDS = _Seconds()
+_SECONDS = _Seconds(min=0, min_open=True)
 
 
 def _file_for_store(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
@@ -207,77 +202,55 @@ def _with(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Com
     "--location-attribute", "KEY", "Take each span's location from this attribute of the span, or else of its resource."
 )
 @_with(*_REQUEST_OPTIONS)
-def send_command(
-    files: Sequence[str],
-    location: str | None,
-    location_attribute: str | None,
-    headers: Sequence[str],
-    as_json: bool,
-    **options: Any,
-) -> None:
+def send_command(files: Sequence[str], as_json: bool, **options: Any) -> None:
     """Send the spans in FILEs: OTLP as JSON lines, JSON documents or protobuf, plain or gzip; - is standard input.
 
     The exit code is 1 if a span was invalid, rejected or not delivered.
     """
     from .send import LocationOf, send
 
-    batch, destination = _batch_and_destination(options, headers, location, location_attribute)
-    screen = Screen()
-    with _log_lines(screen):
-        settings, exporter = _settings_and_exporter(
-            batch,
-            destination,
-            files=files,
-            location_of=LocationOf(
-                location or "default",
-                location_attribute,
-                from_lines=destination.to == "otlp" and location is None and location_attribute is None,
-            ),
-        )
-        if location_is_not_sent(destination):
-            screen.warn(_NOT_SENT)
+    location, attribute = options["location"], options["location_attribute"]
+    from_lines = options["to"] == "otlp" and location is None and attribute is None
+    location_of = LocationOf(location or "default", attribute, from_lines)
+    with _screen() as screen:
+        settings, exporter = _settings_and_exporter(options, files=files, location_of=location_of)
+        if attribute is not None:
+            _warn_if_not_sent(options, screen)
         result = trio.run(send, settings, exporter, screen)
     _end_sending(result, screen, as_json, exit_code=result.exit_code)
 
 
-_NOT_SENT = "locations are not sent to the server; name a header for them with --location-header"
+def _warn_if_not_sent(options: dict[str, Any], screen: Screen) -> None:
+    """Warn that locations, which differ between spans, are not sent to the server."""
+    if options["to"] == "otlp" and options["location_header"] is None:
+        screen.warn("locations are not sent to the server; name a header for them with --location-header")
 
 
-def _batch_and_destination(
-    options: dict[str, Any], headers: Sequence[str], location: str | None, location_attribute: str | None
-) -> tuple[dict[str, Any], Destination]:
-    """Return the options of the batches, and the destination."""
-    batch = {name: options.pop(name) for name in ("max_spans", "max_bytes", "max_delay")}
-    return batch, Destination(
-        location=location, location_attribute=location_attribute, headers=_parsed_headers(headers), **options
-    )
-
-
-def _settings_and_exporter(
-    batch_options: dict[str, Any], destination: Destination, **settings: Any
-) -> tuple[SendSettings, SpanExporter]:
+def _settings_and_exporter(options: dict[str, Any], **settings: Any) -> tuple[SendSettings, SpanExporter]:
     """Return how to send, and what sends."""
     from .send import MAX_ELAPSED, SendSettings
 
+    of_batches = {name: options[name] for name in ("max_spans", "max_bytes", "max_delay")}
+    others = {name: value for name, value in options.items() if name not in of_batches}
+    destination = Destination(**{**others, "headers": _parsed_headers(options["headers"])})
     try:
         exporter = make_exporter(destination)
-        batch = _batch_policy(**batch_options)
-        return (
-            SendSettings(
-                batch=batch,
-                limits=_limits(batch),
-                retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),
-                server=server_of(exporter),
-                no_server=NO_SERVER_ADVICE[destination.to],
-                words=in_words_of_options,
-                **settings,
-            ),
-            exporter,
+        given = {name: value for name, value in of_batches.items() if value is not None}
+        batch = BatchPolicy(**{**batch_options(os.environ), **given})
+        sending = SendSettings(
+            batch=batch,
+            limits=_limits(batch),
+            retry=RetryPolicy(max_elapsed=MAX_ELAPSED, attempt_timeout=attempt_timeout(destination)),
+            server=server_of(exporter),
+            no_server=NO_SERVER_ADVICE[destination.to],
+            words=in_words_of_options,
+            **settings,
         )
     except (TypeError, ValueError) as error:
         raise click.UsageError(in_words_of_options(str(error))) from error
     except ModuleNotFoundError as error:
         raise click.ClickException(str(error)) from error
+    return sending, exporter
 
 
 def _end_sending(
@@ -285,7 +258,7 @@ def _end_sending(
 ) -> NoReturn:
     """Print the outcome, and exit."""
     if as_json:
-        screen.document(_json(result.tally.document(result.statistics)))
+        screen.document(result.tally.document(result.statistics))
     else:
         result.tally.show(screen, result.statistics)
     for line in (*result.explanations(), *advice):
@@ -314,23 +287,19 @@ def receive_command(host: str, port: int, store: Path | None, location_header: s
             check_header_name(location_header, "--location-header")
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-    screen = Screen()
-    with _log_lines(screen):
+    with _screen() as screen:
         try:
             trio.run(receive, host, port, store, location_header, screen)
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
         except OSError as error:
-            raise click.ClickException(_cannot_listen(host, port, error)) from error
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
-    """Return an error message. Another port does not help if the host is not an address of this machine."""
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        advice = "name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all"
-    else:
-        advice = "name another port with --port; 0 selects a free one"
-    return f"cannot listen on {host}:{port}: {error.strerror or error}; {advice}"
+            # Another port does not help if the host is not an address of this machine.
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                advice = "name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all"
+            else:
+                advice = "name another port with --port; 0 selects a free one"
+            reason = f"cannot listen on {host}:{port}: {error.strerror or error}"
+            raise click.ClickException(f"{reason}; {advice}") from error
 
 
 @cli.command("demo", short_help="Show that no span is lost when a server fails or a program is killed.")
@@ -347,9 +316,12 @@ def demo_command(store: Path | None) -> None:
     if store is not None and store.exists():
         raise click.ClickException(f"{store} already exists; name a new file with --store")
     if store is None:
-        store = _new_folder() / "demo.db"
-    screen = Screen()
-    with _log_lines(screen):
+        try:
+            store = Path(tempfile.mkdtemp(prefix="trio-spanbatch-")) / "demo.db"
+        except OSError as error:
+            reason = f"cannot create a temporary directory: {error.strerror}"
+            raise click.ClickException(f"{reason}; name a file with --store") from error
+    with _screen() as screen:
         try:
             screen.say("act 1: a program is cancelled half-way")
             result = trio.run(demo, store, screen)
@@ -364,14 +336,6 @@ def demo_command(store: Path | None) -> None:
         except sqlite3.Error as error:
             raise click.ClickException(f"cannot store in {store}: {error}; name another file with --store") from error
     sys.exit(killed.exit_code)
-
-
-def _new_folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="trio-spanbatch-"))
-    except OSError as error:
-        reason = f"cannot create a temporary directory: {error.strerror}"
-        raise click.ClickException(f"{reason}; name a file with --store") from error
 
 
 @cli.group("spool", short_help="List, send, export, check or delete what a spool holds.")
@@ -398,10 +362,10 @@ def _spool_files(directory: Path) -> Iterator[tuple[SpoolFiles, Screen]]:
     from .._spool.store import SpoolError
     from .spool import SpoolFiles
 
-    screen = Screen()
     try:
-        files = SpoolFiles(directory, screen)
-        yield files, screen
+        with _screen() as screen:
+            files = SpoolFiles(directory, screen)
+            yield files, screen
     except SpoolError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -420,7 +384,7 @@ def spool_list_command(directory: Path, as_json: bool) -> None:
     with _spool_files(directory) as (files, screen):
         summary = summary_of(files)
         if as_json:
-            screen.document(_json(summary.document(files.in_use)))
+            screen.document(summary.document(files.in_use))
         else:
             summary.show(screen)
 
@@ -429,23 +393,22 @@ def spool_list_command(directory: Path, as_json: bool) -> None:
 @_directory
 @_with(*_DESTINATION_OPTIONS)
 @_with(*_REQUEST_OPTIONS)
-def spool_send_command(directory: Path, headers: Sequence[str], as_json: bool, **options: Any) -> None:
+def spool_send_command(directory: Path, as_json: bool, **options: Any) -> None:
     """Send the spans in DIR, each to its location. What a server has accepted is removed from DIR, and only that.
 
     Rejected spans become dead letters. The exit code is 1 if a span was rejected or not delivered.
     """
     from .spool import send_spool, summary_of
 
-    with _spool_files(directory) as (files, screen), _log_lines(screen):
+    with _spool_files(directory) as (files, screen):
         summary = summary_of(files)
         if not summary.total.spans:
             screen.warn(f"{directory}: contains no spans to send")
             return
         location = next(name for name, counts in summary.locations.items() if counts.spans)
-        batch, destination = _batch_and_destination(options, headers, location, None)
-        settings, exporter = _settings_and_exporter(batch, destination)
-        if len(summary.locations) > 1 and location_is_not_sent(attrs.evolve(destination, location_attribute="")):
-            screen.warn(_NOT_SENT)
+        settings, exporter = _settings_and_exporter({**options, "location": location, "location_attribute": None})
+        if len(summary.locations) > 1:
+            _warn_if_not_sent(options, screen)
         result = trio.run(send_spool, files, summary, settings, exporter, screen)
     advice = []
     if result.statistics.undelivered or not result.read_whole:
@@ -465,7 +428,7 @@ def spool_export_command(directory: Path, dead: bool, location: str | None) -> N
 
     with _spool_files(directory) as (files, screen):
         for document in export(files, dead=dead, location=location):
-            screen.document(_json(document))
+            screen.document(document)
 
 
 @spool_group.command("check", short_help="Read everything and compare the checksums.")
@@ -493,16 +456,6 @@ def spool_delete_command(directory: Path, location: str) -> None:
         files.problems += files.in_use
 
 
-def _json(document: object) -> str:
-    """Return ``document`` in one line, with escapes only if standard output cannot encode its characters."""
-    text = json.dumps(document, ensure_ascii=False)
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(document)
-    return text
-
-
 def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
     """Return the headers by name. Error messages never show a header, as it may be a credential."""
     parsed = {}
@@ -512,11 +465,6 @@ def _parsed_headers(headers: Sequence[str]) -> dict[str, str]:
             raise click.UsageError(f"--header number {number} is not of the form NAME=VALUE (it is not shown)")
         parsed[name.strip()] = value.strip()
     return parsed
-
-
-def _batch_policy(**options: float | None) -> BatchPolicy:
-    given = {name: value for name, value in options.items() if value is not None}
-    return BatchPolicy(**{**batch_options(os.environ), **given})
 
 
 def _limits(batch: BatchPolicy) -> Limits:
@@ -531,13 +479,14 @@ def _limits(batch: BatchPolicy) -> Limits:
 
 
 @contextmanager
-def _log_lines(screen: Screen) -> Iterator[None]:
-    """Print the library's log messages on stderr, one line each."""
+def _screen() -> Iterator[Screen]:
+    """Yield a screen. Inside the body, it shows the library's log messages, one line each."""
+    screen = Screen()
     handler = LogLines(screen)
     _LOGGER.addHandler(handler)
     # Its warnings are repeated in the reasons of losses. Without a handler, Python would print them.
     logging.getLogger("databricks").addHandler(logging.NullHandler())
     try:
-        yield
+        yield screen
     finally:
         _LOGGER.removeHandler(handler)

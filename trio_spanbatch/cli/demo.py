@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import quantiles
-from typing import TypeAlias
 
 import attrs
 import trio
@@ -28,15 +27,12 @@ from .. import (
     SpanBatcher,
 )
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
-from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, RecordingTracer, planned_spans, run_agents
+from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, Key, RecordingTracer, planned_spans, run_agents
 from .progress import DemoProgress
 from .receive import Collector
 from .screen import FAILS, GOOD, Screen
 from .signals import Interrupt
 from .store import SpanStore
-
-# Location, trace id and span id, the ids as hex.
-Key: TypeAlias = tuple[str, str, str]
 
 FAILING = "main.finance.agent_spans"
 
@@ -74,22 +70,16 @@ class MeasuringExporter:
 
 @attrs.define
 class FailingServer:
-    """Answers 503 for one location for some time."""
+    """Answers 503 for one location while it fails."""
 
     collector: Collector  # answers all other requests
-    began: float  # when the server was started, in trio's time
-    cancelled: float | None = None  # when the program was cancelled
+    is_failing: bool = False
+    cancelled: float | None = None  # when the program was cancelled, in trio's time
     accepted: int = 0  # how many spans had been accepted then
-
-    @property
-    def fails(self) -> bool:
-        now = trio.current_time()
-        over = self.cancelled is not None and now >= self.cancelled + _FAILS_BEYOND_CANCEL
-        return now >= self.began + _FAILS_AFTER and not over
 
     def answer(self, request: ReceivedRequest) -> Outcome | None:
         """Used as `OTLPReceiver`'s ``answers``."""
-        if request.location == FAILING and self.fails:
+        if self.is_failing and request.location == FAILING:
             return Answer(503, body=b"temporarily unavailable")
         return self.collector.answer(request)
 
@@ -136,26 +126,19 @@ class DemoResult:
 async def demo(path: Path, screen: Screen) -> DemoResult:
     """Run the demo with a new store in ``path``."""
     with closing(SpanStore(path)) as store:
-        server = FailingServer(Collector(store, screen.warn), trio.current_time())
+        server = FailingServer(Collector(store, screen.warn))
         interrupt = Interrupt()
         tracers: list[RecordingTracer] = []
         losses: list[Loss] = []
-        with interrupt.absorb():
-            async with (
-                trio.open_nursery() as nursery,
-                OTLPReceiver(
-                    location_header=LOCATION_HEADER,
-                    answers=server.answer,
-                    on_request=server.collector.count,
-                    keep=False,
-                ) as receiver,
-            ):
-                await nursery.start(interrupt.watch, signal.SIGTERM)
+        receiver = OTLPReceiver(
+            location_header=LOCATION_HEADER, answers=server.answer, on_request=server.collector.count, keep=False
+        )
+        with interrupt.absorb(), interrupt.on(signal.SIGTERM):
+            async with receiver:
                 screen.say(f"receiver on {receiver.url}, {len(LOCATIONS)} locations")
                 await _run_program(receiver.url, server, interrupt, tracers, losses, screen)
-                nursery.cancel_scope.cancel()
         return DemoResult(
-            accepted=list(_accepted(tracers)),
+            accepted=[key for tracer in tracers for key in tracer.accepted],
             stored=list(store.keys()),
             handed_back=list(handed_back(losses)),
             reason="; ".join(dict.fromkeys(loss.reason for loss in losses)),
@@ -182,6 +165,7 @@ async def _run_program(
         log_level=logging.INFO,
     )
     tracers += [RecordingTracer(batcher, location) for location in LOCATIONS]
+    began = trio.current_time()
     with DemoProgress(batcher, PLANNED_SPANS, screen).shown() as progress:
         async with trio.open_nursery() as observers:
             observers.start_soon(progress.run)
@@ -189,10 +173,10 @@ async def _run_program(
             # After a second Ctrl-C has ended the drain, the results are printed too.
             with interrupt.absorb(), interrupt.scope:
                 async with batcher:
-                    with interrupt.body():
+                    with interrupt.on(signal.SIGINT):
                         await run_agents(tracers, _QUESTIONS_PER_AGENT)
             observers.cancel_scope.cancel()
-        progress.say(f"left the batcher {trio.current_time() - (server.cancelled or server.began):.1f} s later")
+        progress.say(f"left the batcher {trio.current_time() - (server.cancelled or began):.1f} s later")
         if server.cancelled is not None:
             late = batcher.statistics().accepted - server.accepted
             progress.say(f"{late:,} spans were accepted after the cancel: those of the work that it ended")
@@ -202,10 +186,10 @@ async def _run_program(
 async def _cancel_half_way(
     batcher: SpanBatcher, server: FailingServer, scope: trio.CancelScope, progress: DemoProgress
 ) -> None:
-    failed = False
+    fails_at = trio.current_time() + _FAILS_AFTER
     while batcher.statistics().accepted < PLANNED_SPANS // 2 and not scope.cancel_called:
-        if server.fails and not failed:
-            failed, progress.failing = True, FAILING
+        if not server.is_failing and trio.current_time() >= fails_at:
+            server.is_failing, progress.failing = True, FAILING
             progress.say(f"the server answers 503 for {FAILING} from now on", FAILS)
         await trio.sleep(0.02)
     server.cancelled = trio.current_time()
@@ -218,14 +202,8 @@ async def _cancel_half_way(
     )
     scope.cancel()
     await trio.sleep(_FAILS_BEYOND_CANCEL)
-    progress.failing = None
+    server.is_failing, progress.failing = False, None
     progress.say(f"the server accepts spans for {FAILING} again", GOOD)
-
-
-def _accepted(tracers: Sequence[RecordingTracer]) -> Iterator[Key]:
-    for tracer in tracers:
-        for trace_id, span_id in tracer.accepted:
-            yield tracer.location, f"{trace_id:032x}", f"{span_id:016x}"
 
 
 def handed_back(losses: Sequence[Loss]) -> Iterator[Key]:

@@ -65,10 +65,6 @@ _REMEDIES = (
 )
 
 
-class OptionError(ValueError):
-    """Options cannot be combined, or one is missing. The message names options."""
-
-
 @attrs.frozen(kw_only=True)
 class Destination:
     """The options of ``send`` about its destination."""
@@ -86,11 +82,11 @@ class Destination:
 def make_exporter(destination: Destination) -> SpanExporter:
     """Return an exporter for ``destination``. Options that are not given come from the environment.
 
-    It raises `ValueError` or `TypeError` if an option or variable is invalid, `OptionError` if options cannot be
-    combined, and `ModuleNotFoundError` if a library is missing.
+    It raises `ValueError` or `TypeError` if an option or variable is invalid, or if options cannot be combined, and
+    `ModuleNotFoundError` if a library is missing.
     """
     if destination.location is not None and destination.location_attribute is not None:
-        raise OptionError("--location and --location-attribute are mutually exclusive")
+        raise ValueError("--location and --location-attribute are mutually exclusive")
     if sdk_disabled(os.environ):
         return DisabledExporter()
     make = {"otlp": _otlp, "mlflow": _mlflow, "unity-catalog": _unity_catalog, "zerobus": _zerobus}[destination.to]
@@ -111,12 +107,6 @@ def attempt_timeout(destination: Destination) -> float:
         return export_timeout(os.environ)
     timeout = exporter_options(os.environ, endpoint=destination.endpoint).get("timeout", 0.0)
     return export_timeout(os.environ, max(30.0, timeout + 1.0))
-
-
-def location_is_not_sent(destination: Destination) -> bool:
-    """Whether locations differ between spans, but are not sent to the server."""
-    by_span = destination.location_attribute is not None
-    return by_span and destination.to == "otlp" and destination.location_header is None
 
 
 def server_of(exporter: SpanExporter) -> str:
@@ -160,16 +150,16 @@ def _mlflow(destination: Destination) -> SpanExporter:
 
 
 def _check_mlflows_variables(destination: Destination) -> None:
-    """Raise `OptionError` where the library reports a programming error, or only logs a warning."""
+    """Raise `ValueError` where the library reports a programming error, or only logs a warning."""
     name, uri = "--endpoint", destination.endpoint
     if uri is None:
         name, uri = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", "")
     if re.fullmatch(r"https?:[/\\]*", uri.strip(), re.IGNORECASE):
-        raise OptionError(f"{name} has no host; it must be the URL of a tracking server, as in http://localhost:5000")
+        raise ValueError(f"{name} has no host; it must be the URL of a tracking server, as in http://localhost:5000")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
     by_variable = destination.location is None and destination.location_attribute is None
     if by_variable and experiment and not is_experiment_id(experiment):
-        raise OptionError(
+        raise ValueError(
             f"MLFLOW_EXPERIMENT_ID is {shown(experiment)}; it must be the id of an experiment, a whole number such as "
             "'3'; correct it, or name an experiment with --location"
         )
@@ -182,7 +172,7 @@ def _unity_catalog(destination: Destination) -> SpanExporter:
 def _zerobus(destination: Destination) -> SpanExporter:
     options = _options_for_tables(destination, ZEROBUS_HEADER)
     if not os.environ.get("DATABRICKS_HOST", "").strip():
-        raise OptionError(
+        raise ValueError(
             "--to zerobus needs a workspace that issues tokens: set DATABRICKS_HOST, as in "
             "https://dbc-a1b2c3d4-e5f6.cloud.databricks.com"
         )
@@ -198,7 +188,7 @@ def _options_for_tables(destination: Destination, header: str) -> dict[str, Any]
     by_option = "--location or --location-attribute names the table"
     _refuse(header.lower() in names, f"--header {header}=", destination, by_option)
     if destination.location is None and destination.location_attribute is None:
-        raise OptionError(
+        raise ValueError(
             f"--to {destination.to} needs a table: name it with --location <catalog>.<schema>.<table>, or name the "
             "attribute that contains it with --location-attribute"
         )
@@ -211,7 +201,7 @@ def _options_for_tables(destination: Destination, header: str) -> dict[str, Any]
 
 def _refuse(given: bool, option: str, destination: Destination, reason: str) -> None:
     if given:
-        raise OptionError(f"{option} cannot be used with --to {destination.to}: {reason}")
+        raise ValueError(f"{option} cannot be used with --to {destination.to}: {reason}")
 
 
 class _AdvisedExporter(OTLPExporter):

@@ -25,7 +25,7 @@ _TOO_LARGE = (
 _DECODER = json.JSONDecoder()
 # Allowed between two documents. Concatenated files contain byte order marks.
 _BETWEEN = " \t\r\n\f\v\ufeff"
-_SKIP = re.compile(f"[{_BETWEEN}]*")
+_FIRST = re.compile(f"[^{_BETWEEN}]")
 # A string ends at the end of its line at the latest. The quantifiers are possessive, so that unclosed quotation marks
 # cause no backtracking.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
@@ -56,33 +56,28 @@ class _Held:
 
     def __init__(self, line: int) -> None:
         self.line = line  # the number of the first line
-        self.depth = 0
-        # Whether the lines were discarded. Brackets are still counted, to find the end of the value.
-        self.is_too_large = False
+        self._depth = 0
         self._lines: list[bytes] = []
-        self._size = 0
+        self._size = -1  # with a line break between two lines
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the lines were discarded. Brackets are still counted, to find the end of the value."""
+        return self._size > MAX_DOCUMENT_BYTES
 
     def add(self, line: bytes) -> bool:
         """Add a line. Return whether the value ends in this line."""
-        lowest = self.depth
+        lowest = self._depth
         for bracket in _BRACKETS.findall(_STRING.sub(b"", line)):
-            self.depth += _STEPS[bracket]
-            lowest = min(lowest, self.depth)
+            self._depth += _STEPS[bracket]
+            lowest = min(lowest, self._depth)
+        self._lines.append(line)
         self._size += len(line) + 1
-        if not self.is_too_large:
-            self._lines.append(line)
+        if self.is_too_large:
+            self._lines.clear()
         return lowest <= 0
 
-    def outgrew(self) -> bool:
-        """Discard the lines if they have become too large. Return whether that happened in this call."""
-        if self.is_too_large or self._size <= MAX_DOCUMENT_BYTES:
-            return False
-        self.is_too_large = True
-        self._lines = []
-        return True
-
     def data(self) -> bytes:
-        """Return the lines."""
         return b"\n".join(self._lines)
 
     def by_line(self) -> Iterator[Document | Unreadable]:
@@ -96,8 +91,7 @@ class DocumentParser:
 
     def __init__(self) -> None:
         self.line: int = 1  # the number of the next line
-        self._parts: list[bytes] = []  # the beginning of that line
-        self._parts_size = 0
+        self._data = bytearray()  # the beginning of that line
         self._skip_line = False
         self._held: _Held | None = None
 
@@ -111,25 +105,25 @@ class DocumentParser:
 
     def finish(self) -> Iterator[Document | Unreadable]:
         """Yield what remains at the end of the input."""
-        if self._parts:
+        if self._data:
             yield from self._end_line()
         held, self._held = self._held, None
         if held is not None:
             yield from _values(held.data(), held.line)
 
     def _extend_line(self, piece: bytes) -> Iterator[Unreadable]:
-        if self._skip_line or not piece:
+        if self._skip_line:
             return
-        self._parts.append(piece)
-        self._parts_size += len(piece)
-        if self._parts_size > MAX_DOCUMENT_BYTES:
+        self._data += piece
+        if len(self._data) > MAX_DOCUMENT_BYTES:
             self._skip_line = True
-            self._parts, self._parts_size = [], 0
+            self._data.clear()
             yield Unreadable(self.line, _TOO_LARGE)
 
     def _end_line(self) -> Iterator[Document | Unreadable]:
-        line, number = b"".join(self._parts), self.line
-        self._parts, self._parts_size, self._skip_line = [], 0, False
+        line, number = bytes(self._data), self.line
+        self._data.clear()
+        self._skip_line = False
         self.line += 1
         if self._held is None:
             yield from self._take(line, number)
@@ -151,8 +145,9 @@ class DocumentParser:
             yield from held.by_line()
             yield from requests
             return
+        was_too_large = held.is_too_large
         is_complete = held.add(line)
-        if held.outgrew():
+        if held.is_too_large and not was_too_large:
             yield Unreadable(held.line, _TOO_LARGE)
         if is_complete:
             self._held = None
@@ -167,7 +162,8 @@ def _values(data: bytes, first: int) -> Iterator[Document | Unreadable]:
         yield Unreadable(first + data.count(b"\n", 0, error.start), f"not UTF-8: byte 0x{data[error.start]:02x}")
         return
     line, end = first, 0
-    while (position := _after_space(text, end)) < len(text):
+    while (first_character := _FIRST.search(text, end)) is not None:
+        position = first_character.start()
         line += text.count("\n", end, position)
         try:
             value, after = _DECODER.raw_decode(text, position)
@@ -183,11 +179,6 @@ def _values(data: bytes, first: int) -> Iterator[Document | Unreadable]:
         yield Document(line, value)
         line += text.count("\n", position, after)
         end = after
-
-
-def _after_space(text: str, position: int) -> int:
-    match = _SKIP.match(text, position)
-    return position if match is None else match.end()
 
 
 def _whole_requests(line: bytes, number: int) -> list[Document | Unreadable] | None:

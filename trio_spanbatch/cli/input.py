@@ -11,7 +11,6 @@ import sys
 import zlib
 from typing import TYPE_CHECKING
 
-import outcome
 import trio
 
 if TYPE_CHECKING:
@@ -61,10 +60,7 @@ class InputFile:
     async def read(self) -> bytes:
         """Return the next bytes, at most 64 KiB, or ``b""`` at the end of the file."""
         self._in_thread = True
-        # Not in a finally: if this is cancelled, the thread continues.
-        data = await trio.to_thread.run_sync(outcome.capture, self._read, abandon_on_cancel=True)
-        self._in_thread = False
-        return data.unwrap()
+        return await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
 
     def _read(self) -> bytes:
         try:
@@ -75,6 +71,8 @@ class InputFile:
             raise InputFileError(f"the gzip data is damaged: {error}") from error
         except OSError as error:
             raise InputFileError(f"cannot be read: {error.strerror or error}") from error
+        finally:
+            self._in_thread = False
 
     def _open(self) -> io.BufferedReader | gzip.GzipFile:
         if self._is_closed_stdin:

@@ -8,22 +8,20 @@ compared with those in the store.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from itertools import filterfalse
 from pathlib import Path
 
 import attrs
 import trio
 
-from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
-from .agent import LOCATION_HEADER, LOCATIONS, PLANNED_WITH_SPOOL
-from .demo import FAILING, Key
+from ..testing import OTLPReceiver
+from .agent import LOCATION_HEADER, LOCATIONS, PLANNED_WITH_SPOOL, Key
+from .demo import FAILING, FailingServer
 from .receive import Collector
 from .screen import FAILS, Screen
 from .signals import Interrupt
@@ -69,26 +67,16 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
     """Run the program with the store in ``path``, kill it when half of its spans are committed, and start it again."""
     committed: list[Key] = []
     failure = ""
-    is_failing = True
     interrupt = Interrupt()
     with closing(SpanStore(path)) as store, tempfile.TemporaryDirectory(prefix="trio-spanbatch-") as spool:
         before = set(store.keys())
-        collector = Collector(store, screen.warn)
+        server = FailingServer(Collector(store, screen.warn), is_failing=True)
 
         def stored() -> list[Key]:
-            return list(filterfalse(before.__contains__, store.keys()))
+            return [key for key in store.keys() if key not in before]
 
-        def answer(request: ReceivedRequest) -> Outcome | None:
-            if is_failing and request.location == FAILING:
-                return Answer(503, body=b"temporarily unavailable")
-            return collector.answer(request)
-
-        async with (
-            trio.open_nursery() as nursery,
-            OTLPReceiver(location_header=LOCATION_HEADER, answers=answer, keep=False) as receiver,
-        ):
-            await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
-            with interrupt.scope:
+        async with OTLPReceiver(location_header=LOCATION_HEADER, answers=server.answer, keep=False) as receiver:
+            with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope:
                 screen.say(f"the server answers 503 for {FAILING}", FAILS)
                 ended = await _run(receiver.url, spool, committed, enough=PLANNED_WITH_SPOOL // 2)
                 at_kill = [*committed], stored()
@@ -97,9 +85,9 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
                     screen.say("starting it again; the server accepts all spans")
                 else:
                     failure = f"the agent program ended with {ended} before it was killed"
-                is_failing = False
+                server.is_failing = False
                 for _ in range(_MAX_LIVES):
-                    if failure or not any(name.endswith(".spans") for *_, names in os.walk(spool) for name in names):
+                    if failure or not any(Path(spool).rglob("*.spans")):
                         break
                     ended = await _run(receiver.url, spool, committed, enough=math.inf)
                     if ended:
@@ -107,7 +95,6 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
                 if not failure:
                     screen.say(f"it has ended: {_counts(committed, stored())}")
                     _show(at_kill, (committed, stored()), screen)
-            nursery.cancel_scope.cancel()
         return KillResult(committed=committed, stored=stored(), failure=failure, interrupted=interrupt.exit_code)
 
 

@@ -16,6 +16,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -38,8 +39,7 @@ from .._spans.records import (
 
 _JSONObject: TypeAlias = dict[str, Any]
 _Enum = TypeVar("_Enum", bound=Enum)
-_Type = TypeVar("_Type")
-_Part = TypeVar("_Part")
+_T = TypeVar("_T")
 
 _CAPITAL: Final = re.compile("[A-Z]")
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|NaN|-?Infinity")
@@ -95,7 +95,7 @@ def _read_envelopes(envelopes: list[Any]) -> Iterator[Span | InvalidSpanError]:
         if isinstance(scopes, InvalidSpanError):
             yield scopes
             continue
-        resource = _tried(path, _resource, envelope)
+        resource = _tried(path, _part_of_envelope, envelope, "resource", _resource)
         for scope_index, scope in enumerate(scopes):
             yield from _read_scope(f"{path}.scopeSpans[{scope_index}]", scope, resource)
 
@@ -107,7 +107,7 @@ def _read_scope(
     if isinstance(spans, InvalidSpanError):
         yield spans
         return
-    scope = _tried(path, _scope, envelope)
+    scope = _tried(path, _part_of_envelope, envelope, "scope", _scope)
     for index, span in enumerate(spans):
         place = f"{path}.spans[{index}]"
         if isinstance(resource, InvalidSpanError):
@@ -118,7 +118,7 @@ def _read_scope(
             yield _tried(place, _span, span, resource, scope)
 
 
-def _tried(path: str, read: Callable[..., _Part], value: object, *args: object) -> _Part | InvalidSpanError:
+def _tried(path: str, read: Callable[..., _T], value: object, *args: object) -> _T | InvalidSpanError:
     """Return the result of `_inside`, or its error."""
     try:
         return _inside(path, read, value, *args)
@@ -126,7 +126,7 @@ def _tried(path: str, read: Callable[..., _Part], value: object, *args: object) 
         return error
 
 
-def _inside(path: str, read: Callable[..., _Part], value: object, *args: object) -> _Part:
+def _inside(path: str, read: Callable[..., _T], value: object, *args: object) -> _T:
     """Call ``read`` with the object ``value`` at ``path``, and put ``path`` in front of the fields in its errors."""
     message = _as_type(value, path, dict)
     try:
@@ -138,10 +138,10 @@ def _inside(path: str, read: Callable[..., _Part], value: object, *args: object)
 
 
 def _span(message: _JSONObject, resource: Resource | None, scope: InstrumentationScope | None) -> Span:
-    flags = _int_field(message, "flags", COUNT_END)
+    flags = _int_field(message, "flags")
     context = _context(message, flags=flags & _TRACE_FLAGS_MASK)
     # Some producers write an all-zero parent id for a root span.
-    parent_id = _id_field(message, "parentSpanId", 8, may_be_zero=True)
+    parent_id = _id_field(message, "parentSpanId", 8, is_optional=True)
     events: list[SpanEvent] = _items(message, "events", _event)
     links: list[SpanLink] = _items(message, "links", _link)
     return Span(
@@ -154,25 +154,20 @@ def _span(message: _JSONObject, resource: Resource | None, scope: Instrumentatio
         attributes=_attributes(message),
         events=events,
         links=links,
-        status=_status(message),
+        status=_part(message, "status", _status),
         resource=resource,
         instrumentation_scope=scope,
-        dropped_attributes=_int_field(message, "droppedAttributesCount", COUNT_END),
-        dropped_events=_int_field(message, "droppedEventsCount", COUNT_END),
-        dropped_links=_int_field(message, "droppedLinksCount", COUNT_END),
+        dropped_attributes=_int_field(message, "droppedAttributesCount"),
+        dropped_events=_int_field(message, "droppedEventsCount"),
+        dropped_links=_int_field(message, "droppedLinksCount"),
         flags=flags,
     )
 
 
 def _context(message: _JSONObject, flags: int) -> SpanContext:
-    trace_id, span_id = _id_field(message, "traceId", 16), _id_field(message, "spanId", 8)
-    if not trace_id:
-        raise InvalidSpanError("traceId is missing")
-    if not span_id:
-        raise InvalidSpanError("spanId is missing")
     return SpanContext(
-        trace_id,
-        span_id,
+        _id_field(message, "traceId", 16),
+        _id_field(message, "spanId", 8),
         is_remote=bool(flags & _IS_REMOTE),
         trace_flags=flags & _TRACE_FLAGS_MASK,
         trace_state=_typed_field(message, "traceState", str),
@@ -184,36 +179,39 @@ def _event(message: _JSONObject) -> SpanEvent:
         _typed_field(message, "name", str),
         _int_field(message, "timeUnixNano", TIME_END),
         _attributes(message),
-        _int_field(message, "droppedAttributesCount", COUNT_END),
+        _int_field(message, "droppedAttributesCount"),
     )
 
 
 def _link(message: _JSONObject) -> SpanLink:
-    flags = _int_field(message, "flags", COUNT_END)
-    return SpanLink(
-        _context(message, flags), _attributes(message), _int_field(message, "droppedAttributesCount", COUNT_END), flags
-    )
+    flags = _int_field(message, "flags")
+    dropped = _int_field(message, "droppedAttributesCount")
+    return SpanLink(_context(message, flags), _attributes(message), dropped, flags)
 
 
-def _status(message: _JSONObject) -> Status | None:
-    def given(message: _JSONObject) -> Status:
-        code = _enum_field(message, "code", _STATUS_CODES, "STATUS_CODE_")
-        return Status(code, _typed_field(message, "message", str))
-
-    status = _field_of(message, "status")
-    return None if status is None else _inside("status", given, status)
+def _status(message: _JSONObject) -> Status:
+    code = _enum_field(message, "code", _STATUS_CODES, "STATUS_CODE_")
+    return Status(code, _typed_field(message, "message", str))
 
 
-def _resource(envelope: _JSONObject) -> Resource | None:
-    def given(message: _JSONObject) -> Resource:
-        entity_refs: list[EntityRef] = _items(message, "entityRefs", _entity_ref)
-        dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
-        return Resource(_attributes(message), schema_url, dropped, entity_refs)
+def _part_of_envelope(envelope: _JSONObject, name: str, read: Callable[[_JSONObject, str], _T]) -> _T | None:
+    """Return the resource or the scope of an envelope with its schema URL; None if both are missing."""
+    schema_url, part = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, name)
+    if part is None and not schema_url:
+        return None
+    return _inside(name, read, {} if part is None else part, schema_url)
 
-    schema_url, resource = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, "resource")
-    if resource is None:
-        return Resource(schema_url=schema_url) if schema_url else None
-    return _inside("resource", given, resource)
+
+def _resource(message: _JSONObject, schema_url: str) -> Resource:
+    entity_refs: list[EntityRef] = _items(message, "entityRefs", _entity_ref)
+    dropped = _int_field(message, "droppedAttributesCount")
+    return Resource(_attributes(message), schema_url, dropped, entity_refs)
+
+
+def _scope(message: _JSONObject, schema_url: str) -> InstrumentationScope:
+    name, version = _typed_field(message, "name", str), _typed_field(message, "version", str)
+    dropped = _int_field(message, "droppedAttributesCount")
+    return InstrumentationScope(name, version, schema_url, _attributes(message), dropped)
 
 
 def _entity_ref(message: _JSONObject) -> EntityRef:
@@ -229,21 +227,15 @@ def _texts(message: _JSONObject, name: str) -> list[str]:
     return [_as_type(text, f"{name}[{index}]", str) for index, text in enumerate(_typed_field(message, name, list))]
 
 
-def _scope(envelope: _JSONObject) -> InstrumentationScope | None:
-    def given(message: _JSONObject) -> InstrumentationScope:
-        name, version = _typed_field(message, "name", str), _typed_field(message, "version", str)
-        dropped = _int_field(message, "droppedAttributesCount", COUNT_END)
-        return InstrumentationScope(name, version, schema_url, _attributes(message), dropped)
-
-    schema_url, scope = _typed_field(envelope, "schemaUrl", str), _field_of(envelope, "scope")
-    if scope is None and not schema_url:
-        return None
-    return _inside("scope", given, {} if scope is None else scope)
-
-
-def _items(message: _JSONObject, name: str, read: Callable[[_JSONObject], _Part]) -> list[_Part]:
+def _items(message: _JSONObject, name: str, read: Callable[[_JSONObject], _T]) -> list[_T]:
     items = enumerate(_typed_field(message, name, list))
     return [_inside(f"{name}[{index}]", read, item) for index, item in items]
+
+
+def _part(message: _JSONObject, name: str, read: Callable[..., _T], *args: object) -> _T | None:
+    """Read a field that is a message; None if it is missing."""
+    value = _field_of(message, name)
+    return None if value is None else _inside(name, read, value, *args)
 
 
 def _attributes(message: _JSONObject) -> dict[str, Any]:
@@ -251,8 +243,7 @@ def _attributes(message: _JSONObject) -> dict[str, Any]:
 
 
 def _key_value(message: _JSONObject, depth: int = 0) -> tuple[str, Any]:
-    key, value = _typed_field(message, "key", str), _field_of(message, "value")
-    return key, None if value is None else _inside("value", _any_value, value, depth)
+    return _typed_field(message, "key", str), _part(message, "value", _any_value, depth)
 
 
 def _any_value(message: _JSONObject, depth: int) -> Any:
@@ -262,7 +253,7 @@ def _any_value(message: _JSONObject, depth: int) -> Any:
     return _VALUES[present[0]](message[present[0]], present[0], depth) if present else None
 
 
-def _values(value: object, name: str, depth: int, read: Callable[[_JSONObject, int], _Part]) -> list[_Part]:
+def _values(value: object, name: str, depth: int, read: Callable[[_JSONObject, int], _T]) -> list[_T]:
     if depth == _MAX_DEPTH:
         return []
     return _inside(name, _items, value, "values", lambda item: read(item, depth + 1))
@@ -279,13 +270,13 @@ def _snake_case(name: str) -> str:
     return _CAPITAL.sub(lambda capital: f"_{capital.group().lower()}", name)
 
 
-def _as_type(value: object, name: str, kind: type[_Type]) -> _Type:
+def _as_type(value: object, name: str, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise invalid(name, value, f"it must be {_TYPES[kind]}")
     return value
 
 
-def _typed_field(message: _JSONObject, name: str, kind: type[_Type]) -> _Type:
+def _typed_field(message: _JSONObject, name: str, kind: type[_T]) -> _T:
     """Return a field of the type ``kind``, which is empty if it is missing."""
     value = _field_of(message, name)
     return kind() if value is None else _as_type(value, name, kind)
@@ -303,11 +294,9 @@ def _as_int(value: object, first: int, end: int, name: str) -> int:
 
 def _as_float(value: object, name: str) -> float:
     number = _number(value)
-    try:
-        if number is not None:
+    if number is not None:
+        with suppress(OverflowError):
             return float(number)
-    except OverflowError:
-        pass
     raise invalid(name, value, "it must be a number, or 'NaN', 'Infinity' or '-Infinity'")
 
 
@@ -329,22 +318,24 @@ def _as_bytes(value: object, name: str) -> bytes:
         raise invalid(name, value, f"it is not base64 ({error})") from error
 
 
-def _int_field(message: _JSONObject, name: str, end: int) -> int:
+def _int_field(message: _JSONObject, name: str, end: int = COUNT_END) -> int:
     """Return an unsigned integer field, which must be below ``end``."""
     value = _field_of(message, name)
     return 0 if value is None else _as_int(value, 0, end, name)
 
 
-def _id_field(message: _JSONObject, name: str, size: int, *, may_be_zero: bool = False) -> int:
-    """Return an id of ``size`` bytes as an int; 0 if it is missing or empty, or all zero with ``may_be_zero``."""
+def _id_field(message: _JSONObject, name: str, size: int, *, is_optional: bool = False) -> int:
+    """Return an id of ``size`` bytes as an int. One that ``is_optional`` is 0 if it is missing, empty or all zero."""
     value = _field_of(message, name)
-    if value is None or value == "" or (may_be_zero and value == "0" * (2 * size)):
+    is_missing = value is None or value == ""
+    if is_optional and (is_missing or value == "0" * (2 * size)):
         return 0
+    if is_missing:
+        raise InvalidSpanError(f"{name} is missing")
     is_hex = isinstance(value, str) and re.fullmatch(f"[0-9A-Fa-f]{{{2 * size}}}", value)
-    number = int(value, 16) if is_hex else 0
-    if not number:
-        raise invalid(name, value, f"it must be {2 * size} hex digits, not all zero")
-    return number
+    if is_hex and (number := int(value, 16)):
+        return number
+    raise invalid(name, value, f"it must be {2 * size} hex digits, not all zero")
 
 
 def _enum_field(message: _JSONObject, name: str, numbers: Mapping[int, _Enum], prefix: str) -> _Enum:

@@ -56,23 +56,13 @@ class SendProgress:
     """
 
     def __init__(self, total: int | None, screen: Screen) -> None:
-        self.position: int = 0  # how many bytes of the current file have been read
+        self.position: int = 0  # how much of the source has been read
         self.read_whole: bool = False  # whether all files have been read
-        self._before = 0
         # The bars, a context manager inside which they are shown.
         description, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
         columns = (description, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), counts)
         self.bars: _Progress = _bars(screen.err, *columns)
         self._task = self.bars.add_task("reading", total=total, counts="")
-
-    def end_file(self, file: InputFile) -> None:
-        self._before += file.size() or 0
-        self.position = 0
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether standard error is a terminal."""
-        return not self.bars.disable
 
     async def run(
         self, statistics: Callable[[], SpanBatcherStatistics], failing: Callable[[], Iterable[FailingLocation]]
@@ -93,18 +83,19 @@ class SendProgress:
                 completed=counts.accepted - counts.queued - counts.in_flight,
             )
         else:
-            self.bars.update(self._task, completed=self._before + self.position)
+            self.bars.update(self._task, completed=self.position)
         words = f"{counts.delivered:,} of {counts.accepted:,} delivered"
         for count, outcome in ((counts.rejected, "rejected"), (counts.undelivered, "undelivered")):
             words += f", {count:,} {outcome}" if count else ""
         self.bars.update(self._task, counts=words, refresh=True)
 
 
-def work_bar(work: str, total: int, screen: Screen) -> tuple[Progress, Callable[[int], None]]:
-    """Return a bar, a context manager inside which it is shown, and a function that notes that more is done."""
-    bar = _bars(screen.err, TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    task = bar.add_task(work, total=total)
-    return bar, lambda amount: bar.update(task, advance=amount, refresh=True)
+@contextmanager
+def work_bar(work: str, total: int, screen: Screen) -> Iterator[Callable[[int], None]]:
+    """Show a bar during the body, which is given a function that notes that more is done."""
+    with _bars(screen.err, TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()) as bar:
+        task = bar.add_task(work, total=total)
+        yield lambda amount: bar.update(task, advance=amount, refresh=True)
 
 
 def _line_of(failing: Sequence[FailingLocation]) -> str:
@@ -157,19 +148,16 @@ class DemoProgress:
         if not self._moves:
             self.say(f"  {statistics.delivered:,} of {statistics.accepted:,} delivered")
             return
-        for location, counts in statistics.locations.items():
-            if location not in self._tasks:
-                self._tasks[location] = self._progress.add_task(location, counts="", mark=" ", style="none")
-            self._update(location, self._planned // 4, counts.accepted, counts.delivered)
-        self._update("total", self._planned, statistics.accepted, statistics.delivered)
+        for name, counts in {"total": statistics, **statistics.locations}.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, counts="", mark=" ", style="none")
+            planned = self._planned if name == "total" else self._planned // 4
+            self._progress.update(
+                self._tasks[name],
+                completed=counts.delivered,
+                total=max(planned, counts.accepted, 1),
+                counts=f"{counts.delivered:>5,} of {counts.accepted:>5,} delivered",
+                mark="!" if name == self.failing else " ",
+                style=FAILS if name == self.failing else "none",
+            )
         self._progress.refresh()
-
-    def _update(self, name: str, planned: int, accepted: int, delivered: int) -> None:
-        self._progress.update(
-            self._tasks[name],
-            completed=delivered,
-            total=max(planned, accepted, 1),
-            counts=f"{delivered:>5,} of {accepted:>5,} delivered",
-            mark="!" if name == self.failing else " ",
-            style=FAILS if name == self.failing else "none",
-        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import attrs
 
@@ -26,6 +27,7 @@ _LOOKED_AT = 16 * 1024
 class Envelope:
     """A ``ResourceSpans``: the position of its first byte in the file, and its spans."""
 
+    line: ClassVar = 0  # these files have no lines
     at: int
     spans: Sequence[EncodedSpan]
 
@@ -43,7 +45,7 @@ def is_protobuf(data: bytes) -> bool:
 class RequestParser:
     """Turns chunks of bytes into envelopes."""
 
-    line = 0  # these files have no lines
+    line = 0
 
     def __init__(self) -> None:
         self._data = bytearray()

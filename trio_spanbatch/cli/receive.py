@@ -11,7 +11,6 @@ from pathlib import Path
 
 import attrs
 import trio
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest, partial_success
 from .screen import Screen
@@ -66,11 +65,16 @@ class Collector:
         if request.message is None or request.default_answer.status != 200:
             return None
         rejected = [span for span in request.spans if not has_ids(span)]
+        counts = StoredCounts(len(request.spans) - len(rejected), 0)
         try:
-            self._store_spans(request.location, request.message, len(request.spans) - len(rejected))
+            if self.store is not None:
+                counts = self.store.add(request.location, request.message)
         except sqlite3.Error as error:
             self._warn(f"cannot store spans: {error}; answered 503, so that clients retry")
             return Answer(503, headers=[("retry-after", "1")], body=b"cannot write to the store")
+        self.counts.spans += counts.stored
+        self.counts.repeated += counts.repeated
+        self.counts.locations[request.location] += counts.stored
         self.counts.rejected += len(rejected)
         return partial_success(len(rejected), _BAD_IDS, rejected_spans=rejected) if rejected else None
 
@@ -86,17 +90,10 @@ class Collector:
         await self._changed.wait()
         self._changed = trio.Event()
 
-    def _store_spans(self, location: str, message: ExportTraceServiceRequest, good: int) -> None:
-        stored = StoredCounts(good, 0) if self.store is None else self.store.add(location, message)
-        self.counts.spans += stored.stored
-        self.counts.repeated += stored.repeated
-        self.counts.locations[location] += stored.stored
-
 
 async def receive(host: str, port: int, store: Path | None, location_header: str | None, screen: Screen) -> None:
     """Serve until a signal arrives. Without a ``store``, spans are only counted."""
     interrupt = Interrupt()
-    failure: OSError | sqlite3.Error | None = None
     collector = Collector(None, screen.warn)
     receiver = OTLPReceiver(
         host=host,
@@ -106,23 +103,8 @@ async def receive(host: str, port: int, store: Path | None, location_header: str
         on_request=collector.count,
         keep=False,
     )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(interrupt.watch, signal.SIGINT, signal.SIGTERM)
-        with interrupt.scope:
-            try:
-                await _serve(receiver, store, collector, screen)
-            except (OSError, sqlite3.Error) as error:
-                # Raised outside of the nursery, which would wrap it in an exception group.
-                failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    screen.say(f"ended: {collector.counts}")
-
-
-async def _serve(receiver: OTLPReceiver, store: Path | None, collector: Collector, screen: Screen) -> None:
     # The store is closed after the receiver, which may store spans until then.
-    with ExitStack() as stack:
+    with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope, ExitStack() as stack:
         async with receiver:
             if store is not None:
                 # Opened after listening has succeeded, so that a failure leaves no file behind. No request can have
@@ -131,11 +113,8 @@ async def _serve(receiver: OTLPReceiver, store: Path | None, collector: Collecto
             screen.say(f"listening on {receiver.url}")
             if store is not None:
                 screen.say(f"storing in {store}")
-            await _show_counts(collector, screen)
-
-
-async def _show_counts(collector: Collector, screen: Screen) -> None:
-    while True:
-        await collector.wait_for_change()
-        screen.say(str(collector.counts))
-        await trio.sleep(_INTERVAL)
+            while True:
+                await collector.wait_for_change()
+                screen.say(str(collector.counts))
+                await trio.sleep(_INTERVAL)
+    screen.say(f"ended: {collector.counts}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import attrs
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from .._exceptions import leaves
@@ -41,34 +42,30 @@ def table_lines(
 
     Columns that are ``optional`` may be left out if the table does not fit and they contain only zeros.
     """
-    lines = _beside_if_it_fits(columns, rows, width)
+    table = [columns, *rows]
+    lines = _beside_if_it_fits(table, width)
     if lines is not None:
         return lines
-    empty = [label for place, label in enumerate(columns) if label in optional and all(r[place] == "0" for r in rows)]
+    by_column = list(zip(*table, strict=True))
+    empty = [label for label, *cells in by_column if label in optional and set(cells) <= {"0"}]
     if empty:
-        kept = [place for place, label in enumerate(columns) if label not in empty]
-        columns, rows = [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
-        lines = _beside_if_it_fits(columns, rows, width)
+        table = list(zip(*(column for column in by_column if column[0] not in empty), strict=True))
+        lines = _beside_if_it_fits(table, width)
     if lines is None:
-        lines = [line for row in rows for line in _pairs(columns[1:], row, width)]
+        lines = [line for row in table[1:] for line in _pairs(table[0][1:], row, width)]
     note = textwrap.wrap(f"all zero: {', '.join(empty)}", width) if empty else []
     return [*lines, *map(Line, note)]
 
 
-def _beside_if_it_fits(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Line] | None:
-    labels, names = columns[1:], [columns[0], *(row[0] for row in rows)]
+def _beside_if_it_fits(table: Sequence[Sequence[str]], width: int) -> list[Line] | None:
+    names, *columns = zip(*table, strict=True)
     # A label may be wrapped at its spaces; a number may not.
-    widths = [
-        max(map(cell_len, [*label.split(), *cells]))
-        for label, *cells in zip(labels, *(row[1:] for row in rows), strict=True)
-    ]
-    name_width = max(map(cell_len, names))
+    widths = [max(map(cell_len, [*label.split(), *cells])) for label, *cells in columns]
+    widths.insert(0, max(map(cell_len, names)))
     for gap in _GAPS:
-        numbers_width = sum(widths) + len(gap) * (len(widths) - 1)
-        if name_width + len(gap) + numbers_width <= width:
-            widths = [name_width, *widths]
-            headings = [Line(_joined(line, widths, gap), heading=True) for line in _folded(columns, widths)]
-            return [*headings, *(Line(_joined(row, widths, gap)) for row in rows)]
+        if sum(widths) + len(gap) * len(columns) <= width:
+            headings = [Line(_joined(line, widths, gap), heading=True) for line in _folded(table[0], widths)]
+            return [*headings, *(Line(_joined(row, widths, gap)) for row in table[1:])]
     return None
 
 
@@ -91,9 +88,8 @@ def _folded(labels: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
 
 def _joined(cells: Sequence[str], widths: Sequence[int], gap: str) -> str:
     """Return a line with the first cell aligned to the left, and the others to the right."""
-    padding = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
-    numbers = [space + cell for space, cell in zip(padding[1:], cells[1:], strict=True)]
-    return gap.join([cells[0] + padding[0], *numbers]).rstrip()
+    numbers = [" " * (width - cell_len(cell)) + cell for cell, width in zip(cells[1:], widths[1:], strict=True)]
+    return gap.join([set_cell_size(cells[0], widths[0]), *numbers]).rstrip()
 
 
 # Results go to stdout; errors and progress go to stderr.
@@ -135,8 +131,13 @@ class Screen:
         with suppress(OSError):
             _print(self.err, one_line(line))
 
-    def document(self, text: str) -> None:
-        """Print a result for programs, without any formatting."""
+    def document(self, document: object) -> None:
+        """Print a JSON document in one line, with escapes only if the stream cannot encode its characters."""
+        text = json.dumps(document, ensure_ascii=False)
+        try:
+            text.encode(getattr(self.out.file, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            text = json.dumps(document)
         with output_errors():
             self.out.file.write(f"{text}\n")
             self.out.file.flush()
@@ -208,17 +209,14 @@ def output_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, OutputError, BaseExceptionGroup) as error:
-        failure = next(filter(None, map(_output_error, leaves(error))), None)
-        if failure is None:
-            raise
-        _close_stdout()
-        raise failure from error
-
-
-def _output_error(error: BaseException) -> OutputError | None:
-    if isinstance(error, OSError) and error.errno in _ERRNOS:
-        return OutputError(os.strerror(error.errno))
-    return error if isinstance(error, OutputError) else None
+        for leaf in leaves(error):
+            failure = leaf
+            if isinstance(leaf, OSError) and leaf.errno in _ERRNOS:
+                failure = OutputError(os.strerror(leaf.errno))
+            if isinstance(failure, OutputError):
+                _close_stdout()
+                raise failure from error
+        raise
 
 
 def _close_stdout() -> None:

@@ -56,19 +56,14 @@ _ANY_NUMBER = 2**62
 _IDLE_TIMEOUT = 5.0
 
 
-class NoLocation(ValueError):
-    """The location of a span is missing or invalid."""
-
-
 @attrs.frozen
 class LocationOf:
     """Determines the location of a span: the same for all, or the value of an attribute."""
 
     name: str = "default"  # the location of all spans, unless there is an ``attribute``
     attribute: str | None = None  # the key of an attribute of the span, or else of its resource
-    from_lines: bool = (
-        False  # whether the field ``location`` of a line, which `JSONFileExporter` writes, takes precedence
-    )
+    # Whether the field ``location`` of a line, which `JSONFileExporter` writes, takes precedence.
+    from_lines: bool = False
 
     @property
     def only(self) -> str | None:
@@ -81,7 +76,7 @@ class LocationOf:
         return LocationOf(location) if isinstance(location, str) and location else self
 
     def __call__(self, span: Span | EncodedSpan) -> str:
-        """Return the location of ``span``; raise `NoLocation` or `InvalidLocationError` if it has none."""
+        """Return the location of ``span``; raise `ValueError` if it has none, or an invalid one."""
         if self.attribute is None:
             return self.name
         value: object
@@ -96,9 +91,9 @@ class LocationOf:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)  # for example one of MLflow's experiment ids
         if value is None:
-            raise NoLocation(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
+            raise ValueError(f"no location: neither the span nor its resource has an attribute {self.attribute!r}")
         must = "it must not be empty" if value == "" else "it must be a string"
-        raise NoLocation(f"no location: the attribute {self.attribute!r} is {shown(value)}; {must}")
+        raise ValueError(f"no location: the attribute {self.attribute!r} is {shown(value)}; {must}")
 
 
 def _attribute_of_encoded(span: EncodedSpan, key: str) -> object:
@@ -150,19 +145,17 @@ class SendResult:
     def explanations(self) -> Iterator[str]:
         """Yield lines that say why spans were not delivered, and what to do."""
         if self.failure is not None:
-            advice = _what_to_do(self.failure, self.no_server)
-            yield f"no request was ever answered: {self.failure}{advice and f'; {advice}'}"
+            # Failures of TLS, proxies and credentials contain their own advice.
+            advice = ""
+            if _SIGNS_OF_NO_SERVER.search(self.failure):
+                advice = f"; {self.no_server}"
+            elif _SIGNS_OF_SILENCE.search(self.failure):
+                advice = f"; {NO_ANSWER}"
+            yield f"no request was ever answered: {self.failure}{advice}"
         else:
             yield from self.tally.losses()
         if not self.read_whole:
             yield f"{'interrupted' if self.interrupted else 'gave up'}: the rest of the input was not read"
-
-
-def _what_to_do(failure: str, no_server: str) -> str:
-    """Return advice if no request was ever answered. Failures of TLS, proxies and credentials contain their own."""
-    if _SIGNS_OF_NO_SERVER.search(failure):
-        return no_server
-    return NO_ANSWER if _SIGNS_OF_SILENCE.search(failure) else ""
 
 
 class Source(Protocol):
@@ -172,15 +165,12 @@ class Source(Protocol):
 
     async def send(self, batcher: SpanBatcher, tally: Tally, progress: SendProgress) -> None:
         """Add all spans to ``batcher``."""
-        ...
 
     def add_loss(self, loss: Loss) -> None:
         """Note a loss, which is in the summary already."""
-        ...
 
     async def finish(self) -> None:
         """Called once the batcher has ended, unless that was cut short."""
-        ...
 
 
 async def send(
@@ -207,22 +197,22 @@ async def send(
         # Failing locations are shown below the progress bar, or reported here, and in the summary.
         log_level=logging.INFO,
     )
-    with interrupt.absorb():
+    with interrupt.absorb(), interrupt.on(signal.SIGTERM):
         async with trio.open_nursery() as nursery:
-            await nursery.start(interrupt.watch, signal.SIGTERM)
             nursery.start_soon(_stop_if_no_server_answers, breaker, interrupt.scope)
             with progress.bars:
-                if progress.is_shown:
+                if screen.err.is_terminal:
                     nursery.start_soon(progress.run, batcher.statistics, breaker.failing)
                 else:
                     nursery.start_soon(_report_failing_locations, breaker, screen)
                 async with batcher:
-                    with interrupt.body(), interrupt.scope:
+                    with interrupt.on(signal.SIGINT), interrupt.scope:
                         if source is not None:
                             await source.send(batcher, tally, progress)
-                        sender = _Sender(batcher, settings, tally, screen, progress)
+                        live: set[str] = set()
                         for name in settings.files:
-                            await sender.send_file(name)
+                            file = InputFile(name)
+                            await _FileSender(file, batcher, settings, tally, screen, progress, live).send()
                         progress.read_whole = True
                         await batcher.flush()
                 if source is not None:
@@ -263,101 +253,82 @@ async def _report_failing_locations(breaker: CircuitBreaker, screen: Screen) -> 
         await trio.sleep(_REPORT_INTERVAL)
 
 
-@attrs.frozen
-class _Sender:
+@attrs.define
+class _FileSender:
+    """Sends the spans of one file, and reports what of it cannot be sent."""
+
+    file: InputFile
     batcher: SpanBatcher
     settings: SendSettings
     tally: Tally
     screen: Screen
     progress: SendProgress
-    # Locations that may hold spans: those that got one since the last flush.
-    _live: set[str] = attrs.field(factory=set, init=False)
-    # Files whose spans of old versions of OTLP were reported.
-    _reported_old: set[InputFile] = attrs.field(factory=set, init=False)
+    live: set[str]  # locations that may hold spans: those that got one since the last flush, from any file
+    found: int = 0  # spans, and parts that cannot be read
+    is_old: bool = False  # whether spans of old versions of OTLP were reported
 
-    async def send_file(self, name: str) -> None:
-        file = InputFile(name)
+    async def send(self) -> None:
         parser: DocumentParser | RequestParser = DocumentParser()
-        found = 0
+        before = self.progress.position
         try:
-            data = await file.read()
-            while is_undecided(data) and (more := await file.read()):
+            data = await self.file.read()
+            while is_undecided(data) and (more := await self.file.read()):
                 data += more
             if is_protobuf(data):
                 parser = RequestParser()
             while data:
-                found += await self._send_parsed(file, parser.feed(data))
-                self.progress.position = file.position
-                data = await file.read()
-            found += await self._send_parsed(file, parser.finish())
+                await self._send_parsed(parser.feed(data))
+                self.progress.position = before + self.file.position
+                data = await self.file.read()
+            await self._send_parsed(parser.finish())
         except InputFileError as error:
             line = parser.line
             # Requests that were read completely before the damage are sent; the rest of the data is not reported.
-            await self._send_parsed(file, filter(_may_be_request, parser.finish()))
-            self._leave_out(file, line, str(error), self.settings.location_of.only)
+            await self._send_parsed(filter(_may_be_request, parser.finish()))
+            self._leave_out(line, str(error), self.settings.location_of.only)
         else:
-            if not found:
-                self.screen.warn(f"{file.name}: contains no spans")
+            if not self.found:
+                self.screen.warn(f"{self.file.name}: contains no spans")
         finally:
-            file.close()
-        self.progress.end_file(file)
+            self.file.close()
+        self.progress.position = before + (self.file.size() or 0)
 
-    async def _send_parsed(self, file: InputFile, parsed: Iterator[Document | Envelope | Unreadable]) -> int:
-        """Send the spans of ``parsed``, and return the number of spans and unreadable parts."""
-        found = 0
+    async def _send_parsed(self, parsed: Iterator[Document | Envelope | Unreadable]) -> None:
         for item in parsed:
-            if isinstance(item, Unreadable):
-                self._leave_out(file, item.line, item.reason, self.settings.location_of.only)
-                found += 1
-                continue
             location_of = self.settings.location_of
-            if isinstance(item, Envelope):
-                for number, encoded in enumerate(item.spans, 1):
-                    place = f"the envelope at byte {item.at}, span {number}"
-                    await self._send_span(file, 0, place, encoded, location_of)
-                    found += 1
-                continue
-            location_of = location_of.in_line(item.value)
-            for number, span in enumerate(_spans(item), 1):
-                await self._send_span(file, item.line, f"span {number}", span, location_of)
-                found += 1
-            if file not in self._reported_old and has_old_spans(item.value):
-                self._reported_old.add(file)
-                self._leave_out(file, item.line, _OLD, self.settings.location_of.only)
-                found += 1
-        return found
+            if isinstance(item, Document):
+                location_of = location_of.in_line(item.value)
+            for place, span in _spans_in(item):
+                self.found += 1
+                await self._send_span(item.line, place, span, location_of)
+            if isinstance(item, Document) and not self.is_old and has_old_spans(item.value):
+                self.is_old = True
+                self.found += 1
+                self._leave_out(item.line, _OLD, self.settings.location_of.only)
 
     async def _send_span(
-        self,
-        file: InputFile,
-        line: int,
-        place: str,
-        span: Span | EncodedSpan | InvalidSpanError,
-        location_of: LocationOf,
+        self, line: int, place: str, span: Span | EncodedSpan | InvalidSpanError, location_of: LocationOf
     ) -> None:
-        if isinstance(span, InvalidSpanError):
-            self._leave_out(file, line, str(span), location_of.only)
-            return
         location = location_of.only
+        if isinstance(span, InvalidSpanError):
+            self._leave_out(line, str(span), location)
+            return
         try:
             location = location_of(span)
-            await self._add(location, span)
+            if location not in self.live and len(self.live) >= self.settings.limits.max_locations:
+                # After a flush, no location holds spans.
+                await self.batcher.flush()
+                self.live.clear()
+            await self.batcher.add_span(location, span)
+            self.live.add(location)
         except ValueError as error:
             reason = self.settings.words(str(error))
             if isinstance(error, InvalidLocationError) and location_of.attribute is not None:
                 reason += f"; it is the value of the attribute {location_of.attribute!r}"
-            self._leave_out(file, line, f"{place}: {reason}", location)
+            self._leave_out(line, f"{place}: {reason}", location)
 
-    async def _add(self, location: str, span: Span | EncodedSpan) -> None:
-        if location not in self._live and len(self._live) >= self.settings.limits.max_locations:
-            # After a flush, no location holds spans.
-            await self.batcher.flush()
-            self._live.clear()
-        await self.batcher.add_span(location, span)
-        self._live.add(location)
-
-    def _leave_out(self, file: InputFile, line: int, reason: str, location: str | None) -> None:
-        self.screen.warn(f"{file.name}: {reason}" if not line else f"{file.name}:{line}: {reason}")
+    def _leave_out(self, line: int, reason: str, location: str | None) -> None:
+        self.screen.warn(f"{self.file.name}:{line}: {reason}" if line else f"{self.file.name}: {reason}")
         self.tally.add_invalid(location)
 
 
@@ -366,8 +337,16 @@ def _may_be_request(item: Document | Envelope | Unreadable) -> bool:
     return isinstance(item, Document) and isinstance(item.value, dict)
 
 
-def _spans(document: Document) -> Iterator[Span | InvalidSpanError]:
-    try:
-        yield from read_request(document.value)
-    except ValueError as error:
-        yield InvalidSpanError(str(error))
+def _spans_in(item: Document | Envelope | Unreadable) -> Iterator[tuple[str, Span | EncodedSpan | InvalidSpanError]]:
+    """Yield the spans of a part of a file with their places in it, and errors, which contain the place."""
+    if isinstance(item, Unreadable):
+        yield "", InvalidSpanError(item.reason)
+    elif isinstance(item, Envelope):
+        for number, encoded in enumerate(item.spans, 1):
+            yield f"the envelope at byte {item.at}, span {number}", encoded
+    else:
+        try:
+            for number, span in enumerate(read_request(item.value), 1):
+                yield f"span {number}", span
+        except ValueError as error:
+            yield "", InvalidSpanError(str(error))

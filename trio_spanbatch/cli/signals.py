@@ -19,34 +19,27 @@ class Interrupt:
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # the scope to cancel
     signal: Signals | None = None  # the last signal, None if there was none
 
-    async def watch(self, *numbers: Signals, task_status: trio.TaskStatus[None]) -> None:
-        """Wait for signals until cancelled. Outside of the main thread there are none."""
-        if threading.current_thread() is not threading.main_thread():
-            task_status.started()
-            await trio.sleep_forever()
-        with trio.open_signal_receiver(*numbers) as signals:
-            task_status.started()
-            async for number in signals:
-                self._note(Signals(number))
-
     @contextmanager
-    def body(self) -> Iterator[None]:
-        """Make Ctrl-C cancel ``scope`` inside a batcher's body.
+    def on(self, *numbers: Signals) -> Iterator[None]:
+        """Make signals cancel ``scope`` during the body. Outside of the main thread there are none.
 
-        The handler must be gone when the drain begins: a batcher ends its drain at a Ctrl-C only if no handler for
-        SIGINT is installed.
+        With a batcher, SIGINT is for the batcher's body only: the handler must be gone when the drain begins, as a
+        batcher ends its drain at a Ctrl-C only if no handler for SIGINT is installed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         token = trio.lowlevel.current_trio_token()
-        before = signal.signal(
-            signal.SIGINT, lambda *_: token.run_sync_soon(self._note, signal.SIGINT, idempotent=True)
-        )
+
+        def handle(number: int, _frame: object) -> None:
+            token.run_sync_soon(self._note, Signals(number), idempotent=True)
+
+        before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: Signals) -> None:
         self.signal = number

@@ -121,8 +121,7 @@ class SpoolFiles:
         for file in directory.names():
             with suppress(OSError):
                 sizes += directory.size_and_age(file, 0)[0]
-        bar, advance = work_bar(work, sizes, self._screen)
-        with bar:
+        with work_bar(work, sizes, self._screen) as advance:
             for name in directory.batchers():
                 lock = directory.try_lock(name)
                 if lock is None:
@@ -301,18 +300,17 @@ def delete(files: SpoolFiles, location: str, screen: Screen) -> None:
     """
     deleted = Counter[bool]()
     for segment in files.segments("deleting"):
-        kept, gone = [], 0
+        live, is_gone = [], False
         settled = settled_slots(segment.opened.read, segment.head.marker)
         for at, size, header in segment.records(settled=True):
             if header is None:
                 files.report_damage(segment.file, at, size)
-            elif header.location != location:
-                kept.append((at, size, header.slot))
-            else:
-                gone += 1
+            elif header.location == location:
+                is_gone = True
                 deleted[segment.is_dead] += 0 if header.slot in settled else header.count
-        if gone and files.directory is not None:
-            live = [(at, size) for at, size, slot in kept if slot not in settled]
+            elif header.slot not in settled:
+                live.append((at, size))
+        if is_gone and files.directory is not None:
             if live:
                 files.directory.rewrite(segment.file, segment.opened, live, sync=True)
             else:
@@ -381,14 +379,12 @@ class _SpoolSource:
             await batcher.add_spans(record.location, spans)
         except (DamagedRecord, ValueError, OSError) as error:
             left = record.count - getattr(error, "accepted", 0)
-            tally.invalid += left
-            tally.invalid_by_location[record.location] += left
+            tally.add_invalid(record.location, left)
             self._say(f"{record.location}: {left:,} spans were not sent: {error}")
         else:
             self._round.append((record, spans))
 
     def add_loss(self, loss: Loss) -> None:
-        """Note a loss."""
         if loss.outcome == "rejected":
             self._rejected.append(loss)
         else:

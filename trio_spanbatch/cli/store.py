@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 import attrs
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -88,15 +87,10 @@ class SpanStore:
         """Store and commit the spans of one request that `has_ids`; all or, with a `sqlite3.Error`, none of them."""
         rows = list(_rows(location, request))
         before = self._connection.total_changes
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        # Commits at the end, or rolls back.
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(_INSERT, rows)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            # After some errors, such as a full disk, SQLite has rolled back by itself.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
         stored = self._connection.total_changes - before
         return StoredCounts(stored, len(rows) - stored)
 
@@ -123,13 +117,13 @@ def _columns(connection: sqlite3.Connection) -> list[tuple[str, int]]:
 
 
 def _rows(location: str, request: ExportTraceServiceRequest) -> Iterator[Row]:
-    for resource_spans in request.resource_spans:
-        resource = _dumps(_resource(resource_spans.resource, resource_spans.schema_url))
-        for scope_spans in resource_spans.scope_spans:
+    for envelope in request.resource_spans:
+        attributes = _attributes(envelope.resource.attributes)
+        resource = _dumps({"attributes": attributes, "schema_url": envelope.schema_url})
+        for scope_spans in envelope.scope_spans:
             scope = _dumps(_scope(scope_spans.scope, scope_spans.schema_url))
-            for span in scope_spans.spans:
-                if has_ids(span):
-                    yield _row(location, span, resource, scope)
+            for span in filter(has_ids, scope_spans.spans):
+                yield _row(location, span, resource, scope)
 
 
 def has_ids(span: Span) -> bool:
@@ -170,10 +164,6 @@ def _enum_name(enum: Any, number: int, prefix: str) -> str:
     return str(enum.Name(number)).removeprefix(prefix)
 
 
-def _resource(resource: Resource, schema_url: str) -> Json:
-    return {"attributes": _attributes(resource.attributes), "schema_url": schema_url}
-
-
 def _scope(scope: InstrumentationScope, schema_url: str) -> Json:
     return {
         "name": scope.name,
@@ -209,14 +199,10 @@ def _value(value: AnyValue) -> Json:
         return _attributes(value.kvlist_value.values)
     if kind == "bytes_value":
         return base64.b64encode(value.bytes_value).decode()
-    if kind == "double_value":
-        return _double(value.double_value)
+    if kind == "double_value" and not math.isfinite(value.double_value):
+        # JSON has no such numbers. OTLP writes them as these strings.
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value.double_value)]
     return None if kind is None else getattr(value, kind)
-
-
-def _double(value: float) -> float | str:
-    """Return a JSON value for a float. NaN and infinities are strings, as in OTLP."""
-    return value if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
 
 
 def _dumps(value: Json) -> str:

@@ -13,7 +13,6 @@ from .screen import Screen
 
 # In the order in which they are shown.
 COUNTS = ("read", "accepted", "delivered", "rejected", "undelivered", "ambiguous", "invalid", "requests", "retries")
-_BATCHER_COUNTS = tuple(name for name in COUNTS if name not in ("read", "invalid"))
 # Left out of a table that would not fit, if they are zero.
 _OFTEN_ZERO = frozenset({"rejected", "undelivered", "ambiguous", "invalid", "retries"})
 
@@ -29,10 +28,10 @@ class Tally:
     invalid_by_location: Counter[str] = attrs.Factory(Counter)  # those of them whose location is known
     _reasons: Counter[tuple[str, str, str]] = attrs.Factory(Counter)
 
-    def add_invalid(self, location: str | None) -> None:
-        self.invalid += 1
+    def add_invalid(self, location: str | None, count: int = 1) -> None:
+        self.invalid += count
         if location is not None:
-            self.invalid_by_location[location] += 1
+            self.invalid_by_location[location] += count
 
     def add_loss(self, loss: Loss) -> None:
         """Count spans that were rejected or undelivered, by reason."""
@@ -70,10 +69,9 @@ class Tally:
 
 
 def _counts(statistics: SpanBatcherStatistics | LocationStatistics, invalid: int) -> dict[str, int]:
-    counts = {name: getattr(statistics, name) for name in _BATCHER_COUNTS}
     # Whatever was read was either accepted or invalid.
-    counts |= {"read": statistics.accepted + invalid, "invalid": invalid}
-    return {name: counts[name] for name in COUNTS}
+    ours = {"read": statistics.accepted + invalid, "invalid": invalid}
+    return {name: getattr(statistics, name, 0) for name in COUNTS} | ours
 
 
 def _cells(counts: dict[str, Any]) -> list[str]:
