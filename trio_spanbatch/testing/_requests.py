@@ -68,7 +68,7 @@ class ReceivedRequest:
 
 
 class _Refused(Exception):
-    """The request is invalid. The argument is its answer."""
+    """The request is invalid. The arguments are those of `refusal`."""
 
 
 def read_request(
@@ -89,9 +89,11 @@ def read_request(
     try:
         _check_envelope(method, target, headers, path)
         content = _decompressed(_header(headers, "content-encoding") or "", body, max_bytes)
-        message = _parsed(content)
+        message = ExportTraceServiceRequest.FromString(content)
     except _Refused as refused:
-        (answer,) = refused.args
+        answer = refusal(*refused.args)
+    except DecodeError as error:
+        answer = refusal(400, f"the body is not an ExportTraceServiceRequest: {error}")
     location = _header(headers, location_header) if location_header else None
     return ReceivedRequest(
         method=method,
@@ -106,7 +108,7 @@ def read_request(
     )
 
 
-def refusal(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Answer:
+def refusal(status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     """Return an answer that refuses a request with a ``google.rpc.Status``, as OTLP specifies."""
     body = Status(code=_INVALID_ARGUMENT, message=message.encode()).SerializeToString()
     return Answer(status, headers=[("content-type", PROTOBUF), *headers], body=body)
@@ -118,38 +120,28 @@ def _header(headers: Sequence[tuple[str, str]], name: str) -> str | None:
 
 def _check_envelope(method: str, target: str, headers: Sequence[tuple[str, str]], path: str | None) -> None:
     if path is not None and target.partition("?")[0] != path:
-        raise _Refused(refusal(404, f"unknown path; send traces to {path}"))
+        raise _Refused(404, f"unknown path; send traces to {path}")
     if method != "POST":
-        raise _Refused(refusal(405, f"the method is {method}; it must be POST", headers=[("allow", "POST")]))
+        raise _Refused(405, f"the method is {method}; it must be POST", [("allow", "POST")])
     content_type = _header(headers, "content-type") or ""
     if content_type.partition(";")[0].strip().lower() != PROTOBUF:
-        raise _Refused(refusal(415, f"the content type is {content_type!r}; it must be {PROTOBUF}"))
+        raise _Refused(415, f"the content type is {content_type!r}; it must be {PROTOBUF}")
 
 
 def _decompressed(encoding: str, body: bytes | None, max_bytes: int) -> bytes:
+    too_large = _Refused(413, f"the request is larger than {max_bytes} bytes")
     if body is None:
-        raise _Refused(_too_large(max_bytes))
+        raise too_large
     collected = BoundedBody(encoding, max_bytes)
     if not collected.readable:
-        raise _Refused(refusal(415, f"the content encoding {encoding!r} is not gzip or deflate"))
+        raise _Refused(415, f"the content encoding {encoding!r} is not gzip or deflate")
     collected.feed(body)
     if collected.exceeded:
-        raise _Refused(_too_large(max_bytes))
+        raise too_large
     content = collected.content
     is_empty = not body and encoding.strip().lower() not in ("", "identity")
     if content is None or collected.has_trailing_data:
-        raise _Refused(refusal(400, f"the body cannot be decompressed: it is not {encoding}"))
+        raise _Refused(400, f"the body cannot be decompressed: it is not {encoding}")
     if collected.cut_off or is_empty:
-        raise _Refused(refusal(400, "the body cannot be decompressed: it ends too early"))
+        raise _Refused(400, "the body cannot be decompressed: it ends too early")
     return content
-
-
-def _too_large(max_bytes: int) -> Answer:
-    return refusal(413, f"the request is larger than {max_bytes} bytes")
-
-
-def _parsed(content: bytes) -> ExportTraceServiceRequest:
-    try:
-        return ExportTraceServiceRequest.FromString(content)
-    except DecodeError as error:
-        raise _Refused(refusal(400, f"the body is not an ExportTraceServiceRequest: {error}")) from None
