@@ -43,10 +43,9 @@ _CONNECTION_FAILURES = frozenset(
     {"ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProxyError"}
 )
 
-# The SDK asks the workspace for the URL of the token endpoint; if there is none, it requests a token from "None".
-_NO_TOKEN_ENDPOINT = frozenset({"MissingSchema", "InvalidSchema", "InvalidURL"})
-# databricks-sdk's exceptions for responses of the workspace.
-_NO_WORKSPACE = frozenset({"NotFound", "EndpointNotFound"})
+# The SDK asks the workspace for the URL of the token endpoint. Its own exceptions (the first two) mean that it did not
+# answer with one. If the answer has none, the SDK requests a token from "None".
+_NO_TOKEN_ENDPOINT = frozenset({"NotFound", "EndpointNotFound", "MissingSchema", "InvalidSchema", "InvalidURL"})
 
 
 def auth_error(error: Exception, host: str, remedy: str = SET_CREDENTIALS) -> AuthError:
@@ -79,7 +78,7 @@ def auth_error(error: Exception, host: str, remedy: str = SET_CREDENTIALS) -> Au
         return AuthError(f"the answer of the token endpoint of {host} contains neither a token nor an OAuth error code")
     if "SSLError" in names:
         return AuthError(f"no TLS connection to {host} for a token: does it support TLS? {_ABOUT_CA}")
-    if names & (_NO_TOKEN_ENDPOINT | _NO_WORKSPACE):
+    if names & _NO_TOKEN_ENDPOINT:
         # These are also raised if the connection to the workspace failed, for any reason.
         about_ca = f" {_ABOUT_CA}" if host.startswith("https:") else ""
         return AuthError(

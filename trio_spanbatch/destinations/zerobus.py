@@ -89,7 +89,6 @@ def zerobus(
 class ZerobusExporter(TableExporter):
     """Sends to tables through an `EndpointExporter` for Zerobus, after asking the workspace for the endpoint."""
 
-    _advice: ClassVar = {}
     _zerobus: Zerobus
 
     def __init__(
