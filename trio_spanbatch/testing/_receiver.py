@@ -389,15 +389,8 @@ class OTLPReceiver:
         return await self._fulfil(connection, request, self._outcome(request, entry))
 
     def _receive(self, head: h11.Request, body: bytes | None) -> ReceivedRequest:
-        request = read_request(
-            head.method.decode("latin-1"),
-            head.target.decode("latin-1"),
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
-            body,
-            path=self._path,
-            location_header=self._location_header,
-            max_bytes=self._max_request_bytes,
-        )
+        limit = self._max_request_bytes
+        request = read_request(head, body, path=self._path, location_header=self._location_header, max_bytes=limit)
         if self._keep:
             self.requests.append(request)
         self._received += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import h11
 import trio
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -72,19 +73,15 @@ class _Refused(Exception):
 
 
 def read_request(
-    method: str,
-    target: str,
-    headers: Sequence[tuple[str, str]],
-    body: bytes | None,
-    *,
-    path: str | None,
-    location_header: str | None,
-    max_bytes: int,
+    head: h11.Request, body: bytes | None, *, path: str | None, location_header: str | None, max_bytes: int
 ) -> ReceivedRequest:
     """Parse a request. Never raises, even if the client sent garbage. The rest is as in `OTLPReceiver`.
 
-    ``headers`` have lower-case names. ``body`` is None if it was longer than ``max_bytes``.
+    ``body`` is None if it was longer than ``max_bytes``.
     """
+    method, target = head.method.decode("latin-1"), head.target.decode("latin-1")
+    # h11 has made the names lower-case.
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers)
     content, message, answer = b"", None, Answer(headers=[("content-type", PROTOBUF)])
     try:
         _check_envelope(method, target, headers, path)
@@ -98,7 +95,7 @@ def read_request(
     return ReceivedRequest(
         method=method,
         target=target,
-        headers=tuple(headers),
+        headers=headers,
         location=location or "default",
         body=body or b"",
         content=content,
