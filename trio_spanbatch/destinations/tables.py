@@ -17,7 +17,7 @@ from .._exporter import Delivered, ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import TLSSettings
-from .._settings.header_checks import check_endpoint, checked_headers, checked_str, has_userinfo
+from .._settings.header_checks import check_endpoint, checked_str, has_header, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
@@ -149,7 +149,7 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
         has_sdk = False
     if not has_sdk:
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
-    if any(str(name).lower() == "authorization" for name in checked_headers(headers)):
+    if has_header(headers, "authorization"):
         raise ValueError(
             "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
             "make_config=, or use OTLPExporter"

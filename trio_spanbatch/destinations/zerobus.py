@@ -23,7 +23,7 @@ from .._http.exporter import OTLPExporter
 from .._http.failures import cause_of
 from .._http.responses import retry_after
 from .._http.sender import AsyncClient, AsyncTransport
-from .._settings.header_checks import check_endpoint
+from .._settings.header_checks import check_endpoint, has_header
 from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .shared_fetch import SharedFetch
@@ -165,7 +165,7 @@ class Zerobus(trio.abc.AsyncResource):
         # A transport is used by one client only, which closes it.
         one_client = options["transport"] is not None or options["client"] is not None
         client = asking._sender if one_client else None
-        if any(str(name).lower() == LOCATION_HEADER for name in options["headers"] or ()):
+        if has_header(options["headers"], LOCATION_HEADER):
             # Without an endpoint, the exporter that would refuse it is created later.
             raise ValueError(f"location_header {LOCATION_HEADER!r} is also among headers")
         self._options: Options = {**options, "client": client, "transport": None}
