@@ -63,12 +63,7 @@ class ConsoleExporter:
     async def export(self, batch: SpanBatch) -> ExportResult:
         """Print ``batch``. If this is cancelled, nothing was printed."""
         lines: list[str] = []
-        spans = [
-            span
-            for resource_spans in batch.to_message().resource_spans
-            for scope_spans in resource_spans.scope_spans
-            for span in scope_spans.spans
-        ]
+        spans = [span.to_message() for span in batch.spans]
         for number, (branch, span) in enumerate(_as_trees(spans)):
             if number % _SPANS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()

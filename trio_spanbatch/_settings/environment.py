@@ -19,7 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from .._reporting.throttle import Throttle
 from .._spans.records import Resource
-from .header_checks import check_endpoint, check_header_name, has_userinfo
+from .header_checks import check_endpoint, check_header_name, has_header, has_userinfo
 
 Environ = Mapping[str, str]
 # Takes a variable's name and text; returns its value, or None after a warning if it cannot be used.
@@ -113,7 +113,7 @@ def exporter_options(environ: Environ, *, endpoint: str | None = None) -> dict[s
     table: dict[str, tuple[Any, ...]] = {name: (parse, *_variables(name.upper())) for name, parse in parsers.items()}
     options = _options(environ, **table)
     options["endpoint"] = endpoint
-    if authorization is not None and "authorization" not in {name.lower() for name in options.get("headers", ())}:
+    if authorization is not None and not has_header(options.get("headers"), "authorization"):
         options["headers"] = {**options.get("headers", {}), "Authorization": authorization}
     if options.get("compression") == "none":
         del options["compression"]

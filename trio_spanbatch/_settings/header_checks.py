@@ -164,6 +164,11 @@ def checked_headers(headers: object) -> Mapping[str, str]:
     return headers
 
 
+def has_header(headers: object, *names: str) -> bool:
+    """Return whether ``headers`` have one of ``names``, in lower case. Names and values may be of wrong types yet."""
+    return any(str(given).lower() in names for given in checked_headers(headers))
+
+
 def encoded_headers(headers: Mapping[str, str]) -> dict[bytes, bytes]:
     """Return headers encoded for sending, their names in lower case. Messages name a header, never its value."""
     encoded: dict[bytes, bytes] = {}

@@ -18,30 +18,25 @@ from .._values import is_number
 MIB = 1024 * 1024
 
 
-def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    name = f"{type(instance).__name__}.{attribute.name}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; it must be an int of at least 1")
-    if value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be at least 1")
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(
-    allowed: str, is_allowed: Callable[[float], bool]
-) -> Callable[[object, attrs.Attribute[Any], object], None]:
-    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _validator(is_of_kind: Callable[[object], bool], kind: str, allowed: str, is_allowed: Callable[[Any], bool]) -> Any:
+    def validate(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         name = f"{type(instance).__name__}.{attribute.name}"
-        if not is_number(value):
-            raise TypeError(f"{name} is {shown(value)}; it must be a number {allowed}")
+        if not is_of_kind(value):
+            raise TypeError(f"{name} is {shown(value)}; it must be {kind} {allowed}")
         if not is_allowed(value):
             raise ValueError(f"{name} is {value!r}; it must be {allowed}")
 
-    return check
+    return validate
 
 
-_seconds = _number("above 0 (math.inf means no limit)", lambda value: value > 0)
-_finite = _number("above 0 and finite", lambda value: 0 < value < math.inf)
-_factor = _number("finite and at least 1", lambda value: 1 <= value < math.inf)
+_count = _validator(_is_int, "an int of", "at least 1", lambda value: value >= 1)
+_seconds = _validator(is_number, "a number", "above 0 (math.inf means no limit)", lambda value: value > 0)
+_finite = _validator(is_number, "a number", "above 0 and finite", lambda value: 0 < value < math.inf)
+_factor = _validator(is_number, "a number", "finite and at least 1", lambda value: 1 <= value < math.inf)
 
 
 @attrs.frozen

@@ -81,8 +81,9 @@ def experiment_in(response: Response, name: str) -> Found:
     if isinstance(verdict, Refused):
         return attrs.evolve(verdict, isolate=False)
     experiment = json_object(response.body).get("experiment")
-    found = experiment.get("experiment_id") if isinstance(experiment, dict) else None
-    if not isinstance(experiment, dict) or not isinstance(found, str) or not is_experiment_id(found):
+    experiment = experiment if isinstance(experiment, dict) else {}
+    found = experiment.get("experiment_id")
+    if not isinstance(found, str) or not is_experiment_id(found):
         return Refused("the response has no experiment: does the tracking URI lead to MLflow?", response.status)
     if experiment.get("lifecycle_stage") == "deleted":
         # MLflow would still store traces there, but not show them.

@@ -12,6 +12,7 @@ valid one of any kind. If the SDK knows when the token expires, that is respecte
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -79,6 +80,7 @@ class _Session:
     """A ``Config``, which is created and used in a thread; the SDK caches the token in it."""
 
     make_config: MakeConfig
+    host: str
     names_workspace: bool
     threads: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(1))
     started: float = math.inf
@@ -89,8 +91,8 @@ class _Session:
     def busy(self) -> bool:
         return self.threads.borrowed_tokens > 0
 
-    def fetch(self) -> tuple[dict[str, str], float | None]:
-        """Return headers, and the number of seconds until they expire if that is known. Blocks."""
+    def fetch(self) -> tuple[dict[str, str], float]:
+        """Return headers, and the number of seconds until they expire; `math.inf` if that is unknown. Blocks."""
         config = self._made_config()
         headers = dict(config.authenticate())
         seconds_left = 0.0 if self._short_lived else self._seconds_left(config, headers)
@@ -117,17 +119,21 @@ class _Session:
 
     def _made_config(self) -> DatabricksConfig:
         if self._config is None:
-            self._config = self.make_config()
+            config = self.make_config()
+            host = (config.host or "").rstrip("/").lower()
+            if host and host != self.host:
+                raise AuthError(f"databricks-sdk has credentials for a workspace other than {self.host}", retry=False)
+            self._config = config
         return self._config
 
-    def _seconds_left(self, config: DatabricksConfig, headers: Mapping[str, str]) -> float | None:
+    def _seconds_left(self, config: DatabricksConfig, headers: Mapping[str, str]) -> float:
         try:
             token = config.oauth_token()
             # The SDK's times are local times without a zone.
             left = (token.expiry - datetime.datetime.now(token.expiry.tzinfo)).total_seconds()
         except Exception:
             # Not an OAuth token, or one without an expiry.
-            return None
+            return math.inf
         # For a token within its margin, the SDK fetches another at each call, as it just did. So it is not asked again.
         self._short_lived = not headers.get("Authorization", "").endswith(token.access_token)
         return 0.0 if self._short_lived else float(left)
@@ -145,9 +151,8 @@ class DatabricksAuth:
     """
 
     def __init__(self, make_config: MakeConfig, host: str, *, names_workspace: bool = True) -> None:
-        self._make_config = make_config
         self._host = host
-        self._names_workspace = names_workspace
+        self._new_session = functools.partial(_Session, make_config, host, names_workspace)
         self._credentials = SharedFetch(self._fetch_headers)
         self._principal = SharedFetch(self._fetch_principal)
         self._session = self._new_session()
@@ -182,7 +187,7 @@ class DatabricksAuth:
 
     async def _fetch_headers(self) -> tuple[Mapping[str, str], float]:
         headers, seconds_left = await self._ask(_Session.fetch, SET_CREDENTIALS)
-        return headers, trio.current_time() + _good_for(seconds_left)
+        return headers, trio.current_time() + min(_RECHECK, seconds_left - _MARGIN)
 
     async def _fetch_principal(self) -> tuple[ServicePrincipal, float]:
         return await self._ask(_Session.service_principal, _SET_PRINCIPAL), math.inf
@@ -198,14 +203,13 @@ class DatabricksAuth:
                 )
             except Exception as error:
                 failure = auth_error(error, self._host, remedy)
-            else:
-                if session is self._session:
-                    return answer
-                # A 401 came in the meantime: this may be the token that the server refused.
-                continue
-            # The configuration may be corrected before the next call, so nothing of it is cached.
-            self._replace_session()
-            raise failure
+                break
+            if session is self._session:
+                return answer
+            # A 401 came in the meantime: this may be the token that the server refused.
+        # The configuration may be corrected before the next call, so nothing of it is cached.
+        self._replace_session()
+        raise failure
 
     def _usable_session(self) -> _Session:
         self._abandoned = [session for session in self._abandoned if session.busy]
@@ -219,22 +223,8 @@ class DatabricksAuth:
             self._abandoned.append(self._session)
         self._session = self._new_session()
 
-    def _new_session(self) -> _Session:
-        return _Session(self._checked_config, self._names_workspace)
-
-    def _checked_config(self) -> DatabricksConfig:
-        config = self._make_config()
-        host = (config.host or "").rstrip("/").lower()
-        if host and host != self._host:
-            raise AuthError(f"databricks-sdk has credentials for a workspace other than {self._host}", retry=False)
-        return config
-
 
 def _text_of(config: DatabricksConfig, name: str) -> str:
     """Return an optional attribute of ``config`` as a str; empty if it is missing."""
     value = getattr(config, name, None)
     return str(value).strip() if isinstance(value, str | int) else ""
-
-
-def _good_for(seconds_left: float | None) -> float:
-    return _RECHECK if seconds_left is None else min(_RECHECK, seconds_left - _MARGIN)

@@ -43,10 +43,9 @@ _CONNECTION_FAILURES = frozenset(
     {"ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "TimeoutError", "ProxyError"}
 )
 
-# The SDK asks the workspace for the URL of the token endpoint; if there is none, it requests a token from "None".
-_NO_TOKEN_ENDPOINT = frozenset({"MissingSchema", "InvalidSchema", "InvalidURL"})
-# databricks-sdk's exceptions for responses of the workspace.
-_NO_WORKSPACE = frozenset({"NotFound", "EndpointNotFound"})
+# The SDK asks the workspace for the URL of the token endpoint. Its own exceptions (the first two) mean that it did not
+# answer with one. If the answer has none, the SDK requests a token from "None".
+_NO_TOKEN_ENDPOINT = frozenset({"NotFound", "EndpointNotFound", "MissingSchema", "InvalidSchema", "InvalidURL"})
 
 
 def auth_error(error: Exception, host: str, remedy: str = SET_CREDENTIALS) -> AuthError:
@@ -58,14 +57,6 @@ def auth_error(error: Exception, host: str, remedy: str = SET_CREDENTIALS) -> Au
     causes = list(causes_of(error))
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     text = " ".join(str(cause)[:10_000] for cause in causes)
-    known = _configuration_error(text, remedy) or _answer_error(error, text, host) or _network_error(names, host)
-    return known or AuthError(
-        f"{type(error).__name__} in databricks-sdk (its message is not shown, as it may contain credentials): "
-        "Config().authenticate() of databricks.sdk.core shows it"
-    )
-
-
-def _configuration_error(text: str, remedy: str) -> AuthError | None:
     if "cannot configure default credentials" in text:
         return AuthError(f"databricks-sdk found none: {remedy}", retry=False)
     if (methods := _SEVERAL_METHODS.search(text)) is not None:
@@ -76,10 +67,6 @@ def _configuration_error(text: str, remedy: str) -> AuthError | None:
         )
     if (profile := _NO_PROFILE.search(text)) is not None:
         return AuthError(f"the configuration file of databricks-sdk has no profile {profile[1]!r}", retry=False)
-    return None
-
-
-def _answer_error(error: Exception, text: str, host: str) -> AuthError | None:
     if (refusal := _OAUTH_REFUSAL.search(text)) is not None:
         return AuthError(
             f"the token endpoint of {host} answered {refusal[1]}: check DATABRICKS_CLIENT_ID and "
@@ -89,13 +76,9 @@ def _answer_error(error: Exception, text: str, host: str) -> AuthError | None:
     # `databricks.sdk.oauth.retrieve_token` raises these for responses that do not follow OAuth.
     if isinstance(error, KeyError | NotImplementedError) or any(isinstance(word, bytes) for word in error.args):
         return AuthError(f"the answer of the token endpoint of {host} contains neither a token nor an OAuth error code")
-    return None
-
-
-def _network_error(names: set[str], host: str) -> AuthError | None:
     if "SSLError" in names:
         return AuthError(f"no TLS connection to {host} for a token: does it support TLS? {_ABOUT_CA}")
-    if names & (_NO_TOKEN_ENDPOINT | _NO_WORKSPACE):
+    if names & _NO_TOKEN_ENDPOINT:
         # These are also raised if the connection to the workspace failed, for any reason.
         about_ca = f" {_ABOUT_CA}" if host.startswith("https:") else ""
         return AuthError(
@@ -103,4 +86,7 @@ def _network_error(names: set[str], host: str) -> AuthError | None:
         )
     if names & _CONNECTION_FAILURES:
         return AuthError(f"cannot connect to {host} for a token: is it a Databricks workspace, and is it up?")
-    return None
+    return AuthError(
+        f"{type(error).__name__} in databricks-sdk (its message is not shown, as it may contain credentials): "
+        "Config().authenticate() of databricks.sdk.core shows it"
+    )

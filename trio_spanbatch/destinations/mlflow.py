@@ -17,7 +17,7 @@ from .._exporter import ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import File, TLSSettings
-from .._settings.header_checks import checked_environ, checked_headers, checked_str, has_userinfo
+from .._settings.header_checks import checked_environ, checked_headers, checked_str, has_header, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from ._experiments import NO_EXPERIMENT, ExperimentNames, Found, check_experiment_name, is_experiment_id
@@ -106,7 +106,7 @@ def mlflow(
     if experiments == "name" and experiment_id is not None:
         raise ValueError("experiment_id cannot be given with experiments='name', where every location is a name")
     headers = checked_headers(headers)
-    warn_of_ignored_variables(environ, authenticated=client is not None or _has(headers, "authorization"))
+    warn_of_ignored_variables(environ, authenticated=client is not None or has_header(headers, "authorization"))
     root = _tracking_root(tracking_uri, environ)
     tls: dict[str, Any] = {
         "certificate": certificate,
@@ -244,11 +244,11 @@ def _all_headers(
     token: str | None,
     environ: Mapping[str, str],
 ) -> dict[str, str]:
-    if _has(headers, EXPERIMENT_HEADER):
+    if has_header(headers, EXPERIMENT_HEADER):
         raise ValueError(f"headers has {EXPERIMENT_HEADER}; a batch's location names its experiment: remove the header")
-    if run_id is not None and _has(headers, RUN_HEADER):
+    if run_id is not None and has_header(headers, RUN_HEADER):
         raise ValueError(f"run_id is given, and headers has {RUN_HEADER} as well; give only one")
-    authorized = _has(headers, "authorization")
+    authorized = has_header(headers, "authorization")
     if authorized and (username, password, token) != (None, None, None):
         raise ValueError(
             "username, password or token is given, and headers has Authorization as well; give one of them"
@@ -256,15 +256,10 @@ def _all_headers(
     others = {} if authorized else _authorization(username, password, token, environ)
     if run_id is not None:
         others[RUN_HEADER] = checked_str(run_id, "run_id")
-    name = None if _has(headers, WORKSPACE_HEADER) else workspace(environ)
+    name = None if has_header(headers, WORKSPACE_HEADER) else workspace(environ)
     if name is not None:
         others[WORKSPACE_HEADER] = name
     return {**others, **headers}
-
-
-def _has(headers: Mapping[str, str], name: str) -> bool:
-    # Keys that are not str are refused later, when names and values are checked.
-    return any(str(given).lower() == name for given in headers)
 
 
 def _authorization(

@@ -17,7 +17,7 @@ from .._exporter import Delivered, ExportResult, Refused
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
 from .._http.tls import TLSSettings
-from .._settings.header_checks import check_endpoint, checked_headers, checked_str, has_userinfo
+from .._settings.header_checks import check_endpoint, checked_str, has_header, has_userinfo
 from .._spans.batch import SpanBatch
 from .._spans.checks import shown
 from .databricks_auth import DatabricksAuth, DatabricksConfig, MakeConfig
@@ -149,21 +149,16 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
         has_sdk = False
     if not has_sdk:
         raise ModuleNotFoundError(MISSING_EXTRA, name="databricks")
-    if any(str(name).lower() == "authorization" for name in checked_headers(headers)):
+    if has_header(headers, "authorization"):
         raise ValueError(
             "headers has Authorization (not shown), but databricks-sdk authenticates: set DATABRICKS_TOKEN, give "
             "make_config=, or use OTLPExporter"
         )
-    given, name = argument_or_variable(host, "host", "DATABRICKS_HOST")
+    given, name = given_url(host, "host", "DATABRICKS_HOST", "DATABRICKS_TOKEN, for instance")
     if not given:
         raise ValueError(
             "there is no workspace: give host=, as in https://dbc-a1b2c3d4-e5f6.cloud.databricks.com, or set "
             "DATABRICKS_HOST"
-        )
-    if has_userinfo(given):
-        raise ValueError(
-            f"{name} (not shown) contains a user name or password; databricks-sdk authenticates: remove it, and set "
-            "DATABRICKS_TOKEN, for instance"
         )
     scheme, _, rest = given.partition("://") if "://" in given else ("", "", given)
     authority = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
@@ -175,17 +170,26 @@ def checked_workspace(host: str | None, headers: Mapping[str, str] | None) -> st
     return workspace.removesuffix(":443") if url.scheme == "https" else workspace
 
 
-def argument_or_variable(value: str | None, name: str, variable: str) -> tuple[str, str]:
-    """Return an argument or, if it is None, the value of a variable; and the name of that argument or variable."""
+def given_url(value: str | None, name: str, variable: str, instead: str) -> tuple[str, str]:
+    """Return the URL in an argument or, if that is None, in a variable; and the name of that argument or variable.
+
+    Raise `ValueError`, which asks for the variables ``instead``, if the URL may contain a user name or password.
+    """
     if value is None:
-        return os.environ.get(variable, "").strip(), variable
-    return checked_str(value, name).strip(), name
+        value, name = os.environ.get(variable, ""), variable
+    given = checked_str(value, name).strip()
+    if has_userinfo(given):
+        raise ValueError(
+            f"{name} (not shown) contains a user name or password; databricks-sdk authenticates: remove it, and set "
+            f"{instead}"
+        )
+    return given, name
 
 
-def default_config(workspace: str) -> MakeConfig:
-    """Return the function that makes the ``Config`` of databricks-sdk for ``workspace``."""
+def databricks_auth(make_config: MakeConfig | None, workspace: str, *, names_workspace: bool = True) -> DatabricksAuth:
+    """Return what authenticates with ``make_config``, by default with databricks-sdk's ``Config``."""
 
-    def make_config() -> DatabricksConfig:
+    def default_config() -> DatabricksConfig:
         # Imported here, in the thread, because the import takes a second.
         from databricks.sdk.core import Config
 
@@ -197,10 +201,5 @@ def default_config(workspace: str) -> MakeConfig:
             disable_async_token_refresh=True,
         )
 
-    return make_config
-
-
-def databricks_auth(make_config: MakeConfig | None, workspace: str, *, names_workspace: bool = True) -> DatabricksAuth:
-    """Return what authenticates with ``make_config``, by default with databricks-sdk's ``Config``."""
-    make_config = checked_function("make_config", make_config) or default_config(workspace)
+    make_config = checked_function("make_config", make_config) or default_config
     return DatabricksAuth(make_config, workspace, names_workspace=names_workspace)

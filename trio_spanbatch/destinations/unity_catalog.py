@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from .._arguments import checked_bool
 from .._http.exporter import OTLPExporter
 from .._http.sender import AsyncClient, AsyncTransport
+from .._settings.header_checks import has_header
 from .databricks_auth import WORKSPACE_HEADER, MakeConfig
 from .tables import Options, UnityCatalogExporter, checked_workspace, databricks_auth
 from .zerobus_fallback import ZerobusFirst
@@ -62,8 +63,8 @@ def unity_catalog(
             `OTLPExporter`.
     """
     workspace = checked_workspace(host, headers)
-    names = {str(name).lower() for name in headers or ()}
-    auth = databricks_auth(make_config, workspace, names_workspace=names.isdisjoint(_WORKSPACE_HEADERS))
+    names_workspace = not has_header(headers, *_WORKSPACE_HEADERS)
+    auth = databricks_auth(make_config, workspace, names_workspace=names_workspace)
     options = Options(headers=headers, timeout=timeout, compression=compression, client=client, transport=transport)
     if not checked_bool("prefer_zerobus", prefer_zerobus):
         return UnityCatalogExporter(workspace, auth, decode_json_attributes, options)

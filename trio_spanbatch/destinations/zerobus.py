@@ -23,11 +23,11 @@ from .._http.exporter import OTLPExporter
 from .._http.failures import cause_of
 from .._http.responses import retry_after
 from .._http.sender import AsyncClient, AsyncTransport
-from .._settings.header_checks import check_endpoint, has_userinfo
+from .._settings.header_checks import check_endpoint, has_header
 from .._spans.batch import SpanBatch
 from .databricks_auth import WORKSPACE_HEADER, DatabricksAuth, MakeConfig
 from .shared_fetch import SharedFetch
-from .tables import Options, TableExporter, argument_or_variable, checked_workspace, databricks_auth
+from .tables import Options, TableExporter, checked_workspace, databricks_auth, given_url
 from .zerobus_auth import Answer, TableTokens, Workspace
 
 LOCATION_HEADER = "x-databricks-zerobus-table-name"
@@ -89,7 +89,6 @@ def zerobus(
 class ZerobusExporter(TableExporter):
     """Sends to tables through an `EndpointExporter` for Zerobus, after asking the workspace for the endpoint."""
 
-    _advice: ClassVar = {}
     _zerobus: Zerobus
 
     def __init__(
@@ -166,7 +165,7 @@ class Zerobus(trio.abc.AsyncResource):
         # A transport is used by one client only, which closes it.
         one_client = options["transport"] is not None or options["client"] is not None
         client = asking._sender if one_client else None
-        if any(str(name).lower() == LOCATION_HEADER for name in options["headers"] or ()):
+        if has_header(options["headers"], LOCATION_HEADER):
             # Without an endpoint, the exporter that would refuse it is created later.
             raise ValueError(f"location_header {LOCATION_HEADER!r} is also among headers")
         self._options: Options = {**options, "client": client, "transport": None}
@@ -250,14 +249,10 @@ def _host_in(summary: Answer, workspace_id: str, *, staging: bool) -> str | None
 
 def zerobus_url(endpoint: str | None, *, may_be_http: bool) -> str | None:
     """Return the URL for spans at ``endpoint`` or ``ZEROBUS_ENDPOINT``; None if neither is given."""
-    given, name = argument_or_variable(endpoint, "endpoint", "ZEROBUS_ENDPOINT")
+    instead = "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
+    given, name = given_url(endpoint, "endpoint", "ZEROBUS_ENDPOINT", instead)
     if not given and endpoint is None:
         return None
-    if has_userinfo(given):
-        raise ValueError(
-            f"{name} (not shown) contains a user name or password; databricks-sdk authenticates: remove it, and set "
-            "DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET"
-        )
     address, *rest = re.split("[?#]", given, maxsplit=1)
     url = check_endpoint(address if "://" in address else f"https://{address}", name)
     shown = f"{url.scheme}://{url.netloc.decode('ascii')}"

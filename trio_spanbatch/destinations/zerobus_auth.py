@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from http import HTTPStatus
 
 import attrs
 import trio
@@ -54,7 +53,7 @@ class Answer:
     @property
     def may_change(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= 500
+        return self.status in (408, 429) or self.status >= 500
 
     def text(self, name: str) -> str:
         """Return the string ``name`` of the document; empty if there is none."""
@@ -85,7 +84,7 @@ class Workspace:
         answer = await self._requester.request(
             method, self.url + path, headers=all_headers, data=form, send_options={"auth": None}
         )
-        if isinstance(answer, Refused) and answer.status_code is not None and answer.status_code != HTTPStatus.OK:
+        if isinstance(answer, Refused) and answer.status_code is not None and answer.status_code != 200:
             # The body is too large, for instance an error page, but the status code says enough.
             return Answer(answer.status_code, {})
         if not isinstance(answer, Response):

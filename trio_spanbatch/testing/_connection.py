@@ -42,7 +42,7 @@ def break_on_close(stream: trio.abc.Stream) -> None:
         with suppress(OSError):
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     elif isinstance(stream, ServerEnd):
-        stream.break_on_close()
+        stream.broken = True
 
 
 class Connection:

@@ -139,7 +139,7 @@ class Script(Generic[T]):
             return refusal(503, "the server is down")
         if isinstance(entry, rate_limited):
             after = entry.retry_after
-            return refusal(429, "too many requests", headers=[] if after is None else [("retry-after", str(after))])
+            return refusal(429, "too many requests", [] if after is None else [("retry-after", str(after))])
         if entry is not None and not isinstance(entry, slow | poison):
             return self._convert(f"an answer of {self._name}", entry)
         predicates = [fault.predicate for fault in self._lasting if isinstance(fault, poison)]

@@ -73,12 +73,17 @@ class InMemoryExporter:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError("the exporter was closed")
         self.batches.append(batch)
-        self._enter(batch.location)
+        location = batch.location
+        self.active += 1
+        self.max_active = max(self.max_active, self.active)
+        self._active_by_location[location] += 1
+        most = max(self.max_active_by_location.get(location, 0), self._active_by_location[location])
+        self.max_active_by_location[location] = most
         try:
             return await self._answer(batch)
         finally:
             self.active -= 1
-            self._active_by_location[batch.location] -= 1
+            self._active_by_location[location] -= 1
 
     async def aclose(self) -> None:
         """Close the exporter, even when cancelled. Closing it again does nothing."""
@@ -113,13 +118,6 @@ class InMemoryExporter:
         if isinstance(step, Delivered):
             self._acknowledge(batch, step.rejected)
         return step
-
-    def _enter(self, location: str) -> None:
-        self.active += 1
-        self.max_active = max(self.max_active, self.active)
-        self._active_by_location[location] += 1
-        most = self.max_active_by_location.get(location, 0)
-        self.max_active_by_location[location] = max(most, self._active_by_location[location])
 
     def _acknowledge(self, batch: SpanBatch, rejected: int) -> None:
         taken = min(len(batch.spans), max(0, len(batch.spans) - rejected))

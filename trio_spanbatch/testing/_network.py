@@ -66,33 +66,52 @@ class MemoryTransport(HTTPTransport):
         super().__init__(ssl.create_default_context if ssl_context is None else lambda: ssl_context, network=network)
 
 
-class _Window:
-    """The state of a connection that both ends share: bytes on their way to the client, and which ends are closed."""
+class ServerEnd(trio.abc.HalfCloseableStream):
+    """The server's end of a connection, around trio's memory stream, with the state that the client's end looks at."""
 
-    def __init__(self) -> None:
-        self.unread = 0
-        self.server_closed = self.client_closed = self.broken = False
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self._stream = stream
         self._read_or_closed = trio.lowlevel.ParkingLot()
+        self._client_closed = False
+        self.unread = 0  # bytes on their way to the client
+        self.closed = False
+        self.broken = False  # if it is closed then, the connection breaks for the client, instead of ending
 
-    def read(self, size: int) -> None:
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.unread += len(data)
+        await self._stream.send_all(data)
+        while self.unread > _WINDOW and not self._client_closed:
+            await self._read_or_closed.park()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        self.closed = True
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await self._stream.aclose()
+
+    def client_read(self, size: int) -> None:
         self.unread -= size
         self._read_or_closed.unpark_all()
 
-    def close_client(self) -> None:
-        self.client_closed = True
+    def client_closed(self) -> None:
+        self._client_closed = True
         self._read_or_closed.unpark_all()
-
-    async def wait_for_space(self) -> None:
-        while self.unread > _WINDOW and not self.client_closed:
-            await self._read_or_closed.park()
 
 
 class _ClientEnd:
     """The client's end of a connection, with the methods that a transport needs of a socket."""
 
-    def __init__(self, stream: _MemoryStream, window: _Window) -> None:
+    def __init__(self, stream: _MemoryStream, server_end: ServerEnd) -> None:
         self._stream = stream
-        self._window = window
+        self._server_end = server_end
 
     async def send(self, data: memoryview, /) -> int:
         try:
@@ -106,53 +125,22 @@ class _ClientEnd:
             data = bytes(await self._stream.receive_some(max_bytes))
         except trio.ClosedResourceError as error:
             raise ConnectionAbortedError("the connection was closed") from error
-        self._window.read(len(data))
-        if not data and self._window.broken:
+        self._server_end.client_read(len(data))
+        if not data and self._server_end.broken:
             raise ConnectionResetError("the server broke the connection")
         return data
 
     def is_readable(self) -> bool:
         """Return whether the server has closed or broken the connection, or has sent something."""
-        return self._window.server_closed or self._window.broken or self._window.unread > 0
+        return self._server_end.closed or self._server_end.broken or self._server_end.unread > 0
 
     def close(self) -> None:
-        self._window.close_client()
+        self._server_end.client_closed()
         self._stream.send_stream.close()
         self._stream.receive_stream.close()
 
 
-class ServerEnd(trio.abc.HalfCloseableStream):
-    """The server's end of a connection, around trio's memory stream."""
-
-    def __init__(self, stream: trio.abc.HalfCloseableStream, window: _Window) -> None:
-        self._stream = stream
-        self.window = window
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self.window.unread += len(data)
-        await self._stream.send_all(data)
-        await self.window.wait_for_space()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return bytes(await self._stream.receive_some(max_bytes))
-
-    async def send_eof(self) -> None:
-        self.window.server_closed = True
-        await self._stream.send_eof()
-
-    def break_on_close(self) -> None:
-        """Make closing this end break the connection for the client, instead of ending it."""
-        self.window.broken = True
-
-    async def aclose(self) -> None:
-        self.window.server_closed = True
-        await self._stream.aclose()
-
-
 def connected_pair() -> tuple[_ClientEnd, ServerEnd]:
     client, server = trio.testing.memory_stream_pair()
-    window = _Window()
-    return _ClientEnd(client, window), ServerEnd(server, window)
+    server_end = ServerEnd(server)
+    return _ClientEnd(client, server_end), server_end

@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -140,8 +140,9 @@ class OTLPReceiver:
         self._serves_any_run = False
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._nursery: trio.Nursery | None = None
-        self._scopes: set[trio.CancelScope] = set()
         self._open: dict[trio.abc.Stream, trio.CancelScope] = {}
+        # The shields have no deadline: leaving the receiver cancels this scope, and those of the connections.
+        self._listening = trio.CancelScope(shield=True)
         self._accepting = trio.CancelScope()
 
     @property
@@ -191,7 +192,7 @@ class OTLPReceiver:
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
         if listeners:
-            self._start(self._accept, listeners)
+            self._nursery.start_soon(self._accept, listeners)
         return self
 
     @trio.lowlevel.enable_ki_protection
@@ -201,7 +202,7 @@ class OTLPReceiver:
         assert self._nursery_manager is not None
         assert self._nursery is not None
         self._closed = True
-        for scope in (*self._scopes, *self._open.values()):
+        for scope in (self._listening, *self._open.values()):
             scope.cancel()
         if self._nursery.cancel_scope.cancel_called:
             # A task of the receiver has crashed, so the body's exception may come from the nursery's cancellation.
@@ -311,31 +312,20 @@ class OTLPReceiver:
         while self._received < count:
             await self._request_received.park()
 
-    def _start(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
-        assert self._nursery is not None
-        scope = trio.CancelScope(shield=True)
-        self._scopes.add(scope)
-        self._nursery.start_soon(self._run_shielded, scope, run, *args)
-
     @trio.lowlevel.enable_ki_protection
-    async def _run_shielded(self, scope: trio.CancelScope, run: Callable[..., Awaitable[None]], *args: object) -> None:
-        # The shield has no deadline: __aexit__ cancels it.
-        with scope:
-            await run(*args)
-        self._scopes.discard(scope)
-
     async def _accept(self, listeners: Sequence[trio.SocketListener]) -> None:
-        while True:
-            family, address = listeners[0].socket.family, listeners[0].socket.getsockname()
-            with trio.CancelScope() as self._accepting:
-                await trio.serve_listeners(self.serve_stream, list(listeners))
-            # An outage. A socket that is bound and does not listen refuses connections, and keeps the port. Just before
-            # the end the receiver listens again and resets connections, so that the end is exact.
-            with socket.socket(family) as held:
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                held.bind(address)
-                await trio.sleep_until(self._script.down_until - 0.001)
-            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        with self._listening:
+            while True:
+                family, address = listeners[0].socket.family, listeners[0].socket.getsockname()
+                with trio.CancelScope() as self._accepting:
+                    await trio.serve_listeners(self.serve_stream, list(listeners))
+                # An outage. A socket that is bound and does not listen refuses connections, and keeps the port. Just
+                # before the end the receiver listens again and resets connections, so that the end is exact.
+                with socket.socket(family) as held:
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    held.bind(address)
+                    await trio.sleep_until(self._script.down_until - 0.001)
+                listeners = await trio.open_tcp_listeners(self._port, host=self._host)
 
     def _is_down(self) -> bool:
         """Return whether there is an outage. When it begins, all connections break."""
@@ -350,9 +340,14 @@ class OTLPReceiver:
             return False
         if self._nursery is None:
             trio.lowlevel.spawn_system_task(self._serve_alone, stream)
-            return True
-        self._start(self.serve_stream, stream)
+        else:
+            self._nursery.start_soon(self._serve_shielded, stream)
         return True
+
+    @trio.lowlevel.enable_ki_protection
+    async def _serve_shielded(self, stream: trio.abc.Stream) -> None:
+        with trio.CancelScope(shield=True):
+            await self.serve_stream(stream)
 
     async def _serve_alone(self, stream: trio.abc.Stream) -> None:
         """Serve a connection in a system task, of which an exception would end the whole trio run."""
@@ -394,15 +389,8 @@ class OTLPReceiver:
         return await self._fulfil(connection, request, self._outcome(request, entry))
 
     def _receive(self, head: h11.Request, body: bytes | None) -> ReceivedRequest:
-        request = read_request(
-            head.method.decode("latin-1"),
-            head.target.decode("latin-1"),
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
-            body,
-            path=self._path,
-            location_header=self._location_header,
-            max_bytes=self._max_request_bytes,
-        )
+        limit = self._max_request_bytes
+        request = read_request(head, body, path=self._path, location_header=self._location_header, max_bytes=limit)
         if self._keep:
             self.requests.append(request)
         self._received += 1

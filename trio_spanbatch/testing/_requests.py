@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import h11
 import trio
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -68,35 +69,33 @@ class ReceivedRequest:
 
 
 class _Refused(Exception):
-    """The request is invalid. The argument is its answer."""
+    """The request is invalid. The arguments are those of `refusal`."""
 
 
 def read_request(
-    method: str,
-    target: str,
-    headers: Sequence[tuple[str, str]],
-    body: bytes | None,
-    *,
-    path: str | None,
-    location_header: str | None,
-    max_bytes: int,
+    head: h11.Request, body: bytes | None, *, path: str | None, location_header: str | None, max_bytes: int
 ) -> ReceivedRequest:
     """Parse a request. Never raises, even if the client sent garbage. The rest is as in `OTLPReceiver`.
 
-    ``headers`` have lower-case names. ``body`` is None if it was longer than ``max_bytes``.
+    ``body`` is None if it was longer than ``max_bytes``.
     """
+    method, target = head.method.decode("latin-1"), head.target.decode("latin-1")
+    # h11 has made the names lower-case.
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers)
     content, message, answer = b"", None, Answer(headers=[("content-type", PROTOBUF)])
     try:
         _check_envelope(method, target, headers, path)
         content = _decompressed(_header(headers, "content-encoding") or "", body, max_bytes)
-        message = _parsed(content)
+        message = ExportTraceServiceRequest.FromString(content)
     except _Refused as refused:
-        (answer,) = refused.args
+        answer = refusal(*refused.args)
+    except DecodeError as error:
+        answer = refusal(400, f"the body is not an ExportTraceServiceRequest: {error}")
     location = _header(headers, location_header) if location_header else None
     return ReceivedRequest(
         method=method,
         target=target,
-        headers=tuple(headers),
+        headers=headers,
         location=location or "default",
         body=body or b"",
         content=content,
@@ -106,7 +105,7 @@ def read_request(
     )
 
 
-def refusal(status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> Answer:
+def refusal(status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     """Return an answer that refuses a request with a ``google.rpc.Status``, as OTLP specifies."""
     body = Status(code=_INVALID_ARGUMENT, message=message.encode()).SerializeToString()
     return Answer(status, headers=[("content-type", PROTOBUF), *headers], body=body)
@@ -118,38 +117,28 @@ def _header(headers: Sequence[tuple[str, str]], name: str) -> str | None:
 
 def _check_envelope(method: str, target: str, headers: Sequence[tuple[str, str]], path: str | None) -> None:
     if path is not None and target.partition("?")[0] != path:
-        raise _Refused(refusal(404, f"unknown path; send traces to {path}"))
+        raise _Refused(404, f"unknown path; send traces to {path}")
     if method != "POST":
-        raise _Refused(refusal(405, f"the method is {method}; it must be POST", headers=[("allow", "POST")]))
+        raise _Refused(405, f"the method is {method}; it must be POST", [("allow", "POST")])
     content_type = _header(headers, "content-type") or ""
     if content_type.partition(";")[0].strip().lower() != PROTOBUF:
-        raise _Refused(refusal(415, f"the content type is {content_type!r}; it must be {PROTOBUF}"))
+        raise _Refused(415, f"the content type is {content_type!r}; it must be {PROTOBUF}")
 
 
 def _decompressed(encoding: str, body: bytes | None, max_bytes: int) -> bytes:
+    too_large = _Refused(413, f"the request is larger than {max_bytes} bytes")
     if body is None:
-        raise _Refused(_too_large(max_bytes))
+        raise too_large
     collected = BoundedBody(encoding, max_bytes)
     if not collected.readable:
-        raise _Refused(refusal(415, f"the content encoding {encoding!r} is not gzip or deflate"))
+        raise _Refused(415, f"the content encoding {encoding!r} is not gzip or deflate")
     collected.feed(body)
     if collected.exceeded:
-        raise _Refused(_too_large(max_bytes))
+        raise too_large
     content = collected.content
     is_empty = not body and encoding.strip().lower() not in ("", "identity")
     if content is None or collected.has_trailing_data:
-        raise _Refused(refusal(400, f"the body cannot be decompressed: it is not {encoding}"))
+        raise _Refused(400, f"the body cannot be decompressed: it is not {encoding}")
     if collected.cut_off or is_empty:
-        raise _Refused(refusal(400, "the body cannot be decompressed: it ends too early"))
+        raise _Refused(400, "the body cannot be decompressed: it ends too early")
     return content
-
-
-def _too_large(max_bytes: int) -> Answer:
-    return refusal(413, f"the request is larger than {max_bytes} bytes")
-
-
-def _parsed(content: bytes) -> ExportTraceServiceRequest:
-    try:
-        return ExportTraceServiceRequest.FromString(content)
-    except DecodeError as error:
-        raise _Refused(refusal(400, f"the body is not an ExportTraceServiceRequest: {error}")) from None
