@@ -47,9 +47,9 @@ def span(
     checks: list[tuple[str, Any, Any, str]] = [
         ("name", name, str, "a str"),
         ("kind", kind, trace.SpanKind | SpanKind, "a SpanKind"),
+        ("attributes", attributes, Mapping | None, "a mapping"),
+        ("tracer", tracer, trace.Tracer | None, "a Tracer of OpenTelemetry"),
     ]
-    checks += [("attributes", {} if attributes is None else attributes, Mapping, "a mapping")]
-    checks += [] if tracer is None else [("tracer", tracer, trace.Tracer, "a Tracer of OpenTelemetry")]
     for parameter, value, types, meaning in checks:
         if not isinstance(value, types):
             raise TypeError(f"{parameter} is {shown(value)}; it must be {meaning}")
@@ -145,5 +145,4 @@ def traced(
     def open_span(name: str, attributes: Mapping[str, Any]) -> AbstractContextManager[trace.Span]:
         return span(name, location=location, kind=kind, attributes=attributes, tracer=tracer)
 
-    open_span("", {} if attributes is None else attributes)  # only to check the arguments
     return decorator(given, open_span, attributes, arguments)

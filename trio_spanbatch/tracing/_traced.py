@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
-from contextlib import AbstractContextManager
+import types
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import Context, copy_context
-from types import TracebackType
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,43 +24,34 @@ OpenSpan = Callable[[str, Mapping[str, Any]], AbstractContextManager[Any]]
 def decorator(
     given: Callable[..., Any] | str | None,
     open_span: OpenSpan,
-    attributes: Mapping[str, Any] | None = None,
-    arguments: bool | Iterable[str] = False,
-) -> Any:
-    """Return the result of ``traced(given, ...)``: the wrapped function, or a decorator if ``given`` is none.
-
-    Args:
-        given: The function, or the name of the span.
-        open_span: Makes a span of a name and attributes.
-        attributes: Attributes of all spans.
-        arguments: Whether to record the arguments as attributes; or the names of those to record.
-    """
-    given_arguments: object = arguments
-    if not isinstance(given_arguments, bool | Iterable) or isinstance(given_arguments, bytes | Mapping):
-        raise TypeError(f"arguments is {arguments!r}; it must be True, or a list of names")
-    if given is not None and not isinstance(given, str):
-        return _wrapped(given, None, open_span, attributes, arguments)
-    return lambda function: _wrapped(function, given, open_span, attributes, arguments)
-
-
-def _wrapped(
-    function: Any,
-    name: str | None,
-    open_span: OpenSpan,
     attributes: Mapping[str, Any] | None,
     arguments: bool | Iterable[str],
 ) -> Any:
-    if isinstance(function, staticmethod | classmethod):
-        return type(function)(_wrapped(function.__func__, name, open_span, attributes, arguments))
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(f"traced is used on {function!r}; it must be used on a function, or have the span's name")
-    if name is None:
-        name = getattr(function, "__qualname__", type(function).__qualname__).rpartition("<locals>.")[2]
-    arguments_of = _arguments_of(function, arguments)
+    """Return the result of ``traced(given, ...)``: the wrapped function, or a decorator if ``given`` is none.
 
-    def span(*args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
-        return open_span(name, {**(attributes or {}), **arguments_of(args, kwargs)})
+    ``open_span`` makes a span of a name and attributes.
+    """
+    if attributes is None:
+        attributes = {}
+    open_span("", attributes)  # only to check the arguments
+    given_arguments: object = arguments
+    if not isinstance(given_arguments, bool | Iterable) or isinstance(given_arguments, bytes | Mapping):
+        raise TypeError(f"arguments is {arguments!r}; it must be True, or a list of names")
 
+    def decorate(function: Any) -> Any:
+        if isinstance(function, staticmethod | classmethod):
+            return type(function)(decorate(function.__func__))
+        if isinstance(function, type) or not callable(function):
+            raise TypeError(f"traced is used on {function!r}; it must be used on a function, or have the span's name")
+        qualified_name = getattr(function, "__qualname__", type(function).__qualname__)
+        name = given if isinstance(given, str) else qualified_name.rpartition("<locals>.")[2]
+        arguments_of = _arguments_of(function, arguments)
+        return _wrapped(function, lambda *args, **kwargs: open_span(name, {**attributes, **arguments_of(args, kwargs)}))
+
+    return decorate if given is None or isinstance(given, str) else decorate(given)
+
+
+def _wrapped(function: Any, span: Callable[..., AbstractContextManager[Any]]) -> Any:
     is_plain = inspect.isroutine(function) or isinstance(function, functools.partial)
     called = function if is_plain else function.__call__
     if inspect.isasyncgenfunction(called):
@@ -109,28 +100,19 @@ def _arguments_of(
     return read
 
 
-class _Inside(AbstractContextManager[None]):
-    """Enters and exits a context manager in another context."""
-
-    def __init__(self, context: Context, manager: AbstractContextManager[Any]) -> None:
-        self._run = context.run
-        self._manager = manager
-
-    def __enter__(self) -> None:
-        self._run(self._manager.__enter__)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._run(self._manager.__exit__, kind, error, traceback)
+def _enter(stack: ExitStack, context: Context, manager: AbstractContextManager[Any]) -> None:
+    """Enter ``manager`` in another context, and let ``stack`` exit it there."""
+    context.run(manager.__enter__)
+    stack.push(lambda *details: context.run(manager.__exit__, *details))
 
 
 def _wrapped_generator(function: Callable[..., Any], span: Callable[..., AbstractContextManager[Any]]) -> Any:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         context = copy_context()
-        with _Inside(context, context.run(span, *args, **kwargs)):
-            return (yield from _Steps(context, context.run(function, *args, **kwargs)).__await__())
+        with ExitStack() as stack:
+            _enter(stack, context, context.run(span, *args, **kwargs))
+            return (yield from _steps(context, context.run(function, *args, **kwargs)))
 
     return wrapper
 
@@ -139,21 +121,21 @@ def _wrapped_async_generator(function: Callable[..., Any], span: Callable[..., A
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         context = copy_context()
-        run = context.run
-        with _Inside(context, run(span, *args, **kwargs)):
-            generator = run(function, *args, **kwargs)
+        with ExitStack() as stack:
+            _enter(stack, context, context.run(span, *args, **kwargs))
+            generator = context.run(function, *args, **kwargs)
             try:
-                item = await _Steps(context, _first_step(generator))
+                item = await _awaitable_steps(context, _first_step(generator))
                 while True:
                     try:
                         sent = yield item  # noqa: ASYNC119  # the wrapper is closed like any generator
                     except GeneratorExit:
-                        await _Steps(context, generator.aclose())  # noqa: ASYNC102, ASYNC120  # the same
+                        await _awaitable_steps(context, generator.aclose())  # noqa: ASYNC102, ASYNC120  # the same
                         raise
                     except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
-                        item = await _Steps(context, generator.athrow(error))  # noqa: ASYNC102  # the same
+                        item = await _awaitable_steps(context, generator.athrow(error))  # noqa: ASYNC102  # the same
                     else:
-                        item = await _Steps(context, generator.asend(sent))
+                        item = await _awaitable_steps(context, generator.asend(sent))
             except StopAsyncIteration:
                 return
 
@@ -173,25 +155,21 @@ def _first_step(generator: AsyncGenerator[Any, Any]) -> Any:
         sys.set_asyncgen_hooks(*hooks)
 
 
-class _Steps(Awaitable[Any]):
-    """Runs a coroutine or a generator in another context."""
+def _steps(context: Context, coroutine: Any) -> Generator[Any, Any, Any]:
+    """Run a coroutine or a generator in another context."""
+    run = context.run
+    try:
+        trap = run(coroutine.send, None)
+        while True:
+            try:
+                answer = yield trap
+            except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
+                trap = run(coroutine.throw, error)
+            else:
+                trap = run(coroutine.send, answer)
+    except StopIteration as stop:
+        return stop.value
 
-    __slots__ = ("_context", "_coroutine")
 
-    def __init__(self, context: Context, coroutine: Any) -> None:
-        self._context = context
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, coroutine = self._context.run, self._coroutine
-        try:
-            trap = run(coroutine.send, None)
-            while True:
-                try:
-                    answer = yield trap
-                except BaseException as error:  # noqa: ASYNC103  # the inner generator decides
-                    trap = run(coroutine.throw, error)
-                else:
-                    trap = run(coroutine.send, answer)
-        except StopIteration as stop:
-            return stop.value
+# The same function, with a type that says that it can be awaited.
+_awaitable_steps = types.coroutine(_steps)

@@ -339,7 +339,6 @@ class Tracer:
         def open_span(name: str, attributes: Mapping[str, Any]) -> ActiveSpan:
             return self.span(name, location=location, kind=kind, attributes=attributes)
 
-        open_span("", {} if attributes is None else attributes)  # only to check the arguments
         return decorator(given, open_span, attributes, arguments)
 
     def _new_id(self, bits: int) -> int:
