@@ -116,7 +116,7 @@ async def test_without_its_local_parent_a_span_has_the_location_of_its_trace(aut
         tracer.start_span("child", context=context).end()
 
     places, processor = await places_of(program)
-    assert len(processor._locations) == 0
+    assert len(processor._locations._by_ids) == 0
     assert places == {"parent": "parents", "child": "parents"}
 
 
@@ -402,10 +402,10 @@ async def test_spans_that_never_end_leak_nothing(autojump_clock: object) -> None
         processor = BatcherSpanProcessor(batcher)
         tracer = tracer_of(processor)
         spans = [tracer.start_span("never ended") for _ in range(100)]
-        assert len(processor._locations) == 100
+        assert len(processor._locations._by_ids) == 100
         del spans
         gc.collect()
-        assert len(processor._locations) == 0
+        assert len(processor._locations._by_ids) == 0
         assert processor.statistics().ended == 0
 
 

@@ -332,7 +332,7 @@ async def test_the_number_of_remembered_spans_without_a_context_is_bounded(
 
     _, processor = await places_of(program)
     locations = processor._locations
-    assert (len(locations), len(locations._gone)) == (0, 3)
+    assert (len(locations._by_ids), len(locations._gone)) == (0, 3)
     assert all(not entry.open for entry in locations._traces.values())
 
 

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from typing import Any
 
-import attrs
 import outcome
 import trio
 
@@ -63,31 +62,25 @@ def _running(background: _Background, processor: BatcherSpanProcessor) -> Iterat
         background.start()
         yield processor
     except BaseException as error:
-        background.end()
         background.conclude(error)
         raise
-    background.end()
     background.conclude(None)
 
 
-@attrs.define(eq=False)
 class _Background:
     """A thread in which a batcher runs until `end` is called."""
 
-    batcher: SpanBatcher
-    _result: outcome.Maybe[None] | None = None
-    _entered: threading.Event = attrs.Factory(threading.Event)
-    _is_leaving: bool = False
-    _leave: trio.Event = attrs.Factory(trio.Event)
-    # Held until there is a result. A Ctrl-C in `Thread.join`, or in a method of `threading.Event`, may break them.
-    _running: threading.Lock = attrs.Factory(threading.Lock)
-    _thread: threading.Thread = attrs.field(init=False)
-
-    @_thread.default
-    def _make_thread(self) -> threading.Thread:
+    def __init__(self, batcher: SpanBatcher) -> None:
+        self._batcher = batcher
+        self._result: outcome.Maybe[None] | None = None
+        self._entered = threading.Event()
+        self._is_leaving = False
+        self._leave = trio.Event()
+        # Held until there is a result. A Ctrl-C in `Thread.join`, or in a method of `threading.Event`, may break them.
+        self._running = threading.Lock()
         # A daemon, as Python waits for other threads before it calls the functions of atexit.
         # The context is the caller's, so that functions such as `on_loss` see its context variables.
-        return threading.Thread(
+        self._thread = threading.Thread(
             target=copy_context().run, args=(self._run,), name="trio_spanbatch background", daemon=True
         )
 
@@ -97,7 +90,7 @@ class _Background:
         self._running.release()
 
     async def _main(self) -> None:
-        async with self.batcher:
+        async with self._batcher:
             self._entered.set()
             if not self._is_leaving:
                 await self._leave.wait()
@@ -120,7 +113,7 @@ class _Background:
                     break
                 self._call_soon(self._leave.set)
                 if interrupted:
-                    self._call_soon(self.batcher._supervisor.interrupt)
+                    self._call_soon(self._batcher._supervisor.interrupt)
                 self._running.acquire()
             except KeyboardInterrupt:
                 interrupted = True
@@ -130,16 +123,16 @@ class _Background:
 
     def _call_soon(self, function: Callable[[], None]) -> None:
         # Without a token, the batcher is not entered yet, and is left at once when it is.
-        if (token := self.batcher._supervisor.token) is not None:
+        if (token := self._batcher._supervisor.token) is not None:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(function)
 
     def conclude(self, error: BaseException | None) -> None:
-        """Add notes to the exception of the ``with``, if any. Raise one of the batcher that has precedence."""
+        """End. Add notes to the exception of the ``with``, if any. Raise one of the batcher that has precedence."""
+        self.end()
         if error is not None:
-            self.batcher._supervisor.add_notes(error)
-        failure = self._result.error if isinstance(self._result, outcome.Error) else None
-        if failure is None or failure is error:
+            self._batcher._supervisor.add_notes(error)
+        if not isinstance(self._result, outcome.Error) or (failure := self._result.error) is error:
             return
         ends_program = not isinstance(failure, Exception) and not isinstance(error, KeyboardInterrupt | SystemExit)
         if error is None or ends_program:

@@ -141,9 +141,6 @@ class Locations:
 
         self._forget = forget
 
-    def __len__(self) -> int:
-        return len(self._by_ids)
-
     def start(self, span: ReadableSpan, parent_context: Context | None) -> None:
         wanted = used_location()
         context = span.context
@@ -193,9 +190,7 @@ class Locations:
     def _find(self, context: SpanContext) -> _Started | None:
         if (mark := self._mark(context)) is not None:
             return mark.started
-        return self._find_by_ids(_key(context))
-
-    def _find_by_ids(self, key: _Key) -> _Started | None:
+        key = _key(context)
         reference = self._by_ids.get(key)
         return self._gone.get(key) if reference is None else reference.started
 
@@ -207,11 +202,10 @@ class Locations:
     def _remember(self, span: ReadableSpan, context: SpanContext, place: _Place, trace: _Trace) -> None:
         key = _key(context)
         started = by_ids = _Started(place, trace, _weakly(span))
-        mark = self._mark(context)
-        twin = self._find_by_ids(key) if mark is None else mark.started
+        twin = self._find(context)
         if twin is not None and not twin.has_ended and twin.place != place:
             by_ids = _Started(_SAME_IDS, trace, started.span)
-            if mark is not None:
+            if self._mark(context) is not None:
                 # They share the context itself, so they cannot be told apart.
                 started = by_ids
         if started is by_ids:

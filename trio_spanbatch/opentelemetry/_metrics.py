@@ -56,12 +56,8 @@ ERROR_TYPE: Final = "error.type"
 STATUS_CODE: Final = "http.response.status_code"
 ENDPOINT_NAME: Final = "trio_spanbatch.endpoint.name"
 
-# The conventions' value for all other errors.
-_OTHER: Final = "_OTHER"
 MAX_ERROR_TYPES: Final = 100
 
-# The conventions' name for an exporter of OTLP over HTTP in protobuf. Other exporters are named by their class.
-_OTLP_TYPE: Final = "otlp_http_span_exporter"
 _PROCESSOR_TYPE: Final = "trio_spanbatch.opentelemetry.BatcherSpanProcessor"
 
 _Attributes: TypeAlias = dict[str, str | int]
@@ -187,7 +183,8 @@ class BatcherMetrics:
     def _error_type(self, settlement: Settlement, outcome: str) -> str:
         status = settlement.status_code
         error = settlement.cause[:100] or outcome if status is None else str(status)
-        return error if error in self._exported or len(self._exported) < MAX_ERROR_TYPES else _OTHER
+        # "_OTHER" is the conventions' value for all other errors.
+        return error if error in self._exported or len(self._exported) < MAX_ERROR_TYPES else "_OTHER"
 
     def handed_back(self, spans: int) -> None:
         """Count spans that were handed back without having been passed to the exporter."""
@@ -236,8 +233,8 @@ class BatcherMetrics:
 
 def _type_and_name(exporter: object) -> tuple[str, str]:
     if isinstance(exporter, OTLPExporter):
-        # Its name differs from its type, under which the SDK's own exporters are counted too.
-        return _OTLP_TYPE, "trio_spanbatch.OTLPExporter"
+        # The conventions' type for OTLP over HTTP in protobuf. The SDK's own exporters are counted under it too.
+        return "otlp_http_span_exporter", "trio_spanbatch.OTLPExporter"
     name = f"{type(exporter).__module__}.{type(exporter).__qualname__}"
     return name, name
 

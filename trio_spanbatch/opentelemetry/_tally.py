@@ -23,6 +23,7 @@ from .._intake import Drop, Reason
 from .._reporting.log import AnyLogger
 from .._reporting.throttle import Throttle
 from .._spans.hashing import hash_of_record
+from .._values import counted, were
 
 REASONS: Final[tuple[Reason, ...]] = ("queue_full", "already_shutdown", "invalid")
 
@@ -116,18 +117,14 @@ class Tally:
             said, self._said = self._said, dropped
             details, self._details = self._details, no_details
         counts = {reason: dropped[reason] - said[reason] for reason in REASONS}
-        if not any(counts.values()):
+        number = sum(counts.values())
+        if not number:
             return
         parts = [f"{count} {reason}" for reason, count in counts.items() if count]
         parts += [f"the last {reason} one: {detail}" for reason, detail in details.items()]
-        number = sum(counts.values())
         with suppress(Exception):
             self._logger.warning(
-                "%d %s that had ended %s dropped (%s)",
-                number,
-                "span" if number == 1 else "spans",
-                "was" if number == 1 else "were",
-                "; ".join(parts),
+                "%s that had ended %s dropped (%s)", counted(number, "span"), were(number), "; ".join(parts)
             )
 
     def statistics(self) -> SpanProcessorStatistics:

@@ -12,15 +12,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import ContextVar, Token
 from threading import get_ident
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from .._values import checked_location
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _innermost: Final[ContextVar[_Use | None]] = ContextVar("trio_spanbatch.opentelemetry.use_location", default=None)
 # Only its tokens are used: each belongs to the context in which it was made.
@@ -115,7 +114,7 @@ class _Use:
         self._entered_here = self.outer = None
 
 
-class LocationContext(AbstractContextManager[None]):
+class LocationContext(ContextDecorator, AbstractContextManager[None]):
     """The result of `use_location`. It can be entered repeatedly, also by several tasks at once."""
 
     def __init__(self, location: str) -> None:
@@ -168,7 +167,7 @@ class LocationContext(AbstractContextManager[None]):
             _innermost.set(_skip_left(use.outer))
             use.forget_where()
 
-    def __call__(self, function: Callable[_P, _T]) -> Callable[_P, _T]:
+    def __call__(self, function: _Function) -> _Function:
         """Decorate a function or an async function, so that the location is set while it runs.
 
         Raises:
@@ -176,21 +175,15 @@ class LocationContext(AbstractContextManager[None]):
         """
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function.__qualname__} is a generator; use `with {self!r}:` inside it, around no yield")
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def run(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return cast(Callable[_P, _T], run)
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)
 
         @functools.wraps(function)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        async def run(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return function(*args, **kwargs)
+                return await function(*args, **kwargs)
 
-        return call
+        return cast(_Function, run)
 
     def __repr__(self) -> str:
         return f"use_location({self._location!r})"
