@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -23,7 +23,6 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from .._arguments import checked_function
 from .._batcher import SpanBatcher
 from .._intake import Drop, Intake
-from .._reporting.log import AnyLogger
 from .._spans.checks import shown
 from ._interruption import InterruptionCheck
 from ._location import LocationFunction, Locations, NoLocation
@@ -206,7 +205,7 @@ class BatcherSpanProcessor(SpanProcessor):
                 )
             return False
         try:
-            return _wait_for_flush(self._flush, self._supervisor.token, timeout_millis / 1000, self._logger)
+            return self._wait_for_flush(self._supervisor.token, timeout_millis / 1000)
         except trio.RunFinishedError:
             return self._judge_at_rest()
 
@@ -214,6 +213,43 @@ class BatcherSpanProcessor(SpanProcessor):
         self._is_in_child = True
         self._tally.renew_lock()
         self._intake.reset()
+
+    def _wait_for_flush(self, token: trio.lowlevel.TrioToken, seconds: float) -> bool:
+        """Return whether everything was delivered within ``seconds``. Called in a thread other than trio's.
+
+        The flush runs in a system task of trio, independent of all nurseries. The calling thread waits on the real
+        clock, so that a stalled trio loop makes it time out too. Then the flush is cancelled; the spans are delivered
+        later. If the run has ended, `trio.RunFinishedError` is raised.
+        """
+        scope = trio.CancelScope()
+        answer: Future[bool] = Future()
+
+        async def run() -> None:
+            delivered = False
+            try:
+                with scope:
+                    delivered = await self._flush()
+            except Exception:
+                self._logger.exception("force_flush failed")
+            finally:
+                answer.set_result(delivered)
+
+        def start() -> None:
+            try:
+                trio.lowlevel.spawn_system_task(run, name="trio_spanbatch force_flush")
+            except RuntimeError:
+                # The run is ending and starts no more tasks.
+                answer.set_exception(trio.RunFinishedError())
+
+        token.run_sync_soon(start)
+        try:
+            return answer.result(min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        except TimeoutError:
+            return False
+        finally:
+            if not answer.done():
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(scope.cancel)
 
     async def _flush(self) -> bool:
         self._intake.feed()
@@ -248,43 +284,3 @@ def _weakly(method: Callable[[], None]) -> Callable[[], None]:
             method()
 
     return call
-
-
-def _wait_for_flush(
-    flush: Callable[[], Awaitable[bool]], token: trio.lowlevel.TrioToken, seconds: float, logger: AnyLogger
-) -> bool:
-    """Return whether everything was delivered within ``seconds``. Called in a thread other than trio's.
-
-    The flush runs in a system task of trio, independent of all nurseries. The calling thread waits for its result on
-    the real clock, so that a stalled trio loop makes it time out too. Then the flush is cancelled; the spans are
-    delivered later. If the run has ended, `trio.RunFinishedError` is raised.
-    """
-    scope = trio.CancelScope()
-    answer: Future[bool] = Future()
-
-    async def run() -> None:
-        delivered = False
-        try:
-            with scope:
-                delivered = await flush()
-        except Exception:
-            logger.exception("force_flush failed")
-        finally:
-            answer.set_result(delivered)
-
-    def start() -> None:
-        try:
-            trio.lowlevel.spawn_system_task(run, name="trio_spanbatch force_flush")
-        except RuntimeError:
-            # The run is ending and starts no more tasks.
-            answer.set_exception(trio.RunFinishedError())
-
-    token.run_sync_soon(start)
-    try:
-        return answer.result(min(max(seconds, 0.0), threading.TIMEOUT_MAX))
-    except TimeoutError:
-        return False
-    finally:
-        if not answer.done():
-            with suppress(trio.RunFinishedError):
-                token.run_sync_soon(scope.cancel)

@@ -349,8 +349,8 @@ class Tracer:
             self._account(Drop("already_shutdown", "the batcher is not open"))
         elif self._runtime.thread_id == get_ident():
             self._account(self._intake.add(span.location, span))
-        elif (drop := self._intake.hand_over(span.location, span)) is not None:
-            self._account(drop)
+        else:
+            self._account(self._intake.hand_over(span.location, span))
 
     def _account(self, drop: Drop | None) -> None:
         if drop is None:
