@@ -89,13 +89,11 @@ class _Started:
         return bool(span.is_recording())
 
 
+@attrs.define(eq=False)
 class _Mark:
     """An attribute of a ``SpanContext``, which lives as long as the context does."""
 
-    __slots__ = ("__weakref__", "started")
-
-    def __init__(self, started: _Started) -> None:
-        self.started = started
+    started: _Started
 
     def __reduce__(self) -> tuple[type[bool], tuple[()]]:
         # A context may be unpickled in a process that does not have this module.

@@ -17,6 +17,8 @@ from contextvars import ContextVar, Token
 from threading import get_ident
 from typing import Any, Final, TypeVar, cast
 
+import attrs
+
 from .._values import checked_location
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -64,22 +66,19 @@ def used_location() -> str | None:
                 use = _innermost_use()
             finally:
                 _changing.discard(thread)
-    return None if use is None else use.location
+    return None if use is None else use.owner.location
 
 
+@attrs.define(eq=False)
 class _Use:
     """An element of the chain: a ``with use_location(...)`` that was entered."""
 
-    __slots__ = ("_asked_by", "_entered_here", "_round", "is_left", "location", "outer", "owner")
-
-    def __init__(self, owner: LocationContext, location: str, in_round: int, outer: _Use | None) -> None:
-        self.owner = owner
-        self.location = location
-        self.outer = outer
-        self._round = in_round
-        self.is_left = False
-        self._asked_by: int | None = None
-        self._entered_here: Token[None] | None = _here.set(None)
+    owner: LocationContext
+    outer: _Use | None
+    _round: int
+    is_left: bool = False
+    _asked_by: int | None = None
+    _entered_here: Token[None] | None = attrs.field(init=False, factory=lambda: _here.set(None))
 
     def has_left(self) -> bool:
         return self.is_left or self._round != self.owner.round
@@ -118,7 +117,7 @@ class LocationContext(ContextDecorator, AbstractContextManager[None]):
     """The result of `use_location`. It can be entered repeatedly, also by several tasks at once."""
 
     def __init__(self, location: str) -> None:
-        self._location = location
+        self.location = location
         self._inside = 0
         # Incremented when the last one exits: elements of earlier rounds were all left.
         self.round: int = 0
@@ -135,7 +134,7 @@ class LocationContext(ContextDecorator, AbstractContextManager[None]):
             if outer is not None and outer.outer is not None:
                 # Otherwise a loop over generators that are left early would make the chain ever longer.
                 outer.outer = _skip_left(outer.outer)
-            _innermost.set(_Use(self, self._location, in_round, outer))
+            _innermost.set(_Use(self, outer, in_round))
         finally:
             if not interrupts:
                 _changing.discard(thread)
@@ -186,7 +185,7 @@ class LocationContext(ContextDecorator, AbstractContextManager[None]):
         return cast(_Function, run)
 
     def __repr__(self) -> str:
-        return f"use_location({self._location!r})"
+        return f"use_location({self.location!r})"
 
 
 def _innermost_use() -> _Use | None:
