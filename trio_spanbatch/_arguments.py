@@ -148,7 +148,7 @@ def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: i
 
     if redact is None and max_attribute_bytes is None:
         return SpanEncoder(resource, warn_of_unit)
-    from ._spans.redaction import RedactingEncoder
+    from ._spans.redaction import RedactingEncoder, Redactor
 
     throttle = Throttle(time.monotonic, max_keys=_PLACES)
 
@@ -156,7 +156,7 @@ def encoder_for(redact: Callable[[str, Any], Any] | None, max_attribute_bytes: i
         if throttle.allows(place):
             log.error(message, *args)
 
-    return RedactingEncoder(resource, warn_of_unit, redact, max_attribute_bytes, log_error)
+    return RedactingEncoder(resource, warn_of_unit, Redactor(redact, max_attribute_bytes, log_error))
 
 
 def _check_takes_two(redact: Any) -> None:

@@ -13,6 +13,8 @@ from decimal import Decimal
 from types import CoroutineType
 from typing import Any, Final
 
+import attrs
+
 from .._errors import InvalidSpanError
 from .attributes import DROP, AttributeEncoder, encoded_value, plain_value, readable_items, snapshot, text_key
 from .batch import EncodedSpan
@@ -27,6 +29,7 @@ _ITEM_SIZE: Final = 12
 _PAIR_SIZE: Final = 24
 
 
+@attrs.define(eq=False)
 class Redactor:
     """Applies ``redact`` and ``max_attribute_bytes``. Thread-safe.
 
@@ -36,22 +39,19 @@ class Redactor:
         log_error: Logs a message unless it has logged one about the same place, its first argument, recently.
     """
 
-    def __init__(
-        self, redact: Callable[[str, Any], Any] | None, max_bytes: int | None, log_error: Callable[..., None]
-    ) -> None:
-        self.cut = 0
-        self._redact = redact
-        self._max_bytes = max_bytes
-        self._log_error = log_error
-        # Reentrant, as a finalizer may end a span while its thread holds it.
-        self._lock = threading.RLock()
+    redact: Callable[[str, Any], Any] | None
+    _max_bytes: int | None
+    _log_error: Callable[..., None]
+    cut: int = 0
+    # Reentrant, as a finalizer may end a span while its thread holds it.
+    _lock: threading.RLock = attrs.Factory(threading.RLock)
 
     def value(self, key: str, value: Any) -> Any:
         """Return what is sent in place of ``value``, or `DROP`. Raise `InvalidSpanError` if it cannot be expressed."""
         value = plain_value(value)
-        if self._redact is not None:
+        if self.redact is not None:
             try:
-                value = self._redact(key, value)
+                value = self.redact(key, value)
                 if type(value) is CoroutineType:
                     value.close()
                     raise TypeError("redact is async")
@@ -186,18 +186,12 @@ class RedactingEncoder(SpanEncoder):
     __slots__ = ("_is_redacting", "_redactor")
 
     def __init__(
-        self,
-        default_resource: object | None,
-        on_wrong_unit: Callable[[str, str], object],
-        redact: Callable[[str, Any], Any] | None,
-        max_bytes: int | None,
-        log_error: Callable[..., None],
+        self, default_resource: object | None, on_wrong_unit: Callable[[str, str], object], redactor: Redactor
     ) -> None:
         super().__init__(default_resource, on_wrong_unit)
-        self._is_redacting = redact is not None
-        self._redactor = redactor = Redactor(redact, max_bytes, log_error)
+        self._redactor = redactor
         self._attributes = _Attributes(redactor)
-        self._headers = HeaderEncoder(self._attributes, is_redacted=self._is_redacting)
+        self._headers = HeaderEncoder(self._attributes, is_redacted=redactor.redact is not None)
         self._names = _Texts(NAME, "span.name", redactor)
         self._event_names = _Texts(EVENT_NAME, "event.name", redactor)
         self._messages = _Texts(STATUS_MESSAGE, "status.message", redactor)
@@ -208,7 +202,7 @@ class RedactingEncoder(SpanEncoder):
 
     def encode(self, span: SpanLike | EncodedSpan) -> EncodedSpan:
         encoded = super().encode(span)
-        if self._is_redacting and not encoded.headers.is_redacted:
+        if self._redactor.redact is not None and not encoded.headers.is_redacted:
             raise InvalidSpanError(
                 "the span is already encoded, so redact cannot be applied to it: add the span itself, or use a batcher "
                 "without redact (spans from a Loss of a batcher with redact can be added again)"
