@@ -444,7 +444,7 @@ async def test_what_cannot_be_settled_is_said_to_be_sent_again(
         await leave(directory, receiver.url, tenants(3))
         ended = await send(directory, receiver)
     assert "3 delivered records stay in the spool, and will be sent again: [Errno 5]" in ended.err
-    assert ended.exit_code == 1
+    assert (ended.exit_code, ended.document["delivered"]) == (1, 9)
 
 
 async def test_without_a_server_everything_stays_and_the_command_says_so(
@@ -454,19 +454,52 @@ async def test_without_a_server_everything_stays_and_the_command_says_so(
     with reserved_port() as port:
         endpoint = f"http://127.0.0.1:{port}/v1/traces"
         await leave(directory, endpoint, tenants(3))
-        ended = await spool("send", directory, "--endpoint", endpoint)
+        ended = await spool("send", directory, "--endpoint", endpoint, "--location-header", HEADER)
     assert ended.exit_code == 1
     assert "no request was ever answered: cannot connect to" in ended.err
     assert ended.err.endswith(f"what was not delivered stays in {directory}\n")
     assert (await listed(directory))["spans"] == 9
 
 
-async def test_locations_that_are_not_sent_are_warned_about(directory: Path) -> None:
+async def test_spans_of_several_locations_are_not_sent_where_the_server_cannot_tell_them_apart(directory: Path) -> None:
     async with OTLPReceiver() as receiver:
         await leave(directory, receiver.url, tenants(3))
         ended = await spool("send", directory, "--endpoint", receiver.url)
-    assert ended.exit_code == 0
-    assert ended.err == "locations are not sent to the server; name a header for them with --location-header\n"
+        assert not receiver.requests
+    assert ended.exit_code == 2
+    assert f"{directory} has spans of 3 locations, which the server could not tell apart" in " ".join(ended.err.split())
+    assert "--location-header" in ended.err
+    assert (await listed(directory))["spans"] == 9
+
+
+async def test_spans_of_one_location_are_sent_without_it(directory: Path) -> None:
+    async with OTLPReceiver() as receiver:
+        await leave(directory, receiver.url, [record("acme", *map(span, range(1, 4)))])
+        ended = await spool("send", directory, "--endpoint", receiver.url)
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert sum(map(len, receiver.stored.values())) == 3
+
+
+async def test_zeros_after_a_power_failure_are_no_damage(directory: Path) -> None:
+    await leave(directory, ENDPOINT, tenants(3))
+    (segment,) = (directory / "trio-spanbatch").glob("*.spans")
+    with segment.open("ab") as opened:
+        opened.write(bytes(5000))
+    for name in ("check", "list", "export"):
+        ended = await spool(name, directory)
+        assert (ended.exit_code, "damaged" in ended.err) == (0, False)
+
+
+@pytest.mark.parametrize("arguments", ALL, ids=" ".join)
+async def test_a_spools_own_directory_is_not_taken_for_a_spool(arguments: list[str], directory: Path) -> None:
+    await leave(directory, ENDPOINT, tenants(1))
+    name, *options = arguments
+    ended = await spool(name, directory / "trio-spanbatch", *options)
+    assert (ended.exit_code, ended.out) == (1, "")
+    assert ended.err == (
+        f"trio-spanbatch: {directory / 'trio-spanbatch'} is a spool's own directory; name the one that it is in, "
+        f"{directory}\n"
+    )
 
 
 async def test_a_location_that_cannot_be_sent_stays(directory: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -14,10 +15,11 @@ from tests.destinations.databricks_support import CLIENT_SECRET, TABLE, json_ans
 from tests.destinations.zerobus_support import OTHER_TABLE, FakeAuth, Setup, setup_of
 from tests.support.batchers import make_spans
 from tests.support.exporters import batch_of
-from trio_spanbatch import Delivered, InvalidLocationError, Refused, SpanBatcher, TryLater
+from trio_spanbatch import Delivered, InvalidLocationError, OTLPExporter, Refused, SpanBatcher, TryLater
 from trio_spanbatch._http.auth import Auth, AuthError
 from trio_spanbatch.destinations import shared_fetch, zerobus_auth
 from trio_spanbatch.destinations.zerobus import ZerobusExporter
+from trio_spanbatch.destinations.zerobus_auth import Workspace
 from trio_spanbatch.destinations.zerobus_fallback import ZerobusFirst
 from trio_spanbatch.testing import Answer, Hang, Outcome, ReceivedRequest, Reset
 
@@ -420,3 +422,16 @@ async def test_a_401_of_the_token_endpoint_with_a_page_too_large_to_read_makes_t
         assert isinstance(result, Refused)
         assert "answered 401" in result.reason
         assert setup.auth.reads == 2
+
+
+async def test_a_client_that_is_given_is_asked_for_nothing_that_cannot_be_read() -> None:
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["accept-encoding"])
+        return httpx.Response(200, json={})
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers={"accept-encoding": "br, zstd"})
+    workspace = Workspace("https://workspace.test", OTLPExporter("https://workspace.test", client=client))
+    await workspace.ask("GET", "/api", {})
+    assert asked == ["gzip, deflate"]

@@ -25,9 +25,6 @@ from .sender import USER_AGENT, Sender
 from .tls import TLSAdvice
 from .transport import Progress, ResponseBody
 
-# What a client adds to requests without spans by itself.
-_HEADERS = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"}
-
 
 async def close_at_once(aclose: Callable[[], Awaitable[None]]) -> None:
     """Call ``aclose`` in a scope that is cancelled already, as `trio.aclose_forcefully` does.
@@ -205,8 +202,9 @@ class Requester:
         """
         request = self._sender.build_request(method, url, **content)
         attempt = Attempt(request.url.netloc.decode("ascii"))
-        for name, value in _HEADERS.items():
-            request.headers.setdefault(name, value)
+        request.headers.setdefault("User-Agent", USER_AGENT)
+        # Always, as a client that is given may accept encodings that are not read here.
+        request.headers["Accept-Encoding"] = "gzip, deflate"
         with trio.move_on_after(self._timeout):
             try:
                 await attempt.send(self._sender, request, self._max_bytes, **(send_options or {}))

@@ -214,16 +214,14 @@ def send_command(files: Sequence[str], as_json: bool, **options: Any) -> None:
     location_of = LocationOf(location or "default", attribute, from_lines)
     with _screen() as screen:
         settings, exporter = _settings_and_exporter(options, files=files, location_of=location_of)
-        if attribute is not None:
-            _warn_if_not_sent(options, screen)
+        if attribute is not None and _sends_no_locations(options):
+            screen.warn("locations are not sent to the server; name a header for them with --location-header")
         result = trio.run(send, settings, exporter, screen)
     _end_sending(result, screen, as_json, exit_code=result.exit_code)
 
 
-def _warn_if_not_sent(options: dict[str, Any], screen: Screen) -> None:
-    """Warn that locations, which differ between spans, are not sent to the server."""
-    if options["to"] == "otlp" and options["location_header"] is None:
-        screen.warn("locations are not sent to the server; name a header for them with --location-header")
+def _sends_no_locations(options: dict[str, Any]) -> bool:
+    return options["to"] == "otlp" and options["location_header"] is None
 
 
 def _settings_and_exporter(options: dict[str, Any], **settings: Any) -> tuple[SendSettings, SpanExporter]:
@@ -405,17 +403,21 @@ def spool_send_command(directory: Path, as_json: bool, **options: Any) -> None:
         if not summary.total.spans:
             screen.warn(f"{directory}: contains no spans to send")
             return
-        location = next(name for name, counts in summary.locations.items() if counts.spans)
-        settings, exporter = _settings_and_exporter({**options, "location": location, "location_attribute": None})
-        if len(summary.locations) > 1:
-            _warn_if_not_sent(options, screen)
+        locations = [name for name, counts in summary.locations.items() if counts.spans]
+        if len(locations) > 1 and _sends_no_locations(options):
+            # They may be tenants, and what was sent would be removed here.
+            raise click.UsageError(
+                f"{directory} has spans of {len(locations):,} locations, which the server could not tell apart; name a "
+                "header for them with --location-header"
+            )
+        settings, exporter = _settings_and_exporter({**options, "location": locations[0], "location_attribute": None})
         result = trio.run(send_spool, files, summary, settings, exporter, screen)
-    advice = []
-    if result.statistics.undelivered or not result.read_whole:
-        advice.append(f"what was not delivered stays in {directory}")
-    if result.statistics.rejected:
-        advice.append(f"rejected spans are dead letters now: trio-spanbatch spool export {directory} --dead")
-    _end_sending(result, screen, as_json, advice, exit_code=result.exit_code or int(files.problems > 0))
+        advice = []
+        if result.statistics.undelivered or not result.read_whole:
+            advice.append(f"what was not delivered stays in {directory}")
+        if result.statistics.rejected:
+            advice.append(f"rejected spans are dead letters now: trio-spanbatch spool export {directory} --dead")
+        _end_sending(result, screen, as_json, advice, exit_code=result.exit_code or int(files.problems > 0))
 
 
 @spool_group.command("export", short_help="Print the spans as OTLP JSON lines.")

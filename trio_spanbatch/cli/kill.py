@@ -73,7 +73,7 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
         server = FailingServer(Collector(store, screen.warn), is_failing=True)
 
         def stored() -> list[Key]:
-            return [key for key in store.keys() if key not in before]
+            return [key for key in store.keys() if key not in before]  # noqa: SIM118  # it is no dict
 
         async with OTLPReceiver(location_header=LOCATION_HEADER, answers=server.answer, keep=False) as receiver:
             with interrupt.on(signal.SIGINT, signal.SIGTERM), interrupt.scope:
@@ -87,7 +87,7 @@ async def kill_and_restart(path: Path, screen: Screen) -> KillResult:
                     failure = f"the agent program ended with {ended} before it was killed"
                 server.is_failing = False
                 for _ in range(_MAX_LIVES):
-                    if failure or not any(Path(spool).rglob("*.spans")):
+                    if failure or not any(Path(spool).rglob("*.spans")):  # noqa: ASYNC240  # nobody waits
                         break
                     ended = await _run(receiver.url, spool, committed, enough=math.inf)
                     if ended:

@@ -69,6 +69,9 @@ class Segment:
         """Yield position, size and header of the records that are not settled, or of all, and None for damage."""
         omitted = set() if settled else settled_slots(self.opened.read, self.head.marker)
         for at, size, header in scan(self.opened.read, self.opened.size(), self.head.marker):
+            if header is None and not self.opened.read(at, size).strip(b"\0"):
+                # Not synced before a power failure, or moved aside by a batcher.
+                continue
             if header is None or header.slot not in omitted:
                 yield at, size, header
 
@@ -102,6 +105,8 @@ class SpoolFiles:
         # If no batcher has used it yet, it stays as it is.
         if os.path.lexists(path / OWN_DIRECTORY) or not path.is_dir():
             self.directory = Directory(path)
+        elif path.name == OWN_DIRECTORY:
+            raise SpoolError(f"{path} is a spool's own directory; name the one that it is in, {path.parent}")
         else:
             check_given(path)
 
