@@ -13,7 +13,8 @@ _KILLS = 20
 
 async def test_no_committed_span_is_lost_when_a_program_is_killed(tmp_path: Path) -> None:
     done = await run_round(tmp_path / "spool", 1)
-    assert done.kills == LIVES
+    # One that leaves the batcher may end before it is killed.
+    assert 0 < done.kills <= LIVES
     assert done.committed
 
 
