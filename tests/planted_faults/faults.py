@@ -746,8 +746,8 @@ FAULTS = (
     PlantedFault(
         "nothing is committed in the drain's reserve",
         "_scheduler/spooling.py",
-        "        super().hand_back_all(reason)\n        self._go_on()\n",
-        "        super().hand_back_all(reason)\n",
+        "        more = super().hand_back(reason)\n        self._go_on()\n",
+        "        more = super().hand_back(reason)\n",
         first="spool",
     ),
     PlantedFault(

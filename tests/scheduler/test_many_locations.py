@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.batchers import make_span, watched_batcher
-from trio_spanbatch import BatchPolicy, Limits, Refused, SpanBatcher
-from trio_spanbatch.testing import InMemoryExporter
+from trio_spanbatch import BatchPolicy, Limits, Loss, Refused, SpanBatcher
+from trio_spanbatch.testing import Hang, InMemoryExporter
 
 MANY = 300
 
@@ -81,3 +81,25 @@ async def test_a_flush_over_many_locations_reports_all_spans_that_were_pending_w
             batcher.add_span_nowait(name, make_span())
         report = await batcher.flush()
         assert (report.rejected, len(report.locations)) == (4000, 2000)
+
+
+async def test_other_tasks_run_while_thousands_of_locations_are_handed_back_at_the_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    handed_back = [0]
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            handed_back.append(0)
+
+    def on_loss(loss: Loss) -> None:
+        handed_back[-1] += loss.count
+
+    exporter = InMemoryExporter(lambda batch: Hang())
+    limits = Limits(max_locations=1000)
+    async with SpanBatcher(exporter, limits=limits, on_loss=on_loss, shutdown_timeout=5) as batcher:
+        for number in range(1000):
+            batcher.add_span_nowait(f"{number}", make_span())
+        trio.lowlevel.add_instrument(Steps())
+    assert sum(handed_back) == batcher.statistics().undelivered == 1000
+    assert max(handed_back) <= 64

@@ -65,6 +65,7 @@ class Driver:
     async def run(self) -> None:
         """Call `step` until all locations have ended in the drain. If this is cancelled, end them immediately."""
         self._token = trio.lowlevel.current_trio_token()
+        can_wait = True
         try:
             while True:
                 while self._scheduler.step(trio.current_time()):
@@ -76,13 +77,18 @@ class Driver:
                 await self._sleep()
         except BaseException as exc:
             self.runtime.task_failed(exc)
+            # If trio has crashed, nothing can be waited for.
+            can_wait = not isinstance(exc, GeneratorExit)
             if not isinstance(exc, trio.Cancelled):
                 # It may have come in the middle of a step, and then not all spans are accounted for.
                 self.runtime.abandon_flushes()
             raise
         finally:
             self.has_ended = self.is_awake = True
-            self._scheduler.hand_back_all(self.runtime.stop_reason)
+            while self._scheduler.hand_back(self.runtime.stop_reason):
+                self.runtime.carry_out_orders()
+                if can_wait:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
             self.runtime.carry_out_orders()
 
     async def _sleep(self) -> None:

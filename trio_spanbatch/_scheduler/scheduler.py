@@ -44,6 +44,7 @@ import random
 from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from weakref import WeakValueDictionary
 
 from .._errors import TooManyLocationsError
@@ -441,19 +442,25 @@ class Scheduler:
                 return False
         return True
 
-    def hand_back_all(self, reason: str) -> None:
-        """End all locations without a further step. Hand back queued spans and the batches that were not started."""
+    def hand_back(self, reason: str) -> bool:
+        """End up to `_LOOKS_PER_STEP` locations without a further step. Return whether to call this again.
+
+        Queued spans are handed back, and the batches that were not started.
+        """
         self.admission.finish()
         for number, order in enumerate(self.outbox):
             if isinstance(order, Start):
                 self.outbox[number] = HandBack(order.lease, reason)
                 self._give_back(order.lease)
-        for location in tuple(self.locations.values()):
+        for location in list(islice(self.locations.values(), _LOOKS_PER_STEP)):
             self._hand_back_queue(location, reason)
             self._end(location)
+        if self.locations:
+            return True
         # They may still have locations that have ended.
         self._ranking = Ranking()
         self.admission.inbox.clear()
+        return False
 
     def _next(self, now: float) -> Location | None:
         """Return the location to look at next."""

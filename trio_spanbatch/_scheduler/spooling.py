@@ -384,14 +384,15 @@ class SpoolingScheduler(Scheduler):
         if not location.shelf and location.name not in self.locations:
             self.shelves.pop(location.name, None)
 
-    def hand_back_all(self, reason: str) -> None:
-        """End all locations, and leave what is committed in the spool. What is not is committed if there is time."""
+    def hand_back(self, reason: str) -> bool:
+        """End locations, and leave what is committed in the spool. What is not is committed if there is time."""
         self._stop_reason = reason
         self._line.update(dict.fromkeys(self._new_syncs, self._clock()))
         self._new_syncs.clear()
         self.admission.finish()
-        super().hand_back_all(reason)
+        more = super().hand_back(reason)
         self._go_on()
+        return more
 
     def _serve_waiting(self, now: float) -> bool:
         """Serve the adders that wait for bytes. If there are any, spans leave memory as soon as they are committed."""

@@ -405,7 +405,8 @@ class World:
     def stop(self) -> None:
         """End the driver, and then all deliveries."""
         self.ended = True
-        self.scheduler.hand_back_all("stopped")
+        while self.scheduler.hand_back("stopped"):
+            pass
         self.carry_out_orders()
         for delivery in tuple(self.deliveries):
             self.answer(delivery, "cancelled") if delivery.state in ("running", "starting") else self.give_up(delivery)
