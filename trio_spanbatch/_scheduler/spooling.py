@@ -699,7 +699,7 @@ class SpoolingScheduler(Scheduler):
             self.guests += 1
             try:
                 location = self.open(name)
-            except BaseException as error:  # noqa: ASYNC103  # raised at the end by the log, if it ends the program
+            except BaseException as error:  # noqa: ASYNC103, ASYNC104  # the log raises it at the end
                 # Nothing can be sent to it, or the policy function has failed.
                 self.guests -= 1
                 self.refused.add(name)
