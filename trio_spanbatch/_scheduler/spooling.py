@@ -705,10 +705,10 @@ class SpoolingScheduler(Scheduler):
                 self.refused.add(name)
                 self._drop_old(name, self._clock())
                 self.outbox.append(CannotOpen(name, error))
-                continue
-            assert isinstance(location, SpooledLocation)
-            location.is_guest = True
-            self.admission.touch(location)
+            else:
+                assert isinstance(location, SpooledLocation)
+                location.is_guest = True
+                self.admission.touch(location)
 
     def unsendable(self) -> int:
         """Return how many spans wait on the shelves of locations that could not be opened."""
