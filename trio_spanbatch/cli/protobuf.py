@@ -27,7 +27,7 @@ _LOOKED_AT = 16 * 1024
 class Envelope:
     """A ``ResourceSpans``: the position of its first byte in the file, and its spans."""
 
-    line: ClassVar = 0  # these files have no lines
+    line: ClassVar[int] = 0  # these files have no lines
     at: int
     spans: Sequence[EncodedSpan]
 
