@@ -36,7 +36,7 @@ help:
 	@echo "make test-long   the long tests only"
 	@echo "make test-kit   the page about testing and its example, from the built wheel in a fresh environment"
 	@echo "make test-matrix   make test on every installed CPython from 3.11 on, in .venv-3.12 and so on"
-	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path"
+	@echo "make cancel-everywhere   small programs with a cancel after each step, through the whole HTTP path, and with a spool"
 	@echo "make kill-everywhere KILLS=1000   programs with a spool are killed at random moments and started again"
 	@echo "make simulate SEEDS=100000   seeded runs of the whole system on the mock clock; SEED=... replays one"
 	@echo "make simulate-herd CLIENTS=10000   a model of many clients whose server fails and comes back; SVG=... draws it"
@@ -113,6 +113,7 @@ test-matrix:
 
 cancel-everywhere: $(READY)
 	@$(BIN)/python -m tests.cancellation --http $(ARGS)
+	@$(BIN)/python -m tests.cancellation --spool $(ARGS)
 
 KILLS ?= 1000
 kill-everywhere: $(READY)
