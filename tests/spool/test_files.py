@@ -258,7 +258,7 @@ async def test_an_error_shows_no_query_or_password(disk: DiskPlace) -> None:
 def test_an_exporter_s_own_endpoint_is_kept_without_credentials(endpoint: str) -> None:
     exporter = InMemoryExporter()
     assert endpoint_of(exporter).endswith(".InMemoryExporter")
-    exporter.endpoint = endpoint  # type: ignore[attr-defined]
+    exporter.endpoint = endpoint  # type: ignore[attr-defined]  # as an exporter of a program may have
     assert endpoint_of(exporter) == "https://a.test/v1"
 
 

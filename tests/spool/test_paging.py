@@ -395,7 +395,7 @@ async def _add_interrupted_at(place: int) -> bool:
 
     asked: list[bool] = []
     exporter = InMemoryExporter()
-    exporter.export = export  # type: ignore[method-assign]
+    exporter.export = export  # type: ignore[method-assign]  # it interrupts an add meanwhile
     batch, retry = BatchPolicy(max_delay=2), RetryPolicy(max_elapsed=20)
     async with spooling_batcher(exporter, batch=batch, retry=retry) as batcher:
         batcher.add_spans_nowait("b", make_spans(2))
