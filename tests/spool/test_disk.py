@@ -154,6 +154,33 @@ async def test_a_write_that_hangs_can_be_abandoned(disk: DiskPlace, watched: Wat
     await after.close()
 
 
+async def test_a_job_that_is_still_waited_for_is_not_begun_after_abandoning(
+    disk: DiskPlace, watched: WatchedOS, hang: Hang
+) -> None:
+    store = await disk.opened()
+    watched.replaced["pwrite"] = hang
+    failures: dict[str, str] = {}
+
+    async def commit(record: NewRecord) -> None:
+        try:
+            await store.commit([record])
+        except OSError as error:
+            failures[record.location] = str(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(commit, under_way := make_record())
+        await trio.to_thread.run_sync(hang.begun.wait)
+        nursery.start_soon(commit, make_record("behind it"))
+        await trio.testing.wait_all_tasks_blocked()
+        store.abandon()
+        hang.release()
+    assert failures == {"behind it": "[Errno 9] the spool is closed"}
+    wait_until_released()
+    after, found = await disk.next()
+    assert found == content_of([under_way])
+    await after.close()
+
+
 async def test_abandoning_does_not_wait_for_a_write_that_hangs(disk: DiskPlace, watched: WatchedOS, hang: Hang) -> None:
     store = await disk.opened()
     await store.commit([make_record()])
