@@ -156,7 +156,7 @@ class SpanBatcher:
             exporter.endpoint_of if isinstance(exporter, TellsEndpoints) else None,
             checked("rng", rng, random.Random) or random.Random(),
             trio.current_time,
-            trio.open_memory_channel[bytes],
+            trio.open_memory_channel,
             self._driver.wake_from_anywhere,
         )
         self._scheduler = Scheduler(*arguments) if spool is None else self._spooling_scheduler(spool, *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import NoReturn
 
 import trio
 
@@ -51,6 +52,17 @@ def error_part(exc: BaseException) -> BaseException | None:
 def is_cancellation(exc: BaseException) -> bool:
     """Return whether an exception without an `error_part` is a cancellation, not only the closing of a generator."""
     return not all(isinstance(leaf, GeneratorExit) for leaf in leaves(exc))
+
+
+def raise_for_open_nurseries() -> NoReturn:
+    """Cancel the nurseries that the current task leaves open, and raise `RuntimeError`.
+
+    Since version 0.31 trio does the same at a task's exit. Before that, the tasks in those nurseries ran forever.
+    """
+    task = trio.lowlevel.current_task()
+    for nursery in task.child_nurseries:
+        nursery.cancel_scope.cancel()
+    raise RuntimeError(f"Nursery stack corrupted: {task.name} ended and left a nursery open")
 
 
 def forget_traceback(exc: BaseException) -> None:

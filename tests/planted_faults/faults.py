@@ -337,9 +337,8 @@ FAULTS = (
     PlantedFault(
         "a slot is kept during a backoff",
         "_scheduler/scheduler.py",
-        "        self._give_back(lease)\n        self.admission.touch(location)\n",
-        "        if isinstance(result, Delivered):\n            self._give_back(lease)\n"
-        "        self.admission.touch(location)\n",
+        "        self._give_back(lease)\n        if account.pending",
+        "        if isinstance(result, Delivered):\n            self._give_back(lease)\n        if account.pending",
         first="state machine",
     ),
     PlantedFault(
@@ -392,10 +391,31 @@ FAULTS = (
         first="state machine",
     ),
     PlantedFault(
+        "a location that became empty still waits for a slot",
+        "_scheduler/scheduler.py",
+        "        self.slots.forget(location)\n        self._leave_endpoint_queue(location)\n        self._agenda",
+        "        self._agenda",
+        first="simulation",
+    ),
+    PlantedFault(
+        "a location that became empty is not put on the agenda",
+        "_scheduler/scheduler.py",
+        "        self._agenda.put(location, location.end_at(self.limits.location_idle_timeout))\n",
+        "",
+        first="scheduler",
+    ),
+    PlantedFault(
+        "no location is made due once one has waited for its endpoint",
+        "_scheduler/scheduler.py",
+        "self._the_endpoint.first is None)",
+        "self._the_endpoint.since == 0)",
+        first="scheduler",
+    ),
+    PlantedFault(
         "a location is not looked at after an attempt",
         "_scheduler/scheduler.py",
-        "        self._give_back(lease)\n        self.admission.touch(location)\n",
-        "        self._give_back(lease)\n",
+        "        if account.pending > len(lease) or account.spooled or location.waiting:\n",
+        "        if False:\n",
         first="scheduler",
     ),
     PlantedFault(
@@ -415,8 +435,8 @@ FAULTS = (
     PlantedFault(
         "the space that a settled batch frees is not given to waiting adders",
         "_scheduler/scheduler.py",
-        "            self._note_empty(location)\n        self.admission.touch(location)\n",
-        "            self._note_empty(location)\n",
+        "            self._wait_to_end(location)\n        else:\n            self.admission.touch(location)\n",
+        "            self._wait_to_end(location)\n",
         first="state machine",
     ),
     PlantedFault(

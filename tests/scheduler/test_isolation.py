@@ -27,8 +27,9 @@ from trio_spanbatch import (
 )
 from trio_spanbatch._reporting.statistics import Settlement
 from trio_spanbatch._scheduler.isolation import MAX_REFUSALS, MAX_REQUESTS, Isolation
+from trio_spanbatch._scheduler.ledger import Account
 from trio_spanbatch._scheduler.location import Lease, Location
-from trio_spanbatch._scheduler.pace import RequestSizeLimit
+from trio_spanbatch._scheduler.pace import Pace
 from trio_spanbatch.testing import InMemoryExporter
 
 BIG = BatchPolicy(max_spans=512, max_delay=60)
@@ -403,12 +404,12 @@ def test_a_half_is_not_sent_if_its_result_follows_from_the_other_half() -> None:
 
 
 def test_the_request_size_limit_follows_the_sizes_that_the_server_accepts() -> None:
-    limit = RequestSizeLimit()
-    limit.passed(100)
-    assert limit.limit == float("inf")
-    limit.refused(80)
-    assert limit.limit == 40
-    limit.passed(50)
-    assert limit.limit == 50
-    limit.passed(90)
-    assert limit.limit == float("inf")
+    pace = Pace(RetryPolicy(), random.Random(1), Account(), 4)
+    pace.size_passed(100)
+    assert pace.max_size == float("inf")
+    pace.size_refused(80)
+    assert pace.max_size == 40
+    pace.size_passed(50)
+    assert pace.max_size == 50
+    pace.size_passed(90)
+    assert pace.max_size == float("inf")

@@ -199,8 +199,8 @@ def _location_key(location: Location, now: float) -> Hashable:
         (pace._settled_at - now, location.open.opened_at > pace.retry_at, now > pace.retry_at)
         if pace._settled_at > now
         else None,
-        pace.request_size._smallest_refused,
-        pace.request_size._largest_passed,
+        pace._smallest_refused,
+        pace._largest_passed,
         tuple(lease.first for lease in location.retries or ()),
         # A watermark below the first queued span has no effect.
         max(location.flush_watermark - account.first_queued, 0),

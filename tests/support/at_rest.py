@@ -295,7 +295,12 @@ class AtRest:
         if self._driver.has_ended or isinstance(self._scheduler, SpoolingScheduler):
             # With a spool, there is no ranking.
             return
-        if self._admission.byte_queue and unranked:
+        if (
+            self._admission.byte_queue
+            and unranked
+            and self._slots.free
+            and not any(one.endpoint.first for one in unranked)
+        ):
             yield f"an adder waits for bytes, and the ranking does not know those of {list(unranked)}"
         if not unranked.keys() <= set(self._locations):
             yield "a location that has ended is to be ranked"

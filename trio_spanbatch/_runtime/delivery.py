@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from .._exceptions import cause_of, fatal_part, is_cancelled_here, split_cancelled
+from .._exceptions import cause_of, fatal_part, is_cancelled_here, raise_for_open_nurseries, split_cancelled
 from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
 from .._reporting.statistics import Settlement
 from .._scheduler.isolation import Isolation, Verdict
@@ -71,13 +71,16 @@ class Delivery:
                 reason = self._runtime.stop_reason
                 self._settle(lease, Settlement(undelivered=len(lease), reason=reason, cause=self._cause()))
             self._tell_observers()
+            if trio.lowlevel.in_trio_task() and trio.lowlevel.current_task().child_nurseries:
+                self._runtime.stop("the exporter left a nursery open")
+                raise_for_open_nurseries()
 
     # -- parts -------------------------------------------------------------------------------------------------
 
     def _next_part(self) -> Lease | None:
         """Return the part to send next, halved until it is within the location's request size limit."""
         part = self._isolation.next()
-        while part is not None and len(part) > 1 and part.batch.size > self._location.pace.request_size.limit:
+        while part is not None and len(part) > 1 and part.batch.size > self._location.pace.max_size:
             self._isolation.halve()
             part = self._isolation.next()
         return part
@@ -120,7 +123,8 @@ class Delivery:
     async def _answer(self, part: Lease) -> Delivered | Refused:
         """Send a part until the server accepts or refuses it, within the limits on retries."""
         while True:
-            await self._get_slot(part)
+            if not self._has_slot:
+                await self._get_slot(part)
             self._give_up_if_asked(part)
             result = await self._attempt(part)
             if not isinstance(result, TryLater):
@@ -131,8 +135,8 @@ class Delivery:
     # -- attempts ----------------------------------------------------------------------------------------------
 
     async def _get_slot(self, part: Lease) -> None:
-        """Wait for a slot, unless one is held already."""
-        if not self._has_slot and not await self._runtime.wait_for_retry(part, self._give_up_at):
+        """Wait for a slot."""
+        if not await self._runtime.wait_for_retry(part, self._give_up_at):
             raise _GaveUp(self._why_no_retry())
         self._has_slot = True
 
@@ -143,7 +147,7 @@ class Delivery:
         if self._has_slot:
             # Recorded as a failed attempt without a request, which gives back the slot.
             self._has_slot = False
-            self._note_end(part, TryLater(reason))
+            self._note_end(part, TryLater(reason), trio.current_time())
         raise _GaveUp(reason, last)
 
     def _reason_to_hand_back(self, part: Lease) -> str | None:
@@ -183,16 +187,17 @@ class Delivery:
         try:
             result = await self._export(part)
         finally:
+            now = trio.current_time()
             self._has_slot = False
-            self._last_result, self._seconds = result, trio.current_time() - self._first_attempt_at
-            self._note_end(part, result)
+            self._last_result, self._seconds = result, now - self._first_attempt_at
+            self._note_end(part, result, now)
         return result
 
-    def _note_end(self, part: Lease, result: ExportResult | None) -> None:
+    def _note_end(self, part: Lease, result: ExportResult | None, now: float) -> None:
         """Give the slot back, and log a failure or a recovery."""
         # The request of an attempt that was cancelled or raised may have arrived nevertheless.
         ambiguous = result is None or (isinstance(result, TryLater) and result.ambiguous)
-        self._scheduler.attempt_ended(part, result, trio.current_time(), ambiguous=ambiguous)
+        self._scheduler.attempt_ended(part, result, now, ambiguous=ambiguous)
         self._runtime.wake()
         location = part.batch.location
         if isinstance(result, Delivered):
@@ -208,7 +213,7 @@ class Delivery:
         result: ExportResult | None = None
         fatal: BaseException | None = None
         try:
-            with trio.move_on_after(timeout) as scope:
+            with trio.CancelScope(relative_deadline=timeout) as scope:
                 try:
                     result = await self._runtime.exporter.export(part.batch)
                 except BaseException as exc:

@@ -46,12 +46,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context, copy_context
 from threading import get_ident
-from typing import NoReturn, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import attrs
 import trio
 
-from .._exceptions import is_cancelled_here, leaves, split_cancelled
+from .._exceptions import is_cancelled_here, leaves, raise_for_open_nurseries, split_cancelled
 from .._scheduler.location import Lease
 from .._values import counted, were
 from . import forks as _forks
@@ -215,20 +215,11 @@ class Supervisor:
     def start(self, async_fn: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task that runs until the end of the drain at most."""
         # In the batcher's context, as `start_soon` would otherwise copy the caller's.
-        self._context.run(lambda: self._nursery.start_soon(self._guarded, async_fn, name=name))
+        self._context.run(lambda: self._nursery.start_soon(async_fn, name=name))
 
     def start_delivery(self, lease: Lease) -> None:
         """Start the delivery of a batch."""
         self.start(Delivery(lease, self.runtime).run, f"trio_spanbatch delivery to {lease.batch.location!r}")
-
-    @trio.lowlevel.enable_ki_protection
-    async def _guarded(self, async_fn: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await async_fn()
-        finally:
-            if trio.lowlevel.in_trio_task() and trio.lowlevel.current_task().child_nurseries:
-                self.runtime.stop("the exporter left a nursery open")
-                _raise_for_open_nurseries()
 
     # -- the supervisor's task ---------------------------------------------------------------------------------
 
@@ -255,9 +246,7 @@ class Supervisor:
     async def _supervise_with_spool(self, spooler: _Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128
         try:
             async with trio.open_nursery() as self._spool_nursery:
-                self._context.run(
-                    lambda: self._spool_nursery.start_soon(self._guarded, spooler.run, name="trio_spanbatch spool")
-                )
+                self._context.run(lambda: self._spool_nursery.start_soon(spooler.run, name="trio_spanbatch spool"))
                 await self._supervise_work(status)
                 # What is not committed yet is committed meanwhile.
                 await self._close_exporter()
@@ -319,7 +308,7 @@ class Supervisor:
         try:
             await self.runtime.exporter.aclose()
             if trio.lowlevel.current_task().child_nurseries:
-                _raise_for_open_nurseries()
+                raise_for_open_nurseries()
         except BaseException as exc:  # noqa: ASYNC103  # Cancelled is raised again
             if is_cancelled_here():
                 raise
@@ -458,17 +447,6 @@ class Supervisor:
         self._troubles.append(message)
         # The record is marked if it counts lost spans: a program that shows the counts itself can filter it out.
         self.runtime.logger.error("%s", message, exc_info=exc, extra={"summary": is_summary})
-
-
-def _raise_for_open_nurseries() -> NoReturn:
-    """Cancel the nurseries that the current task leaves open, and raise `RuntimeError`.
-
-    Since version 0.31 trio does the same at a task's exit. Before that, the tasks in those nurseries ran forever.
-    """
-    task = trio.lowlevel.current_task()
-    for nursery in task.child_nurseries:
-        nursery.cancel_scope.cancel()
-    raise RuntimeError(f"Nursery stack corrupted: {task.name} ended and left a nursery open")
 
 
 def _part(number: int, total: int) -> str:

@@ -278,7 +278,8 @@ class Location:
         first = account.first_queued
         batch = self.full.pop(0) if self.full else self._close_open()
         count = batch.end - batch.first
-        payloads = [self.queue_out.receive_nowait() for _ in range(count)]
+        receive = self.queue_out.receive_nowait
+        payloads = [receive() for _ in range(count)]
         runs = runs_of(batch, payloads)
         # The same cost as when they were accepted, as spans leave the queue in the order in which they entered it.
         before, self.sealed_headers = self.sealed_headers, runs[-1][0]

@@ -39,50 +39,21 @@ def jittered_wait(retry: RetryPolicy, rng: random.Random, failures: int, left: f
 
 
 @attrs.define(eq=False)
-class RequestSizeLimit:
-    """The largest request that a location's server accepts, learned from its 413 responses.
-
-    A batch that was too large is halved until its parts are accepted. Later batches are halved before they are sent,
-    until they are no larger than the largest request that was accepted, or half of the smallest that was refused if
-    that is more. (The latter matters if a single large span was refused and tiny ones were accepted.)
-    """
-
-    _smallest_refused: float = math.inf
-    _largest_passed: float = 0.0
-
-    @property
-    def limit(self) -> float:
-        """The largest request to send, in bytes; `math.inf` if none was refused for its size."""
-        if self._smallest_refused == math.inf:
-            return math.inf
-        return max(self._largest_passed, self._smallest_refused / 2)
-
-    def refused(self, size: int) -> None:
-        """Record that a request was refused for its size. Larger ones that were accepted before no longer count."""
-        self._smallest_refused = min(self._smallest_refused, size)
-        if self._largest_passed >= size:
-            self._largest_passed = 0.0
-
-    def passed(self, size: int) -> None:
-        """Record that a request was accepted."""
-        self._largest_passed = max(self._largest_passed, size)
-        if size >= self._smallest_refused:
-            # The server accepts more than before.
-            self._smallest_refused = math.inf
-
-
-@attrs.define(eq=False)
 class Pace:
-    """The concurrency and backoff of one location. Times are in seconds of the clock.
+    """The concurrency, backoff and request size of one location. Times are in seconds of the clock.
 
     The wait that a server asked for is kept in the location's account, which outlives this object.
+
+    The largest request that the server accepts is learned from its 413 responses. A batch that was too large is halved
+    until its parts are accepted. Later batches are halved before they are sent, until they are no larger than the
+    largest request that was accepted, or half of the smallest that was refused if that is more. (The latter matters if
+    a single large span was refused and tiny ones were accepted.)
 
     Attributes:
         limit: ``Limits.max_exports_per_location``.
         active: The number of running exports.
         allowed: The number of exports that may run now.
         failures: The number of backoffs since a success reset them.
-        request_size: The largest request that its server accepts.
     """
 
     _retry: RetryPolicy
@@ -92,10 +63,31 @@ class Pace:
     active: int = 0
     allowed: int = 1
     failures: int = 0
-    request_size: RequestSizeLimit = attrs.Factory(RequestSizeLimit)
     _own_wait_until: float = -math.inf
     _settled_at: float = -math.inf
     _starts_anew_at: float = math.inf
+    _smallest_refused: float = math.inf
+    _largest_passed: float = 0.0
+
+    @property
+    def max_size(self) -> float:
+        """The largest request to send, in bytes; `math.inf` if none was refused for its size."""
+        if self._smallest_refused == math.inf:
+            return math.inf
+        return max(self._largest_passed, self._smallest_refused / 2)
+
+    def size_refused(self, size: int) -> None:
+        """Record that a request was refused for its size. Larger ones that were accepted before no longer count."""
+        self._smallest_refused = min(self._smallest_refused, size)
+        if self._largest_passed >= size:
+            self._largest_passed = 0.0
+
+    def size_passed(self, size: int) -> None:
+        """Record that a request was accepted."""
+        self._largest_passed = max(self._largest_passed, size)
+        if size >= self._smallest_refused:
+            # The server accepts more than before.
+            self._smallest_refused = math.inf
 
     @property
     def retry_at(self) -> float:

@@ -302,17 +302,19 @@ class Scheduler:
         pace, account = location.pace, location.account
         if isinstance(result, Delivered):
             pace.succeeded(now)
-            pace.request_size.passed(lease.batch.size)
+            pace.size_passed(lease.batch.size)
             account.consecutive_failures = 0
             account.refuses_everything = False
         else:
             pace.failed()
             account.consecutive_failures += 1
             if isinstance(result, Refused) and result.status_code == _TOO_LARGE:
-                pace.request_size.refused(lease.batch.size)
+                pace.size_refused(lease.batch.size)
         self._note_endpoint(lease, result, now)
         self._give_back(lease)
-        self.admission.touch(location)
+        if account.pending > len(lease) or account.spooled or location.waiting:
+            # Otherwise nothing can begin before the lease is settled, split or repeated.
+            self.admission.touch(location)
 
     def slot_unused(self, lease: Lease) -> None:
         """Record that a lease with ``may_repeat`` makes no attempt. Gives back its slot."""
@@ -401,10 +403,20 @@ class Scheduler:
         if not location.account.pending:
             location.headers = location.sealed_headers = None
             location.idle_since = now
-            self._note_empty(location)
-        self.admission.touch(location)
+        is_live = self.locations.get(location.name) is location
+        if is_live and location.is_empty and not self.draining:
+            self._wait_to_end(location)
+        else:
+            self.admission.touch(location)
         if location.waiting:
             self.admission.update_byte_queue(location)
+
+    def _wait_to_end(self, location: Location) -> None:
+        """Do what a look at a live, empty location would do, which takes longer."""
+        self._empty.setdefault(location)
+        self.slots.forget(location)
+        self._leave_endpoint_queue(location)
+        self._agenda.put(location, location.end_at(self.limits.location_idle_timeout))
 
     def _watch_first(self, location: Location) -> None:
         """Have the flushes that begin in pieces wait for a location now, as its spans are about to be accounted for."""
@@ -541,6 +553,8 @@ class Scheduler:
                 slots.queue.setdefault(location)
                 return math.inf
             self._begin_export(location)
+            if not (location.has_unsent or location.waiting):
+                return math.inf
 
     def _begin_export(self, location: Location) -> None:
         self.slots.take(location)
@@ -608,7 +622,7 @@ class Scheduler:
         if not admission.byte_queue:
             return False
         admission.serve_byte_queue(self._clock)
-        if not admission.byte_queue:
+        if not admission.byte_queue or not self._can_make_due:
             return bool(admission.inbox)
         if admission.unranked:
             for _ in range(min(_RANKED_PER_LOOK, len(admission.unranked))):
@@ -618,10 +632,15 @@ class Scheduler:
         self._make_fullest_due(now)
         return bool(admission.inbox)
 
+    @property
+    def _can_make_due(self) -> bool:
+        """Whether another location could begin an export if it were due: until then no ranking is needed."""
+        return self.slots.free > 0 and (self._the_endpoint is None or self._the_endpoint.first is None)
+
     def _make_fullest_due(self, now: float) -> None:
         """Make as many locations due as there are free slots, unless an earlier one still has to begin its export."""
         self._made_due = {location for location in self._made_due if self._could_export(location, now)}
-        if self._made_due or not self.slots.free:
+        if self._made_due:
             return
         for location in self._ranking.take(self.slots.free, lambda location: self._could_export(location, now)):
             self._made_due.add(location)
