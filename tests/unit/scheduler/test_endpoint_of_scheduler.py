@@ -7,6 +7,9 @@ import math
 from tests.unit.scheduler.support import World, WorldConfig
 from trio_spanbatch import BatchPolicy, Limits
 
+# A batch is due once it has two spans.
+POLICY = BatchPolicy(max_spans=2, max_delay=math.inf)
+
 
 def fail_once(world: World, name: str, answer: str) -> None:
     """Add two spans, which are a batch, and answer its attempt."""
@@ -27,7 +30,7 @@ def fail_again(world: World, answer: str) -> None:
 
 def test_adders_that_wait_for_bytes_in_an_outage_do_not_keep_the_driver_busy() -> None:
     limits = Limits(max_pending_bytes=35, max_exports=2)
-    world = World(WorldConfig(spans=9, limits=limits, policy=BatchPolicy(max_spans=2, max_delay=math.inf)))
+    world = World(WorldConfig(spans=9, limits=limits, policy=POLICY))
     fail_once(world, "a", "unreached")
     fail_again(world, "unreached")
     fail_again(world, "unreached")
@@ -39,6 +42,24 @@ def test_adders_that_wait_for_bytes_in_an_outage_do_not_keep_the_driver_busy() -
     world.check()
     assert world.scheduler.get("b") is not None
     assert len(world.waiters) == 1
+    world.finish()
+
+
+def test_no_location_is_ranked_by_its_bytes_while_another_one_waits_for_the_endpoint() -> None:
+    limits = Limits(max_pending_bytes=55, max_exports=2)
+    world = World(WorldConfig(locations=("a", "b", "c"), spans=9, limits=limits, policy=POLICY))
+    fail_once(world, "a", "unreached")
+    fail_again(world, "unreached")
+    fail_again(world, "unreached")
+    for name in ("b", "b", "c"):
+        world.add(name, 10)
+    world.step()
+    world.add("a", 10)
+    world.step()
+    assert len(world.waiters) == 1
+    location = world.scheduler.get("c")
+    assert location is not None
+    assert not location.is_ranked
     world.finish()
 
 
