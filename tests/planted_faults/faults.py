@@ -926,6 +926,7 @@ FAULTS = (
         "_scheduler/spooling.py",
         "        for piece in [piece for piece in shelf if piece.record.is_damaged]:\n",
         "        for piece in [piece for piece in shelf if piece.record.is_damaged][:1]:\n",
+        first="spool",
     ),
     # -- the spool's store -----------------------------------------------------------------------------------------
     PlantedFault(

@@ -336,34 +336,34 @@ async def test_a_span_held_in_memory_is_dropped_at_its_age_and_not_later(
         assert [loss.reason for loss in losses] == ["older than Spool.max_age, 30 s"]
 
 
-async def test_a_damaged_record_is_accounted_for_even_if_another_one_cannot_be_read_then(
+async def test_all_damaged_records_are_accounted_for_even_if_another_one_cannot_be_read_then(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """And although the batcher is left before it is read again."""
+    """And although the batcher is left before that is read again."""
     disk = MemoryDisk()
     async with watched_spooling_batcher(InMemoryExporter(delay=math.inf), disk, shutdown_timeout=0.1) as batcher:
-        for _ in range(3):
+        for _ in range(4):
             await batcher.add_spans("a", make_spans(4))
             await batcher.sync()
-    first, second, third = sorted(disk.records)
+    first, second, third, fourth = sorted(disk.records)
 
     class FailsAfterwards(MemoryStore):
         async def read(self, token: int) -> Sequence[EncodedSpan]:
-            if token == third:
+            if token == fourth:
                 self.failing = {"read"}
             return await super().read(token)
 
     store = FailsAfterwards(disk)
-    store.damaged.add(second)
+    store.damaged |= {second, third}
     losses: list[Loss] = []
     async with watched_spooling_batcher(
         InMemoryExporter(), store, on_loss=losses.append, shutdown_timeout=0.1
     ) as batcher:
         await trio.sleep(0.05)
     statistics = batcher.statistics()
-    assert (statistics.recovered, statistics.spooled, statistics.undelivered) == (12, 8, 4)
-    assert [loss.count for loss in losses] == [4]
-    assert set(disk.records) == {first, third}
+    assert (statistics.recovered, statistics.spooled, statistics.undelivered) == (16, 8, 8)
+    assert [loss.count for loss in losses] == [4, 4]
+    assert set(disk.records) == {first, fourth}
 
 
 async def test_an_add_that_is_interrupted_while_a_batch_returns_to_the_spool_is_counted(
