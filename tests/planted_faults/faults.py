@@ -486,7 +486,7 @@ FAULTS = (
         "_scheduler/scheduler.py",
         "            backs_off_until = location.pace.next_at()\n",
         "",
-        first="state machine",
+        first="spool",
     ),
     PlantedFault(
         "the emptiest locations are made due for adders that wait for bytes",

@@ -6,7 +6,7 @@
 - the scheduler: fresh sequences of events of the scheduler alone, until one fails;
 - the interruption sweep: calls of the batcher, each with an exception of a signal handler at each line, until one
   fails;
-- the spool: the tests of a batcher with a spool in memory, until one fails;
+- the spool: the tests of admission and of a batcher with a spool in memory, until one fails;
 - the stores of the spool: processes that share one and are killed, files that fail and are damaged, until one fails.
 
 A child that crashes or does not end in time counts as a failure too.

@@ -1,4 +1,4 @@
-"""``python -m tests.spool.on_the_clock``: run the tests of batchers with a spool in memory, without pytest.
+"""``python -m tests.spool.on_the_clock``: run the tests of admission and of a spool in memory, without pytest.
 
 The last line of the output is JSON: the number of tests that were run and the failure, if there is one.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
+from tests.scheduler import test_admission
 from tests.spool import test_commits, test_full, test_leaving, test_paging, test_recovery
 
 # Seconds of CPU time after which a test counts as one that does not end.
@@ -26,7 +27,7 @@ _MAX_SECONDS = 10
 
 
 def tests() -> Iterator[tuple[str, Callable[[MockClock], Any]]]:
-    for module in (test_commits, test_full, test_leaving, test_paging, test_recovery):
+    for module in (test_admission, test_commits, test_full, test_leaving, test_paging, test_recovery):
         for name, function in vars(module).items():
             if name.startswith("test_") and list(inspect.signature(function).parameters) == ["autojump_clock"]:
                 yield name, function
