@@ -309,8 +309,10 @@ class AtRest:
                 yield f"{location} is never ranked"
             elif location.is_ranked and location not in unranked and self._could_export(location, now):
                 known = any(one is location for _, _, one in self._scheduler._ranking._entries)
-                grown = not location.ranked_bytes <= location.queued_bytes <= 1.25 * location.ranked_bytes
-                if (grown or not known) and not location.is_made_due:
+                growth = location.queued_bytes - location.ranked_bytes
+                # The average when it was ranked is not known any more.
+                is_small = 0 <= 4 * growth <= max(location.ranked_bytes, self._admission._max_bytes)
+                if not (is_small and known) and not location.is_made_due:
                     yield f"the ranking does not know the {location.queued_bytes} bytes of {location}"
         if not self._scheduler._made_due <= set(self._locations):
             yield "a location that has ended is made due"

@@ -3,8 +3,9 @@
 The ranking is a heap of entries that may be outdated: only the last one of a location counts. It is needed only while
 an adder waits for bytes. Until then it is not updated, and a location whose queue changes is recorded in
 `Admission.unranked`. The cost is proportional to the number of changes, not to the number of locations. A ranked
-location may grow by a quarter before it is ranked again: if a program adds to ten thousand locations in turn, each span
-changes another location, and ranking that one each time would cost more than sending the span.
+location may grow by a quarter of its queued bytes, or of what a location has on average, before it is ranked again: if
+a program adds to ten thousand locations in turn, each span changes another location, and ranking that one each time
+would cost more than sending the span.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .location import Location
 # The heap is rebuilt when it has more than `_OUTDATED` entries for each live location, plus `_SLACK`.
 _OUTDATED = 4
 _SLACK = 64
-# A location is ranked again when it has grown by this part.
+# A location is ranked again when it has grown by this part of its queued bytes or of the average.
 _GROWTH = 4
 
 
@@ -29,10 +30,11 @@ class Ranking:
         self._entries: list[tuple[int, int, Location]] = []
         self._numbers = count()
 
-    def put(self, location: Location, live: int) -> None:
-        """Rank a location by its current queued bytes. ``live`` is the number of live locations."""
+    def put(self, location: Location, live: int, all_queued_bytes: int) -> None:
+        """Rank a location by its current queued bytes. There are ``live`` locations, with so many queued bytes."""
         size = location.ranked_bytes = location.queued_bytes
-        location.ranked_up_to = location.account.pending_bytes + size // _GROWTH
+        average = all_queued_bytes // live
+        location.ranked_up_to = location.account.pending_bytes + max(size, average) // _GROWTH
         if location.account.queued:
             heapq.heappush(self._entries, (-size, next(self._numbers), location))
         if len(self._entries) > _OUTDATED * live + _SLACK:

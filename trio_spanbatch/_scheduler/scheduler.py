@@ -673,5 +673,6 @@ class Scheduler:
             # Its first batch is exported as soon as the backoff has ended.
             location.is_made_due = True
             backs_off_until = location.pace.next_at()
-        self._ranking.put(location, len(self.locations))
+        all_queued_bytes = self.ledger.total.pending_bytes - self.ledger.leased_bytes
+        self._ranking.put(location, len(self.locations), all_queued_bytes)
         return backs_off_until

@@ -340,7 +340,7 @@ class World:
         assert admitted is not must_wait, f"{name}: a span was {'admitted' if admitted else 'refused'}"
         if admitted:
             self._accept(name, span)
-            known = location.is_in_inbox or 4 * location.queued_bytes <= 5 * location.ranked_bytes
+            known = location.is_in_inbox or self._has_grown_little(location)
             assert known or not location.is_ranked, f"the ranking is taken to know the bytes of {location}"
         elif self.joined < self.config.adders:
             self.joined += 1
@@ -790,7 +790,12 @@ class World:
             ranked = [-size for size, _, one in ranking._entries if one is location]
             size = location.ranked_bytes
             assert size in ranked, f"{location} is ranked by {size} bytes, and the entries are {ranked}"
-            assert size <= location.queued_bytes <= size * 1.25, f"{location} has grown, and is ranked by {size} bytes"
+            assert self._has_grown_little(location), f"{location} has grown, and is ranked by {size} bytes"
+
+    def _has_grown_little(self, location: Location) -> bool:
+        """Return whether a location may stay ranked; with the largest average, as the one at the time is not known."""
+        growth = location.queued_bytes - location.ranked_bytes
+        return 0 <= 4 * growth <= max(location.ranked_bytes, self.config.limits.max_pending_bytes)
 
     def _could_export(self, location: Location) -> bool:
         pace = location.pace

@@ -16,7 +16,7 @@ def _ranked(ranking: Ranking, **sizes: int) -> list[Location]:
     for name, size in sizes.items():
         location = make_location(name)
         location.account.queued, location.account.pending_bytes = 1, size
-        ranking.put(location, len(sizes))
+        ranking.put(location, len(sizes), 0)
         locations.append(location)
     return locations
 
@@ -32,7 +32,7 @@ def test_only_queued_bytes_count() -> None:
     ranking = Ranking()
     a = make_location("a")
     a.account.queued, a.account.pending_bytes, a.leased_bytes = 1, 100, 95
-    ranking.put(a, 2)
+    ranking.put(a, 2, 0)
     (b,) = _ranked(ranking, b=10)
     assert ranking.take(2, lambda _: True) == [b, a]
 
@@ -41,7 +41,7 @@ def test_only_the_last_entry_of_a_location_counts() -> None:
     ranking = Ranking()
     a, b = _ranked(ranking, a=30, b=20)
     a.account.pending_bytes = 10
-    ranking.put(a, 2)
+    ranking.put(a, 2, 0)
     assert ranking.take(1, lambda _: True) == [b]
     assert ranking.take(2, lambda _: True) == [a]
 
@@ -50,8 +50,15 @@ def test_a_location_stays_ranked_until_it_has_grown_by_a_quarter() -> None:
     location = make_location("a")
     location.account.queued, location.account.pending_bytes, location.leased_bytes = 1, 1000, 600
     assert location.ranked_up_to == UNRANKED
-    Ranking().put(location, 1)
+    Ranking().put(location, 1, 0)
     assert location.ranked_up_to == 1100
+
+
+def test_a_location_with_little_stays_ranked_until_it_has_grown_by_a_quarter_of_the_average() -> None:
+    location = make_location("a")
+    location.account.queued, location.account.pending_bytes = 1, 100
+    Ranking().put(location, live=10, all_queued_bytes=8000)
+    assert location.ranked_up_to == 300
 
 
 # The first number of bytes is admitted by the short way, which only large spans take, the second by the long way.
@@ -63,7 +70,7 @@ def test_a_location_that_grows_by_more_than_a_quarter_has_to_be_ranked_again(siz
         world.add("a", size)
     location = world.scheduler.locations["a"]
     world.scheduler.admission.unranked.clear()
-    Ranking().put(location, 1)
+    Ranking().put(location, 1, 0)
     ranked = []
     for _ in range(3):
         world.add("a", size)
@@ -77,7 +84,7 @@ def test_fuller_locations_that_are_not_ready_are_removed_from_the_ranking() -> N
     a, b = _ranked(ranking, a=30, b=20)
     assert ranking.take(1, lambda location: location is b) == [b]
     assert ranking.take(1, lambda _: True) == []
-    ranking.put(a, 2)
+    ranking.put(a, 2, 0)
     assert ranking.take(1, lambda _: True) == [a]
 
 
@@ -90,7 +97,7 @@ def test_a_location_that_has_ended_is_not_taken() -> None:
 
 def test_a_location_without_queued_spans_gets_no_entry() -> None:
     ranking = Ranking()
-    ranking.put(make_location("a"), 1)
+    ranking.put(make_location("a"), 1, 0)
     assert ranking.take(1, lambda _: True) == []
 
 
@@ -99,6 +106,6 @@ def test_the_number_of_outdated_entries_is_bounded() -> None:
     (a,) = _ranked(ranking, a=1)
     for size in range(1000):
         a.account.pending_bytes = size
-        ranking.put(a, 1)
+        ranking.put(a, 1, 0)
         assert len(ranking._entries) <= 70
     assert ranking.take(5, lambda _: True) == [a]
