@@ -49,7 +49,7 @@ FAULTS = (
     PlantedFault(
         "a lease is not returned when its delivery is cancelled",
         "_runtime/delivery.py",
-        "for lease in tuple(self._open):",
+        "for lease in tuple(self._isolation.open):",
         "for lease in ():",
     ),
     PlantedFault(
@@ -156,17 +156,17 @@ FAULTS = (
         "            if not queued:\n",
     ),
     PlantedFault(
-        "a deadline is restarted by each span",
+        "a deadline is put off by later spans",
         "_scheduler/splitter.py",
-        "batch = OpenBatch(batch.first, batch.full_at, batch.opened_at, sizer, run)",
-        "batch = OpenBatch(batch.first, batch.full_at, now, sizer, run)",
+        "        grown = OpenBatch(self.first, self.full_at, self.opened_at, 0)",
+        "        grown = OpenBatch(self.first, self.full_at, self.opened_at + 1, 0)",
         first="state machine",
     ),
     PlantedFault(
         "a batch takes one span too many",
         "_scheduler/splitter.py",
-        "    if number >= batch.full_at or sizer",
-        "    if number > batch.full_at or sizer",
+        "    if number >= grown.full_at or",
+        "    if number > grown.full_at or",
         first="state machine",
     ),
     PlantedFault(
@@ -414,7 +414,7 @@ FAULTS = (
     PlantedFault(
         "a location is not looked at after an attempt",
         "_scheduler/scheduler.py",
-        "        if account.pending > len(lease) or account.spooled or location.waiting:\n",
+        "        if account.pending > lease.count or account.spooled or location.waiting:\n",
         "        if False:\n",
         first="scheduler",
     ),

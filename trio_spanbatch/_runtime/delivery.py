@@ -11,7 +11,6 @@ a backoff. The scheduler assigns it another slot for the next attempt.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import trio
 
@@ -20,7 +19,6 @@ from .._exporter import Delivered, ExportResult, Refused, TryLater, is_closed
 from .._reporting.statistics import Settlement
 from .._scheduler.isolation import Isolation, Verdict
 from .._scheduler.location import Lease
-from .._scheduler.scheduler import Scheduler
 from .runtime import Runtime
 
 
@@ -43,8 +41,7 @@ class Delivery:
         self._runtime = runtime
         self._scheduler = runtime.scheduler
         self._location = lease.location
-        self._open: dict[Lease, None] = {lease: None}
-        self._isolation = Isolation(lease, partial(_split, runtime.scheduler, self._open))
+        self._isolation = Isolation(lease, runtime.scheduler.split)
         self._has_slot = True
         self._first_attempt_at: float | None = None
         self._last_result: ExportResult | None = None
@@ -67,7 +64,7 @@ class Delivery:
             self._runtime.task_failed(exc)
             raise
         finally:
-            for lease in tuple(self._open):
+            for lease in tuple(self._isolation.open):
                 reason = self._runtime.stop_reason
                 self._settle(lease, Settlement(undelivered=len(lease), reason=reason, cause=self._cause()))
             self._tell_observers()
@@ -86,7 +83,7 @@ class Delivery:
         return part
 
     def _settle(self, lease: Lease, settlement: Settlement) -> None:
-        del self._open[lease]
+        del self._isolation.open[lease]
         if settlement.delivered < len(lease):
             self._last_loss = settlement
         self._runtime.settle(lease, settlement)
@@ -180,12 +177,13 @@ class Delivery:
 
     async def _attempt(self, part: Lease) -> ExportResult:
         """Make one attempt in the slot that is held, and give the slot back."""
+        now = trio.current_time()
         if self._first_attempt_at is None:
-            self._first_attempt_at = trio.current_time()
+            self._first_attempt_at = now
         self._scheduler.attempt_began(part)
         result: ExportResult | None = None
         try:
-            result = await self._export(part)
+            result = await self._export(part, now)
         finally:
             now = trio.current_time()
             self._has_slot = False
@@ -207,13 +205,13 @@ class Delivery:
             endpoint_is_up = self._location.endpoint.is_up
             self._runtime.health.failed(location, result.reason, endpoint_is_up=endpoint_is_up)
 
-    async def _export(self, part: Lease) -> ExportResult:
+    async def _export(self, part: Lease, now: float) -> ExportResult:
         """Call the exporter within the time that an attempt may take."""
         timeout = self._scheduler.retry.attempt_timeout
         result: ExportResult | None = None
         fatal: BaseException | None = None
         try:
-            with trio.CancelScope(relative_deadline=timeout) as scope:
+            with trio.CancelScope(deadline=now + timeout) as scope:
                 try:
                     result = await self._runtime.exporter.export(part.batch)
                 except BaseException as exc:
@@ -225,7 +223,7 @@ class Delivery:
             raise
         if scope.cancelled_caught:
             return TryLater(f"no answer within {timeout:g} s", ambiguous=True, cause="timeout")
-        if not isinstance(result, Delivered | TryLater | Refused):
+        if not isinstance(result, ExportResult):
             self._runtime.logger.error("the exporter returned %s for %r", type(result).__name__, part.batch)
             message = f"the exporter returned {type(result).__name__}, which is not an ExportResult"
             raise _ExporterBug(message) from TypeError(message)
@@ -260,11 +258,3 @@ class Delivery:
         if isinstance(failure, trio.ClosedResourceError) and is_closed(self._runtime.exporter):
             return "the exporter is closed; make an exporter for each batcher"
         return f"the exporter raised {type(failure).__name__}"
-
-
-def _split(scheduler: Scheduler, open_leases: dict[Lease, None], lease: Lease, at: int) -> tuple[Lease, Lease]:
-    """Split a lease of a delivery. This is not a method, so that no delivery is part of a reference cycle."""
-    parts = scheduler.split(lease, at)
-    del open_leases[lease]
-    open_leases.update(dict.fromkeys(parts))
-    return parts

@@ -53,10 +53,26 @@ class Isolation:
     """The parts of one batch, from its first request until each of its spans has a verdict.
 
     Attributes:
+        open: The parts that are not accounted for yet. Whoever accounts for one removes it.
         any_passed: Whether the server accepted any part.
     """
 
+    __slots__ = (
+        "_any_given_up",
+        "_any_isolated",
+        "_counts_requests",
+        "_last_refusal",
+        "_parts",
+        "_refusals",
+        "_requests",
+        "_split",
+        "_was_split",
+        "any_passed",
+        "open",
+    )
+
     def __init__(self, lease: Lease, split: Callable[[Lease, int], tuple[Lease, Lease]]) -> None:
+        self.open: dict[Lease, None] = {lease: None}
         self.any_passed = False
         self._split = split
         self._parts = [_Part(lease)]
@@ -161,6 +177,8 @@ class Isolation:
     def _split_part(self, part: _Part, at: int) -> None:
         self._was_split = True
         left, right = self._split(part.lease, at)
+        del self.open[part.lease]
+        self.open[left] = self.open[right] = None
         self._parts += (_Part(right), _Part(left))
 
 

@@ -311,6 +311,10 @@ class Location:
     def update_opened_at(self) -> None:
         """Update the account's ``opened_at``."""
         account, accepted = self.account, -1
+        if not account.queued and not self.leases:
+            # The same as below, faster.
+            account.opened_at = math.inf
+            return
         while accepted != account.accepted:
             # Repeated if a finalizer or signal handler has added a span meanwhile.
             accepted = account.accepted

@@ -34,31 +34,48 @@ class Run:
     before: Run | None
 
 
-@attrs.define(eq=False)
-class OpenBatch:
-    """The batch to which spans are added. Only the size in ``sizer`` changes; any other change makes a new object.
+class OpenBatch(RequestSizer):
+    """The batch to which spans are added. Only its ``size`` changes; any other change makes a new object.
 
     Attributes:
         first: The number of its first span in its location.
         full_at: The number of the span that makes it full.
         opened_at: When its first span was accepted, in seconds of the clock.
-        sizer: The exact size of its request.
-        run: The last run of spans with the same headers.
+        run_first: The number of the first of its last spans with the same headers.
+        runs_before: The run before these.
     """
 
-    first: int
-    full_at: int
-    opened_at: float
-    sizer: RequestSizer
-    run: Run | None
+    __slots__ = ("first", "full_at", "opened_at", "run_first", "runs_before")
+
+    def __init__(self, first: int, full_at: int, opened_at: float, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self.first = self.run_first = first
+        self.full_at = full_at
+        self.opened_at = opened_at
+        self.runs_before: Run | None = None
+
+    def grown(self, span: EncodedSpan, number: int) -> OpenBatch | None:
+        """Return the batch with another span; None if its request would be too large."""
+        grown = OpenBatch(self.first, self.full_at, self.opened_at, 0)
+        grown.copy_from(self)
+        grown.run_first, grown.runs_before = self.run_first, self.runs_before
+        if not grown.try_add(span):
+            return None
+        if span.headers is not self.headers:
+            grown.run_first, grown.runs_before = number, self._last_run()
+        return grown
 
     def closed(self, end: int) -> QueuedBatch:
         """Return the batch as a full one that ends before the span with the number ``end``."""
-        return QueuedBatch(self.first, end, self.sizer.size, self.opened_at, self.run)
+        return QueuedBatch(self.first, end, self.size, self.opened_at, self._last_run())
+
+    def _last_run(self) -> Run:
+        assert self.headers is not None, "it has a span"
+        return Run(self.headers, self.run_first, self.runs_before)
 
 
 # Stands for "no open batch". Its ``full_at`` is 0, so `Admission` never adds to it without calling `grow`.
-NO_BATCH = OpenBatch(first=0, full_at=0, opened_at=0.0, sizer=RequestSizer(0), run=None)
+NO_BATCH = OpenBatch(first=0, full_at=0, opened_at=0.0, max_bytes=0)
 
 
 @attrs.frozen(eq=False)
@@ -77,7 +94,7 @@ class QueuedBatch:
     end: int
     size: int
     opened_at: float
-    run: Run | None
+    run: Run
 
 
 @attrs.frozen(eq=False)
@@ -105,26 +122,22 @@ def grow(batch: OpenBatch, span: EncodedSpan, number: int, max_spans: int, max_b
         now: The current time in seconds.
     """
     full: tuple[QueuedBatch, ...] = ()
-    if batch is NO_BATCH or not (sizer := batch.sizer.copy()).try_add(span):
+    grown = None if batch is NO_BATCH else batch.grown(span, number)
+    if grown is None:
         if batch is not NO_BATCH:
             full = (batch.closed(number),)
-        sizer = RequestSizer(max_bytes)
-        sizer.add_first(span)
-        batch = OpenBatch(number, number + max_spans - 1, now, sizer, Run(span.headers, number, None))
-    else:
-        run = batch.run
-        if run is None or run.headers is not span.headers:
-            run = Run(span.headers, number, run)
-        batch = OpenBatch(batch.first, batch.full_at, batch.opened_at, sizer, run)
-    if number >= batch.full_at or sizer.size >= max_bytes:
-        return Growth((*full, batch.closed(number + 1)), NO_BATCH)
-    return Growth(full, batch)
+        grown = OpenBatch(number, number + max_spans - 1, now, max_bytes)
+        grown.add_first(span)
+    if number >= grown.full_at or grown.size >= max_bytes:
+        return Growth((*full, grown.closed(number + 1)), NO_BATCH)
+    return Growth(full, grown)
 
 
 def runs_of(batch: QueuedBatch, payloads: list[bytes]) -> Runs:
     """Return the headers of a batch's spans, each with the bytes of the consecutive spans that share them."""
     runs: Runs = []
-    run, end = batch.run, batch.end
+    run: Run | None = batch.run
+    end = batch.end
     while run is not None:
         runs.append((run.headers, payloads[run.first - batch.first : end - batch.first]))
         end, run = run.first, run.before

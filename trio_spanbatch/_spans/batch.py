@@ -164,8 +164,9 @@ class SpanBatch:
         Most exporters need only the request, so ``spans`` is made when it is first read.
         """
         batch = cls.__new__(cls)
-        for name, value in (("location", location), ("size", size), ("_runs", runs)):
-            object.__setattr__(batch, name, value)
+        object.__setattr__(batch, "location", location)
+        object.__setattr__(batch, "size", size)
+        object.__setattr__(batch, "_runs", runs)
         return batch
 
     def spans_in_runs(self) -> SpansInRuns:
@@ -315,7 +316,7 @@ class RequestSizer:
     the headers change. The ``limit`` is in bytes.
     """
 
-    __slots__ = ("_limit", "_noted", "_resources", "_scopes", "headers", "simple_up_to", "size")
+    __slots__ = ("_limit", "_noted", "_others", "_resource", "_scope", "headers", "simple_up_to", "size")
 
     def __init__(self, limit: int) -> None:
         self.size = 0  # the size of the request in bytes
@@ -323,17 +324,17 @@ class RequestSizer:
         self.simple_up_to = 0
         self.headers: SpanHeaders | None = None  # the headers of the last span; None if there is none
         self._limit = limit
-        # The bytes inside each envelope.
-        self._resources: dict[bytes, int] = {}
-        self._scopes: dict[SpanHeaders, int] = {}
-        # The value of ``size`` when the envelopes were last updated.
-        self._noted = 0
+        # The bytes inside the envelopes of ``headers``, and the value of ``size`` when they were last updated.
+        self._resource = self._scope = self._noted = 0
+        # The bytes inside the other envelopes, by resource or headers; None if all spans had the same headers.
+        self._others: dict[bytes | SpanHeaders, int] | None = None
 
-    def copy(self) -> RequestSizer:
-        other = RequestSizer(self._limit)
-        other.size, other.simple_up_to, other.headers = self.size, self.simple_up_to, self.headers
-        other._resources, other._scopes, other._noted = self._resources.copy(), self._scopes.copy(), self._noted
-        return other
+    def copy_from(self, other: RequestSizer) -> None:
+        """Become a copy of another one."""
+        self.size, self.simple_up_to, self.headers = other.size, other.simple_up_to, other.headers
+        self._limit, self._noted = other._limit, other._noted
+        self._resource, self._scope = other._resource, other._scope
+        self._others = None if other._others is None else other._others.copy()
 
     def try_add(self, span: EncodedSpan) -> bool:
         """Add ``span`` unless the request would then be larger than ``limit``. Return whether it was added."""
@@ -353,8 +354,7 @@ class RequestSizer:
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
         self._bring_up_to_date()
-        resource = self._resources.get(headers.resource)
-        scope = self._scopes.get(headers)
+        resource, scope = self._envelopes_of(headers)
         scope_before = 0 if scope is None else _enveloped_size(scope)
         scope = (len(headers.scope) if scope is None else scope) + framed
         resource_before = 0 if resource is None else _enveloped_size(resource)
@@ -363,7 +363,9 @@ class RequestSizer:
         size = self.size + _enveloped_size(resource) - resource_before
         if size > limit:
             return False
-        self._resources[headers.resource], self._scopes[headers] = resource, scope
+        if headers is not self.headers:
+            self._leave_envelopes()
+        self._resource, self._scope = resource, scope
         self.size = self._noted = size
         self.headers = headers
         self.simple_up_to = size + min(_headroom(resource), _headroom(scope), self._limit - 1 - size)
@@ -371,7 +373,20 @@ class RequestSizer:
 
     def _bring_up_to_date(self) -> None:
         added = self.size - self._noted
-        if added and self.headers is not None:
-            self._resources[self.headers.resource] += added
-            self._scopes[self.headers] += added
-            self._noted = self.size
+        self._resource += added
+        self._scope += added
+        self._noted = self.size
+
+    def _envelopes_of(self, headers: SpanHeaders) -> tuple[int | None, int | None]:
+        """Return the bytes inside the envelopes of resource and scope; None for one that is not in the request yet."""
+        last, others = self.headers, self._others or {}
+        if last is None:
+            return None, None
+        resource = self._resource if headers.resource == last.resource else others.get(headers.resource)
+        return resource, self._scope if headers == last else others.get(headers)
+
+    def _leave_envelopes(self) -> None:
+        """Keep the bytes inside the envelopes of the last span, as the next one has other headers."""
+        if self.headers is not None:
+            self._others = self._others or {}
+            self._others[self.headers.resource], self._others[self.headers] = self._resource, self._scope

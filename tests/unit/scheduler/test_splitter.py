@@ -57,17 +57,17 @@ def test_a_batch_is_full_with_max_spans_or_if_another_span_would_exceed_max_byte
     assert (batch is not NO_BATCH) == is_open
     if is_open:
         assert batch.first == (ends[-1] if ends else 0)
-        assert batch.sizer.size == _size(*spans[batch.first :])
+        assert batch.size == _size(*spans[batch.first :])
 
 
 def test_planning_a_span_changes_nothing() -> None:
     span = make_span()
     batch = grow(NO_BATCH, span, 0, 9, 9999, 0.0).open
-    before = (batch.first, batch.full_at, batch.sizer.size, batch.run)
+    before = (batch.first, batch.full_at, batch.size, batch.run_first)
     first, second = (grow(batch, make_span(7, 1), 1, 9, 9999, 1.0).open for _ in range(2))
-    assert (batch.first, batch.full_at, batch.sizer.size, batch.run) == before
-    assert first.sizer.size == second.sizer.size > batch.sizer.size
-    assert NO_BATCH.sizer.size == 0
+    assert (batch.first, batch.full_at, batch.size, batch.run_first) == before
+    assert first.size == second.size > batch.size
+    assert NO_BATCH.size == 0
 
 
 @pytest.mark.parametrize("pattern", ["0", "000", "01", "0110", "010101", "00111", "1000"])
