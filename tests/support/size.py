@@ -20,22 +20,22 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 # The modules next to the folders count as one part.
 BUDGETS = {
     "modules": 1_639,
-    "_scheduler": 3_657,
-    "_runtime": 1_563,
+    "_scheduler": 3_675,
+    "_runtime": 1_555,
     "_reporting": 685,
-    "_spans": 2_738,
+    "_spans": 2_743,
     "_settings": 633,
     "_http": 3_600,
     "_local": 384,
     "destinations": 1_979,
     "opentelemetry": 1_492,
     "tracing": 555,
-    "testing": 1_706,
-    "cli": 3_800,
+    "testing": 1_694,
+    "cli": 3_792,
     "_spool": 1_422,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
-LIMIT = 25_850
+LIMIT = 25_845
 LIMIT_LOADED = 9_000
 
 _LOADED = """

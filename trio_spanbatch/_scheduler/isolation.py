@@ -57,20 +57,6 @@ class Isolation:
         any_passed: Whether the server accepted any part.
     """
 
-    __slots__ = (
-        "_any_given_up",
-        "_any_isolated",
-        "_counts_requests",
-        "_last_refusal",
-        "_parts",
-        "_refusals",
-        "_requests",
-        "_split",
-        "_was_split",
-        "any_passed",
-        "open",
-    )
-
     def __init__(self, lease: Lease, split: Callable[[Lease, int], tuple[Lease, Lease]]) -> None:
         self.open: dict[Lease, None] = {lease: None}
         self.any_passed = False

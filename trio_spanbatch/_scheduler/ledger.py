@@ -73,14 +73,7 @@ class Account:
         return dict(zip(_COUNTS, _counts_of(self), strict=True))
 
 
-_NO_COUNTS = (
-    "opened_at",
-    "consecutive_failures",
-    "not_before",
-    "refuses_everything",
-    "failed_after",
-    "recovered_left",
-)
+_NO_COUNTS = ("opened_at", "consecutive_failures", "not_before", "refuses_everything", "failed_after", "recovered_left")
 _COUNTS = tuple(field.name for field in attrs.fields(Account) if field.name not in _NO_COUNTS)
 # One call for all columns, as statistics are read often and for many locations.
 _counts_of: Callable[[Account], tuple[int, ...]] = operator.attrgetter(*_COUNTS)

@@ -312,7 +312,6 @@ class Location:
         """Update the account's ``opened_at``."""
         account, accepted = self.account, -1
         if not account.queued and not self.leases:
-            # The same as below, faster.
             account.opened_at = math.inf
             return
         while accepted != account.accepted:

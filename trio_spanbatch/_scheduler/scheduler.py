@@ -556,8 +556,6 @@ class Scheduler:
                 slots.queue.setdefault(location)
                 return math.inf
             self._begin_export(location)
-            if not (location.has_unsent or location.waiting):
-                return math.inf
 
     def _begin_export(self, location: Location) -> None:
         self.slots.take(location)

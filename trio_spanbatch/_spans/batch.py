@@ -353,7 +353,8 @@ class RequestSizer:
         self._try_add_with_envelopes(headers, sum(map(framed_size, payloads)), sys.maxsize)
 
     def _try_add_with_envelopes(self, headers: SpanHeaders, framed: int, limit: int) -> bool:
-        self._bring_up_to_date()
+        added = self.size - self._noted
+        self._resource, self._scope, self._noted = self._resource + added, self._scope + added, self.size
         resource, scope = self._envelopes_of(headers)
         scope_before = 0 if scope is None else _enveloped_size(scope)
         scope = (len(headers.scope) if scope is None else scope) + framed
@@ -363,19 +364,14 @@ class RequestSizer:
         size = self.size + _enveloped_size(resource) - resource_before
         if size > limit:
             return False
-        if headers is not self.headers:
-            self._leave_envelopes()
+        if (last := self.headers) is not None and last != headers:
+            self._others = self._others or {}
+            self._others[last.resource], self._others[last] = self._resource, self._scope
         self._resource, self._scope = resource, scope
         self.size = self._noted = size
         self.headers = headers
         self.simple_up_to = size + min(_headroom(resource), _headroom(scope), self._limit - 1 - size)
         return True
-
-    def _bring_up_to_date(self) -> None:
-        added = self.size - self._noted
-        self._resource += added
-        self._scope += added
-        self._noted = self.size
 
     def _envelopes_of(self, headers: SpanHeaders) -> tuple[int | None, int | None]:
         """Return the bytes inside the envelopes of resource and scope; None for one that is not in the request yet."""
@@ -384,9 +380,3 @@ class RequestSizer:
             return None, None
         resource = self._resource if headers.resource == last.resource else others.get(headers.resource)
         return resource, self._scope if headers == last else others.get(headers)
-
-    def _leave_envelopes(self) -> None:
-        """Keep the bytes inside the envelopes of the last span, as the next one has other headers."""
-        if self.headers is not None:
-            self._others = self._others or {}
-            self._others[self.headers.resource], self._others[self.headers] = self._resource, self._scope

@@ -17,15 +17,7 @@ from statistics import quantiles
 import attrs
 import trio
 
-from .. import (
-    Delivered,
-    ExportResult,
-    LocationStatistics,
-    Loss,
-    OTLPExporter,
-    SpanBatch,
-    SpanBatcher,
-)
+from .. import Delivered, ExportResult, LocationStatistics, Loss, OTLPExporter, SpanBatch, SpanBatcher
 from ..testing import Answer, OTLPReceiver, Outcome, ReceivedRequest
 from .agent import BATCH, LOCATION_HEADER, LOCATIONS, RETRY, Key, RecordingTracer, planned_spans, run_agents
 from .progress import DemoProgress

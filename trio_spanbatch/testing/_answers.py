@@ -11,18 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from .._spans.hashing import hash_of_record
-from ._checks import (
-    NONE,
-    a_bool,
-    check,
-    check_list,
-    is_pair_of_str,
-    not_negative,
-    number,
-    of,
-    some_bytes,
-    validator,
-)
+from ._checks import NONE, a_bool, check, check_list, is_pair_of_str, not_negative, number, of, some_bytes, validator
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -107,8 +96,7 @@ class Reset:
     """
 
     when: Literal["before_body", "after_body", "mid_response"] = attrs.field(
-        default="after_body",
-        validator=of(f"one of {_MOMENTS}", str, valid=_MOMENTS.__contains__),
+        default="after_body", validator=of(f"one of {_MOMENTS}", str, valid=_MOMENTS.__contains__)
     )
     store: bool = attrs.field(default=False, validator=a_bool)
 
