@@ -158,8 +158,8 @@ FAULTS = (
     PlantedFault(
         "a deadline is put off by later spans",
         "_scheduler/splitter.py",
-        "        grown = OpenBatch(self.first, self.full_at, self.opened_at, 0)",
-        "        grown = OpenBatch(self.first, self.full_at, self.opened_at + 1, 0)",
+        "        grown = OpenBatch(self.first, self.full_at, self.opened_at, self._limit)",
+        "        grown = OpenBatch(self.first, self.full_at, self.opened_at + 1, self._limit)",
         first="state machine",
     ),
     PlantedFault(

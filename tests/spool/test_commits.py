@@ -127,6 +127,29 @@ async def test_sync_waits_for_spans_that_come_while_a_commit_is_under_way(
         assert set(ids_of([second])) <= stored_ids(store.disk)
 
 
+async def test_sync_returns_though_other_locations_change_all_the_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with watched_spooling_batcher(
+        InMemoryExporter(), MemoryDisk(), spool={"commit_interval": 1000.0}, batch=BatchPolicy(max_delay=math.inf)
+    ) as batcher:
+        for number in range(100):
+            batcher.add_span_nowait(f"{number}", make_span())
+        scheduler, passes = batcher._scheduler, 0
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def sync() -> None:
+                    await batcher.sync()
+                    scope.cancel()
+
+                nursery.start_soon(sync)
+                for passes in range(1000):  # noqa: B007  # it is used below
+                    for location in scheduler.locations.values():
+                        scheduler.admission.touch(location)
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        assert passes < 100
+
+
 async def test_sync_without_a_spool_says_how_to_get_one() -> None:
     async with SpanBatcher(InMemoryExporter()) as batcher:
         with pytest.raises(RuntimeError, match=r"has no spool: use SpanBatcher\(\.\.\., spool=Spool\(directory\)\)"):

@@ -20,12 +20,12 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 # The modules next to the folders count as one part.
 BUDGETS = {
     "modules": 1_639,
-    "_scheduler": 3_675,
-    "_runtime": 1_555,
+    "_scheduler": 3_683,
+    "_runtime": 1_553,
     "_reporting": 685,
-    "_spans": 2_743,
+    "_spans": 2_742,
     "_settings": 633,
-    "_http": 3_600,
+    "_http": 3_599,
     "_local": 384,
     "destinations": 1_979,
     "opentelemetry": 1_492,
@@ -35,7 +35,7 @@ BUDGETS = {
     "_spool": 1_422,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
-LIMIT = 25_845
+LIMIT = 25_850
 LIMIT_LOADED = 9_000
 
 _LOADED = """

@@ -276,7 +276,7 @@ class Location:
         """Move the first batch from the queue into a lease. The queue must not be empty."""
         account = self.account
         first = account.first_queued
-        batch = self.full.pop(0) if self.full else self._close_open()
+        batch = self._first_batch()
         count = batch.end - batch.first
         receive = self.queue_out.receive_nowait
         payloads = [receive() for _ in range(count)]
@@ -290,13 +290,14 @@ class Location:
         self.is_made_due = False
         return lease
 
-    def _close_open(self) -> QueuedBatch:
-        while True:
+    def _first_batch(self) -> QueuedBatch:
+        while not self.full:
             batch = self.open.closed(self.account.accepted)
             # It differs if a finalizer or signal handler has added a span meanwhile.
             if batch.end == self.account.accepted:
                 self.open = NO_BATCH
                 return batch
+        return self.full.pop(0)
 
     def add_lease(self, lease: Lease) -> None:
         """Add a lease, and count its bytes."""

@@ -33,8 +33,7 @@ class Ranking:
     def put(self, location: Location, live: int, all_queued_bytes: int) -> None:
         """Rank a location by its current queued bytes. There are ``live`` locations, with so many queued bytes."""
         size = location.ranked_bytes = location.queued_bytes
-        average = all_queued_bytes // live
-        location.ranked_up_to = location.account.pending_bytes + max(size, average) // _GROWTH
+        location.ranked_up_to = location.account.pending_bytes + max(size, all_queued_bytes // live) // _GROWTH
         if location.account.queued:
             heapq.heappush(self._entries, (-size, next(self._numbers), location))
         if len(self._entries) > _OUTDATED * live + _SLACK:

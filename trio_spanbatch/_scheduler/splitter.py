@@ -56,7 +56,7 @@ class OpenBatch(RequestSizer):
 
     def grown(self, span: EncodedSpan, number: int) -> OpenBatch | None:
         """Return the batch with another span; None if its request would be too large."""
-        grown = OpenBatch(self.first, self.full_at, self.opened_at, 0)
+        grown = OpenBatch(self.first, self.full_at, self.opened_at, self._limit)
         grown.copy_from(self)
         grown.run_first, grown.runs_before = self.run_first, self.runs_before
         if not grown.try_add(span):

@@ -249,7 +249,10 @@ class SpoolingScheduler(Scheduler):
     def step(self, now: float) -> bool:
         """See `Scheduler.step`. Begins a commit if it is time."""
         more = super().step(now)
-        if self._new_syncs and not more:
+        if self._new_syncs:
+            for one in self.admission.inbox.copy():
+                if one.has_queued and self.locations.get(one.name) is one:
+                    self._line.setdefault(one, now)
             self._line.update(dict.fromkeys(self._new_syncs, now))
             self._new_syncs.clear()
             self._is_urgent, self._not_before = True, -math.inf

@@ -330,10 +330,9 @@ class RequestSizer:
         self._others: dict[bytes | SpanHeaders, int] | None = None
 
     def copy_from(self, other: RequestSizer) -> None:
-        """Become a copy of another one."""
+        """Become a copy of another one with the same limit."""
         self.size, self.simple_up_to, self.headers = other.size, other.simple_up_to, other.headers
-        self._limit, self._noted = other._limit, other._noted
-        self._resource, self._scope = other._resource, other._scope
+        self._noted, self._resource, self._scope = other._noted, other._resource, other._scope
         self._others = None if other._others is None else other._others.copy()
 
     def try_add(self, span: EncodedSpan) -> bool:

@@ -6,10 +6,14 @@ import pytest
 
 from tests.unit.scheduler.parts import make_scheduler, make_span
 from tests.unit.scheduler.support import FakeQueue
-from trio_spanbatch import EncodedSpan, InvalidSpanError, Limits
+from trio_spanbatch import BatchPolicy, EncodedSpan, InvalidSpanError, Limits
+from trio_spanbatch._scheduler import admission as admission_module
+from trio_spanbatch._scheduler.flush import Flush
 from trio_spanbatch._scheduler.location import Location, Waiter
 from trio_spanbatch._scheduler.orders import Admit, Start
 from trio_spanbatch._scheduler.scheduler import Scheduler
+from trio_spanbatch._scheduler.splitter import OpenBatch, QueuedBatch
+from trio_spanbatch._spans.batch import SpanHeaders
 
 
 def clock() -> float:
@@ -224,3 +228,58 @@ def test_a_location_is_in_the_inbox_once_however_often_it_is_touched() -> None:
     scheduler.admission.touch(location)
     scheduler.admission.touch(location)
     assert list(scheduler.admission.inbox) == [location]
+
+
+def _sent(scheduler: Scheduler, location: Location) -> list[list[EncodedSpan]]:
+    """Flush a location that may export one batch at a time. Return that batch and the rest, which stays queued."""
+    scheduler.watch(location, Flush())
+    scheduler.step(0.0)
+    batches = [order.lease.batch for order in scheduler.outbox if isinstance(order, Start)]
+    assert [batch.size for batch in batches] == [len(batch.to_request()) for batch in batches]
+    assert sum(order.lease.cost for order in scheduler.outbox if isinstance(order, Start)) == location.leased_bytes
+    return [list(batch.spans) for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("policy", "sent"), [(BatchPolicy(max_spans=3), 3), (BatchPolicy(max_spans=99, max_bytes=1000), 2)]
+)
+def test_spans_keep_their_headers_if_a_finalizer_fills_the_batch_that_is_being_sealed(
+    monkeypatch: pytest.MonkeyPatch, policy: BatchPolicy, sent: int
+) -> None:
+    scheduler = make_scheduler(policy=policy)
+    location = scheduler.open("a")
+    spans = [make_span(400, 0), make_span(400, 0), make_span(400, 1)]
+    for span in spans[:2]:
+        scheduler.admission.try_admit(location, span, clock)
+    scheduler.step(0.0)
+    closed, left = OpenBatch.closed, spans[2:]
+
+    def closed_beside_a_finalizer(batch: OpenBatch, end: int) -> QueuedBatch:
+        if left:
+            scheduler.admission.try_admit(location, left.pop(), clock)
+        return closed(batch, end)
+
+    monkeypatch.setattr(OpenBatch, "closed", closed_beside_a_finalizer)
+    assert _sent(scheduler, location) == [spans[:sent]]
+    assert location.account.queued == 3 - sent
+
+
+def test_the_bytes_are_counted_once_if_a_signal_handler_adds_the_first_span_in_the_middle_of_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = make_scheduler()
+    location = scheduler.open("a")
+    scheduler.step(0.0)
+    spans = [make_span(200, 1), make_span(200, 1)]
+    cost_after, left = admission_module.cost_after, spans[:1]
+
+    def cost_after_a_signal(headers: SpanHeaders | None, span: EncodedSpan) -> int:
+        cost = cost_after(headers, span)
+        if left:
+            scheduler.admission.try_admit(location, left.pop(), clock)
+        return cost
+
+    monkeypatch.setattr(admission_module, "cost_after", cost_after_a_signal)
+    scheduler.admission.try_admit(location, spans[1], clock)
+    assert _sent(scheduler, location) == [spans]
+    assert location.account.pending_bytes == location.leased_bytes

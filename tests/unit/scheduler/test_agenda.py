@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-from tests.unit.scheduler.parts import make_location
+from tests.unit.scheduler.parts import Clock, make_location, make_scheduler, make_span
+from trio_spanbatch import BatchPolicy
 from trio_spanbatch._scheduler.agenda import Agenda
+from trio_spanbatch._scheduler.orders import Start
 
 
 def test_an_empty_agenda_has_no_next_time() -> None:
@@ -50,3 +52,17 @@ def test_a_location_that_has_ended_is_not_put_on_the_agenda() -> None:
     agenda.remove(a)
     agenda.put(a, 0.5)
     assert agenda.pop(9.0) is None
+
+
+def test_a_location_whose_time_has_come_is_looked_at_though_others_change_all_the_time() -> None:
+    clock = Clock()
+    scheduler = make_scheduler(policy=BatchPolicy(max_delay=1), clock=clock)
+    location, busy = scheduler.open("a"), [scheduler.open(f"busy {number}") for number in range(200)]
+    scheduler.admission.try_admit(location, make_span(), clock)
+    while scheduler.step(clock.now):
+        pass
+    clock.now = 2.0
+    for one in busy:
+        scheduler.admission.touch(one)
+    scheduler.step(clock.now)
+    assert [order.lease.location for order in scheduler.outbox if isinstance(order, Start)] == [location]

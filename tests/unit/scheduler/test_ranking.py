@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tests.unit.scheduler.parts import make_location
@@ -109,3 +111,29 @@ def test_the_number_of_outdated_entries_is_bounded() -> None:
         ranking.put(a, 1, 0)
         assert len(ranking._entries) <= 70
     assert ranking.take(5, lambda _: True) == [a]
+
+
+def test_the_fullest_location_is_made_due_once_a_slot_can_be_spared_for_its_second_export() -> None:
+    limits = Limits(max_exports=4, max_exports_per_location=2, max_pending_bytes=1000)
+    policy = BatchPolicy(max_spans=2, max_delay=math.inf)
+    world = World(WorldConfig(locations=("a", "b", "c"), spans=9, limits=limits, policy=policy))
+
+    def export(name: str) -> None:
+        for _ in range(2):
+            world.add(name, 10)
+        world.step()
+
+    export("a")
+    world.do(("delivered", 0, 0))
+    export("a")
+    # One export of two that it may have now. When it was looked at, a slot could be spared.
+    world.add("a", 800)
+    world.step()
+    export("b")
+    world.add("c", 500)
+    world.step()
+    assert len(world.waiters) == 1
+    world.do(("delivered", 1, 0))
+    world.step()
+    assert not world.scheduler.locations["a"].account.queued, "its second export has begun"
+    world.finish()
