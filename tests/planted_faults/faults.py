@@ -412,13 +412,6 @@ FAULTS = (
         first="scheduler",
     ),
     PlantedFault(
-        "a sync waits until no location has changed",
-        "_scheduler/spooling.py",
-        "        if self._new_syncs:\n            for one",
-        "        if self._new_syncs and not more:\n            for one",
-        first="spool",
-    ),
-    PlantedFault(
         "a location is not looked at after an attempt",
         "_scheduler/scheduler.py",
         "        if account.pending > lease.count or account.spooled or location.waiting:\n",
