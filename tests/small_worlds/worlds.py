@@ -30,11 +30,11 @@ class SmallWorld:
 
 
 WORLDS = {
-    "one slot": SmallWorld(WorldConfig(), 9, 50_120, 5, 1_022),
+    "one slot": SmallWorld(WorldConfig(), 9, 49_714, 5, 1_022),
     "bytes for two spans": SmallWorld(
         WorldConfig(limits=Limits(max_queued_spans=2, max_pending_bytes=20, max_exports=2, max_exports_per_location=2)),
         9,
-        140_232,
+        139_080,
         5,
         1_080,
     ),
@@ -64,7 +64,7 @@ WORLDS = {
             ),
         ),
         9,
-        39_976,
+        35_304,
         5,
         2_057,
     ),
