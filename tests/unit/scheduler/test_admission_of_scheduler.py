@@ -7,13 +7,12 @@ import pytest
 from tests.unit.scheduler.parts import make_scheduler, make_span
 from tests.unit.scheduler.support import FakeQueue
 from trio_spanbatch import BatchPolicy, EncodedSpan, InvalidSpanError, Limits
-from trio_spanbatch._scheduler import admission as admission_module
 from trio_spanbatch._scheduler.flush import Flush
 from trio_spanbatch._scheduler.location import Location, Waiter
 from trio_spanbatch._scheduler.orders import Admit, Start
 from trio_spanbatch._scheduler.scheduler import Scheduler
 from trio_spanbatch._scheduler.splitter import OpenBatch, QueuedBatch
-from trio_spanbatch._spans.batch import SpanHeaders
+from trio_spanbatch._spans.batch import SpanHeaders, cost_after
 
 
 def clock() -> float:
@@ -271,7 +270,7 @@ def test_the_bytes_are_counted_once_if_a_signal_handler_adds_the_first_span_in_t
     location = scheduler.open("a")
     scheduler.step(0.0)
     spans = [make_span(200, 1), make_span(200, 1)]
-    cost_after, left = admission_module.cost_after, spans[:1]
+    left = spans[:1]
 
     def cost_after_a_signal(headers: SpanHeaders | None, span: EncodedSpan) -> int:
         cost = cost_after(headers, span)
@@ -279,7 +278,7 @@ def test_the_bytes_are_counted_once_if_a_signal_handler_adds_the_first_span_in_t
             scheduler.admission.try_admit(location, left.pop(), clock)
         return cost
 
-    monkeypatch.setattr(admission_module, "cost_after", cost_after_a_signal)
+    monkeypatch.setattr("trio_spanbatch._scheduler.admission.cost_after", cost_after_a_signal)
     scheduler.admission.try_admit(location, spans[1], clock)
     assert _sent(scheduler, location) == [spans]
     assert location.account.pending_bytes == location.leased_bytes
