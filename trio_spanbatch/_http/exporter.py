@@ -443,7 +443,7 @@ async def _credentials(auth: Auth, location: str, attempt: Attempt) -> Mapping[s
         # A fetch that several attempts share was cancelled with another attempt.
         forget_traceback(error)
         reason = "no credentials: auth raised Cancelled, though this attempt was not cancelled"
-        return TryLater(reason, cause="Cancelled")  # noqa: ASYNC104
+        return TryLater(reason, cause="Cancelled")  # noqa: ASYNC104  # it is not a cancel of this task
 
 
 def _checked_location_header(name: str | None, headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -157,7 +157,7 @@ def _trusting(certificate: File | None, *, must_trust: bool) -> ssl.SSLContext:
         return default_context(must_trust=must_trust)
     context = _new_context()
     # Path.is_dir raises on a name that is too long, as a PEM is.
-    if os.path.isdir(certificate):  # noqa: PTH112
+    if os.path.isdir(certificate):  # noqa: PTH112  # see above
         context.load_verify_locations(capath=certificate)
         return context
     _check_readable("certificate", certificate)

@@ -117,7 +117,7 @@ class LocationCounts(dict[str, LocationStatistics]):
                 consecutive_failures=failures,
             )
             super().__setitem__(location, held)
-        return held  # type: ignore[no-any-return]
+        return held  # type: ignore[no-any-return]  # a LocationStatistics by now
 
     # These read through `__getitem__`.
     get, items, values = Mapping.get, Mapping.items, Mapping.values  # type: ignore[assignment]

@@ -91,7 +91,7 @@ class TableExporter(OTLPExporter):
                 await self._zerobus.aclose()
         finally:
             # Even when cancelled, this closes its client, within a second.
-            await super().aclose()  # noqa: ASYNC102
+            await super().aclose()  # noqa: ASYNC102  # see above
 
     async def _send(self, batch: SpanBatch, sent: SpanBatch, seconds: float) -> ExportResult:
         """Make one attempt at sending ``sent``, which is ``batch`` or its decoded form."""

@@ -19,7 +19,7 @@ from ._requests import refusal
 
 # They read like calls, so they are in lower case.
 @attrs.frozen
-class outage:  # noqa: N801
+class outage:  # noqa: N801  # it is used like a function
     """For ``seconds`` from the first attempt to reach it, the server is down: nothing of a request arrives.
 
     All connections break, and new ones are refused; over TCP, one with which the outage begins is reset. If a function
@@ -30,7 +30,7 @@ class outage:  # noqa: N801
 
 
 @attrs.frozen
-class rate_limited:  # noqa: N801
+class rate_limited:  # noqa: N801  # it is used like a function
     """The next ``requests`` requests are answered 429, with ``Retry-After`` if ``retry_after`` is given."""
 
     requests: int = attrs.field(validator=number("an int of at least 1", lambda value: value >= 1, int))
@@ -42,14 +42,14 @@ class rate_limited:  # noqa: N801
 
 
 @attrs.frozen
-class slow:  # noqa: N801
+class slow:  # noqa: N801  # it is used like a function
     """From now on, each answer takes ``seconds`` longer; ``math.inf`` means forever."""
 
     seconds: float = attrs.field(validator=not_negative)
 
 
 @attrs.frozen
-class poison:  # noqa: N801
+class poison:  # noqa: N801  # it is used like a function
     """From now on, the default answer to a request is 400 if ``predicate`` is true for one of its spans.
 
     A batcher then divides the batch until only those spans are rejected. ``predicate`` is a sync function of the span

@@ -230,7 +230,7 @@ def test_a_location_is_in_the_inbox_once_however_often_it_is_touched() -> None:
 
 
 def _sent(scheduler: Scheduler, location: Location) -> list[list[EncodedSpan]]:
-    """Flush a location that may export one batch at a time. Return that batch and the rest, which stays queued."""
+    """Flush a location. Return the spans of each batch whose export begins, with the right size and cost."""
     scheduler.watch(location, Flush())
     scheduler.step(0.0)
     batches = [order.lease.batch for order in scheduler.outbox if isinstance(order, Start)]
