@@ -151,7 +151,7 @@ def give_up_after_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have ``send`` give up after the first failure, and databricks-sdk after its first."""
 
     async def give_up_after_a_failure(self: CircuitBreaker) -> None:
-        while not self.failure:  # noqa: ASYNC110 - there is no event for it
+        while not self.failure:  # noqa: ASYNC110  # there is no event for it
             await trio.sleep(0.001)
         self.give_up()
 

@@ -456,7 +456,7 @@ async def test_send_gives_up_with_advice_if_no_request_is_ever_answered(
     lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def give_up_after_a_failure(self: CircuitBreaker) -> None:
-        while not self.failure:  # noqa: ASYNC110 - there is no event for it
+        while not self.failure:  # noqa: ASYNC110  # there is no event for it
             await trio.sleep(1e-6)
         self.give_up()
 
@@ -714,7 +714,7 @@ class UntilShown(InMemoryExporter):
         self._text = text
 
     async def export(self, batch: SpanBatch) -> ExportResult:
-        while self._text not in self._screen.getvalue():  # noqa: ASYNC110 - a screen has no event for output
+        while self._text not in self._screen.getvalue():  # noqa: ASYNC110  # a screen has no event for output
             await trio.sleep(0.01)
         return await super().export(batch)
 

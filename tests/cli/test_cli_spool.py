@@ -631,7 +631,7 @@ async def test_a_span_that_cannot_be_read_is_reported_and_the_rest_exported(dire
 async def test_export_to_a_full_disk_is_an_error_of_one_line(directory: Path) -> None:
     await leave(directory, ENDPOINT, tenants(3))
     exports = command("spool", "export", directory)
-    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230  # a device
         done = await trio.run_process(exports, stdout=full, capture_stderr=True, check=False)
     assert done.returncode == 1
     assert done.stderr == b"trio-spanbatch: cannot write the result: No space left on device\n"

@@ -262,7 +262,7 @@ async def test_a_profile_may_have_the_service_principal(monkeypatch: pytest.Monk
         f"[prod]\nclient_id = {CLIENT_ID}\nclient_secret = {CLIENT_SECRET}\nworkspace_id = 12345\n"
     )
     async with servers() as (workspace, service):
-        make_config = lambda: Config(host=workspace.host, profile="prod")  # noqa: E731
+        make_config = lambda: Config(host=workspace.host, profile="prod")  # noqa: E731  # shorter than a def
         async with exporter_of(workspace, service, make_config=make_config) as exporter:
             assert await exporter.export(batch_of(1, TABLE)) == Delivered()
 

@@ -453,7 +453,7 @@ class Run:
 
     def _logger(self) -> logging.Logger:
         # Not from getLogger(), which would keep it after the run.
-        logger = logging.Logger("simulation", logging.DEBUG)  # noqa: LOG001 - see above
+        logger = logging.Logger("simulation", logging.DEBUG)  # noqa: LOG001  # see above
         logger.addHandler(_Log(self._logged))
         return logger
 
@@ -517,7 +517,7 @@ class _PlannedStore(MemoryStore):
             self._oracle.cannot_be_read(order.name, ids)
             lost(order, now)
 
-        scheduler.lost = tell  # type: ignore[method-assign, assignment]
+        scheduler.lost = tell  # type: ignore[method-assign, assignment]  # it watches the scheduler
 
     def damaged_spans(self) -> set[int]:
         return {span_id for token in self.damaged for span_id in self._ids[token]}

@@ -363,4 +363,4 @@ def test_a_batcher_without_a_spool_has_the_plain_scheduler() -> None:
 
 def test_a_spool_must_be_a_spool() -> None:
     with pytest.raises(TypeError, match="spool"):
-        SpanBatcher(InMemoryExporter(), spool="/var/spool")  # type: ignore[arg-type]
+        SpanBatcher(InMemoryExporter(), spool="/var/spool")  # type: ignore[arg-type]  # the mistake under test

@@ -242,9 +242,9 @@ async def test_settled_records_are_forgotten_with_the_next_commit(autojump_clock
     calls: list[str] = []
 
     class Counted(MemoryStore):
-        async def settle(self, tokens: object) -> None:
+        async def settle(self, tokens: Sequence[int]) -> None:
             calls.append("settle")
-            await super().settle(tokens)  # type: ignore[arg-type]
+            await super().settle(tokens)
 
     store = Counted()
     async with watched_spooling_batcher(InMemoryExporter(), store, batch=BatchPolicy(max_delay=0.001)) as batcher:

@@ -61,7 +61,7 @@ class _Live(dict[str, Location]):
         super().__delitem__(name)
         self._ended(name)
 
-    def pop(self, name: str, default: Location | None = None) -> Location | None:  # type: ignore[override]
+    def pop(self, name: str, default: Location | None = None) -> Location | None:  # type: ignore[override]  # without dict.pop's overloads
         location = super().pop(name, default)
         if location is not None:
             self._ended(name)

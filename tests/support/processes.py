@@ -83,7 +83,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
     """Return once ``condition`` holds, which another process brings about."""
     with trio.fail_after(DEADLINE):
         # There is no event for it, so it is polled.
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110  # see above
             await trio.sleep(_INTERVAL)
 
 

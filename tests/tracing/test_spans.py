@@ -391,22 +391,22 @@ async def test_tasks_that_each_start_the_next_one_inside_a_span_do_not_keep_each
 # -- mistakes ------------------------------------------------------------------------------------------------------
 
 TRACER_MISTAKES: list[tuple[Callable[[SpanBatcher], object], type[Exception], str]] = [
-    (lambda _: Tracer("batcher"), TypeError, "batcher is 'batcher'; it must be a SpanBatcher"),  # type: ignore[arg-type]
+    (lambda _: Tracer("batcher"), TypeError, "batcher is 'batcher'; it must be a SpanBatcher"),  # type: ignore[arg-type]  # the mistake
     (lambda b: Tracer(b, location=""), InvalidLocationError, "location must be a non-empty str"),
-    (lambda b: Tracer(b, resource={"a": "b"}), TypeError, "resource is {'a': 'b'}; it must be a Resource"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b, scope="shop"), TypeError, "scope is 'shop'; it must be an InstrumentationScope"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b, rng=5), TypeError, "rng is 5; it must be a Random"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b).span(5), TypeError, "name is 5; it must be a str"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b).span("a", location=5), InvalidLocationError, "location must be a str"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b).span("a", kind="client"), TypeError, "kind is 'client'; it must be a SpanKind"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b).span("a", attributes=["b"]), TypeError, "attributes is ['b']; it must be a Mapping"),  # type: ignore[arg-type]
+    (lambda b: Tracer(b, resource={"a": "b"}), TypeError, "resource is {'a': 'b'}; it must be a Resource"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b, scope="shop"), TypeError, "scope is 'shop'; it must be an InstrumentationScope"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b, rng=5), TypeError, "rng is 5; it must be a Random"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b).span(5), TypeError, "name is 5; it must be a str"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b).span("a", location=5), InvalidLocationError, "location must be a str"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b).span("a", kind="client"), TypeError, "kind is 'client'; it must be a SpanKind"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b).span("a", attributes=["b"]), TypeError, "attributes is ['b']; it must be a Mapping"),  # type: ignore[arg-type]  # the mistake
     (
-        lambda b: Tracer(b).span("a", parent=Tracer(b).span("b")),  # type: ignore[arg-type]
+        lambda b: Tracer(b).span("a", parent=Tracer(b).span("b")),  # type: ignore[arg-type]  # the mistake
         TypeError,
         "the context of a span is span.context",
     ),
-    (lambda b: Tracer(b).span("a").set_status("error"), TypeError, "status is 'error'; it must be a StatusCode"),  # type: ignore[arg-type]
-    (lambda b: Tracer(b).traced(5), TypeError, "traced is used on 5; it must be used on a function"),  # type: ignore[call-overload]
+    (lambda b: Tracer(b).span("a").set_status("error"), TypeError, "status is 'error'; it must be a StatusCode"),  # type: ignore[arg-type]  # the mistake
+    (lambda b: Tracer(b).traced(5), TypeError, "traced is used on 5; it must be used on a function"),  # type: ignore[call-overload]  # the mistake
     (lambda b: Tracer(b).traced(dict), TypeError, "traced is used on <class 'dict'>"),
 ]
 

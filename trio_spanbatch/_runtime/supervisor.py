@@ -243,7 +243,7 @@ class Supervisor:
         finally:
             self._done.set()
 
-    async def _supervise_with_spool(self, spooler: _Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128
+    async def _supervise_with_spool(self, spooler: _Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
         try:
             async with trio.open_nursery() as self._spool_nursery:
                 self._context.run(lambda: self._spool_nursery.start_soon(spooler.run, name="trio_spanbatch spool"))

@@ -120,7 +120,7 @@ class LocationCounts(dict[str, LocationStatistics]):
         return held  # type: ignore[no-any-return]  # a LocationStatistics by now
 
     # These read through `__getitem__`.
-    get, items, values = Mapping.get, Mapping.items, Mapping.values  # type: ignore[assignment]
+    get, items, values = Mapping.get, Mapping.items, Mapping.values  # type: ignore[assignment]  # of other types
 
 
 def _after_filling(method: Callable[..., Any]) -> Callable[..., Any]:

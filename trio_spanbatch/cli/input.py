@@ -99,7 +99,7 @@ class InputFile:
         if self._is_closed_stdin:
             return None
         try:
-            status = os.stat(self._path)  # noqa: PTH116 - the path may be a file descriptor
+            status = os.stat(self._path)  # noqa: PTH116  # the path may be a file descriptor
         except OSError:
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None

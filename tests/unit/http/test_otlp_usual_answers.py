@@ -37,7 +37,7 @@ def read_by_h11(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 def exporter_for(port: int, tls: Tls | None = None, **options: object) -> OTLPExporter:
     transport = HTTPTransport(tls.client) if tls else HTTPTransport()
-    return OTLPExporter(url_of(port, tls), transport=transport, location_header="x-location", **options)  # type: ignore[arg-type]
+    return OTLPExporter(url_of(port, tls), transport=transport, location_header="x-location", **options)  # type: ignore[arg-type]  # of any option
 
 
 async def export(exporter: OTLPExporter, location: str = "a") -> ExportResult:
@@ -220,7 +220,7 @@ async def test_a_request_whose_usual_response_does_not_come_in_time_may_have_arr
 
     first, second = await results(serve, 2, timeout=0.2)
     assert first == Delivered()
-    assert second == TryLater(second.reason, ambiguous=True)  # type: ignore[union-attr]
+    assert second == TryLater(second.reason, ambiguous=True)  # type: ignore[union-attr]  # no Delivered
 
 
 @pytest.fixture

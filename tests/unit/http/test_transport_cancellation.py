@@ -176,7 +176,7 @@ async def test_connecting_to_several_addresses_may_be_cancelled_anywhere(monkeyp
 
     def getaddrinfo(host: object, port: Any, *args: Any) -> Any:
         if host != "server.test":
-            return real_getaddrinfo(host, port, *args)  # type: ignore[arg-type]
+            return real_getaddrinfo(host, port, *args)  # type: ignore[arg-type]  # passed on as it came
         # The first two refuse.
         hosts = (("127.0.0.1", 1), ("127.0.0.2", 1), ("127.0.0.1", port), ("127.0.0.2", port))
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", name) for name in hosts]

@@ -48,7 +48,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> 
 
     def getaddrinfo(host: object, port: object, *args: Any, **options: Any) -> Any:
         if host not in ("server.test", b"server.test"):
-            return real_getaddrinfo(host, port, *args, **options)  # type: ignore[arg-type]
+            return real_getaddrinfo(host, port, *args, **options)  # type: ignore[arg-type]  # passed on as it came
         # As fast as for an address: a mock clock would not wait for a thread.
         found = []
         for ip, number in addresses:
@@ -230,7 +230,7 @@ def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
         if "test" in str(host) and args[-1:] != (socket.AI_NUMERICHOST,):
             asked.append(host)
             end.wait(DEADLINE)
-        return real_getaddrinfo(host, port, *args)  # type: ignore[arg-type]
+        return real_getaddrinfo(host, port, *args)  # type: ignore[arg-type]  # passed on as it came
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     yield asked

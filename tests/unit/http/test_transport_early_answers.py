@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
@@ -57,12 +57,12 @@ async def lingers(stream: trio.abc.Stream) -> None:
 @pytest.mark.parametrize("then", [closes, lingers, stays])
 @pytest.mark.parametrize("content", ["bytes", "stream"])
 async def test_a_refusal_before_the_end_of_the_request_is_read(
-    tls: Tls | None, status: int, then: object, content: str
+    tls: Tls | None, status: int, then: Callable[[trio.abc.Stream], Awaitable[None]], content: str
 ) -> None:
     async def serve(stream: trio.abc.Stream) -> None:
         await read_head(stream)
         await stream.send_all(refusal(status))
-        await then(stream)  # type: ignore[operator]
+        await then(stream)
 
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(LARGE), 1024 * 1024):

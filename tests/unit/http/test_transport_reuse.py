@@ -270,7 +270,7 @@ async def test_a_connection_that_ends_just_as_a_request_begins_is_replaced_if_no
 
             monkeypatch.setattr(link, "send", send)
             monkeypatch.setattr(link, "recv", recv)
-            request, progress = post(url_of(port), contents[content])  # type: ignore[arg-type]
+            request, progress = post(url_of(port), contents[content])  # type: ignore[arg-type]  # each is one of the types
             assert await answer(transport, request) == (200, b"ok")
             assert progress.sent
             assert begun == (content == "stream")

@@ -129,7 +129,7 @@ def test_a_loop_makes_one_record_at_a_time() -> None:
     "read",
     [
         lambda counts: counts,
-        lambda counts: RECORDS if RECORDS == counts else None,  # noqa: SIM300
+        lambda counts: RECORDS if RECORDS == counts else None,  # noqa: SIM300  # the other side of ==
         dict,
         lambda counts: {**counts},
         lambda counts: {} | counts,
