@@ -323,7 +323,7 @@ FAULTS = (
     PlantedFault(
         "a slot that is given back goes to no location that waits for one",
         "_scheduler/scheduler.py",
-        "        if self.slots.free and self.slots.queue:\n            return next(iter(self.slots.queue))\n",
+        "                case 0 if slots.free:\n                    location = next(iter(slots.queue), None)\n",
         "",
         first="state machine",
     ),
@@ -379,7 +379,7 @@ FAULTS = (
     PlantedFault(
         "a location that leaves the inbox is still marked as being in it",
         "_scheduler/scheduler.py",
-        "            touched.is_in_inbox = False\n",
+        "                    location.is_in_inbox = False\n",
         "",
         first="state machine",
     ),
@@ -498,8 +498,8 @@ FAULTS = (
     PlantedFault(
         "a location that waits for a spare slot is not looked at when one can be spared",
         "_scheduler/scheduler.py",
-        "        if self.slots.spare_queue and self._can_spare():\n"
-        "            return next(iter(self.slots.spare_queue))\n",
+        "                case 3 if slots.spare_queue and self._can_spare():\n"
+        "                    location = next(iter(slots.spare_queue))\n",
         "",
         first="state machine",
     ),

@@ -173,6 +173,7 @@ def key_of(world: World) -> Hashable:
         tuple(map(name, scheduler._empty)),
         frozenset(map(name, scheduler._made_due)),
         tuple(map(name, scheduler._to_close)),
+        scheduler._turn,
         tuple((at, one) for at, _, one in sorted(entries, key=_first_two)),
         tuple((size, one) for size, _, one in sorted(ranked, key=_first_two)),
     )

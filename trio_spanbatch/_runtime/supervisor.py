@@ -46,7 +46,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import Context, copy_context
 from threading import get_ident
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import trio
@@ -60,6 +60,9 @@ from .driver import Driver
 from .interrupts import InterruptWatch
 from .runtime import Runtime
 from .suppression import suppress_instrumentation
+
+if TYPE_CHECKING:
+    from .spooler import Spooler
 
 IN_A_FORKED_CHILD = (
     "this is a forked child of the process in which the batcher was entered, and shares its sockets; it may only exec "
@@ -88,23 +91,6 @@ class _EndOfRun(trio.abc.Instrument):
         self._callback()
 
 
-class _Store(Protocol):
-    async def open(self) -> None: ...
-
-
-class _Spooler(Protocol):
-    """A `Spooler`, which is imported only if it is used."""
-
-    @property
-    def store(self) -> _Store: ...
-    def finish(self) -> None: ...
-    def stop(self) -> None: ...
-    def end_recovery(self) -> None: ...
-    async def recover(self) -> None: ...
-    async def run(self) -> None: ...
-    async def close(self) -> None: ...
-
-
 @attrs.define(eq=False)
 class Supervisor:
     """Runs the tasks of one batcher, from `open` to `close`.
@@ -125,7 +111,7 @@ class Supervisor:
     runtime: Runtime = attrs.field(init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(init=False, default=None)
     is_forked: bool = attrs.field(init=False, default=False)
-    spooler: _Spooler | None = attrs.field(init=False, default=None)
+    spooler: Spooler | None = attrs.field(init=False, default=None)
     # Identifies the trio run until that ends, as a thread has one run at a time. No other identifier is compared
     # faster.
     _thread_id: int | None = attrs.field(init=False, default=None)
@@ -243,7 +229,7 @@ class Supervisor:
         finally:
             self._done.set()
 
-    async def _supervise_with_spool(self, spooler: _Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
+    async def _supervise_with_spool(self, spooler: Spooler, status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # passed on
         try:
             async with trio.open_nursery() as self._spool_nursery:
                 self._context.run(lambda: self._spool_nursery.start_soon(spooler.run, name="trio_spanbatch spool"))

@@ -32,16 +32,13 @@ from typing import Generic, Protocol, TypeVar
 from .._exporter import Delivered, ExportResult, TryLater
 from .._reporting.statistics import EndpointStatistics
 from .._settings.policies import RetryPolicy
+from .ledger import Account
 from .pace import jittered_wait
 
 
 class _HasFailed(Protocol):
     @property
-    def account(self) -> _Account: ...
-
-
-class _Account(Protocol):
-    failed_after: int
+    def account(self) -> Account: ...
 
 
 _Location = TypeVar("_Location", bound=_HasFailed)

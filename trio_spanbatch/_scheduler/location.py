@@ -221,7 +221,7 @@ class Location:
         self.agenda_number = -1
         self.is_in_inbox = False
         self.ranked_bytes = 0
-        self.ranked_up_to = UNRANKED
+        self.ranked_up_to = 0
 
     def __repr__(self) -> str:
         return f"<Location {self.name!r}: {self.account.queued} queued, {self.account.in_flight} in flight>"

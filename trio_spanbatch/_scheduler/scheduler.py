@@ -19,16 +19,20 @@ sources, in this order:
 
 1. the queue of locations that wait for an export slot, as long as one is free;
 2. the agenda: locations whose time has come;
-3. the inbox: locations where something has happened, of which a busy program has some at any time;
+3. the inbox: locations where something has happened;
 4. the queue of locations that wait for a spare slot, if one can be spared;
-5. in the drain, all locations, once.
+5. in the drain, all locations, once;
+6. the locations that are touched because adders wait for the byte budget of all locations.
+
+In a busy program, any of them may never be empty. So after a step that came to its end before its sources did, the
+next one begins with the next source.
 
 `_look` decides from the whole state of a location, so the reason for the call does not matter, and a superfluous call
 is harmless. It admits waiting spans. It begins exports, of deliveries that wait for their next attempt and then of the
 first batches in the queue, as long as these are due, the location's concurrency and backoff allow it (`Pace`) and there
 is a slot (`Slots`). It ends the location if that has been idle for long enough, or puts it on the agenda.
 
-While adders wait for the byte budget of all locations, the fullest locations are made due (`Ranking`), as many as there
+While adders wait for that budget, the fullest locations are made due (`Ranking`), as many as there
 are free slots. Otherwise, if the budget was used up by locations that are not due, all adders would wait although the
 exporter is idle.
 
@@ -69,6 +73,7 @@ _LOOKS_PER_STEP, _RANKED_PER_LOOK = 64, 8
 # The number of orders after which `step` returns. So few exports that are over after a few checkpoints leave little to
 # the garbage collector, which looks at the youngest objects after every 700 new ones (in Python 3.11).
 _ORDERS_PER_STEP = 12
+_SOURCES = 6
 
 _TOO_LARGE = 413
 
@@ -141,6 +146,7 @@ class Scheduler:
         # The location that has been empty for longest is first. Any of them may have received a span since.
         self._empty: OrderedDict[Location, None] = OrderedDict()
         self._to_close: deque[Location] = deque()
+        self._turn = 0
 
     # -- on the caller's stack ---------------------------------------------------------------------------------
 
@@ -177,7 +183,6 @@ class Scheduler:
             name, account, endpoint, policy, limits.max_queued_spans, queue, pace, self._clock()
         )
         self.admission.touch(opened)
-        self.admission.unrank(opened)
         self._empty[opened] = None
         # The commit. If the driver looks at the location before this, it ends it. If a signal handler has opened the
         # same location meanwhile, that one stays.
@@ -450,14 +455,13 @@ class Scheduler:
     def step(self, now: float) -> bool:
         """Look at locations that have something to do, but not at too many. Return whether to call this again."""
         self.admission.finish()
-        for _ in range(_LOOKS_PER_STEP):
-            location = self._next(now)
-            if location is not None:
-                self._look(location, now)
-                if len(self.outbox) >= _ORDERS_PER_STEP:
-                    return True
-            elif not self._serve_waiting(now):
+        for _ in range(max(_LOOKS_PER_STEP, len(self.admission.inbox) // _LOOKS_PER_STEP)):
+            if not self._look_at_next(now):
+                self._turn = 0
                 return False
+            if len(self.outbox) >= _ORDERS_PER_STEP:
+                break
+        self._turn = (self._turn + 1) % _SOURCES
         return True
 
     def hand_back(self, reason: str) -> bool:
@@ -480,19 +484,29 @@ class Scheduler:
         self.admission.inbox.clear()
         return False
 
-    def _next(self, now: float) -> Location | None:
-        """Return the location to look at next."""
-        if self.slots.free and self.slots.queue:
-            return next(iter(self.slots.queue))
-        if (due := self._agenda.pop(now)) is not None:
-            return due
-        if self.admission.inbox:
-            touched = self.admission.inbox.popleft()
-            touched.is_in_inbox = False
-            return touched
-        if self.slots.spare_queue and self._can_spare():
-            return next(iter(self.slots.spare_queue))
-        return self._to_close.popleft() if self._to_close else None
+    def _look_at_next(self, now: float) -> bool:
+        """Look at a location of the first source that has one. Return False if none has."""
+        slots, inbox = self.slots, self.admission.inbox
+        for turn in range(self._turn, self._turn + _SOURCES):
+            location: Location | None = None
+            match turn % _SOURCES:
+                case 0 if slots.free:
+                    location = next(iter(slots.queue), None)
+                case 1:
+                    location = self._agenda.pop(now)
+                case 2 if inbox:
+                    location = inbox.popleft()
+                    location.is_in_inbox = False
+                case 3 if slots.spare_queue and self._can_spare():
+                    location = next(iter(slots.spare_queue))
+                case 4 if self._to_close:
+                    location = self._to_close.popleft()
+                case 5 if self._serve_waiting(now):
+                    return True
+            if location is not None:
+                self._look(location, now)
+                return True
+        return False
 
     def _can_spare(self) -> bool:
         return self.slots.can_spare(len(self.locations), draining=self.draining)
@@ -537,7 +551,7 @@ class Scheduler:
             if self._is_hopeless(location):
                 self._give_up(location)
             if 0 < location.pace.active < location.pace.allowed and not self._can_spare():
-                # `_next` returns it when a slot can be spared.
+                # It is looked at when a slot can be spared.
                 slots.queue.pop(location, None)
                 self._leave_endpoint_queue(location)
                 slots.spare_queue[location] = None
@@ -555,7 +569,7 @@ class Scheduler:
                 return endpoint.opens_at(location) if endpoint.first is location else math.inf
             self._leave_endpoint_queue(location)
             if not slots.free or next(iter(slots.queue), location) is not location:
-                # `_next` returns it when it is its turn.
+                # It is looked at when it is its turn.
                 slots.queue.setdefault(location)
                 return math.inf
             self._begin_export(location)
@@ -621,20 +635,21 @@ class Scheduler:
     # -- adders that wait for bytes ----------------------------------------------------------------------------
 
     def _serve_waiting(self, now: float) -> bool:
-        """Serve the adders that wait for bytes. Return whether there are locations to look at."""
+        """Serve the adders that wait for bytes. Return whether something was done."""
         admission = self.admission
         if not admission.byte_queue:
             return False
+        touched = len(admission.inbox)
         admission.serve_byte_queue(self._clock)
         if not admission.byte_queue or not self._can_make_due:
-            return bool(admission.inbox)
+            return len(admission.inbox) > touched
         if admission.unranked:
             for _ in range(min(_RANKED_PER_LOOK, len(admission.unranked))):
                 location, _ = admission.unranked.popitem(last=False)
                 self._agenda.put(location, self._rank(location, now))
             return True
         self._make_fullest_due(now)
-        return bool(admission.inbox)
+        return len(admission.inbox) > touched
 
     @property
     def _can_make_due(self) -> bool:
@@ -658,7 +673,7 @@ class Scheduler:
         if location.endpoint.has_waiting(location):
             return False
         if location.pace.active and not self._can_spare():
-            # `_next` returns it when a slot can be spared, and it is ranked again.
+            # It is looked at when a slot can be spared, and ranked again.
             self.slots.spare_queue[location] = None
             return False
         return True

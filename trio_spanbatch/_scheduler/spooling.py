@@ -400,6 +400,7 @@ class SpoolingScheduler(Scheduler):
     def _serve_waiting(self, now: float) -> bool:
         """Serve the adders that wait for bytes. If there are any, spans leave memory as soon as they are committed."""
         admission = self.admission
+        touched = len(admission.inbox)
         if admission.byte_queue:
             admission.serve_byte_queue(self._clock)
         if admission.byte_queue and not self._is_scarce:
@@ -408,7 +409,7 @@ class SpoolingScheduler(Scheduler):
                 assert isinstance(location, SpooledLocation)
                 self._make_room(location, now)
         self._is_scarce = bool(admission.byte_queue)
-        return bool(admission.inbox)
+        return len(admission.inbox) > touched
 
     def _rank(self, location: Location, now: float) -> float:
         # Nothing is made due for adders that wait for bytes.

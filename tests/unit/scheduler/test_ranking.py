@@ -9,7 +9,7 @@ import pytest
 from tests.unit.scheduler.parts import make_location
 from tests.unit.scheduler.support import World, WorldConfig
 from trio_spanbatch import BatchPolicy, Limits
-from trio_spanbatch._scheduler.location import UNRANKED, Location
+from trio_spanbatch._scheduler.location import Location
 from trio_spanbatch._scheduler.ranking import Ranking
 
 
@@ -50,8 +50,8 @@ def test_only_the_last_entry_of_a_location_counts() -> None:
 
 def test_a_location_stays_ranked_until_it_has_grown_by_a_quarter() -> None:
     location = make_location("a")
+    assert location.ranked_up_to == 0
     location.account.queued, location.account.pending_bytes, location.leased_bytes = 1, 1000, 600
-    assert location.ranked_up_to == UNRANKED
     Ranking().put(location, 1, 0)
     assert location.ranked_up_to == 1100
 
