@@ -139,11 +139,12 @@ class Endpoint(Generic[_Location]):
         """Return whether a location waits."""
         return location in self._well or location in self._failed
 
-    def join(self, location: _Location) -> None:
-        """Have a location wait, if it does not already."""
-        has_failed = self._has_failed(location)
+    def join(self, location: _Location) -> bool:
+        """Have a location wait, if it does not already. Return whether it was the first, and is no longer."""
+        was_first, has_failed = self.first is location, self._has_failed(location)
         (self._well if has_failed else self._failed).pop(location, None)
         (self._failed if has_failed else self._well).setdefault(location)
+        return was_first and self.first is not location
 
     def leave(self, location: _Location) -> bool:
         """Stop the wait of a location. Return whether it was the first that waited."""

@@ -565,7 +565,8 @@ class Scheduler:
             if not endpoint.lets(location, now):
                 # It is touched when it is first.
                 slots.queue.pop(location, None)
-                endpoint.join(location)
+                if endpoint.join(location):
+                    self._touch_first(endpoint)
                 return endpoint.opens_at(location) if endpoint.first is location else math.inf
             self._leave_endpoint_queue(location)
             if not slots.free or next(iter(slots.queue), location) is not location:
