@@ -401,8 +401,8 @@ class SpanBatcher:
         self._runtime.feed()
         live = tuple(self._live.values()) if location is None else (self._scheduler.get(location),)
         flush = Flush(one for one in live if one is not None)
-        self._scheduler.beginning[flush] = None
         try:
+            self._scheduler.beginning[flush] = None
             while flush.unwatched:
                 for one in list(islice(flush.unwatched, _LOCATIONS_PER_CHECKPOINT)):
                     self._scheduler.watch(one, flush)

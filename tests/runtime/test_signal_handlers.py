@@ -68,12 +68,15 @@ def raise_interrupted(_: Program) -> None:
     raise Interrupted
 
 
-def add_one(location: str) -> Callable[[Program], None]:
-    def add(program: Program) -> None:
+def add(count: int, location: str) -> Callable[[Program], None]:
+    def add_them(program: Program) -> None:
         with contextlib.suppress(trio.WouldBlock, TooManyLocationsError):
-            program.add(location)
+            if count == 1:
+                program.add(location)
+            else:
+                program.add_many(count, location)
 
-    return add
+    return add_them
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=named)
@@ -103,9 +106,10 @@ def test_an_exception_of_a_signal_handler_at_any_line_of_trio_leaves_the_counts_
 @pytest.mark.long
 @pytest.mark.parametrize("scene", SCENES, ids=named)
 @pytest.mark.parametrize("location", ["a", "b"])
-def test_a_span_that_a_signal_handler_adds_at_any_call_is_counted_once(scene: Scene, location: str) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_spans_that_a_signal_handler_adds_at_any_call_are_counted_once(scene: Scene, count: int, location: str) -> None:
     def attempt(number: int) -> bool:
-        return run_interrupted(scene, number, lambda there: AtCall(number, there), add_one(location))
+        return run_interrupted(scene, number, lambda there: AtCall(number, there), add(count, location))
 
     assert sweep(attempt) > 10
 
@@ -149,7 +153,7 @@ def test_real_signals_at_random_moments_leave_the_counts_right(seed: int, does: 
     program = Program(Limits(max_queued_spans=10, max_locations=4))
 
     async def main() -> None:
-        with Alarm(rng, _raise if does == "raises" else lambda: add_one("a")(program)) as alarm:
+        with Alarm(rng, _raise if does == "raises" else lambda: add(1, "a")(program)) as alarm:
             async with program.batcher:
                 while alarm.count < SIGNALS:
                     alarm.set()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import attrs
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.batchers import make_span, watched_batcher
-from trio_spanbatch import BatchPolicy, Limits, Loss, Refused, SpanBatcher
+from tests.support.batchers import encoded_size, make_span, watched_batcher
+from trio_spanbatch import BatchPolicy, Limits, Loss, Refused, RetryPolicy, SpanBatcher
 from trio_spanbatch.testing import Hang, InMemoryExporter
 
 MANY = 300
@@ -43,6 +44,27 @@ async def test_other_tasks_run_after_12_exports_begun_where_all_locations_are_du
         assert batcher.statistics().delivered == MANY
     assert sum(steps.grown) == MANY
     assert max(steps.grown) == 12
+
+
+@pytest.mark.parametrize("locations", [1, MANY])
+async def test_other_tasks_run_while_many_waiting_adders_are_admitted(
+    autojump_clock: MockClock, locations: int
+) -> None:
+    budget = encoded_size(make_span(size=100_000))
+    limits = Limits(max_pending_bytes=budget, max_pending_bytes_per_location=budget)
+    exporter = InMemoryExporter([Hang(), None])
+    async with watched_batcher(exporter, limits=limits, retry=RetryPolicy(attempt_timeout=10)) as batcher:
+        batcher.add_span_nowait("fills the budget", make_span(size=100_000))
+        async with trio.open_nursery() as nursery:
+            for number in range(MANY):
+                nursery.start_soon(batcher.add_span, f"location {number % locations}", make_span())
+            await wait_all_tasks_blocked()
+            assert batcher.statistics().accepted == 1
+            steps = AfterEachStep(lambda: batcher.statistics().accepted)
+            trio.lowlevel.add_instrument(steps)
+        trio.lowlevel.remove_instrument(steps)
+    assert sum(steps.grown) == MANY + 1
+    assert max(steps.grown[1:]) == 64
 
 
 async def test_a_cancelled_flush_leaves_the_others_of_its_locations(autojump_clock: MockClock) -> None:
@@ -83,8 +105,9 @@ async def test_a_flush_over_many_locations_reports_all_spans_that_were_pending_w
         assert (report.rejected, len(report.locations)) == (4000, 2000)
 
 
-async def test_other_tasks_run_while_thousands_of_locations_are_handed_back_at_the_deadline(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize(("locations", "batches"), [(1000, 1), (100, 20)])
+async def test_other_tasks_run_while_thousands_of_batches_are_handed_back_at_the_deadline(
+    autojump_clock: MockClock, locations: int, batches: int
 ) -> None:
     handed_back = [0]
 
@@ -96,10 +119,10 @@ async def test_other_tasks_run_while_thousands_of_locations_are_handed_back_at_t
         handed_back[-1] += loss.count
 
     exporter = InMemoryExporter(lambda batch: Hang())
-    limits = Limits(max_locations=1000)
-    async with SpanBatcher(exporter, limits=limits, on_loss=on_loss, shutdown_timeout=5) as batcher:
-        for number in range(1000):
-            batcher.add_span_nowait(f"{number}", make_span())
+    batch, limits = BatchPolicy(max_spans=1), Limits(max_locations=1000)
+    async with SpanBatcher(exporter, batch=batch, limits=limits, on_loss=on_loss, shutdown_timeout=5) as batcher:
+        for number in range(locations * batches):
+            batcher.add_span_nowait(f"{number % locations}", make_span())
         trio.lowlevel.add_instrument(Steps())
-    assert sum(handed_back) == batcher.statistics().undelivered == 1000
-    assert max(handed_back) <= 64
+    assert sum(handed_back) == batcher.statistics().undelivered == locations * batches
+    assert max(handed_back) < 64 + batches

@@ -207,6 +207,7 @@ class Program:
 
     def __init__(self, limits: Limits = LIMITS, policy: BatchPolicy = SMALL_BATCHES) -> None:
         self.exporter = CheckingExporter()
+        self._limits = limits
         self.batcher = SpanBatcher(self.exporter, batch=policy, limits=limits, shutdown_timeout=math.inf)
         self.added: set[int] = set()
         self.tried: set[int] = set()
@@ -244,6 +245,7 @@ class Program:
         yield
         self.tried.difference_update(numbers)
         self.added.update(numbers)
+        assert self.batcher._scheduler.ledger.total.pending_bytes <= self._limits.max_pending_bytes
 
     async def flush(self) -> None:
         await self.batcher.flush()
@@ -375,6 +377,13 @@ SCENES = (
     Scene("an add that exceeds the byte budget", _full, lambda program: program.add(), _small_byte_budget),
     Scene("add_spans_nowait", _two, lambda program: program.add_many(3)),
     Scene("add_spans_nowait to a new location", _nothing, lambda program: program.add_many(4)),
+    Scene(
+        "add_spans_nowait in place of an idle location",
+        _all_idle,
+        lambda program: program.add_many(3, "new"),
+        _few_locations,
+    ),
+    Scene("add_spans_nowait to the last bytes", _nothing, lambda program: program.add_many(4), _small_byte_budget),
     Scene("add_span", _one, _add_span),
     Scene("add_span to a full location", _full, _add_span, _small_queue),
     Scene("add_span that waits for bytes", _full, _add_span, _small_byte_budget),

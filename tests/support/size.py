@@ -20,9 +20,9 @@ PACKAGE = Path(trio_spanbatch.__file__).parent
 # The modules next to the folders count as one part.
 BUDGETS = {
     "modules": 1_639,
-    "_scheduler": 3_696,
-    "_runtime": 1_539,
-    "_reporting": 685,
+    "_scheduler": 3_711,
+    "_runtime": 1_538,
+    "_reporting": 678,
     "_spans": 2_742,
     "_settings": 633,
     "_http": 3_599,
@@ -30,9 +30,9 @@ BUDGETS = {
     "destinations": 1_979,
     "opentelemetry": 1_492,
     "tracing": 555,
-    "testing": 1_694,
+    "testing": 1_692,
     "cli": 3_792,
-    "_spool": 1_422,
+    "_spool": 1_417,
 }
 # The whole package, and what importing `SpanBatcher` loads of it.
 LIMIT = 25_850

@@ -16,11 +16,9 @@ class Feeder(Protocol):
 
     def feed(self) -> None:
         """Add these spans. Called before a flush and before admission closes."""
-        ...
 
     def ended(self) -> None:
         """Called once, when every span is accounted for and none will be accepted any more."""
-        ...
 
 
 class DeliveryObserver(Protocol):
@@ -28,18 +26,15 @@ class DeliveryObserver(Protocol):
 
     def began(self, spans: int) -> None:
         """Called with the number of spans of a batch when its delivery begins."""
-        ...
 
     def settled(self, settlement: Settlement) -> None:
         """Called when spans of a delivery are accounted for.
 
         For each delivery, the sum of these spans and of those that `kept` was told is what `began` was told.
         """
-        ...
 
     def kept(self, spans: int) -> None:
         """Called with the number of spans of a delivery that go back to the spool. Another delivery begins later."""
-        ...
 
     def ended(self, seconds: float, status_code: int | None, loss: Settlement | None) -> None:
         """Called when a delivery has ended.
@@ -49,8 +44,6 @@ class DeliveryObserver(Protocol):
             status_code: Of the last response, if its last attempt had one.
             loss: The last settlement with spans that were not delivered, if there is one.
         """
-        ...
 
     def handed_back(self, spans: int) -> None:
         """Called with the number of spans that were handed back from a queue, without a delivery."""
-        ...

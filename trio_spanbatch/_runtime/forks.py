@@ -17,7 +17,6 @@ class Forkable(Protocol):
 
     def forked(self) -> None:
         """Called in the child."""
-        ...
 
 
 # Functions registered with os.register_at_fork cannot be removed, so one serves all batchers.

@@ -192,8 +192,8 @@ class Runtime:
         return True
 
     def _withdraw(self, waiter: Waiter) -> None:
-        self.adders.pop(waiter, None)
         self.scheduler.admission.withdraw(waiter)
+        self.adders.pop(waiter, None)
 
     async def wait_for_retry(self, lease: Lease, give_up_at: float) -> bool:
         """Wait until a delivery may make its next attempt, and for a slot. If this is cancelled, no slot is held.

@@ -41,6 +41,9 @@ from .location import UNRANKED, Location, Waiter
 from .orders import Admit, Order
 from .splitter import Growth, grow
 
+# The number of orders after which the next step admits waiting spans.
+_MOST_ORDERS = 64
+
 
 @attrs.define(eq=False)
 class _Bulk:
@@ -51,6 +54,7 @@ class _Bulk:
         spans: The spans.
         clock: Returns the current time in seconds.
         count: The number of spans.
+        cost: Their bytes of the budgets.
         added: How many of them have been added.
         is_interrupted: Whether an exception ended the call that was adding them.
     """
@@ -59,6 +63,7 @@ class _Bulk:
     spans: list[EncodedSpan]
     clock: Callable[[], float]
     count: int
+    cost: int
     added: int = 0
     is_interrupted: bool = False
 
@@ -106,7 +111,7 @@ class Admission:
         """Admit ``span`` if there is space and no adder waits for it. Return whether it was admitted."""
         if self._unfinished is not None or self._bulk is not None:
             self.finish()
-            if self._bulk is not None and not self._leaves_space(location, self._bulk):
+            if self._bulk is not None and not self._leaves_space(location, self._bulk, span):
                 return False
         account, total, headers, payload = location.account, self._total, span.headers, span.payload
         cost = len(payload) if headers is location.headers else cost_after(location.headers, span)
@@ -151,17 +156,7 @@ class Admission:
     def try_admit_all(self, location: Location, spans: list[EncodedSpan], clock: Callable[[], float]) -> bool:
         """Admit all of ``spans`` or none. Return whether they were admitted."""
         self.finish()
-        cost = cost_of(spans, location.headers)
-        account = location.account
-        if (
-            location.waiting
-            or self.byte_queue
-            or account.queued + len(spans) > self._max_queued
-            or account.pending_bytes + cost > self._max_location_bytes
-            or self._total.pending_bytes + cost > self._max_bytes
-        ):
-            return False
-        return self._finish_bulk(_Bulk(location, spans, clock, len(spans)))
+        return self._finish_bulk(_Bulk(location, spans, clock, len(spans), cost_of(spans, location.headers)))
 
     def check_can_ever_fit(self, count: int, cost: int) -> None:
         """Raise `ValueError` if the limits never allow ``count`` spans of ``cost`` bytes to be pending at once."""
@@ -242,17 +237,26 @@ class Admission:
 
     def _finish_bulk(self, bulk: _Bulk) -> bool:
         """Add the remaining spans. If this raises, the next call of `finish` does. Return False if they do not fit."""
-        account = bulk.location.account
+        location, account = bulk.location, bulk.location.account
+        if self._bulk is not None and self._bulk is not bulk:
+            # A finalizer or signal handler adds these spans while others are being added.
+            return False
         try:
             bulk.is_interrupted = False
-            if not bulk.added and (bulk.location.is_evicted or account.queued + bulk.count > self._max_queued):
-                # A finalizer or signal handler has added a span meanwhile.
+            if not bulk.added and (
+                location.is_evicted
+                or location.waiting
+                or self.byte_queue
+                or account.queued + bulk.count > self._max_queued
+                or account.pending_bytes + bulk.cost > self._max_location_bytes
+                or self._total.pending_bytes + bulk.cost > self._max_bytes
+            ):
                 self._bulk = None
                 return False
             # The commit. There is no call since the limits were checked, so no span can have been added since.
             self._bulk = bulk
             while bulk.added < bulk.count:
-                self._accept(bulk.location, bulk.spans[bulk.added], bulk.clock, bulk)
+                self._accept(location, bulk.spans[bulk.added], bulk.clock, bulk)
             self._bulk = None
             return True
         except BaseException:
@@ -260,11 +264,15 @@ class Admission:
                 bulk.is_interrupted, self._bulk = True, bulk
             raise
 
-    def _leaves_space(self, location: Location, bulk: _Bulk) -> bool:
-        """Return whether a span fits in addition to those that are being added."""
-        if location is not bulk.location:
-            return True
-        return location.account.queued + bulk.count - bulk.added < self._max_queued
+    def _leaves_space(self, location: Location, bulk: _Bulk, span: EncodedSpan) -> bool:
+        """Return whether a span surely fits in addition to those that are being added."""
+        account, cost = location.account, bulk.cost + cost_of([span])
+        if location is bulk.location and (
+            account.queued + bulk.count - bulk.added >= self._max_queued
+            or account.pending_bytes + cost > self._max_location_bytes
+        ):
+            return False
+        return self._total.pending_bytes + cost <= self._max_bytes
 
     def _accept(
         self, location: Location, span: EncodedSpan, clock: Callable[[], float], bulk: _Bulk | None = None
@@ -355,7 +363,7 @@ class Admission:
 
     def serve_byte_queue(self, clock: Callable[[], float]) -> None:
         """Admit one span per location that waits for bytes, round-robin, while the budget lasts."""
-        while self.byte_queue:
+        while self.byte_queue and len(self._outbox) < _MOST_ORDERS:
             location = next(iter(self.byte_queue))
             if location.waiting and not self._serve_first(location, clock) and location in self.byte_queue:
                 return
@@ -369,7 +377,9 @@ class Admission:
 
     def _serve_all(self, location: Location, clock: Callable[[], float]) -> None:
         while location.waiting and self._serve_first(location, clock):
-            pass
+            if len(self._outbox) >= _MOST_ORDERS:
+                self.touch(location)
+                break
         if not location.waiting:
             self.byte_queue.pop(location, None)
 

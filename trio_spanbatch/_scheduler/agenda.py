@@ -33,6 +33,10 @@ class Agenda:
             location.next_look_at, location.agenda_number = at, next(self._numbers)
             self._locations[location.agenda_number] = location
             heapq.heappush(self._entries, (at, location.agenda_number))
+            if len(self._entries) > 64 + 4 * len(self._locations):
+                # Most of them are outdated.
+                self._entries = [(one.next_look_at, number) for number, one in self._locations.items()]
+                heapq.heapify(self._entries)
 
     def pop(self, now: float) -> Location | None:
         """Remove and return the next location whose time has come at ``now``; None if there is none."""

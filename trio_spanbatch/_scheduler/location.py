@@ -37,11 +37,9 @@ class QueueIn(Protocol):
 
     def send_nowait(self, value: bytes, /) -> None:
         """Add the bytes of a span. No task waits in ``receive``, so this wakes none."""
-        ...
 
     def close(self) -> None:
         """Close this end."""
-        ...
 
 
 class QueueOut(Protocol):
@@ -57,7 +55,6 @@ class QueueOut(Protocol):
 
     def close(self) -> None:
         """Close this end."""
-        ...
 
 
 @attrs.define(eq=False)

@@ -72,7 +72,7 @@ from .slots import Slots
 _LOOKS_PER_STEP, _RANKED_PER_LOOK = 64, 8
 # The number of orders after which `step` returns. So few exports that are over after a few checkpoints leave little to
 # the garbage collector, which looks at the youngest objects after every 700 new ones (in Python 3.11).
-_ORDERS_PER_STEP = 12
+ORDERS_PER_STEP = 12
 _SOURCES = 6
 
 _TOO_LARGE = 413
@@ -280,7 +280,6 @@ class Scheduler:
     def close_admission(self) -> list[Waiter]:
         """Stop admitting spans. Return the adders that waited, which the caller must wake."""
         self.admission.finish()
-        self.admission.byte_queue.clear()
         refused = [waiter for location in self.locations.values() for waiter in location.waiting or ()]
         for waiter in refused:
             self.admission.withdraw(waiter)
@@ -459,7 +458,7 @@ class Scheduler:
             if not self._look_at_next(now):
                 self._turn = 0
                 return False
-            if len(self.outbox) >= _ORDERS_PER_STEP:
+            if len(self.outbox) >= ORDERS_PER_STEP:
                 break
         self._turn = (self._turn + 1) % _SOURCES
         return True
@@ -475,6 +474,8 @@ class Scheduler:
                 self.outbox[number] = HandBack(order.lease, reason)
                 self._give_back(order.lease)
         for location in list(islice(self.locations.values(), _LOOKS_PER_STEP)):
+            if len(self.outbox) >= _LOOKS_PER_STEP:
+                break
             self._hand_back_queue(location, reason)
             self._end(location)
         if self.locations:
@@ -642,7 +643,11 @@ class Scheduler:
             return False
         touched = len(admission.inbox)
         admission.serve_byte_queue(self._clock)
-        if not admission.byte_queue or not self._can_make_due:
+        if len(self.outbox) >= ORDERS_PER_STEP:
+            return True
+        # If another location could not begin an export even if it were due, no ranking is needed.
+        can_make_due = self.slots.free and (self._the_endpoint is None or self._the_endpoint.first is None)
+        if not admission.byte_queue or not can_make_due:
             return len(admission.inbox) > touched
         if admission.unranked:
             for _ in range(min(_RANKED_PER_LOOK, len(admission.unranked))):
@@ -651,11 +656,6 @@ class Scheduler:
             return True
         self._make_fullest_due(now)
         return len(admission.inbox) > touched
-
-    @property
-    def _can_make_due(self) -> bool:
-        """Whether another location could begin an export if it were due: until then no ranking is needed."""
-        return self.slots.free > 0 and (self._the_endpoint is None or self._the_endpoint.first is None)
 
     def _make_fullest_due(self, now: float) -> None:
         """Make as many locations due as there are free slots, unless an earlier one still has to begin its export."""

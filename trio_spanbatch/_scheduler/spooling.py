@@ -59,7 +59,7 @@ from .._spans.batch import EncodedSpan, SpanBatch, cost_of
 from .location import Lease, Location, first_span
 from .orders import Bury, CannotOpen, Commit, HandBack, Lost, PageIn, Settle, Start, Sync
 from .records import CommittedRecord, Piece, Shelf, split, take
-from .scheduler import Scheduler
+from .scheduler import ORDERS_PER_STEP, Scheduler
 
 # With so many spans or bytes, a commit begins, and takes no further location. No record has more, unless one span does.
 _SPANS = 512
@@ -403,6 +403,8 @@ class SpoolingScheduler(Scheduler):
         touched = len(admission.inbox)
         if admission.byte_queue:
             admission.serve_byte_queue(self._clock)
+            if len(self.outbox) >= ORDERS_PER_STEP:
+                return True
         if admission.byte_queue and not self._is_scarce:
             # Commits do the same for their locations.
             for location in self.locations.values():

@@ -117,7 +117,6 @@ class Store(Protocol):
         Raises:
             SpoolError: The directory cannot be used, or it holds spans for another endpoint.
         """
-        ...
 
     def adopted(self) -> AsyncIterator[Sequence[Record]]:
         """Iterate over the records that were taken over, in pieces, the oldest of each location first.
@@ -147,7 +146,6 @@ class Store(Protocol):
         Raises:
             OSError: The disk failed. The tokens are kept, and tried again with the next call of `settle` or `commit`.
         """
-        ...
 
     async def read(self, token: int) -> Sequence[EncodedSpan]:
         """Return the spans of a record.
@@ -164,15 +162,12 @@ class Store(Protocol):
         Raises:
             OSError: The disk failed or is full.
         """
-        ...
 
     async def close(self) -> None:
         """Remove what is settled, and leave the rest for the next store."""
-        ...
 
     def abandon(self) -> None:
         """Touch nothing any more: calls under way may never return, later ones raise `OSError`."""
-        ...
 
     def statistics(self) -> StoreStatistics:
         """Return a snapshot, from memory."""

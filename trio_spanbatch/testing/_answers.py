@@ -22,10 +22,6 @@ def pairs(headers: Any) -> Any:
     return tuple(headers) if isinstance(headers, Iterable) and not isinstance(headers, str | bytes | dict) else headers
 
 
-def _check_pairs(name: str, value: object) -> None:
-    check_list(name, value, 'pairs of str such as [("retry-after", "5")]', is_pair_of_str)
-
-
 def _check_messages(name: str, value: object) -> None:
     if value is not None:
         check_list(name, value, "OpenTelemetry Span messages, or None", lambda span: isinstance(span, SpanMessage))
@@ -35,7 +31,9 @@ def _check_chunks(name: str, value: object) -> None:
     check_list(name, value, "an iterable of bytes", lambda chunk: isinstance(chunk, bytes | bytearray | memoryview))
 
 
-valid_pairs = validator(_check_pairs)
+valid_pairs = validator(
+    lambda name, value: check_list(name, value, 'pairs of str such as [("retry-after", "5")]', is_pair_of_str)
+)
 _final_status = number("a final HTTP status, 200 to 999", lambda value: 200 <= value <= 999, int)
 _an_int = of("an int", int)
 

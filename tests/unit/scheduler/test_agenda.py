@@ -46,6 +46,18 @@ def test_a_later_time_changes_nothing() -> None:
     assert (a.next_look_at, agenda.next_at) == (1.0, 1.0)
 
 
+def test_outdated_entries_do_not_become_ever_more() -> None:
+    agenda, a, b = Agenda(), make_location("a"), make_location("b")
+    agenda.put(b, 3000.0)
+    for number in range(1000):
+        agenda.put(a, number + 1000.0)
+        agenda.put(a, number + 0.5)
+        assert agenda.pop(number + 0.5) is a
+        assert len(agenda._entries) < 100
+    agenda.put(a, 4000.0)
+    assert [agenda.pop(5000.0), agenda.pop(5000.0), agenda.pop(5000.0)] == [b, a, None]
+
+
 def test_a_location_that_has_ended_is_not_put_on_the_agenda() -> None:
     agenda, a = Agenda(), make_location("a")
     agenda.put(a, 1.0)
