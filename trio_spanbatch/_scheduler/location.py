@@ -129,6 +129,7 @@ class Location:
         queue_in: The sending end of its queue.
         queue_out: The receiving end of its queue.
         headers: The headers of the span accepted last; None if no span is pending.
+        sealed_headers: The headers of the span sealed last; None if no span is pending.
         open: The open batch, to which spans are added; `NO_BATCH` if there is none.
         full: The full batches, oldest first.
         waiting: The adders that wait for space here, first in, first out.

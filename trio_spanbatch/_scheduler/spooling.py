@@ -207,7 +207,7 @@ class SpoolingScheduler(Scheduler):
         # What is to be committed, in turn: a queue of a location, since when, or a sync that waits for those before it.
         self._line: OrderedDict[Location | Sync, float] = OrderedDict()
         self._commit: Commit | None = None
-        # The syncs that wait for the locations in the inbox.
+        # The syncs that begin with the next step.
         self._new_syncs: list[Sync] = []
         self._is_urgent = self._is_full = self._is_scarce = self._is_settling = False
         self._error: BaseException | None = None
