@@ -24,8 +24,7 @@ sources, in this order:
 5. in the drain, all locations, once;
 6. the locations that are touched because adders wait for the byte budget of all locations.
 
-In a busy program, any of them may never be empty. So after a step that came to its end before its sources did, the
-next one begins with the next source.
+In a busy program, none may ever be empty. So after a step that ends early, the next one begins with the next source.
 
 `_look` decides from the whole state of a location, so the reason for the call does not matter, and a superfluous call
 is harmless. It admits waiting spans. It begins exports, of deliveries that wait for their next attempt and then of the
@@ -502,8 +501,11 @@ class Scheduler:
                     location = next(iter(slots.spare_queue))
                 case 4 if self._to_close:
                     location = self._to_close.popleft()
-                case 5 if self._serve_waiting(now):
-                    return True
+                case 5:
+                    # While others have something, once is enough.
+                    self._turn = 0
+                    if self._serve_waiting(now):
+                        return True
             if location is not None:
                 self._look(location, now)
                 return True
@@ -639,8 +641,6 @@ class Scheduler:
     def _serve_waiting(self, now: float) -> bool:
         """Serve the adders that wait for bytes. Return whether something was done."""
         admission = self.admission
-        if not admission.byte_queue:
-            return False
         touched = len(admission.inbox)
         admission.serve_byte_queue(self._clock)
         if len(self.outbox) >= ORDERS_PER_STEP:
