@@ -21,6 +21,7 @@ from tests.herd.server import Figures, Server
 from tests.herd.setting import Setting
 from trio_spanbatch import Delivered, ExportResult, TryLater
 from trio_spanbatch._scheduler.endpoint import Endpoint
+from trio_spanbatch._scheduler.ledger import Account
 from trio_spanbatch._scheduler.pace import Pace
 
 __all__ = ["run"]
@@ -47,18 +48,13 @@ class _Location:
     endpoint: Endpoint[_Location]
     pace: Pace
     first_at: float
-    failed_after: int = -1
+    account: Account = attrs.Factory(Account)
     seen: int = 0
     queued: int = 0
     queue: deque[_Batch] = attrs.Factory(deque)
     retries: list[_Batch] = attrs.Factory(list)
     running: dict[_Batch, None] = attrs.Factory(dict)
     look_at: float = math.inf
-
-    @property
-    def account(self) -> _Location:
-        """What outlives a live location; those of the model do not end."""
-        return self
 
 
 def run(setting: Setting, policy: Policy, seed: int = 1) -> Figures:
