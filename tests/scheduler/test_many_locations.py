@@ -50,6 +50,11 @@ async def test_other_tasks_run_after_12_exports_begun_where_all_locations_are_du
 async def test_other_tasks_run_while_many_waiting_adders_are_admitted(
     autojump_clock: MockClock, locations: int
 ) -> None:
+    async def add(location: str) -> None:
+        await batcher.add_span(location, make_span())
+        admitted_at.add(trio.current_time())
+
+    admitted_at: set[float] = set()
     budget = encoded_size(make_span(size=100_000))
     limits = Limits(max_pending_bytes=budget, max_pending_bytes_per_location=budget)
     exporter = InMemoryExporter([Hang(), None])
@@ -57,7 +62,7 @@ async def test_other_tasks_run_while_many_waiting_adders_are_admitted(
         batcher.add_span_nowait("fills the budget", make_span(size=100_000))
         async with trio.open_nursery() as nursery:
             for number in range(MANY):
-                nursery.start_soon(batcher.add_span, f"location {number % locations}", make_span())
+                nursery.start_soon(add, f"location {number % locations}")
             await wait_all_tasks_blocked()
             assert batcher.statistics().accepted == 1
             steps = AfterEachStep(lambda: batcher.statistics().accepted)
@@ -65,6 +70,7 @@ async def test_other_tasks_run_while_many_waiting_adders_are_admitted(
         trio.lowlevel.remove_instrument(steps)
     assert sum(steps.grown) == MANY + 1
     assert max(steps.grown[1:]) == 64
+    assert len(admitted_at) == 1, "some waited for more than that the space was free"
 
 
 async def test_a_cancelled_flush_leaves_the_others_of_its_locations(autojump_clock: MockClock) -> None:
