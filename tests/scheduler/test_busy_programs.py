@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle, islice
 
 import attrs
 import pytest
@@ -55,6 +56,12 @@ def add_all(batcher: SpanBatcher, location: str, spans: Iterable[Span | EncodedS
         pass
 
 
+def add_to_next(count: int, batcher: SpanBatcher, others: Iterator[int], *, size: int = 0) -> None:
+    """Add a span to each of the next ``count`` other locations, if it fits."""
+    for number in islice(others, count):
+        add_all(batcher, f"other {number}", [make_span(size=size)])
+
+
 async def test_a_location_is_flushed_while_others_always_wait_for_a_slot(mock_clock: MockClock) -> None:
     def fill() -> None:
         for number in range(200):
@@ -82,12 +89,10 @@ async def test_an_adder_gets_free_bytes_while_refused_spans_open_one_location_af
     mock_clock: MockClock, refused_in_each_pass: int
 ) -> None:
     def add_to_others() -> None:
-        for _ in range(refused_in_each_pass):
-            others["all"] += 1
-            add_all(batcher, f"other {others['all'] % 200}", [make_span(size=300)])
-        longest["inbox"] = max(longest["inbox"], len(batcher._admission.inbox))
+        add_to_next(refused_in_each_pass, batcher, others, size=300)
+        lengths.append(len(batcher._admission.inbox))
 
-    exporter, others, longest = GatedExporter({"full": trio.Event()}), Counter[str](), Counter[str]()
+    exporter, others, lengths = GatedExporter({"full": trio.Event()}), cycle(range(200)), list[int]()
     limits = Limits(max_pending_bytes=10_000, max_pending_bytes_per_location=10_000, max_locations=100)
     async with SpanBatcher(exporter, limits=limits, shutdown_timeout=60) as batcher:
         add_all(batcher, "full", make_spans(100, size=300))
@@ -99,7 +104,7 @@ async def test_an_adder_gets_free_bytes_while_refused_spans_open_one_location_af
             await passes(SOON, add_to_others)
             assert not nursery.child_tasks
     # No location is in it twice, and those that were evicted leave it.
-    assert longest["inbox"] < 64 * refused_in_each_pass
+    assert max(lengths) < 64 * refused_in_each_pass
 
 
 @pytest.mark.parametrize("full_in_each_pass", [13, 20])
@@ -107,11 +112,9 @@ async def test_a_location_gets_another_slot_while_others_always_have_something_t
     mock_clock: MockClock, full_in_each_pass: int
 ) -> None:
     def add_to_others() -> None:
-        for _ in range(full_in_each_pass):
-            others["all"] += 1
-            add_all(batcher, f"other {others['all'] % 500}", [make_span()])
+        add_to_next(full_in_each_pass, batcher, others)
 
-    exporter, others = GatedExporter(), Counter[str]()
+    exporter, others = GatedExporter(), cycle(range(500))
     retry = RetryPolicy(attempt_timeout=1000)
     async with SpanBatcher(exporter, batch=BatchPolicy(max_spans=1), retry=retry, shutdown_timeout=60) as batcher:
         for _ in range(2):
